@@ -1,0 +1,240 @@
+"""`dualsd cache build | maps | info`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.options import (
+    BatchOption,
+    DatasetOption,
+    DeviceOption,
+    DtypeOption,
+    EnsembleOption,
+    JsonOption,
+    LayersOption,
+    ModelOption,
+    PromptOption,
+    RevisionOption,
+    RootOption,
+    SizeOption,
+    SkipBadOption,
+    StoreOption,
+    TimestepsOption,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
+
+BUILD_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache build\n\n"
+    "dualsd cache build --dataset spair --root data/SPair-71k --model sd2-1 --store spair.zarr\n\n"
+    "dualsd cache build --dataset pf-willow --root data/pf-willow --model demo --dry-run"
+)
+MAPS_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache maps --layers 2,3 --t 261,200\n\n"
+    "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run"
+)
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
+
+
+@app.command("build", epilog=BUILD_EXAMPLES)
+def build(
+    dataset: DatasetOption = None,
+    root: RootOption = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    store: StoreOption = options.DEFAULT_STORE,
+    t: Annotated[
+        str, typer.Option("--t", help="Timesteps to noise at, e.g. 261 or 50,200 or 50..400 or 50..400:25.")
+    ] = "50,200,261,350",
+    ensemble: Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws a timestep; more can follow.")] = 1,
+    size: SizeOption = None,
+    latents: Annotated[
+        str, typer.Option("--latents", help="Of the VAE's posterior: sample (seeded) or mean.")
+    ] = "sample",
+    seed: Annotated[int | None, typer.Option("--seed", help="Of all noise.", show_default="0")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_size: BatchOption = 8,
+    skip_bad: SkipBadOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Encode every image of a dataset once (VAE) and keep latents and noisy latents.
+
+    A second run does only what is missing; an image whose file changed is encoded anew. Of an existing store, dataset
+    and model need not be named again.
+    """
+    timesteps = options.parse_timesteps(t)
+    from cli.output import human_bytes, print_bad, print_disk, say, write_json
+    from cli.progress import TerminalProgress
+    from featstore.backbone.model import open_model
+    from featstore.backbone.vae import Latents
+    from featstore.datasets.registry import open_dataset
+    from featstore.stages import build as stage
+    from featstore.store.store import exists, open_store
+    from matcher.errors import InputError
+
+    if latents not in (kind.value for kind in Latents):
+        raise InputError(f"--latents is sample or mean, not {latents!r}.")
+    header = open_store(store).header if exists(store) else None
+    if header is not None and dataset is None:
+        chosen = options.dataset_of(open_store(store), root)
+    else:
+        chosen = open_dataset(dataset or "demo", root)
+    if header is not None:
+        # what was settled when the store was made need not be typed again
+        root = root or (None if header.dataset_root is None else Path(header.dataset_root))
+        size = header.image_size if size is None else size
+        seed = header.seed if seed is None else seed
+    if header is not None and model is None:
+        opened = open_model(header.model_id, header.model_revision)
+    else:
+        opened = open_model(model or "demo", revision)
+    request = stage.BuildRequest(store, root, size, Latents(latents), seed or 0, timesteps, ensemble)
+    compute = options.choose_compute(device, dtype, batch_size)
+    with TerminalProgress() as progress:
+        if dry_run:
+            cost = stage.estimate(chosen, opened, request, progress)
+            say(f"{cost.images} images, {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make")
+            say(f"{human_bytes(cost.bytes_to_write)} in {cost.files_to_write} files to write")
+            print_disk(store, cost.bytes_to_write)
+            return
+        report = stage.build(chosen, opened, request, compute, skip_bad, progress)
+    stale = f", {report.stale} had changed" if report.stale else ""
+    say(f"{store}: {report.images} images of {chosen.name}, {report.encoded} encoded, {report.skipped} skipped{stale}")
+    say(
+        f"{report.noised} noisy latents at t = {', '.join(map(str, timesteps))}; "
+        f"{human_bytes(report.bytes_written)} written in {report.seconds:.1f} s"
+    )
+    print_bad(report.bad)
+    write_json(
+        json,
+        {
+            "images": report.images,
+            "encoded": report.encoded,
+            "skipped": report.skipped,
+            "bytes": report.bytes_written,
+            "seconds": report.seconds,
+            "stale": report.stale,
+            "noised": report.noised,
+            "bad": [error.image_id for error in report.bad],
+        },
+    )
+
+
+@app.command("maps", epilog=MAPS_EXAMPLES)
+def maps(
+    store: StoreOption = options.DEFAULT_STORE,
+    root: RootOption = None,
+    layers: LayersOption = "2,3",
+    t: TimestepsOption = None,
+    prompt: PromptOption = "a photo of a {category}",
+    ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
+    split: Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_size: BatchOption = 8,
+    skip_bad: SkipBadOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Run the UNet as far as each layer and keep its feature maps; latents and noise are made where they lack.
+
+    One timestep a layer. `dualsd eval` makes the maps that it needs by itself; this is for making them beforehand.
+    """
+    wanted_layers = options.parse_layers(layers)
+    timesteps = options.timesteps_for(wanted_layers, t)
+    from cli.output import human_bytes, print_bad, print_disk, print_shapes, say, write_json
+    from cli.progress import TerminalProgress
+    from featstore.evaluation import choose_pairs, images_of
+    from featstore.prompts.text import TextPrompt
+    from featstore.stages.maps import extractor_of, plan_maps
+    from featstore.stages.needed import model_of, require_maps
+    from featstore.store.store import open_store
+
+    opened = open_store(store)
+    dataset = options.dataset_of(opened, root)
+    compute = options.choose_compute(device, dtype, batch_size)
+    images = opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ()))
+    rows = [opened.images.row(image) for image in images]
+    wanted = list(zip(wanted_layers, timesteps, strict=True))
+    text = TextPrompt(prompt)
+    model = model_of(opened)
+    shapes = {layer: model.shape(layer, opened.header.image_size) for layer in wanted_layers}
+    print_shapes(shapes.values())
+    if dry_run:
+        plan = plan_maps(opened, extractor_of(opened, text, ensemble, compute), rows, wanted)
+        made = [shapes[layer] for step, found in plan.rows.items() for layer in plan.layers[step] for _ in found]
+        needed = sum(shape.channels * shape.side**2 * 2 + 4 for shape in made)
+        say(f"{len(rows)} images, {plan.images * ensemble} UNet passes")
+        say(f"{human_bytes(needed)} in {len(made)} files to write")
+        print_disk(store, needed)
+        return
+    with TerminalProgress() as progress:
+        made_maps = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress)
+    if made_maps.bad and not skip_bad:
+        raise made_maps.bad[0]
+    passes = made_maps.images_times_timesteps * ensemble
+    say(f"{len(rows)} images: {passes} UNet passes made, the rest was there; extractor {made_maps.extractor.key}")
+    print_bad(made_maps.bad)
+    write_json(json, {"images": len(rows), "passes": passes, "extractor": made_maps.extractor.key})
+
+
+@app.command("info")
+def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) -> None:
+    """What a store holds: made from what, which arrays, how complete, how large."""
+    from cli.output import human_bytes, print_table, say, write_json
+    from featstore.store.store import open_store
+    from featstore.store.summary import summarise
+
+    opened = open_store(store)
+    header = opened.header
+    arrays = summarise(opened)
+    root = f" in {header.dataset_root}" if header.dataset_root else ""
+    say(
+        f"{store}: {len(opened.images)} images of {header.dataset}{root}, {header.image_size} pixels a side"
+    )
+    say(
+        f"model {header.model_id}{f' at {header.model_revision}' if header.model_revision else ''}, fingerprint "
+        f"{header.model_fingerprint[:8]}; latents {header.latents.value}, seed {header.seed}; made by dualsd "
+        f"{header.creator}"
+    )
+    print_table(
+        "arrays",
+        ["array", "a row", "rows", "complete", "on disk", "what"],
+        [
+            [
+                array.path,
+                "x".join(map(str, array.row_shape)),
+                f"{array.present}/{array.rows}",
+                f"{100 * array.present / max(array.rows, 1):.0f} %",
+                human_bytes(array.bytes),
+                array.what,
+            ]
+            for array in arrays
+        ],
+    )
+    total = sum(array.bytes for array in arrays)
+    say(f"{human_bytes(total)} in {sum(array.present for array in arrays)} rows")
+    write_json(
+        json,
+        {
+            **header.to_attributes(),
+            "images": len(opened.images),
+            "arrays": [
+                {
+                    "path": array.path,
+                    "row_shape": list(array.row_shape),
+                    "rows": array.rows,
+                    "present": array.present,
+                    "bytes": array.bytes,
+                }
+                for array in arrays
+            ],
+        },
+    )

@@ -1,0 +1,56 @@
+"""`dualsd demo`: the main job on the embedded dataset and model, in a folder of its own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import DeviceOption
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's store, table and picture.")] = Path(
+        "dualsd-demo"
+    ),
+    device: DeviceOption = "auto",
+) -> None:
+    """Cache, extract, match and score the embedded demo, and draw one pair: the whole use in a minute or two."""
+    from cli.cache import build
+    from cli.evaluate import evaluate
+    from cli.output import say
+    from matcher.errors import InputError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made: {error.strerror}.") from error
+    store = out / "demo.zarr"
+    say(f"$ dualsd cache build --store {store}")
+    build(store=store, device=device)
+    for name, layers in (("layer 2 alone", "2"), ("layer 3 alone", "3"), ("both layers", "2,3")):
+        say(f"\n{name}:\n$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
+        evaluate(
+            store=store, layers=layers, ensemble=2, readouts="nn", device=device, json=out / f"layers-{layers}.json"
+        )
+    picture = out / "matches.png"
+    draw_demo_pair(store, picture, device)
+    say(f"\n{picture} shows one pair of the test split; {store} is an ordinary store: try `dualsd cache info`.")
+
+
+def draw_demo_pair(store: Path, picture: Path, device: str) -> None:
+    """Match the keypoints of the first test pair from two image files, as `dualsd match` does, and draw them."""
+    from cli.match import match
+    from featstore.datasets.registry import open_dataset
+
+    dataset = open_dataset("demo", None)
+    pair = dataset.pairs("test")[0]
+    records = {record.id: record for record in dataset.images()}
+    files = []
+    for role, image in (("source", pair.source), ("target", pair.target)):
+        file = picture.with_name(f"{role}.ppm")
+        file.write_bytes(dataset.read(records[image]))
+        files.append(file)
+    points = ";".join(f"{x:.1f},{y:.1f}" for x, y in pair.source_points)
+    match(
+        files[0], files[1], points=points, out=picture, category=pair.category, store=store, device=device, ensemble=2
+    )

@@ -1,0 +1,99 @@
+"""`dualsd doctor`: what this machine has, for a bug report or before a long job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.options import ModelOption, RevisionOption, StoreOption
+
+PACKAGES = (
+    "dualsd",
+    "torch",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "zarr",
+    "numcodecs",
+    "numpy",
+    "pillow",
+    "scipy",
+)
+
+
+def doctor(
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    store: StoreOption = options.DEFAULT_STORE,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the hub for a model.")] = False,
+) -> None:
+    """Versions, device, whether the model can be had, the store and free disk."""
+    import os
+    import platform
+    import shutil
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from cli.output import human_bytes, print_table, say
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "missing"
+
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    print_table(
+        "versions",
+        ["package", "version"],
+        [["python", platform.python_version()], *([name, installed(name)] for name in PACKAGES)],
+    )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            say(f"device: cuda:{index} {properties.name}, {human_bytes(properties.total_memory)}")
+    elif torch.backends.mps.is_available():
+        say("device: mps")
+    else:
+        say(f"device: cpu, {torch.get_num_threads()} threads; no GPU that this torch can use")
+    healthy = _check_model(model or "demo", revision) & _check_store(store)
+    folder = store.resolve().parent
+    say(f"disk: {human_bytes(shutil.disk_usage(folder if folder.exists() else Path.cwd()).free)} free for {store}")
+    if not healthy:
+        raise typer.Exit(2)
+
+
+def _check_model(name: str, revision: str | None) -> bool:
+    from cli.output import print_shapes, say
+    from featstore.backbone.layers import LAYERS
+    from featstore.backbone.model import open_model
+    from matcher.errors import InputError
+
+    try:
+        model = open_model(name, revision)
+    except InputError as error:
+        say(f"model {name}: {error}")
+        return False
+    say(f"model {name}: {model.location.folder}, fingerprint {model.fingerprint[:8]}, {model.image_size} pixels")
+    print_shapes(model.shape(layer, model.image_size) for layer in LAYERS)
+    return True
+
+
+def _check_store(path: Path) -> bool:
+    from cli.output import say
+    from featstore.store.store import open_store
+    from matcher.errors import InputError
+
+    if not path.exists():
+        say(f"store {path}: not made yet")
+        return True
+    try:
+        store = open_store(path)
+    except InputError as error:
+        say(f"store {path}: {error}")
+        return False
+    say(f"store {path}: {len(store.images)} images of {store.header.dataset}, model {store.header.model_id}")
+    return True

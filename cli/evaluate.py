@@ -1,0 +1,217 @@
+"""`dualsd eval`: PCK of cached maps, or of anybody's features."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+from cli.options import (
+    AlignOption,
+    AlphasOption,
+    BatchOption,
+    DatasetOption,
+    DeviceOption,
+    DtypeOption,
+    EnsembleOption,
+    GeometryOption,
+    JsonOption,
+    PromptOption,
+    ReadoutsOption,
+    RootOption,
+    SkipBadOption,
+    StoreOption,
+    TimestepsOption,
+    UpsampleOption,
+    WeightsOption,
+)
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.evaluation import Result, Scoring
+    from featstore.stages.compute import Compute
+    from matcher.match import MatchSettings
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd eval\n\n"
+    "dualsd eval --store W.zarr --layers 2,3 --t 261,200 --weights 0.8,0.6 --json out.json\n\n"
+    "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn\n\n"
+    "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16"
+)
+
+
+def evaluate(
+    store: StoreOption = options.DEFAULT_STORE,
+    dataset: DatasetOption = None,
+    root: RootOption = None,
+    split: Annotated[str | None, typer.Option("--split", help="trn, val or test.", show_default="test")] = None,
+    categories: Annotated[
+        str | None, typer.Option("--categories", help="Only these, e.g. cat,dog.", show_default="all")
+    ] = None,
+    layers: Annotated[
+        str, typer.Option("--layers", help="Decoder layers 1 to 4, e.g. 2,3; with --features the file's layer names.")
+    ] = "2,3",
+    t: TimestepsOption = None,
+    weights: WeightsOption = None,
+    upsample: UpsampleOption = "1x",
+    upsample_align: AlignOption = None,
+    geometry: GeometryOption = "corners",
+    readouts: ReadoutsOption = "nn,bilinear,softmax,kernelsoftmax",
+    alphas: AlphasOption = options.DEFAULT_ALPHAS,
+    by: Annotated[str, typer.Option("--by", help="Average of the printed table: image or point.")] = "image",
+    prompt: PromptOption = "a photo of a {category}",
+    ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", metavar="FILE", help="Your own maps: safetensors '<image id>|<layer>', (C, h, w)."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", help="With --features: side in pixels of the images they were made from.")
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_size: BatchOption = 8,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a number to FILE.")] = None,
+) -> None:
+    """Match the keypoints of a split's pairs and print PCK by category.
+
+    Maps, noisy latents and latents that are not cached are made and kept. With --features no store and no model is
+    needed.
+    """
+    from cli.output import print_result, say, write_csv, write_json
+    from featstore.evaluation import Scoring
+    from matcher.evaluate import LayerSpec
+    from matcher.match import MatchSettings
+    from matcher.pck import Average
+    from matcher.report import CSV_HEADER, to_rows
+
+    if by not in (average.value for average in Average):
+        raise InputError(f"--by is image or point, not {by!r}.")
+    shape = options.parse_geometry(geometry, "--geometry")
+    align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
+    compute = options.choose_compute(device, dtype, batch_size)
+    chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
+    wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
+
+    def scoring(image_size: int, names: tuple[str, ...], timesteps: tuple[int | None, ...]) -> Scoring:
+        shares = options.weights_for(names, weights)
+        specs = tuple(LayerSpec(*spec) for spec in zip(names, timesteps, shares, strict=True))
+        settings = MatchSettings(image_size, shape, options.parse_upsample(upsample), align)
+        return Scoring(specs, wanted_readouts, wanted_alphas, settings)
+
+    if features is not None:
+        if t is not None:
+            raise InputError("--t goes with a store: features from a file have no timesteps.")
+        if dataset is None or size is None:
+            raise InputError(
+                "--features needs --dataset (and its --root), and --size: the side of the images in pixels."
+            )
+        names = tuple(part.strip() for part in layers.split(","))
+        result = _from_file(features, dataset, root, split, chosen, scoring(size, names, (None,) * len(names)), compute)
+    else:
+        if dataset is not None or size is not None:
+            raise InputError("--dataset and --size go with --features: a store knows its own.")
+        numbers = options.parse_layers(layers)
+        timesteps = options.timesteps_for(numbers, t)
+        settled = scoring(2, tuple(map(str, numbers)), timesteps)  # checked before any store is opened
+        result = _from_store(store, root, split, chosen, settled, prompt, ensemble, compute, skip_bad)
+    say(describe(result))
+    print_result(result, Average(by))
+    write_json(json, result.to_json())
+    write_csv(csv, CSV_HEADER, to_rows(result.table))
+
+
+def describe(result: "Result") -> str:
+    """One line of all that the numbers depend on."""
+    settings: MatchSettings = result.scoring.settings
+    layers = " + ".join(
+        f"layer {layer.layer}"
+        + ("" if layer.timestep is None else f" at t = {layer.timestep}")
+        + ("" if len(result.scoring.layers) == 1 else f" x {layer.weight:g}")
+        for layer in result.scoring.layers
+    )
+    features = "; ".join(f"{name} {value}" for name, value in result.features.items())
+    upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
+    return f"{layers}{upsampling}; geometry {settings.geometry.value}, {settings.image_size} pixels; {features}"
+
+
+def _from_store(
+    path: Path,
+    root: Path | None,
+    split: str | None,
+    categories: tuple[str, ...],
+    scoring: "Scoring",
+    prompt: str,
+    ensemble: int,
+    compute: "Compute",
+    skip_bad: bool,
+) -> "Result":
+    from dataclasses import replace
+
+    from cli.output import print_bad, print_shapes, say
+    from cli.progress import TerminalProgress
+    from featstore.evaluation import choose_pairs, default_split, images_of, in_resized_frame, score
+    from featstore.prompts.text import TextPrompt
+    from featstore.stages.needed import model_of, require_maps
+    from featstore.store.source import StoredMaps
+    from featstore.store.store import open_store
+
+    opened = open_store(path)
+    dataset = options.dataset_of(opened, root)
+    split = split or default_split(dataset)
+    pairs = choose_pairs(dataset, split, categories)
+    rows = [opened.images.row(image) for image in images_of(pairs)]
+    size = opened.header.image_size
+    scoring = replace(scoring, settings=replace(scoring.settings, image_size=size))
+    wanted = [(int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None]
+    with TerminalProgress() as progress:
+        made = require_maps(opened, dataset, rows, wanted, TextPrompt(prompt), ensemble, compute, progress)
+        if made.images_times_timesteps:
+            model = model_of(opened)
+            print_shapes(model.shape(layer, size) for layer, _ in wanted)
+        if made.bad and not skip_bad:
+            raise made.bad[0]
+        print_bad(made.bad)
+        unreadable = {error.image_id for error in made.bad}
+        readable = [pair for pair in pairs if pair.source not in unreadable and pair.target not in unreadable]
+        if len(readable) < len(pairs):
+            say(f"{len(pairs) - len(readable)} of {len(pairs)} pairs are left out, as they need those images")
+        features = {"prompt": repr(prompt), "ensemble": ensemble, "model": opened.header.model_id}
+        framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
+        maps = StoredMaps(opened, made.extractor)
+        return score(dataset, split, framed, maps, scoring, features, compute.device, progress)
+
+
+def _from_file(
+    path: Path,
+    dataset_name: str,
+    root: Path | None,
+    split: str | None,
+    categories: tuple[str, ...],
+    scoring: "Scoring",
+    compute: "Compute",
+) -> "Result":
+    from cli.progress import TerminalProgress
+    from featstore.datasets.registry import open_dataset
+    from featstore.evaluation import (
+        choose_pairs,
+        default_split,
+        images_of,
+        in_resized_frame,
+        score,
+        sizes_from_files,
+    )
+    from featstore.store.source import open_features
+
+    maps = open_features(path)
+    dataset = open_dataset(dataset_name, root)
+    split = split or default_split(dataset)
+    pairs = choose_pairs(dataset, split, categories)
+    with TerminalProgress() as progress:
+        sizes = sizes_from_files(dataset, images_of(pairs))
+        framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)
+        features = {"features": str(path)}
+        return score(dataset, split, framed, maps, scoring, features, compute.device, progress)

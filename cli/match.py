@@ -1,0 +1,210 @@
+"""`dualsd match A B`: points from one photograph to another, with a picture."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+from cli.options import (
+    AlignOption,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    EnsembleOption,
+    GeometryOption,
+    JsonOption,
+    LayersOption,
+    ModelOption,
+    RevisionOption,
+    SeedOption,
+    SizeOption,
+    TimestepsOption,
+    UpsampleOption,
+    WeightsOption,
+)
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd match a.jpg b.jpg --points '120,80;200,150' --out matches.png\n\n"
+    "dualsd match a.jpg b.jpg --points '120,80' --category cat --model sd2-1 --out m.png --heatmap\n\n"
+    "dualsd match a.jpg b.jpg --points '120,80' --store spair.zarr --json found.json"
+)
+
+
+def match(
+    source: Annotated[Path, typer.Argument(help="The image with the points.", metavar="A")],
+    target: Annotated[Path, typer.Argument(help="The image to find them in.", metavar="B")],
+    points: Annotated[str, typer.Option("--points", help="'x,y;x,y' in pixels of A.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Draw both images and the matches.")] = None,
+    heatmap: Annotated[
+        bool, typer.Option("--heatmap", help="Also draw each point's correlation over B, beside --out.")
+    ] = False,
+    category: Annotated[
+        str | None, typer.Option("--category", help="What both show, e.g. cat: fills in the prompt.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Text prompt.", show_default="a photo of a {category}; without one, a photo"),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Take model, size, latents and seed from this store.")
+    ] = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    size: SizeOption = None,
+    layers: LayersOption = "2,3",
+    t: TimestepsOption = None,
+    weights: WeightsOption = None,
+    upsample: UpsampleOption = "1x",
+    upsample_align: AlignOption = None,
+    geometry: GeometryOption = "corners",
+    readout: Annotated[str, typer.Option("--readout", help="nn, bilinear, softmax or kernelsoftmax.")] = "nn",
+    ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_size: BatchOption = 8,
+    json: JsonOption = None,
+) -> None:
+    """Find points of one photograph in another; prints them in pixels of B. Needs no store."""
+    numbers = options.parse_layers(layers)
+    timesteps = options.timesteps_for(numbers, t)
+    shares = options.weights_for(tuple(map(str, numbers)), weights)
+    wanted_points = _parse_points(points)
+    shape = options.parse_geometry(geometry, "--geometry")
+    align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
+    if heatmap and out is None:
+        raise InputError("--heatmap needs --out FILE, beside which it is written.")
+    import numpy as np
+    import torch
+
+    from cli.output import print_shapes, print_table, say, write_json
+    from cli.progress import TerminalProgress
+    from featstore.backbone.model import open_model
+    from featstore.backbone.vae import Latents
+    from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
+    from featstore.stages.needed import model_of
+    from featstore.stages.photos import PhotoSettings, open_photo, photo_maps
+    from featstore.store.store import open_store
+    from matcher.correlation import correlate
+    from matcher.fusion import fuse
+    from matcher.geometry import pixels_to_cells
+    from matcher.match import MatchSettings, match_points
+
+    (chosen,) = options.parse_readouts(readout)
+    photos = [open_photo(source), open_photo(target)]
+    pixels = np.array(wanted_points, dtype=np.float32)  # (n, 2) in pixels of A
+    _check_inside(pixels, photos[0].picture.size, source)
+    latents = Latents.SAMPLE
+    if store is None:
+        opened = open_model(model or "demo", revision)
+        size = opened.image_size if size is None else size
+    else:
+        if model is not None or size is not None:
+            raise InputError("--model and --size do not go with --store, which has its own.")
+        known = open_store(store)
+        opened, size = model_of(known), known.header.image_size
+        seed, latents = known.header.seed, known.header.latents
+    compute = options.choose_compute(device, dtype, batch_size)
+    template = prompt if prompt is not None else (DEFAULT_TEMPLATE if category else "a photo")
+    text = TextPrompt(template).text(category or "")
+    settings = MatchSettings(size, shape, options.parse_upsample(upsample), align)
+    wanted = list(zip(numbers, timesteps, strict=True))
+    print_shapes(opened.shape(layer, size) for layer in numbers)
+    with TerminalProgress() as progress:
+        maps = photo_maps(opened, photos, wanted, PhotoSettings(size, latents, seed, ensemble, text), compute, progress)
+    final = [
+        fuse([found[key].to(compute.device) for key in wanted], shares, settings.upsample, align) for found in maps
+    ]
+    scale_a, scale_b = (np.array(photo.picture.size, dtype=np.float32) / np.float32(size) for photo in photos)
+    queries = torch.from_numpy(np.clip(pixels / scale_a, 1e-4, size - 1 - 1e-4)).to(compute.device)
+    matched = match_points(final[0], final[1], queries, [chosen], settings)[chosen].cpu().numpy() * scale_b.astype(
+        np.float32
+    )
+    say(f"prompt {text!r}, readout {chosen.value}, ensemble {ensemble}, geometry {shape.value}, {size} pixels")
+    print_table(
+        f"{source.name} -> {target.name}, pixels",
+        ["point", "x in A", "y in A", "x in B", "y in B"],
+        [
+            [str(index), *(f"{value:.1f}" for value in (*start, *end))]
+            for index, (start, end) in enumerate(zip(pixels, matched, strict=True), start=1)
+        ],
+    )
+    write_json(
+        json,
+        {
+            "source": str(source),
+            "target": str(target),
+            "source_points": pixels.tolist(),
+            "target_points": matched.tolist(),
+            "layers": list(numbers),
+            "t": list(timesteps),
+            "weights": list(shares),
+            "prompt": text,
+            "readout": chosen.value,
+            "ensemble": ensemble,
+            "geometry": shape.value,
+            "image_size": size,
+            "model": opened.location.id,
+        },
+    )
+    if out is None:
+        return
+    pictures = [np.asarray(photo.picture) for photo in photos]
+    _draw(out, pictures, pixels, matched, (source.name, target.name))
+    if heatmap:
+        cells = pixels_to_cells(queries, size, (final[0].shape[-2], final[0].shape[-1]), shape)
+        correlations = correlate(final[0], cells, final[1]).cpu().numpy()
+        _draw_heatmaps(out.with_name(f"{out.stem}-heatmap{out.suffix}"), pictures, pixels, matched, correlations)
+
+
+def _parse_points(text: str) -> list[tuple[float, float]]:
+    number = r"-?\d+(?:\.\d+)?"
+    if not re.fullmatch(rf"\s*{number}\s*,\s*{number}\s*(;\s*{number}\s*,\s*{number}\s*)*;?\s*", text):
+        raise InputError(f"--points takes 'x,y;x,y' in pixels of A, not {text!r}.")
+    pairs = [part.split(",") for part in text.strip().strip(";").split(";")]
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def _check_inside(points: "NDArray[np.float32]", size: tuple[int, int], file: Path) -> None:
+    for x, y in points:
+        if not (0 <= x <= size[0] and 0 <= y <= size[1]):
+            raise InputError(f"The point {x:g},{y:g} lies outside {file.name}, which is {size[0]}x{size[1]} pixels.")
+
+
+def _draw(
+    file: Path,
+    pictures: "list[NDArray[np.uint8]]",
+    source_points: "NDArray[np.float32]",
+    target_points: "NDArray[np.float32]",
+    names: tuple[str, str],
+) -> None:
+    from cli.output import say
+    from matcher.plot import draw_matches
+
+    try:
+        draw_matches(file, pictures[0], pictures[1], source_points, target_points, names)
+    except (OSError, ValueError) as error:
+        raise InputError(f"The picture {file} cannot be written: {error}.") from error
+    say(f"drawn: {file}")
+
+
+def _draw_heatmaps(
+    file: Path,
+    pictures: "list[NDArray[np.uint8]]",
+    source_points: "NDArray[np.float32]",
+    target_points: "NDArray[np.float32]",
+    correlations: "NDArray[np.float32]",
+) -> None:
+    from cli.output import say
+    from matcher.plot import draw_heatmaps
+
+    draw_heatmaps(file, pictures[0], pictures[1], source_points, target_points, correlations)
+    say(f"drawn: {file}")

@@ -1,0 +1,221 @@
+"""Options that mean the same in every command, and the reading of their values."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.datasets.records import Dataset
+    from featstore.stages.compute import Compute
+    from featstore.store.store import Store
+    from matcher.geometry import Geometry
+    from matcher.readout import Readout
+
+DEFAULT_STORE = Path("dualsd.zarr")
+DEFAULT_ENSEMBLE = 8
+DEFAULT_ALPHAS = "0.05,0.1,0.15"
+DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
+TEXT_TIMESTEPS = {2: 261, 3: 200}
+"""The report's weights, and its timesteps for inference with a text prompt."""
+STEP = 50
+
+StoreOption = Annotated[Path, typer.Option("--store", help="The store's folder.", show_default=True)]
+RootOption = Annotated[Path | None, typer.Option("--root", help="The dataset's folder; default: as at `cache build`.")]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="spair, pf-pascal, pf-willow, folder or demo.", show_default="demo")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
+        show_default="demo",
+    ),
+]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")]
+SizeOption = Annotated[
+    int | None,
+    typer.Option("--size", help="Side S in pixels that images are resized to.", show_default="the model's own"),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
+LayersOption = Annotated[
+    str, typer.Option("--layers", help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3.")
+]
+TimestepsOption = Annotated[
+    str | None,
+    typer.Option("--t", help="One timestep a layer, e.g. 261,200.", show_default="261 for layer 2, 200 for layer 3"),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="One weight a layer, e.g. 0.8,0.6.", show_default="0.8 for layer 2, 0.6 for 3"),
+]
+PromptOption = Annotated[str, typer.Option("--prompt", help="Text prompt; {category} stands for the image's category.")]
+EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
+ReadoutsOption = Annotated[str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax.")]
+AlphasOption = Annotated[str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1.")]
+GeometryOption = Annotated[str, typer.Option("--geometry", help="Pixel to cell: corners (SD4Match) or half-pixel.")]
+UpsampleOption = Annotated[str, typer.Option("--upsample", help="Upsample the finest map, bicubically, e.g. 2x.")]
+AlignOption = Annotated[
+    str | None,
+    typer.Option("--upsample-align", help="Geometry of the upsampling.", show_default="as --geometry"),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Precision of the networks: auto, float32, float16, bfloat16.")
+]
+BatchOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images or noisy latents a pass; rows equal only for equal sizes.")
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Go on past images that cannot be read and list them at the end.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to FILE as JSON.", metavar="FILE")]
+
+
+def parse_numbers(text: str, what: str) -> tuple[float, ...]:
+    """`0.8,0.6` to numbers. Raises `InputError` naming `what`."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{what} takes numbers separated by commas, not {text!r}.") from None
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """`2,3` to layers. Raises `InputError` for one that is not in 1..4 or is named twice."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise InputError(f"--layers takes layers from 1 to 4 separated by commas, not {text!r}.")
+    layers = tuple(int(part) for part in text.split(","))
+    from featstore.backbone.layers import check_layers
+
+    check_layers(layers)
+    if len(set(layers)) != len(layers):
+        raise InputError(f"--layers {text} names a layer twice.")
+    return layers
+
+
+def parse_timesteps(text: str) -> tuple[int, ...]:
+    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps. Raises `InputError` for anything else."""
+    found: list[int] = []
+    for part in text.split(","):
+        matched = re.fullmatch(r"(\d+)(?:\.\.(\d+)(?::(\d+))?)?", part.strip())
+        if matched is None:
+            raise InputError(f"--t takes timesteps like 261, 50,200, 50..400 or 50..400:25, not {text!r}.")
+        first, last, step = matched.groups()
+        if last is None:
+            found.append(int(first))
+            continue
+        if int(last) < int(first) or step == "0":
+            raise InputError(f"--t {part} is an empty range: it must rise, by at least 1.")
+        found.extend(range(int(first), int(last) + 1, int(step or STEP)))
+    from featstore.backbone.layers import check_timesteps
+
+    check_timesteps(found)
+    return tuple(found)
+
+
+def timesteps_for(layers: tuple[int, ...], text: str | None) -> tuple[int, ...]:
+    """One timestep a layer: those typed, else the report's. Raises `InputError` where counts disagree."""
+    if text is None:
+        missing = [layer for layer in layers if layer not in TEXT_TIMESTEPS]
+        if missing:
+            raise InputError(f"There is no default timestep for layer {missing[0]}: give one a layer with --t.")
+        return tuple(TEXT_TIMESTEPS[layer] for layer in layers)
+    timesteps = parse_timesteps(text)
+    if len(timesteps) != len(layers):
+        raise InputError(f"{len(layers)} layer(s) but {len(timesteps)} timestep(s): give one a layer with --t.")
+    return timesteps
+
+
+def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
+    """One weight a layer: those typed, else 1 for a single layer and the report's for 2 and 3."""
+    if text is not None:
+        weights = parse_numbers(text, "--weights")
+        if len(weights) != len(layers):
+            raise InputError(f"{len(layers)} layer(s) but {len(weights)} weight(s): give one a layer with --weights.")
+        return weights
+    if len(layers) == 1:
+        return (1.0,)
+    if all(layer in ("2", "3") for layer in layers):
+        return tuple(DUAL_WEIGHTS[int(layer)] for layer in layers)
+    raise InputError(f"There are no default weights for layers {','.join(layers)}: give one a layer with --weights.")
+
+
+def parse_alphas(text: str) -> tuple[float, ...]:
+    """Thresholds in (0, 1]. Raises `InputError` for others."""
+    alphas = parse_numbers(text, "--alphas")
+    if not all(0 < alpha <= 1 for alpha in alphas):
+        raise InputError(f"--alphas are fractions of theta, above 0 and at most 1, not {text!r}.")
+    return tuple(dict.fromkeys(alphas))
+
+
+def parse_readouts(text: str) -> "tuple[Readout, ...]":
+    """`nn,softmax` to readouts."""
+    from matcher.readout import Readout
+
+    known = {readout.value: readout for readout in Readout}
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def parse_geometry(text: str, option: str) -> "Geometry":
+    """`corners` or `half-pixel`."""
+    from matcher.geometry import Geometry
+
+    try:
+        return Geometry(text)
+    except ValueError:
+        raise InputError(f"{option} is corners or half-pixel, not {text!r}.") from None
+
+
+def parse_upsample(text: str) -> int:
+    """`2x` to 2."""
+    matched = re.fullmatch(r"([1-9]\d?)x?", text)
+    if matched is None:
+        raise InputError(f"--upsample takes a whole factor like 2x, not {text!r}.")
+    return int(matched.group(1))
+
+
+def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":
+    """Where to run: `auto` takes a GPU where there is one, float16 there and float32 on the CPU."""
+    import torch
+
+    from featstore.stages.compute import Compute
+
+    chosen = _device(device)
+    precisions = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        return Compute(chosen, torch.float32 if chosen.type == "cpu" else torch.float16, batch_size)
+    if dtype not in precisions:
+        raise InputError(f"--dtype is auto, {', '.join(precisions)}, not {dtype!r}.")
+    return Compute(chosen, precisions[dtype], batch_size)
+
+
+def dataset_of(store: "Store", root: Path | None) -> "Dataset":
+    """The dataset that a store was made from, in `root` where it was moved."""
+    from featstore.datasets.registry import open_dataset
+
+    stored = store.header.dataset_root
+    return open_dataset(store.header.dataset, root or (None if stored is None else Path(stored)))
+
+
+def _device(name: str) -> "torch.device":  # type: ignore[name-defined]  # noqa: F821
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {name!r} cannot be used here: {reason}") from error
+    return device

@@ -1,0 +1,117 @@
+"""What commands print on stdout, and the files they write for machines."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.backbone.layers import LayerShape
+    from featstore.errors import ImageError
+    from featstore.evaluation import Result
+    from matcher.pck import Average
+
+PIPE_WIDTH = 240
+"""Columns where the output is no terminal: wide enough that no table is folded."""
+
+
+def console() -> Console:
+    """Standard output; tables keep their full width where it is no terminal."""
+    return Console() if Console().is_terminal else Console(width=PIPE_WIDTH)
+
+
+def say(text: str) -> None:
+    """One plain line."""
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def human_bytes(count: int) -> str:
+    """`1.2 GB`: powers of 1000."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int = 1) -> None:
+    """A table; all but the first columns are figures, right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < left_columns else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_result(result: "Result", average: "Average") -> None:
+    """PCK by category: a row a readout and alpha as in the paper's Tables 3 and 4, or, where that is wider than the
+    terminal, a row a category, a table a readout."""
+    from matcher.report import paper_rows
+
+    table = result.table
+    header, rows = paper_rows(table, average)
+    title = (
+        f"PCK in percent, {average.value} average: {result.dataset} {result.split}, "
+        f"{table.n_pairs} pairs, {table.n_points} points"
+    )
+    if sum(max(len(name), 5) + 3 for name in header) <= console().width:
+        print_table(title, header, rows, left_columns=2)
+        return
+    for readout in table.values:
+        own = [row for row in rows if row[0] == readout.value]
+        columns = zip(header[2:], *(row[2:] for row in own), strict=True)
+        print_table(f"{title}, {readout.value}", ["category", *(f"@{row[1]}" for row in own)], list(columns))
+
+
+def print_shapes(shapes: Iterable["LayerShape"]) -> None:
+    """Layer, channels, stride and map size, whenever maps are made: layer numbers are easily off by one."""
+    for shape in shapes:
+        say(f"layer {shape.layer}: {shape.channels} channels, {shape.side}x{shape.side} cells of {shape.stride} pixels")
+
+
+def print_bad(bad: Sequence["ImageError"]) -> None:
+    """The images that `--skip-bad` passed over."""
+    if bad:
+        say(f"{len(bad)} image(s) could not be read:")
+        for error in bad:
+            say(f"  {error}")
+
+
+def print_disk(path: Path, needed: int) -> None:
+    """Whether `needed` bytes fit where `path` lies or will lie."""
+    existing = next(parent for parent in [path.resolve(), *path.resolve().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    verdict = "fits" if free > needed else "DOES NOT FIT"
+    say(f"{human_bytes(free)} free at {existing}: {verdict}")
+
+
+def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
+    """Write JSON where a file is asked for. Raises `InputError` where it cannot be written."""
+    if file is None:
+        return
+    try:
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def write_csv(file: Path | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write CSV where a file is asked for. Raises `InputError` where it cannot be written."""
+    if file is None:
+        return
+    try:
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(header)
+            writer.writerows(rows)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}.") from error

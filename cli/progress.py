@@ -1,0 +1,105 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere; nothing under a second."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+SHOW_AFTER_SECONDS = 1.0
+LINE_EVERY_SECONDS = 10.0
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "", style="dim")
+
+
+class TerminalProgress:
+    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._what, self._unit, self._total, self._done = "", "", 0, 0
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish()
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        """See `featstore.progress.Progress.start`."""
+        self._finish()
+        self._what, self._total, self._unit, self._done = what, total, unit, 0
+        self._started = self._last_line = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        """See `featstore.progress.Progress.advance`."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._started < SHOW_AFTER_SECONDS:
+            return
+        if self._console.is_terminal:
+            self._draw()
+        elif now - self._last_line >= LINE_EVERY_SECONDS:
+            self._last_line = now
+            self._line(now - self._started)
+
+    def note(self, sentence: str) -> None:
+        """See `featstore.progress.Progress.note`."""
+        (self._bars.console if self._bars else self._console).print(f"note: {sentence}", highlight=False, markup=False)
+
+    def _draw(self) -> None:
+        if self._bars is None:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Rate(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bars.start()
+            self._task = self._bars.add_task(self._what, total=self._total, unit=self._unit)
+        assert self._task is not None
+        self._bars.update(self._task, completed=self._done)
+
+    def _line(self, seconds: float) -> None:
+        rate = self._done / seconds
+        left = (self._total - self._done) / rate if rate else float("inf")
+        print(
+            f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _finish(self) -> None:
+        """Clear the bar and leave one line about a step that took long enough to be shown."""
+        seconds = time.monotonic() - self._started
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars, self._task = None, None
+        if self._what and seconds >= SHOW_AFTER_SECONDS and self._done >= self._total:
+            print(f"{self._what}: {self._total} {self._unit} in {seconds:.0f} s", file=sys.stderr, flush=True)
+        self._what = ""

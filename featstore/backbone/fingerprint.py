@@ -1,0 +1,59 @@
+"""A model's fingerprint: a hash of the files that shape its features, remembered so that gigabytes are read once."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+_HASHED = ("*.safetensors", "*.json", "*.txt")
+_VARIANTS = (".fp16.", ".non_ema.", ".bf16.")
+"""Precisions that may lie beside the one which is loaded."""
+
+
+def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
+    """32 hex digits of the contents of a model's component folders.
+
+    memory: a JSON file in which hashes of files are remembered by path, size and time of change; unreadable or
+    missing it is made anew.
+    """
+    remembered = _recall(memory)
+    known = dict(remembered)
+    digest = hashlib.blake2b(digest_size=16)
+    for component in components:
+        for path in sorted({path for pattern in _HASHED for path in (folder / component).glob(pattern)}):
+            if any(variant in path.name for variant in _VARIANTS):
+                continue
+            status = path.stat()
+            key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+            if key not in known:
+                with path.open("rb") as file:
+                    known[key] = hashlib.file_digest(file, "blake2b").hexdigest()
+            digest.update(f"{component}/{path.name}={known[key]}\n".encode())
+    if known != remembered:
+        _remember(memory, known)
+    return digest.hexdigest()
+
+
+def default_memory() -> Path:
+    """Where fingerprints are remembered: `$XDG_CACHE_HOME/dualsd/fingerprints.json` or below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "dualsd" / "fingerprints.json"
+
+
+def _recall(memory: Path) -> dict[str, str]:
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(memory: Path, known: dict[str, str]) -> None:
+    """Write the memory atomically; a home that cannot be written only costs the next command its time."""
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        partial = memory.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(known), encoding="utf-8")
+        partial.replace(memory)
+    except OSError:
+        return

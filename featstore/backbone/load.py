@@ -1,0 +1,93 @@
+"""Load the parts of a Stable Diffusion that dualsd needs, each on its own and only when it is needed."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from featstore.backbone.location import ModelLocation
+from featstore.errors import ModelError
+
+
+def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    """The VAE without its decoder, frozen. A VAE that says it overflows in float16 stays in float32."""
+    if read_config(location, "vae")["force_upcast"]:
+        dtype = torch.float32
+    with _speaking_of(location, "vae"):
+        vae = AutoencoderKL.from_pretrained(
+            location.folder, subfolder="vae", use_safetensors=True, local_files_only=True, torch_dtype=dtype
+        )
+    vae.decoder = None
+    vae.post_quant_conv = None
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet, frozen; `featstore.backbone.unet.CutUNet` takes from it what it does not need."""
+    with _speaking_of(location, "unet"):
+        unet = UNet2DConditionModel.from_pretrained(
+            location.folder, subfolder="unet", use_safetensors=True, local_files_only=True, torch_dtype=dtype
+        )
+    return unet.to(device).eval().requires_grad_(False)
+
+
+def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
+    """The text encoder, frozen."""
+    with _speaking_of(location, "text_encoder"):
+        encoder = CLIPTextModel.from_pretrained(
+            location.folder, subfolder="text_encoder", use_safetensors=True, local_files_only=True, dtype=dtype
+        )
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(location: ModelLocation) -> CLIPTokenizer:
+    """The tokenizer of the text encoder."""
+    with _speaking_of(location, "tokenizer"):
+        return CLIPTokenizer.from_pretrained(location.folder, subfolder="tokenizer", local_files_only=True)
+
+
+def load_scheduler(location: ModelLocation) -> Any:
+    """The noise schedule that the model's folder states (any of diffusers' schedulers that can `add_noise`)."""
+    import diffusers
+
+    from featstore.backbone.location import class_name
+
+    name = class_name(location, "scheduler")
+    kind = getattr(diffusers, name, None)
+    if kind is None or not issubclass(kind, SchedulerMixin) or not hasattr(kind, "add_noise"):
+        raise ModelError(f"{location.folder}/scheduler names {name!r}, which diffusers cannot add noise with.")
+    with _speaking_of(location, "scheduler"):
+        return kind.from_pretrained(location.folder, subfolder="scheduler", local_files_only=True)
+
+
+def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
+    """The configuration of `vae` or `unet` with diffusers' defaults filled in, without its weights."""
+    kind = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}[component]
+    with _speaking_of(location, component), torch.device("meta"):
+        config = kind.load_config(location.folder, subfolder=component, local_files_only=True)
+        return dict(kind.from_config(config).config)
+
+
+@contextlib.contextmanager
+def _speaking_of(location: ModelLocation, component: str) -> Iterator[None]:
+    """Turn what the libraries raise about a broken component into a sentence of ours, and quiet their chatter."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{location.folder}/{component} cannot be loaded: {reason}") from error
+    finally:
+        logger.setLevel(before)
+        if bars:
+            transformers_logging.enable_progress_bar()

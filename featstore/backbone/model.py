@@ -1,0 +1,59 @@
+"""A model at hand: where it lies, its fingerprint, and the shapes that follow from its configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featstore.backbone.fingerprint import default_memory, fingerprint
+from featstore.backbone.layers import LayerShape, layer_shape
+from featstore.backbone.load import read_config
+from featstore.backbone.location import COMPONENTS, ModelLocation, locate
+from featstore.errors import ModelError
+
+LATENT_MULTIPLE = 8
+"""The UNet halves its input three times; other sides would be padded and the cut UNet would differ from the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A located model. fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels.
+    latent_factor: pixels a latent cell. unet_config: diffusers' configuration of the UNet."""
+
+    location: ModelLocation
+    fingerprint: str
+    image_size: int
+    latent_factor: int
+    latent_channels: int
+    unet_config: Mapping[str, Any]
+
+    def latent_side(self, image_size: int) -> int:
+        """Cells a side of the latents of an image of `image_size` pixels. Raises `ModelError` where the UNet cannot
+        take them."""
+        side, rest = divmod(image_size, self.latent_factor)
+        if image_size < 1 or rest or side % LATENT_MULTIPLE:
+            multiple = self.latent_factor * LATENT_MULTIPLE
+            near = max(round(image_size / multiple), 1) * multiple
+            raise ModelError(
+                f"A size of {image_size} pixels does not give latents whose side is a multiple of {LATENT_MULTIPLE}: "
+                f"take a multiple of {multiple}, e.g. --size {near}."
+            )
+        return side
+
+    def shape(self, layer: int, image_size: int) -> LayerShape:
+        """Channels, side and stride of a layer's map for images of `image_size` pixels."""
+        return layer_shape(layer, self.unet_config, self.latent_side(image_size), image_size)
+
+
+def open_model(name: str, revision: str | None = None) -> Model:
+    """Locate a model (see `featstore.backbone.location.locate`) and read its configuration; no weights are loaded."""
+    location = locate(name, revision)
+    vae, unet = read_config(location, "vae"), read_config(location, "unet")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)  # the encoder halves the image between its blocks
+    return Model(
+        location=location,
+        fingerprint=fingerprint(location.folder, COMPONENTS, default_memory()),
+        image_size=int(unet["sample_size"]) * factor,
+        latent_factor=factor,
+        latent_channels=int(vae["latent_channels"]),
+        unet_config=unet,
+    )

@@ -1,0 +1,33 @@
+"""Images to latents: the one place that calls the VAE."""
+
+from enum import Enum
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from featstore.backbone.memory import saying_batch_size
+
+
+class Latents(Enum):
+    """SAMPLE: one seeded draw from the VAE's posterior an image, shared by all noise draws, as in SD4Match. MEAN: the
+    posterior's mean."""
+
+    SAMPLE = "sample"
+    MEAN = "mean"
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -> Tensor:
+    """Latents (b, 4, h, w), float32, times the VAE's scaling factor: ready for `add_noise`.
+
+    images: (b, 3, S, S) in [-1, 1]. posterior_noise: (b, 4, h, w) standard normal for `Latents.SAMPLE`, None for the
+    posterior's mean. Raises `ModelError` with a batch size to try where memory runs out.
+    """
+    weights = next(vae.parameters())
+    with saying_batch_size(len(images)):
+        posterior = vae.encode(images.to(weights)).latent_dist
+        latents = posterior.mean.float()
+        if posterior_noise is not None:
+            latents = latents + posterior.std.float() * posterior_noise.to(latents)
+    return latents * vae.config.scaling_factor

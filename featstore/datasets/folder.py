@@ -1,0 +1,170 @@
+"""Anybody's photographs: subfolders are categories.
+
+    <root>/<category>/<stem>.jpg
+    <root>/keypoints.csv          image,name,x,y        optional; pixels of the original image
+    <root>/pairs.csv              source,target         optional; else all ordered pairs that share a keypoint
+
+An image is named in both lists by `<category>/<file name>` or `<category>/<stem>`.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+
+from featstore.datasets.reading import Row, file_names, is_file, read_image, read_rows, subfolders
+from featstore.datasets.records import ImageRecord, Pair, ThetaRule
+from featstore.errors import DatasetError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+"""What image files end in, in lower or upper case."""
+
+Marks = Mapping[str, tuple[float, float]]
+"""An image's keypoints: (x, y) in pixels by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderDataset:
+    """A folder of photographs. See `featstore.datasets.records.Dataset`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return "folder"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("test",)
+
+    @property
+    def theta_rule(self) -> ThetaRule:
+        """The image's size: there are no boxes, and the extent of the keypoints degenerates where somebody marks one
+        keypoint an image (it is 0) or a few close ones."""
+        return ThetaRule.IMAGE
+
+    def images(self) -> tuple[ImageRecord, ...]:
+        records = [record for folder in subfolders(self.root) for record in _records(folder)]
+        if not records:
+            raise DatasetError(
+                f"{self.root} has no sub-folder with images ({' '.join(SUFFIXES)}); put the images in sub-folders, "
+                "one a category."
+            )
+        return tuple(sorted(records, key=lambda record: record.id))
+
+    def pairs(self, split: str) -> tuple[Pair, ...]:
+        if split not in self.splits:
+            raise DatasetError(f"a folder of photographs has no split {split!r}, it has test; choose that.")
+        marked = self.root / "keypoints.csv"
+        if not is_file(marked):
+            raise DatasetError(
+                f"{self.root} has no keypoints.csv, so there is nothing to score; it should hold the header "
+                "image,name,x,y and a row for each keypoint, in pixels of the original image."
+            )
+        images = _by_name(self.images())
+        marks = _read_marks(marked, images)
+        listed = self.root / "pairs.csv"
+        if is_file(listed):
+            return tuple(_listed_pair(row, images, marks) for row in read_rows(listed, ("source", "target")))
+        pairs = tuple(_all_pairs(self.images(), marks))
+        if not pairs:
+            raise DatasetError(
+                f"{marked}: no two images of one category share a keypoint's name; mark the same parts in both."
+            )
+        return pairs
+
+    def read(self, image: ImageRecord) -> bytes:
+        return read_image(self.root, image)
+
+
+def _records(folder: Path) -> Iterator[ImageRecord]:
+    by_stem: dict[str, str] = {}
+    for name in file_names(folder):
+        if Path(name).suffix.lower() not in SUFFIXES:
+            continue
+        other = by_stem.setdefault(Path(name).stem, name)
+        if other != name:
+            raise DatasetError(
+                f"{folder / other} and {folder / name} would both be the image {folder.name}/{Path(name).stem}; "
+                "rename one of them."
+            )
+        relative = f"{folder.name}/{name}"
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in relative):
+            # Control characters, and bytes that are no UTF-8: no table or store could hold the id.
+            raise DatasetError(f"the name {relative!a} in {folder.parent} is no plain text; rename the file.")
+        yield ImageRecord(id=f"{folder.name}/{Path(name).stem}", category=folder.name, file=relative)
+
+
+def _by_name(images: tuple[ImageRecord, ...]) -> dict[str, ImageRecord]:
+    """Images by both names that lists may use. Where a.jpg and a.jpg.png meet, the file's name wins."""
+    return {image.id: image for image in images} | {image.file: image for image in images}
+
+
+def _image(row: Row, column: str, images: Mapping[str, ImageRecord]) -> ImageRecord:
+    name = row.text(column)
+    if name not in images:
+        raise DatasetError(
+            f"{row.where}: names the image {name!r}, which is not there; name it <category>/<file name>, or remove "
+            "the row."
+        )
+    return images[name]
+
+
+def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Keypoints by image id, in the order of the file."""
+    marks: dict[str, dict[str, tuple[float, float]]] = {}
+    lines: dict[tuple[str, str], int] = {}
+    for row in read_rows(path, ("image", "name", "x", "y")):
+        image, name = _image(row, "image", images).id, row.text("name")
+        first = lines.setdefault((image, name), row.line)
+        if first != row.line:
+            raise DatasetError(
+                f"{row.where}: the keypoint {name!r} of {image} is there already, in line {first}; remove one of them."
+            )
+        marks.setdefault(image, {})[name] = (row.number("x"), row.number("y"))
+    return marks
+
+
+def _listed_pair(row: Row, images: Mapping[str, ImageRecord], marks: Mapping[str, Marks]) -> Pair:
+    source, target = _image(row, "source", images), _image(row, "target", images)
+    if source.category != target.category:
+        raise DatasetError(
+            f"{row.where}: pairs {source.id} with {target.id}, which is of another category; remove the row."
+        )
+    pair = _pair(source, target, marks)
+    if pair is None:
+        raise DatasetError(
+            f"{row.where}: the pair {source.id} -> {target.id} has no common keypoint in "
+            f"{row.file.with_name('keypoints.csv')}; mark one in both images or remove the row."
+        )
+    return pair
+
+
+def _all_pairs(images: tuple[ImageRecord, ...], marks: Mapping[str, Marks]) -> Iterator[Pair]:
+    by_category: dict[str, list[ImageRecord]] = {}
+    for image in images:
+        by_category.setdefault(image.category, []).append(image)
+    for members in by_category.values():
+        for source, target in permutations(members, 2):
+            pair = _pair(source, target, marks)
+            if pair is not None:
+                yield pair
+
+
+def _pair(source: ImageRecord, target: ImageRecord, marks: Mapping[str, Marks]) -> Pair | None:
+    """The pair with the keypoints that both images have, in the source's order; None where there is none."""
+    ours, theirs = marks.get(source.id, {}), marks.get(target.id, {})
+    names = tuple(name for name in ours if name in theirs)
+    if not names:
+        return None
+    return Pair(
+        source=source.id,
+        target=target.id,
+        category=source.category,
+        source_points=np.array([ours[name] for name in names]),
+        target_points=np.array([theirs[name] for name in names]),
+        names=names,
+    )

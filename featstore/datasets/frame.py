@@ -1,0 +1,79 @@
+"""From a pair in pixels of the original images to the resized frame (DESIGN section 4, Points)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.datasets.records import Pair, Points, ThetaRule
+from featstore.errors import DatasetError
+from matcher.pairs import MatchingPair
+
+_MARGIN = 1e-4
+"""How far inside the frame a clamped point lies, in pixels; as SD4Match."""
+
+
+def to_resized_frame(
+    pair: Pair, rule: ThetaRule, source_size: tuple[int, int], target_size: tuple[int, int], size: int
+) -> MatchingPair:
+    """The pair with points in pixels of the images resized to `size` x `size`, and its base threshold theta.
+
+    source_size, target_size: (width, height) of the original images, in pixels. x_resized = x size / W, whatever the
+    geometry. theta is measured on the points as annotated; only then are they clamped into the frame. Raises
+    `DatasetError` where theta cannot be measured or is 0.
+    """
+    source = _resized(pair.source_points, source_size, size)
+    target = _resized(pair.target_points, target_size, size)
+    theta = _theta(pair, rule, target, target_size, size)
+    return MatchingPair(
+        source=pair.source,
+        target=pair.target,
+        category=pair.category,
+        source_points=_clamped(source, size),
+        target_points=_clamped(target, size),
+        theta=theta,
+    )
+
+
+def count_outside(pair: Pair, source_size: tuple[int, int], target_size: tuple[int, int]) -> int:
+    """How many keypoints of both images lie outside their image: x not in [0, W] or y not in [0, H].
+
+    source_size, target_size: (width, height) of the original images, in pixels.
+    """
+    return _outside(pair.source_points, source_size) + _outside(pair.target_points, target_size)
+
+
+def _resized(points: Points, original: tuple[int, int], size: int) -> Points:
+    return points * size / np.asarray(original, dtype=np.float64)  # (n, 2)
+
+
+def _clamped(points: Points, size: int) -> NDArray[np.float32]:
+    return np.clip(points, _MARGIN, size - 1 - _MARGIN).astype(np.float32)
+
+
+def _outside(points: Points, original: tuple[int, int]) -> int:
+    limits = np.asarray(original, dtype=np.float64)
+    return int(np.count_nonzero(((points < 0) | (points > limits)).any(axis=1)))
+
+
+def _theta(pair: Pair, rule: ThetaRule, target: Points, target_size: tuple[int, int], size: int) -> float:
+    """`target`: (n, 2), resized, not clamped."""
+    match rule:
+        case ThetaRule.IMAGE:
+            return float(size)
+        case ThetaRule.KEYPOINTS:
+            theta = float(np.ptp(target, axis=0).max())
+        case ThetaRule.BOX:
+            if pair.target_box is None:
+                raise _no_theta(pair, rule, "the target has no bounding box")
+            corners = np.asarray(pair.target_box, dtype=np.float64).reshape(2, 2)
+            low, high = _resized(corners, target_size, size)
+            theta = float((high - low).max())
+    if not theta > 0:
+        raise _no_theta(pair, rule, f"it is {theta:g} pixels")
+    return theta
+
+
+def _no_theta(pair: Pair, rule: ThetaRule, reason: str) -> DatasetError:
+    return DatasetError(
+        f"pair {pair.source} -> {pair.target}: PCK's threshold is measured on the {rule.value}, but {reason}; "
+        "correct the annotation or leave the pair out."
+    )

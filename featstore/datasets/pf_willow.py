@@ -1,0 +1,104 @@
+"""PF-Willow (Ham et al. 2016) in SD4Match's layout: 100 photographs, 10 keypoints each, 900 pairs, 10 categories.
+
+<root>/test_pairs.csv                              imageA,imageB,XA1..XA10,YA1..YA10,XB1..XB10,YB1..YB10
+<root>/PF-dataset/<category>/<file>.png            categories like car(G)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featstore.datasets.reading import (
+    Row,
+    all_lists,
+    check_inside,
+    is_file,
+    is_folder,
+    read_image,
+    read_rows,
+    sorted_images,
+    split_list,
+)
+from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
+from featstore.errors import DatasetError
+
+EXPECTED = "test_pairs.csv"
+"""The list file that a root of this dataset holds, for error sentences."""
+
+_KEYPOINTS = tuple(str(number) for number in range(1, 11))
+_COLUMNS = ("imageA", "imageB", *(f"{axis}{side}{name}" for side in "AB" for axis in "XY" for name in _KEYPOINTS))
+
+
+def find_lists(root: Path) -> dict[str, Path]:
+    """The list files that `root` holds, by split."""
+    path = root / "test_pairs.csv"
+    # PF-Pascal's list has the same name in SD4Match's layout; the folders beside it tell them apart.
+    is_pascal = is_folder(root / "PF-dataset-PASCAL") and not is_folder(root / "PF-dataset")
+    return {"test": path} if is_file(path) and not is_pascal else {}
+
+
+@dataclass(frozen=True, slots=True)
+class PfWillowDataset:
+    """PF-Willow in the folder `root`. See `featstore.datasets.records.Dataset`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return "pf-willow"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(find_lists(self.root))
+
+    @property
+    def theta_rule(self) -> ThetaRule:
+        return ThetaRule.KEYPOINTS
+
+    def images(self) -> tuple[ImageRecord, ...]:
+        (path,) = all_lists(find_lists(self.root), EXPECTED, self.root)
+        rows = read_rows(path, _COLUMNS)
+        return sorted_images((_record(self.root, row, column), row.where) for row in rows for column in _COLUMNS[:2])
+
+    def pairs(self, split: str) -> tuple[Pair, ...]:
+        path = split_list(find_lists(self.root), split, EXPECTED, self.root)
+        return tuple(_pair(self.root, row) for row in read_rows(path, _COLUMNS))
+
+    def read(self, image: ImageRecord) -> bytes:
+        return read_image(self.root, image)
+
+
+def _record(root: Path, row: Row, column: str) -> ImageRecord:
+    path = check_inside(row.text(column), row.where)
+    if len(path.parts) < 2:
+        raise DatasetError(
+            f"{row.where}: {column} is {str(path)!r}, without its category's folder; "
+            "list it as PF-dataset/<category>/<file>."
+        )
+    if not is_file(root / path):
+        raise DatasetError(
+            f"{row.where}: names the image {path}, which is not in {root}; restore the image or remove the row."
+        )
+    return ImageRecord(id=f"{path.parts[-2]}/{path.stem}", category=path.parts[-2], file=str(path))
+
+
+def _pair(root: Path, row: Row) -> Pair:
+    source, target = _record(root, row, "imageA"), _record(root, row, "imageB")
+    if source.category != target.category:
+        raise DatasetError(
+            f"{row.where}: pairs {source.id} with {target.id}, which is of another category; remove the row."
+        )
+    return Pair(
+        source=source.id,
+        target=target.id,
+        category=source.category,
+        source_points=_points(row, "A"),
+        target_points=_points(row, "B"),
+        names=_KEYPOINTS,
+    )
+
+
+def _points(row: Row, side: str) -> Points:
+    """(10, 2) of the image that `side`, A or B, stands for."""
+    return np.array([[row.number(f"X{side}{name}"), row.number(f"Y{side}{name}")] for name in _KEYPOINTS])

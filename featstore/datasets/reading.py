@@ -1,0 +1,220 @@
+"""Checked reading of a dataset's files: whatever is wrong with them ends in one `DatasetError` sentence."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from featstore.datasets.records import ImageRecord
+from featstore.errors import DatasetError, ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a CSV file: its file, its line (1-based) and its values by column name."""
+
+    file: Path
+    line: int
+    values: Mapping[str, str]
+
+    @property
+    def where(self) -> str:
+        """The row as a sentence names it: `<file>, line <line>`."""
+        return f"{self.file}, line {self.line}"
+
+    def text(self, column: str) -> str:
+        """A value that must not be empty. Raises `DatasetError` where it is."""
+        value = self.values[column].strip()
+        if not value:
+            raise DatasetError(f"{self.where}: the column {column} is empty; fill it in or remove the row.")
+        return value
+
+    def number(self, column: str) -> float:
+        """A finite number. Raises `DatasetError` where it is none."""
+        value = self.text(column)
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise DatasetError(f"{self.where}: {column} is {value!r}, which is no finite number; correct the file.")
+        return number
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file that a list or an annotation is in. Raises `DatasetError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise DatasetError(f"{path} cannot be read ({reason}); check that the dataset is complete.") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises `DatasetError` where it cannot be read or decoded."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{path} is no UTF-8 text (byte {error.start} cannot be decoded); save it as UTF-8."
+        ) from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, stripped, with their numbers (1-based)."""
+    # Not splitlines(): it also breaks at separators that no editor counts as a line.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if stripped := line.strip():
+            yield number, stripped
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
+    """The rows of a CSV file with a header that has at least `columns`; blank lines are skipped.
+
+    Raises `DatasetError` for a file that cannot be read, a missing or repeated column, a row of another length than
+    the header, and a file without rows.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows: list[Row] = []
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = _checked_header(path, cells, columns)
+            elif len(cells) != len(header):
+                raise DatasetError(
+                    f"{path}, line {reader.line_num}: it has {len(cells)} values where the header names "
+                    f"{len(header)} columns; correct the row."
+                )
+            else:
+                rows.append(Row(path, reader.line_num, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        raise DatasetError(
+            f"{path}, line {reader.line_num}: it is no valid CSV ({error}); correct the file."
+        ) from error
+    if not rows:
+        raise DatasetError(f"{path} has no rows; it needs the header {','.join(columns)} and at least one row.")
+    return tuple(rows)
+
+
+def _checked_header(path: Path, cells: Sequence[str], columns: Sequence[str]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DatasetError(
+            f"{path} has no column {', '.join(missing)} (its header is {','.join(header)[:200]!r}); "
+            f"the header needs {','.join(columns)}."
+        )
+    if len(set(header)) != len(header):
+        raise DatasetError(f"{path} names a column twice in its header {','.join(header)[:200]!r}; rename one.")
+    return header
+
+
+def check_inside(relative: str, where: str) -> PurePosixPath:
+    """A path that a list names, checked to stay inside the dataset's folder on any operating system.
+
+    `where` says which file and line names it. Raises `DatasetError` for an absolute path, one with `..`, or one that
+    is no path at all.
+    """
+    windows = PureWindowsPath(relative)
+    if windows.anchor or relative.startswith("/") or ".." in windows.parts or "\0" in relative or not windows.parts:
+        raise DatasetError(
+            f"{where}: the path {relative!r} leads out of the dataset's folder; "
+            "list paths relative to that folder, without '..'."
+        )
+    return PurePosixPath(relative)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a path too odd for the operating system is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder that can be looked into."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def subfolders(folder: Path) -> tuple[Path, ...]:
+    """The visible folders in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
+    return tuple(path for path in _listing(folder) if is_folder(path))
+
+
+def file_names(folder: Path) -> tuple[str, ...]:
+    """The names of the visible files in a folder, sorted. Raises `DatasetError` where it cannot be listed."""
+    return tuple(path.name for path in _listing(folder) if is_file(path))
+
+
+def entry_names(folder: Path) -> frozenset[str]:
+    """The names of all that lies in a folder, for look-ups among thousands of files; empty where it does not exist."""
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{folder} cannot be listed ({error}); check that it is a readable folder.") from error
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be listed ({error}); check that it is a readable folder.") from error
+
+
+def sorted_images(records: Iterable[tuple[ImageRecord, str]]) -> tuple[ImageRecord, ...]:
+    """Records without repetition, sorted by id; each comes with the place that names it.
+
+    Raises `DatasetError` where two different files would get one id.
+    """
+    known: dict[str, ImageRecord] = {}
+    for record, where in records:
+        other = known.setdefault(record.id, record)
+        if other.file != record.file:
+            raise DatasetError(
+                f"{where}: {record.file} and {other.file} would both be the image {record.id}; rename one of them."
+            )
+    return tuple(known[identifier] for identifier in sorted(known))
+
+
+def read_image(root: Path, image: ImageRecord) -> bytes:
+    """The bytes of an image file, `image.file` being relative to `root`.
+
+    Raises `ImageError` where it cannot be read, `DatasetError` where the path leads out of `root`.
+    """
+    path = root / check_inside(image.file, f"image {image.id}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(
+            image.id, f"image {image.id} cannot be read from {path} ({error.strerror}); check that the file is there."
+        ) from error
+
+
+def all_lists(lists: Mapping[str, Path], expected: str, root: Path) -> tuple[Path, ...]:
+    """The list files of all splits, of `lists` by split. Raises `DatasetError` where there is none; `expected` says
+    what was looked for."""
+    if not lists:
+        raise DatasetError(f"{root} has no {expected}; give the folder that the dataset was unpacked to.")
+    return tuple(lists.values())
+
+
+def split_list(lists: Mapping[str, Path], split: str, expected: str, root: Path) -> Path:
+    """The list file of one split. Raises `DatasetError` naming the splits that there are."""
+    all_lists(lists, expected, root)
+    if split not in lists:
+        raise DatasetError(
+            f"{root} has no split {split!r}, it has {', '.join(lists)}; choose one of these, or add the missing list "
+            f"(looked for {expected})."
+        )
+    return lists[split]

@@ -1,0 +1,99 @@
+"""The records that every dataset gives: images, and pairs of images with keypoints. Coordinates are in pixels of the
+original image, (x, y), origin at the top left; `featstore.datasets.frame` moves them to the resized frame."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+"""Keypoints, shape (n, 2), (x, y) in pixels."""
+
+Box = tuple[float, float, float, float]
+"""A bounding box (x1, y1, x2, y2) in pixels."""
+
+MIRRORED = "~mirrored"
+"""Suffix of the id of an image that is read mirrored left to right."""
+
+
+class ThetaRule(Enum):
+    """What PCK's base threshold theta is measured on, in the resized frame (DESIGN section 4)."""
+
+    BOX = "longer side of the target's bounding box"
+    IMAGE = "longer side of the resized image"
+    KEYPOINTS = "larger extent of the target's keypoints"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image of a dataset.
+
+    id: `<category>/<file stem>`, with `~mirrored` appended for a mirrored one; unique in the dataset.
+    category: the object's category, as the dataset spells it.
+    file: where the dataset finds it: a path relative to its root, or the demo's drawing seed as text.
+    mirrored: read mirrored left to right.
+    """
+
+    id: str
+    category: str
+    file: str
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Difficulty:
+    """SPair-71k's difficulty flags of a pair: viewpoint and scale variation 0..2, truncation and occlusion 0..3
+    (0 none, 1 source, 2 target, 3 both)."""
+
+    viewpoint: int
+    scale: int
+    truncation: int
+    occlusion: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A source and a target image of one category, and the keypoints that both show.
+
+    source, target: image ids. source_points, target_points: (n, 2), n >= 1, row i of both is the same keypoint.
+    names: n keypoint names. source_box, target_box: the objects' bounding boxes where the dataset has them.
+    """
+
+    source: str
+    target: str
+    category: str
+    source_points: Points
+    target_points: Points
+    names: tuple[str, ...]
+    source_box: Box | None = None
+    target_box: Box | None = None
+    difficulty: Difficulty | None = None
+
+
+class Dataset(Protocol):
+    """What the rest of dualsd knows of a dataset. Implementations are frozen; listing reads annotations, never pixels.
+
+    Every method raises `DatasetError` with one sentence where files are missing or malformed.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name that `--dataset` takes."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it has, of `trn`, `val`, `test`."""
+
+    @property
+    def theta_rule(self) -> ThetaRule: ...
+
+    def images(self) -> tuple[ImageRecord, ...]:
+        """All images of all splits, without repetition, sorted by id. Checks that every image is there."""
+
+    def pairs(self, split: str) -> tuple[Pair, ...]:
+        """The pairs of a split, in the order of the dataset's own list; their ids are among `images()`."""
+
+    def read(self, image: ImageRecord) -> bytes:
+        """The bytes of the image file (not mirrored: `featstore.datasets.pixels` does that)."""

@@ -1,0 +1,23 @@
+"""Exceptions of the engine; all are `InputError`, so the command line prints their sentence and exits with code 2."""
+
+from matcher.errors import InputError
+
+
+class DatasetError(InputError):
+    """A dataset's folder, split list, annotation or image is missing or malformed."""
+
+
+class ImageError(DatasetError):
+    """One image cannot be read. `image_id` names it, so that `--skip-bad` can list it and go on."""
+
+    def __init__(self, image_id: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.image_id = image_id
+
+
+class ModelError(InputError):
+    """A diffusion model cannot be found, reached, or used as asked."""
+
+
+class StoreError(InputError):
+    """A store is missing, is not a dualsd store, was made with other settings, or holds damaged data."""

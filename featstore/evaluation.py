@@ -1,0 +1,129 @@
+"""Evaluation of a dataset's split: pairs in the resized frame, matched from maps, with everything that the numbers
+depend on."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from featstore.datasets.frame import count_outside, to_resized_frame
+from featstore.datasets.pixels import original_size
+from featstore.datasets.records import Dataset, Pair
+from featstore.datasets.selection import select_categories
+from featstore.errors import DatasetError
+from featstore.progress import Progress
+from matcher.evaluate import LayerSpec, MapSource, evaluate
+from matcher.match import MatchSettings
+from matcher.pairs import MatchingPair
+from matcher.pck import PckTable, tabulate
+from matcher.readout import Readout
+from matcher.report import to_json
+
+FRAME = "resized"
+"""Points, theta and distances are in pixels of the resized image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What is measured: readouts, alphas (fractions of theta), and how maps become matches."""
+
+    layers: tuple[LayerSpec, ...]
+    readouts: tuple[Readout, ...]
+    alphas: tuple[float, ...]
+    settings: MatchSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A PCK table with what it was measured on. features: where the maps came from, for the record."""
+
+    dataset: str
+    split: str
+    scoring: Scoring
+    features: Mapping[str, Any]
+    table: PckTable
+
+    def to_json(self) -> dict[str, Any]:
+        """As `dualsd eval --json` writes it; PCK values are fractions."""
+        layers, settings = self.scoring.layers, self.scoring.settings
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "n_pairs": self.table.n_pairs,
+            "n_points": self.table.n_points,
+            "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
+            "t": [layer.timestep for layer in layers],
+            "weights": [layer.weight for layer in layers],
+            "geometry": settings.geometry.value,
+            "frame": FRAME,
+            "image_size": settings.image_size,
+            "upsample": settings.upsample,
+            "upsample_align": settings.upsample_align.value,
+            "beta": settings.beta,
+            "sigma": settings.sigma,
+            "features": dict(self.features),
+            "results": to_json(self.table),
+        }
+
+
+def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
+    """The pairs of a split, of some categories or (where none is named) of all. Raises `DatasetError` for none."""
+    pairs = dataset.pairs(split)
+    if not pairs:
+        raise DatasetError(f"The split {split!r} of {dataset.name} has no pairs: choose another --split.")
+    return select_categories(pairs, dataset.name, categories) if categories else pairs
+
+
+def default_split(dataset: Dataset) -> str:
+    """The split that is reported on: `test`, else the dataset's last."""
+    return "test" if "test" in dataset.splits else dataset.splits[-1]
+
+
+def images_of(pairs: Sequence[Pair]) -> list[str]:
+    """The ids of the images that occur in the pairs, sorted."""
+    return sorted({image for pair in pairs for image in (pair.source, pair.target)})
+
+
+def in_resized_frame(
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    size_of: Callable[[str], tuple[int, int]],
+    image_size: int,
+    progress: Progress,
+) -> list[MatchingPair]:
+    """The pairs as the matcher takes them; `size_of` gives an image's original (width, height).
+
+    Keypoints outside their image are clamped into it, and noted once.
+    """
+    outside = sum(count_outside(pair, size_of(pair.source), size_of(pair.target)) for pair in pairs)
+    if outside:
+        progress.note(f"{outside} keypoints of {dataset.name} lie outside their image and are moved to its border.")
+    return [
+        to_resized_frame(pair, dataset.theta_rule, size_of(pair.source), size_of(pair.target), image_size)
+        for pair in pairs
+    ]
+
+
+def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Original (width, height) of images by id, read from the files' headers."""
+    wanted = set(images)
+    return {image.id: original_size(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
+
+
+def score(
+    dataset: Dataset,
+    split: str,
+    pairs: Sequence[MatchingPair],
+    maps: MapSource,
+    scoring: Scoring,
+    features: Mapping[str, Any],
+    device: torch.device,
+    progress: Progress,
+) -> Result:
+    """Match every pair and tabulate PCK."""
+    progress.start("matching", len(pairs), "pairs")
+    matched = evaluate(
+        pairs, maps, scoring.layers, scoring.readouts, scoring.settings, device, on_pair=progress.advance
+    )
+    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas))

@@ -1,0 +1,150 @@
+"""`cache build`: a store made or brought up to date, from a dataset and a model."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featstore.backbone.layers import check_timesteps
+from featstore.backbone.load import load_scheduler
+from featstore.backbone.model import Model
+from featstore.backbone.vae import Latents
+from featstore.datasets.records import Dataset
+from featstore.errors import ImageError
+from featstore.progress import Progress
+from featstore.stages.compute import Compute
+from featstore.stages.images import Survey, refresh, survey_images
+from featstore.stages.latents import encode_images, missing_latents
+from featstore.stages.noisy import add_noise, missing_noisy
+from featstore.store.images import ImageTable
+from featstore.store.schema import StoreHeader
+from featstore.store.store import Store, create_store, exists, open_store
+
+TIMESTEPS = (50, 200, 261, 350)
+"""What `cache build` noises at unless told otherwise: the method's timesteps in training and inference."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What to cache. image_size: S in pixels, None for what the model was trained for. draws: of noise a timestep."""
+
+    path: Path
+    root: Path | None
+    image_size: int | None
+    latents: Latents
+    seed: int
+    timesteps: tuple[int, ...]
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """images: in the dataset. encoded: went through the VAE in this run. skipped: had their latents already. stale: had
+    changed since they were encoded. noised: noisy latents made. bytes_written: of rows. bad: could not be read."""
+
+    images: int
+    encoded: int
+    skipped: int
+    stale: int
+    noised: int
+    bytes_written: int
+    seconds: float
+    bad: tuple[ImageError, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildCost:
+    """What a build would take: images to encode (VAE passes), noisy latents to make, bytes and files to write."""
+
+    images: int
+    encode: int
+    noise: int
+    bytes_to_write: int
+    files_to_write: int
+
+
+def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHeader:
+    """The header of the store that a request asks for. Raises `ModelError` for a size that the model cannot take."""
+    size = request.image_size if request.image_size is not None else model.image_size
+    model.latent_side(size)
+    check_timesteps(request.timesteps)
+    scheduler = dict(load_scheduler(model.location).config)
+    return StoreHeader(
+        dataset=dataset.name,
+        dataset_root=None if request.root is None else str(request.root.resolve()),
+        model_id=model.location.id,
+        model_revision=model.location.revision,
+        model_fingerprint=model.fingerprint,
+        image_size=size,
+        latents=request.latents,
+        # a leading underscore marks diffusers' own bookkeeping, which changes with its version
+        scheduler={key: value for key, value in scheduler.items() if not key.startswith("_") and _plain(value)},
+        seed=request.seed,
+    )
+
+
+def build(
+    dataset: Dataset, model: Model, request: BuildRequest, compute: Compute, skip_bad: bool, progress: Progress
+) -> BuildReport:
+    """Make or complete a store: latents of every image, and noisy latents at the request's timesteps.
+
+    A second run does only what is missing; an image whose bytes changed is encoded anew and all that derives from it
+    is forgotten. Raises `StoreError` where the store was made otherwise; the first broken image's `ImageError` unless
+    `skip_bad`, after everything else was done.
+    """
+    start = time.monotonic()
+    header = header_of(dataset, model, request)
+    survey = survey_images(dataset, progress)
+    store, stale = _require_store(request.path, header, survey, model)
+    rows = range(len(store.images))
+    encoded, bad = encode_images(store, dataset, model.location, rows, compute, progress)
+    broken = {store.images.row(error.image_id) for error in bad}
+    good = [row for row in rows if row not in broken]
+    noised = add_noise(store, model.location, good, request.timesteps, request.draws, progress)
+    if bad and not skip_bad:
+        raise bad[0]
+    return BuildReport(
+        images=len(rows),
+        encoded=encoded,
+        skipped=len(good) - encoded,
+        stale=stale,
+        noised=noised,
+        bytes_written=(encoded + noised) * store.latents().row_bytes,
+        seconds=time.monotonic() - start,
+        bad=tuple(bad),
+    )
+
+
+def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> BuildCost:
+    """What `build` would do now; nothing is written."""
+    header = header_of(dataset, model, request)
+    survey = survey_images(dataset, progress)
+    side = model.latent_side(header.image_size)
+    row_bytes = model.latent_channels * side * side * 2 + 4
+    encode, noise = len(survey.records), len(survey.records) * len(request.timesteps) * request.draws
+    if exists(request.path):
+        store = open_store(request.path)
+        store.header.check_same(header, str(request.path))
+        fresh = _unchanged(store.images, survey)
+        encode -= len(fresh) - len(missing_latents(store, fresh))
+        for timestep in request.timesteps:
+            noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
+    return BuildCost(len(survey.records), encode, noise, (encode + noise) * row_bytes, encode + noise)
+
+
+def _require_store(path: Path, header: StoreHeader, survey: Survey, model: Model) -> tuple[Store, int]:
+    if not exists(path):
+        side = model.latent_side(header.image_size)
+        return create_store(path, header, survey.table(), (model.latent_channels, side, side)), 0
+    store = open_store(path)
+    store.header.check_same(header, str(path))
+    return refresh(store, survey)
+
+
+def _unchanged(images: ImageTable, survey: Survey) -> Sequence[int]:
+    """Rows of the images whose bytes are what the store has seen."""
+    return [row for row, key in enumerate(survey.keys) if row < len(images) and images.keys[row] == key]
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool | list) or value is None

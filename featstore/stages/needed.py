@@ -1,0 +1,75 @@
+"""Make whatever is missing between the images and the maps that somebody asks for: latents, noisy latents, maps."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from featstore.backbone.layers import check_layers, check_timesteps
+from featstore.backbone.model import Model, open_model
+from featstore.datasets.records import Dataset
+from featstore.errors import ImageError, StoreError
+from featstore.progress import Progress
+from featstore.prompts.text import TextPrompt
+from featstore.stages.compute import Compute
+from featstore.stages.latents import encode_images
+from featstore.stages.maps import MapPlan, extract_maps, extractor_of, plan_maps
+from featstore.stages.noisy import add_noise
+from featstore.store.keys import Extractor
+from featstore.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class MadeMaps:
+    """extractor: under whose name the maps lie. encoded: images that went through the VAE. images_times_timesteps: that
+    UNet passes were made for. bad: images that could not be read, whose maps are missing."""
+
+    extractor: Extractor
+    encoded: int
+    images_times_timesteps: int
+    bad: tuple[ImageError, ...]
+
+
+def require_maps(
+    store: Store,
+    dataset: Dataset,
+    rows: Sequence[int],
+    wanted: Iterable[tuple[int, int]],
+    prompt: TextPrompt,
+    ensemble: int,
+    compute: Compute,
+    progress: Progress,
+) -> MadeMaps:
+    """Cache the maps (layer, timestep) in `wanted` of the images of `rows`; what is cached already is left alone.
+
+    No weights are loaded where nothing is missing, and no model is looked for. Raises `ModelError` for an impossible
+    layer or timestep or a model out of reach, `StoreError` where the model at hand is not the store's.
+    """
+    pairs = list(wanted)
+    check_layers([layer for layer, _ in pairs])
+    check_timesteps([timestep for _, timestep in pairs])
+    extractor = extractor_of(store, prompt, ensemble, compute)
+    plan = plan_maps(store, extractor, rows, pairs)
+    if not plan.rows:
+        return MadeMaps(extractor, 0, 0, ())
+    model = model_of(store)
+    lacking = sorted({row for part in plan.rows.values() for row in part})
+    encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
+    unreadable = {store.images.row(error.image_id) for error in bad}
+    plan = MapPlan(
+        plan.layers,
+        {step: tuple(row for row in part if row not in unreadable) for step, part in plan.rows.items()},
+    )
+    for timestep, part in plan.rows.items():
+        add_noise(store, model.location, part, [timestep], ensemble, progress)
+    extract_maps(store, model.location, extractor, prompt, plan, compute, progress)
+    return MadeMaps(extractor, encoded, plan.images, tuple(bad))
+
+
+def model_of(store: Store) -> Model:
+    """The model that a store was made with, at hand. Raises `StoreError` where another lies in its place now."""
+    model = open_model(store.header.model_id, store.header.model_revision)
+    if model.fingerprint != store.header.model_fingerprint:
+        raise StoreError(
+            f"{store.path} was made with {store.header.model_id} (fingerprint {store.header.model_fingerprint[:8]}), "
+            f"but what lies there now has fingerprint {model.fingerprint[:8]}: rebuild the store, or restore the model."
+        )
+    return model

@@ -1,0 +1,64 @@
+"""Stage 1, second half: noise is added to the cached latents at each timestep, and kept. No network is run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featstore.backbone.load import load_scheduler
+from featstore.backbone.location import ModelLocation
+from featstore.backbone.noise import noise
+from featstore.progress import Progress
+from featstore.store.rows import Row
+from featstore.store.store import Store
+
+
+def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) -> list[Row]:
+    """(image row, draw) of the noisy latents at `timestep` that are not cached, draws 0..draws-1."""
+    wanted = [(row, draw) for row in rows for draw in range(draws)]
+    array = store.noisy(timestep)
+    if array is None:
+        return [*wanted]
+    present = array.present()
+    return [(row, draw) for row, draw in wanted if draw >= present.shape[1] or not present[row, draw]]
+
+
+def add_noise(
+    store: Store,
+    location: ModelLocation,
+    rows: Sequence[int],
+    timesteps: Sequence[int],
+    draws: int,
+    progress: Progress,
+) -> int:
+    """Noisy latents of the images of `rows` at each timestep, `draws` draws each: how many were made.
+
+    The noise of a draw depends on (seed, image key, timestep, draw) alone. Latents of `rows` must be cached.
+    """
+    missing = {timestep: missing_noisy(store, rows, timestep, draws) for timestep in timesteps}
+    total = sum(len(part) for part in missing.values())
+    if total == 0:
+        return 0
+    scheduler = load_scheduler(location)
+    latents = store.latents()
+    progress.start("adding noise", total, "latents")
+    for timestep, part in missing.items():
+        array = store.require_noisy(timestep, draws)
+        last, clean = -1, np.empty(0, dtype=np.float32)
+        for row, draw in part:
+            if row != last:  # the draws of an image follow one another
+                last, clean = row, latents.read((row,)).astype(np.float32)
+            array.write((row, draw), _noisy(scheduler, store, clean, row, timestep, draw))
+            progress.advance()
+    return total
+
+
+def _noisy(
+    scheduler: object, store: Store, clean: NDArray[np.float32], row: int, timestep: int, draw: int
+) -> NDArray[np.float32]:
+    drawn = noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
+    mixed: torch.Tensor = scheduler.add_noise(  # type: ignore[attr-defined]
+        torch.from_numpy(clean)[None], torch.from_numpy(drawn)[None], torch.tensor([timestep])
+    )
+    return mixed[0].numpy()

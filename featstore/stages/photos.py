@@ -1,0 +1,105 @@
+"""Maps of two or more photographs that belong to no dataset and no store, kept in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae_encoder
+from featstore.backbone.model import Model
+from featstore.backbone.noise import noise, posterior_noise
+from featstore.backbone.unet import CutUNet
+from featstore.backbone.vae import Latents, encode
+from featstore.datasets.pixels import decode, image_key, resize_to_square
+from featstore.datasets.records import ImageRecord
+from featstore.errors import DatasetError
+from featstore.progress import Progress
+from featstore.prompts.text import encode_texts
+from featstore.stages.batches import chunks
+from featstore.stages.compute import Compute
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photograph from a file: its original pixels, and the hash that keys its noise."""
+
+    name: str
+    key: str
+    picture: Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoSettings:
+    """image_size: S in pixels. latents, seed, ensemble: as in a store. text: the whole prompt."""
+
+    image_size: int
+    latents: Latents
+    seed: int
+    ensemble: int
+    text: str
+
+
+def open_photo(path: Path) -> Photo:
+    """Read a photograph. Raises `DatasetError` where the file is missing, `ImageError` where it cannot be decoded."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"The image {path} cannot be read: {error.strerror}.") from error
+    record = ImageRecord(id=str(path), category="", file=str(path))
+    return Photo(path.name, image_key(record, data), decode(record, data))
+
+
+def photo_maps(
+    model: Model,
+    photos: Sequence[Photo],
+    wanted: Sequence[tuple[int, int]],
+    settings: PhotoSettings,
+    compute: Compute,
+    progress: Progress,
+) -> list[Mapping[tuple[int, int], Tensor]]:
+    """For each photograph its maps (C, h, w), float32, by (layer, timestep): the same as a store would hold."""
+    side = model.latent_side(settings.image_size)
+    shape = (model.latent_channels, side, side)
+    steps = {timestep: [layer for layer, step in wanted if step == timestep] for _, timestep in wanted}
+    progress.start("extracting features", len(photos) * (1 + len(steps) * settings.ensemble), "passes")
+    vae = load_vae_encoder(model.location, compute.device, compute.dtype)
+    latents = [_latents(vae, photo, shape, settings, compute) for photo in photos]
+    progress.advance(len(photos))
+    scheduler = load_scheduler(model.location)
+    encoder = load_text_encoder(model.location, compute.device, compute.dtype)
+    prompt = encode_texts(load_tokenizer(model.location), encoder, [settings.text])  # (1, 77, D)
+    unet = CutUNet(load_unet(model.location, compute.device, compute.dtype), max(layer for layer, _ in wanted))
+    found: list[Mapping[tuple[int, int], Tensor]] = []
+    for photo, clean in zip(photos, latents, strict=True):
+        maps: dict[tuple[int, int], Tensor] = {}
+        for timestep, layers in steps.items():
+            sums: dict[int, Tensor] = {}
+            for draws in chunks(range(settings.ensemble), compute.batch_size):
+                drawn = torch.from_numpy(
+                    np.stack([noise(settings.seed, photo.key, timestep, draw, shape) for draw in draws])
+                )
+                noisy = scheduler.add_noise(clean.expand_as(drawn), drawn, torch.full((len(draws),), timestep))
+                with torch.no_grad():
+                    taps = unet.tap(noisy.to(compute.device), timestep, prompt.expand(len(draws), -1, -1), layers)
+                for layer, features in taps.items():
+                    sums[layer] = sums.get(layer, torch.zeros(())) + features.float().sum(dim=0).cpu()
+                progress.advance(len(draws))
+            maps |= {(layer, timestep): total / settings.ensemble for layer, total in sums.items()}
+        found.append(maps)
+    return found
+
+
+def _latents(
+    vae: AutoencoderKL, photo: Photo, shape: tuple[int, int, int], settings: PhotoSettings, compute: Compute
+) -> Tensor:
+    """(1, 4, h, w), float32, on the CPU."""
+    pixels = torch.from_numpy(resize_to_square(photo.picture, settings.image_size))[None].to(compute.device)
+    drawn = None
+    if settings.latents is Latents.SAMPLE:
+        drawn = torch.from_numpy(posterior_noise(settings.seed, photo.key, shape))[None].to(compute.device)
+    return encode(vae, pixels, drawn).cpu()

@@ -1,0 +1,104 @@
+"""The store's header: what was cached, by what and how. It prints itself into the root group's attributes and reads
+itself back; two headers that disagree are told apart in one sentence (DESIGN section 5)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Self
+
+from featstore.backbone.vae import Latents
+from featstore.errors import StoreError
+
+FORMAT = "dualsd"
+VERSION = 1
+STORED_DTYPE = "float16"
+
+
+def creator_version() -> str:
+    """The version of dualsd that writes."""
+    try:
+        return version("dualsd")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHeader:
+    """Everything up to the UNet's input that shapes the cached arrays.
+
+    dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
+    model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its configuration. seed: of all noise.
+    creator: version of dualsd that made the store.
+    """
+
+    dataset: str
+    dataset_root: str | None
+    model_id: str
+    model_revision: str | None
+    model_fingerprint: str
+    image_size: int
+    latents: Latents
+    scheduler: Mapping[str, Any]
+    seed: int
+    creator: str = field(default_factory=creator_version)
+
+    def to_attributes(self) -> dict[str, Any]:
+        """The root group's attributes."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "dataset": {"name": self.dataset, "root": self.dataset_root},
+            "model": {"id": self.model_id, "revision": self.model_revision, "fingerprint": self.model_fingerprint},
+            "preprocessing": {"size": self.image_size, "resize": "bilinear, antialiased, aspect ratio not kept"},
+            "latents": self.latents.value,
+            "scheduler": dict(self.scheduler),
+            "seed": self.seed,
+            "dtype": STORED_DTYPE,
+            "creator": self.creator,
+        }
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> Self:
+        """Read a header. Raises `StoreError` where `attributes` are not a dualsd store's, or a newer version's."""
+        if attributes.get("format") != FORMAT:
+            raise StoreError(f"{where} is no dualsd store: its attributes do not name the format {FORMAT!r}.")
+        found = attributes.get("version")
+        if not isinstance(found, int) or found > VERSION:
+            raise StoreError(
+                f"{where} has store version {found}, written by dualsd {attributes.get('creator', 'unknown')}; this "
+                f"dualsd {creator_version()} reads up to version {VERSION}: upgrade it."
+            )
+        try:
+            model, dataset = attributes["model"], attributes["dataset"]
+            return cls(
+                dataset=str(dataset["name"]),
+                dataset_root=dataset["root"],
+                model_id=str(model["id"]),
+                model_revision=model["revision"],
+                model_fingerprint=str(model["fingerprint"]),
+                image_size=int(attributes["preprocessing"]["size"]),
+                latents=Latents(attributes["latents"]),
+                scheduler=dict(attributes["scheduler"]),
+                seed=int(attributes["seed"]),
+                creator=str(attributes["creator"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{where} has a damaged header: {error!r}.") from error
+
+    def check_same(self, asked: "StoreHeader", where: str) -> None:
+        """Raise `StoreError`, naming both sides, where `asked` would cache other arrays than this store holds."""
+        sides: list[tuple[str, Any, Any]] = [
+            ("dataset", self.dataset, asked.dataset),
+            ("image size", self.image_size, asked.image_size),
+            ("latents", self.latents.value, asked.latents.value),
+            ("seed", self.seed, asked.seed),
+            ("noise schedule", dict(self.scheduler), dict(asked.scheduler)),
+        ]
+        if self.model_fingerprint != asked.model_fingerprint:
+            raise StoreError(
+                f"{where} was made with the model {self.model_id} (fingerprint {self.model_fingerprint[:8]}), not "
+                f"{asked.model_id} (fingerprint {asked.model_fingerprint[:8]}): name another --store."
+            )
+        for what, mine, theirs in sides:
+            if mine != theirs:
+                raise StoreError(f"{where} was made with {what} {mine}, not {theirs}: name another --store.")

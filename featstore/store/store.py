@@ -1,0 +1,133 @@
+"""Open or make a store: header, table of images and arrays of rows in one place (DESIGN section 5)."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.errors import GroupNotFoundError
+
+from featstore.errors import StoreError
+from featstore.store.images import ImageTable, read_images, write_images
+from featstore.store.keys import LATENTS, MAPS, NOISY, Extractor, map_path, noisy_path
+from featstore.store.rows import RowArray, open_rows, require_rows
+from featstore.store.schema import STORED_DTYPE, StoreHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An open store. `path`: its folder, as the user named it."""
+
+    path: Path
+    group: zarr.Group
+    header: StoreHeader
+    images: ImageTable
+
+    def latents(self) -> RowArray:
+        """(N, 4, h, w), ready for `add_noise`."""
+        found = open_rows(self.group, LATENTS, leading=1)
+        if found is None:
+            raise StoreError(f"{self.path} has no latents: delete it and run `dualsd cache build` again.")
+        return found
+
+    def noisy(self, timestep: int) -> RowArray | None:
+        """(N, E, 4, h, w) noisy latents at a timestep, None where none were made."""
+        return open_rows(self.group, noisy_path(timestep), leading=2)
+
+    def require_noisy(self, timestep: int, draws: int) -> RowArray:
+        """The same, made or grown to `draws` draws an image."""
+        array = require_rows(
+            self.group, noisy_path(timestep), (len(self.images), draws), self.latents().row_shape, STORED_DTYPE
+        )
+        array.grow(draws)
+        return array
+
+    def maps(self, extractor: Extractor, layer: int, timestep: int) -> RowArray | None:
+        """(N, C, h, w) maps of an extractor, None where none were made."""
+        return open_rows(self.group, map_path(extractor, layer, timestep), leading=1)
+
+    def require_maps(self, extractor: Extractor, layer: int, timestep: int, shape: tuple[int, int, int]) -> RowArray:
+        """The same, made where missing, each map of `shape` (C, h, w); the extractor's group says what it is."""
+        group = self.group.require_group(f"{MAPS}/{extractor.key}")
+        if not group.attrs:
+            group.attrs.update(extractor.describe())
+        path = map_path(extractor, layer, timestep)
+        return require_rows(self.group, path, (len(self.images),), shape, STORED_DTYPE)
+
+    def arrays(self) -> dict[str, RowArray]:
+        """Every array of rows by its path: latents, noisy latents, maps."""
+        found = {LATENTS: self.latents()}
+        for kind, leading in ((NOISY, 2), (MAPS, 1)):
+            group = self.group.get(kind)
+            if isinstance(group, zarr.Group):
+                found |= {
+                    f"{kind}/{name}": RowArray(member, leading)
+                    for name, member in sorted(group.members(max_depth=None))
+                    if isinstance(member, zarr.Array)
+                }
+        return found
+
+
+def open_store(path: Path) -> Store:
+    """Open an existing store. Raises `StoreError` where there is none, or none that this version can read."""
+    group = _open_group(path)
+    if group is None:
+        raise StoreError(f"There is no store at {path}: make one with `dualsd cache build --store {path}`.")
+    header = StoreHeader.from_attributes(group.attrs.asdict(), str(path))
+    return Store(path, group, header, read_images(group, str(path)))
+
+
+def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_shape: tuple[int, int, int]) -> Store:
+    """Make a store with no latents yet. It appears at `path` whole or not at all."""
+    if path.exists():
+        raise StoreError(f"{path} exists already and is no dualsd store: name another --store.")
+    making = path.with_name(f"{path.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        making.parent.mkdir(parents=True, exist_ok=True)
+        group = zarr.create_group(making, attributes=header.to_attributes())
+        write_images(group, images)
+        require_rows(group, LATENTS, (len(images),), latent_shape, STORED_DTYPE)
+        making.rename(path)
+    except OSError as error:
+        raise StoreError(f"The store {path} cannot be made: {error}.") from error
+    return open_store(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether something lies at `path`. Raises `StoreError` where it is not a dualsd store."""
+    if not path.exists():
+        return False
+    open_store(path)
+    return True
+
+
+def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> tuple[Store, int]:
+    """Forget every row of the images whose key changed, then record the new keys: (the store, how many changed).
+
+    In that order, so that a run killed in between finds them stale again.
+    """
+    stale = [row for row, (old, new) in enumerate(zip(store.images.keys, keys, strict=True)) if old != new]
+    if not stale:
+        return store, 0
+    for array in store.arrays().values():
+        for row in stale:
+            if len(array.rows_shape) == 1:
+                array.delete((row,))
+            else:
+                for draw in range(array.rows_shape[1]):
+                    array.delete((row, draw))
+    table = store.images.with_contents(keys, sizes)
+    write_images(store.group, table)
+    return Store(store.path, store.group, store.header, table), len(stale)
+
+
+def _open_group(path: Path) -> zarr.Group | None:
+    if not path.exists():
+        return None
+    try:
+        return zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+    except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error

@@ -1,0 +1,41 @@
+"""What a store holds, array by array."""
+
+from dataclasses import dataclass
+
+from featstore.store.keys import MAPS
+from featstore.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySummary:
+    """path: in the store. row_shape: of one row. rows: that could be there; present: that are. bytes: on disk.
+    what: the extractor of maps in words, else empty."""
+
+    path: str
+    row_shape: tuple[int, ...]
+    rows: int
+    present: int
+    bytes: int
+    what: str
+
+
+def summarise(store: Store) -> list[ArraySummary]:
+    """Every array of rows; rows are listed, none is read."""
+    found = []
+    for path, array in store.arrays().items():
+        present = array.present()
+        count = int(present.sum())
+        found.append(
+            ArraySummary(path, array.row_shape, present.size, count, count * array.row_bytes, _what(store, path))
+        )
+    return found
+
+
+def _what(store: Store, path: str) -> str:
+    kind, _, rest = path.partition("/")
+    if kind != MAPS:
+        return ""
+    attributes = store.group[f"{MAPS}/{rest.split('/')[0]}"].attrs.asdict()
+    prompt = attributes.get("prompt")
+    words = prompt.get("template", prompt.get("kind")) if isinstance(prompt, dict) else "unknown prompt"
+    return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}"

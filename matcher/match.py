@@ -1,0 +1,84 @@
+"""Match points between two images whose final maps are given: the plain version, one pair at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from matcher.correlation import BETA, correlate
+from matcher.errors import MatchError
+from matcher.geometry import Geometry, cells_to_pixels, pixels_to_cells
+from matcher.readout import (
+    SIGMA,
+    Readout,
+    blend_nearest,
+    integer_neighbours,
+    kernel_soft_argmax,
+    nearest,
+    soft_argmax,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MatchSettings:
+    """How maps become matches; recorded with every result.
+
+    image_size: side S of the resized image in pixels. geometry: pixel to cell. upsample: factor on the finest map's
+    size. upsample_align: geometry of the upsampling. beta: softmax temperature. sigma: kernel width in cells.
+    """
+
+    image_size: int
+    geometry: Geometry = Geometry.CORNERS
+    upsample: int = 1
+    upsample_align: Geometry = Geometry.CORNERS
+    beta: float = BETA
+    sigma: float = SIGMA
+
+    def __post_init__(self) -> None:
+        if self.image_size < 2:
+            raise MatchError(f"An image size of {self.image_size} pixels is too small: it must be at least 2.")
+        if self.upsample < 1:
+            raise MatchError(f"Maps cannot be upsampled {self.upsample} times: the factor must be at least 1.")
+
+
+def match_points(
+    source: Tensor, target: Tensor, points: Tensor, readouts: Sequence[Readout], settings: MatchSettings
+) -> dict[Readout, Tensor]:
+    """Where each source point lies in the target, by each readout.
+
+    source, target: final maps (C, h, w) and (C, H, W), see `matcher.fusion.fuse`. points: (n, 2), (x, y) in pixels of
+    the resized frame. Returns (n, 2) in pixels of the resized frame, a readout.
+
+    Raises `MatchError` where the maps' channels differ.
+    """
+    if source.shape[0] != target.shape[0]:
+        raise MatchError(
+            f"The source map has {source.shape[0]} channels and the target map {target.shape[0]}: "
+            "both must come from the same layers of the same model."
+        )
+    source_size, target_size = _size(source), _size(target)
+    points = points.to(source)
+    cells = pixels_to_cells(points, settings.image_size, source_size, settings.geometry)
+    correlation = correlate(source, cells, target)  # (n, H, W)
+
+    def read(readout: Readout) -> Tensor:
+        match readout:
+            case Readout.NN:
+                return nearest(correlation)
+            case Readout.BILINEAR:
+                corners, weights = integer_neighbours(cells, source_size)
+                around = correlate(source, corners.flatten(0, 1), target).unflatten(0, (-1, 4))  # (n, 4, H, W)
+                return blend_nearest(around, weights)
+            case Readout.SOFTMAX:
+                return soft_argmax(correlation, settings.beta)
+            case Readout.KERNELSOFTMAX:
+                return kernel_soft_argmax(correlation, settings.beta, settings.sigma)
+
+    return {
+        readout: cells_to_pixels(read(readout), settings.image_size, target_size, settings.geometry)
+        for readout in readouts
+    }
+
+
+def _size(features: Tensor) -> tuple[int, int]:
+    return features.shape[-2], features.shape[-1]

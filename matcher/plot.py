@@ -1,0 +1,96 @@
+"""Pictures of matches. The only place that imports matplotlib, and only when a picture is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Picture = NDArray[np.uint8]
+"""An image, (h, w, 3), as shown (the original aspect ratio)."""
+
+
+def draw_matches(
+    file: Path,
+    source: Picture,
+    target: Picture,
+    source_points: NDArray[np.float32],
+    target_points: NDArray[np.float32],
+    names: tuple[str, str],
+) -> None:
+    """Two images side by side, numbered points in matching colours, a line a pair; points (n, 2) in pixels of the
+    images given. Writes `file` in the format that its ending names."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import ConnectionPatch
+
+    ratios = [source.shape[1] / source.shape[0], target.shape[1] / target.shape[0]]
+    figure = Figure(figsize=(4.4 * sum(ratios) + 0.2, 4.7), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=ratios)
+    for axes, picture, name in zip((left, right), (source, target), names, strict=True):
+        _show(axes, picture, name)
+    for index, (start, end, colour) in enumerate(
+        zip(source_points, target_points, _colours(len(source_points)), strict=True), start=1
+    ):
+        _mark(left, start, index, colour)
+        _mark(right, end, index, colour)
+        figure.add_artist(
+            ConnectionPatch(
+                tuple(start), tuple(end), "data", "data", axesA=left, axesB=right, color=colour, alpha=0.45, lw=1
+            )
+        )
+    figure.savefig(file)
+
+
+def draw_heatmaps(
+    file: Path,
+    source: Picture,
+    target: Picture,
+    source_points: NDArray[np.float32],
+    target_points: NDArray[np.float32],
+    correlations: NDArray[np.float32],
+) -> None:
+    """A row a point: the source with the point, and the target under the point's correlation (n, h, w), whose scale
+    is shown beside it. Points (n, 2) in pixels of the images given."""
+    from matplotlib.figure import Figure
+
+    rows = len(source_points)
+    height = 3.2
+    ratios = [source.shape[1] / source.shape[0], target.shape[1] / target.shape[0]]
+    figure = Figure(figsize=(height * sum(ratios) + 1, (height + 0.3) * rows), dpi=110, layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False, width_ratios=ratios)
+    extent = (-0.5, target.shape[1] - 0.5, target.shape[0] - 0.5, -0.5)
+    for index, colour in enumerate(_colours(rows)):
+        left, right = grid[index]
+        _show(left, source, f"point {index + 1}")
+        _mark(left, source_points[index], index + 1, colour)
+        _show(right, target, "correlation over the target")
+        layer = right.imshow(correlations[index], extent=extent, alpha=0.6, cmap="inferno", interpolation="bilinear")
+        _mark(right, target_points[index], index + 1, colour)
+        figure.colorbar(layer, ax=right, label="cosine", shrink=0.85)
+    figure.savefig(file)
+
+
+def _show(axes: Axes, picture: Picture, title: str) -> None:
+    axes.imshow(picture)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+
+
+def _mark(axes: Axes, point: NDArray[np.float32], number: int, colour: tuple[float, float, float, float]) -> None:
+    x, y = float(point[0]), float(point[1])
+    axes.plot(x, y, "o", ms=9, mfc=colour, mec="white", mew=1.2)
+    # Luminance decides between black and white figures, so that numbers stay readable on every colour.
+    luminance = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
+    axes.text(x, y, str(number), ha="center", va="center", fontsize=6, color="black" if luminance > 0.5 else "white")
+
+
+def _colours(count: int) -> list[tuple[float, float, float, float]]:
+    from matplotlib import colormaps
+
+    palette = colormaps["turbo"]
+    return [palette(0.08 + 0.84 * index / max(count - 1, 1)) for index in range(count)]

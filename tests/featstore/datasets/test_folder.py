@@ -1,0 +1,131 @@
+"""Anybody's photographs."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featstore.datasets.folder import FolderDataset
+from featstore.datasets.records import Dataset, ImageRecord, ThetaRule
+from featstore.errors import DatasetError
+
+HEADER = "image,name,x,y"
+
+
+def test_images(folder_root: Path) -> None:
+    dataset: Dataset = FolderDataset(folder_root)
+    assert dataset.name == "folder"
+    assert dataset.splits == ("test",)
+    assert dataset.theta_rule is ThetaRule.IMAGE
+    images = dataset.images()
+    assert images == (
+        ImageRecord("cat/a", "cat", "cat/a.jpg"),
+        ImageRecord("dog/a", "dog", "dog/a.jpg"),
+        ImageRecord("dog/b", "dog", "dog/b.PNG"),
+        ImageRecord("dog/c.d", "dog", "dog/c.d.webp"),
+    )
+    assert dataset.read(images[2]) == (folder_root / "dog" / "b.PNG").read_bytes()
+
+
+def test_all_pairs_that_share_a_keypoint(folder_root: Path) -> None:
+    there, back = FolderDataset(folder_root).pairs("test")
+    assert (there.source, there.target, there.category, there.names) == ("dog/a", "dog/b", "dog", ("nose",))
+    np.testing.assert_array_equal(there.source_points, [[3.5, 4]])
+    np.testing.assert_array_equal(there.target_points, [[5, 6]])
+    assert (back.source, back.target) == ("dog/b", "dog/a")
+
+
+def test_listed_pairs_keep_the_lists_order(folder_root: Path) -> None:
+    (folder_root / "pairs.csv").write_text("source,target\ndog/b.PNG,dog/a\ndog/a.jpg,dog/b\ndog/b,dog/a.jpg\n")
+    pairs = FolderDataset(folder_root).pairs("test")
+    assert [(pair.source, pair.target) for pair in pairs] == [
+        ("dog/b", "dog/a"),
+        ("dog/a", "dog/b"),
+        ("dog/b", "dog/a"),
+    ]
+
+
+def test_stems_with_dots(folder_root: Path) -> None:
+    (folder_root / "keypoints.csv").write_text(f"{HEADER}\ndog/c.d,eye,1,2\ndog/c.d.webp,nose,1,2\ndog/a,eye,1,1\n")
+    there, _ = FolderDataset(folder_root).pairs("test")
+    assert (there.source, there.target, there.names) == ("dog/a", "dog/c.d", ("eye",))
+
+
+def test_images_without_keypoints(folder_root: Path) -> None:
+    (folder_root / "keypoints.csv").unlink()
+    dataset = FolderDataset(folder_root)
+    assert len(dataset.images()) == 4
+    with pytest.raises(DatasetError, match=r"has no keypoints\.csv.*should hold the header image,name,x,y"):
+        dataset.pairs("test")
+
+
+def test_unknown_split(folder_root: Path) -> None:
+    with pytest.raises(DatasetError, match="no split 'trn', it has test"):
+        FolderDataset(folder_root).pairs("trn")
+
+
+def test_one_stem_twice(folder_root: Path) -> None:
+    (folder_root / "dog" / "a.png").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"dog/a\.jpg and .*dog/a\.png would both be the image dog/a; rename"):
+        FolderDataset(folder_root).images()
+
+
+def test_no_images(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"has no sub-folder with images \(\.jpg .*put the images in sub-folders"):
+        FolderDataset(tmp_path).images()
+
+
+def test_missing_root(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"none cannot be listed \(.*No such file"):
+        FolderDataset(tmp_path / "none").images()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.uname().sysname == "Darwin", reason="file names are bytes on Linux only")
+def test_names_that_are_no_text(folder_root: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder_root) + b"/dog/\xff.jpg")).write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"the name 'dog/\\udcff\.jpg' in .* is no plain text; rename"):
+        FolderDataset(folder_root).images()
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (["image,name,x", "dog/a,eye,1"], "has no column y"),
+        ([HEADER], "has no rows"),
+        ([HEADER, "dog/none,eye,1,2"], "line 2: names the image 'dog/none', which is not there"),
+        ([HEADER, "../dog/a,eye,1,2"], r"line 2: names the image '\.\./dog/a', which is not there"),
+        ([HEADER, "dog/a,eye,1,nan"], "line 2: y is 'nan', which is no finite number"),
+        ([HEADER, "dog/a,eye,left,2"], "line 2: x is 'left', which is no finite number"),
+        ([HEADER, "dog/a,,1,2"], "line 2: the column name is empty"),
+        ([HEADER, "dog/a,eye,1,2", "", "dog/a.jpg,eye,3,4"], "line 4: the keypoint 'eye' of dog/a is there .* line 2"),
+        ([HEADER, "dog/a,eye,1,2", "cat/a,eye,1,2"], "no two images of one category share a keypoint's name"),
+    ],
+)
+def test_malformed_keypoints(folder_root: Path, rows: list[str], sentence: str) -> None:
+    path = folder_root / "keypoints.csv"
+    path.write_text("\n".join(rows))
+    with pytest.raises(DatasetError, match=sentence) as caught:
+        FolderDataset(folder_root).pairs("test")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (["source", "dog/a"], "has no column target"),
+        (["source,target", "dog/a,dog/z"], "line 2: names the image 'dog/z', which is not there"),
+        (["source,target", "dog/a,cat/a"], "line 2: pairs dog/a with cat/a, which is of another category"),
+        (["source,target", "dog/a,dog/c.d"], "line 2: the pair dog/a -> dog/c.d has no common keypoint in .*keypoints"),
+    ],
+)
+def test_malformed_pairs(folder_root: Path, rows: list[str], sentence: str) -> None:
+    path = folder_root / "pairs.csv"
+    path.write_text("\n".join(rows))
+    with pytest.raises(DatasetError, match=sentence) as caught:
+        FolderDataset(folder_root).pairs("test")
+    assert str(path) in str(caught.value)

@@ -1,0 +1,85 @@
+"""From original pixels to the resized frame, by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featstore.datasets.frame import count_outside, to_resized_frame
+from featstore.datasets.records import Pair, ThetaRule
+from featstore.errors import DatasetError
+
+SOURCE_SIZE, TARGET_SIZE = (200, 100), (50, 400)
+
+
+def make_pair(**changes: Any) -> Pair:
+    fields: dict[str, Any] = {
+        "source": "cat/a",
+        "target": "cat/b",
+        "category": "cat",
+        "source_points": np.array([[20.0, 10.0], [200.0, 50.0]]),
+        "target_points": np.array([[5.0, 40.0], [30.0, 240.0]]),
+        "names": ("eye", "nose"),
+        "target_box": (5.0, 20.0, 45.0, 220.0),
+    }
+    return Pair(**{**fields, **changes})
+
+
+def test_points() -> None:
+    matching = to_resized_frame(make_pair(), ThetaRule.IMAGE, SOURCE_SIZE, TARGET_SIZE, 100)
+    assert (matching.source, matching.target, matching.category) == ("cat/a", "cat/b", "cat")
+    assert matching.source_points.dtype == matching.target_points.dtype == np.float32
+    # x by 100/200, y by 100/100; x = W lands on 100, outside, and is clamped.
+    np.testing.assert_allclose(matching.source_points, [[10, 10], [99 - 1e-4, 50]], rtol=1e-6)
+    np.testing.assert_allclose(matching.target_points, [[10, 10], [60, 60]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "theta"),
+    [
+        (ThetaRule.IMAGE, 100),
+        (ThetaRule.BOX, 80),  # 40 of 50 pixels wide, 200 of 400 high
+        (ThetaRule.KEYPOINTS, 50),  # 25 of 50 wide, 200 of 400 high
+    ],
+)
+def test_theta(rule: ThetaRule, theta: float) -> None:
+    assert to_resized_frame(make_pair(), rule, SOURCE_SIZE, TARGET_SIZE, 100).theta == pytest.approx(theta)
+
+
+def test_theta_is_measured_before_clamping() -> None:
+    pair = make_pair(target_points=np.array([[-10.0, 40.0], [60.0, 40.0]]))
+    matching = to_resized_frame(pair, ThetaRule.KEYPOINTS, SOURCE_SIZE, TARGET_SIZE, 100)
+    assert matching.theta == pytest.approx(140)
+    np.testing.assert_allclose(matching.target_points[:, 0], [1e-4, 99 - 1e-4], rtol=1e-6)
+
+
+def test_the_pair_is_left_alone() -> None:
+    pair = make_pair()
+    to_resized_frame(pair, ThetaRule.IMAGE, SOURCE_SIZE, TARGET_SIZE, 100)
+    np.testing.assert_array_equal(pair.source_points, [[20, 10], [200, 50]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "sentence"),
+    [
+        (
+            {"source_points": np.ones((1, 2)), "target_points": np.ones((1, 2))},
+            ThetaRule.KEYPOINTS,
+            "larger extent of the target's keypoints, but it is 0 pixels",
+        ),
+        ({"target_box": (5.0, 5.0, 5.0, 5.0)}, ThetaRule.BOX, "target's bounding box, but it is 0 pixels"),
+        ({"target_box": (9.0, 9.0, 5.0, 5.0)}, ThetaRule.BOX, "target's bounding box, but it is -1 pixels"),
+        ({"target_box": None}, ThetaRule.BOX, "but the target has no bounding box"),
+    ],
+)
+def test_no_theta(changes: dict[str, Any], rule: ThetaRule, sentence: str) -> None:
+    with pytest.raises(DatasetError, match=rf"pair cat/a -> cat/b: .*{sentence}; correct the annotation"):
+        to_resized_frame(make_pair(**changes), rule, SOURCE_SIZE, TARGET_SIZE, 100)
+
+
+def test_count_outside() -> None:
+    assert count_outside(make_pair(), SOURCE_SIZE, TARGET_SIZE) == 0  # the border itself is inside
+    pair = make_pair(
+        source_points=np.array([[-0.5, 120.0], [20.0, 20.0]]), target_points=np.array([[50.5, 1.0], [1.0, 401.0]])
+    )
+    assert count_outside(pair, SOURCE_SIZE, TARGET_SIZE) == 3

@@ -1,0 +1,228 @@
+"""PF-Pascal's adapter on synthetic trees in both published layouts."""
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featstore.datasets.keypoint_mat import read_keypoints
+from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset
+from featstore.datasets.records import Dataset, ImageRecord, ThetaRule
+from featstore.errors import DatasetError, ImageError
+
+HEADER = "source_image,target_image,class"
+A, B = (f"PF-dataset-PASCAL/JPEGImages/2008_00000{number}.jpg" for number in (1, 2))
+
+
+def mat(root: Path, number: int = 2) -> Path:
+    return root / "PF-dataset-PASCAL" / "Annotations" / "aeroplane" / f"2008_00000{number}.mat"
+
+
+def test_categories() -> None:
+    assert len(CATEGORIES) == 20
+    assert list(CATEGORIES) == sorted(CATEGORIES)
+
+
+def test_images_of_all_splits(pascal_root: Path) -> None:
+    dataset: Dataset = PfPascalDataset(pascal_root)
+    assert dataset.name == "pf-pascal"
+    assert dataset.splits == ("trn", "val", "test")
+    assert dataset.theta_rule is ThetaRule.IMAGE
+    file = "PF-dataset-PASCAL/JPEGImages/2008_000001.jpg"
+    images = dataset.images()
+    assert images[:2] == (
+        ImageRecord("aeroplane/2008_000001", "aeroplane", file),
+        ImageRecord("aeroplane/2008_000001~mirrored", "aeroplane", file, mirrored=True),
+    )
+    assert [image.id for image in images[2:]] == ["aeroplane/2008_000002", "aeroplane/2008_000002~mirrored"]
+    assert dataset.read(images[1]) == (pascal_root / file).read_bytes()
+
+
+def test_absent_keypoints_are_dropped_on_both_sides(pascal_root: Path) -> None:
+    (pair,) = PfPascalDataset(pascal_root).pairs("test")
+    assert (pair.source, pair.target, pair.category) == ("aeroplane/2008_000001", "aeroplane/2008_000002", "aeroplane")
+    np.testing.assert_array_equal(pair.source_points, [[1.5, 2], [30, 10]])
+    np.testing.assert_array_equal(pair.target_points, [[7, 8], [11, 12.5]])
+    assert pair.names == ("1", "3")
+    assert pair.target_box is None
+    (reverse,) = PfPascalDataset(pascal_root).pairs("val")
+    np.testing.assert_array_equal(reverse.source_points, pair.target_points)
+
+
+def test_mirrored_pairs(pascal_root: Path) -> None:
+    plain, mirrored = PfPascalDataset(pascal_root).pairs("trn")
+    assert plain.source == "aeroplane/2008_000001"
+    assert (mirrored.source, mirrored.target) == ("aeroplane/2008_000001~mirrored", "aeroplane/2008_000002~mirrored")
+    # W - x: the source is 40 pixels wide, the target 60.
+    np.testing.assert_array_equal(mirrored.source_points, [[38.5, 2], [10, 10]])
+    np.testing.assert_array_equal(mirrored.target_points, [[53, 8], [49, 12.5]])
+    np.testing.assert_array_equal(plain.source_points, [[1.5, 2], [30, 10]])
+    ids = {image.id for image in PfPascalDataset(pascal_root).images()}
+    assert {mirrored.source, mirrored.target, plain.source, plain.target} <= ids
+
+
+def test_lists_inside_the_data_folder(pascal_folder: Path) -> None:
+    for root, prefix in ((pascal_folder, ""), (pascal_folder.parent, "PF-dataset-PASCAL/")):
+        dataset = PfPascalDataset(root)
+        assert dataset.splits == ("val", "test")
+        assert [image.file for image in dataset.images()] == [
+            f"{prefix}JPEGImages/2008_000001.jpg",
+            f"{prefix}JPEGImages/2008_000002.jpg",
+        ]
+        (pair,) = dataset.pairs("test")
+        np.testing.assert_array_equal(pair.source_points, [[1.5, 2], [30, 10]])
+        assert dataset.read(dataset.images()[0])
+
+
+def test_each_annotation_is_read_once(pascal_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (pascal_root / "test_pairs.csv").write_text("\n".join([HEADER, *[f"{A},{B},1"] * 7]))
+    loads: list[object] = []
+    original = scipy.io.loadmat
+
+    def counting(*args: Any, **options: Any) -> Any:
+        loads.append(args)
+        return original(*args, **options)
+
+    monkeypatch.setattr(scipy.io, "loadmat", counting)
+    assert len(PfPascalDataset(pascal_root).pairs("test")) == 7
+    assert len(loads) == 2
+
+
+def test_unknown_split(pascal_folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no split 'trn', it has val, test; .*looked for \{trn,val,test\}_pairs"):
+        PfPascalDataset(pascal_folder).pairs("trn")
+
+
+def test_no_list(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"has no \{trn,val,test\}_pairs\.csv beside or in PF-dataset-PASCAL"):
+        PfPascalDataset(tmp_path).images()
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (["source_image,target_image", f"{A},{B}"], r"has no column class \(its header is 'source_image,target_image'"),
+        ([HEADER], "has no rows"),
+        ([], "has no rows"),
+        ([HEADER, f"{A},{B}"], "line 2: it has 2 values where the header names 3 columns"),
+        ([HEADER, f"{A},{B},x"], "line 2: class is 'x', which is no finite number"),
+        ([HEADER, f"{A},{B},nan"], "line 2: class is 'nan', which is no finite number"),
+        ([HEADER, f"{A},{B},0"], r"line 2: class is 0 where 1 \(aeroplane\) to 20"),
+        ([HEADER, f"{A},{B},21"], r"line 2: class is 21 where 1 \(aeroplane\) to 20"),
+        ([HEADER, f"{A},{B},1.5"], r"line 2: class is 1\.5 where"),
+        ([HEADER, f",{B},1"], "line 2: the column source_image is empty"),
+        ([HEADER, f"{A},PF-dataset-PASCAL/JPEGImages/x.jpg,1"], r"line 2: names the image .*/x\.jpg, which is not in"),
+        ([HEADER, f"{A},../../x.jpg,1"], r"line 2: the path '\.\./\.\./x\.jpg' leads out of"),
+        ([HEADER, f"{A},/etc/passwd,1"], "line 2: the path '/etc/passwd' leads out of"),
+        ([HEADER, f"{A},C:\\x.jpg,1"], "line 2: the path .* leads out of"),
+        ([HEADER, f"{A},{B},2"], r"line 2: the annotation .*bicycle.2008_000001\.mat of the image bicycle/2008_000001"),
+        ([f"{HEADER},flip", f"{A},{B},1,2"], "line 2: flip is 2 where 0"),
+        ([f"{HEADER},class", f"{A},{B},1,1"], "names a column twice"),
+        ([HEADER, f'"{A},{B},1'], "is no valid CSV"),
+    ],
+)
+def test_malformed_list(pascal_root: Path, rows: list[str], sentence: str) -> None:
+    path = pascal_root / "test_pairs.csv"
+    path.write_text("\n".join(rows))
+    with pytest.raises(DatasetError, match=sentence) as caught:
+        PfPascalDataset(pascal_root).pairs("test")
+    assert str(path) in str(caught.value)
+
+
+def test_training_list_needs_flip(pascal_root: Path) -> None:
+    (pascal_root / "trn_pairs.csv").write_text(f"{HEADER}\n{A},{B},1\n")
+    with pytest.raises(DatasetError, match=r"trn_pairs\.csv has no column flip"):
+        PfPascalDataset(pascal_root).images()
+
+
+def test_undecodable_list(pascal_root: Path) -> None:
+    (pascal_root / "test_pairs.csv").write_bytes(HEADER.encode() + b"\n\xe9,b,1")
+    with pytest.raises(DatasetError, match="is no UTF-8 text"):
+        PfPascalDataset(pascal_root).images()
+
+
+def test_missing_image(pascal_root: Path) -> None:
+    (pascal_root / B).unlink()
+    with pytest.raises(DatasetError, match=r"trn_pairs\.csv, line 2: names the image .*2008_000002\.jpg"):
+        PfPascalDataset(pascal_root).images()
+
+
+def test_two_files_with_one_id(pascal_root: Path) -> None:
+    shutil.copy(pascal_root / B, (pascal_root / B).with_suffix(".png"))
+    (pascal_root / "test_pairs.csv").write_text(f"{HEADER}\n{A},{B.replace('.jpg', '.png')},1\n")
+    with pytest.raises(
+        DatasetError, match=r"test_pairs\.csv, line 2: .* would both be the image aeroplane/2008_000002"
+    ):
+        PfPascalDataset(pascal_root).images()
+
+
+def test_no_common_keypoint(pascal_root: Path) -> None:
+    scipy.io.savemat(mat(pascal_root), {"kps": np.full((4, 2), np.nan)})
+    with pytest.raises(
+        DatasetError,
+        match=r"test_pairs\.csv, line 2: the pair aeroplane/2008_000001 -> aeroplane/2008_000002 has no keypoint",
+    ):
+        PfPascalDataset(pascal_root).pairs("test")
+
+
+def test_counts_that_disagree(pascal_root: Path) -> None:
+    scipy.io.savemat(mat(pascal_root), {"kps": np.ones((5, 2))})
+    with pytest.raises(DatasetError, match="has 4 keypoints in the source's annotation and 5 in the target's"):
+        PfPascalDataset(pascal_root).pairs("test")
+
+
+def saved(**variables: Any) -> bytes:
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, variables)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is no MATLAB file"),
+        (b"not a mat file" * 20, "is no MATLAB file"),
+        (saved(kps=np.ones((4, 2)))[:150], "is no MATLAB file"),
+        (saved(points=np.ones((4, 2))), "has no variable kps"),
+        (saved(kps=np.ones((4, 3))), r"kps has shape \(4, 3\) and type float64"),
+        (saved(kps="text"), "kps has shape"),
+        (saved(kps=np.ones((4, 2)) * 1j), "type complex128"),
+        (saved(kps=np.array([[1, "a"]], dtype=object)), "type object"),
+        (saved(kps={"x": 1}), "kps has shape"),
+        (saved(kps=scipy.sparse.csc_matrix(np.ones((4, 2)))), "kps has shape"),
+        (saved(kps=np.full((4, 2), np.inf)), "kps holds an infinite coordinate"),
+    ],
+)
+def test_malformed_mat(pascal_root: Path, content: bytes, sentence: str) -> None:
+    mat(pascal_root).write_bytes(content)
+    with pytest.raises(DatasetError, match=sentence) as caught:
+        PfPascalDataset(pascal_root).pairs("test")
+    assert str(mat(pascal_root)) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"junk")])
+def test_mirroring_an_unreadable_image(pascal_root: Path, damage: Callable[[Path], object]) -> None:
+    damage(pascal_root / A)
+    with pytest.raises(ImageError, match="image aeroplane/2008_000001~mirrored"):
+        PfPascalDataset(pascal_root).pairs("trn")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 300), at=st.integers(128, 300), value=st.integers(0, 255))
+def test_nothing_but_dataset_errors_escape(tmp_path: Path, cut: int, at: int, value: int) -> None:
+    content = bytearray(saved(kps=np.array([[1.0, np.nan], [3, 4]]), bbox=np.ones((1, 4))))
+    content[min(at, len(content) - 1)] = value
+    path = tmp_path / "a.mat"
+    path.write_bytes(content[: len(content) - cut])
+    try:
+        read_keypoints(path)
+    except DatasetError as error:
+        assert str(path) in str(error)

@@ -1,0 +1,258 @@
+"""SPair-71k's adapter on a synthetic tree in the published layout."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featstore.datasets.records import Dataset, Difficulty, ImageRecord, ThetaRule
+from featstore.datasets.spair import SpairDataset
+from featstore.datasets.spair_annotation import read_annotation
+from featstore.errors import DatasetError, ImageError
+
+LINE = "000001-2008_002719-2008_004100:aeroplane"
+
+
+def annotation_path(root: Path) -> Path:
+    return root / "PairAnnotation" / "test" / f"{LINE}.json"
+
+
+def test_images_of_all_splits_sorted(spair_root: Path) -> None:
+    dataset: Dataset = SpairDataset(spair_root)
+    assert dataset.name == "spair"
+    assert dataset.splits == ("trn", "val", "test")
+    assert dataset.theta_rule is ThetaRule.BOX
+    images = dataset.images()
+    assert [image.id for image in images] == [
+        "aeroplane/2008_002719",
+        "aeroplane/2008_004100",
+        "cat/2009_000001",
+        "cat/2009_000002",
+    ]
+    assert images[0] == ImageRecord("aeroplane/2008_002719", "aeroplane", "JPEGImages/aeroplane/2008_002719.jpg")
+
+
+def test_images_opens_no_annotation(spair_root: Path) -> None:
+    for path in (spair_root / "PairAnnotation").glob("*/*.json"):
+        path.unlink()
+    assert len(SpairDataset(spair_root).images()) == 4
+
+
+def test_a_pair(spair_root: Path) -> None:
+    (pair,) = SpairDataset(spair_root).pairs("test")
+    assert (pair.source, pair.target, pair.category) == ("aeroplane/2008_002719", "aeroplane/2008_004100", "aeroplane")
+    np.testing.assert_array_equal(pair.source_points, [[3, 4], [10, 12], [20, 15]])
+    np.testing.assert_array_equal(pair.target_points, [[6, 5], [22, 9], [40, 17]])
+    assert pair.source_points.dtype == np.float64
+    assert pair.names == ("0", "3", "7")
+    assert pair.source_box == (1, 2, 30, 20)
+    assert pair.target_box == (5, 3, 45, 18)
+    assert pair.difficulty == Difficulty(viewpoint=2, scale=1, truncation=3, occlusion=0)
+
+
+def test_pairs_keep_the_lists_order(spair_root: Path) -> None:
+    pairs = SpairDataset(spair_root).pairs("trn")
+    assert [pair.source for pair in pairs] == ["cat/2009_000001", "cat/2009_000002"]
+
+
+@pytest.mark.parametrize("colon", ["_", "\uf03a"])
+def test_replaced_colons_in_file_names(spair_root: Path, colon: str) -> None:
+    path = annotation_path(spair_root)
+    path.rename(path.with_name(path.name.replace(":", colon)))
+    assert len(SpairDataset(spair_root).pairs("test")) == 1
+
+
+def test_ambiguous_annotation(spair_root: Path) -> None:
+    path = annotation_path(spair_root)
+    path.with_name(path.name.replace(":", "_")).write_bytes(path.read_bytes())
+    with pytest.raises(DatasetError, match=r"test\.txt, line 1: its annotation is there 2 times, as .* and .*remove"):
+        SpairDataset(spair_root).pairs("test")
+
+
+def test_windows_line_ends_and_byte_order_mark(spair_root: Path) -> None:
+    (spair_root / "Layout" / "large" / "test.txt").write_bytes(b"\xef\xbb\xbf" + LINE.encode() + b"\r\n\r\n")
+    assert len(SpairDataset(spair_root).pairs("test")) == 1
+
+
+def test_flags_are_optional(spair_root: Path, spair_annotation: dict[str, Any]) -> None:
+    for flag in ("viewpoint_variation", "scale_variation", "truncation", "occlusion"):
+        del spair_annotation[flag]
+    annotation_path(spair_root).write_text(json.dumps(spair_annotation))
+    (pair,) = SpairDataset(spair_root).pairs("test")
+    assert pair.difficulty is None
+
+
+def test_integer_ids_become_names(spair_root: Path, spair_annotation: dict[str, Any]) -> None:
+    annotation_path(spair_root).write_text(json.dumps({**spair_annotation, "kps_ids": [0, 3, 7]}))
+    assert SpairDataset(spair_root).pairs("test")[0].names == ("0", "3", "7")
+
+
+def test_read(spair_root: Path) -> None:
+    dataset = SpairDataset(spair_root)
+    image = dataset.images()[0]
+    assert dataset.read(image) == (spair_root / image.file).read_bytes()
+    (spair_root / image.file).unlink()
+    with pytest.raises(ImageError, match=r"image aeroplane/2008_002719 cannot be read from .*No such file") as caught:
+        dataset.read(image)
+    assert caught.value.image_id == "aeroplane/2008_002719"
+
+
+@pytest.mark.parametrize("file", ["../secret.jpg", "/etc/passwd", "JPEGImages/../../x.jpg", "C:\\x.jpg", "a\0b.jpg"])
+def test_read_stays_inside_the_root(spair_root: Path, file: str) -> None:
+    with pytest.raises(DatasetError, match="leads out of the dataset's folder"):
+        SpairDataset(spair_root).read(ImageRecord("cat/x", "cat", file))
+
+
+def test_unknown_split_lists_those_there(spair_root: Path) -> None:
+    (spair_root / "Layout" / "large" / "val.txt").unlink()
+    dataset = SpairDataset(spair_root)
+    assert dataset.splits == ("trn", "test")
+    with pytest.raises(DatasetError, match=r"no split 'val', it has trn, test; .*looked for Layout/large"):
+        dataset.pairs("val")
+
+
+def test_no_list_at_all(tmp_path: Path) -> None:
+    for call in (SpairDataset(tmp_path).images, lambda: SpairDataset(tmp_path).pairs("test")):
+        with pytest.raises(DatasetError, match=r"has no Layout/large/\{trn,val,test\}\.txt; give the folder"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nonsense", "000001-a:cat", "000001-../../x-b:cat", "x-a-b:cat", "000001-a-b:c/../../d", "000001-a-b:"],
+)
+def test_malformed_line(spair_root: Path, line: str) -> None:
+    (spair_root / "Layout" / "large" / "test.txt").write_text(f"{LINE}\n{line}\n")
+    with pytest.raises(DatasetError, match=r"test\.txt, line 2: .* is not <number>-<source>-<target>:<category>"):
+        SpairDataset(spair_root).images()
+
+
+def test_a_category_leads_nowhere_else(spair_root: Path) -> None:
+    (spair_root / "a.jpg").write_bytes(b"x")
+    (spair_root / "Layout" / "large" / "test.txt").write_text("000001-a-a:..\n")
+    with pytest.raises(DatasetError, match=r"names the image JPEGImages/\.\./a\.jpg, which is not in"):
+        SpairDataset(spair_root).images()
+
+
+def test_empty_list(spair_root: Path) -> None:
+    (spair_root / "Layout" / "large" / "test.txt").write_text("\n")
+    with pytest.raises(DatasetError, match=r"test\.txt lists no pairs"):
+        SpairDataset(spair_root).pairs("test")
+
+
+def test_undecodable_list(spair_root: Path) -> None:
+    (spair_root / "Layout" / "large" / "test.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DatasetError, match=r"test\.txt is no UTF-8 text \(byte 0"):
+        SpairDataset(spair_root).images()
+
+
+def test_missing_annotation(spair_root: Path) -> None:
+    annotation_path(spair_root).unlink()
+    with pytest.raises(
+        DatasetError, match=rf"test\.txt, line 1: its annotation .*{re.escape(LINE)}\.json is not there"
+    ):
+        SpairDataset(spair_root).pairs("test")
+
+
+@pytest.mark.parametrize("call", ["images", "pairs"])
+def test_missing_image(spair_root: Path, call: str) -> None:
+    (spair_root / "JPEGImages" / "aeroplane" / "2008_004100.jpg").unlink()
+    dataset = SpairDataset(spair_root)
+    with pytest.raises(
+        DatasetError, match=r"line 1: names the image JPEGImages/aeroplane/2008_004100\.jpg, which is not"
+    ):
+        dataset.images() if call == "images" else dataset.pairs("test")
+
+
+def changed(field: str, value: object) -> Callable[[dict[str, Any]], bytes]:
+    return lambda annotation: json.dumps({**annotation, field: value}).encode()
+
+
+def without(field: str) -> Callable[[dict[str, Any]], bytes]:
+    return lambda annotation: json.dumps({key: annotation[key] for key in annotation if key != field}).encode()
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda _: b"", "is no valid JSON"),
+        (lambda _: b'{"src_kps": [', "is no valid JSON"),
+        (lambda _: b"\xff\xff\xff{", "is no valid JSON"),
+        (lambda _: b"[" * 200_000, "is no valid JSON"),
+        (lambda _: b"[1, 2]", "its content is no JSON object"),
+        (without("src_kps"), "it has no field src_kps"),
+        (without("kps_ids"), "it has no field kps_ids"),
+        (without("occlusion"), "it has no field occlusion"),
+        (changed("src_imname", 3), "src_imname is no text"),
+        (changed("src_imname", "other.jpg"), r"its src_imname is 'other\.jpg' where .*line 1 says '2008_002719\.jpg'"),
+        (changed("trg_imname", "../x.jpg"), r"its trg_imname is '\.\./x\.jpg' where .*line 1 says"),
+        (changed("category", "cat"), "its category is 'cat' where .* says 'aeroplane'"),
+        (changed("kps_ids", "037"), "kps_ids is no list"),
+        (changed("kps_ids", [0, None, 7]), "kps_ids is no list"),
+        (changed("kps_ids", [0, 3, 3]), "kps_ids names a keypoint twice"),
+        (changed("kps_ids", [0, 3]), "src_kps has 3 points where kps_ids has 2"),
+        (changed("trg_kps", [[1, 2], [3, 4]]), "trg_kps has 2 points where kps_ids has 3"),
+        (changed("src_kps", {"a": 1}), "src_kps is no list of points"),
+        (changed("src_kps", [[1, 2], [3, 4], [5]]), "src_kps has a point that is not two finite numbers"),
+        (changed("src_kps", [[1, 2], [3, 4], [5, "6"]]), "src_kps has a point that is not two finite numbers"),
+        (changed("src_kps", [[1, 2], [3, 4], [5, None]]), "src_kps has a point that is not two finite numbers"),
+        (changed("src_kps", [[1, 2], [3, 4], [5, float("nan")]]), "src_kps has a point that is not two finite"),
+        (changed("src_kps", [[1, 2], [3, 4], [5, True]]), "src_kps has a point that is not two finite numbers"),
+        (changed("src_kps", [[1, 2], [3, 4], [5, 10**400]]), "src_kps has a point that is not two finite numbers"),
+        (changed("trg_bndbox", [1, 2, 3]), "trg_bndbox is not four finite numbers"),
+        (changed("trg_bndbox", [1, 2, 3, float("inf")]), "trg_bndbox is not four finite numbers"),
+        (changed("src_bndbox", None), "src_bndbox is not four finite numbers"),
+        (changed("viewpoint_variation", 3), "viewpoint_variation is '3' where 0 to 2 is known"),
+        (changed("truncation", "yes"), "truncation is 'yes' where 0 to 3 is known"),
+        (
+            lambda a: json.dumps({**a, "kps_ids": [], "src_kps": [], "trg_kps": []}).encode(),
+            r"test\.txt, line 1: the pair aeroplane/2008_002719 -> aeroplane/2008_004100 has no common keypoint",
+        ),
+    ],
+)
+def test_malformed_annotation(
+    spair_root: Path, spair_annotation: dict[str, Any], damage: Callable[[dict[str, Any]], bytes], sentence: str
+) -> None:
+    path = annotation_path(spair_root)
+    path.write_bytes(damage(spair_annotation))
+    with pytest.raises(DatasetError, match=sentence) as caught:
+        SpairDataset(spair_root).pairs("test")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.dictionaries(st.sampled_from(["src_kps", "kps_ids", "trg_bndbox", "category", "occlusion"]), JSON),
+    cut=st.integers(0, 2000),
+)
+def test_nothing_but_dataset_errors_escape(
+    tmp_path: Path, spair_annotation: dict[str, Any], changes: dict[str, Any], cut: int
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps({**spair_annotation, **changes}).encode()[:cut])
+    try:
+        read_annotation(path)
+    except DatasetError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_list(spair_root: Path) -> None:
+    (spair_root / "Layout" / "large" / "test.txt").chmod(0)
+    with pytest.raises(DatasetError, match=r"test\.txt cannot be read \(Permission denied\)"):
+        SpairDataset(spair_root).images()
