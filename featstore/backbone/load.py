@@ -21,7 +21,7 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
         dtype = torch.float32
     with _speaking_of(location, "vae"):
         vae = AutoencoderKL.from_pretrained(
-            location.folder, subfolder="vae", use_safetensors=True, local_files_only=True, torch_dtype=dtype
+            location.folder, subfolder="vae", use_safetensors=True, local_files_only=True, dtype=dtype
         )
     vae.decoder = None
     vae.post_quant_conv = None
@@ -32,7 +32,7 @@ def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype)
     """The UNet, frozen; `featstore.backbone.unet.CutUNet` takes from it what it does not need."""
     with _speaking_of(location, "unet"):
         unet = UNet2DConditionModel.from_pretrained(
-            location.folder, subfolder="unet", use_safetensors=True, local_files_only=True, torch_dtype=dtype
+            location.folder, subfolder="unet", use_safetensors=True, local_files_only=True, dtype=dtype
         )
     return unet.to(device).eval().requires_grad_(False)
 

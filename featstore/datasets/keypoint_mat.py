@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featstore.datasets.mat_structure import check_numeric_variable
 from featstore.datasets.reading import read_bytes
 from featstore.datasets.records import Points
 from featstore.errors import DatasetError
@@ -15,26 +16,21 @@ def read_keypoints(path: Path) -> Points:
 
     Raises `DatasetError` for a file that is no MATLAB file, has no such variable, or one of another type or shape.
     """
-    # Imported here, because scipy.io takes longer to import than most commands take to start.
+    # Imported here, because no other dataset needs scipy.
     from scipy.io import loadmat
 
     data = read_bytes(path)
     try:
+        check_numeric_variable(data, "kps")
         value = loadmat(io.BytesIO(data), variable_names=["kps"]).get("kps")
     except Exception as error:  # scipy's parser raises nearly anything on a damaged file, zlib's errors among it.
         raise DatasetError(
-            f"{path} is no MATLAB file that scipy can read ({error}); restore it from the dataset."
+            f"{path} is no MATLAB file with a readable variable kps ({error}); restore it from the dataset."
         ) from error
     if value is None:
         raise DatasetError(f"{path} has no variable kps; restore it from the dataset.")
-    # Not numpy.asarray: a sparse matrix, a struct or a cell array is as wrong as text.
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.ndim != 2 or value.shape[1] != 2:
-        shape = getattr(value, "shape", "unknown")
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise DatasetError(
-            f"{path}: kps has shape {shape} and type {kind} where (n, 2) numbers are needed; "
-            "restore it from the dataset."
-        )
+    if value.ndim != 2 or value.shape[1] != 2:
+        raise DatasetError(f"{path}: kps has shape {value.shape} where (n, 2) is needed; restore it from the dataset.")
     points: Points = value.astype(np.float64)
     if np.isinf(points).any():
         raise DatasetError(f"{path}: kps holds an infinite coordinate; restore it from the dataset.")

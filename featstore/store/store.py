@@ -129,5 +129,5 @@ def _open_group(path: Path) -> zarr.Group | None:
         return None
     try:
         return zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-    except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+    except (GroupNotFoundError, OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error

@@ -62,7 +62,7 @@ def _training(recipe: Recipe) -> str:
 {recipe.pictures:,} pictures (128x128) of birds, cars, fish and persons, drawn by dualsd's own demo dataset code from a
 stream of their own: no picture of the demo's trn, val or test splits was among them. No keypoints were used.
 
-- Autoencoder: L1 and a light KL term, {recipe.vae_steps:,} steps of batch 8.
+- Autoencoder: absolute and squared error and a light KL term, {recipe.vae_steps:,} steps, most of 12 crops of 64x64.
 - UNet and text encoder, together, by denoising alone (v-prediction): {recipe.unet_steps:,} steps of batch 16 with
   captions "a photo of a bird" (car, fish, person), one in ten empty. Latents scaled to unit variance.
 - DINOv2: {dino}

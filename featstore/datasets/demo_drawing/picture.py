@@ -47,11 +47,12 @@ def render(category: str, split: str, number: int) -> Image.Image:
     """The picture itself, RGB, SIDE x SIDE. A function of the three arguments (and of Pillow's rasteriser)."""
     scene = Chance(category, split, number, "background")
     ground = draw_ground(scene)
-    ground = _painted(ground, draw_clutter(scene))
-    return _painted(ground, compose(category, split, number).parts)
+    ground = painted(ground, draw_clutter(scene))
+    return painted(ground, compose(category, split, number).parts)
 
 
-def _painted(ground: Image.Image, parts: Iterable[Part]) -> Image.Image:
+def painted(ground: Image.Image, parts: Iterable[Part]) -> Image.Image:
+    """`parts`, in pixels, painted over the ground in their order; the ground itself is left as it was."""
     large = ground.resize((SIDE * OVERSAMPLING, SIDE * OVERSAMPLING), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(large)
     for part in parts:

@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featstore.datasets.keypoint_mat import read_keypoints
+from featstore.datasets.mat_structure import check_numeric_variable
 from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset
 from featstore.datasets.records import Dataset, ImageRecord, ThetaRule
 from featstore.errors import DatasetError, ImageError
@@ -188,16 +190,17 @@ def saved(**variables: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no MATLAB file"),
-        (b"not a mat file" * 20, "is no MATLAB file"),
-        (saved(kps=np.ones((4, 2)))[:150], "is no MATLAB file"),
+        (b"", "is no MATLAB file with a readable variable kps"),
+        (b"not a mat file" * 20, "is no MATLAB file with a readable variable kps"),
+        (saved(kps=np.ones((4, 2)))[:150], "is no MATLAB file with a readable variable kps"),
         (saved(points=np.ones((4, 2))), "has no variable kps"),
-        (saved(kps=np.ones((4, 3))), r"kps has shape \(4, 3\) and type float64"),
-        (saved(kps="text"), "kps has shape"),
-        (saved(kps=np.ones((4, 2)) * 1j), "type complex128"),
-        (saved(kps=np.array([[1, "a"]], dtype=object)), "type object"),
-        (saved(kps={"x": 1}), "kps has shape"),
-        (saved(kps=scipy.sparse.csc_matrix(np.ones((4, 2)))), "kps has shape"),
+        (saved(kps=np.ones((4, 3))), r"kps has shape \(4, 3\) where \(n, 2\) is needed"),
+        (saved(kps=np.ones((4, 2, 1, 2))), r"kps has shape \(4, 2, 1, 2\)"),
+        (saved(kps="text"), "kps is no array of real numbers"),
+        (saved(kps=np.ones((4, 2)) * 1j), "kps is no array of real numbers"),
+        (saved(kps=np.array([[1, "a"]], dtype=object)), "kps is no array of real numbers"),
+        (saved(kps={"x": 1}), "kps is no array of real numbers"),
+        (saved(kps=scipy.sparse.csc_matrix(np.ones((4, 2)))), "kps is no array of real numbers"),
         (saved(kps=np.full((4, 2), np.inf)), "kps holds an infinite coordinate"),
     ],
 )
@@ -215,6 +218,40 @@ def test_mirroring_an_unreadable_image(pascal_root: Path, damage: Callable[[Path
         PfPascalDataset(pascal_root).pairs("trn")
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.uint8, np.int16, np.int64])
+def test_number_types_beside_other_variables(tmp_path: Path, kind: type[Any], compressed: bool) -> None:
+    path = tmp_path / "a.mat"
+    others = {"name": "text", "nested": {"x": 1}, "bbox": np.ones((1, 4))}
+    scipy.io.savemat(path, {**others, "kps": np.array([[1, 2], [3, 4], [5, 6]], kind)}, do_compression=compressed)
+    points = read_keypoints(path)
+    assert points.dtype == np.float64
+    np.testing.assert_array_equal(points, [[1, 2], [3, 4], [5, 6]])
+
+
+@pytest.mark.parametrize(("at", "value"), [(144, 5), (145, 8), (176, 0), (177, 1)])
+def test_bytes_on_which_scipy_would_crash(tmp_path: Path, at: int, value: int) -> None:
+    """The array's class, its flags and its data's type: loadmat of scipy 1.17 ends the process on each."""
+    content = bytearray(saved(kps=np.array([[1.0, np.nan], [3, 4]]), bbox=np.ones((1, 4))))
+    content[at] = value
+    path = tmp_path / "a.mat"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match="is no MATLAB file with a readable variable kps"):
+        read_keypoints(path)
+
+
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "pf-willow"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real PF-Willow is not at {REAL}")
+def test_files_that_matlab_wrote_are_well_formed() -> None:
+    """PF-Willow's annotations come from the same authors' MATLAB as PF-Pascal's."""
+    files = list(REAL.glob("PF-dataset/*/*.mat"))
+    assert len(files) == 100
+    for path in files:
+        check_numeric_variable(path.read_bytes(), "pts_coord")
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 300), at=st.integers(128, 300), value=st.integers(0, 255))
 def test_nothing_but_dataset_errors_escape(tmp_path: Path, cut: int, at: int, value: int) -> None:
@@ -222,7 +259,5 @@ def test_nothing_but_dataset_errors_escape(tmp_path: Path, cut: int, at: int, va
     content[min(at, len(content) - 1)] = value
     path = tmp_path / "a.mat"
     path.write_bytes(content[: len(content) - cut])
-    try:
+    with suppress(DatasetError):
         read_keypoints(path)
-    except DatasetError as error:
-        assert str(path) in str(error)

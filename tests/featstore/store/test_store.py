@@ -1,0 +1,143 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from featstore.backbone.vae import Latents
+from featstore.errors import StoreError
+from featstore.store.images import ImageTable
+from featstore.store.keys import Extractor, map_path, noisy_path
+from featstore.store.schema import StoreHeader
+from featstore.store.store import Store, create_store, open_store, replace_stale
+
+HEADER = StoreHeader(
+    dataset="folder",
+    dataset_root="/data",
+    model_id="owner/model",
+    model_revision="main",
+    model_fingerprint="ab" * 16,
+    image_size=64,
+    latents=Latents.SAMPLE,
+    scheduler={"beta_start": 0.00085, "trained_betas": None},
+    seed=7,
+)
+TABLE = ImageTable(("cat/a", "cat/ö"), ("cat", "cat"), ("k0", "k1"), np.array([[60, 40], [70, 46]], dtype=np.int32))
+EXTRACTOR = Extractor("ab" * 16, {"kind": "text", "template": "x"}, 8, "float32", 7)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return create_store(tmp_path / "s.zarr", HEADER, TABLE, (4, 8, 8))
+
+
+def test_it_opens_as_it_was_made(store: Store) -> None:
+    again = open_store(store.path)
+    assert again.header == HEADER
+    assert (again.images.ids, again.images.categories, again.images.keys) == (TABLE.ids, TABLE.categories, TABLE.keys)
+    assert again.images.size("cat/ö") == (70, 46)
+
+
+def test_plain_zarr_shows_what_the_format_says(store: Store) -> None:
+    store.latents().write((1,), np.ones((4, 8, 8)))
+    store.require_noisy(261, 2).write((0, 1), np.ones((4, 8, 8)))
+    store.require_maps(EXTRACTOR, 2, 261, (6, 4, 4)).write((0,), np.ones((6, 4, 4)))
+    group = zarr.open_group(store.path, mode="r")
+    assert group.attrs["format"] == "dualsd"
+    assert group.attrs["version"] == 1
+    assert group.attrs["model"] == {"id": "owner/model", "revision": "main", "fingerprint": "ab" * 16}
+    assert list(group["images/id"][:]) == ["cat/a", "cat/ö"]
+    assert group["images/height"][:].tolist() == [40, 46]
+    for path, shape, chunks in [
+        ("latents", (2, 4, 8, 8), (1, 4, 8, 8)),
+        ("noisy/t0261", (2, 2, 4, 8, 8), (1, 1, 4, 8, 8)),
+        (f"maps/{EXTRACTOR.key}/layer2/t0261", (2, 6, 4, 4), (1, 6, 4, 4)),
+    ]:
+        array = group[path]
+        assert isinstance(array, zarr.Array)
+        assert (array.shape, array.chunks, array.dtype) == (shape, chunks, np.float16)
+        assert np.isnan(array.fill_value)
+        assert [type(codec).__name__ for codec in array.compressors] == ["Crc32cCodec"]
+    assert np.isnan(group["latents"][0]).all()
+    assert (group["latents"][1] == 1).all()
+    assert group[f"maps/{EXTRACTOR.key}"].attrs["prompt"] == {"kind": "text", "template": "x"}
+
+
+def test_names_in_the_store() -> None:
+    assert noisy_path(50) == "noisy/t0050"
+    assert map_path(EXTRACTOR, 3, 200) == f"maps/{EXTRACTOR.key}/layer3/t0200"
+
+
+def test_whatever_shapes_a_map_changes_the_extractors_key() -> None:
+    others = [
+        replace(EXTRACTOR, model_fingerprint="cd" * 16),
+        replace(EXTRACTOR, prompt={"kind": "text", "template": "y"}),
+        replace(EXTRACTOR, ensemble=1),
+        replace(EXTRACTOR, dtype="float16"),
+        replace(EXTRACTOR, seed=8),
+    ]
+    assert len({EXTRACTOR.key, *(other.key for other in others)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": "spair"}, "dataset folder, not spair"),
+        ({"model_fingerprint": "cd" * 16, "model_id": "other/model"}, "owner/model.*abababab.*not other/model.*cdcd"),
+        ({"image_size": 128}, "image size 64, not 128"),
+        ({"seed": 8}, "seed 7, not 8"),
+        ({"latents": Latents.MEAN}, "latents sample, not mean"),
+        ({"scheduler": {"beta_start": 0.1}}, "noise schedule"),
+    ],
+)
+def test_a_store_made_otherwise_is_refused_naming_both_sides(change: dict[str, object], words: str) -> None:
+    with pytest.raises(StoreError, match=words):
+        HEADER.check_same(replace(HEADER, **change), "s.zarr")
+
+
+def test_where_the_dataset_lies_does_not_matter() -> None:
+    HEADER.check_same(replace(HEADER, dataset_root="/elsewhere", creator="9.9"), "s.zarr")
+
+
+def test_no_store_or_another(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store at"):
+        open_store(tmp_path / "none.zarr")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="no dualsd store"):
+        open_store(tmp_path / "empty")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="no dualsd store"):
+        open_store(tmp_path / "file")
+    zarr.create_group(tmp_path / "plain.zarr")
+    with pytest.raises(StoreError, match="no dualsd store"):
+        open_store(tmp_path / "plain.zarr")
+
+
+def test_a_newer_store_is_refused_with_the_version_that_wrote_it(store: Store) -> None:
+    store.group.attrs.update({"version": 2, "creator": "3.1"})
+    with pytest.raises(StoreError, match=r"store version 2, written by dualsd 3\.1"):
+        open_store(store.path)
+
+
+def test_a_damaged_header(store: Store) -> None:
+    store.group.attrs.update({"model": "x"})
+    with pytest.raises(StoreError, match="damaged header"):
+        open_store(store.path)
+
+
+def test_a_changed_image_loses_all_that_derives_from_it(store: Store) -> None:
+    noisy = store.require_noisy(261, 2)
+    maps = store.require_maps(EXTRACTOR, 2, 261, (6, 4, 4))
+    for row in (0, 1):
+        store.latents().write((row,), np.ones((4, 8, 8)))
+        maps.write((row,), np.ones((6, 4, 4)))
+        for draw in (0, 1):
+            noisy.write((row, draw), np.ones((4, 8, 8)))
+    changed, count = replace_stale(store, ("k0", "new"), np.array([[60, 40], [9, 9]], dtype=np.int32))
+    assert count == 1
+    assert store.latents().present().tolist() == [True, False]
+    assert noisy.present().tolist() == [[True, True], [False, False]]
+    assert maps.present().tolist() == [True, False]
+    assert open_store(store.path).images.keys == changed.images.keys == ("k0", "new")
+    assert open_store(store.path).images.size("cat/ö") == (9, 9)

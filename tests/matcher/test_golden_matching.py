@@ -1,0 +1,64 @@
+"""The plain matcher against SD4Match's evaluator."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from matcher.evaluate import LayerSpec, MapsInMemory, evaluate
+from matcher.match import MatchSettings
+from matcher.pairs import MatchingPair
+from matcher.pck import ALL, Average, MatchedPair, tabulate
+from matcher.readout import Readout
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "matching.safetensors"
+ALPHAS = (0.05, 0.1, 0.15)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def matched(golden: dict[str, torch.Tensor]) -> list[MatchedPair]:
+    maps, pairs = {}, []
+    for index, count in enumerate(golden["n_pts"].tolist()):
+        maps[f"source{index}", "only"] = golden["src"][index]
+        maps[f"target{index}", "only"] = golden["trg"][index]
+        pairs.append(
+            MatchingPair(
+                f"source{index}",
+                f"target{index}",
+                "thing",
+                golden["src_kps"][index, :count].numpy(),
+                golden["trg_kps"][index, :count].numpy(),
+                float(golden["pck_threshold"][index]),
+            )
+        )
+    return evaluate(
+        pairs,
+        MapsInMemory(maps),
+        [LayerSpec("only", None, 1.0)],
+        list(Readout),
+        MatchSettings(96),
+        torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("readout", list(Readout))
+def test_predictions(golden: dict[str, torch.Tensor], matched: list[MatchedPair], readout: Readout) -> None:
+    for index, found in enumerate(matched):
+        expected = golden[f"pred_{readout.value}"][index, : len(found.pair.source_points)].numpy()
+        np.testing.assert_allclose(found.predictions[readout], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("average", list(Average))
+def test_pck(golden: dict[str, torch.Tensor], matched: list[MatchedPair], average: Average) -> None:
+    table = tabulate(matched, ALPHAS)
+    expected = golden[f"pck_{average.value}"].numpy()
+    for row, readout in enumerate(Readout):
+        for column, alpha in enumerate(ALPHAS):
+            assert table.values[readout][average][alpha][ALL] == pytest.approx(expected[row, column], abs=1e-6)

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from matcher.errors import MatchError
+from matcher.pairs import MatchingPair
+from matcher.pck import ALL, Average, MatchedPair, hits, tabulate
+from matcher.readout import Readout
+from matcher.report import paper_rows, to_json, to_rows
+
+
+def pair(category: str, distances: list[float], theta: float) -> MatchedPair:
+    truth = np.full((len(distances), 2), 50, dtype=np.float32)
+    predicted = truth + np.array([[distance, 0] for distance in distances], dtype=np.float32)
+    return MatchedPair(MatchingPair("a", "b", category, truth, truth, theta), {Readout.NN: predicted})
+
+
+def test_a_point_on_the_threshold_counts() -> None:
+    truth = np.zeros((3, 2), dtype=np.float32)
+    predicted = np.array([[3, 4], [5.01, 0], [0, -5]], dtype=np.float32)
+    assert hits(predicted, truth, theta=50, alpha=0.1).tolist() == [True, False, True]
+
+
+def test_both_averages_by_hand() -> None:
+    matched = [pair("cat", [1, 1, 1, 9], 50), pair("cat", [9], 50), pair("dog", [9, 1], 50)]
+    table = tabulate(matched, [0.1])
+    image, point = table.values[Readout.NN][Average.IMAGE][0.1], table.values[Readout.NN][Average.POINT][0.1]
+    assert image == pytest.approx({ALL: (0.75 + 0 + 0.5) / 3, "cat": 0.375, "dog": 0.5})
+    assert point == pytest.approx({ALL: 4 / 7, "cat": 3 / 5, "dog": 0.5})
+    assert (table.n_pairs, table.n_points, table.categories) == (3, 7, ("cat", "dog"))
+
+
+def test_theta_belongs_to_the_pair() -> None:
+    table = tabulate([pair("cat", [6], 50), pair("cat", [6], 70)], [0.1])
+    assert table.values[Readout.NN][Average.POINT][0.1][ALL] == 0.5
+
+
+def test_nothing_to_score() -> None:
+    with pytest.raises(MatchError):
+        tabulate([], [0.1])
+
+
+def test_shapes_of_the_report() -> None:
+    table = tabulate([pair("cat", [1, 9], 50), pair("dog", [1], 50)], [0.05, 0.1])
+    assert to_json(table)["nn"]["point"]["0.1"] == pytest.approx({"all": 2 / 3, "cat": 0.5, "dog": 1.0})
+    header, rows = paper_rows(table, Average.IMAGE)
+    assert header == ["readout", "alpha", "cat", "dog", "all"]
+    assert rows[1] == ["nn", "0.1", "50.00", "100.00", "75.00"]
+    assert ("nn", "point", "0.1", "all", "66.6667") in list(to_rows(table))
