@@ -196,9 +196,7 @@ def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) ->
     header = opened.header
     arrays = summarise(opened)
     root = f" in {header.dataset_root}" if header.dataset_root else ""
-    say(
-        f"{store}: {len(opened.images)} images of {header.dataset}{root}, {header.image_size} pixels a side"
-    )
+    say(f"{store}: {len(opened.images)} images of {header.dataset}{root}, {header.image_size} pixels a side")
     say(
         f"model {header.model_id}{f' at {header.model_revision}' if header.model_revision else ''}, fingerprint "
         f"{header.model_fingerprint[:8]}; latents {header.latents.value}, seed {header.seed}; made by dualsd "

@@ -43,7 +43,7 @@ class DemoDataset:
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         if split not in SIZES:
-            raise DatasetError(f"the demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
+            raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
         return tuple(pair for category in SUBJECTS for pair in _pairs(category, split))
 
     def read(self, image: ImageRecord) -> bytes:

@@ -57,7 +57,7 @@ class FolderDataset:
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         if split not in self.splits:
-            raise DatasetError(f"a folder of photographs has no split {split!r}, it has test; choose that.")
+            raise DatasetError(f"A folder of photographs has no split {split!r}, it has test; choose that.")
         marked = self.root / "keypoints.csv"
         if not is_file(marked):
             raise DatasetError(
@@ -94,7 +94,7 @@ def _records(folder: Path) -> Iterator[ImageRecord]:
         relative = f"{folder.name}/{name}"
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in relative):
             # Control characters, and bytes that are no UTF-8: no table or store could hold the id.
-            raise DatasetError(f"the name {relative!a} in {folder.parent} is no plain text; rename the file.")
+            raise DatasetError(f"The name {relative!a} in {folder.parent} is no plain text; rename the file.")
         yield ImageRecord(id=f"{folder.name}/{Path(name).stem}", category=folder.name, file=relative)
 
 

@@ -74,6 +74,6 @@ def _theta(pair: Pair, rule: ThetaRule, target: Points, target_size: tuple[int, 
 
 def _no_theta(pair: Pair, rule: ThetaRule, reason: str) -> DatasetError:
     return DatasetError(
-        f"pair {pair.source} -> {pair.target}: PCK's threshold is measured on the {rule.value}, but {reason}; "
+        f"Pair {pair.source} -> {pair.target}: PCK's threshold is measured on the {rule.value}, but {reason}; "
         "correct the annotation or leave the pair out."
     )

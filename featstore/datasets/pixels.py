@@ -54,7 +54,7 @@ def stored_size(image: ImageRecord, path: Path) -> tuple[int, int]:
         with path.open("rb") as stream, _open(image, stream) as opened:
             return opened.size
     except OSError as error:
-        raise ImageError(image.id, f"image {image.id} cannot be read from {path} ({error}); check the file.") from error
+        raise ImageError(image.id, f"Image {image.id} cannot be read from {path} ({error}); check the file.") from error
 
 
 def image_key(image: ImageRecord, data: bytes) -> str:
@@ -77,7 +77,7 @@ def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.float32]:
 def _open(image: ImageRecord, stream: BinaryIO) -> Image.Image:
     if not stream.read(1):
         raise ImageError(
-            image.id, f"image {image.id} ({image.file}) is empty (0 bytes); restore the file or leave the image out."
+            image.id, f"Image {image.id} ({image.file}) is empty (0 bytes); restore the file or leave the image out."
         )
     stream.seek(0)
     try:
@@ -96,7 +96,7 @@ def _unreadable(image: ImageRecord, error: Exception) -> ImageError:
         reason = str(error) or type(error).__name__
     return ImageError(
         image.id,
-        f"image {image.id} ({image.file}) cannot be decoded: {reason}; restore the file or leave the image out.",
+        f"Image {image.id} ({image.file}) cannot be decoded: {reason}; restore the file or leave the image out.",
     )
 
 

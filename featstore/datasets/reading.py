@@ -192,12 +192,12 @@ def read_image(root: Path, image: ImageRecord) -> bytes:
 
     Raises `ImageError` where it cannot be read, `DatasetError` where the path leads out of `root`.
     """
-    path = root / check_inside(image.file, f"image {image.id}")
+    path = root / check_inside(image.file, f"Image {image.id}")
     try:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(
-            image.id, f"image {image.id} cannot be read from {path} ({error.strerror}); check that the file is there."
+            image.id, f"Image {image.id} cannot be read from {path} ({error.strerror}); check that the file is there."
         ) from error
 
 

@@ -22,7 +22,7 @@ def open_dataset(name: str, root: Path | None) -> Dataset:
             from featstore.datasets.demo import DemoDataset
 
             if root is not None:
-                raise DatasetError(f"the demo dataset is drawn in code and takes no root; leave out {root}.")
+                raise DatasetError(f"The demo dataset is drawn in code and takes no root; leave out {root}.")
             return DemoDataset()
         case "folder":
             from featstore.datasets import folder
@@ -44,15 +44,15 @@ def open_dataset(name: str, root: Path | None) -> Dataset:
             found = _locate(_existing(name, root), name, "SPair-71k", spair.find_lists, spair.EXPECTED)
             return spair.SpairDataset(found)
         case _:
-            raise DatasetError(f"there is no dataset {name!r}; choose one of {', '.join(DATASET_NAMES)}.")
+            raise DatasetError(f"There is no dataset {name!r}; choose one of {', '.join(DATASET_NAMES)}.")
 
 
 def _existing(name: str, root: Path | None) -> Path:
     if root is None:
-        raise DatasetError(f"the dataset {name} needs the folder that it is in; give it with --root DIR.")
+        raise DatasetError(f"The dataset {name} needs the folder that it is in; give it with --root DIR.")
     if not is_folder(root):
         what = "is a file" if is_file(root) else "does not exist"
-        raise DatasetError(f"the root {root} of the dataset {name} {what}; give the folder that the dataset is in.")
+        raise DatasetError(f"The root {root} of the dataset {name} {what}; give the folder that the dataset is in.")
     return root
 
 

@@ -20,5 +20,5 @@ def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Coll
         )
     chosen = tuple(pair for pair in pairs if pair.category in categories)
     if not chosen:
-        raise DatasetError(f"no pair of {dataset_name} remains; name at least one category of {', '.join(known)}.")
+        raise DatasetError(f"No pair of {dataset_name} remains; name at least one category of {', '.join(known)}.")
     return chosen

@@ -94,8 +94,14 @@ def build(
     """
     start = time.monotonic()
     header = header_of(dataset, model, request)
+    store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
-    store, stale = _require_store(request.path, header, survey, model)
+    stale = 0
+    if store is None:
+        side = model.latent_side(header.image_size)
+        store = create_store(request.path, header, survey.table(), (model.latent_channels, side, side))
+    else:
+        store, stale = refresh(store, survey)
     rows = range(len(store.images))
     encoded, bad = encode_images(store, dataset, model.location, rows, compute, progress)
     broken = {store.images.row(error.image_id) for error in bad}
@@ -118,13 +124,12 @@ def build(
 def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> BuildCost:
     """What `build` would do now; nothing is written."""
     header = header_of(dataset, model, request)
+    store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
     side = model.latent_side(header.image_size)
     row_bytes = model.latent_channels * side * side * 2 + 4
     encode, noise = len(survey.records), len(survey.records) * len(request.timesteps) * request.draws
-    if exists(request.path):
-        store = open_store(request.path)
-        store.header.check_same(header, str(request.path))
+    if store is not None:
         fresh = _unchanged(store.images, survey)
         encode -= len(fresh) - len(missing_latents(store, fresh))
         for timestep in request.timesteps:
@@ -132,13 +137,13 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     return BuildCost(len(survey.records), encode, noise, (encode + noise) * row_bytes, encode + noise)
 
 
-def _require_store(path: Path, header: StoreHeader, survey: Survey, model: Model) -> tuple[Store, int]:
+def _open_same(path: Path, header: StoreHeader) -> Store | None:
+    """The store at `path` if there is one. Raises `StoreError` where it was made otherwise."""
     if not exists(path):
-        side = model.latent_side(header.image_size)
-        return create_store(path, header, survey.table(), (model.latent_channels, side, side)), 0
+        return None
     store = open_store(path)
     store.header.check_same(header, str(path))
-    return refresh(store, survey)
+    return store
 
 
 def _unchanged(images: ImageTable, survey: Survey) -> Sequence[int]:

@@ -1,6 +1,6 @@
 """Stage 2: noisy latents and a prompt through the UNet, as far as the layers need, to feature maps that are kept."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,11 @@ class MapPlan:
     def images(self) -> int:
         """Images times timesteps that a UNet pass is made for (times the ensemble: passes)."""
         return sum(len(rows) for rows in self.rows.values())
+
+    def without(self, rows: Collection[int]) -> "MapPlan":
+        """The plan but for some image rows."""
+        kept = {step: tuple(row for row in part if row not in rows) for step, part in self.rows.items()}
+        return MapPlan(self.layers, {step: part for step, part in kept.items() if part})
 
 
 def extractor_of(store: Store, prompt: TextPrompt, ensemble: int, compute: Compute) -> Extractor:

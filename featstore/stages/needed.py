@@ -11,7 +11,7 @@ from featstore.progress import Progress
 from featstore.prompts.text import TextPrompt
 from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
-from featstore.stages.maps import MapPlan, extract_maps, extractor_of, plan_maps
+from featstore.stages.maps import extract_maps, extractor_of, plan_maps
 from featstore.stages.noisy import add_noise
 from featstore.store.keys import Extractor
 from featstore.store.store import Store
@@ -54,10 +54,7 @@ def require_maps(
     lacking = sorted({row for part in plan.rows.values() for row in part})
     encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
     unreadable = {store.images.row(error.image_id) for error in bad}
-    plan = MapPlan(
-        plan.layers,
-        {step: tuple(row for row in part if row not in unreadable) for step, part in plan.rows.items()},
-    )
+    plan = plan.without(unreadable)
     for timestep, part in plan.rows.items():
         add_noise(store, model.location, part, [timestep], ensemble, progress)
     extract_maps(store, model.location, extractor, prompt, plan, compute, progress)

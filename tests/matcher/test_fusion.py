@@ -60,7 +60,9 @@ def test_normalise_leaves_zeros_zero() -> None:
     assert torch.equal(normalise(torch.zeros(3, 2), dim=0), torch.zeros(3, 2))
 
 
-@pytest.mark.parametrize(("weights", "word"), [([1.0], "one weight a layer"), ([0, 0], "positive"), ([-1, 2], "negative")])
+@pytest.mark.parametrize(
+    ("weights", "word"), [([1.0], "one weight a layer"), ([0, 0], "positive"), ([-1, 2], "negative")]
+)
 def test_weights_that_cannot_be(weights: list[float], word: str) -> None:
     coarse, fine = maps()
     with pytest.raises(MatchError, match=word):

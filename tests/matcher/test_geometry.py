@@ -23,9 +23,7 @@ def test_half_pixel_puts_the_middle_of_a_cell_on_its_centre() -> None:
 @given(x=st.floats(0, 767), y=st.floats(0, 767), height=st.integers(2, 96), width=st.integers(2, 96))
 def test_there_and_back(geometry: Geometry, x: float, y: float, height: int, width: int) -> None:
     point = torch.tensor([[x, y]], dtype=torch.float64)
-    back = cells_to_pixels(
-        pixels_to_cells(point, 768, (height, width), geometry), 768, (height, width), geometry
-    )
+    back = cells_to_pixels(pixels_to_cells(point, 768, (height, width), geometry), 768, (height, width), geometry)
     assert torch.allclose(back, point, atol=1e-8)
 
 

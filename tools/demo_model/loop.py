@@ -73,7 +73,7 @@ def train(plan: Plan, network: nn.Module, loss_at: Callable[[int], Tensor], work
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss of {plan.stage} is {loss.item()} at step {step}")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         _update(average, network, step)

@@ -12,7 +12,9 @@ SHAPE = (4, 8, 8)
 def test_it_is_philox_keyed_by_a_hash() -> None:
     key = hashlib.blake2b(b"noise|7|abc|261|2", digest_size=16).digest()
     low, high = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
-    expected = np.random.Generator(np.random.Philox(key=np.array([low, high], dtype=np.uint64))).standard_normal(SHAPE, dtype=np.float32)
+    expected = np.random.Generator(np.random.Philox(key=np.array([low, high], dtype=np.uint64))).standard_normal(
+        SHAPE, dtype=np.float32
+    )
     np.testing.assert_array_equal(noise(7, "abc", 261, 2, SHAPE), expected)
 
 

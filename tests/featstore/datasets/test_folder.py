@@ -88,7 +88,7 @@ def test_missing_root(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix" or os.uname().sysname == "Darwin", reason="file names are bytes on Linux only")
 def test_names_that_are_no_text(folder_root: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder_root) + b"/dog/\xff.jpg")).write_bytes(b"x")
-    with pytest.raises(DatasetError, match=r"the name 'dog/\\udcff\.jpg' in .* is no plain text; rename"):
+    with pytest.raises(DatasetError, match=r"The name 'dog/\\udcff\.jpg' in .* is no plain text; rename"):
         FolderDataset(folder_root).images()
 
 

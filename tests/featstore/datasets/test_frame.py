@@ -30,7 +30,7 @@ def test_points() -> None:
     assert (matching.source, matching.target, matching.category) == ("cat/a", "cat/b", "cat")
     assert matching.source_points.dtype == matching.target_points.dtype == np.float32
     # x by 100/200, y by 100/100; x = W lands on 100, outside, and is clamped.
-    np.testing.assert_allclose(matching.source_points, [[10, 10], [99 - 1e-4, 50]], rtol=1e-6)
+    np.testing.assert_allclose(matching.source_points, [[10.0, 10.0], [99 - 1e-4, 50.0]], rtol=1e-6)
     np.testing.assert_allclose(matching.target_points, [[10, 10], [60, 60]], rtol=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_the_pair_is_left_alone() -> None:
     ],
 )
 def test_no_theta(changes: dict[str, Any], rule: ThetaRule, sentence: str) -> None:
-    with pytest.raises(DatasetError, match=rf"pair cat/a -> cat/b: .*{sentence}; correct the annotation"):
+    with pytest.raises(DatasetError, match=rf"Pair cat/a -> cat/b: .*{sentence}; correct the annotation"):
         to_resized_frame(make_pair(**changes), rule, SOURCE_SIZE, TARGET_SIZE, 100)
 
 

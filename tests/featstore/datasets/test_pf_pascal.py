@@ -214,7 +214,7 @@ def test_malformed_mat(pascal_root: Path, content: bytes, sentence: str) -> None
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"junk")])
 def test_mirroring_an_unreadable_image(pascal_root: Path, damage: Callable[[Path], object]) -> None:
     damage(pascal_root / A)
-    with pytest.raises(ImageError, match="image aeroplane/2008_000001~mirrored"):
+    with pytest.raises(ImageError, match="Image aeroplane/2008_000001~mirrored"):
         PfPascalDataset(pascal_root).pairs("trn")
 
 

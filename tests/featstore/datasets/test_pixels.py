@@ -96,7 +96,7 @@ def test_sixteen_bits(file_format: str) -> None:
 
 @pytest.mark.parametrize("values", [np.array([[70000]], dtype=np.int32), np.array([[0.5]], dtype=np.float32)])
 def test_pixels_that_have_no_scale(values: NDArray[Any]) -> None:
-    with pytest.raises(ImageError, match=r"image cat/a \(cat/a\.jpg\) cannot be decoded: .*save it with 8 or 16 bits"):
+    with pytest.raises(ImageError, match=r"Image cat/a \(cat/a\.jpg\) cannot be decoded: .*save it with 8 or 16 bits"):
         decode(RECORD, encoded(Image.fromarray(values), "TIFF"))
 
 
@@ -108,7 +108,7 @@ def test_first_frame_of_an_animation() -> None:
 
 def test_empty_file() -> None:
     for call in (decode, original_size):
-        with pytest.raises(ImageError, match=r"image cat/a \(cat/a\.jpg\) is empty \(0 bytes\); restore") as caught:
+        with pytest.raises(ImageError, match=r"Image cat/a \(cat/a\.jpg\) is empty \(0 bytes\); restore") as caught:
             call(RECORD, b"")
         assert caught.value.image_id == "cat/a"
 
@@ -116,7 +116,7 @@ def test_empty_file() -> None:
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
 def test_truncated_file(file_format: str) -> None:
     data = encoded(noise(64, 64), file_format)
-    with pytest.raises(ImageError, match=r"image cat/a \(cat/a\.jpg\) cannot be decoded: ") as caught:
+    with pytest.raises(ImageError, match=r"Image cat/a \(cat/a\.jpg\) cannot be decoded: ") as caught:
         decode(RECORD, data[: len(data) // 2])
     assert caught.value.image_id == "cat/a"
 
@@ -156,7 +156,7 @@ def test_stored_size(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(), "PNG")[:60])  # the header is enough
     assert stored_size(RECORD, path) == (12, 8)
-    with pytest.raises(ImageError, match=r"image cat/a cannot be read from .*none"):
+    with pytest.raises(ImageError, match=r"Image cat/a cannot be read from .*none"):
         stored_size(RECORD, tmp_path / "none")
 
 

@@ -35,7 +35,7 @@ def test_opens_each(
 def test_the_demo_takes_no_root(tmp_path: Path) -> None:
     pytest.importorskip("featstore.datasets.demo")
     assert open_dataset("demo", None).name == "demo"
-    with pytest.raises(DatasetError, match="the demo dataset is drawn in code and takes no root"):
+    with pytest.raises(DatasetError, match="The demo dataset is drawn in code and takes no root"):
         open_dataset("demo", tmp_path)
 
 
@@ -77,7 +77,7 @@ def test_nothing_there(tmp_path: Path, name: str, looked_for: str) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "spair", "pf-pascal", "pf-willow"])
 def test_roots_that_are_none(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match=f"the dataset {name} needs the folder that it is in; give it with --root"):
+    with pytest.raises(DatasetError, match=f"The dataset {name} needs the folder that it is in; give it with --root"):
         open_dataset(name, None)
     with pytest.raises(DatasetError, match=f"of the dataset {name} does not exist"):
         open_dataset(name, tmp_path / "none")
@@ -111,7 +111,7 @@ def test_select_categories(spair_root: Path, willow_root: Path) -> None:
     assert select_categories(pairs, "spair", ("car(G)", "aeroplane")) == pairs
     with pytest.raises(DatasetError, match=r"spair has no category 'cat', 'dog' .*; choose from aeroplane, car\(G\)"):
         select_categories(pairs, "spair", ["dog", "aeroplane", "cat"])
-    with pytest.raises(DatasetError, match="no pair of spair remains; name at least one category of aeroplane"):
+    with pytest.raises(DatasetError, match="No pair of spair remains; name at least one category of aeroplane"):
         select_categories(pairs, "spair", [])
     with pytest.raises(DatasetError, match="has no category 'cat' among its 0 pairs; choose from none"):
         select_categories([], "spair", ["cat"])

@@ -100,7 +100,7 @@ def test_read(spair_root: Path) -> None:
     image = dataset.images()[0]
     assert dataset.read(image) == (spair_root / image.file).read_bytes()
     (spair_root / image.file).unlink()
-    with pytest.raises(ImageError, match=r"image aeroplane/2008_002719 cannot be read from .*No such file") as caught:
+    with pytest.raises(ImageError, match=r"Image aeroplane/2008_002719 cannot be read from .*No such file") as caught:
         dataset.read(image)
     assert caught.value.image_id == "aeroplane/2008_002719"
 

@@ -24,7 +24,9 @@ def test_other_braces_are_refused() -> None:
 def test_embeddings_are_the_encoders_one_text_at_a_time(small_model: Path) -> None:
     location = locate(str(small_model))
     texts = ["a photo of a bird", "a photo of a car", ""]
-    found = encode_texts(load_tokenizer(location), load_text_encoder(location, torch.device("cpu"), torch.float32), texts)
+    found = encode_texts(
+        load_tokenizer(location), load_text_encoder(location, torch.device("cpu"), torch.float32), texts
+    )
     assert found.shape == (3, 77, 64)
     tokenizer = CLIPTokenizer.from_pretrained(small_model / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(small_model / "text_encoder", dtype=torch.float32).eval()

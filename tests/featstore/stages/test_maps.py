@@ -13,7 +13,6 @@ from featstore.datasets.records import Dataset
 from featstore.errors import ModelError, StoreError
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
-from featstore.stages import latents as latents_stage
 from featstore.stages.build import BuildRequest, build
 from featstore.stages.compute import Compute
 from featstore.stages.needed import MadeMaps, require_maps

@@ -1,0 +1,136 @@
+"""Whatever is wrong with the input: one sentence on stderr, exit code 2, no traceback."""
+
+from pathlib import Path
+
+import pytest
+import zarr
+
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval"], "no store at dualsd.zarr"),
+        (["eval", "--layers", "5"], "no layer 5"),
+        (["eval", "--layers", "0,2"], "no layer 0"),
+        (["eval", "--layers", "2,2"], "names a layer twice"),
+        (["eval", "--layers", "two"], "from 1 to 4"),
+        (["eval", "--t", "261,1000"], "no timestep 1000"),
+        (["eval", "--t", "261"], "2 layer(s) but 1 timestep(s)"),
+        (["eval", "--t", "400..50,1"], "empty range"),
+        (["eval", "--t", "-5,3"], "--t takes timesteps"),
+        (["eval", "--weights", "1"], "2 layer(s) but 1 weight(s)"),
+        (["eval", "--weights", "a,b"], "--weights takes numbers"),
+        (["eval", "--layers", "1,2", "--t", "1,2"], "no default weights"),
+        (["eval", "--layers", "4"], "no default timestep for layer 4"),
+        (["eval", "--alphas", "0,2"], "above 0 and at most 1"),
+        (["eval", "--readouts", "nn,best"], "no readout 'best'"),
+        (["eval", "--geometry", "round"], "corners or half-pixel"),
+        (["eval", "--upsample", "0.5"], "--upsample"),
+        (["eval", "--by", "category"], "image or point"),
+        (["eval", "--device", "tpu9"], "device 'tpu9'"),
+        (["eval", "--dtype", "int4"], "--dtype"),
+        (["eval", "--dataset", "spair"], "go with --features"),
+        (["eval", "--features", "x.safetensors"], "needs --dataset"),
+        (["eval", "--features", "x.safetensors", "--dataset", "demo", "--size", "64"], "no features file"),
+        (["cache", "build", "--dataset", "imagenet"], "imagenet"),
+        (["cache", "build", "--dataset", "spair"], "--root"),
+        (["cache", "build", "--dataset", "spair", "--root", "nowhere"], "nowhere"),
+        (["cache", "build", "--model", "sd9"], "no model 'sd9'"),
+        (["cache", "build", "--t", "1000"], "no timestep 1000"),
+        (["cache", "build", "--latents", "mode"], "sample or mean"),
+        (["cache", "info", "--store", "none.zarr"], "none.zarr"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2,3"], "--points"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2"], "a.jpg cannot be read"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2", "--heatmap"], "--heatmap needs --out"),
+    ],
+)
+def test_one_sentence_and_exit_code_2(run: Run, arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+    assert list(Path().iterdir()) == []  # nothing was left behind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval", "--split", "val"], "val"),
+        (["eval", "--categories", "cow"], "cow"),
+        (["eval", "--prompt", "a {thing}"], "brace"),
+        (["cache", "build", "--dataset", "demo"], "dataset folder, not demo"),
+        (["cache", "build", "--size", "128"], "image size 64, not 128"),
+        (["cache", "build", "--seed", "5"], "seed 0, not 5"),
+        (["cache", "build", "--latents", "mean"], "latents sample, not mean"),
+        (["cache", "build", "--size", "65"], "multiple of 32"),
+    ],
+)
+def test_asking_something_else_of_a_store(run: Run, store: Path, arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_stores_of_others(run: Run) -> None:
+    zarr.create_group("other.zarr")
+    zarr.create_group("newer.zarr", attributes={"format": "dualsd", "version": 99, "creator": "9.0"})
+    for command in (["eval"], ["cache", "info"], ["cache", "build"], ["cache", "maps"]):
+        other = run(*command, "--store", "other.zarr")
+        assert (other.exit_code, "no dualsd store" in other.stderr) == (2, True)
+        newer = run(*command, "--store", "newer.zarr")
+        assert (newer.exit_code, "dualsd 9.0" in newer.stderr) == (2, True)
+
+
+def test_a_pair_with_nothing_in_common(run: Run, store: Path, photographs: Path) -> None:
+    (photographs / "keypoints.csv").write_text("image,name,x,y\ncat/0,ear,1,1\ncat/1,tail,2,2\n")
+    (photographs / "pairs.csv").write_text("source,target\ncat/0,cat/1\n")
+    result = run("eval")
+    assert result.exit_code == 2
+    assert "cat/0" in result.stderr
+    assert "cat/1" in result.stderr
+
+
+def test_features_that_do_not_fit(run: Run, photographs: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    arguments = ("--dataset", "folder", "--root", str(photographs), "--size", "64", "--layers", "s8")
+    Path("junk.safetensors").write_bytes(b"not safetensors")
+    assert "cannot be read as safetensors" in run("eval", "--features", "junk.safetensors", *arguments).stderr
+    save_file({"cat/0|s8": torch.zeros(3, 4, 4)}, "few.safetensors")
+    assert "no tensor 'cat/1|s8'" in run("eval", "--features", "few.safetensors", *arguments).stderr
+    save_file({f"cat/{index}|s8": torch.full((3, 4, 4), torch.nan) for index in range(3)}, "nan.safetensors")
+    result = run("eval", "--features", "nan.safetensors", "--categories", "cat", *arguments)
+    assert (result.exit_code, "not finite" in result.stderr) == (2, True)
+    assert "--t goes with a store" in run("eval", "--features", "few.safetensors", "--t", "1", *arguments).stderr
+
+
+def test_a_point_outside_the_image(run: Run, photographs: Path) -> None:
+    file = str(photographs / "cat" / "0.png")
+    result = run("match", file, file, "--points", "500,3")
+    assert (result.exit_code, "60x40" in result.stderr) == (2, True)
+
+
+def test_a_fault_of_ours_is_code_1_and_debug_shows_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("featstore.store.store.open_store", fail)
+    result = run("cache", "info")
+    assert result.exit_code == 1
+    assert "fault of dualsd's own" in result.stderr
+    assert isinstance(run("--debug", "cache", "info").exception, ZeroDivisionError)
+
+
+def test_an_interrupt_is_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featstore.store.store.open_store", stop)
+    result = run("cache", "info")
+    assert result.exit_code == 130
+    assert "complete is kept" in result.stderr

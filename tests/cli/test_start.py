@@ -1,0 +1,55 @@
+"""How the command starts: light, from anywhere, also through `python -m`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "scipy")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["cache", "--help"],
+        ["cache", "build", "--help"],
+        ["eval", "--help"],
+        ["match", "--help"],
+        ["--version"],
+    ],
+)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['dualsd', *{arguments!r}]\n"
+        "from cli.main import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_command_explains_itself_with_examples() -> None:
+    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["match"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True
+        ).stdout
+        assert f"dualsd {' '.join(command)}" in shown.split("Examples:")[1]
+
+
+def test_python_m_from_any_directory(tmp_path: Path) -> None:
+    for command in ([sys.executable, "-m", "cli"], [str(Path(sys.executable).parent / "dualsd")]):
+        done = subprocess.run(
+            [*command, "cache", "info"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "80"},
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("dualsd: There is no store at dualsd.zarr")
