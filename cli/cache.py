@@ -72,8 +72,8 @@ def build(
     timesteps = options.parse_timesteps(t)
     from cli.output import human_bytes, print_bad, print_disk, say, write_json
     from cli.progress import TerminalProgress
+    from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
-    from featstore.backbone.vae import Latents
     from featstore.datasets.registry import open_dataset
     from featstore.stages import build as stage
     from featstore.store.store import exists, open_store
@@ -153,8 +153,8 @@ def maps(
     from cli.progress import TerminalProgress
     from featstore.evaluation import choose_pairs, images_of
     from featstore.prompts.text import TextPrompt
-    from featstore.stages.maps import extractor_of, plan_maps
     from featstore.stages.needed import model_of, require_maps
+    from featstore.stages.plan import extractor_of, plan_maps
     from featstore.store.store import open_store
 
     opened = open_store(store)

@@ -87,8 +87,8 @@ def match(
 
     from cli.output import print_shapes, print_table, say, write_json
     from cli.progress import TerminalProgress
+    from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
-    from featstore.backbone.vae import Latents
     from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
     from featstore.stages.needed import model_of
     from featstore.stages.photos import PhotoSettings, open_photo, photo_maps

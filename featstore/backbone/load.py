@@ -11,13 +11,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from featstore.backbone.config import force_upcast, read_config
 from featstore.backbone.location import ModelLocation
 from featstore.errors import ModelError
 
 
 def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    """The VAE without its decoder, frozen. A VAE that says it overflows in float16 stays in float32."""
-    if read_config(location, "vae")["force_upcast"]:
+    """The VAE without its decoder, frozen. It stays in float32 unless its configuration says that float16 is safe."""
+    if force_upcast(location):
         dtype = torch.float32
     with _speaking_of(location, "vae"):
         vae = AutoencoderKL.from_pretrained(
@@ -56,22 +57,12 @@ def load_scheduler(location: ModelLocation) -> Any:
     """The noise schedule that the model's folder states (any of diffusers' schedulers that can `add_noise`)."""
     import diffusers
 
-    from featstore.backbone.location import class_name
-
-    name = class_name(location, "scheduler")
+    name = str(read_config(location, "scheduler").get("_class_name"))
     kind = getattr(diffusers, name, None)
     if kind is None or not issubclass(kind, SchedulerMixin) or not hasattr(kind, "add_noise"):
         raise ModelError(f"{location.folder}/scheduler names {name!r}, which diffusers cannot add noise with.")
     with _speaking_of(location, "scheduler"):
         return kind.from_pretrained(location.folder, subfolder="scheduler", local_files_only=True)
-
-
-def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
-    """The configuration of `vae` or `unet` with diffusers' defaults filled in, without its weights."""
-    kind = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}[component]
-    with _speaking_of(location, component), torch.device("meta"):
-        config = kind.load_config(location.folder, subfolder=component, local_files_only=True)
-        return dict(kind.from_config(config).config)
 
 
 @contextlib.contextmanager

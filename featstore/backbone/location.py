@@ -1,6 +1,5 @@
 """Where a Stable Diffusion lies: an alias, a Hugging Face hub name or a local folder, resolved to a folder on disk."""
 
-import json
 import os
 import threading
 import urllib.error
@@ -129,12 +128,3 @@ def _checked(folder: Path) -> Path:
                 "convert the model once with diffusers' save_pretrained."
             )
     return folder
-
-
-def class_name(location: ModelLocation, component: str) -> str:
-    """The `_class_name` that a component's configuration states, e.g. `DDIMScheduler`."""
-    path = location.folder / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read as a diffusers configuration: {error}") from error

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from featstore.backbone.config import read_config
 from featstore.backbone.fingerprint import default_memory, fingerprint
-from featstore.backbone.layers import LayerShape, layer_shape
-from featstore.backbone.load import read_config
+from featstore.backbone.layers import LAYERS, LayerShape, layer_shape
 from featstore.backbone.location import COMPONENTS, ModelLocation, locate
 from featstore.errors import ModelError
 
@@ -48,12 +48,19 @@ def open_model(name: str, revision: str | None = None) -> Model:
     """Locate a model (see `featstore.backbone.location.locate`) and read its configuration; no weights are loaded."""
     location = locate(name, revision)
     vae, unet = read_config(location, "vae"), read_config(location, "unet")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)  # the encoder halves the image between its blocks
+    try:
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)  # the encoder halves the image between its blocks
+        image_size = int(unet["sample_size"]) * factor
+        blocks = len(unet["block_out_channels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{location.folder} has a UNet or VAE configuration without {error}.") from error
+    if blocks != len(LAYERS):
+        raise ModelError(f"{location.folder} has a UNet of {blocks} up blocks; Stable Diffusion's has {len(LAYERS)}.")
     return Model(
         location=location,
         fingerprint=fingerprint(location.folder, COMPONENTS, default_memory()),
-        image_size=int(unet["sample_size"]) * factor,
+        image_size=image_size,
         latent_factor=factor,
-        latent_channels=int(vae["latent_channels"]),
+        latent_channels=int(vae.get("latent_channels", 4)),
         unet_config=unet,
     )

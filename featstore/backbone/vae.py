@@ -1,20 +1,10 @@
 """Images to latents: the one place that calls the VAE."""
 
-from enum import Enum
-
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from featstore.backbone.memory import saying_batch_size
-
-
-class Latents(Enum):
-    """SAMPLE: one seeded draw from the VAE's posterior an image, shared by all noise draws, as in SD4Match. MEAN: the
-    posterior's mean."""
-
-    SAMPLE = "sample"
-    MEAN = "mean"
 
 
 @torch.no_grad()

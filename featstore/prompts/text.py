@@ -3,13 +3,15 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 DEFAULT_TEMPLATE = "a photo of a {category}"
 
@@ -40,7 +42,7 @@ def plain_category(category: str) -> str:
 
 
 @torch.no_grad()
-def encode_texts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, texts: Sequence[str]) -> Tensor:
+def encode_texts(tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel", texts: Sequence[str]) -> Tensor:
     """Prompt embeddings (n, positions, D) of n texts: padded or cut to the encoder's positions (77 for SD), after its
     final layer norm, as Stable Diffusion's own pipeline makes them."""
     tokens = tokenizer(

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featstore.backbone.config import noise_schedule
+from featstore.backbone.latents import Latents
 from featstore.backbone.layers import check_timesteps
-from featstore.backbone.load import load_scheduler
 from featstore.backbone.model import Model
-from featstore.backbone.vae import Latents
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError
 from featstore.progress import Progress
 from featstore.stages.compute import Compute
 from featstore.stages.images import Survey, refresh, survey_images
-from featstore.stages.latents import encode_images, missing_latents
-from featstore.stages.noisy import add_noise, missing_noisy
+from featstore.stages.plan import missing_latents, missing_noisy
 from featstore.store.images import ImageTable
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, exists, open_store
@@ -68,7 +67,6 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
     size = request.image_size if request.image_size is not None else model.image_size
     model.latent_side(size)
     check_timesteps(request.timesteps)
-    scheduler = dict(load_scheduler(model.location).config)
     return StoreHeader(
         dataset=dataset.name,
         dataset_root=None if request.root is None else str(request.root.resolve()),
@@ -77,8 +75,7 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
         model_fingerprint=model.fingerprint,
         image_size=size,
         latents=request.latents,
-        # a leading underscore marks diffusers' own bookkeeping, which changes with its version
-        scheduler={key: value for key, value in scheduler.items() if not key.startswith("_") and _plain(value)},
+        scheduler=noise_schedule(model.location),
         seed=request.seed,
     )
 
@@ -103,16 +100,13 @@ def build(
     else:
         store, stale = refresh(store, survey)
     rows = range(len(store.images))
-    encoded, bad = encode_images(store, dataset, model.location, rows, compute, progress)
-    broken = {store.images.row(error.image_id) for error in bad}
-    good = [row for row in rows if row not in broken]
-    noised = add_noise(store, model.location, good, request.timesteps, request.draws, progress)
+    encoded, noised, bad = _complete(store, dataset, model, request, compute, progress)
     if bad and not skip_bad:
         raise bad[0]
     return BuildReport(
         images=len(rows),
         encoded=encoded,
-        skipped=len(good) - encoded,
+        skipped=len(rows) - len(bad) - encoded,
         stale=stale,
         noised=noised,
         bytes_written=(encoded + noised) * store.latents().row_bytes,
@@ -137,6 +131,24 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     return BuildCost(len(survey.records), encode, noise, (encode + noise) * row_bytes, encode + noise)
 
 
+def _complete(
+    store: Store, dataset: Dataset, model: Model, request: BuildRequest, compute: Compute, progress: Progress
+) -> tuple[int, int, list[ImageError]]:
+    """Make what is missing: (images encoded, noisy latents made, images that could not be read)."""
+    rows = range(len(store.images))
+    lacks_noise = any(missing_noisy(store, rows, timestep, request.draws) for timestep in request.timesteps)
+    if not missing_latents(store, rows) and not lacks_noise:
+        return 0, 0, []
+    # Only now: the model's libraries take longer to load than it takes to see that nothing is missing.
+    from featstore.stages.latents import encode_images
+    from featstore.stages.noisy import add_noise
+
+    encoded, bad = encode_images(store, dataset, model.location, rows, compute, progress)
+    broken = {store.images.row(error.image_id) for error in bad}
+    good = [row for row in rows if row not in broken]
+    return encoded, add_noise(store, model.location, good, request.timesteps, request.draws, progress), bad
+
+
 def _open_same(path: Path, header: StoreHeader) -> Store | None:
     """The store at `path` if there is one. Raises `StoreError` where it was made otherwise."""
     if not exists(path):
@@ -149,7 +161,3 @@ def _open_same(path: Path, header: StoreHeader) -> Store | None:
 def _unchanged(images: ImageTable, survey: Survey) -> Sequence[int]:
     """Rows of the images whose bytes are what the store has seen."""
     return [row for row, key in enumerate(survey.keys) if row < len(images) and images.keys[row] == key]
-
-
-def _plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool | list) or value is None

@@ -7,26 +7,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featstore.backbone.latents import Latents
 from featstore.backbone.load import load_vae_encoder
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.noise import posterior_noise
-from featstore.backbone.vae import Latents, encode
+from featstore.backbone.vae import encode
 from featstore.datasets.pixels import decode, image_key, resize_to_square
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
 from featstore.stages.batches import chunks, padded
 from featstore.stages.compute import Compute
+from featstore.stages.plan import missing_latents
 from featstore.store.store import Store
 
 DECODERS = 4
 """Threads that decode and resize the next images; Pillow lets go of the interpreter while it does."""
-
-
-def missing_latents(store: Store, rows: Sequence[int]) -> list[int]:
-    """Those of `rows` whose latents are not cached."""
-    present = store.latents().present()
-    return [row for row in rows if not present[row]]
 
 
 def encode_images(

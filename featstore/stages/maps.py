@@ -1,7 +1,6 @@
 """Stage 2: noisy latents and a prompt through the UNet, as far as the layers need, to feature maps that are kept."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,49 +13,10 @@ from featstore.progress import Progress
 from featstore.prompts.text import TextPrompt, encode_texts
 from featstore.stages.batches import chunks, padded
 from featstore.stages.compute import Compute
+from featstore.stages.plan import MapPlan
 from featstore.store.keys import Extractor
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
-
-
-@dataclass(frozen=True, slots=True)
-class MapPlan:
-    """The UNet passes that are still to be made: by timestep, the layers tapped and the image rows that lack any."""
-
-    layers: Mapping[int, tuple[int, ...]]
-    rows: Mapping[int, tuple[int, ...]]
-
-    @property
-    def images(self) -> int:
-        """Images times timesteps that a UNet pass is made for (times the ensemble: passes)."""
-        return sum(len(rows) for rows in self.rows.values())
-
-    def without(self, rows: Collection[int]) -> "MapPlan":
-        """The plan but for some image rows."""
-        kept = {step: tuple(row for row in part if row not in rows) for step, part in self.rows.items()}
-        return MapPlan(self.layers, {step: part for step, part in kept.items() if part})
-
-
-def extractor_of(store: Store, prompt: TextPrompt, ensemble: int, compute: Compute) -> Extractor:
-    """The extractor under whose name a store keeps such maps."""
-    return Extractor(store.header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, store.header.seed)
-
-
-def plan_maps(store: Store, extractor: Extractor, rows: Sequence[int], wanted: Iterable[tuple[int, int]]) -> MapPlan:
-    """What is missing of the maps (layer, timestep) in `wanted`, for the images of `rows`.
-
-    Layers at one timestep share a pass, as their prompt is common to them.
-    """
-    layers: dict[int, tuple[int, ...]] = {}
-    missing: dict[int, set[int]] = {}
-    for layer, timestep in sorted(set(wanted), key=lambda pair: (pair[1], pair[0])):
-        array = store.maps(extractor, layer, timestep)
-        present = None if array is None else array.present()
-        lacking = {row for row in rows if present is None or not present[row]}
-        if lacking:
-            layers[timestep] = (*layers.get(timestep, ()), layer)
-            missing[timestep] = missing.get(timestep, set()) | lacking
-    return MapPlan(layers, {timestep: tuple(sorted(found)) for timestep, found in missing.items()})
 
 
 def extract_maps(

@@ -10,9 +10,7 @@ from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
 from featstore.prompts.text import TextPrompt
 from featstore.stages.compute import Compute
-from featstore.stages.latents import encode_images
-from featstore.stages.maps import extract_maps, extractor_of, plan_maps
-from featstore.stages.noisy import add_noise
+from featstore.stages.plan import extractor_of, plan_maps
 from featstore.store.keys import Extractor
 from featstore.store.store import Store
 
@@ -50,6 +48,11 @@ def require_maps(
     plan = plan_maps(store, extractor, rows, pairs)
     if not plan.rows:
         return MadeMaps(extractor, 0, 0, ())
+    # Only now: loading the model's libraries takes longer than an evaluation from the cache.
+    from featstore.stages.latents import encode_images
+    from featstore.stages.maps import extract_maps
+    from featstore.stages.noisy import add_noise
+
     model = model_of(store)
     lacking = sorted({row for part in plan.rows.values() for row in part})
     encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)

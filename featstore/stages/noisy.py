@@ -10,18 +10,8 @@ from featstore.backbone.load import load_scheduler
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.noise import noise
 from featstore.progress import Progress
-from featstore.store.rows import Row
+from featstore.stages.plan import missing_noisy
 from featstore.store.store import Store
-
-
-def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) -> list[Row]:
-    """(image row, draw) of the noisy latents at `timestep` that are not cached, draws 0..draws-1."""
-    wanted = [(row, draw) for row in rows for draw in range(draws)]
-    array = store.noisy(timestep)
-    if array is None:
-        return [*wanted]
-    present = array.present()
-    return [(row, draw) for row, draw in wanted if draw >= present.shape[1] or not present[row, draw]]
 
 
 def add_noise(

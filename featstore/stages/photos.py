@@ -10,11 +10,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from featstore.backbone.latents import Latents
 from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae_encoder
 from featstore.backbone.model import Model
 from featstore.backbone.noise import noise, posterior_noise
 from featstore.backbone.unet import CutUNet
-from featstore.backbone.vae import Latents, encode
+from featstore.backbone.vae import encode
 from featstore.datasets.pixels import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
-from featstore.backbone.vae import Latents
+from featstore.backbone.latents import Latents
 from featstore.errors import StoreError
 
 FORMAT = "dualsd"

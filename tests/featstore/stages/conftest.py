@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from featstore.backbone.latents import Latents
 from featstore.backbone.model import Model, open_model
-from featstore.backbone.vae import Latents
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.stages.build import BuildRequest

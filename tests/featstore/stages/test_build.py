@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from featstore.backbone.latents import Latents
 from featstore.backbone.model import Model
 from featstore.backbone.noise import noise, posterior_noise
-from featstore.backbone.vae import Latents
 from featstore.datasets.pixels import decode, resize_to_square
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import zarr
 
-from featstore.backbone.vae import Latents
+from featstore.backbone.latents import Latents
 from featstore.errors import StoreError
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, map_path, noisy_path
