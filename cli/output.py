@@ -44,7 +44,8 @@ def human_bytes(count: int) -> str:
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int = 1) -> None:
     """A table; all but the first columns are figures, right-aligned."""
-    table = Table(title=title, title_justify="left")
+    say(title)  # rich would fold a title to its table's width
+    table = Table()
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index < left_columns else "right", no_wrap=True)
     for row in rows:

@@ -68,7 +68,8 @@ def draw_heatmaps(
         left, right = grid[index]
         _show(left, source, f"point {index + 1}")
         _mark(left, source_points[index], index + 1, colour)
-        _show(right, target, "correlation over the target")
+        grey = np.repeat(target.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)  # colours are the scale's
+        _show(right, grey, "correlation over the target")
         layer = right.imshow(correlations[index], extent=extent, alpha=0.6, cmap="inferno", interpolation="bilinear")
         _mark(right, target_points[index], index + 1, colour)
         figure.colorbar(layer, ax=right, label="cosine", shrink=0.85)

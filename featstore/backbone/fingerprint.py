@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from featstore.backbone.cache_folder import cache_folder
+
 _HASHED = ("*.safetensors", "*.json", "*.txt")
 _VARIANTS = (".fp16.", ".non_ema.", ".bf16.")
 """Precisions that may lie beside the one which is loaded."""
@@ -35,9 +37,8 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
 
 
 def default_memory() -> Path:
-    """Where fingerprints are remembered: `$XDG_CACHE_HOME/dualsd/fingerprints.json` or below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "dualsd" / "fingerprints.json"
+    """Where fingerprints are remembered between commands."""
+    return cache_folder() / "fingerprints.json"
 
 
 def _recall(memory: Path) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Load the parts of a Stable Diffusion that dualsd needs, each on its own and only when it is needed."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +8,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from featstore.backbone.config import force_upcast, read_config
 from featstore.backbone.location import ModelLocation
+from featstore.backbone.quiet import quiet_libraries
 from featstore.errors import ModelError
 
 
@@ -68,17 +67,9 @@ def load_scheduler(location: ModelLocation) -> Any:
 @contextlib.contextmanager
 def _speaking_of(location: ModelLocation, component: str) -> Iterator[None]:
     """Turn what the libraries raise about a broken component into a sentence of ours, and quiet their chatter."""
-    logger = logging.getLogger("diffusers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with quiet_libraries():
+            yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{location.folder}/{component} cannot be loaded: {reason}") from error
-    finally:
-        logger.setLevel(before)
-        if bars:
-            transformers_logging.enable_progress_bar()
