@@ -1,0 +1,16 @@
+"""The example in README runs as it stands, with nothing of the engine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_python_example() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code = block + "\nimport sys\nassert not {'diffusers', 'zarr', 'featstore', 'cli'} & set(sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "kernelsoftmax" in done.stdout
