@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.cli.conftest import Run
@@ -39,6 +40,34 @@ def test_build_maps_info_and_eval_share_one_store(run: Run, store: Path, small_m
     finally:
         (small_model.parent / "aside").rename(small_model)
     assert result.exit_code == 0, result.output
+
+
+def test_the_vae_sees_every_image_once(
+    run: Run, photographs: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the build, maps of two kinds and three evaluations, one of them with more noise."""
+    from featstore.stages import latents
+
+    plain, seen = latents.encode, []
+
+    def counting(vae: object, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        seen.extend(image for image in images if image.any())  # the padding of a batch is zeros
+        return plain(vae, images, noise)
+
+    monkeypatch.setattr(latents, "encode", counting)
+    model = ("--model", str(small_model), "--size", "64", "--batch-size", "4")
+    commands = [
+        ("cache", "build", "--dataset", "folder", "--root", str(photographs), *model),
+        ("cache", "build", "--batch-size", "4"),
+        ("cache", "maps", "--layers", "2", "--t", "100", "--ensemble", "1"),
+        EVAL,
+        EVAL,
+        ("eval", "--ensemble", "3", "--prompt", "something else"),
+    ]
+    for command in commands:
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+    assert len(seen) == 6
 
 
 def test_eval_writes_what_the_contract_says(run: Run, store: Path) -> None:
