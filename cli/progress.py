@@ -2,31 +2,15 @@
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Task as RichTask
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 SHOW_AFTER_SECONDS = 1.0
 LINE_EVERY_SECONDS = 10.0
-
-
-class _Rate(ProgressColumn):
-    """Units a second."""
-
-    def render(self, task: RichTask) -> Text:
-        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "", style="dim")
 
 
 class TerminalProgress:
@@ -59,40 +43,37 @@ class TerminalProgress:
         now = time.monotonic()
         if now - self._started < SHOW_AFTER_SECONDS:
             return
+        seconds = now - self._started
         if self._console.is_terminal:
-            self._draw()
+            self._draw(seconds)
         elif now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
-            self._line(now - self._started)
+            print(f"{self._what}: {self._done}/{self._total}, {self._pace(seconds)}", file=sys.stderr, flush=True)
 
     def note(self, sentence: str) -> None:
         """See `featstore.progress.Progress.note`."""
         (self._bars.console if self._bars else self._console).print(f"note: {sentence}", highlight=False, markup=False)
 
-    def _draw(self) -> None:
+    def _draw(self, seconds: float) -> None:
         if self._bars is None:
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                _Rate(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[pace]}", style="dim"),
                 console=self._console,
                 transient=True,
             )
             self._bars.start()
-            self._task = self._bars.add_task(self._what, total=self._total, unit=self._unit)
+            self._task = self._bars.add_task(self._what, total=self._total, pace="")
         assert self._task is not None
-        self._bars.update(self._task, completed=self._done)
+        self._bars.update(self._task, completed=self._done, pace=self._pace(seconds))
 
-    def _line(self, seconds: float) -> None:
+    def _pace(self, seconds: float) -> str:
+        """Rate since the step's start and time left."""
         rate = self._done / seconds
-        left = (self._total - self._done) / rate if rate else float("inf")
-        print(
-            f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        left = timedelta(seconds=round((self._total - self._done) / rate)) if rate else "?"
+        return f"{rate:.1f} {self._unit}/s, {left} left"
 
     def _finish(self) -> None:
         """Clear the bar and leave one line about a step that took long enough to be shown."""
