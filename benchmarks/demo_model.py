@@ -28,8 +28,9 @@ from featstore.stages.needed import require_maps
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
 from matcher.bootstrap import Interval, bootstrap_mean
-from matcher.evaluate import LayerSpec, evaluate
+from matcher.evaluate import evaluate
 from matcher.geometry import Geometry
+from matcher.maps import LayerSpec
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import hits

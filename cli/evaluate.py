@@ -83,7 +83,7 @@ def evaluate(
     """
     from cli.output import print_result, say, write_csv, write_json
     from featstore.evaluation import Scoring
-    from matcher.evaluate import LayerSpec
+    from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
     from matcher.pck import Average
     from matcher.report import CSV_HEADER, to_rows

@@ -13,7 +13,8 @@ from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.selection import select_categories
 from featstore.errors import DatasetError
 from featstore.progress import Progress
-from matcher.evaluate import LayerSpec, MapSource, evaluate
+from matcher.evaluate import evaluate
+from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import PckTable, tabulate

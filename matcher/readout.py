@@ -24,7 +24,9 @@ class Readout(Enum):
 def nearest(correlation: Tensor) -> Tensor:
     """The cell of the largest correlation: (n, h, w) to (n, 2). Of equal ones the first in reading order."""
     width = correlation.shape[-1]
-    best = correlation.flatten(1).argmax(dim=1)  # (n,)
+    flat = correlation.flatten(1)
+    # torch's argmax over rows takes several times numpy's on the CPU
+    best = torch.from_numpy(flat.numpy().argmax(axis=1)) if flat.device.type == "cpu" else flat.argmax(dim=1)  # (n,)
     return torch.stack([best % width, best // width], dim=1).to(correlation.dtype)
 
 

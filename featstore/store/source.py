@@ -12,12 +12,12 @@ from featstore.errors import StoreError
 from featstore.store.keys import Extractor
 from featstore.store.store import Store
 from matcher.errors import MapError
-from matcher.evaluate import LayerSpec
+from matcher.maps import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMaps:
-    """Maps of one extractor in a store (a `matcher.evaluate.MapSource`)."""
+    """Maps of one extractor in a store (a `matcher.maps.MapSource`)."""
 
     store: Store
     extractor: Extractor

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from matcher.errors import MapError, MatchError
-from matcher.evaluate import LayerSpec, MapsInMemory, evaluate
+from matcher.evaluate import evaluate
 from matcher.geometry import Geometry
+from matcher.maps import LayerSpec, MapsInMemory
 from matcher.match import MatchSettings, match_points
 from matcher.pairs import MatchingPair
 from matcher.readout import Readout

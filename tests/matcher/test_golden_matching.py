@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matcher.evaluate import LayerSpec, MapsInMemory, evaluate
+from matcher.evaluate import evaluate
+from matcher.maps import LayerSpec, MapsInMemory
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import ALL, Average, MatchedPair, tabulate

@@ -19,7 +19,7 @@ from featstore.stages.needed import MadeMaps, require_maps
 from featstore.stages.photos import PhotoSettings, open_photo, photo_maps
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.evaluate import LayerSpec
+from matcher.maps import LayerSpec
 
 PROMPT = TextPrompt()
 WANTED = [(2, 261), (3, 50), (1, 50)]
