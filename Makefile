@@ -7,7 +7,8 @@ INSTALLED := .venv/.installed
 
 install: $(INSTALLED)
 
-# torch first and pinned: with none installed, other packages would pull in a CUDA build of several GB.
+# torch first and pinned, so that no other package chooses it. A machine whose pip knows a CPU build takes that one;
+# PyPI's own for Linux is a CUDA build (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids it).
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

@@ -1,5 +1,6 @@
 """`dualsd cache build | maps | info`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -54,8 +55,9 @@ def build(
     ensemble: Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws a timestep; more can follow.")] = 1,
     size: SizeOption = None,
     latents: Annotated[
-        str, typer.Option("--latents", help="Of the VAE's posterior: sample (seeded) or mean.")
-    ] = "sample",
+        str | None,
+        typer.Option("--latents", help="Of the VAE's posterior: sample (seeded) or mean.", show_default="sample"),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of all noise.", show_default="0")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -69,33 +71,34 @@ def build(
     A second run does only what is missing; an image whose file changed is encoded anew. Of an existing store, dataset
     and model need not be named again.
     """
-    timesteps = options.parse_timesteps(t)
-    from cli.output import human_bytes, print_bad, print_disk, say, write_json
+    timesteps = tuple(dict.fromkeys(options.parse_timesteps(t)))
+    from cli.output import check_writable, human_bytes, print_bad, print_disk, say, write_json
     from cli.progress import TerminalProgress
     from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
     from featstore.datasets.registry import open_dataset
     from featstore.stages import build as stage
-    from featstore.store.store import exists, open_store
+    from featstore.store.store import open_if_there
     from matcher.errors import InputError
 
-    if latents not in (kind.value for kind in Latents):
+    if latents not in (None, *(kind.value for kind in Latents)):
         raise InputError(f"--latents is sample or mean, not {latents!r}.")
-    header = open_store(store).header if exists(store) else None
-    if header is not None and dataset is None:
-        chosen = options.dataset_of(open_store(store), root)
-    else:
-        chosen = open_dataset(dataset or "demo", root)
-    if header is not None:
+    check_writable(json)
+    known = open_if_there(store)
+    kind = Latents.SAMPLE if latents is None else Latents(latents)
+    if known is not None:
         # what was settled when the store was made need not be typed again
-        root = root or (None if header.dataset_root is None else Path(header.dataset_root))
+        header = known.header
+        same_dataset = dataset in (None, header.dataset)
+        dataset = dataset or header.dataset
+        root = root or (Path(header.dataset_root) if same_dataset and header.dataset_root else None)
+        model, revision = model or header.model_id, revision or (header.model_revision if model is None else None)
         size = header.image_size if size is None else size
         seed = header.seed if seed is None else seed
-    if header is not None and model is None:
-        opened = open_model(header.model_id, header.model_revision)
-    else:
-        opened = open_model(model or "demo", revision)
-    request = stage.BuildRequest(store, root, size, Latents(latents), seed or 0, timesteps, ensemble)
+        kind = header.latents if latents is None else kind
+    chosen = open_dataset(dataset or "demo", root)
+    opened = open_model(model or "demo", revision)
+    request = stage.BuildRequest(store, root, size, kind, seed or 0, timesteps, ensemble)
     compute = options.choose_compute(device, dtype, batch_size)
     with TerminalProgress() as progress:
         if dry_run:
@@ -103,6 +106,7 @@ def build(
             say(f"{cost.images} images, {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make")
             say(f"{human_bytes(cost.bytes_to_write)} in {cost.files_to_write} files to write")
             print_disk(store, cost.bytes_to_write)
+            write_json(json, asdict(cost))
             return
         report = stage.build(chosen, opened, request, compute, skip_bad, progress)
     stale = f", {report.stale} had changed" if report.stale else ""
@@ -133,7 +137,7 @@ def maps(
     root: RootOption = None,
     layers: LayersOption = "2,3",
     t: TimestepsOption = None,
-    prompt: PromptOption = "a photo of a {category}",
+    prompt: PromptOption = options.DEFAULT_PROMPT,
     ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
     split: Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")] = None,
     device: DeviceOption = "auto",
@@ -149,14 +153,16 @@ def maps(
     """
     wanted_layers = options.parse_layers(layers)
     timesteps = options.timesteps_for(wanted_layers, t)
-    from cli.output import human_bytes, print_bad, print_disk, print_shapes, say, write_json
+    from cli.output import check_writable, human_bytes, print_bad, print_disk, print_shapes, say, write_json
     from cli.progress import TerminalProgress
     from featstore.evaluation import choose_pairs, images_of
     from featstore.prompts.text import TextPrompt
-    from featstore.stages.needed import model_of, require_maps
-    from featstore.stages.plan import extractor_of, plan_maps
+    from featstore.stages.images import check_unchanged
+    from featstore.stages.needed import estimate_maps, model_of, require_maps
+    from featstore.stages.plan import extractor_of
     from featstore.store.store import open_store
 
+    check_writable(json)
     opened = open_store(store)
     dataset = options.dataset_of(opened, root)
     compute = options.choose_compute(device, dtype, batch_size)
@@ -164,18 +170,21 @@ def maps(
     rows = [opened.images.row(image) for image in images]
     wanted = list(zip(wanted_layers, timesteps, strict=True))
     text = TextPrompt(prompt)
-    model = model_of(opened)
-    shapes = {layer: model.shape(layer, opened.header.image_size) for layer in wanted_layers}
-    print_shapes(shapes.values())
-    if dry_run:
-        plan = plan_maps(opened, extractor_of(opened, text, ensemble, compute), rows, wanted)
-        made = [shapes[layer] for step, found in plan.rows.items() for layer in plan.layers[step] for _ in found]
-        needed = sum(shape.channels * shape.side**2 * 2 + 4 for shape in made)
-        say(f"{len(rows)} images, {plan.images * ensemble} UNet passes")
-        say(f"{human_bytes(needed)} in {len(made)} files to write")
-        print_disk(store, needed)
-        return
     with TerminalProgress() as progress:
+        check_unchanged(opened, dataset, images, progress)
+        cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute))
+        if cost.passes:
+            model = model_of(opened)
+            print_shapes(model.shape(layer, opened.header.image_size) for layer in wanted_layers)
+        if dry_run:
+            say(
+                f"{len(rows)} images: {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make, "
+                f"{cost.passes} UNet passes"
+            )
+            say(f"{human_bytes(cost.bytes_to_write)} in {cost.files_to_write} files to write")
+            print_disk(store, cost.bytes_to_write)
+            write_json(json, asdict(cost))
+            return
         made_maps = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress)
     if made_maps.bad and not skip_bad:
         raise made_maps.bad[0]
@@ -204,7 +213,7 @@ def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) ->
     )
     print_table(
         "arrays",
-        ["array", "a row", "rows", "complete", "on disk", "what"],
+        ["array", "a row", "rows", "complete", "size", "what"],
         [
             [
                 array.path,

@@ -31,12 +31,11 @@ def doctor(
     """Versions, device, whether the model can be had, the store and free disk."""
     import os
     import platform
-    import shutil
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
-    from cli.output import human_bytes, print_table, say
+    from cli.output import free_bytes, human_bytes, print_table, say
 
     def installed(name: str) -> str:
         try:
@@ -60,8 +59,7 @@ def doctor(
     else:
         say(f"device: cpu, {torch.get_num_threads()} threads; no GPU that this torch can use")
     healthy = _check_model(model or "demo", revision) & _check_store(store)
-    folder = store.resolve().parent
-    say(f"disk: {human_bytes(shutil.disk_usage(folder if folder.exists() else Path.cwd()).free)} free for {store}")
+    say(f"disk: {human_bytes(free_bytes(store))} free for {store}")
     if not healthy:
         raise typer.Exit(2)
 
@@ -69,10 +67,15 @@ def doctor(
 def _check_model(name: str, revision: str | None) -> bool:
     from cli.output import print_shapes, say
     from featstore.backbone.layers import LAYERS
+    from featstore.backbone.location import DEMO, downloaded, hub_name_of, probe_hub
     from featstore.backbone.model import open_model
     from matcher.errors import InputError
 
     try:
+        if name != DEMO and not Path(name).expanduser().is_dir() and downloaded(hub_name_of(name), revision) is None:
+            probe_hub(hub_name_of(name))
+            say(f"model {name}: the hub has it; it is not downloaded yet")
+            return True
         model = open_model(name, revision)
     except InputError as error:
         say(f"model {name}: {error}")

@@ -13,10 +13,8 @@ from cli.options import (
     DatasetOption,
     DeviceOption,
     DtypeOption,
-    EnsembleOption,
     GeometryOption,
     JsonOption,
-    PromptOption,
     ReadoutsOption,
     RootOption,
     SkipBadOption,
@@ -60,8 +58,23 @@ def evaluate(
     readouts: ReadoutsOption = "nn,bilinear,softmax,kernelsoftmax",
     alphas: AlphasOption = options.DEFAULT_ALPHAS,
     by: Annotated[str, typer.Option("--by", help="Average of the printed table: image or point.")] = "image",
-    prompt: PromptOption = "a photo of a {category}",
-    ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="Text prompt; {category} stands for the image's category.",
+            show_default=options.DEFAULT_PROMPT,
+        ),
+    ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(
+            "--ensemble",
+            min=1,
+            help="Noise draws whose features are averaged.",
+            show_default=str(options.DEFAULT_ENSEMBLE),
+        ),
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option("--features", metavar="FILE", help="Your own maps: safetensors '<image id>|<layer>', (C, h, w)."),
@@ -81,13 +94,14 @@ def evaluate(
     Maps, noisy latents and latents that are not cached are made and kept. With --features no store and no model is
     needed.
     """
-    from cli.output import print_result, say, write_csv, write_json
+    from cli.output import check_writable, print_result, say, write_csv, write_json
     from featstore.evaluation import Scoring
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
     from matcher.pck import Average
     from matcher.report import CSV_HEADER, to_rows
 
+    check_writable(json, csv)
     if by not in (average.value for average in Average):
         raise InputError(f"--by is image or point, not {by!r}.")
     shape = options.parse_geometry(geometry, "--geometry")
@@ -103,8 +117,8 @@ def evaluate(
         return Scoring(specs, wanted_readouts, wanted_alphas, settings)
 
     if features is not None:
-        if t is not None:
-            raise InputError("--t goes with a store: features from a file have no timesteps.")
+        if any(given is not None for given in (t, prompt, ensemble)):
+            raise InputError("--t, --prompt and --ensemble go with a store: features from a file are what they are.")
         if dataset is None or size is None:
             raise InputError(
                 "--features needs --dataset (and its --root), and --size: the side of the images in pixels."
@@ -117,11 +131,32 @@ def evaluate(
         numbers = options.parse_layers(layers)
         timesteps = options.timesteps_for(numbers, t)
         settled = scoring(2, tuple(map(str, numbers)), timesteps)  # checked before any store is opened
-        result = _from_store(store, root, split, chosen, settled, prompt, ensemble, compute, skip_bad)
+        template = options.DEFAULT_PROMPT if prompt is None else prompt
+        draws = ensemble or options.DEFAULT_ENSEMBLE
+        result = _from_store(store, root, split, chosen, settled, template, draws, compute, skip_bad)
     say(describe(result))
     print_result(result, Average(by))
     write_json(json, result.to_json())
-    write_csv(csv, CSV_HEADER, to_rows(result.table))
+    write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), ((*row, *csv_settings(result)) for row in to_rows(result.table)))
+
+
+CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
+
+
+def csv_settings(result: "Result") -> tuple[str, ...]:
+    """What a row's number depends on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
+    layers, settings = result.scoring.layers, result.scoring.settings
+    return (
+        result.dataset,
+        result.split,
+        "+".join(layer.layer for layer in layers),
+        "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
+        "+".join(f"{layer.weight:g}" for layer in layers),
+        settings.geometry.value,
+        result.frame,
+        str(settings.upsample),
+        "; ".join(f"{name} {value}" for name, value in result.features.items()),
+    )
 
 
 def describe(result: "Result") -> str:
@@ -133,9 +168,11 @@ def describe(result: "Result") -> str:
         + ("" if len(result.scoring.layers) == 1 else f" x {layer.weight:g}")
         for layer in result.scoring.layers
     )
-    features = "; ".join(f"{name} {value}" for name, value in result.features.items())
+    shown = ("prompt", "ensemble", "model", "features")
+    features = "; ".join(f"{name} {value!r}" for name, value in result.features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
-    return f"{layers}{upsampling}; geometry {settings.geometry.value}, {settings.image_size} pixels; {features}"
+    frame = f"geometry {settings.geometry.value}, frame {result.frame} to {settings.image_size} pixels"
+    return f"{layers}{upsampling}; {frame}; {features}"
 
 
 def _from_store(
@@ -155,6 +192,7 @@ def _from_store(
     from cli.progress import TerminalProgress
     from featstore.evaluation import choose_pairs, default_split, images_of, in_resized_frame, score
     from featstore.prompts.text import TextPrompt
+    from featstore.stages.images import check_unchanged
     from featstore.stages.needed import model_of, require_maps
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
@@ -168,6 +206,7 @@ def _from_store(
     scoring = replace(scoring, settings=replace(scoring.settings, image_size=size))
     wanted = [(int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None]
     with TerminalProgress() as progress:
+        check_unchanged(opened, dataset, images_of(pairs), progress)
         made = require_maps(opened, dataset, rows, wanted, TextPrompt(prompt), ensemble, compute, progress)
         if made.images_times_timesteps:
             model = model_of(opened)
@@ -179,7 +218,17 @@ def _from_store(
         readable = [pair for pair in pairs if pair.source not in unreadable and pair.target not in unreadable]
         if len(readable) < len(pairs):
             say(f"{len(pairs) - len(readable)} of {len(pairs)} pairs are left out, as they need those images")
-        features = {"prompt": repr(prompt), "ensemble": ensemble, "model": opened.header.model_id}
+        features = {
+            "prompt": prompt,
+            "ensemble": ensemble,
+            "model": opened.header.model_id,
+            "model_revision": opened.header.model_revision,
+            "model_fingerprint": opened.header.model_fingerprint,
+            "dtype": compute.dtype_name,
+            "latents": opened.header.latents.value,
+            "seed": opened.header.seed,
+            "extractor": made.extractor.key,
+        }
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
         maps = StoredMaps(opened, made.extractor)
         return score(dataset, split, framed, maps, scoring, features, compute.device, progress)

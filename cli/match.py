@@ -18,7 +18,6 @@ from cli.options import (
     LayersOption,
     ModelOption,
     RevisionOption,
-    SeedOption,
     SizeOption,
     TimestepsOption,
     UpsampleOption,
@@ -29,6 +28,8 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+HEATMAP_POINTS = 20
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -67,7 +68,7 @@ def match(
     geometry: GeometryOption = "corners",
     readout: Annotated[str, typer.Option("--readout", help="nn, bilinear, softmax or kernelsoftmax.")] = "nn",
     ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
-    seed: SeedOption = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of all noise.", show_default="0")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     batch_size: BatchOption = 8,
@@ -82,10 +83,17 @@ def match(
     align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
     if heatmap and out is None:
         raise InputError("--heatmap needs --out FILE, beside which it is written.")
+    if heatmap and len(wanted_points) > HEATMAP_POINTS:
+        raise InputError(
+            f"--heatmap draws a row a point, for at most {HEATMAP_POINTS} points, not {len(wanted_points)}."
+        )
+    chosen, *others = options.parse_readouts(readout)
+    if others:
+        raise InputError(f"--readout takes one readout, not {readout!r}.")
     import numpy as np
     import torch
 
-    from cli.output import print_shapes, print_table, say, write_json
+    from cli.output import check_writable, print_shapes, print_table, say, write_json
     from cli.progress import TerminalProgress
     from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
@@ -98,7 +106,7 @@ def match(
     from matcher.geometry import pixels_to_cells
     from matcher.match import MatchSettings, match_points
 
-    (chosen,) = options.parse_readouts(readout)
+    check_writable(out, json)
     photos = [open_photo(source), open_photo(target)]
     pixels = np.array(wanted_points, dtype=np.float32)  # (n, 2) in pixels of A
     _check_inside(pixels, photos[0].picture.size, source)
@@ -107,8 +115,8 @@ def match(
         opened = open_model(model or "demo", revision)
         size = opened.image_size if size is None else size
     else:
-        if model is not None or size is not None:
-            raise InputError("--model and --size do not go with --store, which has its own.")
+        if any(given is not None for given in (model, revision, size, seed)):
+            raise InputError("--model, --revision, --size and --seed do not go with --store, which has its own.")
         known = open_store(store)
         opened, size = model_of(known), known.header.image_size
         seed, latents = known.header.seed, known.header.latents
@@ -119,7 +127,9 @@ def match(
     wanted = list(zip(numbers, timesteps, strict=True))
     print_shapes(opened.shape(layer, size) for layer in numbers)
     with TerminalProgress() as progress:
-        maps = photo_maps(opened, photos, wanted, PhotoSettings(size, latents, seed, ensemble, text), compute, progress)
+        maps = photo_maps(
+            opened, photos, wanted, PhotoSettings(size, latents, seed or 0, ensemble, text), compute, progress
+        )
     final = [
         fuse([found[key].to(compute.device) for key in wanted], shares, settings.upsample, align) for found in maps
     ]
@@ -206,5 +216,8 @@ def _draw_heatmaps(
     from cli.output import say
     from matcher.plot import draw_heatmaps
 
-    draw_heatmaps(file, pictures[0], pictures[1], source_points, target_points, correlations)
+    try:
+        draw_heatmaps(file, pictures[0], pictures[1], source_points, target_points, correlations)
+    except (OSError, ValueError) as error:
+        raise InputError(f"The picture {file} cannot be written: {error}.") from error
     say(f"drawn: {file}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = Path("dualsd.zarr")
 DEFAULT_ENSEMBLE = 8
+DEFAULT_PROMPT = "a photo of a {category}"
 DEFAULT_ALPHAS = "0.05,0.1,0.15"
 DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
 TEXT_TIMESTEPS = {2: 261, 3: 200}
@@ -41,7 +42,6 @@ SizeOption = Annotated[
     int | None,
     typer.Option("--size", help="Side S in pixels that images are resized to.", show_default="the model's own"),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
 LayersOption = Annotated[
     str, typer.Option("--layers", help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3.")
 ]
@@ -86,7 +86,7 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """`2,3` to layers. Raises `InputError` for one that is not in 1..4 or is named twice."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise InputError(f"--layers takes layers from 1 to 4 separated by commas, not {text!r}.")
     layers = tuple(int(part) for part in text.split(","))
     from featstore.backbone.layers import check_layers
@@ -99,6 +99,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def parse_timesteps(text: str) -> tuple[int, ...]:
     """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps. Raises `InputError` for anything else."""
+    from featstore.backbone.layers import check_timesteps
+
     found: list[int] = []
     for part in text.split(","):
         matched = re.fullmatch(r"(\d+)(?:\.\.(\d+)(?::(\d+))?)?", part.strip())
@@ -110,9 +112,8 @@ def parse_timesteps(text: str) -> tuple[int, ...]:
             continue
         if int(last) < int(first) or step == "0":
             raise InputError(f"--t {part} is an empty range: it must rise, by at least 1.")
+        check_timesteps([int(first), int(last)])
         found.extend(range(int(first), int(last) + 1, int(step or STEP)))
-    from featstore.backbone.layers import check_timesteps
-
     check_timesteps(found)
     return tuple(found)
 
@@ -133,9 +134,12 @@ def timesteps_for(layers: tuple[int, ...], text: str | None) -> tuple[int, ...]:
 def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
     """One weight a layer: those typed, else 1 for a single layer and the report's for 2 and 3."""
     if text is not None:
+        from matcher.fusion import check_weights
+
         weights = parse_numbers(text, "--weights")
         if len(weights) != len(layers):
             raise InputError(f"{len(layers)} layer(s) but {len(weights)} weight(s): give one a layer with --weights.")
+        check_weights(len(layers), weights)
         return weights
     if len(layers) == 1:
         return (1.0,)
@@ -157,7 +161,7 @@ def parse_readouts(text: str) -> "tuple[Readout, ...]":
     from matcher.readout import Readout
 
     known = {readout.value: readout for readout in Readout}
-    names = text.split(",")
+    names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
             raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from matcher.errors import InputError
 
@@ -47,9 +49,9 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     say(title)  # rich would fold a title to its table's width
     table = Table()
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < left_columns else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if index < left_columns else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # Text: a name in brackets is no markup
     console().print(table)
 
 
@@ -89,10 +91,21 @@ def print_bad(bad: Sequence["ImageError"]) -> None:
 
 def print_disk(path: Path, needed: int) -> None:
     """Whether `needed` bytes fit where `path` lies or will lie."""
+    free = free_bytes(path)
+    say(f"{human_bytes(free)} free for {path}: {'it fits' if free > needed else 'it DOES NOT FIT'}")
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes where `path` lies or will lie."""
     existing = next(parent for parent in [path.resolve(), *path.resolve().parents] if parent.exists())
-    free = shutil.disk_usage(existing).free
-    verdict = "fits" if free > needed else "DOES NOT FIT"
-    say(f"{human_bytes(free)} free at {existing}: {verdict}")
+    return shutil.disk_usage(existing).free
+
+
+def check_writable(*files: Path | None) -> None:
+    """Raise `InputError`, before any work is done, for a file whose folder is not there or cannot be written to."""
+    for file in files:
+        if file is not None and (not os.access(file.resolve().parent, os.W_OK) or file.is_dir()):
+            raise InputError(f"{file} cannot be written: its folder is missing or read-only, or it is a folder itself.")
 
 
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:

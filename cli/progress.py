@@ -21,7 +21,7 @@ class TerminalProgress:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._what, self._unit, self._total, self._done = "", "", 0, 0
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_line = self._last_advance = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -35,12 +35,13 @@ class TerminalProgress:
         """See `featstore.progress.Progress.start`."""
         self._finish()
         self._what, self._total, self._unit, self._done = what, total, unit, 0
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_line = self._last_advance = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
         """See `featstore.progress.Progress.advance`."""
         self._done += count
         now = time.monotonic()
+        self._last_advance = now
         if now - self._started < SHOW_AFTER_SECONDS:
             return
         seconds = now - self._started
@@ -77,7 +78,7 @@ class TerminalProgress:
 
     def _finish(self) -> None:
         """Clear the bar and leave one line about a step that took long enough to be shown."""
-        seconds = time.monotonic() - self._started
+        seconds = self._last_advance - self._started
         if self._bars is not None:
             self._bars.stop()
             self._bars, self._task = None, None

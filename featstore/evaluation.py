@@ -44,6 +44,7 @@ class Result:
     scoring: Scoring
     features: Mapping[str, Any]
     table: PckTable
+    frame: str = FRAME
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd eval --json` writes it; PCK values are fractions."""
@@ -57,7 +58,7 @@ class Result:
             "t": [layer.timestep for layer in layers],
             "weights": [layer.weight for layer in layers],
             "geometry": settings.geometry.value,
-            "frame": FRAME,
+            "frame": self.frame,
             "image_size": settings.image_size,
             "upsample": settings.upsample,
             "upsample_align": settings.upsample_align.value,

@@ -6,6 +6,7 @@ gives the weights 0.8 : 0.6, that each layer is normalised first is our reading 
 which builds the fused map.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,8 +55,10 @@ def check_weights(layers: int, weights: Sequence[float]) -> None:
         raise MatchError("No layer is named: give at least one.")
     if len(weights) != layers:
         raise MatchError(f"{layers} layer(s) but {len(weights)} weight(s): give one weight a layer.")
-    if min(weights) < 0 or max(weights) == 0:
-        raise MatchError(f"The weights {list(weights)} cannot be used: none may be negative and one must be positive.")
+    if not all(math.isfinite(weight) for weight in weights) or min(weights) < 0 or max(weights) == 0:
+        raise MatchError(
+            f"The weights {list(weights)} cannot be used: none may be negative or infinite and one must be positive."
+        )
 
 
 def sample(features: Tensor, cells: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def draw_heatmaps(
 
 def _show(axes: Axes, picture: Picture, title: str) -> None:
     axes.imshow(picture)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.set_axis_off()
 
 

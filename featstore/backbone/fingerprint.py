@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 from featstore.backbone.cache_folder import cache_folder
+from featstore.backbone.location import is_variant
 
 _HASHED = ("*.safetensors", "*.json", "*.txt")
-_VARIANTS = (".fp16.", ".non_ema.", ".bf16.")
-"""Precisions that may lie beside the one which is loaded."""
 
 
 def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
@@ -23,7 +22,7 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for component in components:
         for path in sorted({path for pattern in _HASHED for path in (folder / component).glob(pattern)}):
-            if any(variant in path.name for variant in _VARIANTS):
+            if is_variant(path):
                 continue
             status = path.stat()
             key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"

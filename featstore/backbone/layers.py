@@ -32,7 +32,7 @@ def layer_shape(layer: int, unet_config: Mapping[str, Any], latent_side: int, im
 
 
 def check_layers(layers: Sequence[int]) -> None:
-    """Raise `ModelError` for a layer not in 1..4 or named twice."""
+    """Raise `ModelError` for a layer not in 1..4."""
     for layer in layers:
         if layer not in LAYERS:
             raise ModelError(

@@ -1,6 +1,6 @@
 """Where a Stable Diffusion lies: an alias, a Hugging Face hub name or a local folder, resolved to a folder on disk."""
 
-import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -51,35 +51,47 @@ def locate(name: str, revision: str | None = None) -> ModelLocation:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return ModelLocation(str(folder.resolve()), None, _checked(folder.resolve()))
+    hub_name = hub_name_of(name)
+    found = downloaded(hub_name, revision)
+    if found is not None:
+        return found
+    probe_hub(hub_name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot = snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"Downloading {hub_name!r} (revision {revision or 'main'}) failed: {error}") from error
+    return ModelLocation(hub_name, revision, _checked(Path(snapshot)))
+
+
+def hub_name_of(name: str) -> str:
+    """The hub name that a model's name stands for. Raises `ModelError` where it can be none."""
     hub_name = ALIASES.get(name, name)
-    if hub_name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", hub_name, re.ASCII) or re.search(r"--|\.\.", hub_name):
         raise ModelError(
             f"There is no model {name!r}: it is neither a folder nor an alias ({', '.join([*ALIASES, DEMO])}) "
             "nor a hub name owner/model."
         )
-    return ModelLocation(hub_name, revision, _checked(_snapshot(hub_name, revision)))
+    return hub_name
 
 
-def _snapshot(hub_name: str, revision: str | None) -> Path:
+def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
+    """A hub model that lies complete in the local cache, used as it is, online or not; None where it does not."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:  # what was downloaded once is used as it is, online or not
-        folder = Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=True))
-        if all((folder / part / "config.json").is_file() for part in _WEIGHTS):
-            return folder
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
-    _probe(hub_name)
     try:
-        return Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"Downloading {hub_name!r} (revision {revision or 'main'}) failed: {error}") from error
+        folder = snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=True)
+        return ModelLocation(hub_name, revision, _checked(Path(folder)))
+    except (LocalEntryNotFoundError, FileNotFoundError, ModelError):  # a download that broke off goes on
+        return None
 
 
-def _probe(hub_name: str) -> None:
-    """Raise `ModelError` unless the hub says, in time, that it has the model."""
-    from huggingface_hub import constants
+def probe_hub(hub_name: str) -> None:
+    """Raise `ModelError` unless the hub says, in time, that it has the model; nothing is downloaded."""
+    from huggingface_hub import constants, get_token
 
     way_out = (
         f"a local folder in diffusers' layout works in place of the name, and {ALIASES['sd2-1']!r} mirrors SD 2-1, "
@@ -91,7 +103,7 @@ def _probe(hub_name: str) -> None:
 
     def ask() -> None:
         request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{hub_name}", method="GET")
-        if token := os.environ.get("HF_TOKEN"):
+        if token := get_token():
             request.add_header("Authorization", f"Bearer {token}")
         try:
             with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
@@ -112,6 +124,11 @@ def _probe(hub_name: str) -> None:
         raise ModelError(f"The hub cannot be reached for the model {hub_name!r} ({answer}): {way_out}")
 
 
+def is_variant(file: Path) -> bool:
+    """Whether a weights file is another precision than the one that is loaded, such as `....fp16.safetensors`."""
+    return any(variant in file.name for variant in (".fp16.", ".non_ema.", ".bf16."))
+
+
 def _checked(folder: Path) -> Path:
     """The folder, if every component that dualsd needs is in it."""
     for component in COMPONENTS:
@@ -121,8 +138,8 @@ def _checked(folder: Path) -> Path:
                 f"(needed: {', '.join(COMPONENTS)})."
             )
     for component, weights in _WEIGHTS.items():
-        files = list((folder / component).glob(f"{weights}*.safetensors"))
-        if not files:
+        files = (folder / component).glob(f"{weights}*.safetensors")
+        if all(is_variant(file) for file in files):
             raise ModelError(
                 f"{folder / component} has no {weights}.safetensors: dualsd reads safetensors only, never pickles; "
                 "convert the model once with diffusers' save_pretrained."

@@ -17,7 +17,7 @@ from featstore.stages.images import Survey, refresh, survey_images
 from featstore.stages.plan import missing_latents, missing_noisy
 from featstore.store.images import ImageTable
 from featstore.store.schema import StoreHeader
-from featstore.store.store import Store, create_store, exists, open_store
+from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
 
 TIMESTEPS = (50, 200, 261, 350)
 """What `cache build` noises at unless told otherwise: the method's timesteps in training and inference."""
@@ -98,6 +98,7 @@ def build(
         side = model.latent_side(header.image_size)
         store = create_store(request.path, header, survey.table(), (model.latent_channels, side, side))
     else:
+        record_whereabouts(store, header)
         store, stale = refresh(store, survey)
     rows = range(len(store.images))
     encoded, noised, bad = _complete(store, dataset, model, request, compute, progress)
@@ -151,10 +152,9 @@ def _complete(
 
 def _open_same(path: Path, header: StoreHeader) -> Store | None:
     """The store at `path` if there is one. Raises `StoreError` where it was made otherwise."""
-    if not exists(path):
-        return None
-    store = open_store(path)
-    store.header.check_same(header, str(path))
+    store = open_if_there(path)
+    if store is not None:
+        store.header.check_same(header, str(path))
     return store
 
 

@@ -1,6 +1,6 @@
 """Which images there are, and what their bytes are now: the table of a new store, and what is stale in an old one."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,48 +17,72 @@ from featstore.store.store import Store, replace_stale
 READERS = 8
 """Threads that read image files; reading waits for the disk, not for a core."""
 
+UNREADABLE = "unreadable"
+"""The key of an image that the disk has not given yet."""
+
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """A dataset's images with what their bytes are now: keys, (N, 2) original sizes, and what was wrong with any."""
+    """A dataset's images with what their bytes are now: keys, None for one that the disk does not give, and (N, 2)
+    original sizes, 0 for one that is no readable image."""
 
     records: tuple[ImageRecord, ...]
-    keys: tuple[str, ...]
+    keys: tuple[str | None, ...]
     sizes: NDArray[np.int32]
-    bad: tuple[ImageError, ...]
 
     def table(self) -> ImageTable:
         """The table of a store made of these images."""
         return ImageTable(
             tuple(record.id for record in self.records),
             tuple(record.category for record in self.records),
-            self.keys,
+            tuple(key or UNREADABLE for key in self.keys),
             self.sizes,
         )
 
 
 def survey_images(dataset: Dataset, progress: Progress) -> Survey:
-    """Read and hash every image's bytes, and its header. Broken images are listed, not raised."""
+    """Read and hash every image's bytes, and its header. Broken images are not raised: encoding them will say."""
     records = dataset.images()
     progress.start("reading images", len(records), "images")
 
-    def inspect(record: ImageRecord) -> tuple[str, tuple[int, int], ImageError | None]:
-        data = dataset.read(record)
-        key = image_key(record, data)
+    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int]]:
+        key = None
         try:
-            return key, original_size(record, data), None
-        except ImageError as error:
-            return key, (0, 0), error
+            data = dataset.read(record)
+            key = image_key(record, data)
+            return key, original_size(record, data)
+        except ImageError:
+            return key, (0, 0)
 
-    keys, sizes, bad = [], [], []
+    keys, sizes = [], []
     with ThreadPoolExecutor(READERS) as pool:
-        for key, size, error in pool.map(inspect, records):
+        for key, size in pool.map(inspect, records):
             keys.append(key)
             sizes.append(size)
-            if error is not None:
-                bad.append(error)
             progress.advance()
-    return Survey(records, tuple(keys), np.array(sizes, dtype=np.int32).reshape(-1, 2), tuple(bad))
+    return Survey(records, tuple(keys), np.array(sizes, dtype=np.int32).reshape(-1, 2))
+
+
+def check_unchanged(store: Store, dataset: Dataset, images: Collection[str], progress: Progress) -> None:
+    """Raise `StoreError` where an image's bytes are not those that the store was made from: its maps would be matched
+    against keypoints of another picture."""
+    wanted = set(images)
+    records = [record for record in dataset.images() if record.id in wanted]
+    progress.start("checking images", len(records), "images")
+
+    def key_of(record: ImageRecord) -> str:
+        try:
+            return image_key(record, dataset.read(record))
+        except ImageError:
+            return UNREADABLE
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for record, key in zip(records, pool.map(key_of, records), strict=True):
+            if key not in (UNREADABLE, store.images.keys[store.images.row(record.id)]):
+                raise StoreError(
+                    f"The file of image {record.id!r} has changed since `cache build`: run `dualsd cache build` again."
+                )
+            progress.advance()
 
 
 def refresh(store: Store, survey: Survey) -> tuple[Store, int]:
@@ -69,7 +93,10 @@ def refresh(store: Store, survey: Survey) -> tuple[Store, int]:
     ids = [record.id for record in survey.records]
     if tuple(ids) != store.images.ids:
         raise StoreError(f"{store.path} was made from other images: {_difference(store.images.ids, ids)}.")
-    return replace_stale(store, survey.keys, survey.sizes)
+    # an image that the disk does not give just now is not one that changed
+    keys = tuple(now or then for now, then in zip(survey.keys, store.images.keys, strict=True))
+    given = np.array([key is not None for key in survey.keys])[:, None]
+    return replace_stale(store, keys, np.where(given, survey.sizes, store.images.sizes))
 
 
 def _difference(stored: Sequence[str], found: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from featstore.stages.plan import missing_latents
 from featstore.store.store import Store
 
 DECODERS = 4
-"""Threads that decode and resize the next images; Pillow lets go of the interpreter while it does."""
+"""Threads that decode and resize the images of a batch; Pillow lets go of the interpreter while it does."""
 
 
 def encode_images(
@@ -70,10 +70,12 @@ def encode_images(
 
 def _pixels(store: Store, dataset: Dataset, image: ImageRecord) -> NDArray[np.float32] | ImageError:
     """One image, (3, S, S) in [-1, 1], or what is wrong with it."""
-    data = dataset.read(image)
-    if image_key(image, data) != store.images.keys[store.images.row(image.id)]:
-        raise StoreError(f"The file of image {image.id!r} has changed since `cache build`: run `dualsd cache build`.")
     try:
+        data = dataset.read(image)
+        if image_key(image, data) != store.images.keys[store.images.row(image.id)]:
+            raise StoreError(
+                f"The file of image {image.id!r} has changed since `cache build`: run `dualsd cache build` again."
+            )
         return resize_to_square(decode(image, data), store.header.image_size)
     except ImageError as error:
         return error

@@ -10,7 +10,7 @@ from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
 from featstore.prompts.text import TextPrompt
 from featstore.stages.compute import Compute
-from featstore.stages.plan import extractor_of, plan_maps
+from featstore.stages.plan import extractor_of, missing_latents, missing_noisy, plan_maps
 from featstore.store.keys import Extractor
 from featstore.store.store import Store
 
@@ -62,6 +62,40 @@ def require_maps(
         add_noise(store, model.location, part, [timestep], ensemble, progress)
     extract_maps(store, model.location, extractor, prompt, plan, compute, progress)
     return MadeMaps(extractor, encoded, plan.images, tuple(bad))
+
+
+@dataclass(frozen=True, slots=True)
+class MapsCost:
+    """What making maps would take: images to encode (VAE passes), noisy latents to make, UNet passes, bytes and files
+    to write."""
+
+    encode: int
+    noise: int
+    passes: int
+    bytes_to_write: int
+    files_to_write: int
+
+
+def estimate_maps(
+    store: Store, rows: Sequence[int], wanted: Iterable[tuple[int, int]], extractor: Extractor
+) -> MapsCost:
+    """What `require_maps` would do now; nothing is written, and no model is looked for where nothing is missing."""
+    plan = plan_maps(store, extractor, rows, wanted)
+    if not plan.rows:
+        return MapsCost(0, 0, 0, 0, 0)
+    model = model_of(store)
+    encode = len(missing_latents(store, sorted({row for part in plan.rows.values() for row in part})))
+    noise = sum(len(missing_noisy(store, part, step, extractor.ensemble)) for step, part in plan.rows.items())
+    made = [
+        model.shape(layer, store.header.image_size)
+        for step, part in plan.rows.items()
+        for layer in plan.layers[step]
+        for _ in part
+    ]
+    # float16 and a checksum of 4 bytes a row
+    size = sum(shape.channels * shape.side**2 * 2 + 4 for shape in made)
+    size += (encode + noise) * store.latents().row_bytes
+    return MapsCost(encode, noise, plan.images * extractor.ensemble, size, encode + noise + len(made))
 
 
 def model_of(store: Store) -> Model:

@@ -63,7 +63,8 @@ def photo_maps(
     compute: Compute,
     progress: Progress,
 ) -> list[Mapping[tuple[int, int], Tensor]]:
-    """For each photograph its maps (C, h, w), float32, by (layer, timestep): the same as a store would hold."""
+    """For each photograph its maps (C, h, w), float32, by (layer, timestep): those of a store but
+    for its roundings to float16."""
     side = model.latent_side(settings.image_size)
     shape = (model.latent_channels, side, side)
     steps = {timestep: [layer for layer, step in wanted if step == timestep] for _, timestep in wanted}

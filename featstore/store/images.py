@@ -41,8 +41,12 @@ class ImageTable:
         return self.rows[image]
 
     def size(self, image: str) -> tuple[int, int]:
-        """Original (width, height) of an image in pixels."""
+        """Original (width, height) of an image in pixels. Raises `StoreError` where it could not be read."""
         width, height = self.sizes[self.row(image)]
+        if width < 1 or height < 1:
+            raise StoreError(
+                f"The image {image!r} could not be read when the store was built: run `dualsd cache build`."
+            )
         return int(width), int(height)
 
     def with_contents(self, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> "ImageTable":
@@ -56,12 +60,13 @@ _TEXT_COLUMNS = ("id", "category", "key")
 def write_images(group: zarr.Group, table: ImageTable) -> None:
     """Write the table; each column is one object."""
     images = group.require_group(IMAGES)
+    # The key comes last: a run killed before it finds the image changed again, and writes its size again.
     columns: dict[str, NDArray[Any]] = {
         "id": np.array(table.ids, dtype=object),
         "category": np.array(table.categories, dtype=object),
-        "key": np.array(table.keys, dtype=object),
         "width": table.sizes[:, 0],
         "height": table.sizes[:, 1],
+        "key": np.array(table.keys, dtype=object),
     }
     for name, values in columns.items():
         if name not in images:
@@ -70,6 +75,8 @@ def write_images(group: zarr.Group, table: ImageTable) -> None:
                 shape=values.shape,
                 chunks=values.shape,
                 dtype="string" if name in _TEXT_COLUMNS else "int32",
+                # what a lost column reads as, so that it shows
+                fill_value="" if name in _TEXT_COLUMNS else -1,
                 compressors=Crc32cCodec(),
             )
         column = images[name]
@@ -83,7 +90,10 @@ def read_images(group: zarr.Group, where: str) -> ImageTable:
         columns = {name: np.asarray(group[f"{IMAGES}/{name}"]) for name in (*_TEXT_COLUMNS, "width", "height")}
     except (KeyError, ValueError, OSError) as error:
         raise StoreError(f"{where} has no readable table of images ({error}): delete it and build it again.") from error
-    if len({len(values) for values in columns.values()}) != 1 or not columns["id"].all():
+    lengths = {len(values) for values in columns.values()}
+    lost = [name for name in _TEXT_COLUMNS if not all(columns[name])]
+    lost += [name for name in ("width", "height") if (columns[name] < 0).any()]
+    if len(lengths) != 1 or lost:
         raise StoreError(f"The table of images of {where} is incomplete: delete the store and build it again.")
     ids, categories, keys = (tuple(str(value) for value in columns[name]) for name in _TEXT_COLUMNS)
     return ImageTable(ids, categories, keys, np.stack([columns["width"], columns["height"]], axis=1).astype(np.int32))

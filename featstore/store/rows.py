@@ -50,10 +50,10 @@ class RowArray:
         """Which rows are there, shape `rows_shape`; one listing, no row is read."""
         found = np.zeros(self.rows_shape, dtype=bool)
         for name in sync(_names(self._array.store_path.store, self._array.path)):
-            parts = name.split(".")
-            if parts[0] != "c" or parts[-1] == "partial":
-                continue
-            row = tuple(int(part) for part in parts[1 : 1 + self._leading])
+            kind, *parts = name.split(".")
+            if kind != "c" or len(parts) != self._array.ndim or not all(part.isdecimal() for part in parts):
+                continue  # metadata, or what a killed write left
+            row = tuple(int(part) for part in parts[: self._leading])
             if all(index < size for index, size in zip(row, self.rows_shape, strict=True)):
                 found[row] = True
         return found
@@ -64,8 +64,8 @@ class RowArray:
             values = np.asarray(self._array[row])
         except (ValueError, OSError, RuntimeError, IndexError, BufferError) as error:
             raise StoreError(
-                f"Row {_spell(row)} of {self._where} is damaged ({error}): delete that object and run "
-                "`dualsd cache build` or `cache maps` again."
+                f"Row {_spell(row)} of {self._where} is damaged ({error}): delete {self._object(row)} and run the same "
+                "command again."
             ) from error
         if not np.isfinite(values).all():
             raise StoreError(f"Row {_spell(row)} of {self._where} is not cached.")
@@ -87,16 +87,21 @@ class RowArray:
 
     def delete(self, row: Row) -> None:
         """Forget one row, whether it is there or not."""
-        rest = ".".join(["0"] * len(self.row_shape))
-        name = ".".join(str(index) for index in row)
         store: ZarrStore = self._array.store_path.store
-        sync(store.delete(f"{self._array.path}/c.{name}.{rest}"))
+        sync(store.delete(self._object(row)))
 
     def grow(self, draws: int) -> None:
         """Make room for `draws` draws an image; never shrinks."""
+        # as it is now: another process may have grown it since it was opened
+        self._array = zarr.open_array(self._array.store_path, mode="r+", zarr_format=3)
         images, have = self.rows_shape
         if draws > have:
             self._array.resize((images, draws, *self.row_shape))
+
+    def _object(self, row: Row) -> str:
+        """The key of the object that a row is, within the store."""
+        indices = [*row, *[0] * len(self.row_shape)]
+        return f"{self._array.path}/c.{'.'.join(map(str, indices))}"
 
     @property
     def _where(self) -> str:
@@ -127,7 +132,13 @@ def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: S
 
 def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
     """The array at `path`, None where there is none."""
-    found = group.get(path)
+    try:
+        found = group.get(path)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise StoreError(
+            f"The array {path!r} of {group.store_path} has damaged metadata ({error}): delete that folder and run the "
+            "same command again."
+        ) from error
     return RowArray(found, leading) if isinstance(found, zarr.Array) else None
 
 

@@ -1,6 +1,6 @@
 """Open or make a store: header, table of images and arrays of rows in one place (DESIGN section 5)."""
 
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,25 +83,28 @@ def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_sha
     """Make a store with no latents yet. It appears at `path` whole or not at all."""
     if path.exists():
         raise StoreError(f"{path} exists already and is no dualsd store: name another --store.")
-    making = path.with_name(f"{path.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
     try:
-        making.parent.mkdir(parents=True, exist_ok=True)
-        group = zarr.create_group(making, attributes=header.to_attributes())
-        write_images(group, images)
-        require_rows(group, LATENTS, (len(images),), latent_shape, STORED_DTYPE)
-        making.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".making", dir=path.parent) as folder:
+            making = Path(folder) / "store"
+            group = zarr.create_group(making, attributes=header.to_attributes())
+            write_images(group, images)
+            require_rows(group, LATENTS, (len(images),), latent_shape, STORED_DTYPE)
+            making.rename(path)
     except OSError as error:
         raise StoreError(f"The store {path} cannot be made: {error}.") from error
     return open_store(path)
 
 
-def exists(path: Path) -> bool:
-    """Whether something lies at `path`. Raises `StoreError` where it is not a dualsd store."""
-    if not path.exists():
-        return False
-    open_store(path)
-    return True
+def open_if_there(path: Path) -> Store | None:
+    """The store at `path`, None where nothing lies there. Raises `StoreError` for anything but a dualsd store."""
+    return open_store(path) if path.exists() else None
+
+
+def record_whereabouts(store: Store, header: StoreHeader) -> None:
+    """Record where the dataset and the model lie now; what they are has not changed."""
+    if (store.header.dataset_root, store.header.model_id) != (header.dataset_root, header.model_id):
+        store.group.attrs.update({key: header.to_attributes()[key] for key in ("dataset", "model")})
 
 
 def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> tuple[Store, int]:

@@ -22,6 +22,17 @@ from tests.cli.conftest import Run
         (["eval", "--t", "-5,3"], "--t takes timesteps"),
         (["eval", "--weights", "1"], "2 layer(s) but 1 weight(s)"),
         (["eval", "--weights", "a,b"], "--weights takes numbers"),
+        (["eval", "--weights=nan,0.6"], "none may be negative or infinite"),
+        (["eval", "--weights=inf,0.6"], "none may be negative or infinite"),
+        (["eval", "--weights=0,0"], "one must be positive"),
+        (["eval", "--t", "0..99999999999:1,5"], "no timestep 99999999999"),
+        (["eval", "--json", "no/folder.json"], "no/folder.json cannot be written"),
+        (["eval", "--layers", "2, 5"], "no layer 5"),
+        (["cache", "build", "--model", "my models/sd21"], "no model 'my models/sd21'"),
+        (["cache", "build", "--model", "a--b/sd21"], "no model 'a--b/sd21'"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2", "--readout", "nn,softmax"], "takes one readout"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2", "--out", "no/m.png"], "no/m.png cannot be written"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2;" * 21, "--out", "m.png", "--heatmap"], "at most 20 points"),
         (["eval", "--layers", "1,2", "--t", "1,2"], "no default weights"),
         (["eval", "--layers", "4"], "no default timestep for layer 4"),
         (["eval", "--alphas", "0,2"], "above 0 and at most 1"),
@@ -85,6 +96,35 @@ def test_stores_of_others(run: Run) -> None:
         assert (newer.exit_code, "dualsd 9.0" in newer.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("column", ["width", "height", "key", "category", "id"])
+def test_a_lost_column_of_the_image_table_shows(run: Run, store: Path, column: str) -> None:
+    """It would read as sizes of 0 or empty keys, and every number would be wrong."""
+    (store / "images" / column / "c" / "0").unlink()
+    result = run("eval", "--ensemble", "1")
+    assert (result.exit_code, "images" in result.stderr) == (2, True)
+
+
+def test_damaged_metadata_and_stray_files(run: Run, store: Path) -> None:
+    for name in ("c.x", "c.1.0.0.0.abc.partial", "notes.txt"):
+        (store / "latents" / name).write_text("")
+    assert run("cache", "info").exit_code == 0
+    (store / "latents" / "zarr.json").write_text("{")
+    result = run("cache", "info")
+    assert (result.exit_code, "damaged metadata" in result.stderr) == (2, True)
+
+
+def test_an_image_that_changed_is_not_matched_against_other_keypoints(run: Run, store: Path, photographs: Path) -> None:
+    from PIL import Image
+
+    assert run("eval", "--ensemble", "1").exit_code == 0
+    Image.new("RGB", (30, 90)).save(photographs / "dog" / "1.png")
+    for command in (["eval", "--ensemble", "1"], ["cache", "maps", "--ensemble", "1"]):
+        result = run(*command)
+        assert (result.exit_code, "'dog/1' has changed" in result.stderr) == (2, True)
+    assert run("cache", "build", "--batch-size", "4").exit_code == 0
+    assert run("eval", "--ensemble", "1").exit_code == 0
+
+
 def test_a_pair_with_nothing_in_common(run: Run, store: Path, photographs: Path) -> None:
     (photographs / "keypoints.csv").write_text("image,name,x,y\ncat/0,ear,1,1\ncat/1,tail,2,2\n")
     (photographs / "pairs.csv").write_text("source,target\ncat/0,cat/1\n")
@@ -106,7 +146,10 @@ def test_features_that_do_not_fit(run: Run, photographs: Path) -> None:
     save_file({f"cat/{index}|s8": torch.full((3, 4, 4), torch.nan) for index in range(3)}, "nan.safetensors")
     result = run("eval", "--features", "nan.safetensors", "--categories", "cat", *arguments)
     assert (result.exit_code, "not finite" in result.stderr) == (2, True)
-    assert "--t goes with a store" in run("eval", "--features", "few.safetensors", "--t", "1", *arguments).stderr
+    assert (
+        "--t, --prompt and --ensemble go with a store"
+        in run("eval", "--features", "few.safetensors", "--t", "1", *arguments).stderr
+    )
 
 
 def test_a_point_outside_the_image(run: Run, photographs: Path) -> None:

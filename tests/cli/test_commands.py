@@ -22,7 +22,7 @@ def test_build_maps_info_and_eval_share_one_store(run: Run, store: Path, small_m
     assert (report["images"], report["encoded"], report["skipped"], report["bytes"]) == (6, 0, 6, 0)
     maps = ("cache", "maps", "--layers", "2,3", "--t", "261,50", "--ensemble", "1", "--batch-size", "4")
     dry = run(*maps, "--dry-run")
-    assert "6 images, 12 UNet passes" in dry.output
+    assert "6 images: 0 to encode (VAE passes), 0 noisy latents to make, 12 UNet passes" in dry.output
     assert "12 files" in dry.output
     made = run(*maps)
     assert made.exit_code == 0, made.output
@@ -70,6 +70,51 @@ def test_the_vae_sees_every_image_once(
     assert len(seen) == 6
 
 
+def test_the_estimate_of_maps_is_what_is_written(run: Run, store: Path) -> None:
+    """Also where latents and noise have to be made on the way."""
+    (store / "latents" / "c.2.0.0.0").unlink()
+    before = {file: file.stat().st_size for file in store.rglob("c.*")}
+    maps = ("cache", "maps", "--layers", "2,3", "--t", "261,70", "--ensemble", "2", "--batch-size", "4")
+    assert run(*maps, "--dry-run", "--json", "cost.json").exit_code == 0
+    assert run(*maps).exit_code == 0
+    made = {file: file.stat().st_size for file in store.rglob("c.*") if file not in before}
+    cost = json.loads(Path("cost.json").read_text())
+    assert (cost["encode"], cost["noise"], cost["passes"]) == (1, 6 + 12, 24)
+    assert (cost["files_to_write"], cost["bytes_to_write"]) == (len(made), sum(made.values()))
+    assert run(*maps, "--dry-run", "--json", "cost.json").exit_code == 0
+    assert set(json.loads(Path("cost.json").read_text()).values()) == {0}
+
+
+def test_a_moved_dataset_and_model_are_remembered(
+    run: Run, store: Path, photographs: Path, small_model: Path, tmp_path: Path
+) -> None:
+    moved, model = tmp_path / "moved", tmp_path / "model copy"
+    photographs.rename(moved)
+    shutil.copytree(small_model, model)
+    assert run("eval", "--ensemble", "1").exit_code == 2
+    assert run("cache", "build", "--root", str(moved), "--model", str(model), "--t", "70").exit_code == 0
+    result = run(*EVAL)
+    assert result.exit_code == 0, result.output
+    info = run("cache", "info")
+    assert "moved" in info.output
+    assert "model copy" in info.output
+
+
+def test_names_in_brackets_are_no_markup(run: Run, store: Path) -> None:
+    assert run(*EVAL, "--prompt", "a photo [/x] of [red]{category}").exit_code == 0
+    info = run("cache", "info")
+    assert info.exit_code == 0
+    assert "[/x] of [red]" in info.output
+
+
+def test_a_store_of_means_needs_not_be_told_again(run: Run, photographs: Path, small_model: Path) -> None:
+    build = ("cache", "build", "--dataset", "folder", "--root", str(photographs), "--model", str(small_model))
+    assert run(*build, "--size", "64", "--latents", "mean", "--seed", "4", "--t", "50").exit_code == 0
+    again = run("cache", "build", "--dataset", "folder", "--t", "60")
+    assert again.exit_code == 0, again.output
+    assert "6 skipped" in again.output
+
+
 def test_eval_writes_what_the_contract_says(run: Run, store: Path) -> None:
     result = run(*EVAL, "--weights", "0.8,0.6", "--json", "out.json", "--csv", "out.csv", "--alphas", "0.1,0.5")
     assert result.exit_code == 0, result.output
@@ -87,6 +132,10 @@ def test_eval_writes_what_the_contract_says(run: Run, store: Path) -> None:
         assert row["all"] >= out["results"]["nn"][average]["0.1"]["all"]
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
     assert len(rows) == 4 * 2 * 2 * 3
+    assert {(row["layers"], row["t"], row["weights"], row["geometry"]) for row in rows} == {
+        ("2+3", "261+50", "0.8+0.6", "corners")
+    }
+    assert out["features"]["prompt"] == "a photo of a {category}"
     chosen = [
         row
         for row in rows

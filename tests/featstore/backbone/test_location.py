@@ -56,6 +56,45 @@ def test_a_hub_that_cannot_be_reached_names_the_ways_out(monkeypatch: pytest.Mon
         locate("sd2-1")
 
 
+def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(ModelError, match="cannot be reached"):
+            locate("sd2-1")
+
+
+def test_a_download_that_broke_off_is_not_taken_for_a_model(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--o--m" / "snapshots" / ("a" * 40)
+    shutil.copytree(small_model, snapshot)
+    (tmp_path / "models--o--m" / "refs").mkdir()
+    (tmp_path / "models--o--m" / "refs" / "main").write_text("a" * 40)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate("o/m").folder.resolve() == snapshot.resolve()
+    (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="not in the local cache"):
+        locate("o/m")
+
+
+def test_another_precision_alone_is_no_model(small_model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "half"
+    shutil.copytree(small_model, copy)
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(copy / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(ModelError, match=r"no diffusion_pytorch_model\.safetensors"):
+        locate(str(copy))
+
+
 def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

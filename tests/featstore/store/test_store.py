@@ -141,3 +141,18 @@ def test_a_changed_image_loses_all_that_derives_from_it(store: Store) -> None:
     assert maps.present().tolist() == [True, False]
     assert open_store(store.path).images.keys == changed.images.keys == ("k0", "new")
     assert open_store(store.path).images.size("cat/ö") == (9, 9)
+
+
+def test_the_key_of_a_changed_image_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before it, the next run finds the image changed again; after it, its size is there already."""
+    written: list[str] = []
+    plain = zarr.Array.__setitem__
+
+    def noting(self: zarr.Array, selection: object, value: object) -> None:
+        written.append(self.basename)
+        plain(self, selection, value)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", noting)
+    replace_stale(store, ("k0", "new"), np.array([[60, 40], [9, 9]], dtype=np.int32))
+    assert written[-1] == "key"
+    assert {"width", "height"} <= set(written[:-1])
