@@ -35,8 +35,8 @@ Layers 1 to 4 of its decoder are maps of 8x8, 16x16, 32x32 and 32x32 cells with 
 LIMITS = """
 ## What it is not
 
-- It is no model of photographs. It has seen drawings of four things and nothing else; on photographs its features are
-  little better than chance, and its PCK says nothing about Stable Diffusion's.
+- It is no model of photographs. It has seen drawings of four things and nothing else; expect little of its
+  features on photographs, and nothing about Stable Diffusion from its PCK.
 - It is no picture generator: it is trained far too briefly for that.
 - Its text encoder knows the words of the captions above and no others.
 - It is no reduction or distillation of any published model; no weights, pictures or captions of others went into it.
