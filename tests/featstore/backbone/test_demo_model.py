@@ -1,7 +1,7 @@
 """What the shipped demo model has learned, with margins: a broken UNet tap, noise schedule, prompt path or geometry
 shows here.
 
-Measured (`python -m benchmarks.demo_model`): PCK@0.1 27.4 % for layer 2, 43.6 for layer 3, 38.7 for both; random weights
+Measured (`python -m benchmarks.demo_model`), PCK@0.1: layer 2 27.4 %, layer 3 43.6, both 38.7; with random weights
 4.6. Layer 3 alone is better than both on this model, and upsampling layer 2 gains 1.1 points at 0.05, inside its
 interval: neither is held here.
 """
