@@ -201,12 +201,13 @@ def _from_store(
     dataset = options.dataset_of(opened, root)
     split = split or default_split(dataset)
     pairs = choose_pairs(dataset, split, categories)
-    rows = [opened.images.row(image) for image in images_of(pairs)]
+    images = images_of(pairs)
+    rows = [opened.images.row(image) for image in images]
     size = opened.header.image_size
     scoring = replace(scoring, settings=replace(scoring.settings, image_size=size))
     wanted = [(int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None]
     with TerminalProgress() as progress:
-        check_unchanged(opened, dataset, images_of(pairs), progress)
+        check_unchanged(opened, dataset, images, progress)
         made = require_maps(opened, dataset, rows, wanted, TextPrompt(prompt), ensemble, compute, progress)
         if made.images_times_timesteps:
             model = model_of(opened)

@@ -2,6 +2,7 @@
 norms, so that no map of many channels has to be upsampled as a whole."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -52,8 +53,9 @@ class Upsampling:
         return self.rows.shape[0] == self.rows.shape[1] and self.columns.shape[0] == self.columns.shape[1]
 
 
+@lru_cache(maxsize=32)
 def upsampling(size: tuple[int, int], target: tuple[int, int], align: Geometry, device: torch.device) -> Upsampling:
-    """The upsampling from `size` = (h, w) to `target` = (H, W)."""
+    """The upsampling from `size` = (h, w) to `target` = (H, W); the few that occur are made once."""
     return Upsampling(_weights(size[0], target[0], align).to(device), _weights(size[1], target[1], align).to(device))
 
 

@@ -20,7 +20,7 @@ from matcher.fusion import NORM_EPSILON, check_weights
 from matcher.geometry import cells_to_pixels, pixels_to_cells
 from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings
-from matcher.pairs import MatchingPair
+from matcher.pairs import FramePoints, MatchingPair
 from matcher.pck import MatchedPair
 from matcher.readout import (
     Readout,
@@ -83,9 +83,7 @@ def evaluate(
             image = _open(maps, target, layers, settings, device)
             found = _match([queries.pop(index) for index in members], image, weights, readouts, settings)
             for index, predictions in zip(members, found, strict=True):
-                matched[index] = MatchedPair(
-                    pairs[index], {readout: points.cpu().numpy() for readout, points in predictions.items()}
-                )
+                matched[index] = MatchedPair(pairs[index], predictions)
                 on_pair()
     return [match for match in matched if match is not None]
 
@@ -135,8 +133,8 @@ def _match(
     weights: Sequence[float],
     readouts: Sequence[Readout],
     settings: MatchSettings,
-) -> list[dict[Readout, Tensor]]:
-    """Predictions in pixels, (n, 2) a readout, for each of the queries into one target image."""
+) -> list[dict[Readout, FramePoints]]:
+    """Predictions in pixels, (n, 2) a readout, on the CPU, for each of the queries into one target image."""
     for layer, features in enumerate(target.maps):
         channels = queries[0].layers[layer].blended.shape[1]
         if channels != features.shape[0]:
@@ -162,11 +160,12 @@ def _match(
             around = _correlate(vectors, target, weights, norms).unflatten(0, (-1, 4))  # (b, 4, H, W)
             found[Readout.BILINEAR].append(blend_nearest(around, shares[start : start + step]))
     counts = [len(query.cells) for query in queries]
+    # all pairs of the target leave the device together
     pixels = {
-        readout: cells_to_pixels(torch.cat(parts), settings.image_size, target.size, settings.geometry).split(counts)
-        for readout, parts in found.items()
+        kind: cells_to_pixels(torch.cat(parts), settings.image_size, target.size, settings.geometry).cpu().split(counts)
+        for kind, parts in found.items()
     }
-    return [{readout: pixels[readout][index] for readout in readouts} for index in range(len(queries))]
+    return [{readout: pixels[readout][index].numpy() for readout in readouts} for index in range(len(queries))]
 
 
 def _cell_norms(target: _Image, weights: Sequence[float]) -> list[Tensor]:

@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-from featstore.backbone.cache_folder import cache_folder
 from featstore.backbone.location import is_variant
 
 _HASHED = ("*.safetensors", "*.json", "*.txt")
@@ -36,8 +35,8 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
 
 
 def default_memory() -> Path:
-    """Where fingerprints are remembered between commands."""
-    return cache_folder() / "fingerprints.json"
+    """Where fingerprints are remembered: `$XDG_CACHE_HOME/dualsd/fingerprints.json`, or below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dualsd" / "fingerprints.json"
 
 
 def _recall(memory: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ ALIASES = {
 }
 DEMO = "demo"
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 2.0
 """The hub answers within this time or counts as unreachable (its own client would retry for 23 s)."""
 
 # Only what is loaded is downloaded: the default precision as safetensors, configurations and the vocabulary.

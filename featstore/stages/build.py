@@ -1,7 +1,6 @@
 """`cache build`: a store made or brought up to date, from a dataset and a model."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,10 @@ from featstore.datasets.records import Dataset
 from featstore.errors import ImageError
 from featstore.progress import Progress
 from featstore.stages.compute import Compute
-from featstore.stages.images import Survey, refresh, survey_images
+from featstore.stages.images import check_same_images, refresh, survey_images
 from featstore.stages.plan import missing_latents, missing_noisy
-from featstore.store.images import ImageTable
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
-
-TIMESTEPS = (50, 200, 261, 350)
-"""What `cache build` noises at unless told otherwise: the method's timesteps in training and inference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +120,8 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     row_bytes = model.latent_channels * side * side * 2 + 4
     encode, noise = len(survey.records), len(survey.records) * len(request.timesteps) * request.draws
     if store is not None:
-        fresh = _unchanged(store.images, survey)
+        check_same_images(store, survey)
+        fresh = [row for row, key in enumerate(survey.keys) if key in (None, store.images.keys[row])]
         encode -= len(fresh) - len(missing_latents(store, fresh))
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
@@ -156,8 +152,3 @@ def _open_same(path: Path, header: StoreHeader) -> Store | None:
     if store is not None:
         store.header.check_same(header, str(path))
     return store
-
-
-def _unchanged(images: ImageTable, survey: Survey) -> Sequence[int]:
-    """Rows of the images whose bytes are what the store has seen."""
-    return [row for row, key in enumerate(survey.keys) if row < len(images) and images.keys[row] == key]

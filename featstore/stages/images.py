@@ -85,14 +85,19 @@ def check_unchanged(store: Store, dataset: Dataset, images: Collection[str], pro
             progress.advance()
 
 
+def check_same_images(store: Store, survey: Survey) -> None:
+    """Raise `StoreError` where the dataset has other images than the store."""
+    ids = [record.id for record in survey.records]
+    if tuple(ids) != store.images.ids:
+        raise StoreError(f"{store.path} was made from other images: {_difference(store.images.ids, ids)}.")
+
+
 def refresh(store: Store, survey: Survey) -> tuple[Store, int]:
     """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`.
 
     Raises `StoreError` where the dataset has other images than the store.
     """
-    ids = [record.id for record in survey.records]
-    if tuple(ids) != store.images.ids:
-        raise StoreError(f"{store.path} was made from other images: {_difference(store.images.ids, ids)}.")
+    check_same_images(store, survey)
     # an image that the disk does not give just now is not one that changed
     keys = tuple(now or then for now, then in zip(survey.keys, store.images.keys, strict=True))
     given = np.array([key is not None for key in survey.keys])[:, None]

@@ -174,6 +174,8 @@ def test_other_images_are_refused(
     (photographs / "dog" / "2.png").unlink()
     with pytest.raises(StoreError, match=r"no longer in the dataset.*dog/2"):
         build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    with pytest.raises(StoreError, match=r"no longer in the dataset.*dog/2"):
+        estimate(dataset, model, request_, Silent())
 
 
 def test_impossible_requests(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute) -> None:
