@@ -24,10 +24,17 @@ class Geometry(Enum):
 
 def pixels_to_cells(points: Tensor, image_size: int, map_size: tuple[int, int], geometry: Geometry) -> Tensor:
     """Points (..., 2) as (x, y) in pixels to (x, y) in cells of a map of `map_size` = (h, w); not clamped."""
-    cells = _width_and_height(points, map_size)
+    return rectangle_to_cells(points, (image_size, image_size), map_size, geometry)
+
+
+def rectangle_to_cells(
+    points: Tensor, image_size: tuple[int, int], map_size: tuple[int, int], geometry: Geometry
+) -> Tensor:
+    """`pixels_to_cells` for an image of `image_size` = (height, width) pixels."""
+    pixels, cells = _width_and_height(points, image_size), _width_and_height(points, map_size)
     if geometry is Geometry.CORNERS:
-        return points * (cells - 1) / (image_size - 1)
-    return (points + 0.5) * cells / image_size - 0.5
+        return points * (cells - 1) / (pixels - 1)
+    return (points + 0.5) * cells / pixels - 0.5
 
 
 def cells_to_pixels(cells: Tensor, image_size: int, map_size: tuple[int, int], geometry: Geometry) -> Tensor:
@@ -41,6 +48,6 @@ def cells_to_pixels(cells: Tensor, image_size: int, map_size: tuple[int, int], g
     return (cells + 0.5) * image_size / size - 0.5
 
 
-def _width_and_height(points: Tensor, map_size: tuple[int, int]) -> Tensor:
-    height, width = map_size
+def _width_and_height(points: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
     return torch.tensor([width, height], dtype=points.dtype, device=points.device)

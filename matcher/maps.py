@@ -1,5 +1,6 @@
 """What the matcher asks of feature maps: which layers make up a feature, and something that hands their maps out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,25 +19,33 @@ class LayerSpec:
 
     layer: str
     timestep: int | None
-    weight: float
+    weight: float = 1.0
+
+    @property
+    def map(self) -> "LayerSpec":
+        """The same without its weight, on which the map does not depend."""
+        return LayerSpec(self.layer, self.timestep)
 
 
 class MapSource(Protocol):
     """Anything that hands out feature maps."""
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w) of an image's layer, finite. Raises `MapError` where it has none."""
+        """The raw map (C, h, w) of an image at `layer.layer` and `layer.timestep`, finite. May be called from another
+        thread than the one that evaluates. Raises `MapError` where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapsInMemory:
-    """Maps held in a dictionary keyed by (image id, layer name): the shortest way to evaluate features of one's own."""
+    """Maps held in a dictionary keyed by (image id, layer name, timestep or None): the shortest way to evaluate
+    features of one's own."""
 
-    maps: dict[tuple[str, str], Tensor]
+    maps: Mapping[tuple[str, str, int | None], Tensor]
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """See `MapSource.load`."""
-        found = self.maps.get((image, layer.layer))
+        found = self.maps.get((image, layer.layer, layer.timestep))
         if found is None:
-            raise MapError(f"There is no map of image {image!r} for layer {layer.layer!r}.")
+            at = "" if layer.timestep is None else f" at t = {layer.timestep}"
+            raise MapError(f"There is no map of image {image!r} for layer {layer.layer!r}{at}.")
         return found

@@ -10,12 +10,15 @@ from matcher.errors import MatchError
 from matcher.geometry import Geometry, cells_to_pixels, pixels_to_cells
 from matcher.readout import (
     SIGMA,
+    WINDOW,
+    WINDOW_BETA,
     Readout,
     blend_nearest,
     integer_neighbours,
     kernel_soft_argmax,
     nearest,
     soft_argmax,
+    window_soft_argmax,
 )
 
 
@@ -24,7 +27,8 @@ class MatchSettings:
     """How maps become matches; recorded with every result.
 
     image_size: side S of the resized image in pixels. geometry: pixel to cell. upsample: factor on the finest map's
-    size. upsample_align: geometry of the upsampling. beta: softmax temperature. sigma: kernel width in cells.
+    size. upsample_align: geometry of the upsampling. beta: softmax temperature. sigma: kernel width in cells. window:
+    reach in cells of the readout `window`, window_beta: its own temperature.
     """
 
     image_size: int
@@ -33,6 +37,8 @@ class MatchSettings:
     upsample_align: Geometry = Geometry.CORNERS
     beta: float = BETA
     sigma: float = SIGMA
+    window: int = WINDOW
+    window_beta: float = WINDOW_BETA
 
     def __post_init__(self) -> None:
         if self.image_size < 2:
@@ -49,7 +55,8 @@ def match_points(
     source, target: final maps (C, h, w) and (C, H, W), see `matcher.fusion.fuse`. points: (n, 2), (x, y) in pixels of
     the resized frame. Returns (n, 2) in pixels of the resized frame, a readout.
 
-    Raises `MatchError` where the maps' channels differ.
+    Raises `MatchError` where the maps' channels differ, and for `pixel`, which needs the original images' sizes: see
+    `matcher.pixel.match_pixels`.
     """
     if source.shape[0] != target.shape[0]:
         raise MatchError(
@@ -73,6 +80,10 @@ def match_points(
                 return soft_argmax(correlation, settings.beta)
             case Readout.KERNELSOFTMAX:
                 return kernel_soft_argmax(correlation, settings.beta, settings.sigma)
+            case Readout.WINDOW:
+                return window_soft_argmax(correlation, settings.window_beta, settings.window)
+            case Readout.PIXEL:
+                raise MatchError("The readout pixel needs the original images' sizes: use matcher.pixel.match_pixels.")
 
     return {
         readout: cells_to_pixels(read(readout), settings.image_size, target_size, settings.geometry)

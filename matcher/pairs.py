@@ -1,12 +1,37 @@
-"""What the matcher has to know of two images: points in the resized frame, and theta."""
+"""What the matcher has to know of two images: points and theta, in the resized frame and, where asked, the original."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from matcher.errors import MatchError
+
 FramePoints = NDArray[np.float32]
-"""Points, shape (n, 2), (x, y) in pixels of the resized image (S x S)."""
+"""Points, shape (n, 2), (x, y) in pixels of a frame."""
+
+
+class Frame(Enum):
+    """In whose pixels points, theta and distances are measured: of the image resized to S x S, or as it came."""
+
+    RESIZED = "resized"
+    ORIGINAL = "original"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OriginalFrame:
+    """A pair in pixels of its original images.
+
+    source_size, target_size: (width, height). source_points, target_points: (n, 2). theta: pixels of the original
+    target image, > 0.
+    """
+
+    source_size: tuple[int, int]
+    target_size: tuple[int, int]
+    source_points: FramePoints
+    target_points: FramePoints
+    theta: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -14,7 +39,8 @@ class MatchingPair:
     """Source and target image ids, their common keypoints, and PCK's base threshold.
 
     source_points, target_points: (n, 2), n >= 1, pixels of the resized frame, inside it; row i of both is the same
-    keypoint. theta: pixels of the resized frame, > 0.
+    keypoint. theta: pixels of the resized frame, > 0. original: the same in the original frame, which only the readout
+    `pixel` asks for.
     """
 
     source: str
@@ -23,3 +49,20 @@ class MatchingPair:
     source_points: FramePoints
     target_points: FramePoints
     theta: float
+    original: OriginalFrame | None = None
+
+    def truth(self, frame: Frame) -> tuple[FramePoints, float]:
+        """Target points (n, 2) and theta in a frame. Raises `MatchError` where the original frame is not known."""
+        if frame is Frame.RESIZED:
+            return self.target_points, self.theta
+        original = self.in_original_frame()
+        return original.target_points, original.theta
+
+    def in_original_frame(self) -> OriginalFrame:
+        """The pair in the original frame. Raises `MatchError` where that is not known."""
+        if self.original is None:
+            raise MatchError(
+                f"The readout pixel needs pair {self.source} -> {self.target} in pixels of its original images: give "
+                "the MatchingPair its `original`."
+            )
+        return self.original

@@ -1,6 +1,7 @@
 """Readouts: from correlation maps to one matched position a point. Positions are (x, y) in cells of the target map.
 
-The four of SD4Match's evaluator; `bilinear` asks for four correlation maps a point, the others for one.
+The four of SD4Match's evaluator (`bilinear` asks for four correlation maps a point, the others for one), GeoAware-SC's
+`window`, and DIFT's `pixel`, which upsamples correlations to the original image first (`matcher.pixel`).
 """
 
 from enum import Enum
@@ -8,8 +9,16 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from matcher.pairs import Frame
+
 SIGMA = 7.0
 """Width in cells of the Gaussian of `kernel_soft_argmax` (SD4Match)."""
+
+WINDOW = 7
+"""Reach in cells of the window of `window_soft_argmax`: 15 x 15 cells (GeoAware-SC's SOFT_EVAL_WINDOW)."""
+
+WINDOW_BETA = 0.02
+"""Temperature of `window_soft_argmax` (GeoAware-SC's evaluation)."""
 
 
 class Readout(Enum):
@@ -19,15 +28,31 @@ class Readout(Enum):
     BILINEAR = "bilinear"
     SOFTMAX = "softmax"
     KERNELSOFTMAX = "kernelsoftmax"
+    WINDOW = "window"
+    PIXEL = "pixel"
+
+    @property
+    def frame(self) -> Frame:
+        """The frame in which its predictions are, and are scored."""
+        return Frame.ORIGINAL if self is Readout.PIXEL else Frame.RESIZED
 
 
 def nearest(correlation: Tensor) -> Tensor:
     """The cell of the largest correlation: (n, h, w) to (n, 2). Of equal ones the first in reading order."""
-    width = correlation.shape[-1]
+    return cells_of(largest(correlation), (correlation.shape[-2], correlation.shape[-1]))
+
+
+def largest(correlation: Tensor) -> Tensor:
+    """The number of the largest correlation in reading order, the first of equal ones: (n, h, w) to (n,)."""
     flat = correlation.flatten(1)
     # torch's argmax over rows takes several times numpy's on the CPU
-    best = torch.from_numpy(flat.numpy().argmax(axis=1)) if flat.device.type == "cpu" else flat.argmax(dim=1)  # (n,)
-    return torch.stack([best % width, best // width], dim=1).to(correlation.dtype)
+    return torch.from_numpy(flat.numpy().argmax(axis=1)) if flat.device.type == "cpu" else flat.argmax(dim=1)
+
+
+def cells_of(numbers: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """Cells numbered in reading order, (...), as (x, y) on a map of `map_size` = (h, w), (..., 2), float32."""
+    width = map_size[1]
+    return torch.stack([numbers % width, numbers // width], dim=-1).float()
 
 
 def blend_nearest(neighbours: Tensor, weights: Tensor) -> Tensor:
@@ -40,21 +65,30 @@ def blend_nearest(neighbours: Tensor, weights: Tensor) -> Tensor:
 def soft_argmax(correlation: Tensor, beta: float) -> Tensor:
     """The mean cell under softmax(correlation / beta): (n, h, w) to (n, 2)."""
     height, width = correlation.shape[-2:]
-    probability = (correlation.flatten(1) / beta).softmax(dim=1).unflatten(1, (height, width))
-    x = (probability.sum(dim=1) * _axis(width, correlation)).sum(dim=1)
-    y = (probability.sum(dim=2) * _axis(height, correlation)).sum(dim=1)
-    return torch.stack([x, y], dim=1)
+    top = correlation.flatten(1).amax(dim=1)[:, None, None]
+    shares = ((correlation - top) / beta).exp_()  # (n, h, w), not yet divided by their sum
+    across = shares @ torch.stack([torch.ones_like(_axis(width, shares)), _axis(width, shares)], dim=1)  # (n, h, 2)
+    total, x = across.sum(dim=1).unbind(dim=1)
+    y = across[..., 0] @ _axis(height, shares)
+    return torch.stack([x / total, y / total], dim=1)
 
 
-def kernel_soft_argmax(correlation: Tensor, beta: float, sigma: float) -> Tensor:
+def kernel_soft_argmax(correlation: Tensor, beta: float, sigma: float, centre: Tensor | None = None) -> Tensor:
     """`soft_argmax` after the correlations (not the probabilities) were multiplied by a Gaussian of `sigma` cells
-    centred on the largest one: (n, h, w) to (n, 2)."""
-    height, width = correlation.shape[-2:]
-    centre = nearest(correlation)  # (n, 2)
-    dx = _axis(width, correlation) - centre[:, :1]  # (n, w)
-    dy = _axis(height, correlation) - centre[:, 1:]  # (n, h)
-    squared = dx[:, None, :] ** 2 + dy[:, :, None] ** 2  # (n, h, w)
-    return soft_argmax(correlation * torch.exp(-squared / (2 * sigma**2)), beta)
+    centred on the largest one: (n, h, w) to (n, 2). centre: (n, 2), `nearest` of the correlations where it is known
+    already."""
+    dx, dy = _offsets(correlation, nearest(correlation) if centre is None else centre)
+    gaussian_x, gaussian_y = (torch.exp(-(offset**2) / (2 * sigma**2)) for offset in (dx, dy))
+    return soft_argmax(correlation * gaussian_y[:, :, None] * gaussian_x[:, None, :], beta)
+
+
+def window_soft_argmax(correlation: Tensor, beta: float, window: int, centre: Tensor | None = None) -> Tensor:
+    """`soft_argmax` after the correlations more than `window` cells away from the largest one, in x or in y, were set
+    to 0, as GeoAware-SC does (they still take part with exp(0)): (n, h, w) to (n, 2). centre: see
+    `kernel_soft_argmax`."""
+    dx, dy = _offsets(correlation, nearest(correlation) if centre is None else centre)
+    inside_x, inside_y = ((offset.abs() <= window).to(correlation) for offset in (dx, dy))
+    return soft_argmax(correlation * inside_y[:, :, None] * inside_x[:, None, :], beta)
 
 
 def integer_neighbours(cells: Tensor, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -74,6 +108,12 @@ def integer_neighbours(cells: Tensor, map_size: tuple[int, int]) -> tuple[Tensor
     right, down = share[:, 0], share[:, 1]
     weights = torch.stack([(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down], dim=1)
     return corners, weights
+
+
+def _offsets(correlation: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each column and row lies from the centre (n, 2): (n, w) and (n, h)."""
+    height, width = correlation.shape[-2:]
+    return _axis(width, correlation) - centre[:, :1], _axis(height, correlation) - centre[:, 1:]
 
 
 def _axis(cells: int, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings, match_points
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair
+from matcher.pixel import match_pixels
 from matcher.readout import Readout
 
 KEPT_IMAGES = 12
@@ -41,7 +42,14 @@ def evaluate_plainly(
 
     matched = []
     for pair in pairs:
+        source, target = final_map(pair.source), final_map(pair.target)
         points = torch.from_numpy(pair.source_points).to(device)
-        found = match_points(final_map(pair.source), final_map(pair.target), points, readouts, settings)
-        matched.append(MatchedPair(pair, {readout: where.cpu().numpy() for readout, where in found.items()}))
+        on_cells = [readout for readout in readouts if readout is not Readout.PIXEL]
+        found = match_points(source, target, points, on_cells, settings)
+        if Readout.PIXEL in readouts:
+            original = pair.in_original_frame()
+            points = torch.from_numpy(original.source_points).to(device)
+            sizes = original.source_size, original.target_size
+            found[Readout.PIXEL] = match_pixels(source, target, points, *sizes)
+        matched.append(MatchedPair(pair, {readout: found[readout].cpu().numpy() for readout in readouts}))
     return matched

@@ -41,10 +41,10 @@ def test_pairs_come_back_in_order_and_layers_are_weighed() -> None:
     right, wrong = spots([(7, 7)], 8), spots([(0, 0)], 8)
     maps = MapsInMemory(
         {
-            ("a", "good"): spots([(3, 3)], 8),
-            ("a", "bad"): spots([(3, 3)], 8),
-            ("b", "good"): right,
-            ("b", "bad"): wrong,
+            ("a", "good", None): spots([(3, 3)], 8),
+            ("a", "bad", None): spots([(3, 3)], 8),
+            ("b", "good", None): right,
+            ("b", "bad", None): wrong,
         }
     )
     point = np.array([[3 * 9.0, 3 * 9.0]], dtype=np.float32)
@@ -57,7 +57,7 @@ def test_pairs_come_back_in_order_and_layers_are_weighed() -> None:
 
 
 def test_what_does_not_fit_together() -> None:
-    maps = MapsInMemory({("a", "x"): torch.zeros(3, 4, 4), ("b", "x"): torch.zeros(5, 4, 4)})
+    maps = MapsInMemory({("a", "x", None): torch.zeros(3, 4, 4), ("b", "x", None): torch.zeros(5, 4, 4)})
     point = np.ones((1, 2), dtype=np.float32)
     pair = MatchingPair("a", "b", "c", point, point, 1.0)
     with pytest.raises(MatchError, match="3 channels and the target map 5"):

@@ -1,0 +1,144 @@
+"""Match the points of many pairs in many configurations, reading each map once or twice and correlating it once.
+
+Pairs are taken a category and a target image at a time: all queries of a target share one matrix product a map,
+and configurations that differ in timesteps and weights share all of them. `matcher.reference` is the plain version that
+this one is tested against.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from matcher.configuration import Configuration, Layout, layouts
+from matcher.errors import MatchError
+from matcher.maps import LayerSpec, MapSource
+from matcher.pairs import Frame, MatchingPair
+from matcher.queries import Samples, distinct_keypoints, join, sample
+from matcher.read_ahead import read_ahead
+from matcher.readout import Readout
+from matcher.target import check_channels
+from matcher.target_cells import match_cells
+from matcher.target_pixels import match_pixels_of_target
+
+KEPT_BYTES = 2**30
+"""Maps of a category's sources that are kept for when they are targets, as they came; those beyond are read again."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetMatches:
+    """All that was predicted for the pairs into one target image.
+
+    members: indices of the pairs. predictions: (configurations, readouts, points of all members in turn, 2) in pixels
+    of each readout's frame.
+    """
+
+    members: tuple[int, ...]
+    predictions: NDArray[np.float32]
+
+
+def sweep(
+    pairs: Sequence[MatchingPair],
+    maps: MapSource,
+    configurations: Sequence[Configuration],
+    readouts: Sequence[Readout],
+    device: torch.device,
+) -> Iterator[TargetMatches]:
+    """Every configuration and readout on every pair, a target image at a time.
+
+    Each image's maps are asked for at most twice: for the queries that start in it, and as a target. Memory: the
+    descriptors of one category's keypoints, `KEPT_BYTES`, the maps of two images, and blocks of correlations.
+
+    Raises `MapError` and `MatchError` where maps are missing or do not fit together, or a pair lacks what a readout
+    needs.
+    """
+    if not configurations or not readouts:
+        raise MatchError("There is nothing to match: name at least one layer and one readout.")
+    if any(readout.frame is Frame.ORIGINAL for readout in readouts):
+        for pair in pairs:
+            pair.in_original_frame()
+    plan = layouts(configurations, readouts)
+    wanted = tuple(dict.fromkeys(spec for layout in plan for specs in layout.maps for spec in specs))
+    for group in grouped(pairs, lambda pair: pair.category, range(len(pairs))).values():
+        targets = grouped(pairs, lambda pair: pair.target, group)
+        shelf = _Shelf(maps, wanted, frozenset(targets))
+        samples, rows = _sample_sources(pairs, group, shelf, plan, device)
+        for target, raw in read_ahead(targets, shelf.take):
+            members = tuple(targets[target])
+            chosen = torch.from_numpy(np.concatenate([rows[index] for index in members])).to(device)
+            image = {spec: features.to(device).float() for spec, features in raw.items()}
+            original = pairs[members[0]].original
+            found = torch.empty(len(configurations), len(readouts), len(chosen), 2, device=device)
+            for layout, sampled in zip(plan, samples, strict=True):
+                check_channels(sampled, image)
+                if layout.frame is Frame.RESIZED:
+                    positions = match_cells(layout, configurations, sampled, chosen, image)
+                else:
+                    assert original is not None, "checked above"
+                    size = original.target_size
+                    positions = match_pixels_of_target(layout, configurations, sampled, chosen, image, size)
+                columns = torch.tensor([readouts.index(readout) for readout in layout.readouts], device=device)
+                found[torch.tensor(layout.members, device=device)[:, None], columns] = positions
+            # all pairs of the target leave the device together
+            yield TargetMatches(members, found.cpu().numpy())
+
+
+def grouped(
+    pairs: Sequence[MatchingPair], key: Callable[[MatchingPair], str], members: Sequence[int]
+) -> dict[str, list[int]]:
+    """Indices of pairs by a key, both in the order in which they come."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index in members:
+        groups[key(pairs[index])].append(index)
+    return dict(groups)
+
+
+def _sample_sources(
+    pairs: Sequence[MatchingPair],
+    group: Sequence[int],
+    shelf: "_Shelf",
+    plan: Sequence[Layout],
+    device: torch.device,
+) -> tuple[list[Samples], dict[int, NDArray[np.int64]]]:
+    """The samples of all source images, a layout each, and for each pair of the group which rows of them are its."""
+    parts: list[list[Samples]] = [[] for _ in plan]
+    rows: dict[int, NDArray[np.int64]] = {}
+    count = 0
+    sources = grouped(pairs, lambda pair: pair.source, group)
+    for source, raw in read_ahead(sources, shelf.lend):
+        keypoints = distinct_keypoints(pairs, sources[source])
+        image = {spec: features.to(device) for spec, features in raw.items()}
+        for layout, samples in zip(plan, parts, strict=True):
+            samples.append(sample(layout, keypoints, image))
+        rows |= {index: own + count for index, own in keypoints.rows.items()}
+        count += len(keypoints.resized)
+    return [join(samples) for samples in parts], rows
+
+
+class _Shelf:
+    """The maps of images, kept where they will be asked for again and there is room."""
+
+    def __init__(self, maps: MapSource, wanted: Sequence[LayerSpec], again: frozenset[str]) -> None:
+        self._maps = maps
+        self._wanted = wanted
+        self._again = again
+        self._kept: dict[str, Mapping[LayerSpec, Tensor]] = {}
+        self._room = KEPT_BYTES
+
+    def lend(self, image: str) -> Mapping[LayerSpec, Tensor]:
+        """Its raw maps, kept until they are taken."""
+        loaded = {spec: self._maps.load(image, spec) for spec in self._wanted}
+        size = sum(features.nbytes for features in loaded.values())
+        if image in self._again and size <= self._room:
+            self._kept[image] = loaded
+            self._room -= size
+        return loaded
+
+    def take(self, image: str) -> Mapping[LayerSpec, Tensor]:
+        """Its raw maps, for the last time."""
+        found = self._kept.pop(image, None)
+        return {spec: self._maps.load(image, spec) for spec in self._wanted} if found is None else found
