@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from featstore.evaluation import Result, Scoring
     from featstore.stages.compute import Compute
     from matcher.match import MatchSettings
+    from matcher.readout import Readout
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -99,6 +100,7 @@ def evaluate(
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
     from matcher.pck import Average
+    from matcher.readout import Readout
     from matcher.report import CSV_HEADER, to_rows
 
     check_writable(json, csv)
@@ -137,14 +139,15 @@ def evaluate(
     say(describe(result))
     print_result(result, Average(by))
     write_json(json, result.to_json())
-    write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), ((*row, *csv_settings(result)) for row in to_rows(result.table)))
+    rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
+    write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
 
 
 CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
 
 
-def csv_settings(result: "Result") -> tuple[str, ...]:
-    """What a row's number depends on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
+def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
+    """What a readout's numbers depend on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
     layers, settings = result.scoring.layers, result.scoring.settings
     return (
         result.dataset,
@@ -153,7 +156,7 @@ def csv_settings(result: "Result") -> tuple[str, ...]:
         "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
         "+".join(f"{layer.weight:g}" for layer in layers),
         settings.geometry.value,
-        result.frame,
+        readout.frame.value,
         str(settings.upsample),
         "; ".join(f"{name} {value}" for name, value in result.features.items()),
     )
@@ -161,6 +164,8 @@ def csv_settings(result: "Result") -> tuple[str, ...]:
 
 def describe(result: "Result") -> str:
     """One line of all that the numbers depend on."""
+    from matcher.pairs import Frame
+
     settings: MatchSettings = result.scoring.settings
     layers = " + ".join(
         f"layer {layer.layer}"
@@ -171,7 +176,9 @@ def describe(result: "Result") -> str:
     shown = ("prompt", "ensemble", "model", "features")
     features = "; ".join(f"{name} {value!r}" for name, value in result.features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
-    frame = f"geometry {settings.geometry.value}, frame {result.frame} to {settings.image_size} pixels"
+    frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
+    if any(readout.frame is Frame.ORIGINAL for readout in result.scoring.readouts):
+        frame += ", pixel in the original frame"
     return f"{layers}{upsampling}; {frame}; {features}"
 
 
@@ -188,15 +195,24 @@ def _from_store(
 ) -> "Result":
     from dataclasses import replace
 
-    from cli.output import print_bad, print_shapes, say
+    from cli.output import print_bad, print_left_out, print_shapes
     from cli.progress import TerminalProgress
-    from featstore.evaluation import choose_pairs, default_split, images_of, in_resized_frame, score
+    from featstore.evaluation import (
+        choose_pairs,
+        default_split,
+        describe_features,
+        images_of,
+        in_resized_frame,
+        score,
+        without_images,
+    )
     from featstore.prompts.text import TextPrompt
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import model_of, require_maps
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
 
+    text = TextPrompt(prompt)
     opened = open_store(path)
     dataset = options.dataset_of(opened, root)
     split = split or default_split(dataset)
@@ -208,28 +224,16 @@ def _from_store(
     wanted = [(int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None]
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, images, progress)
-        made = require_maps(opened, dataset, rows, wanted, TextPrompt(prompt), ensemble, compute, progress)
+        made = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress)
         if made.images_times_timesteps:
             model = model_of(opened)
             print_shapes(model.shape(layer, size) for layer, _ in wanted)
         if made.bad and not skip_bad:
             raise made.bad[0]
         print_bad(made.bad)
-        unreadable = {error.image_id for error in made.bad}
-        readable = [pair for pair in pairs if pair.source not in unreadable and pair.target not in unreadable]
-        if len(readable) < len(pairs):
-            say(f"{len(pairs) - len(readable)} of {len(pairs)} pairs are left out, as they need those images")
-        features = {
-            "prompt": prompt,
-            "ensemble": ensemble,
-            "model": opened.header.model_id,
-            "model_revision": opened.header.model_revision,
-            "model_fingerprint": opened.header.model_fingerprint,
-            "dtype": compute.dtype_name,
-            "latents": opened.header.latents.value,
-            "seed": opened.header.seed,
-            "extractor": made.extractor.key,
-        }
+        readable = without_images(pairs, made.bad)
+        print_left_out(len(pairs), len(readable))
+        features = describe_features(opened, made.extractor, text, ensemble, compute)
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
         maps = StoredMaps(opened, made.extractor)
         return score(dataset, split, framed, maps, scoring, features, compute.device, progress)

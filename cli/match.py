@@ -66,7 +66,7 @@ def match(
     upsample: UpsampleOption = "1x",
     upsample_align: AlignOption = None,
     geometry: GeometryOption = "corners",
-    readout: Annotated[str, typer.Option("--readout", help="nn, bilinear, softmax or kernelsoftmax.")] = "nn",
+    readout: Annotated[str, typer.Option("--readout", help="nn, bilinear, softmax, kernelsoftmax or window.")] = "nn",
     ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
     seed: Annotated[int | None, typer.Option("--seed", help="Of all noise.", show_default="0")] = None,
     device: DeviceOption = "auto",
@@ -88,8 +88,10 @@ def match(
             f"--heatmap draws a row a point, for at most {HEATMAP_POINTS} points, not {len(wanted_points)}."
         )
     chosen, *others = options.parse_readouts(readout)
-    if others:
-        raise InputError(f"--readout takes one readout, not {readout!r}.")
+    if others or chosen.value == "pixel":
+        raise InputError(
+            f"--readout takes one readout: nn, bilinear, softmax, kernelsoftmax or window, not {readout!r}."
+        )
     import numpy as np
     import torch
 

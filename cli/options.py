@@ -55,7 +55,9 @@ WeightsOption = Annotated[
 ]
 PromptOption = Annotated[str, typer.Option("--prompt", help="Text prompt; {category} stands for the image's category.")]
 EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
-ReadoutsOption = Annotated[str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax.")]
+ReadoutsOption = Annotated[
+    str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax, window, pixel.")
+]
 AlphasOption = Annotated[str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1.")]
 GeometryOption = Annotated[str, typer.Option("--geometry", help="Pixel to cell: corners (SD4Match) or half-pixel.")]
 UpsampleOption = Annotated[str, typer.Option("--upsample", help="Upsample the finest map, bicubically, e.g. 2x.")]
@@ -146,6 +148,21 @@ def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
     if all(layer in ("2", "3") for layer in layers):
         return tuple(DUAL_WEIGHTS[int(layer)] for layer in layers)
     raise InputError(f"There are no default weights for layers {','.join(layers)}: give one a layer with --weights.")
+
+
+def weightings_for(layers: tuple[int, ...], text: str | None) -> tuple[tuple[float, ...], ...]:
+    """`0.8:0.6,1:1` to weightings, a weight a layer; `sweep` to 11 angles between two layers; the report's where none
+    is typed. Raises `InputError` where counts disagree."""
+    names = tuple(map(str, layers))
+    if text is None:
+        return (weights_for(names, None),)
+    if text == "sweep":
+        from matcher.configuration import angles
+
+        if len(layers) != 2:
+            raise InputError(f"--weights sweep goes from one layer to the other of two, not {len(layers)}.")
+        return angles()
+    return tuple(dict.fromkeys(weights_for(names, part.replace(":", ",")) for part in text.split(",")))
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:

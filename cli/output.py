@@ -89,6 +89,12 @@ def print_bad(bad: Sequence["ImageError"]) -> None:
             say(f"  {error}")
 
 
+def print_left_out(pairs: int, readable: int) -> None:
+    """How many pairs need images that could not be read."""
+    if readable < pairs:
+        say(f"{pairs - readable} of {pairs} pairs are left out, as they need those images")
+
+
 def print_disk(path: Path, needed: int) -> None:
     """Whether `needed` bytes fit where `path` lies or will lie."""
     free = free_bytes(path)

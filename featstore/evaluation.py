@@ -11,8 +11,12 @@ from featstore.datasets.frame import count_outside, to_resized_frame
 from featstore.datasets.pixels import original_size
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.selection import select_categories
-from featstore.errors import DatasetError
+from featstore.errors import DatasetError, ImageError
 from featstore.progress import Progress
+from featstore.prompts.text import TextPrompt
+from featstore.stages.compute import Compute
+from featstore.store.keys import Extractor
+from featstore.store.store import Store
 from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings
@@ -20,9 +24,6 @@ from matcher.pairs import MatchingPair
 from matcher.pck import PckTable, tabulate
 from matcher.readout import Readout
 from matcher.report import to_json
-
-FRAME = "resized"
-"""Points, theta and distances are in pixels of the resized image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,6 @@ class Result:
     scoring: Scoring
     features: Mapping[str, Any]
     table: PckTable
-    frame: str = FRAME
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd eval --json` writes it; PCK values are fractions."""
@@ -58,15 +58,24 @@ class Result:
             "t": [layer.timestep for layer in layers],
             "weights": [layer.weight for layer in layers],
             "geometry": settings.geometry.value,
-            "frame": self.frame,
+            "frame": common_frame(self.scoring.readouts),
+            "frames": {readout.value: readout.frame.value for readout in self.scoring.readouts},
             "image_size": settings.image_size,
             "upsample": settings.upsample,
             "upsample_align": settings.upsample_align.value,
             "beta": settings.beta,
             "sigma": settings.sigma,
+            "window": settings.window,
+            "window_beta": settings.window_beta,
             "features": dict(self.features),
             "results": to_json(self.table),
         }
+
+
+def common_frame(readouts: Sequence[Readout]) -> str:
+    """The frame in which points, theta and distances are measured; `per readout` where readouts differ."""
+    frames = {readout.frame.value for readout in readouts}
+    return frames.pop() if len(frames) == 1 else "per readout"
 
 
 def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
@@ -111,6 +120,29 @@ def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tup
     """Original (width, height) of images by id, read from the files' headers."""
     wanted = set(images)
     return {image.id: original_size(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
+
+
+def describe_features(
+    store: Store, extractor: Extractor, prompt: TextPrompt, ensemble: int, compute: Compute
+) -> dict[str, Any]:
+    """Where a store's maps came from, for the record."""
+    return {
+        "prompt": prompt.template,
+        "ensemble": ensemble,
+        "model": store.header.model_id,
+        "model_revision": store.header.model_revision,
+        "model_fingerprint": store.header.model_fingerprint,
+        "dtype": compute.dtype_name,
+        "latents": store.header.latents.value,
+        "seed": store.header.seed,
+        "extractor": extractor.key,
+    }
+
+
+def without_images(pairs: Sequence[Pair], unreadable: Sequence[ImageError]) -> tuple[Pair, ...]:
+    """The pairs that need none of some images."""
+    bad = {error.image_id for error in unreadable}
+    return tuple(pair for pair in pairs if pair.source not in bad and pair.target not in bad)
 
 
 def score(

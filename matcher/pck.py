@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ class Average(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatchedPair:
-    """A pair and what each readout predicted for its source points: (n, 2) in pixels of the resized frame."""
+    """A pair and what each readout predicted for its source points: (n, 2) in pixels of the readout's frame."""
 
     pair: MatchingPair
     predictions: Mapping[Readout, FramePoints]
@@ -46,6 +47,13 @@ def hits(predictions: FramePoints, truths: FramePoints, theta: float, alpha: flo
     return np.asarray(distances <= alpha * theta)
 
 
+def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArray[np.float64]:
+    """PCK as fractions, (...), from hits (..., pairs) and points (pairs,) of each pair."""
+    if average is Average.IMAGE:
+        return np.asarray((hit / points).mean(axis=-1))
+    return np.asarray(hit.sum(axis=-1) / points.sum())
+
+
 def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float]) -> PckTable:
     """PCK by readout, average, alpha and category. Raises `MatchError` where there is no pair."""
     if not matched:
@@ -60,15 +68,10 @@ def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float]) -> PckTabl
         values[readout] = {average: {} for average in Average}
         for alpha in alphas:
             right = np.array(
-                [
-                    hits(match.predictions[readout], match.pair.target_points, match.pair.theta, alpha).sum()
-                    for match in matched
-                ]
+                [hits(match.predictions[readout], *match.pair.truth(readout.frame), alpha).sum() for match in matched]
             )
-            values[readout][Average.IMAGE][alpha] = {
-                name: float((right[chosen] / counts[chosen]).mean()) for name, chosen in columns.items()
-            }
-            values[readout][Average.POINT][alpha] = {
-                name: float(right[chosen].sum() / counts[chosen].sum()) for name, chosen in columns.items()
-            }
+            for average in Average:
+                values[readout][average][alpha] = {
+                    name: float(averaged(right[chosen], counts[chosen], average)) for name, chosen in columns.items()
+                }
     return PckTable(values, tuple(name for name in columns if name != ALL), len(matched), int(counts.sum()))

@@ -64,6 +64,17 @@ def require_maps(
     return MadeMaps(extractor, encoded, plan.images, tuple(bad))
 
 
+def make_latents(
+    store: Store, dataset: Dataset, rows: Sequence[int], compute: Compute, progress: Progress
+) -> tuple[ImageError, ...]:
+    """Encode those images of `rows` whose latents are not cached; returns those that could not be read."""
+    if not missing_latents(store, rows):
+        return ()
+    from featstore.stages.latents import encode_images
+
+    return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
+
+
 @dataclass(frozen=True, slots=True)
 class MapsCost:
     """What making maps would take: images to encode (VAE passes), noisy latents to make, UNet passes, bytes and files

@@ -39,14 +39,15 @@ def add_noise(
         for row, draw in part:
             if row != last:  # the draws of an image follow one another
                 last, clean = row, latents.read((row,)).astype(np.float32)
-            array.write((row, draw), _noisy(scheduler, store, clean, row, timestep, draw))
+            array.write((row, draw), noisy_latent(scheduler, store, clean, row, timestep, draw))
             progress.advance()
     return total
 
 
-def _noisy(
+def noisy_latent(
     scheduler: object, store: Store, clean: NDArray[np.float32], row: int, timestep: int, draw: int
 ) -> NDArray[np.float32]:
+    """One draw of an image's noisy latents, (4, h, w), of its clean ones."""
     drawn = noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
     mixed: torch.Tensor = scheduler.add_noise(  # type: ignore[attr-defined]
         torch.from_numpy(clean)[None], torch.from_numpy(drawn)[None], torch.tensor([timestep])

@@ -67,7 +67,7 @@ class RowArray:
                 f"Row {_spell(row)} of {self._where} is damaged ({error}): delete {self._object(row)} and run the same "
                 "command again."
             ) from error
-        if not np.isfinite(values).all():
+        if not _all_finite(values):
             raise StoreError(f"Row {_spell(row)} of {self._where} is not cached.")
         return values
 
@@ -75,7 +75,7 @@ class RowArray:
         """Write one row atomically. Raises `StoreError` where a value is not finite in the stored precision."""
         with np.errstate(over="ignore"):  # an overflow to infinity is what the check below is for
             stored = np.asarray(values).astype(self._array.dtype)
-        if not np.isfinite(stored).all():
+        if not _all_finite(stored):
             raise StoreError(
                 f"Row {_spell(row)} of {self._where} would hold values that are not finite in {stored.dtype}: the "
                 "model overflowed; try --dtype float32."
@@ -140,6 +140,14 @@ def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
             "same command again."
         ) from error
     return RowArray(found, leading) if isinstance(found, zarr.Array) else None
+
+
+def _all_finite(values: NDArray[Any]) -> bool:
+    """Whether no value is infinite or NaN; numpy has no fast way to ask that of float16."""
+    if values.dtype == np.float16:
+        exponent = np.uint16(0x7C00)
+        return not bool(((values.view(np.uint16) & exponent) == exponent).any())
+    return bool(np.isfinite(values).all())
 
 
 def _spell(row: Row) -> str:

@@ -1,0 +1,207 @@
+"""`dualsd grid`: which layer, which timestep, which two together, with which weights."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+from cli.options import (
+    AlignOption,
+    AlphasOption,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ReadoutsOption,
+    RootOption,
+    SkipBadOption,
+    StoreOption,
+)
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matcher.configuration import Configuration
+    from matcher.match import MatchSettings
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd grid --layers 2,3 --t 50..400\n\n"
+    "dualsd grid --store spair.zarr --layers 2,3 --t 50..400 --weights sweep --max-pairs 2000 --stream\n\n"
+    "dualsd grid --layers 2 --t 0..950:25 --upsample 1x,2x --readouts nn,kernelsoftmax --csv grid.csv"
+)
+
+
+def grid(
+    store: StoreOption = options.DEFAULT_STORE,
+    root: RootOption = None,
+    layers: Annotated[str, typer.Option("--layers", help="Decoder layers 1 to 4, e.g. 2,3.")] = "2,3",
+    t: Annotated[
+        str | None,
+        typer.Option("--t", help="Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            help="Weightings tried, e.g. 0.8:0.6,1:1; sweep: 11 angles from one layer to the other.",
+            show_default="0.8:0.6 for layers 2,3",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="trn, val or test.", show_default="val")] = None,
+    categories: Annotated[
+        str | None, typer.Option("--categories", help="Only these, e.g. cat,dog.", show_default="all")
+    ] = None,
+    max_pairs: Annotated[
+        int | None, typer.Option("--max-pairs", min=1, help="A seeded choice of so many pairs.", show_default="all")
+    ] = None,
+    readouts: ReadoutsOption = "nn",
+    alphas: AlphasOption = options.DEFAULT_ALPHAS,
+    by: Annotated[str, typer.Option("--by", help="Average: image or point.")] = "image",
+    geometry: Annotated[
+        str, typer.Option("--geometry", help="corners, half-pixel, or corners,half-pixel for both.")
+    ] = "corners",
+    upsample: Annotated[str, typer.Option("--upsample", help="Factors on the finest map, e.g. 1x,2x.")] = "1x",
+    upsample_align: AlignOption = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="Text prompt; {category} stands for the image's category.")
+    ] = options.DEFAULT_PROMPT,
+    ensemble: Annotated[
+        int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")
+    ] = options.DEFAULT_ENSEMBLE,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Keep maps in memory only, a category at a time: nothing large is written.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the pictures.")] = Path("grid"),
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_size: BatchOption = 8,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a number to FILE.")] = None,
+) -> None:
+    """Score every layer at every timestep, and all layers together at every choice of timesteps and weights.
+
+    Costs one UNet pass an image, noise draw and timestep, and one matrix product a map and target image; every further
+    combination is a weighted sum. May be stopped at any time: the same command goes on.
+    """
+    if t is None:
+        raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
+    numbers = options.parse_layers(layers)
+    timesteps = tuple(dict.fromkeys(options.parse_timesteps(t)))
+    if len(numbers) == 1 and weights is not None:
+        raise InputError("--weights weighs several layers, but --layers names one.")
+    weightings = options.weightings_for(numbers, weights)
+    shapes = tuple(options.parse_geometry(part.strip(), "--geometry") for part in geometry.split(","))
+    factors = tuple(options.parse_upsample(part.strip()) for part in upsample.split(","))
+    align = None if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
+    wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
+    chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
+
+    from cli.grid_output import print_cost, print_scores, print_winners
+    from cli.grid_pictures import check_folder, draw, to_json
+    from cli.output import check_writable, print_bad, print_left_out, say, write_csv, write_json
+    from cli.progress import TerminalProgress
+    from featstore.evaluation import (
+        choose_pairs,
+        describe_features,
+        images_of,
+        in_resized_frame,
+        without_images,
+    )
+    from featstore.gridsearch import (
+        Grid,
+        choose_some,
+        cost_cached,
+        cost_streamed,
+        grid_ledger,
+        score_cached,
+        score_streamed,
+    )
+    from featstore.prompts.text import TextPrompt
+    from featstore.stages.images import check_unchanged
+    from featstore.stages.needed import make_latents, require_maps
+    from featstore.stages.plan import extractor_of
+    from featstore.store.source import StoredMaps
+    from featstore.store.store import open_store
+    from matcher.grid_report import CSV_HEADER, to_rows
+    from matcher.match import MatchSettings
+    from matcher.pck import Average
+
+    if by not in (average.value for average in Average):
+        raise InputError(f"--by is image or point, not {by!r}.")
+    check_writable(json, csv)
+    check_folder(out)
+    compute = options.choose_compute(device, dtype, batch_size)
+    text = TextPrompt(prompt)
+    opened = open_store(store)
+    dataset = options.dataset_of(opened, root)
+    split = split or ("val" if "val" in dataset.splits else dataset.splits[-1])
+    pairs = choose_some(choose_pairs(dataset, split, chosen), max_pairs)
+    size = opened.header.image_size
+    settings = [
+        MatchSettings(size, shape, factor, align or shape)
+        for shape in dict.fromkeys(shapes)
+        for factor in dict.fromkeys(factors)
+    ]
+    tried = Grid(
+        tuple(entry for one in settings for entry in _configurations(numbers, timesteps, weightings, one)),
+        wanted_readouts,
+        wanted_alphas,
+    )
+    say(
+        f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
+        f"prompt {prompt!r}, ensemble {ensemble}, model {opened.header.model_id}"
+    )
+    if split == "test":
+        say("note: this chooses on test; choose on val where there is one, and report on test")
+    extractor = extractor_of(opened, text, ensemble, compute)
+    images = images_of(pairs)
+    with TerminalProgress() as progress:
+        check_unchanged(opened, dataset, images, progress)
+        print_cost((cost_streamed if stream else cost_cached)(opened, extractor, pairs, tried), store)
+        rows = [opened.images.row(image) for image in images]
+        if stream:
+            bad = make_latents(opened, dataset, rows, compute, progress)
+        else:
+            bad = require_maps(opened, dataset, rows, tried.maps, text, ensemble, compute, progress).bad
+        if bad and not skip_bad:
+            raise bad[0]
+        print_bad(bad)
+        readable = without_images(pairs, bad)
+        print_left_out(len(pairs), len(readable))
+        framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
+        features = describe_features(opened, extractor, text, ensemble, compute)
+        ledger = grid_ledger(opened, framed, tried, features)
+        if ledger.done:
+            say(f"{len(ledger.done)} of {len(ledger.pairs)} target images were finished before: going on from there")
+        if stream:
+            scores = score_streamed(opened, framed, tried, text, ensemble, ledger, compute, progress)
+        else:
+            scores = score_cached(StoredMaps(opened, extractor), framed, tried, ledger, compute, progress)
+    average = Average(by)
+    print_scores(scores, average)
+    again = f"dualsd eval --store {shlex.quote(str(store))}"
+    again += "" if prompt == options.DEFAULT_PROMPT else f" --prompt {shlex.quote(prompt)}"
+    again += "" if ensemble == options.DEFAULT_ENSEMBLE else f" --ensemble {ensemble}"
+    print_winners(scores, average, again)
+    write_json(json, to_json(scores, average, dataset.name, split, features))
+    write_csv(csv, CSV_HEADER, to_rows(scores))
+    draw(scores, average, out)
+    ledger.forget()
+
+
+def _configurations(
+    layers: tuple[int, ...],
+    timesteps: tuple[int, ...],
+    weightings: "Sequence[tuple[float, ...]]",
+    settings: "MatchSettings",
+) -> "tuple[Configuration, ...]":
+    from matcher.configuration import all_layers_fused, one_layer_each
+
+    steps = {str(layer): timesteps for layer in layers}
+    alone = one_layer_each(steps, settings)
+    return alone if len(layers) == 1 else alone + all_layers_fused(steps, weightings, settings)

@@ -1,0 +1,175 @@
+"""Score every configuration of a grid, and say which is best and how sure that is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from matcher.bootstrap import Interval, bootstrap_mean
+from matcher.configuration import Configuration
+from matcher.errors import MatchError
+from matcher.maps import MapSource
+from matcher.pairs import MatchingPair
+from matcher.pck import ALL, Average, averaged
+from matcher.readout import Readout
+from matcher.sweep import grouped, sweep
+
+Hits = NDArray[np.uint16]
+"""How many points of a pair were matched well enough: (configurations, readouts, alphas, pairs)."""
+
+
+class Ledger(Protocol):
+    """Where the hits of finished target images are kept, so that a grid that was stopped goes on."""
+
+    def load(self, target: str) -> Hits | None:
+        """(configurations, readouts, alphas, pairs into the target, in their order); None where it is not finished."""
+
+    def save(self, target: str, hits: Hits) -> None:
+        """Keep them."""
+
+
+class NoLedger:
+    """Keeps nothing."""
+
+    def load(self, target: str) -> Hits | None:
+        """See `Ledger.load`."""
+
+    def save(self, target: str, hits: Hits) -> None:
+        """See `Ledger.save`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridScores:
+    """Hits of every configuration: (configurations, readouts, alphas, pairs)."""
+
+    pairs: tuple[MatchingPair, ...]
+    configurations: tuple[Configuration, ...]
+    readouts: tuple[Readout, ...]
+    alphas: tuple[float, ...]
+    hits: Hits
+
+    @property
+    def points(self) -> NDArray[np.int64]:
+        """Points of each pair, (pairs,)."""
+        return np.array([len(pair.source_points) for pair in self.pairs])
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Those that occur, sorted."""
+        return tuple(sorted({pair.category for pair in self.pairs}))
+
+    def pck(self, average: Average, category: str = ALL) -> NDArray[np.float64]:
+        """Fractions, (configurations, readouts, alphas), over all pairs or those of a category."""
+        chosen = np.array([category in (ALL, pair.category) for pair in self.pairs])
+        return averaged(self.hits[..., chosen], self.points[chosen], average)
+
+    def of_pairs(self, configuration: int, readout: Readout, alpha: float) -> NDArray[np.float64]:
+        """The PCK of each pair, (pairs,), fractions."""
+        hits = self.hits[configuration, self.readouts.index(readout), self.alphas.index(alpha)]
+        return np.asarray(hits / self.points)
+
+    def interval(self, configuration: int, readout: Readout, alpha: float, average: Average) -> Interval:
+        """PCK and its 95 % interval, images resampled."""
+        return self._interval(self.of_pairs(configuration, readout, alpha), average)
+
+    def difference(self, better: int, worse: int, readout: Readout, alpha: float, average: Average) -> Interval:
+        """The paired difference of two configurations and its 95 % interval."""
+        return self._interval(self.of_pairs(better, readout, alpha) - self.of_pairs(worse, readout, alpha), average)
+
+    def _interval(self, values: NDArray[np.float64], average: Average) -> Interval:
+        sizes = None if average is Average.IMAGE else self.points.astype(np.float64)
+        return bootstrap_mean(self.pairs, values, seed=0, sizes=sizes)
+
+
+def score_grid(
+    pairs: Sequence[MatchingPair],
+    maps: MapSource,
+    configurations: Sequence[Configuration],
+    readouts: Sequence[Readout],
+    alphas: Sequence[float],
+    device: torch.device,
+    ledger: Ledger | None = None,
+    on_pairs: Callable[[int], None] = lambda _: None,
+) -> GridScores:
+    """Score every configuration and readout at every alpha. `on_pairs` is told how many more pairs are done.
+
+    Target images that the ledger has finished are not matched again. Raises `MatchError` where there is no pair, and
+    what `matcher.sweep.sweep` raises.
+    """
+    if not pairs:
+        raise MatchError("There is no pair to score.")
+    kept: Ledger = NoLedger() if ledger is None else ledger
+    hits = np.zeros((len(configurations), len(readouts), len(alphas), len(pairs)), dtype=np.uint16)
+    remaining: list[int] = []
+    for target, members in grouped(pairs, lambda pair: pair.target, range(len(pairs))).items():
+        done = kept.load(target)
+        if done is None:
+            remaining += members
+        else:
+            hits[..., members] = done
+            on_pairs(len(members))
+    for found in sweep([pairs[index] for index in remaining], maps, configurations, readouts, device):
+        members = [remaining[index] for index in found.members]
+        counted = count_hits([pairs[index] for index in members], found.predictions, readouts, alphas)
+        hits[..., members] = counted
+        kept.save(pairs[members[0]].target, counted)
+        on_pairs(len(members))
+    return GridScores(tuple(pairs), tuple(configurations), tuple(readouts), tuple(alphas), hits)
+
+
+def count_hits(
+    pairs: Sequence[MatchingPair],
+    predictions: NDArray[np.float32],
+    readouts: Sequence[Readout],
+    alphas: Sequence[float],
+) -> Hits:
+    """From predictions (configurations, readouts, points of all pairs in turn, 2) in pixels of each readout's frame."""
+    counts = np.array([len(pair.source_points) for pair in pairs])
+    starts = np.cumsum(counts) - counts
+    hits = np.empty((len(predictions), len(readouts), len(alphas), len(pairs)), dtype=np.uint16)
+    for column, readout in enumerate(readouts):
+        truths, thetas = zip(*(pair.truth(readout.frame) for pair in pairs), strict=True)
+        away = predictions[:, column].astype(np.float64) - np.concatenate(truths).astype(np.float64)
+        distances = np.hypot(away[..., 0], away[..., 1])  # (configurations, points)
+        limits = np.repeat(np.array(thetas), counts)
+        for row, alpha in enumerate(alphas):
+            hits[:, column, row] = np.add.reduceat(distances <= alpha * limits, starts, axis=1, dtype=np.uint16)
+    return hits
+
+
+def joined(parts: Sequence[GridScores]) -> GridScores:
+    """Scores of the same grid on several lists of pairs, one after the other."""
+    first = parts[0]
+    pairs = tuple(pair for part in parts for pair in part.pairs)
+    hits = np.concatenate([part.hits for part in parts], axis=-1)
+    return GridScores(pairs, first.configurations, first.readouts, first.alphas, hits)
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The best configuration for a readout and alpha. best, second: indices of configurations; second and lead are None
+    where there is only one. pck: of the best. lead: its paired difference to the second. Intervals of 95 %, images
+    resampled, which do not know that the best was chosen among many."""
+
+    readout: Readout
+    alpha: float
+    best: int
+    pck: Interval
+    second: int | None
+    lead: Interval | None
+
+
+def winners(scores: GridScores, average: Average) -> tuple[Winner, ...]:
+    """One a readout and alpha; of equal ones the first."""
+    pck = scores.pck(average)
+    found = []
+    for column, readout in enumerate(scores.readouts):
+        for row, alpha in enumerate(scores.alphas):
+            order = np.argsort(-pck[:, column, row], kind="stable")
+            best, second = int(order[0]), int(order[1]) if len(order) > 1 else None
+            lead = None if second is None else scores.difference(best, second, readout, alpha, average)
+            found.append(Winner(readout, alpha, best, scores.interval(best, readout, alpha, average), second, lead))
+    return tuple(found)
