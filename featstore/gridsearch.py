@@ -154,11 +154,11 @@ def _image_bytes(store: Store, extractor: Extractor, grid: Grid) -> int:
 
 
 def _working_bytes(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid) -> int:
-    """Of a target's maps in float32 and the next one's read, the descriptors of a category, and correlations."""
+    """Of maps (one target's in float32, three as read), the descriptors of a category, and correlations."""
     channels = sum(_map_shape(store, extractor, layer, timestep)[0] for layer, timestep in grid.maps)
     points = _largest_category(pairs) * max(len(pair.source_points) for pair in pairs)
     rows = 4 if Readout.BILINEAR in grid.readouts else 1
-    return LIBRARIES + 3 * _image_bytes(store, extractor, grid) + 4 * points * rows * channels + 3 * 4 * BLOCK_CELLS
+    return LIBRARIES + 5 * _image_bytes(store, extractor, grid) + 4 * points * rows * channels + 3 * 4 * BLOCK_CELLS
 
 
 def _map_shape(store: Store, extractor: Extractor, layer: int, timestep: int) -> tuple[int, ...]:

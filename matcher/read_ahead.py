@@ -1,5 +1,6 @@
 """Read what comes next while what came last is being computed."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -7,16 +8,20 @@ from typing import TypeVar
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
+AHEAD = 2
+"""How many are read ahead, each in a thread of its own: one thread alone does not fill a disk's or a network's line."""
+
 
 def read_ahead(keys: Iterable[Key], load: Callable[[Key], Value]) -> Iterator[tuple[Key, Value]]:
-    """Each key with what `load` gives for it, in order; the next one is loaded in a thread meanwhile. Exceptions of
+    """Each key with what `load` gives for it, in order; the next ones are loaded in threads meanwhile. Exceptions of
     `load` come up where its value would have."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
-        waiting: tuple[Key, Future[Value]] | None = None
+    with ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="read-ahead") as readers:
+        waiting: deque[tuple[Key, Future[Value]]] = deque()
         for key in keys:
-            following = (key, reader.submit(load, key))
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = following
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            waiting.append((key, readers.submit(load, key)))
+            if len(waiting) > AHEAD:
+                first, value = waiting.popleft()
+                yield first, value.result()
+        while waiting:
+            first, value = waiting.popleft()
+            yield first, value.result()

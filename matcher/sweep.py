@@ -8,6 +8,7 @@ this one is tested against.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def sweep(
     """Every configuration and readout on every pair, a target image at a time.
 
     Each image's maps are asked for at most twice: for the queries that start in it, and as a target. Memory: the
-    descriptors of one category's keypoints, `KEPT_BYTES`, the maps of two images, and blocks of correlations.
+    descriptors of one category's keypoints, `KEPT_BYTES`, the maps of four images, and blocks of correlations.
 
     Raises `MapError` and `MatchError` where maps are missing or do not fit together, or a pair lacks what a readout
     needs.
@@ -67,10 +68,11 @@ def sweep(
         targets = grouped(pairs, lambda pair: pair.target, group)
         shelf = _Shelf(maps, wanted, frozenset(targets))
         samples, rows = _sample_sources(pairs, group, shelf, plan, device)
+        image: dict[LayerSpec, Tensor] = {}
         for target, raw in read_ahead(targets, shelf.take):
             members = tuple(targets[target])
             chosen = torch.from_numpy(np.concatenate([rows[index] for index in members])).to(device)
-            image = {spec: features.to(device).float() for spec, features in raw.items()}
+            _into_float(raw, image, device)
             original = pairs[members[0]].original
             found = torch.empty(len(configurations), len(readouts), len(chosen), 2, device=device)
             for layout, sampled in zip(plan, samples, strict=True):
@@ -119,6 +121,15 @@ def _sample_sources(
     return [join(samples) for samples in parts], rows
 
 
+def _into_float(raw: Mapping[LayerSpec, Tensor], image: dict[LayerSpec, Tensor], device: torch.device) -> None:
+    """Put the maps of an image into `image` as float32, into the last image's memory where they fit: memory that is new
+    costs more than the conversion."""
+    for spec, features in raw.items():
+        if spec not in image or image[spec].shape != features.shape:
+            image[spec] = torch.empty(features.shape, device=device)
+        image[spec].copy_(features)
+
+
 class _Shelf:
     """The maps of images, kept where they will be asked for again and there is room."""
 
@@ -128,14 +139,16 @@ class _Shelf:
         self._again = again
         self._kept: dict[str, Mapping[LayerSpec, Tensor]] = {}
         self._room = KEPT_BYTES
+        self._counting = Lock()
 
     def lend(self, image: str) -> Mapping[LayerSpec, Tensor]:
         """Its raw maps, kept until they are taken."""
         loaded = {spec: self._maps.load(image, spec) for spec in self._wanted}
         size = sum(features.nbytes for features in loaded.values())
-        if image in self._again and size <= self._room:
-            self._kept[image] = loaded
-            self._room -= size
+        with self._counting:  # several images are read at a time
+            if image in self._again and size <= self._room:
+                self._kept[image] = loaded
+                self._room -= size
         return loaded
 
     def take(self, image: str) -> Mapping[LayerSpec, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from matcher.configuration import Configuration, Layout
 from matcher.fusion import NORM_EPSILON
-from matcher.gram import inner_products, reach, row_grams, squared_norms
+from matcher.gram import inner_products, squared_norms
 from matcher.maps import LayerSpec
 from matcher.queries import Samples
 from matcher.readout import nearest
@@ -20,8 +20,8 @@ from matcher.upsampling import Upsampling, bilinear_upsampling
 CHUNK_PIXELS = 2**22
 """Correlations at pixels that are held at once: 17 MB."""
 
-NEIGHBOURS = ((0, 0, 1), (0, 1, 2), (1, 0, 2), (1, 1, 2), (1, -1, 2))
-"""Pairs of the cells that a bilinear blend is made of: rows down, columns right, how often they occur."""
+TIMES = {(0, 0): 1, (0, 1): 2, (1, 0): 2, (1, 1): 2, (1, -1): 2}
+"""How often the square of a bilinear blend has the inner product of a cell and the one (down, right) of it."""
 
 
 def match_pixels_of_target(
@@ -67,19 +67,17 @@ def match_pixels_of_target(
 def squared_norms_at_pixels(target: TargetMap, to_pixels: Upsampling) -> Tensor:
     """Squared norms, (H_pixels, W_pixels), of a map whose cells were brought to the final size, divided by its divisor
     if it has one, and upsampled by `to_pixels`; >= 0."""
-    grams = row_grams(target.features, reach(target.up) + 1)
     rows, columns = to_pixels.rows, to_pixels.columns
     total = torch.zeros(to_pixels.size, dtype=rows.dtype, device=rows.device)
-    for down, right, times in NEIGHBOURS:
-        if down >= rows.shape[1] or abs(right) >= columns.shape[1]:
-            continue  # a map of one row or one column
-        products = inner_products(grams, target.up, down, right)
+    # a map of one row or one column has no neighbours there
+    offsets = [(down, right) for down, right in TIMES if down < rows.shape[1] and abs(right) < columns.shape[1]]
+    for (down, right), products in zip(offsets, inner_products(target.features, target.up, offsets), strict=True):
         if target.divisor is not None:
             above, below = target.divisor[: len(rows[0]) - down], target.divisor[down:]
             products = products / (_without(above, -right) * _without(below, right))
         row_pairs = rows[:, : rows.shape[1] - down] * rows[:, down:]
         column_pairs = _without(columns, -right) * _without(columns, right)
-        total += times * (row_pairs @ products @ column_pairs.T)
+        total += TIMES[down, right] * (row_pairs @ products @ column_pairs.T)
     return total.clamp(min=0)
 
 

@@ -14,10 +14,12 @@ from matcher.geometry import Geometry
 @dataclass(frozen=True, slots=True, eq=False)
 class Upsampling:
     """From a map of (h, w) cells to one of (H, W). rows: (H, h), columns: (W, w): the weights of torch's own
-    interpolation, bicubic or bilinear; the identity along a side that keeps its size."""
+    interpolation, bicubic or bilinear; the identity along a side that keeps its size. reach: how many rows lie between
+    the first and the last that one upsampled row is made of, at most."""
 
     rows: Tensor
     columns: Tensor
+    reach: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,14 +58,14 @@ def upsampling(size: tuple[int, int], target: tuple[int, int], align: Geometry, 
     rows, columns = (
         _weights(cells, wanted, "bicubic", align.align_corners) for cells, wanted in zip(size, target, strict=True)
     )
-    return Upsampling(rows.to(device), columns.to(device))
+    return Upsampling(rows.to(device), columns.to(device), _reach(rows))
 
 
 @lru_cache(maxsize=128)
 def bilinear_upsampling(size: tuple[int, int], target: tuple[int, int], device: torch.device) -> Upsampling:
     """The bilinear one that DIFT upsamples with (torch's default, `align_corners=False`)."""
     rows, columns = (_weights(cells, wanted, "bilinear", False) for cells, wanted in zip(size, target, strict=True))
-    return Upsampling(rows.to(device), columns.to(device))
+    return Upsampling(rows.to(device), columns.to(device), _reach(rows))
 
 
 def _weights(cells: int, target: int, mode: str, align_corners: bool) -> Tensor:
@@ -73,6 +75,12 @@ def _weights(cells: int, target: int, mode: str, align_corners: bool) -> Tensor:
         return unit
     columns = functional.interpolate(unit[None, :, :, None], (target, 1), mode=mode, align_corners=align_corners)
     return columns[0, :, :, 0].T.contiguous()
+
+
+def _reach(rows: Tensor) -> int:
+    used = (rows != 0).to(torch.uint8)
+    last = rows.shape[1] - 1 - used.flip(1).argmax(dim=1)
+    return int((last - used.argmax(dim=1)).max())
 
 
 def _taps(weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,13 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError
 
 from featstore.errors import StoreError
+from featstore.store.row_file import read_row_file, row_folder
+
+_EXPONENT = np.uint16(0x7C00)
+"""The bits of a float16 that are all set where it is infinite or NaN."""
+
+_BLOCK_VALUES = 2**18
+"""Values that are looked at at once; they stay in the cache."""
 
 Row = tuple[int, ...]
 """Index of a row: (image,) or (image, draw)."""
@@ -30,6 +37,7 @@ class RowArray:
     def __init__(self, array: zarr.Array[Any], leading: int) -> None:
         self._array = array
         self._leading = leading
+        self._folder = row_folder(array)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -61,15 +69,20 @@ class RowArray:
     def read(self, row: Row) -> NDArray[Any]:
         """One row. Raises `StoreError`, naming array and row, where it is missing or fails its checksum."""
         try:
-            values = np.asarray(self._array[row])
+            values = self._values(row)
         except (ValueError, OSError, RuntimeError, IndexError, BufferError) as error:
             raise StoreError(
                 f"Row {_spell(row)} of {self._where} is damaged ({error}): delete {self._object(row)} and run the same "
                 "command again."
             ) from error
-        if not _all_finite(values):
+        if values is None or not _all_finite(values):
             raise StoreError(f"Row {_spell(row)} of {self._where} is not cached.")
         return values
+
+    def _values(self, row: Row) -> NDArray[Any] | None:
+        if self._folder is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
+            return np.asarray(self._array[row])
+        return read_row_file(self._folder / self._name(row), self.row_shape, self._array.dtype)
 
     def write(self, row: Row, values: NDArray[Any]) -> None:
         """Write one row atomically. Raises `StoreError` where a value is not finite in the stored precision."""
@@ -100,8 +113,11 @@ class RowArray:
 
     def _object(self, row: Row) -> str:
         """The key of the object that a row is, within the store."""
+        return f"{self._array.path}/{self._name(row)}"
+
+    def _name(self, row: Row) -> str:
         indices = [*row, *[0] * len(self.row_shape)]
-        return f"{self._array.path}/c.{'.'.join(map(str, indices))}"
+        return f"c.{'.'.join(map(str, indices))}"
 
     @property
     def _where(self) -> str:
@@ -144,10 +160,15 @@ def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
 
 def _all_finite(values: NDArray[Any]) -> bool:
     """Whether no value is infinite or NaN; numpy has no fast way to ask that of float16."""
-    if values.dtype == np.float16:
-        exponent = np.uint16(0x7C00)
-        return not bool(((values.view(np.uint16) & exponent) == exponent).any())
-    return bool(np.isfinite(values).all())
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
+    bits = values.reshape(-1).view(np.uint16)
+    exponents = np.empty(min(len(bits), _BLOCK_VALUES), dtype=np.uint16)
+    for start in range(0, len(bits), _BLOCK_VALUES):
+        block = bits[start : start + _BLOCK_VALUES]
+        if np.bitwise_and(block, _EXPONENT, out=exponents[: len(block)]).max() == _EXPONENT:
+            return False
+    return True
 
 
 def _spell(row: Row) -> str:

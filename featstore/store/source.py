@@ -1,6 +1,6 @@
 """A store's maps, and a file's, as the matcher asks for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featstore.errors import StoreError
 from featstore.store.keys import Extractor
+from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.errors import MapError
 from matcher.maps import LayerSpec
@@ -21,13 +22,17 @@ class StoredMaps:
 
     store: Store
     extractor: Extractor
+    _arrays: dict[tuple[str, int], RowArray] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """The raw map (C, h, w), float16. Raises `StoreError` where it is missing or damaged."""
         assert layer.timestep is not None, "a store's maps have timesteps"
-        array = self.store.maps(self.extractor, int(layer.layer), layer.timestep)
+        array = self._arrays.get((layer.layer, layer.timestep))
         if array is None:
-            raise StoreError(f"{self.store.path} has no maps of layer {layer.layer} at t = {layer.timestep}.")
+            array = self.store.maps(self.extractor, int(layer.layer), layer.timestep)
+            if array is None:
+                raise StoreError(f"{self.store.path} has no maps of layer {layer.layer} at t = {layer.timestep}.")
+            self._arrays[layer.layer, layer.timestep] = array
         return torch.from_numpy(array.read((self.store.images.row(image),)))
 
 
