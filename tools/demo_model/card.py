@@ -43,13 +43,13 @@ LIMITS = """
 """
 
 
-def write_card(folder: Path, recipe: Recipe, losses: Path) -> None:
-    """Writes README.md into the model's folder; losses: the run's losses.csv."""
-    text = ABOUT + _training(recipe) + _curves(losses) + LIMITS
+def write_card(folder: Path, recipe: Recipe, threads: int, losses: Path) -> None:
+    """Writes README.md into the model's folder; threads: of the CPU; losses: the run's losses.csv."""
+    text = ABOUT + _training(recipe, threads) + _curves(losses) + LIMITS
     (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
-def _training(recipe: Recipe) -> str:
+def _training(recipe: Recipe, threads: int) -> str:
     dino = (
         f"{recipe.dino_steps} steps of batch 8, self-supervised: a patch of one view of a picture must find its own "
         "place in another view among the patches of the whole batch."
@@ -67,11 +67,14 @@ stream of their own: no picture of the demo's trn, val or test splits was among 
   captions "a photo of a bird" (car, fish, person), one in ten empty. Latents scaled to unit variance.
 - DINOv2: {dino}
 
-AdamW, moving average of the weights, two CPU threads. The command, from the root of dualsd's repository:
+AdamW, moving average of the weights. The command, from the root of dualsd's repository:
 
     python -m tools.train_demo_model --out featstore/assets/demo_model --work WORK \\
         --seed {recipe.seed} --pictures {recipe.pictures} --vae-steps {recipe.vae_steps} \\
-        --unet-steps {recipe.unet_steps} --dino-steps {recipe.dino_steps}
+        --unet-steps {recipe.unet_steps} --dino-steps {recipe.dino_steps} --threads {threads}
+
+The same command gives the same weights on the same machine. Another number of threads rounds sums otherwise, which ends
+in other weights of like quality.
 """
 
 

@@ -1,8 +1,8 @@
 """What the shipped demo model has learned, with margins: a broken UNet tap, noise schedule, prompt path or geometry
 shows here.
 
-Measured (`python -m benchmarks.demo_model`), PCK@0.1: layer 2 27.4 %, layer 3 43.6, both 38.7; with random weights
-4.6. Layer 3 alone is better than both on this model, and upsampling layer 2 gains 1.1 points at 0.05, inside its
+Measured (`python -m benchmarks.demo_model`), PCK@0.1: layer 2 27.5 %, layer 3 46.9, both 41.3; with random weights
+4.6. Layer 3 alone is better than both on this model, and upsampling layer 2 gains 0.9 points at 0.05, inside its
 interval: neither is held here.
 """
 
@@ -27,8 +27,8 @@ def untrained(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Me
 
 
 def test_both_layers_match_well(trained: Measured) -> None:
-    assert trained.mean(DUAL, 0.1).mean >= 0.35
-    assert trained.mean(LAYER_3, 0.1).mean >= 0.39
+    assert trained.mean(DUAL, 0.1).mean >= 0.38
+    assert trained.mean(LAYER_3, 0.1).mean >= 0.43
 
 
 def test_random_weights_do_not(trained: Measured, untrained: Measured) -> None:
