@@ -56,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Diffusion features for semantic correspondence: cached once, matched from the cache.",
-    epilog="Start with: dualsd demo · or, step by step: dualsd cache build, then dualsd eval",
+    epilog="Start with: dualsd demo · or, step by step: dualsd cache build, then dualsd eval or dualsd grid",
 )
 
 
