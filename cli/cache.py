@@ -13,10 +13,11 @@ from cli.options import (
     DeviceOption,
     DtypeOption,
     EnsembleOption,
+    FallbackOption,
     JsonOption,
     LayersOption,
     ModelOption,
-    PromptOption,
+    PromptsOption,
     RevisionOption,
     RootOption,
     SizeOption,
@@ -137,7 +138,16 @@ def maps(
     root: RootOption = None,
     layers: LayersOption = "2,3",
     t: TimestepsOption = None,
-    prompt: PromptOption = options.DEFAULT_PROMPT,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="Text prompt; {category} stands for the image's category.",
+            show_default=options.DEFAULT_PROMPT,
+        ),
+    ] = None,
+    prompts: PromptsOption = None,
+    fallback: FallbackOption = None,
     ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
     split: Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")] = None,
     device: DeviceOption = "auto",
@@ -152,11 +162,10 @@ def maps(
     One timestep a layer. `dualsd eval` makes the maps that it needs by itself; this is for making them beforehand.
     """
     wanted_layers = options.parse_layers(layers)
-    timesteps = options.timesteps_for(wanted_layers, t)
     from cli.output import check_writable, human_bytes, print_bad, print_disk, print_shapes, say, write_json
     from cli.progress import TerminalProgress
+    from cli.prompt_choice import choose_prompts
     from featstore.evaluation import choose_pairs, images_of
-    from featstore.prompts.text import TextPrompt
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import estimate_maps, model_of, require_maps
     from featstore.stages.plan import extractor_of
@@ -168,11 +177,14 @@ def maps(
     compute = options.choose_compute(device, dtype, batch_size)
     images = opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ()))
     rows = [opened.images.row(image) for image in images]
-    wanted = list(zip(wanted_layers, timesteps, strict=True))
-    text = TextPrompt(prompt)
+    choice = choose_prompts(opened, wanted_layers, prompt, prompts, fallback, or_newest=False)
+    choice.check_categories({opened.images.categories[row] for row in rows})
+    text = choice.of_images("cache maps")
+    usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
+    wanted = list(zip(wanted_layers, options.timesteps_for(wanted_layers, t, usual), strict=True))
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, images, progress)
-        cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute))
+        cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute), text)
         if cost.passes:
             model = model_of(opened)
             print_shapes(model.shape(layer, opened.header.image_size) for layer in wanted_layers)

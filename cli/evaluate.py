@@ -12,9 +12,12 @@ from cli.options import (
     BatchOption,
     DatasetOption,
     DeviceOption,
+    DinoOption,
     DtypeOption,
+    FallbackOption,
     GeometryOption,
     JsonOption,
+    PromptsOption,
     ReadoutsOption,
     RootOption,
     SkipBadOption,
@@ -26,8 +29,10 @@ from cli.options import (
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
+    from cli.prompt_choice import PromptChoice
     from featstore.evaluation import Result, Scoring
     from featstore.stages.compute import Compute
+    from featstore.store.store import Store
     from matcher.match import MatchSettings
     from matcher.readout import Readout
 
@@ -35,6 +40,7 @@ EXAMPLES = (
     "Examples:\n\n"
     "dualsd eval\n\n"
     "dualsd eval --store W.zarr --layers 2,3 --t 261,200 --weights 0.8,0.6 --json out.json\n\n"
+    "dualsd eval --prompts runs/class-2+3-001\n\n"
     "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn\n\n"
     "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16"
 )
@@ -49,8 +55,13 @@ def evaluate(
         str | None, typer.Option("--categories", help="Only these, e.g. cat,dog.", show_default="all")
     ] = None,
     layers: Annotated[
-        str, typer.Option("--layers", help="Decoder layers 1 to 4, e.g. 2,3; with --features the file's layer names.")
-    ] = "2,3",
+        str | None,
+        typer.Option(
+            "--layers",
+            help="Decoder layers 1 to 4, e.g. 2,3; with --features the file's layer names.",
+            show_default="2,3, or those of the prompts",
+        ),
+    ] = None,
     t: TimestepsOption = None,
     weights: WeightsOption = None,
     upsample: UpsampleOption = "1x",
@@ -64,9 +75,12 @@ def evaluate(
         typer.Option(
             "--prompt",
             help="Text prompt; {category} stands for the image's category.",
-            show_default=options.DEFAULT_PROMPT,
+            show_default=f"the newest run's under ./runs, else {options.DEFAULT_PROMPT!r}",
         ),
     ] = None,
+    prompts: PromptsOption = None,
+    fallback: FallbackOption = None,
+    dino: DinoOption = None,
     ensemble: Annotated[
         int | None,
         typer.Option(
@@ -119,23 +133,31 @@ def evaluate(
         return Scoring(specs, wanted_readouts, wanted_alphas, settings)
 
     if features is not None:
-        if any(given is not None for given in (t, prompt, ensemble)):
-            raise InputError("--t, --prompt and --ensemble go with a store: features from a file are what they are.")
+        if any(given is not None for given in (t, prompt, prompts, ensemble)):
+            raise InputError("--t, --prompt, --prompts and --ensemble go with a store, not with features from a file.")
         if dataset is None or size is None:
             raise InputError(
                 "--features needs --dataset (and its --root), and --size: the side of the images in pixels."
             )
+        if layers is None:
+            raise InputError("--features needs --layers: the names of the file's layers.")
         names = tuple(part.strip() for part in layers.split(","))
         result = _from_file(features, dataset, root, split, chosen, scoring(size, names, (None,) * len(names)), compute)
     else:
         if dataset is not None or size is not None:
             raise InputError("--dataset and --size go with --features: a store knows its own.")
-        numbers = options.parse_layers(layers)
-        timesteps = options.timesteps_for(numbers, t)
-        settled = scoring(2, tuple(map(str, numbers)), timesteps)  # checked before any store is opened
-        template = options.DEFAULT_PROMPT if prompt is None else prompt
+        typed = None if layers is None else options.parse_layers(layers)
+        from cli.prompt_choice import choose_prompts, layers_of
+        from featstore.store.store import open_store
+
+        opened = open_store(store)
+        choice = choose_prompts(opened, typed, prompt, prompts, fallback, or_newest=True)
+        numbers = layers_of(choice, typed)
+        usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
+        timesteps = options.timesteps_for(numbers, t, usual)
+        settled = scoring(opened.header.image_size, tuple(map(str, numbers)), timesteps)
         draws = ensemble or options.DEFAULT_ENSEMBLE
-        result = _from_store(store, root, split, chosen, settled, template, draws, compute, skip_bad)
+        result = _from_store(opened, root, split, chosen, settled, choice, dino, draws, compute, skip_bad)
     say(describe(result))
     print_result(result, Average(by))
     write_json(json, result.to_json())
@@ -183,18 +205,17 @@ def describe(result: "Result") -> str:
 
 
 def _from_store(
-    path: Path,
+    opened: "Store",
     root: Path | None,
     split: str | None,
     categories: tuple[str, ...],
     scoring: "Scoring",
-    prompt: str,
+    choice: "PromptChoice",
+    dino: str | None,
     ensemble: int,
     compute: "Compute",
     skip_bad: bool,
 ) -> "Result":
-    from dataclasses import replace
-
     from cli.output import print_bad, print_left_out, print_shapes
     from cli.progress import TerminalProgress
     from featstore.evaluation import (
@@ -206,25 +227,33 @@ def _from_store(
         score,
         without_images,
     )
-    from featstore.prompts.text import TextPrompt
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import model_of, require_maps
     from featstore.store.source import StoredMaps
-    from featstore.store.store import open_store
 
-    text = TextPrompt(prompt)
-    opened = open_store(path)
     dataset = options.dataset_of(opened, root)
     split = split or default_split(dataset)
     pairs = choose_pairs(dataset, split, categories)
+    choice.check_categories({pair.category for pair in pairs})
     images = images_of(pairs)
     rows = [opened.images.row(image) for image in images]
     size = opened.header.image_size
-    scoring = replace(scoring, settings=replace(scoring.settings, image_size=size))
-    wanted = [(int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None]
+    wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, images, progress)
-        made = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress)
+        if choice.prompts is None:
+            from cli.output import print_pairwise_cost
+            from featstore.pairwise import open_pair_maps, score_pairwise
+
+            print_pairwise_cost(len(pairs), len(wanted), ensemble)
+            framed = in_resized_frame(dataset, pairs, opened.images.size, size, progress)
+            assert choice.learned is not None, "only learned prompts belong to pairs"
+            pair_maps = open_pair_maps(
+                opened, dataset, framed, wanted, choice.learned, dino, ensemble, compute, progress
+            )
+            features = describe_features(opened, None, choice.describe(), ensemble, compute)
+            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress)
+        made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress)
         if made.images_times_timesteps:
             model = model_of(opened)
             print_shapes(model.shape(layer, size) for layer, _ in wanted)
@@ -233,7 +262,7 @@ def _from_store(
         print_bad(made.bad)
         readable = without_images(pairs, made.bad)
         print_left_out(len(pairs), len(readable))
-        features = describe_features(opened, made.extractor, text, ensemble, compute)
+        features = describe_features(opened, made.extractor, choice.describe(), ensemble, compute)
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
         maps = StoredMaps(opened, made.extractor)
         return score(dataset, split, framed, maps, scoring, features, compute.device, progress)

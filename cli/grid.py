@@ -12,8 +12,11 @@ from cli.options import (
     AlphasOption,
     BatchOption,
     DeviceOption,
+    DinoOption,
     DtypeOption,
+    FallbackOption,
     JsonOption,
+    PromptsOption,
     ReadoutsOption,
     RootOption,
     SkipBadOption,
@@ -24,6 +27,8 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from featstore.errors import ImageError
+    from featstore.pairwise import PairMaps
     from matcher.configuration import Configuration
     from matcher.match import MatchSettings
 
@@ -67,8 +72,16 @@ def grid(
     upsample: Annotated[str, typer.Option("--upsample", help="Factors on the finest map, e.g. 1x,2x.")] = "1x",
     upsample_align: AlignOption = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", help="Text prompt; {category} stands for the image's category.")
-    ] = options.DEFAULT_PROMPT,
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="Text prompt; {category} stands for the image's category.",
+            show_default=options.DEFAULT_PROMPT,
+        ),
+    ] = None,
+    prompts: PromptsOption = None,
+    fallback: FallbackOption = None,
+    dino: DinoOption = None,
     ensemble: Annotated[
         int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")
     ] = options.DEFAULT_ENSEMBLE,
@@ -103,8 +116,17 @@ def grid(
 
     from cli.grid_output import print_cost, print_scores, print_winners
     from cli.grid_pictures import check_folder, draw, to_json
-    from cli.output import check_writable, print_bad, print_left_out, say, write_csv, write_json
+    from cli.output import (
+        check_writable,
+        print_bad,
+        print_left_out,
+        print_pairwise_cost,
+        say,
+        write_csv,
+        write_json,
+    )
     from cli.progress import TerminalProgress
+    from cli.prompt_choice import choose_prompts
     from featstore.evaluation import (
         choose_pairs,
         describe_features,
@@ -121,7 +143,7 @@ def grid(
         score_cached,
         score_streamed,
     )
-    from featstore.prompts.text import TextPrompt
+    from featstore.pairwise import open_pair_maps, score_grid_pairwise
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import make_latents, require_maps
     from featstore.stages.plan import extractor_of
@@ -136,11 +158,12 @@ def grid(
     check_writable(json, csv)
     check_folder(out)
     compute = options.choose_compute(device, dtype, batch_size)
-    text = TextPrompt(prompt)
     opened = open_store(store)
+    choice = choose_prompts(opened, numbers, prompt, prompts, fallback, or_newest=False)
     dataset = options.dataset_of(opened, root)
     split = split or ("val" if "val" in dataset.splits else dataset.splits[-1])
     pairs = choose_some(choose_pairs(dataset, split, chosen), max_pairs)
+    choice.check_categories({pair.category for pair in pairs})
     size = opened.header.image_size
     settings = [
         MatchSettings(size, shape, factor, align or shape)
@@ -154,38 +177,54 @@ def grid(
     )
     say(
         f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
-        f"prompt {prompt!r}, ensemble {ensemble}, model {opened.header.model_id}"
+        f"prompt {choice.label!r}, ensemble {ensemble}, model {opened.header.model_id}"
     )
     if split == "test":
         say("note: this chooses on test; choose on val where there is one, and report on test")
-    extractor = extractor_of(opened, text, ensemble, compute)
     images = images_of(pairs)
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, images, progress)
-        print_cost((cost_streamed if stream else cost_cached)(opened, extractor, pairs, tried), store)
         rows = [opened.images.row(image) for image in images]
-        if stream:
-            bad = make_latents(opened, dataset, rows, compute, progress)
+        text = choice.prompts
+        bad: Sequence[ImageError] = ()
+        extractor = None if text is None else extractor_of(opened, text, ensemble, compute)
+        if text is None or extractor is None:
+            print_pairwise_cost(len(pairs), len(tried.maps), ensemble)
         else:
-            bad = require_maps(opened, dataset, rows, tried.maps, text, ensemble, compute, progress).bad
+            cost = (cost_streamed if stream else cost_cached)(opened, extractor, pairs, tried, text)
+            print_cost(cost, store)
+            if stream:
+                bad = make_latents(opened, dataset, rows, compute, progress)
+            else:
+                bad = require_maps(opened, dataset, rows, tried.maps, text, ensemble, compute, progress).bad
         if bad and not skip_bad:
             raise bad[0]
         print_bad(bad)
         readable = without_images(pairs, bad)
         print_left_out(len(pairs), len(readable))
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
-        features = describe_features(opened, extractor, text, ensemble, compute)
+        features = describe_features(opened, extractor, choice.describe(), ensemble, compute)
         ledger = grid_ledger(opened, framed, tried, features)
         if ledger.done:
             say(f"{len(ledger.done)} of {len(ledger.pairs)} target images were finished before: going on from there")
-        if stream:
+        if text is None or extractor is None:
+            learned = choice.learned
+            assert learned is not None, "only learned prompts belong to pairs"
+
+            def open_maps() -> "PairMaps":
+                return open_pair_maps(opened, dataset, framed, tried.maps, learned, dino, ensemble, compute, progress)
+
+            scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress)
+        elif stream:
             scores = score_streamed(opened, framed, tried, text, ensemble, ledger, compute, progress)
         else:
             scores = score_cached(StoredMaps(opened, extractor), framed, tried, ledger, compute, progress)
     average = Average(by)
     print_scores(scores, average)
     again = f"dualsd eval --store {shlex.quote(str(store))}"
-    again += "" if prompt == options.DEFAULT_PROMPT else f" --prompt {shlex.quote(prompt)}"
+    # eval takes the newest run's prompts where none are named
+    again += f" --prompt {shlex.quote(choice.label)}" if prompts is None else f" --prompts {shlex.quote(str(prompts))}"
+    again += "" if fallback is None else f" --fallback {fallback}"
     again += "" if ensemble == options.DEFAULT_ENSEMBLE else f" --ensemble {ensemble}"
     print_winners(scores, average, again)
     write_json(json, to_json(scores, average, dataset.name, split, features))

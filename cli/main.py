@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import cache, demo, doctor, evaluate, grid, match
+from cli import cache, demo, doctor, evaluate, grid, match, train
 
 EXIT_INPUT = 2
 EXIT_FAULT = 1
@@ -81,6 +81,7 @@ def _options(
 app.add_typer(cache.app, name="cache")
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
+app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("match", epilog=match.EXAMPLES)(match.match)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

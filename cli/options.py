@@ -1,6 +1,7 @@
 """Options that mean the same in every command, and the reading of their values."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,8 @@ DEFAULT_PROMPT = "a photo of a {category}"
 DEFAULT_ALPHAS = "0.05,0.1,0.15"
 DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
 TEXT_TIMESTEPS = {2: 261, 3: 200}
-"""The report's weights, and its timesteps for inference with a text prompt."""
+LEARNED_TIMESTEPS = {2: 50, 3: 200}
+"""The report's weights, and its timesteps for inference with a text prompt and with learned ones."""
 STEP = 50
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The store's folder.", show_default=True)]
@@ -47,13 +49,32 @@ LayersOption = Annotated[
 ]
 TimestepsOption = Annotated[
     str | None,
-    typer.Option("--t", help="One timestep a layer, e.g. 261,200.", show_default="261 for layer 2, 200 for layer 3"),
+    typer.Option(
+        "--t",
+        help="One timestep a layer, e.g. 261,200.",
+        show_default="261 for layer 2, 200 for 3; with learned prompts 50 and 200",
+    ),
 ]
 WeightsOption = Annotated[
     str | None,
     typer.Option("--weights", help="One weight a layer, e.g. 0.8,0.6.", show_default="0.8 for layer 2, 0.6 for 3"),
 ]
-PromptOption = Annotated[str, typer.Option("--prompt", help="Text prompt; {category} stands for the image's category.")]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", metavar="RUN", help="Learned prompts: a run's folder, or a .safetensors file of prompts."
+    ),
+]
+FallbackOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fallback", help="For categories without a learned prompt: text, or single (the newest run of that mode)."
+    ),
+]
+DinoOption = Annotated[
+    str | None,
+    typer.Option("--dino", help="For cpm: a folder or hub name.", show_default="the model's own, or DINOv2-B/14"),
+]
 EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
 ReadoutsOption = Annotated[
     str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax, window, pixel.")
@@ -120,13 +141,15 @@ def parse_timesteps(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def timesteps_for(layers: tuple[int, ...], text: str | None) -> tuple[int, ...]:
-    """One timestep a layer: those typed, else the report's. Raises `InputError` where counts disagree."""
+def timesteps_for(
+    layers: tuple[int, ...], text: str | None, usual: Mapping[int, int] = TEXT_TIMESTEPS
+) -> tuple[int, ...]:
+    """One timestep a layer: those typed, else the usual ones. Raises `InputError` where counts disagree."""
     if text is None:
-        missing = [layer for layer in layers if layer not in TEXT_TIMESTEPS]
+        missing = [layer for layer in layers if layer not in usual]
         if missing:
             raise InputError(f"There is no default timestep for layer {missing[0]}: give one a layer with --t.")
-        return tuple(TEXT_TIMESTEPS[layer] for layer in layers)
+        return tuple(usual[layer] for layer in layers)
     timesteps = parse_timesteps(text)
     if len(timesteps) != len(layers):
         raise InputError(f"{len(layers)} layer(s) but {len(timesteps)} timestep(s): give one a layer with --t.")
@@ -210,7 +233,12 @@ def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":
     from featstore.stages.compute import Compute
 
     chosen = _device(device)
-    precisions = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    precisions = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float64": torch.float64,
+    }
     if dtype == "auto":
         return Compute(chosen, torch.float32 if chosen.type == "cpu" else torch.float16, batch_size)
     if dtype not in precisions:

@@ -95,6 +95,16 @@ def print_left_out(pairs: int, readable: int) -> None:
         say(f"{pairs - readable} of {pairs} pairs are left out, as they need those images")
 
 
+def print_pairwise_cost(pairs: int, maps: int, ensemble: int) -> None:
+    """What prompts cost that belong to pairs: their maps are made for each pair anew, and never cached."""
+    from featstore.pairwise import pairwise_passes
+
+    say(
+        f"cpm's maps depend on the pair: {pairwise_passes(pairs, maps, ensemble)} UNet passes for {pairs} pairs "
+        f"({maps} map(s) of both images, ensemble {ensemble}), none of them cached"
+    )
+
+
 def print_disk(path: Path, needed: int) -> None:
     """Whether `needed` bytes fit where `path` lies or will lie."""
     free = free_bytes(path)

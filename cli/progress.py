@@ -20,7 +20,7 @@ class TerminalProgress:
         self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._task: TaskID | None = None
-        self._what, self._unit, self._total, self._done = "", "", 0, 0
+        self._what, self._unit, self._total, self._done, self._state = "", "", 0, 0, ""
         self._started = self._last_line = self._last_advance = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -34,7 +34,7 @@ class TerminalProgress:
     def start(self, what: str, total: int, unit: str) -> None:
         """See `featstore.progress.Progress.start`."""
         self._finish()
-        self._what, self._total, self._unit, self._done = what, total, unit, 0
+        self._what, self._total, self._unit, self._done, self._state = what, total, unit, 0, ""
         self._started = self._last_line = self._last_advance = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
@@ -50,6 +50,10 @@ class TerminalProgress:
         elif now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             print(f"{self._what}: {self._done}/{self._total}, {self._pace(seconds)}", file=sys.stderr, flush=True)
+
+    def say(self, state: str) -> None:
+        """See `featstore.progress.Progress.say`."""
+        self._state = state
 
     def note(self, sentence: str) -> None:
         """See `featstore.progress.Progress.note`."""
@@ -74,7 +78,8 @@ class TerminalProgress:
         """Rate since the step's start and time left."""
         rate = self._done / seconds
         left = timedelta(seconds=round((self._total - self._done) / rate)) if rate else "?"
-        return f"{rate:.1f} {self._unit}/s, {left} left"
+        pace = f"{rate:.1f} {self._unit}/s, {left} left"
+        return f"{self._state}, {pace}" if self._state else pace
 
     def _finish(self) -> None:
         """Clear the bar and leave one line about a step that took long enough to be shown."""

@@ -19,5 +19,13 @@ class ModelError(InputError):
     """A diffusion model cannot be found, reached, or used as asked."""
 
 
+class PromptError(InputError):
+    """Learned prompts are missing, malformed, made for another model, or lack what is asked of them."""
+
+
+class TuningError(InputError):
+    """A training run cannot start, go on or be resumed as asked."""
+
+
 class StoreError(InputError):
     """A store is missing, is not a dualsd store, was made with other settings, or holds damaged data."""

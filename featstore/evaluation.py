@@ -13,7 +13,6 @@ from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.selection import select_categories
 from featstore.errors import DatasetError, ImageError
 from featstore.progress import Progress
-from featstore.prompts.text import TextPrompt
 from featstore.stages.compute import Compute
 from featstore.store.keys import Extractor
 from featstore.store.store import Store
@@ -123,11 +122,12 @@ def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tup
 
 
 def describe_features(
-    store: Store, extractor: Extractor, prompt: TextPrompt, ensemble: int, compute: Compute
+    store: Store, extractor: Extractor | None, prompt: Mapping[str, Any], ensemble: int, compute: Compute
 ) -> dict[str, Any]:
-    """Where a store's maps came from, for the record."""
+    """Where a store's maps came from, for the record. extractor: None for maps that were not kept. prompt: what the
+    prompts were."""
     return {
-        "prompt": prompt.template,
+        **prompt,
         "ensemble": ensemble,
         "model": store.header.model_id,
         "model_revision": store.header.model_revision,
@@ -135,7 +135,7 @@ def describe_features(
         "dtype": compute.dtype_name,
         "latents": store.header.latents.value,
         "seed": store.header.seed,
-        "extractor": extractor.key,
+        "extractor": None if extractor is None else extractor.key,
     }
 
 

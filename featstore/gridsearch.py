@@ -11,7 +11,7 @@ import numpy as np
 from featstore.datasets.records import Pair
 from featstore.evaluation import images_of
 from featstore.progress import Progress
-from featstore.prompts.text import TextPrompt
+from featstore.prompts.prompts import Prompts
 from featstore.stages.compute import Compute
 from featstore.stages.needed import MapsCost, estimate_maps, model_of
 from featstore.stages.plan import missing_latents
@@ -69,7 +69,7 @@ def score_streamed(
     store: Store,
     pairs: Sequence[MatchingPair],
     grid: Grid,
-    prompt: TextPrompt,
+    prompt: Prompts,
     ensemble: int,
     ledger: StoredLedger,
     compute: Compute,
@@ -121,20 +121,21 @@ class GridCost:
     peak_bytes: int
 
 
-def cost_cached(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid) -> GridCost:
+def cost_cached(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts) -> GridCost:
     """Of a grid whose maps are kept; nothing is written, no weights are loaded."""
     rows = [store.images.row(image) for image in images_of(pairs)]
     image = _image_bytes(store, extractor, grid)
     kept = min(KEPT_BYTES, _largest_category(pairs) * image)
     peak = kept + _working_bytes(store, extractor, pairs, grid)
-    return GridCost(len(rows), estimate_maps(store, rows, grid.maps, extractor), peak)
+    return GridCost(len(rows), estimate_maps(store, rows, grid.maps, extractor, prompt), peak)
 
 
-def cost_streamed(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid) -> GridCost:
+def cost_streamed(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts) -> GridCost:
     """Of a grid whose maps are never written, a category's at a time in memory."""
     rows = [store.images.row(image) for image in images_of(pairs)]
     encode = len(missing_latents(store, rows))
-    passes = len(rows) * len({timestep for _, timestep in grid.maps}) * extractor.ensemble
+    shared = {timestep for _, timestep in grid.maps}
+    passes = len(rows) * len(grid.maps if prompt.differ_by_layer else shared) * extractor.ensemble
     maps = MapsCost(encode, 0, passes, encode * store.latents().row_bytes, encode)
     kept = _largest_category(pairs) * _image_bytes(store, extractor, grid)
     return GridCost(len(rows), maps, kept + _working_bytes(store, extractor, pairs, grid))

@@ -1,6 +1,6 @@
 """How long work tells whoever watches where it stands, without knowing who that is."""
 
-from typing import Protocol
+from typing import Protocol, Self
 
 
 class Progress(Protocol):
@@ -12,6 +12,9 @@ class Progress(Protocol):
     def advance(self, count: int = 1) -> None:
         """`count` more units of the step are done."""
 
+    def say(self, state: str) -> None:
+        """How the step stands, shown beside its progress until the next word."""
+
     def note(self, sentence: str) -> None:
         """Something worth a line."""
 
@@ -19,11 +22,20 @@ class Progress(Protocol):
 class Silent:
     """Watches nothing."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def start(self, what: str, total: int, unit: str) -> None:
         """See `Progress.start`."""
 
     def advance(self, count: int = 1) -> None:
         """See `Progress.advance`."""
+
+    def say(self, state: str) -> None:
+        """See `Progress.say`."""
 
     def note(self, sentence: str) -> None:
         """See `Progress.note`."""

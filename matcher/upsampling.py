@@ -1,7 +1,7 @@
 """Upsampling as what it is, a linear map of rows and one of columns: for scalar maps, for single cells and for norms,
 so that no map of many channels has to be upsampled as a whole."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -33,18 +33,23 @@ class Upsampling:
         return self.rows @ (maps @ self.columns.T)
 
     def cells(self, features: Tensor, cells: Tensor) -> Tensor:
-        """The cells (n, 2) as integer (x, y) of the upsampled map, (n, C) float32, of a raw map (C, h, w)."""
+        """The cells (n, 2) as integer (x, y) of the upsampled map, (n, C) in the weights' dtype (float32), of a raw map
+        (C, h, w)."""
         x, y = cells[:, 0].long(), cells[:, 1].long()
         if self.is_identity:
-            return features[:, y, x].T.float()
+            return features[:, y, x].T.to(self.rows)
         column, column_weight = _taps(self.columns)
         row, row_weight = _taps(self.rows)
         number = row[y][:, :, None] * features.shape[2] + column[x][:, None, :]  # (n, 4, 4), in reading order
         weights = row_weight[y][:, :, None] * column_weight[x][:, None, :]  # (n, 4, 4)
         used, place = number.flatten(1).unique(return_inverse=True)  # neighbouring cells share most of theirs
-        blend = torch.zeros(len(cells), len(used), device=features.device)
+        blend = torch.zeros(len(cells), len(used), dtype=weights.dtype, device=features.device)
         blend.scatter_add_(1, place, weights.flatten(1))
-        return blend @ features.flatten(1)[:, used].float().T
+        return blend @ features.flatten(1)[:, used].to(blend).T
+
+    def to(self, dtype: torch.dtype) -> "Upsampling":
+        """The same with weights of another dtype."""
+        return self if self.rows.dtype is dtype else replace(self, rows=self.rows.to(dtype), columns=self.columns.to(dtype))
 
     @property
     def is_identity(self) -> bool:

@@ -19,7 +19,11 @@ def posterior_noise(seed: int, image_key: str, shape: tuple[int, ...]) -> NDArra
     return _normal(f"posterior|{seed}|{image_key}", shape)
 
 
-def _normal(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def generator(key: str) -> np.random.Generator:
+    """numpy's Philox, keyed by a hash of `key`."""
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
-    return np.random.Generator(philox).standard_normal(shape, dtype=np.float32)
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64)))
+
+
+def _normal(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return generator(key).standard_normal(shape, dtype=np.float32)

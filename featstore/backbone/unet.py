@@ -1,5 +1,6 @@
 """The UNet, run only as far as the layers that are asked for."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -24,6 +25,14 @@ class CutUNet:
         unet.conv_norm_out = None
         unet.conv_out = nn.Identity()
         self.unet = unet
+
+    def until(self, layer: int) -> UNet2DConditionModel:
+        """A UNet whose output is that layer, of the same weights: a module of its own, fit for gradient checkpointing
+        and `torch.compile`."""
+        check_layers([layer])
+        cut = copy.copy(self.unet)
+        cut._modules = {**self.unet._modules, "up_blocks": nn.ModuleList(self._blocks[:layer])}
+        return cut
 
     @property
     def weights(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Text prompts: a template a category, through tokenizer and text encoder to prompt embeddings."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,25 @@ class TextPrompt:
             raise ModelError(f"The prompt {self.template!r} has a brace that is not {{category}}.")
 
     def describe(self) -> dict[str, Any]:
-        """What shapes the embeddings, for an extractor's key."""
+        """See `Prompts.describe`."""
         return {"kind": "text", "template": self.template}
+
+    @property
+    def differ_by_layer(self) -> bool:
+        """See `Prompts.differ_by_layer`."""
+        return False
+
+    def embeddings(
+        self,
+        layer: int,  # noqa: ARG002  (the same for all)
+        categories: Collection[str],
+        tokenizer: "CLIPTokenizer",
+        text_encoder: "CLIPTextModel",
+    ) -> dict[str, Tensor]:
+        """See `Prompts.embeddings`."""
+        texts = sorted({self.text(category) for category in categories})
+        encoded = dict(zip(texts, encode_texts(tokenizer, text_encoder, texts), strict=True))
+        return {category: encoded[self.text(category)] for category in sorted(categories)}
 
     def text(self, category: str) -> str:
         """The prompt of one category."""

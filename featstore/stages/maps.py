@@ -12,7 +12,7 @@ from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.unet import CutUNet
 from featstore.progress import Progress
-from featstore.prompts.text import TextPrompt, encode_texts
+from featstore.prompts.prompts import Prompts
 from featstore.stages.batches import chunks, padded
 from featstore.stages.compute import Compute
 from featstore.stages.plan import MapPlan
@@ -25,30 +25,30 @@ def extract_maps(
     store: Store,
     location: ModelLocation,
     extractor: Extractor,
-    prompt: TextPrompt,
+    prompt: Prompts,
     plan: MapPlan,
     compute: Compute,
     progress: Progress,
 ) -> None:
     """Make the maps of a plan from cached noisy latents: raw UNet features, averaged over the noise draws."""
-    if not plan.rows:
+    if not plan.parts:
         return
-    categories = {store.images.categories[row] for rows in plan.rows.values() for row in rows}
-    prompts = prompt_embeddings(location, prompt, categories, compute)
-    last = max(layer for layers in plan.layers.values() for layer in layers)
+    categories = {store.images.categories[row] for part in plan.parts for row in part.rows}
+    embeddings = LayerEmbeddings(location, prompt, categories, compute)
+    last = max(layer for part in plan.parts for layer in part.layers)
     unet = CutUNet(load_unet(location, compute.device, compute.dtype), last)
     progress.start("UNet passes", plan.images * extractor.ensemble, "passes")
-    for timestep, rows in plan.rows.items():
-        layers = plan.layers[timestep]
+    for part in plan.parts:
         arrays: dict[int, RowArray] = {}
-        noisy = store.noisy(timestep)
+        noisy = store.noisy(part.timestep)
         assert noisy is not None, "noisy latents are made before maps"
+        prompts = embeddings.of(part.layers[0])
         passes = Passes(unet, noisy.read, prompts, store.images.categories, extractor.ensemble)
-        for row, maps in passes.of(timestep, layers, rows, compute, progress):
+        for row, maps in passes.of(part.timestep, part.layers, part.rows, compute, progress):
             for layer, mean in maps.items():
                 if layer not in arrays:
                     channels, height, width = mean.shape
-                    arrays[layer] = store.require_maps(extractor, layer, timestep, (channels, height, width))
+                    arrays[layer] = store.require_maps(extractor, layer, part.timestep, (channels, height, width))
                 arrays[layer].write((row,), mean.numpy())
 
 
@@ -92,11 +92,18 @@ class Passes:
                 yield row, {layer: mean[index] for layer, mean in means.items()}
 
 
-def prompt_embeddings(
-    location: ModelLocation, prompt: TextPrompt, categories: Collection[str], compute: Compute
-) -> dict[str, Tensor]:
-    """Prompt embeddings (77, D) by category; every distinct text is encoded once."""
-    texts = sorted({prompt.text(category) for category in categories})
-    encoder = load_text_encoder(location, compute.device, compute.dtype)
-    embeddings = dict(zip(texts, encode_texts(load_tokenizer(location), encoder, texts), strict=True))
-    return {category: embeddings[prompt.text(category)] for category in sorted(categories)}
+class LayerEmbeddings:
+    """Prompt embeddings of some categories, layer by layer; those that layers share are made once."""
+
+    def __init__(self, location: ModelLocation, prompt: Prompts, categories: Collection[str], compute: Compute) -> None:
+        self._prompt, self._categories = prompt, tuple(sorted(categories))
+        self._tokenizer = load_tokenizer(location)
+        self._encoder = load_text_encoder(location, compute.device, compute.dtype)
+        self._made: dict[int | None, dict[str, Tensor]] = {}
+
+    def of(self, layer: int) -> dict[str, Tensor]:
+        """Embeddings (77, D) by category."""
+        key = layer if self._prompt.differ_by_layer else None
+        if key not in self._made:
+            self._made[key] = self._prompt.embeddings(layer, self._categories, self._tokenizer, self._encoder)
+        return self._made[key]

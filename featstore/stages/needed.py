@@ -8,7 +8,7 @@ from featstore.backbone.model import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
-from featstore.prompts.text import TextPrompt
+from featstore.prompts.prompts import Prompts
 from featstore.stages.compute import Compute
 from featstore.stages.plan import extractor_of, missing_latents, missing_noisy, plan_maps
 from featstore.store.keys import Extractor
@@ -31,7 +31,7 @@ def require_maps(
     dataset: Dataset,
     rows: Sequence[int],
     wanted: Iterable[tuple[int, int]],
-    prompt: TextPrompt,
+    prompt: Prompts,
     ensemble: int,
     compute: Compute,
     progress: Progress,
@@ -45,8 +45,8 @@ def require_maps(
     check_layers([layer for layer, _ in pairs])
     check_timesteps([timestep for _, timestep in pairs])
     extractor = extractor_of(store, prompt, ensemble, compute)
-    plan = plan_maps(store, extractor, rows, pairs)
-    if not plan.rows:
+    plan = plan_maps(store, extractor, rows, pairs, prompt)
+    if not plan.parts:
         return MadeMaps(extractor, 0, 0, ())
     # Only now: loading the model's libraries takes longer than an evaluation from the cache.
     from featstore.stages.latents import encode_images
@@ -88,20 +88,17 @@ class MapsCost:
 
 
 def estimate_maps(
-    store: Store, rows: Sequence[int], wanted: Iterable[tuple[int, int]], extractor: Extractor
+    store: Store, rows: Sequence[int], wanted: Iterable[tuple[int, int]], extractor: Extractor, prompt: Prompts
 ) -> MapsCost:
     """What `require_maps` would do now; nothing is written, and no model is looked for where nothing is missing."""
-    plan = plan_maps(store, extractor, rows, wanted)
-    if not plan.rows:
+    plan = plan_maps(store, extractor, rows, wanted, prompt)
+    if not plan.parts:
         return MapsCost(0, 0, 0, 0, 0)
     model = model_of(store)
     encode = len(missing_latents(store, sorted({row for part in plan.rows.values() for row in part})))
     noise = sum(len(missing_noisy(store, part, step, extractor.ensemble)) for step, part in plan.rows.items())
     made = [
-        model.shape(layer, store.header.image_size)
-        for step, part in plan.rows.items()
-        for layer in plan.layers[step]
-        for _ in part
+        model.shape(layer, store.header.image_size) for part in plan.parts for layer in part.layers for _ in part.rows
     ]
     # float16 and a checksum of 4 bytes a row
     size = sum(shape.channels * shape.side**2 * 2 + 4 for shape in made)

@@ -1,9 +1,9 @@
 """What is missing of latents, noisy latents and maps. Loads no model library, as often nothing is missing."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from featstore.prompts.text import TextPrompt
+from featstore.prompts.prompts import Prompts
 from featstore.stages.compute import Compute
 from featstore.store.keys import Extractor
 from featstore.store.rows import Row
@@ -27,40 +27,63 @@ def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) 
 
 
 @dataclass(frozen=True, slots=True)
-class MapPlan:
-    """The UNet passes that are still to be made: by timestep, the layers tapped and the image rows that lack any."""
+class PlannedPasses:
+    """UNet passes at a timestep that share a prompt: the layers tapped, and the image rows that lack any of them."""
 
-    layers: Mapping[int, tuple[int, ...]]
-    rows: Mapping[int, tuple[int, ...]]
+    timestep: int
+    layers: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlan:
+    """The UNet passes that are still to be made."""
+
+    parts: tuple[PlannedPasses, ...]
 
     @property
     def images(self) -> int:
-        """Images times timesteps that a UNet pass is made for (times the ensemble: passes)."""
-        return sum(len(rows) for rows in self.rows.values())
+        """Images times timesteps (times layers, where their prompts differ) that a UNet pass is made for; times the
+        ensemble: passes."""
+        return sum(len(part.rows) for part in self.parts)
+
+    @property
+    def rows(self) -> dict[int, tuple[int, ...]]:
+        """The image rows of each timestep, sorted."""
+        steps = {part.timestep for part in self.parts}
+        return {
+            step: tuple(sorted({row for part in self.parts if part.timestep == step for row in part.rows}))
+            for step in sorted(steps)
+        }
 
     def without(self, rows: Collection[int]) -> "MapPlan":
         """The plan but for some image rows."""
-        kept = {step: tuple(row for row in part if row not in rows) for step, part in self.rows.items()}
-        return MapPlan(self.layers, {step: part for step, part in kept.items() if part})
+        kept = (replace(part, rows=tuple(row for row in part.rows if row not in rows)) for part in self.parts)
+        return MapPlan(tuple(part for part in kept if part.rows))
 
 
-def extractor_of(store: Store, prompt: TextPrompt, ensemble: int, compute: Compute) -> Extractor:
+def extractor_of(store: Store, prompt: Prompts, ensemble: int, compute: Compute) -> Extractor:
     """The extractor under whose name a store keeps such maps."""
     return Extractor(store.header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, store.header.seed)
 
 
-def plan_maps(store: Store, extractor: Extractor, rows: Sequence[int], wanted: Iterable[tuple[int, int]]) -> MapPlan:
+def plan_maps(
+    store: Store, extractor: Extractor, rows: Sequence[int], wanted: Iterable[tuple[int, int]], prompt: Prompts
+) -> MapPlan:
     """What is missing of the maps (layer, timestep) in `wanted`, for the images of `rows`.
 
-    Layers at one timestep share a pass, as their prompt is common to them.
+    Layers at one timestep share a pass where their prompt is common to them.
     """
-    layers: dict[int, tuple[int, ...]] = {}
-    missing: dict[int, set[int]] = {}
+    layers: dict[tuple[int, int | None], list[int]] = {}
+    missing: dict[tuple[int, int | None], set[int]] = {}
     for layer, timestep in sorted(set(wanted), key=lambda pair: (pair[1], pair[0])):
         array = store.maps(extractor, layer, timestep)
         present = None if array is None else array.present()
         lacking = {row for row in rows if present is None or not present[row]}
         if lacking:
-            layers[timestep] = (*layers.get(timestep, ()), layer)
-            missing[timestep] = missing.get(timestep, set()) | lacking
-    return MapPlan(layers, {timestep: tuple(sorted(found)) for timestep, found in missing.items()})
+            key = timestep, layer if prompt.differ_by_layer else None
+            layers.setdefault(key, []).append(layer)
+            missing.setdefault(key, set()).update(lacking)
+    return MapPlan(
+        tuple(PlannedPasses(key[0], tuple(layers[key]), tuple(sorted(found))) for key, found in missing.items())
+    )

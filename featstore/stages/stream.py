@@ -12,9 +12,9 @@ from torch import Tensor
 from featstore.backbone.load import load_scheduler, load_unet
 from featstore.backbone.unet import CutUNet
 from featstore.progress import Progress
-from featstore.prompts.text import TextPrompt
+from featstore.prompts.prompts import Prompts
 from featstore.stages.compute import Compute
-from featstore.stages.maps import Passes, prompt_embeddings
+from featstore.stages.maps import LayerEmbeddings, Passes
 from featstore.stages.needed import model_of
 from featstore.stages.noisy import noisy_latent
 from featstore.store.rows import Row
@@ -25,33 +25,35 @@ from matcher.maps import MapsInMemory
 
 @dataclass(frozen=True, slots=True)
 class MapStream:
-    """The networks, loaded once, and what to make: `wanted` (layer, timestep)."""
+    """The networks, loaded once, and what to make: `wanted` (layer, timestep). share_passes: whether layers have common
+    prompts."""
 
     store: Store
     unet: CutUNet
     scheduler: Any
-    prompts: dict[str, Tensor]
+    prompts: LayerEmbeddings
+    share_passes: bool
     wanted: tuple[tuple[int, int], ...]
     ensemble: int
     compute: Compute
 
     def maps_of(self, rows: Sequence[int], progress: Progress) -> MapsInMemory:
         """All wanted maps of the images of `rows`, whose latents are cached: float16, as `cache maps` keeps them."""
-        by_timestep: dict[int, list[int]] = {}
+        parts: dict[tuple[int, int | None], list[int]] = {}
         for layer, timestep in self.wanted:
-            by_timestep.setdefault(timestep, []).append(layer)
-        progress.start("UNet passes", len(rows) * len(by_timestep) * self.ensemble, "passes")
+            parts.setdefault((timestep, None if self.share_passes else layer), []).append(layer)
+        progress.start("UNet passes", len(rows) * len(parts) * self.ensemble, "passes")
         latents = self.store.latents()
         clean = {row: latents.read((row,)).astype(np.float32) for row in rows}
         maps: dict[tuple[str, str, int | None], Tensor] = {}
-        for timestep, layers in by_timestep.items():
+        for (timestep, _), layers in parts.items():
 
             def noisy(place: Row, timestep: int = timestep) -> NDArray[np.float16]:
                 row, draw = place
                 made = noisy_latent(self.scheduler, self.store, clean[row], row, timestep, draw)
                 return made.astype(STORED_DTYPE)
 
-            passes = Passes(self.unet, noisy, self.prompts, self.store.images.categories, self.ensemble)
+            passes = Passes(self.unet, noisy, self.prompts.of(layers[0]), self.store.images.categories, self.ensemble)
             for row, made in passes.of(timestep, layers, rows, self.compute, progress):
                 for layer, mean in made.items():
                     maps[self.store.images.ids[row], str(layer), timestep] = mean.to(torch.float16)
@@ -62,7 +64,7 @@ def open_stream(
     store: Store,
     categories: Sequence[str],
     wanted: Sequence[tuple[int, int]],
-    prompt: TextPrompt,
+    prompt: Prompts,
     ensemble: int,
     compute: Compute,
 ) -> MapStream:
@@ -72,7 +74,8 @@ def open_stream(
         store,
         CutUNet(load_unet(location, compute.device, compute.dtype), max(layer for layer, _ in wanted)),
         load_scheduler(location),
-        prompt_embeddings(location, prompt, categories, compute),
+        LayerEmbeddings(location, prompt, categories, compute),
+        not prompt.differ_by_layer,
         tuple(wanted),
         ensemble,
         compute,

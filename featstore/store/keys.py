@@ -10,6 +10,8 @@ LATENTS = "latents"
 IMAGES = "images"
 NOISY = "noisy"
 MAPS = "maps"
+CONDITIONING = "cond"
+PATCH_TOKENS = f"{CONDITIONING}/dinov2"
 
 
 @dataclass(frozen=True, slots=True)

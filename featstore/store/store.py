@@ -1,7 +1,7 @@
 """Open or make a store: header, table of images and arrays of rows in one place (DESIGN section 5)."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,19 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
+from featstore.backbone.dino_name import DinoName
 from featstore.errors import StoreError
 from featstore.store.images import ImageTable, read_images, write_images
-from featstore.store.keys import LATENTS, MAPS, NOISY, Extractor, map_path, noisy_path
+from featstore.store.keys import (
+    CONDITIONING,
+    LATENTS,
+    MAPS,
+    NOISY,
+    PATCH_TOKENS,
+    Extractor,
+    map_path,
+    noisy_path,
+)
 from featstore.store.rows import RowArray, open_rows, require_rows
 from featstore.store.schema import STORED_DTYPE, StoreHeader
 
@@ -56,10 +66,29 @@ class Store:
         path = map_path(extractor, layer, timestep)
         return require_rows(self.group, path, (len(self.images),), shape, STORED_DTYPE)
 
+    def patch_tokens(self, dino: DinoName) -> RowArray | None:
+        """(N, 1 + patches, width) tokens of a DINOv2, None where none were made. Raises `StoreError` where they are
+        another's."""
+        group = self.group.get(CONDITIONING)
+        if isinstance(group, zarr.Group) and group.attrs.get("fingerprint", dino.fingerprint) != dino.fingerprint:
+            raise StoreError(
+                f"{self.path} holds tokens of the DINOv2 {group.attrs.get('id')} (fingerprint "
+                f"{str(group.attrs['fingerprint'])[:8]}), not of {dino.id} (fingerprint {dino.fingerprint[:8]}): name "
+                "that one with --dino, or take another --store."
+            )
+        return open_rows(self.group, PATCH_TOKENS, leading=1)
+
+    def require_patch_tokens(self, dino: DinoName, shape: tuple[int, int]) -> RowArray:
+        """The same, made where missing; the group says whose they are."""
+        group = self.group.require_group(CONDITIONING)
+        if not group.attrs:
+            group.attrs.update(asdict(dino))
+        return require_rows(self.group, PATCH_TOKENS, (len(self.images),), shape, STORED_DTYPE)
+
     def arrays(self) -> dict[str, RowArray]:
-        """Every array of rows by its path: latents, noisy latents, maps."""
+        """Every array of rows by its path: latents, noisy latents, maps, patch tokens."""
         found = {LATENTS: self.latents()}
-        for kind, leading in ((NOISY, 2), (MAPS, 1)):
+        for kind, leading in ((NOISY, 2), (MAPS, 1), (CONDITIONING, 1)):
             group = self.group.get(kind)
             if isinstance(group, zarr.Group):
                 found |= {

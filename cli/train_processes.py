@@ -1,0 +1,81 @@
+"""`dualsd train` on one process, or on several that torchrun or accelerate started."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from cli import options
+from featstore.stages.compute import Compute
+from featstore.tuning.run_folder import RunFolder
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.tuning.step import Autocast
+
+MIXED = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among all. compute: where its networks run. autocast: in what context."""
+
+    accelerator: Accelerator
+    compute: Compute
+    autocast: "Autocast"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return bool(self.accelerator.is_main_process)
+
+
+def open_processes(device: str, dtype: str | None, batch_size: int) -> Processes:
+    """Join the other processes, if there are any. Raises `InputError` for a precision that cannot train here."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device not in ("auto", "cpu"):
+        raise InputError(
+            f"With several processes --device is auto or cpu, not {device!r}: each takes a GPU of its own."
+        )
+    compute = options.choose_compute(device, _precision(device, dtype), batch_size)
+    on_cpu = compute.device.type == "cpu"
+    if on_cpu and compute.dtype is torch.float16:
+        raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")
+    mixed = MIXED.get(compute.dtype, "no")
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed)
+    if several and accelerator.num_processes == 1:
+        raise InputError("Several processes were started, but they do not find each other: start them with torchrun.")
+    if several:
+        compute = replace(compute, device=accelerator.device)
+    autocast = contextlib.nullcontext if mixed == "no" else accelerator.autocast
+    return Processes(accelerator, compute, autocast)
+
+
+@contextlib.contextmanager
+def when_main(processes: Processes) -> Iterator[None]:
+    """The main process goes through first; the others follow it, and find what it made."""
+    with processes.accelerator.main_process_first():
+        yield
+
+
+def run_folder(processes: Processes, create: Callable[[], RunFolder]) -> RunFolder:
+    """The main process makes it, all open it."""
+    made = [str(create().path) if processes.is_main else ""]
+    if processes.accelerator.num_processes > 1:
+        broadcast_object_list(made)
+    return RunFolder.open(Path(made[0]))
+
+
+def _precision(device: str, dtype: str | None) -> str:
+    """What was typed, else float32 on a CPU, bfloat16 on GPUs that have it, float16 on others."""
+    if dtype not in (None, "auto"):
+        return str(dtype)
+    if device == "cpu" or not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"

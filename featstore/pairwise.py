@@ -1,0 +1,161 @@
+"""Evaluation where maps depend on the pair (cpm): they are made pair by pair and never cached."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featstore.backbone.dino import locate_dino
+from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
+from featstore.backbone.unet import CutUNet
+from featstore.datasets.records import Dataset
+from featstore.evaluation import Result, Scoring
+from featstore.gridsearch import Grid
+from featstore.progress import Progress
+from featstore.prompts.learned import LearnedPrompts
+from featstore.prompts.pairwise import PairPrompts, open_pair_prompts
+from featstore.stages.batches import chunks
+from featstore.stages.compute import Compute
+from featstore.stages.latents import encode_images
+from featstore.stages.needed import model_of
+from featstore.stages.noisy import add_noise
+from featstore.stages.patch_tokens import cache_patch_tokens
+from featstore.store.ledger import StoredLedger
+from featstore.store.patch_tokens import patch_tokens_of
+from featstore.store.store import Store
+from matcher.evaluate import evaluate
+from matcher.grid import GridScores, Hits, joined, score_grid
+from matcher.maps import MapsInMemory
+from matcher.pairs import MatchingPair
+from matcher.pck import MatchedPair, tabulate
+from matcher.sweep import grouped
+
+
+def pairwise_passes(pairs: int, maps: int, ensemble: int) -> int:
+    """UNet passes that pairs take: both images of each, for every (layer, timestep) and noise draw."""
+    return 2 * pairs * maps * ensemble
+
+
+@dataclass(frozen=True, slots=True)
+class PairMaps:
+    """Makes the maps of pairs. wanted: (layer, timestep). ensemble: noise draws that are averaged."""
+
+    store: Store
+    unet: CutUNet
+    prompts: PairPrompts
+    wanted: tuple[tuple[int, int], ...]
+    ensemble: int
+    compute: Compute
+
+    @torch.no_grad()
+    def of(self, pairs: Sequence[MatchingPair], progress: Progress) -> Iterator[tuple[MatchingPair, MapsInMemory]]:
+        """Each pair with both images' maps, in order."""
+        for batch in chunks(pairs, max(self.compute.batch_size // (2 * self.ensemble), 1)):
+            maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
+            for layer, timestep in self.wanted:
+                embeddings = self.prompts.of(layer, [(pair.source, pair.target) for pair in batch])  # (b, 77, D)
+                noisy = self.store.noisy(timestep)
+                assert noisy is not None, "made before maps"
+                places = [
+                    (index, image, draw)
+                    for index, pair in enumerate(batch)
+                    for image in (pair.source, pair.target)
+                    for draw in range(self.ensemble)
+                ]
+                sums: dict[tuple[int, str], Tensor] = {}
+                for part in chunks(places, self.compute.batch_size):
+                    latents = np.stack([noisy.read((self.store.images.row(image), draw)) for _, image, draw in part])
+                    found = self.unet.tap(
+                        torch.from_numpy(latents).to(self.compute.device),
+                        timestep,
+                        embeddings[torch.tensor([index for index, _, _ in part], device=embeddings.device)],
+                        [layer],
+                    )[layer].float()
+                    for (index, image, _), own in zip(part, found, strict=True):
+                        sums[index, image] = sums[index, image] + own if (index, image) in sums else own
+                for (index, image), total in sums.items():
+                    maps[index][image, str(layer), timestep] = total / self.ensemble
+            for pair, own_maps in zip(batch, maps, strict=True):
+                yield pair, MapsInMemory(own_maps)
+                progress.advance()
+
+
+def open_pair_maps(
+    store: Store,
+    dataset: Dataset,
+    pairs: Sequence[MatchingPair],
+    wanted: tuple[tuple[int, int], ...],
+    learned: LearnedPrompts,
+    dino: str | None,
+    ensemble: int,
+    compute: Compute,
+    progress: Progress,
+) -> PairMaps:
+    """Make the latents, noisy latents and patch tokens that are missing, and load the networks. dino: where the DINOv2
+    lies; by default the model's own, else `facebook/dinov2-base`. Raises the first `ImageError`."""
+    location = model_of(store).location
+    rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
+    _, bad = encode_images(store, dataset, location, rows, compute, progress)
+    if bad:
+        raise bad[0]
+    add_noise(store, location, rows, sorted({timestep for _, timestep in wanted}), ensemble, progress)
+    name, folder = locate_dino(dino, location)
+    tokens = cache_patch_tokens(store, dataset, name, folder, rows, compute, progress)
+    encoder = load_text_encoder(location, compute.device, compute.dtype)
+    prompts = open_pair_prompts(learned, load_tokenizer(location), encoder, patch_tokens_of(store, tokens))
+    unet = CutUNet(load_unet(location, compute.device, compute.dtype), max(layer for layer, _ in wanted))
+    return PairMaps(store, unet, prompts, wanted, ensemble, compute)
+
+
+def score_pairwise(
+    dataset: Dataset,
+    split: str,
+    pairs: Sequence[MatchingPair],
+    maps: PairMaps,
+    scoring: Scoring,
+    features: Mapping[str, Any],
+    progress: Progress,
+) -> Result:
+    """`featstore.evaluation.score` where maps belong to pairs."""
+    progress.start("UNet passes and matching", len(pairs), "pairs")
+    matched: list[MatchedPair] = []
+    for pair, own in maps.of(pairs, progress):
+        matched += evaluate([pair], own, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
+    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas))
+
+
+def score_grid_pairwise(
+    pairs: Sequence[MatchingPair],
+    open_maps: Callable[[], PairMaps],
+    grid: Grid,
+    ledger: StoredLedger,
+    compute: Compute,
+    progress: Progress,
+) -> GridScores:
+    """`matcher.grid.score_grid` where maps belong to pairs, a target image at a time; those that the ledger has are not
+    made again. open_maps: called once, where a pair is left to be scored."""
+    maps: PairMaps | None = None
+    progress.start("UNet passes and matching", len(pairs), "pairs")
+    parts: list[GridScores] = []
+    for target, members in grouped(pairs, lambda pair: pair.target, range(len(pairs))).items():
+        own = [pairs[index] for index in members]
+        done = ledger.load(target)
+        if done is None:
+            maps = open_maps() if maps is None else maps
+            scored = [
+                score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, compute.device)
+                for pair, made in maps.of(own, progress)
+            ]
+            parts.append(joined(scored))
+            ledger.save(target, parts[-1].hits)
+        else:
+            parts.append(_scores(own, grid, done))
+            progress.advance(len(own))
+    return joined(parts)
+
+
+def _scores(pairs: Sequence[MatchingPair], grid: Grid, hits: Hits) -> GridScores:
+    return GridScores(tuple(pairs), grid.configurations, grid.readouts, grid.alphas, hits)

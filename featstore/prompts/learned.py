@@ -1,0 +1,54 @@
+"""Learned prompts: what a run has learned, as data. One set a layer (the dual method learns one for each)."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from featstore.backbone.dino_name import DinoName
+
+
+class Mode(Enum):
+    """SINGLE: one prompt for everything. CLASS: one a category. CPM: one a pair, made from both images."""
+
+    SINGLE = "single"
+    CLASS = "class"
+    CPM = "cpm"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedPrompts:
+    """layers, timesteps: one timestep a layer, at which its prompts were learned. length: N, learned vectors a prompt.
+
+    tensors: for each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
+    transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`. model_id,
+    model_fingerprint: of the diffusion model that they are for. dino: whose patch tokens a cpm is made from.
+    training: how they were learned.
+    """
+
+    mode: Mode
+    layers: tuple[int, ...]
+    timesteps: tuple[int, ...]
+    length: int
+    tensors: Mapping[int, Mapping[str, Tensor]]
+    model_id: str
+    model_fingerprint: str
+    dino: DinoName | None
+    training: Mapping[str, Any]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Those with a prompt of their own, sorted; none but for `CLASS`."""
+        return tuple(sorted(self.tensors[self.layers[0]])) if self.mode is Mode.CLASS else ()
+
+    def content(self, layer: int) -> str:
+        """16 hex digits of all that one layer's prompts hold."""
+        digest = hashlib.blake2b(self.mode.value.encode(), digest_size=8)
+        for name, tensor in sorted(self.tensors[layer].items()):
+            values = tensor.detach().float().cpu().contiguous()
+            digest.update(f"{name} {tuple(values.shape)}".encode())
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()

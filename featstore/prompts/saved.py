@@ -1,0 +1,96 @@
+"""Learned prompts in use: single and class ones as `Prompts`; what they can and cannot be used for."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from featstore.errors import PromptError
+from featstore.prompts.learned import LearnedPrompts, Mode
+from featstore.prompts.text import TextPrompt, plain_category
+from featstore.prompts.token_embeddings import encode_token_embeddings
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPrompts:
+    """`Prompts` of a run of mode single or class. fallback: for categories that it has no prompt for: a text, or
+    another run's single prompt; None where there is no such way out."""
+
+    learned: LearnedPrompts
+    fallback: "TextPrompt | SavedPrompts | None" = None
+
+    @property
+    def differ_by_layer(self) -> bool:
+        """See `Prompts.differ_by_layer`."""
+        return len(self.learned.layers) > 1
+
+    def describe(self) -> dict[str, Any]:
+        """See `Prompts.describe`."""
+        described: dict[str, Any] = {
+            "kind": self.learned.mode.value,
+            "content": {str(layer): self.learned.content(layer) for layer in self.learned.layers},
+        }
+        return described if self.fallback is None else {**described, "fallback": self.fallback.describe()}
+
+    @torch.no_grad()
+    def embeddings(
+        self,
+        layer: int,
+        categories: Collection[str],
+        tokenizer: "CLIPTokenizer",
+        text_encoder: "CLIPTextModel",
+    ) -> dict[str, Tensor]:
+        """See `Prompts.embeddings`."""
+        own = {category: name for category in categories if (name := self._name(category)) is not None}
+        found: dict[str, Tensor] = {}
+        if own:
+            names = sorted(set(own.values()))
+            rows = torch.stack([self.learned.tensors[layer][name] for name in names]).to(text_encoder.device)
+            encoded = dict(zip(names, encode_token_embeddings(text_encoder, rows), strict=True))
+            found = {category: encoded[name] for category, name in own.items()}
+        others = [category for category in categories if category not in own]
+        if others:
+            if self.fallback is None:
+                raise _no_prompt(self.learned, others)
+            found |= self.fallback.embeddings(layer, others, tokenizer, text_encoder)
+        return found
+
+    def _name(self, category: str) -> str | None:
+        """Under which name a category's prompt is kept; PF-Willow's `car(G)` takes that of `car`."""
+        if self.learned.mode is Mode.SINGLE:
+            return ""
+        own = self.learned.tensors[self.learned.layers[0]]
+        return next((name for name in (category, plain_category(category)) if name in own), None)
+
+    def check_categories(self, categories: Collection[str]) -> None:
+        """Raise `PromptError` for categories that have no prompt and nothing to fall back on."""
+        missing = sorted(category for category in categories if self._name(category) is None)
+        if missing and self.fallback is None:
+            raise _no_prompt(self.learned, missing)
+
+
+def check_usable(learned: LearnedPrompts, fingerprint: str, model_id: str, layers: Sequence[int]) -> None:
+    """Raise `PromptError` where prompts are for another model than the one at hand, or have none for a layer."""
+    if learned.model_fingerprint != fingerprint:
+        raise PromptError(
+            f"These prompts were made for the model {learned.model_id} (fingerprint {learned.model_fingerprint[:8]}), "
+            f"not for {model_id} (fingerprint {fingerprint[:8]}): prompts do not carry over from model to model."
+        )
+    missing = [layer for layer in layers if layer not in learned.layers]
+    if missing:
+        raise PromptError(
+            f"These prompts are for layer(s) {', '.join(map(str, learned.layers))}, not for layer {missing[0]}: name "
+            "those with --layers, or other prompts."
+        )
+
+
+def _no_prompt(learned: LearnedPrompts, missing: Sequence[str]) -> PromptError:
+    return PromptError(
+        f"No prompt was learned for {', '.join(map(repr, missing))} (there are {', '.join(learned.categories)}): "
+        "--fallback text takes the text prompt there, --fallback single a run of mode single."
+    )

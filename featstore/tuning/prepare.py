@@ -1,0 +1,178 @@
+"""From a store and settings to everything that the training loop needs: caches filled, networks loaded and frozen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from featstore.backbone.dino import locate_dino
+from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet
+from featstore.backbone.location import ModelLocation
+from featstore.backbone.unet import CutUNet
+from featstore.datasets.records import Dataset
+from featstore.errors import TuningError
+from featstore.progress import Progress
+from featstore.prompts.conditional import ConditionalModule
+from featstore.prompts.learned import LearnedPrompts, Mode
+from featstore.prompts.token_embeddings import frame
+from featstore.stages.compute import Compute
+from featstore.stages.latents import encode_images
+from featstore.stages.noisy import add_noise
+from featstore.stages.patch_tokens import cache_patch_tokens
+from featstore.store.patch_tokens import no_patches, patch_tokens_of
+from featstore.store.store import Store
+from featstore.tuning.latents import CachedNoise, FreshNoise, NoisySource
+from featstore.tuning.prompt_sets import initial_module, open_prompt_set, wide
+from featstore.tuning.settings import Noise, TuningSettings
+from featstore.tuning.step import Autocast, Networks
+from featstore.tuning.train import Problem
+from featstore.tuning.validation import LoadNoisy
+from matcher.pairs import MatchingPair
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Sparing:
+    """How memory and time are traded. gradient_checkpointing: activations are computed again for the gradient instead
+    of being kept. compiled: networks go through `torch.compile`."""
+
+    gradient_checkpointing: bool
+    compiled: bool
+
+
+def fill_caches(
+    store: Store,
+    dataset: Dataset,
+    location: ModelLocation,
+    pairs: Sequence[MatchingPair],
+    validation: Sequence[MatchingPair],
+    settings: TuningSettings,
+    dino: str | None,
+    compute: Compute,
+    progress: Progress,
+) -> None:
+    """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
+
+    Raises what making them raises, and the first `ImageError` of an image that cannot be read.
+    """
+    rows, validation_rows = rows_of(store, pairs), rows_of(store, validation)
+    _, bad = encode_images(store, dataset, location, sorted({*rows, *validation_rows}), compute, progress)
+    if bad:
+        raise bad[0]
+    if settings.noise is Noise.CACHED:
+        add_noise(store, location, rows, settings.timesteps, settings.draws, progress)
+    add_noise(store, location, validation_rows, settings.validation_timesteps, 1, progress)
+    if settings.mode is Mode.CPM:
+        name, folder = locate_dino(dino, location)
+        everyone = sorted({*rows, *validation_rows})
+        cache_patch_tokens(store, dataset, name, folder, everyone, compute, progress)
+
+
+def prepare(
+    store: Store,
+    location: ModelLocation,
+    pairs: Sequence[MatchingPair],
+    validation: Sequence[MatchingPair],
+    settings: TuningSettings,
+    dino: str | None,
+    compute: Compute,
+    sparing: Sparing,
+    autocast: Autocast,
+) -> Problem:
+    """Load the networks and open the caches. Raises `ModelError` where N vectors do not fit the text encoder."""
+    tokenizer = load_tokenizer(location)
+    text_encoder = load_text_encoder(location, compute.device, compute.dtype)
+    networks = _networks(location, tokenizer, text_encoder, settings, compute, sparing, autocast)
+    dino_name = locate_dino(dino, location)[0] if settings.mode is Mode.CPM else None
+    tokens = None if dino_name is None else store.patch_tokens(dino_name)
+    if settings.mode is Mode.CPM and tokens is None:
+        raise TuningError(f"{store.path} has no DINOv2 tokens.")
+    width = int(text_encoder.config.hidden_size)
+
+    def module(key: str) -> ConditionalModule:
+        assert tokens is not None, "checked above"
+        patches, dino_width = tokens.row_shape
+        return initial_module(dino_width, patches - 1, width, key).to(compute.device, wide(compute.dtype))
+
+    categories = sorted({pair.category for pair in pairs})
+    patches = no_patches if tokens is None else patch_tokens_of(store, tokens)
+    prompts = [
+        open_prompt_set(
+            settings.mode,
+            layer,
+            categories,
+            settings.length,
+            settings.seed,
+            text_encoder,
+            len(tokenizer),
+            module,
+            patches,
+        )
+        for layer in settings.layers
+    ]
+    noisy: NoisySource = (
+        CachedNoise(store, settings.timesteps, settings.draws, settings.seed)
+        if settings.noise is Noise.CACHED
+        else FreshNoise(store, load_scheduler(location))
+    )
+    description = LearnedPrompts(
+        mode=settings.mode,
+        layers=settings.layers,
+        timesteps=settings.timesteps,
+        length=settings.length,
+        tensors={},
+        model_id=store.header.model_id,
+        model_fingerprint=store.header.model_fingerprint,
+        dino=dino_name,
+        training={
+            "dataset": store.header.dataset,
+            "image_size": store.header.image_size,
+            "settings": settings.to_json(),
+        },
+    )
+    return Problem(
+        pairs, validation, networks, prompts, noisy, _validation_noise(store), description, compute.batch_size
+    )
+
+
+def rows_of(store: Store, pairs: Sequence[MatchingPair]) -> list[int]:
+    """The store's rows of all images of some pairs, sorted."""
+    return sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
+
+
+def _networks(
+    location: ModelLocation,
+    tokenizer: "CLIPTokenizer",
+    text_encoder: "CLIPTextModel",
+    settings: TuningSettings,
+    compute: Compute,
+    sparing: Sparing,
+    autocast: Autocast,
+) -> Networks:
+    unet = load_unet(location, compute.device, compute.dtype)
+    if sparing.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    whole = CutUNet(unet, max(settings.layers))
+    unets = [whole.until(layer) for layer in settings.layers]
+    framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, settings.length)
+    return Networks(
+        text_encoder,
+        tuple(torch.compile(one) if sparing.compiled else one for one in unets),
+        framed,
+        compute.device,
+        compute.dtype,
+        autocast,
+    )
+
+
+def _validation_noise(store: Store) -> LoadNoisy:
+    def load(image: str, timestep: int) -> Tensor:
+        array = store.noisy(timestep)
+        assert array is not None, "made before training"
+        return torch.from_numpy(array.read((store.images.row(image), 0)))
+
+    return load

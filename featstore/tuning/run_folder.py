@@ -1,0 +1,182 @@
+"""A run's folder: settings, versions, metrics, checkpoint, prompts.
+
+runs/class-2+3-001/
+    run.json                    what was asked, on what, with which versions
+    metrics.csv                 step, loss, validation PCK, seconds
+    checkpoint.safetensors      where the run stands
+    prompts.safetensors         the best on validation (what eval, grid and match use)
+    prompts-last.safetensors    the last
+    tensorboard/                the same numbers for TensorBoard
+"""
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from featstore.errors import TuningError
+from featstore.prompts.file import FILE
+from featstore.store.schema import creator_version
+from featstore.store.store import Store
+from featstore.tuning.settings import TuningSettings
+
+RUNS = Path("runs")
+FORMAT = "dualsd run"
+VERSION = 1
+METRICS = ("step", "loss", "pck", "seconds")
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "zarr", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run on disk. description: what `run.json` holds."""
+
+    path: Path
+    description: Mapping[str, Any]
+
+    @property
+    def store(self) -> Path:
+        """Where its store lay."""
+        return Path(self.description["store"]["path"])
+
+    @property
+    def identity(self) -> str:
+        """What it was trained on, see `identity`."""
+        return str(self.description["store"]["identity"])
+
+    @property
+    def dino(self) -> str | None:
+        """The DINOv2 that was asked for, None for the model's own."""
+        named = self.description.get("dino")
+        return None if named is None else str(named)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run stands."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def prompts(self) -> Path:
+        """The best prompts on validation."""
+        return self.path / FILE
+
+    @property
+    def last_prompts(self) -> Path:
+        """The last prompts."""
+        return self.path / "prompts-last.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's events."""
+        return self.path / "tensorboard"
+
+    @property
+    def settings(self) -> TuningSettings:
+        """Raises `TuningError` where they cannot be read."""
+        try:
+            return TuningSettings.from_json(self.description["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise TuningError(f"{self.path}/run.json has damaged settings: {error!r}.") from error
+
+    def metrics_until(self, step: int) -> list[tuple[str, ...]]:
+        """Rows of `METRICS` of the steps up to `step`."""
+        file = self.path / "metrics.csv"
+        if not file.exists():
+            return []
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = [tuple(row) for row in csv.reader(stream)][1:]
+        return [row for row in rows if len(row) == len(METRICS) and int(row[0]) <= step]
+
+    def write_metrics(self, rows: list[tuple[str, ...]]) -> None:
+        """Write them all."""
+        with (self.path / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([METRICS, *rows])
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run. Raises `TuningError` where there is none."""
+        try:
+            description = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.") from error
+        if not isinstance(description, dict) or description.get("format") != FORMAT:
+            raise TuningError(f"{path} is no run of `dualsd train`: its run.json is another program's.")
+        if not isinstance(description.get("version"), int) or description["version"] > VERSION:
+            raise TuningError(
+                f"{path} was written by dualsd {description.get('creator')} in a format that this dualsd "
+                f"{creator_version()} does not know: upgrade it."
+            )
+        if not isinstance(description.get("store"), dict) or not {"path", "identity"} <= description["store"].keys():
+            raise TuningError(f"{path}/run.json is damaged: it does not say what the run was trained on.")
+        return cls(path, description)
+
+
+def identity(store: Store) -> str:
+    """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
+    header = store.header
+    parts = (header.dataset, header.model_fingerprint, header.image_size, header.latents.value, header.seed)
+    return "|".join(map(str, parts))
+
+
+def create_run(
+    parent: Path, name: str | None, store: Store, settings: TuningSettings, about: Mapping[str, Any]
+) -> RunFolder:
+    """Make a run's folder. Raises `TuningError` where one of that name exists, or it cannot be made."""
+    layers = "+".join(map(str, settings.layers))
+    path = parent / (name or _free_name(parent, f"{settings.mode.value}-{layers}"))
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "creator": creator_version(),
+        "store": {"path": str(store.path.resolve()), "identity": identity(store)},
+        "dataset": store.header.dataset,
+        "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
+        **about,
+        "settings": settings.to_json(),
+        "versions": {library: _version(library) for library in _LIBRARIES},
+    }
+    try:
+        path.mkdir(parents=True)
+        (path / "run.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    except FileExistsError as error:
+        raise TuningError(
+            f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name."
+        ) from error
+    except OSError as error:
+        raise TuningError(f"The run's folder {path} cannot be made: {error.strerror}.") from error
+    return RunFolder(path, description)
+
+
+def runs_newest_first(store: Store, parent: Path = RUNS) -> list[RunFolder]:
+    """The runs that were trained on this store and have prompts, the one made last first."""
+    found = []
+    for file in parent.glob("*/run.json"):
+        try:
+            run = RunFolder.open(file.parent)
+        except TuningError:
+            continue
+        if run.prompts.is_file() and run.identity == identity(store):
+            found.append((str(run.description.get("created")), str(run.path), run))
+    return [run for _, _, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+
+
+def _free_name(parent: Path, prefix: str) -> str:
+    taken = [
+        int(found.group(1))
+        for path in parent.glob(f"{prefix}-*")
+        if (found := re.fullmatch(rf"{re.escape(prefix)}-(\d+)", path.name))
+    ]
+    return f"{prefix}-{max(taken, default=0) + 1:03d}"
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,61 @@
+"""Where a run stands: step, parameters, optimiser, the best score so far. It saves and loads itself, as safetensors."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from featstore.errors import TuningError
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """step: how many are done. parameters: in a fixed order. optimiser: Adam over them. best: the best validation PCK
+    so far, a fraction; -1 before the first. scaler: of float16's gradients, None where there is none."""
+
+    step: int
+    parameters: Sequence[nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    best: float
+    scaler: Any
+
+    def save(self, file: Path) -> None:
+        """Write it; the file appears whole or not at all."""
+        tensors = {}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"{index}"] = parameter.detach().cpu().contiguous()
+            for name, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"{index}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        written = {"step": self.step, "best": self.best, "scaler": scaler}
+        partial = file.with_name(f"{file.name}.partial")
+        save_file(tensors, partial, metadata={"dualsd": json.dumps(written)})
+        partial.replace(file)
+
+    def load(self, file: Path) -> None:
+        """Take over what `save` wrote. Raises `TuningError` where the file does not fit this run."""
+        try:
+            with safe_open(file, framework="pt") as opened:
+                written = json.loads((opened.metadata() or {})["dualsd"])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            for index, parameter in enumerate(self.parameters):
+                with torch.no_grad():
+                    parameter.copy_(tensors.pop(f"{index}"))
+                prefix = f"{index}|"
+                own = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+                if own:
+                    # Adam keeps its count of steps on the CPU
+                    self.optimiser.state[parameter] = {
+                        name: value if name == "step" else value.to(parameter.device) for name, value in own.items()
+                    }
+            self.step, self.best = int(written["step"]), float(written["best"])
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            raise TuningError(f"The checkpoint {file} cannot be used: {error}") from error
+        if self.scaler is not None and written["scaler"]:
+            self.scaler.load_state_dict(written["scaler"])

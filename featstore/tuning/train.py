@@ -1,0 +1,196 @@
+"""The training loop. Only prompts are learned; everything up to the UNet's input is read from the store."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from featstore.errors import TuningError
+from featstore.progress import Progress
+from featstore.prompts.file import save_prompts
+from featstore.prompts.learned import LearnedPrompts
+from featstore.stages.batches import chunks
+from featstore.tuning.latents import NoisySource
+from featstore.tuning.processes import share, sum_gradients, sum_numbers
+from featstore.tuning.prompt_sets import PromptSet
+from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.sampling import open_sampler
+from featstore.tuning.settings import TuningSettings
+from featstore.tuning.state import TrainingState
+from featstore.tuning.step import Networks, batch_loss
+from featstore.tuning.stopping import stop_requests
+from featstore.tuning.validation import LoadNoisy, sum_of_pck
+from matcher.pairs import MatchingPair
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What is learned from what. pairs, validation: in the resized frame; no validation where the dataset has no such
+    split. noisy: for steps. validation_noisy: for validation. description: of prompts, but for what they hold."""
+
+    pairs: Sequence[MatchingPair]
+    validation: Sequence[MatchingPair]
+    networks: Networks
+    prompts: Sequence[PromptSet]
+    noisy: NoisySource
+    validation_noisy: LoadNoisy
+    description: LearnedPrompts
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """steps: done. best: validation PCK of the prompts that are kept, a fraction, None without validation. passes:
+    UNet passes made in this call. stopped: whether a signal ended it early."""
+
+    steps: int
+    best: float | None
+    passes: int
+    stopped: bool
+
+
+def train(
+    problem: Problem, run: RunFolder, settings: TuningSettings, accelerator: "Accelerator", progress: Progress
+) -> Outcome:
+    """Learn prompts, from the run's checkpoint on where it has one, until all steps are done or a signal comes.
+
+    Ends in the same prompts however often it was stopped or killed in between (on a CPU bit by bit). Raises
+    `TuningError` where the loss is no number any more; the last checkpoint is kept.
+    """
+    state = _open_state(problem, settings, accelerator)
+    if run.checkpoint.exists():
+        state.load(run.checkpoint)
+    sampler = open_sampler(problem.pairs, settings)
+    recorder = _Recorder(run, problem, state.step) if accelerator.is_main_process else None
+    progress.start("training", settings.steps - state.step, "steps")
+    passes, best, last_pck = 0, state.best, None
+    started = time.monotonic()
+    with stop_requests() as asked_to_stop:
+        stopped = False
+        while state.step < settings.steps and not stopped:
+            batch = sampler.batch(state.step)
+            loss, made = _step([problem.pairs[index] for index in batch], state, problem, settings, accelerator)
+            loss, all_made, stops = sum_numbers([loss, made, asked_to_stop()], accelerator, problem.networks.device)
+            passes, stopped = passes + round(all_made), stops > 0
+            if not math.isfinite(loss):
+                kept = f"the checkpoint of {run.path} is kept" if run.checkpoint.exists() else "there is no checkpoint"
+                raise TuningError(
+                    f"The loss of step {state.step + 1} is {loss}: {kept}; try a smaller --lr, or --dtype float32."
+                )
+            state.step += 1
+            pck = None
+            if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
+                pck = last_pck = _validate(problem, settings, accelerator)
+                best = max(best, pck)
+            if recorder is not None:
+                recorder.record(state.step, loss, pck)
+                if pck is not None and pck > state.best:
+                    save_prompts(_snapshot(problem), run.prompts)
+            state.best = best
+            if recorder is not None and (state.step % settings.checkpoint_every == 0 or stopped):
+                recorder.keep(state)
+            seconds = time.monotonic() - started
+            progress.say(
+                f"loss {loss:.3f}"
+                + ("" if last_pck is None else f", PCK@0.1 {100 * last_pck:.1f} (best {100 * best:.1f})")
+                + f", {passes / seconds:.1f} passes/s"
+            )
+            progress.advance()
+    if recorder is not None:
+        recorder.keep(state)
+        if not problem.validation:
+            save_prompts(_snapshot(problem), run.prompts)
+        recorder.close()
+    accelerator.wait_for_everyone()
+    return Outcome(state.step, best if best >= 0 else None, passes, stopped)
+
+
+def _open_state(problem: Problem, settings: TuningSettings, accelerator: "Accelerator") -> TrainingState:
+    vectors = [own for one in problem.prompts for own in one.parameters()]
+    networks = [own for one in problem.prompts for own in one.network_parameters()]
+    groups: list[dict[str, Any]] = [{"params": vectors, "lr": settings.rate}]
+    if networks:
+        groups.append({"params": networks, "lr": settings.network_rate})
+    optimiser = torch.optim.Adam(groups)
+    return TrainingState(0, [*vectors, *networks], optimiser, -1.0, accelerator.scaler)
+
+
+def _step(
+    pairs: Sequence[MatchingPair],
+    state: TrainingState,
+    problem: Problem,
+    settings: TuningSettings,
+    accelerator: "Accelerator",
+) -> tuple[float, int]:
+    """One step of the optimiser: (this process's share of the batch's loss, UNet passes that it made)."""
+    for parameter in state.parameters:
+        parameter.grad = None  # not zero: what a batch does not use must not drift under Adam
+    mine = share(pairs, accelerator)
+    total, passes = 0.0, 0
+    for part in chunks(mine, max(math.ceil(len(mine) / settings.accumulate), 1)):
+        loss, made = batch_loss(
+            part, len(pairs), state.step, problem.networks, problem.prompts, problem.noisy, settings
+        )
+        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+        total, passes = total + loss.item(), passes + made
+    sum_gradients(state.parameters, accelerator)
+    if state.scaler is None:
+        state.optimiser.step()
+    else:  # leaves out the step where gradients have overflown
+        state.scaler.step(state.optimiser)
+        state.scaler.update()
+    return total, passes
+
+
+def _validate(problem: Problem, settings: TuningSettings, accelerator: "Accelerator") -> float:
+    mine = share(problem.validation, accelerator)
+    summed = sum_of_pck(mine, problem.networks, problem.prompts, problem.validation_noisy, settings, problem.batch_size)
+    (total,) = sum_numbers([summed], accelerator, problem.networks.device)
+    return total / len(problem.validation)
+
+
+def _snapshot(problem: Problem) -> LearnedPrompts:
+    from dataclasses import replace
+
+    layers = problem.description.layers
+    framed = problem.networks.framed
+    tensors = {layer: own.tensors(framed) for layer, own in zip(layers, problem.prompts, strict=True)}
+    return replace(problem.description, tensors=tensors)
+
+
+class _Recorder:
+    """Writes what happens into the run's folder; of steps that a kill undid nothing stays."""
+
+    def __init__(self, run: RunFolder, problem: Problem, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run, self._problem = run, problem
+        self._rows = run.metrics_until(step)
+        self._before = float(self._rows[-1][3]) if self._rows else 0.0
+        self._started = time.monotonic()
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
+
+    def record(self, step: int, loss: float, pck: float | None) -> None:
+        """One step's numbers."""
+        seconds = self._before + time.monotonic() - self._started
+        self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
+        self._board.add_scalar("loss", loss, step)
+        if pck is not None:
+            self._board.add_scalar("validation/nn PCK@0.1", pck, step)
+
+    def keep(self, state: TrainingState) -> None:
+        """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""
+        self._board.flush()
+        self._run.write_metrics(self._rows)
+        save_prompts(_snapshot(self._problem), self._run.last_prompts)
+        state.save(self._run.checkpoint)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._board.close()
