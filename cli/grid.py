@@ -129,6 +129,7 @@ def grid(
     from cli.prompt_choice import choose_prompts
     from featstore.evaluation import (
         choose_pairs,
+        default_split,
         describe_features,
         images_of,
         in_resized_frame,
@@ -156,13 +157,13 @@ def grid(
     if by not in (average.value for average in Average):
         raise InputError(f"--by is image or point, not {by!r}.")
     check_writable(json, csv)
-    check_folder(out)
     compute = options.choose_compute(device, dtype, batch_size)
     opened = open_store(store)
     choice = choose_prompts(opened, numbers, prompt, prompts, fallback, or_newest=False)
     dataset = options.dataset_of(opened, root)
     split = split or ("val" if "val" in dataset.splits else dataset.splits[-1])
     pairs = choose_some(choose_pairs(dataset, split, chosen), max_pairs)
+    check_folder(out)
     choice.check_categories({pair.category for pair in pairs})
     size = opened.header.image_size
     settings = [
@@ -222,11 +223,13 @@ def grid(
     average = Average(by)
     print_scores(scores, average)
     again = f"dualsd eval --store {shlex.quote(str(store))}"
+    again += "" if root is None else f" --root {shlex.quote(str(root))}"
+    again += "" if dtype == "auto" else f" --dtype {dtype}"
     # eval takes the newest run's prompts where none are named
     again += f" --prompt {shlex.quote(choice.label)}" if prompts is None else f" --prompts {shlex.quote(str(prompts))}"
     again += "" if fallback is None else f" --fallback {fallback}"
     again += "" if ensemble == options.DEFAULT_ENSEMBLE else f" --ensemble {ensemble}"
-    print_winners(scores, average, again)
+    print_winners(scores, average, f"{again} --split {default_split(dataset)}", split != default_split(dataset))
     write_json(json, to_json(scores, average, dataset.name, split, features))
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(scores, average, out)

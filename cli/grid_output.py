@@ -82,9 +82,9 @@ def print_fused(scores: GridScores, average: Average, readout: Readout, settings
     print_table(_title(f"{name}, PCK@{alpha:g}", readout, average, scores, settings), header, rows)
 
 
-def print_winners(scores: GridScores, average: Average, command: str) -> None:
+def print_winners(scores: GridScores, average: Average, command: str, chose_nothing: bool) -> None:
     """The best configuration a readout and alpha with its interval, its lead over the second, and what that is worth.
-    command: the `dualsd eval` to which the configuration is added."""
+    command: the `dualsd eval` to which the configuration is added. chose_nothing: whether that is of other pairs."""
     found = winners(scores, average)
     print_table(
         f"The best of {len(scores.configurations)} configurations, {average.value} average, percent "
@@ -108,7 +108,7 @@ def print_winners(scores: GridScores, average: Average, command: str) -> None:
     say(
         f"The best of {len(scores.configurations)} was chosen on these very pairs: its PCK is too high an estimate, "
         "and neither interval knows of the choice. A lead whose interval holds 0 is none. Report it on pairs that "
-        "chose nothing:"
+        f"chose nothing{':' if chose_nothing else ', where there are any; on these:'}"
     )
     alpha = shown_alpha(scores)
     best = scores.configurations[next(winner.best for winner in found if winner.alpha == alpha)]
@@ -171,5 +171,6 @@ def _title(what: str, readout: Readout, average: Average, scores: GridScores, se
 
 
 def _spell(interval: Interval) -> str:
-    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+    # + 0.0: a zero that was rounded from below would be spelled -0.00
+    mean, low, high = (round(100 * value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"

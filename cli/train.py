@@ -194,7 +194,9 @@ def train(
             Sparing(gradient_checkpointing, compile),
             processes.autocast,
         )
-        run = earlier or run_folder(processes, lambda: create_run(runs, name, opened, settings, {"dino": dino}))
+        run = earlier or run_folder(
+            processes, lambda: create_run(runs, name, opened, settings, {"dino": dino, "processes": processes.count})
+        )
         if processes.is_main:
             print_shapes(model.shape(layer, size) for layer in settings.layers)
             say(describe(settings, len(framed), len(framed_held_out), run.path))

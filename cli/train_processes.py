@@ -31,6 +31,11 @@ class Processes:
     autocast: "Autocast"
 
     @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
     def is_main(self) -> bool:
         """Whether this is the one that writes and speaks."""
         return bool(self.accelerator.is_main_process)

@@ -13,10 +13,14 @@ from featstore.errors import StoreError
 from featstore.store.rows import RowArray, require_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
+from matcher.errors import MatchError
 from matcher.grid import Hits
 from matcher.pairs import MatchingPair
 
 GRIDS = "grids"
+
+LARGEST_COUNT = 2048
+"""Whole numbers up to it are exact in float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +58,20 @@ def open_ledger(
     store: Store, pairs: Sequence[MatchingPair], shape: tuple[int, int, int], description: Mapping[str, Any]
 ) -> StoredLedger:
     """The ledger of a grid, made where it is not there. shape: configurations, readouts, alphas. description: all that
-    its hits depend on besides the pairs and what their images hold, which are added here."""
+    its hits depend on besides the pairs and what their images hold, which are added here. Raises `MatchError` where
+    there is no pair, `StoreError` for one of more points than can be counted."""
+    if not pairs:
+        raise MatchError("There is no pair to score.")
     digest = hashlib.blake2b(json.dumps(description, sort_keys=True, default=str).encode(), digest_size=8)
     for pair in pairs:
         for image in (pair.source, pair.target):
             digest.update(f"{image} {store.images.keys[store.images.row(image)]} ".encode())
-        for numbers in (pair.source_points, pair.target_points, np.float64(pair.theta)):
-            digest.update(numbers.tobytes())
-    if max(len(pair.source_points) for pair in pairs) > np.finfo(STORED_DTYPE).max // 32:
-        raise StoreError("A pair with more than 2,000 points cannot be counted in a store: leave it out.")
+        frames = (pair,) if pair.original is None else (pair, pair.original)
+        for frame in frames:
+            for numbers in (frame.source_points, frame.target_points, np.float64(frame.theta)):
+                digest.update(numbers.tobytes())
+    if max(len(pair.source_points) for pair in pairs) > LARGEST_COUNT:
+        raise StoreError(f"A pair with more than {LARGEST_COUNT} points cannot be counted in a store: leave it out.")
     counts = Counter(pair.target for pair in pairs)
     path = f"{GRIDS}/{digest.hexdigest()}"
     array = require_rows(store.group, path, (len(store.images),), (*shape, max(counts.values())), STORED_DTYPE)

@@ -6,7 +6,9 @@ from enum import Enum
 from typing import Any, Self
 
 from featstore.errors import TuningError
+from featstore.prompts.conditional import CONDITIONAL_LENGTH, GLOBAL_LENGTH
 from featstore.prompts.learned import Mode
+from featstore.tuning.loss import gaussian
 from matcher.geometry import Geometry
 from matcher.match import MatchSettings
 
@@ -63,6 +65,12 @@ class TuningSettings:
             raise TuningError(
                 "A cpm's prompts belong to pairs: every pair of a clique would need passes of its own, which is what "
                 "--sampler pairs does."
+            )
+        gaussian(self.kernel)  # raises for a kernel that cannot be
+        if self.mode is Mode.CPM and self.length != GLOBAL_LENGTH + CONDITIONAL_LENGTH:
+            raise TuningError(
+                f"A cpm makes prompts of {GLOBAL_LENGTH} + {CONDITIONAL_LENGTH} vectors, not of {self.length}: "
+                "--length goes with single and class."
             )
         if self.sampling is Sampling.CLIQUES and self.clique < 2:
             raise TuningError("A clique takes at least 2 images: see --clique.")

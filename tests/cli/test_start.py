@@ -17,6 +17,7 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
         ["cache", "--help"],
         ["cache", "build", "--help"],
         ["eval", "--help"],
+        ["grid", "--help"],
         ["match", "--help"],
         ["--version"],
     ],
@@ -35,7 +36,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_command_explains_itself_with_examples() -> None:
-    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["match"]):
+    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["grid"], ["match"]):
         shown = subprocess.run(
             [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True
         ).stdout

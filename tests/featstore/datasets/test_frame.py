@@ -83,3 +83,58 @@ def test_count_outside() -> None:
         source_points=np.array([[-0.5, 120.0], [20.0, 20.0]]), target_points=np.array([[50.5, 1.0], [1.0, 401.0]])
     )
     assert count_outside(pair, SOURCE_SIZE, TARGET_SIZE) == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "theta"),
+    [
+        (ThetaRule.IMAGE, 400),  # of 50 and 400
+        (ThetaRule.BOX, 200),  # of 40 wide, 200 high
+        (ThetaRule.KEYPOINTS, 200),  # of 25 wide, 200 high
+    ],
+)
+def test_theta_of_the_original_image(rule: ThetaRule, theta: float) -> None:
+    matching = to_resized_frame(make_pair(), rule, SOURCE_SIZE, TARGET_SIZE, 100)
+    assert matching.in_original_frame().theta == pytest.approx(theta)
+
+
+@pytest.mark.parametrize(
+    ("rule", "resized", "original"),
+    [
+        (ThetaRule.BOX, 80, 150),  # 40 of 50 pixels wide, 150 of 400 high
+        (ThetaRule.KEYPOINTS, 60, 80),  # 30 of 50 pixels wide, 80 of 400 high
+    ],
+)
+def test_the_longer_side_may_be_another_in_the_original_image(rule: ThetaRule, resized: int, original: int) -> None:
+    pair = make_pair(target_box=(5.0, 20.0, 45.0, 170.0), target_points=np.array([[5.0, 40.0], [35.0, 120.0]]))
+    matching = to_resized_frame(pair, rule, SOURCE_SIZE, TARGET_SIZE, 100)
+    assert matching.theta == pytest.approx(resized)
+    assert matching.in_original_frame().theta == pytest.approx(original)
+
+
+def test_points_of_the_original_image() -> None:
+    original = to_resized_frame(make_pair(), ThetaRule.IMAGE, SOURCE_SIZE, TARGET_SIZE, 100).in_original_frame()
+    assert (original.source_size, original.target_size) == (SOURCE_SIZE, TARGET_SIZE)
+    assert original.source_points.dtype == original.target_points.dtype == np.float32
+    # as annotated, but for x = W = 200, which is clamped to the last pixel
+    np.testing.assert_allclose(original.source_points, [[20, 10], [199 - 1e-4, 50]], rtol=0, atol=3e-5)
+    np.testing.assert_allclose(original.target_points, [[5, 40], [30, 240]], rtol=0, atol=3e-5)
+
+
+def test_points_outside_the_original_image_are_clamped_after_theta() -> None:
+    pair = make_pair(target_points=np.array([[-10.0, 410.0], [60.0, -0.5]]))
+    matching = to_resized_frame(pair, ThetaRule.KEYPOINTS, SOURCE_SIZE, TARGET_SIZE, 100)
+    original = matching.in_original_frame()
+    assert original.theta == pytest.approx(410.5)
+    assert matching.theta == pytest.approx(140)  # 70 of 50 pixels wide
+    np.testing.assert_allclose(original.target_points, [[1e-4, 399 - 1e-4], [49 - 1e-4, 1e-4]], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("rule", ThetaRule)
+def test_the_original_frame_does_not_depend_on_the_size(rule: ThetaRule) -> None:
+    small, large = (
+        to_resized_frame(make_pair(), rule, SOURCE_SIZE, TARGET_SIZE, size).in_original_frame() for size in (64, 768)
+    )
+    assert small.theta == large.theta
+    np.testing.assert_array_equal(small.target_points, large.target_points)
+    np.testing.assert_array_equal(small.source_points, large.source_points)

@@ -1,0 +1,298 @@
+"""`dualsd train` and what uses its prompts, on a small SPair-71k of noise."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from featstore.prompts.file import load_prompts
+from tests.cli.conftest import Run
+from tests.featstore.trainable import write_trainable
+
+SMALL = ("--length", "4", "--batch", "2", "--draws", "2", "--device", "cpu", "--batch-size", "4")
+STORE = ("--store", "dualsd.zarr")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """A folder with a store of it, latents and some noise only."""
+    folder = tmp_path_factory.mktemp("made")
+    write_trainable(folder / "spair")
+    command = ("cache", "build", "--dataset", "spair", "--root", str(folder / "spair"), "--model", str(small_model))
+    store = ("--store", str(folder / "dualsd.zarr"), "--size", "64", "--t", "50,200", "--batch-size", "4")
+    result = CliRunner().invoke(app, [*command, *store])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def train(run: Run, made: Path) -> Callable[..., Result]:
+    """Run `dualsd train` in an empty directory with a copy of the store."""
+    shutil.copytree(made / "dualsd.zarr", "dualsd.zarr")
+
+    def call(*arguments: str) -> Result:
+        return run("train", *(() if "--resume" in arguments else SMALL), *arguments)
+
+    return call
+
+
+def ok(result: Result) -> Result:
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def metrics(run: str) -> list[dict[str, str]]:
+    with Path("runs", run, "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tensors(run: str, file: str) -> dict[str, torch.Tensor]:
+    return load_file(Path("runs", run, file))
+
+
+def assert_same(first: str, second: str) -> None:
+    """Both runs ended in the same prompts, bit by bit, and say the same of every step."""
+    for file in ("prompts.safetensors", "prompts-last.safetensors", "checkpoint.safetensors"):
+        ours, theirs = tensors(first, file), tensors(second, file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), file
+    numbers = [[(row["step"], row["loss"], row["pck"]) for row in metrics(name)] for name in (first, second)]
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("mode", ["single", "class", "cpm"])
+def test_a_run_learns_and_writes_what_it_did(train: Callable[..., Result], mode: str) -> None:
+    length = () if mode != "cpm" else ("--length", "75")
+    result = ok(train("--mode", mode, "--steps", "6", "--val-every", "3", "--name", "r", "--json", "o.json", *length))
+    assert "layer 2: 128 channels, 8x8 cells of 8 pixels" in result.output
+    rows = metrics("r")
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert [bool(row["pck"]) for row in rows] == [False, False, True, False, False, True]
+    description = json.loads(Path("runs/r/run.json").read_text())
+    assert description["settings"]["mode"] == mode
+    assert description["versions"]["torch"] == torch.__version__.partition("+")[0] or description["versions"]["torch"]
+    prompts = load_prompts(Path("runs/r"))
+    assert (prompts.mode.value, prompts.layers, prompts.timesteps) == (mode, (2, 3), (261, 350))
+    assert prompts.categories == (("cat", "dog") if mode == "class" else ())
+    assert any(Path("runs/r/tensorboard").iterdir())
+    best = max(float(row["pck"]) for row in rows if row["pck"])
+    assert json.loads(Path("o.json").read_text())["best"] == pytest.approx(best, abs=1e-6)
+
+
+def test_a_run_that_was_stopped_and_resumed_ends_in_the_same_prompts(train: Callable[..., Result]) -> None:
+    steps = ("--steps", "6", "--val-every", "2", "--checkpoint-every", "2")
+    ok(train("--mode", "class", "--name", "whole", *steps))
+    ok(train("--mode", "class", "--name", "grown", "--steps", "3", "--val-every", "2", "--checkpoint-every", "2"))
+    ok(train("--resume", "runs/grown", "--steps", "6"))
+    last = [metrics(name)[-1] for name in ("whole", "grown")]
+    assert last[0]["loss"] == last[1]["loss"]
+    ours, theirs = (tensors(name, "prompts-last.safetensors") for name in ("whole", "grown"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+MORE_KILLS = [("class", 2), ("class", 6), ("single", 5), ("cpm", 2), ("cpm", 4)]
+
+KILLED = """
+import os, signal
+from featstore.tuning import train
+plain, count = train._step, 0
+def step(*arguments):
+    global count
+    count += 1
+    if count == {place}:
+        os.kill(os.getpid(), signal.{signal})
+    return plain(*arguments)
+train._step = step
+from cli.main import app
+app({arguments!r})
+"""
+
+
+def interrupted(place: int, by: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    code = KILLED.format(place=place, signal=by, arguments=arguments)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"),
+    [("class", 4), *(pytest.param(mode, place, marks=pytest.mark.slow) for mode, place in MORE_KILLS)],
+)
+def test_killed_at_any_step_and_resumed_it_ends_in_the_same(
+    train: Callable[..., Result], mode: str, place: int
+) -> None:
+    length = ("--length", "75") if mode == "cpm" else ()
+    steps = ["--steps", "6", "--val-every", "2", "--checkpoint-every", "2", *length]
+    ok(train("--mode", mode, "--name", "whole", *steps))
+    command = ["train", "--mode", mode, "--name", "killed", *SMALL, *steps]
+    assert interrupted(place, "SIGKILL", command).returncode == -signal.SIGKILL
+    assert Path("runs/killed/checkpoint.safetensors").exists() == (place > 2)
+    ok(train("--resume", "runs/killed"))
+    assert_same("whole", "killed")
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", *(pytest.param(by, marks=pytest.mark.slow) for by in ("SIGUSR1", "SIGINT"))])
+def test_a_signal_makes_it_save_and_stop(train: Callable[..., Result], by: str) -> None:
+    steps = ["--steps", "6", "--val-every", "3", "--checkpoint-every", "100"]
+    done = interrupted(3, by, ["train", "--mode", "single", "--name", "stopped", *SMALL, *steps])
+    assert done.returncode == 130, done.stderr
+    assert "stopped after step 3 of 6" in done.stdout
+    assert "dualsd train --resume runs/stopped" in done.stdout
+    ok(train("--resume", "runs/stopped"))
+    ok(train("--mode", "single", "--name", "whole", *steps))
+    assert_same("whole", "stopped")
+
+
+def test_settings_of_a_run_cannot_change_midway(train: Callable[..., Result]) -> None:
+    ok(train("--mode", "single", "--steps", "2", "--name", "r"))
+    for option, value, words in (
+        ("--lr", "0.5", "rate 0.01, not 0.5"),
+        ("--mode", "class", "mode single, not class"),
+        ("--t", "50,50", "timesteps 261,350, not 50,50"),
+        ("--steps", "1", "steps 2, not 1"),
+    ):
+        result = train("--resume", "runs/r", option, value)
+        assert result.exit_code == 2
+        assert words in result.stderr
+    again = train("--mode", "single", "--name", "r")
+    assert again.exit_code == 2
+    assert "go on with `dualsd train --resume runs/r`" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--mode single, class or cpm"),
+        (["--mode", "many"], "--mode is single, class, cpm, not 'many'"),
+        (["--mode", "cpm", "--length", "75", "--sampler", "cliques"], "belong to pairs"),
+        (["--mode", "cpm", "--length", "40"], "25 + 50 vectors"),
+        (["--mode", "single", "--length", "76"], "77 positions"),
+        (["--mode", "single", "--t", "261"], "2 layer(s) but 1 timestep(s)"),
+        (["--mode", "single", "--weights", "1"], "2 layer(s) but 1 weight(s)"),
+        (["--mode", "single", "--layers", "1"], "no default timestep for layer 1"),
+        (["--mode", "single", "--kernel", "4"], "no centre"),
+        (["--mode", "single", "--dtype", "float16"], "float16 cannot train on a CPU"),
+        (["--mode", "single", "--store", "none.zarr"], "no store"),
+        (["--resume", "nowhere"], "no run"),
+    ],
+)
+def test_one_sentence(train: Callable[..., Result], arguments: list[str], words: str) -> None:
+    result = train(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_a_loss_that_is_no_number_stops_it(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    import featstore.tuning.train as module
+
+    plain = module._step
+
+    def broken(pairs: Any, state: Any, *others: Any) -> tuple[float, int]:
+        loss, passes = plain(pairs, state, *others)
+        return (float("nan") if state.step == 3 else loss), passes
+
+    monkeypatch.setattr(module, "_step", broken)
+    result = train("--mode", "single", "--steps", "6", "--name", "r", "--checkpoint-every", "2")
+    assert result.exit_code == 2
+    assert "The loss of step 4 is nan" in result.stderr
+    monkeypatch.setattr(module, "_step", plain)
+    ok(train("--resume", "runs/r"))  # from step 2 on
+
+
+def test_its_prompts_are_used(train: Callable[..., Result], run: Run) -> None:
+    few = ("--ensemble", "1", "--readouts", "nn", "--batch-size", "4")
+    text = ok(run("eval", *few, "--json", "text.json"))
+    assert "a photo of a {category}" in text.output
+    ok(train("--mode", "class", "--steps", "3", "--name", "r"))
+    newest = ok(run("eval", *few, "--json", "newest.json"))
+    assert "class prompts of runs/r" in newest.output
+    ok(run("eval", *few, "--prompts", "runs/r", "--json", "named.json"))
+    by_name, by_age, by_text = (json.loads(Path(f"{name}.json").read_text()) for name in ("named", "newest", "text"))
+    assert by_name["results"] == by_age["results"]
+    assert by_name["t"] == [50, 200]
+    assert by_text["t"] == [261, 200]
+    assert by_name["features"]["prompts"]["kind"] == "class"
+    grid = ok(run("grid", "--t", "50,200", *few, "--prompts", "runs/r", "--split", "test", "--json", "grid.json"))
+    assert "class prompts of runs/r" in grid.output
+    (cell,) = (entry for entry in json.loads(Path("grid.json").read_text())["cells"] if entry["t"] == [50, 200])
+    assert cell["results"]["nn"] == by_name["results"]["nn"]
+
+
+def test_cpm_prompts_are_used_pair_by_pair(train: Callable[..., Result], run: Run) -> None:
+    few = ("--ensemble", "2", "--readouts", "nn,softmax", "--batch-size", "4", "--prompts", "runs/r")
+    ok(train("--mode", "cpm", "--steps", "2", "--name", "r", "--length", "75"))
+    result = ok(run("eval", *few, "--json", "eval.json"))
+    # 12 pairs of 2 images, 2 maps, 2 draws
+    assert "96 UNet passes for 12 pairs" in result.output
+    grid = ok(run("grid", "--t", "50,200", *few, "--split", "test", "--json", "grid.json"))
+    assert "192 UNet passes for 12 pairs" in grid.output
+    ours = json.loads(Path("eval.json").read_text())
+    (cell,) = (entry for entry in json.loads(Path("grid.json").read_text())["cells"] if entry["t"] == [50, 200])
+    assert cell["results"] == ours["results"]
+    assert not Path("dualsd.zarr/maps").exists()
+    refused = run("cache", "maps", "--prompts", "runs/r")
+    assert refused.exit_code == 2
+    assert "belong to pairs" in refused.stderr
+
+
+def test_prompts_that_cannot_be_used(train: Callable[..., Result], run: Run) -> None:
+    ok(train("--mode", "class", "--layers", "2", "--steps", "1", "--name", "r"))
+    few = ("--ensemble", "1", "--readouts", "nn", "--batch-size", "4")
+    other_layer = run("eval", *few, "--prompts", "runs/r", "--layers", "2,3")
+    assert other_layer.exit_code == 2
+    assert "for layer(s) 2, not for layer 3" in other_layer.stderr
+    prompts = Path("runs/r/prompts.safetensors")
+    from dataclasses import replace
+
+    from featstore.prompts.file import save_prompts
+
+    learned = load_prompts(prompts)
+    save_prompts(replace(learned, tensors={2: {"cat": learned.tensors[2]["cat"]}}), Path("cat.safetensors"))
+    missing = run("eval", *few, "--prompts", "cat.safetensors")
+    assert missing.exit_code == 2
+    assert "No prompt was learned for 'dog'" in missing.stderr
+    ok(run("eval", *few, "--prompts", "cat.safetensors", "--fallback", "text"))
+    assert run("eval", *few, "--prompts", "cat.safetensors", "--fallback", "single").exit_code == 2
+    ok(train("--mode", "single", "--layers", "2", "--steps", "1", "--name", "s"))
+    ok(run("eval", *few, "--prompts", "cat.safetensors", "--fallback", "single"))
+    save_prompts(replace(learned, model_id="other", model_fingerprint="f" * 32), Path("other.safetensors"))
+    foreign = run("eval", *few, "--prompts", "other.safetensors")
+    assert foreign.exit_code == 2
+    assert "made for the model other" in foreign.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(train: Callable[..., Result]) -> None:
+    """torchrun and gloo, a global batch of 8, 20 steps in double precision."""
+    steps = ["--mode", "class", "--dtype", "float64", "--batch", "8", "--steps", "20", "--val-every", "10"]
+    small = ["--length", "4", "--draws", "2", "--device", "cpu", "--batch-size", "4"]
+    dualsd = Path(sys.executable).with_name("dualsd")
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "--no-python", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, launcher in (("one", []), ("two", torchrun)):
+        command = [*launcher, str(dualsd), "--debug", "train", "--name", name, *steps, *small]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(Path("runs/two/run.json").read_text())["processes"] == 2
+    assert json.loads(Path("runs/one/run.json").read_text())["processes"] == 1
+    one, two = metrics("one"), metrics("two")
+    assert len(one) == len(two) == 20
+    for ours, theirs in zip(one, two, strict=True):
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), abs=1.1e-6)
+        assert ours["pck"] == theirs["pck"]
+    first, second = (tensors(name, "prompts-last.safetensors") for name in ("one", "two"))
+    for tensor in first:
+        torch.testing.assert_close(first[tensor], second[tensor], atol=1e-5, rtol=0)

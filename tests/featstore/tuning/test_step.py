@@ -1,0 +1,130 @@
+"""One training step's loss: against the plain way, its gradient, and what it costs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from featstore.prompts.learned import Mode
+from featstore.prompts.token_embeddings import encode_token_embeddings, fill
+from featstore.tuning.loss import keypoint_losses
+from featstore.tuning.prompt_sets import PromptSet
+from featstore.tuning.settings import TuningSettings
+from featstore.tuning.step import Networks, batch_loss
+from matcher.correlation import correlate
+from matcher.fusion import fuse
+from matcher.geometry import pixels_to_cells
+from matcher.pairs import MatchingPair
+from tests.featstore.tuning.conftest import NoiseLatents, Setup, one_layer, some_pairs
+
+
+def plain_loss(
+    pairs: list[MatchingPair], step: int, networks: Networks, prompts: list[PromptSet], settings: TuningSettings
+) -> Tensor:
+    """Pair by pair, two UNet passes a layer and pair, every fused map built, as the published code does it."""
+    losses = []
+    for pair in pairs:
+        maps: list[list[Tensor]] = [[], []]
+        for layer, timestep in enumerate(settings.timesteps):
+            vectors, _ = prompts[layer].vectors([pair])
+            prompt = encode_token_embeddings(networks.text_encoder, fill(networks.framed, vectors))
+            for end, image in enumerate((pair.source, pair.target)):
+                latents = torch.from_numpy(NoiseLatents().load(image, timestep, step)).double()[None]
+                found = networks.unets[layer](latents, timestep, encoder_hidden_states=prompt, return_dict=False)
+                maps[end].append(found[0][0])
+        matching = settings.matching
+        source, target = (fuse(own, settings.weights, 1, matching.upsample_align) for own in maps)
+        size = (target.shape[-2], target.shape[-1])
+        cells = [
+            pixels_to_cells(torch.from_numpy(points), matching.image_size, size, matching.geometry)
+            for points in (pair.source_points, pair.target_points)
+        ]
+        correlation = correlate(source, cells[0], target)
+        losses.append(keypoint_losses(correlation, cells[1], settings.kernel, matching.beta).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_it_equals_the_plain_way(setup: Setup, mode: Mode) -> None:
+    settings = replace(setup.settings, mode=mode)
+    prompts, pairs = setup.open_prompts(settings), some_pairs()
+    ours, passes = batch_loss(pairs, len(pairs), 3, setup.networks, prompts, NoiseLatents(), settings)
+    assert ours.item() == pytest.approx(plain_loss(pairs, 3, setup.networks, prompts, settings).item(), rel=1e-5)
+    # a, b, c, x and y once a layer; a cpm's prompts belong to pairs, so each pair takes two passes of its own
+    assert passes == 2 * (2 * len(pairs) if mode is Mode.CPM else 5)
+
+
+def test_one_layer_alone_equals_the_plain_way(setup: Setup) -> None:
+    networks, settings = one_layer(setup, 2)
+    prompts, pairs = setup.open_prompts(settings), some_pairs()
+    ours, _ = batch_loss(pairs, len(pairs), 0, networks, prompts, NoiseLatents(), settings)
+    assert ours.item() == pytest.approx(plain_loss(pairs, 0, networks, prompts, settings).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_the_gradient_into_the_prompts_is_the_finite_difference(setup: Setup, mode: Mode) -> None:
+    """Through text encoder, UNet and dual fusion, in double precision, along a random direction of each layer."""
+    settings = replace(setup.settings, mode=mode)
+    prompts, pairs = setup.open_prompts(settings), some_pairs()
+
+    def loss() -> Tensor:
+        return batch_loss(pairs, len(pairs), 1, setup.networks, prompts, NoiseLatents(), settings)[0]
+
+    random = torch.Generator().manual_seed(2)
+    for layer in prompts:
+        parameters: list[nn.Parameter] = [*layer.parameters(), *layer.network_parameters()]
+        directions = [torch.randn(own.shape, generator=random, dtype=own.dtype) for own in parameters]
+        gradients = torch.autograd.grad(loss(), parameters)
+        along = sum((own * way).sum().item() for own, way in zip(gradients, directions, strict=True))
+        ends = []
+        step = 1e-7  # small, as a cpm takes maxima
+        for sign in (1, -2):  # forth by one step, back by two
+            with torch.no_grad():
+                for own, way in zip(parameters, directions, strict=True):
+                    own.add_(way, alpha=sign * step)
+            ends.append(loss().item())
+        with torch.no_grad():
+            for own, way in zip(parameters, directions, strict=True):
+                own.add_(way, alpha=step)
+        assert abs(along) > 1e-3
+        assert along == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4)
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(setup: Setup) -> None:
+    prompts, pairs = setup.open_prompts(setup.settings), some_pairs()
+    parameters = [own for layer in prompts for own in layer.parameters()]
+
+    def gradients(parts: list[list[MatchingPair]]) -> list[Tensor]:
+        for own in parameters:
+            own.grad = None
+        for part in parts:
+            loss, _ = batch_loss(part, len(pairs), 0, setup.networks, prompts, NoiseLatents(), setup.settings)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return [own.grad for own in parameters if own.grad is not None]
+
+    for whole, parted in zip(gradients([pairs]), gradients([pairs[:2], pairs[2:]]), strict=True):
+        torch.testing.assert_close(whole, parted, rtol=1e-6, atol=1e-9)
+
+
+def test_a_category_that_a_batch_lacks_does_not_drift(setup: Setup) -> None:
+    """Its gradient is None, so Adam leaves it alone, though it has moved it before; a gradient of zero would not."""
+    prompts, pairs = setup.open_prompts(setup.settings), some_pairs()
+    cat, dog = prompts[0].parameters()
+    optimiser = torch.optim.Adam([cat, dog], lr=0.1)
+    for batch in (pairs, pairs[:3], pairs[:3]):
+        optimiser.zero_grad(set_to_none=True)
+        before = dog.detach().clone(), cat.detach().clone()
+        loss, _ = batch_loss(batch, len(batch), 0, setup.networks, prompts, NoiseLatents(), setup.settings)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        assert not torch.equal(cat, before[1])
+        if len(batch) == len(pairs):
+            assert not torch.equal(dog, before[0])
+        else:
+            assert dog.grad is None
+            assert torch.equal(dog, before[0])
+    dog.grad = torch.zeros_like(dog)
+    before_zero = dog.detach().clone()
+    optimiser.step()
+    assert not torch.equal(dog, before_zero)
