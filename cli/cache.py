@@ -164,7 +164,7 @@ def maps(
     wanted_layers = options.parse_layers(layers)
     from cli.output import check_writable, human_bytes, print_bad, print_disk, print_shapes, say, write_json
     from cli.progress import TerminalProgress
-    from cli.prompt_choice import choose_prompts
+    from cli.prompt_choice import choose_for_store
     from featstore.evaluation import choose_pairs, images_of
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import estimate_maps, model_of, require_maps
@@ -177,7 +177,14 @@ def maps(
     compute = options.choose_compute(device, dtype, batch_size)
     images = opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ()))
     rows = [opened.images.row(image) for image in images]
-    choice = choose_prompts(opened, wanted_layers, prompt, prompts, fallback, or_newest=False)
+    choice = choose_for_store(
+        opened,
+        wanted_layers,
+        prompt,
+        prompts,
+        fallback,
+        or_newest=False,
+    )
     choice.check_categories({opened.images.categories[row] for row in rows})
     text = choice.of_images("cache maps")
     usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS

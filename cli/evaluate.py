@@ -147,11 +147,18 @@ def evaluate(
         if dataset is not None or size is not None:
             raise InputError("--dataset and --size go with --features: a store knows its own.")
         typed = None if layers is None else options.parse_layers(layers)
-        from cli.prompt_choice import choose_prompts, layers_of
+        from cli.prompt_choice import choose_for_store, layers_of
         from featstore.store.store import open_store
 
         opened = open_store(store)
-        choice = choose_prompts(opened, typed, prompt, prompts, fallback, or_newest=True)
+        choice = choose_for_store(
+            opened,
+            typed,
+            prompt,
+            prompts,
+            fallback,
+            or_newest=True,
+        )
         numbers = layers_of(choice, typed)
         usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
         timesteps = options.timesteps_for(numbers, t, usual)

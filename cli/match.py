@@ -11,12 +11,13 @@ from cli.options import (
     AlignOption,
     BatchOption,
     DeviceOption,
+    DinoOption,
     DtypeOption,
     EnsembleOption,
     GeometryOption,
     JsonOption,
-    LayersOption,
     ModelOption,
+    PromptsOption,
     RevisionOption,
     SizeOption,
     TimestepsOption,
@@ -54,13 +55,18 @@ def match(
         str | None,
         typer.Option("--prompt", help="Text prompt.", show_default="a photo of a {category}; without one, a photo"),
     ] = None,
+    prompts: PromptsOption = None,
+    dino: DinoOption = None,
     store: Annotated[
         Path | None, typer.Option("--store", help="Take model, size, latents and seed from this store.")
     ] = None,
     model: ModelOption = None,
     revision: RevisionOption = None,
     size: SizeOption = None,
-    layers: LayersOption = "2,3",
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", help="Decoder layers, 1 to 4, e.g. 2,3.", show_default="2,3, or those of the prompts"),
+    ] = None,
     t: TimestepsOption = None,
     weights: WeightsOption = None,
     upsample: UpsampleOption = "1x",
@@ -75,9 +81,7 @@ def match(
     json: JsonOption = None,
 ) -> None:
     """Find points of one photograph in another; prints them in pixels of B. Needs no store."""
-    numbers = options.parse_layers(layers)
-    timesteps = options.timesteps_for(numbers, t)
-    shares = options.weights_for(tuple(map(str, numbers)), weights)
+    typed = None if layers is None else options.parse_layers(layers)
     wanted_points = _parse_points(points)
     shape = options.parse_geometry(geometry, "--geometry")
     align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
@@ -96,10 +100,12 @@ def match(
     import torch
 
     from cli.output import check_writable, print_shapes, print_table, say, write_json
+    from cli.photo_prompt import photo_prompt
     from cli.progress import TerminalProgress
+    from cli.prompt_choice import choose_prompts, layers_of
     from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
-    from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
+    from featstore.prompts.text import DEFAULT_TEMPLATE
     from featstore.stages.needed import model_of
     from featstore.stages.photos import PhotoSettings, open_photo, photo_maps
     from featstore.store.store import open_store
@@ -123,14 +129,20 @@ def match(
         opened, size = model_of(known), known.header.image_size
         seed, latents = known.header.seed, known.header.latents
     compute = options.choose_compute(device, dtype, batch_size)
-    template = prompt if prompt is not None else (DEFAULT_TEMPLATE if category else "a photo")
-    text = TextPrompt(template).text(category or "")
+    if prompt is None and prompts is None:
+        prompt = DEFAULT_TEMPLATE if category else "a photo"
+    choice = choose_prompts(opened.location.id, opened.fingerprint, (), typed, prompt, prompts, None, or_newest=False)
+    numbers = layers_of(choice, typed)
+    usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
+    timesteps = options.timesteps_for(numbers, t, usual)
+    shares = options.weights_for(tuple(map(str, numbers)), weights)
+    told, text = photo_prompt(choice, category, photos, opened.location, dino, compute)
     settings = MatchSettings(size, shape, options.parse_upsample(upsample), align)
     wanted = list(zip(numbers, timesteps, strict=True))
     print_shapes(opened.shape(layer, size) for layer in numbers)
     with TerminalProgress() as progress:
         maps = photo_maps(
-            opened, photos, wanted, PhotoSettings(size, latents, seed or 0, ensemble, text), compute, progress
+            opened, photos, wanted, PhotoSettings(size, latents, seed or 0, ensemble), told, compute, progress
         )
     final = [
         fuse([found[key].to(compute.device) for key in wanted], shares, settings.upsample, align) for found in maps

@@ -1,7 +1,7 @@
 """Which prompts a command uses: `--prompts RUN`, `--prompt TEXT`, or, for `eval`, the newest run's; and what to do for
 categories that have none."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from featstore.prompts.prompts import Prompts
 from featstore.prompts.saved import SavedPrompts, check_usable
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
 from featstore.store.store import Store
-from featstore.tuning.run_folder import RUNS, runs_newest_first
+from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
 from matcher.errors import InputError
 
 
@@ -47,6 +47,37 @@ class PromptChoice:
 
 
 def choose_prompts(
+    model_id: str,
+    fingerprint: str,
+    runs: Sequence[RunFolder],
+    layers: tuple[int, ...] | None,
+    prompt: str | None,
+    prompts: Path | None,
+    fallback: str | None,
+    *,
+    or_newest: bool,
+) -> PromptChoice:
+    """What was typed; else, where `or_newest`, those of the first of `runs` that has all the layers asked for; else the
+    text template.
+
+    model_id, fingerprint: of the model at hand. runs: that were trained with it, the newest first. Raises `InputError`
+    for a text and learned prompts at once, `PromptError` for prompts that this model or these layers cannot use.
+    """
+    if prompt is not None and prompts is not None:
+        raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
+    if prompts is not None:
+        return _learned(prompts, model_id, fingerprint, runs, layers, fallback)
+    for newest in runs if or_newest and prompt is None else ():
+        learned = load_prompts(newest.prompts)
+        if layers is None or set(layers) <= set(learned.layers):
+            return _learned(newest.path, model_id, fingerprint, runs, layers, fallback)
+    if fallback is not None:
+        raise InputError("--fallback goes with learned prompts: name them with --prompts.")
+    text = TextPrompt(DEFAULT_TEMPLATE if prompt is None else prompt)
+    return PromptChoice(text.template, text, None)
+
+
+def choose_for_store(
     store: Store,
     layers: tuple[int, ...] | None,
     prompt: str | None,
@@ -55,24 +86,11 @@ def choose_prompts(
     *,
     or_newest: bool,
 ) -> PromptChoice:
-    """What was typed; else, where `or_newest`, the newest run's that was trained on this store and has all the layers
-    asked for; else the text template.
-
-    Raises `InputError` for a text and learned prompts at once, `PromptError` for prompts that this store's model or
-    these layers cannot use.
-    """
-    if prompt is not None and prompts is not None:
-        raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
-    if prompts is not None:
-        return _learned(store, prompts, layers, fallback)
-    for newest in runs_newest_first(store) if or_newest and prompt is None else ():
-        learned = load_prompts(newest.prompts)
-        if layers is None or set(layers) <= set(learned.layers):
-            return _learned(store, newest.path, layers, fallback)
-    if fallback is not None:
-        raise InputError("--fallback goes with learned prompts: name them with --prompts.")
-    text = TextPrompt(DEFAULT_TEMPLATE if prompt is None else prompt)
-    return PromptChoice(text.template, text, None)
+    """`choose_prompts` for a store's model and the runs that were trained on it."""
+    header, runs = store.header, runs_newest_first(store)
+    return choose_prompts(
+        header.model_id, header.model_fingerprint, runs, layers, prompt, prompts, fallback, or_newest=or_newest
+    )
 
 
 def layers_of(choice: PromptChoice, typed: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -83,26 +101,33 @@ def layers_of(choice: PromptChoice, typed: tuple[int, ...] | None) -> tuple[int,
 DUAL = (2, 3)
 
 
-def _learned(store: Store, path: Path, layers: tuple[int, ...] | None, fallback: str | None) -> PromptChoice:
+def _learned(
+    path: Path,
+    model_id: str,
+    fingerprint: str,
+    runs: Sequence[RunFolder],
+    layers: tuple[int, ...] | None,
+    fallback: str | None,
+) -> PromptChoice:
     learned = load_prompts(path)
-    check_usable(learned, store.header.model_fingerprint, store.header.model_id, layers or learned.layers)
+    check_usable(learned, fingerprint, model_id, layers or learned.layers)
     label = f"{learned.mode.value} prompts of {path}"
     if learned.mode is Mode.CPM:
         if fallback is not None:
             raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
         return PromptChoice(label, None, learned)
-    way_out = None if fallback is None else _fallback(store, learned, fallback)
+    way_out = None if fallback is None else _fallback(runs, learned, fallback)
     return PromptChoice(
         label if fallback is None else f"{label}, else {fallback}", SavedPrompts(learned, way_out), learned
     )
 
 
-def _fallback(store: Store, learned: LearnedPrompts, name: str) -> TextPrompt | SavedPrompts:
+def _fallback(runs: Sequence[RunFolder], learned: LearnedPrompts, name: str) -> TextPrompt | SavedPrompts:
     if name == "text":
         return TextPrompt()
     if name != "single":
         raise InputError(f"--fallback is text or single, not {name!r}.")
-    for run in runs_newest_first(store):
+    for run in runs:
         found = load_prompts(run.prompts)
         if found.mode is Mode.SINGLE and set(learned.layers) <= set(found.layers):
             return SavedPrompts(found)

@@ -40,7 +40,7 @@ def train(
     weights: WeightsOption = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Of the optimiser.", show_default="the published epochs; on the demo 500"),
+        typer.Option("--steps", min=1, help="Of the optimiser.", show_default="the published epochs; on the demo 300"),
     ] = None,
     sampler: Annotated[
         str | None,

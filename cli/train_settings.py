@@ -32,7 +32,7 @@ DRAWS = 4
 VALIDATIONS = 10
 VALIDATION_PAIRS = 500
 CHECKPOINT_EVERY = 100
-DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 500, 3
+DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 300, 3
 
 
 def published(typed: Mapping[str, Any], dataset: str, pairs: int, model: Model, image_size: int) -> TuningSettings:

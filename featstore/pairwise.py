@@ -16,7 +16,7 @@ from featstore.evaluation import Result, Scoring
 from featstore.gridsearch import Grid
 from featstore.progress import Progress
 from featstore.prompts.learned import LearnedPrompts
-from featstore.prompts.pairwise import PairPrompts, open_pair_prompts
+from featstore.prompts.pairwise import PairPrompts, check_dino, open_pair_prompts
 from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
@@ -95,7 +95,8 @@ def open_pair_maps(
     progress: Progress,
 ) -> PairMaps:
     """Make the latents, noisy latents and patch tokens that are missing, and load the networks. dino: where the DINOv2
-    lies; by default the model's own, else `facebook/dinov2-base`. Raises the first `ImageError`."""
+    lies; by default the model's own, else `facebook/dinov2-base`. Raises the first `ImageError`, and `PromptError` for
+    another DINOv2 than the prompts'."""
     location = model_of(store).location
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
     _, bad = encode_images(store, dataset, location, rows, compute, progress)
@@ -103,6 +104,7 @@ def open_pair_maps(
         raise bad[0]
     add_noise(store, location, rows, sorted({timestep for _, timestep in wanted}), ensemble, progress)
     name, folder = locate_dino(dino, location)
+    check_dino(learned, name)
     tokens = cache_patch_tokens(store, dataset, name, folder, rows, compute, progress)
     encoder = load_text_encoder(location, compute.device, compute.dtype)
     prompts = open_pair_prompts(learned, load_tokenizer(location), encoder, patch_tokens_of(store, tokens))

@@ -49,7 +49,9 @@ class Upsampling:
 
     def to(self, dtype: torch.dtype) -> "Upsampling":
         """The same with weights of another dtype."""
-        return self if self.rows.dtype is dtype else replace(self, rows=self.rows.to(dtype), columns=self.columns.to(dtype))
+        if self.rows.dtype is dtype:
+            return self
+        return replace(self, rows=self.rows.to(dtype), columns=self.columns.to(dtype))
 
     @property
     def is_identity(self) -> bool:

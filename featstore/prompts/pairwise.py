@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from featstore.backbone.dino_name import DinoName
 from featstore.errors import PromptError
 from featstore.prompts.conditional import ConditionalModule, module_of
 from featstore.prompts.learned import LearnedPrompts
@@ -24,6 +25,17 @@ def describe(learned: LearnedPrompts) -> dict[str, Any]:
         "content": {str(layer): learned.content(layer) for layer in learned.layers},
         "dino": None if learned.dino is None else learned.dino.fingerprint,
     }
+
+
+def check_dino(learned: LearnedPrompts, dino: DinoName) -> None:
+    """Raise `PromptError` where prompts are made from another DINOv2's tokens than the one at hand; one whose
+    fingerprint nobody wrote down (SD4Match's) is taken on trust."""
+    if learned.dino is not None and learned.dino.fingerprint not in ("", dino.fingerprint):
+        raise PromptError(
+            f"These cpm prompts are made from tokens of the DINOv2 {learned.dino.id} (fingerprint "
+            f"{learned.dino.fingerprint[:8]}), not of {dino.id} (fingerprint {dino.fingerprint[:8]}): name theirs with "
+            "--dino."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Maps of two or more photographs that belong to no dataset and no store, kept in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbone.latents import Latents
 from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae_encoder
@@ -20,7 +21,6 @@ from featstore.datasets.pixels import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
 from featstore.progress import Progress
-from featstore.prompts.text import encode_texts
 from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
 
@@ -36,13 +36,21 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class PhotoSettings:
-    """image_size: S in pixels. latents, seed, ensemble: as in a store. text: the whole prompt."""
+    """image_size: S in pixels. latents, seed, ensemble: as in a store."""
 
     image_size: int
     latents: Latents
     seed: int
     ensemble: int
-    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoPrompt:
+    """What the UNet is told of all photographs. embedding: gives (1, 77, D) for a layer. shared: whether it is the same
+    for all layers, which then share passes."""
+
+    embedding: Callable[[int, CLIPTokenizer, CLIPTextModel], Tensor]
+    shared: bool
 
 
 def open_photo(path: Path) -> Photo:
@@ -60,6 +68,7 @@ def photo_maps(
     photos: Sequence[Photo],
     wanted: Sequence[tuple[int, int]],
     settings: PhotoSettings,
+    prompt: PhotoPrompt,
     compute: Compute,
     progress: Progress,
 ) -> list[Mapping[tuple[int, int], Tensor]]:
@@ -67,19 +76,23 @@ def photo_maps(
     for its roundings to float16."""
     side = model.latent_side(settings.image_size)
     shape = (model.latent_channels, side, side)
-    steps = {timestep: [layer for layer, step in wanted if step == timestep] for _, timestep in wanted}
+    steps: dict[tuple[int, int | None], list[int]] = {}
+    for layer, timestep in wanted:
+        steps.setdefault((timestep, None if prompt.shared else layer), []).append(layer)
     progress.start("extracting features", len(photos) * (1 + len(steps) * settings.ensemble), "passes")
     vae = load_vae_encoder(model.location, compute.device, compute.dtype)
     latents = [_latents(vae, photo, shape, settings, compute) for photo in photos]
     progress.advance(len(photos))
     scheduler = load_scheduler(model.location)
     encoder = load_text_encoder(model.location, compute.device, compute.dtype)
-    prompt = encode_texts(load_tokenizer(model.location), encoder, [settings.text])  # (1, 77, D)
+    tokenizer = load_tokenizer(model.location)
+    embeddings = {key: prompt.embedding(layers[0], tokenizer, encoder) for key, layers in steps.items()}
     unet = CutUNet(load_unet(model.location, compute.device, compute.dtype), max(layer for layer, _ in wanted))
     found: list[Mapping[tuple[int, int], Tensor]] = []
     for photo, clean in zip(photos, latents, strict=True):
         maps: dict[tuple[int, int], Tensor] = {}
-        for timestep, layers in steps.items():
+        for key, layers in steps.items():
+            timestep = key[0]
             sums: dict[int, Tensor] = {}
             for draws in chunks(range(settings.ensemble), compute.batch_size):
                 drawn = torch.from_numpy(
@@ -87,7 +100,9 @@ def photo_maps(
                 )
                 noisy = scheduler.add_noise(clean.expand_as(drawn), drawn, torch.full((len(draws),), timestep))
                 with torch.no_grad():
-                    taps = unet.tap(noisy.to(compute.device), timestep, prompt.expand(len(draws), -1, -1), layers)
+                    taps = unet.tap(
+                        noisy.to(compute.device), timestep, embeddings[key].expand(len(draws), -1, -1), layers
+                    )
                 for layer, features in taps.items():
                     sums[layer] = sums.get(layer, torch.zeros(())) + features.float().sum(dim=0).cpu()
                 progress.advance(len(draws))
