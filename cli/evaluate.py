@@ -125,11 +125,12 @@ def evaluate(
     compute = options.choose_compute(device, dtype, batch_size)
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
     wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
+    factor = options.parse_upsample(upsample)
 
     def scoring(image_size: int, names: tuple[str, ...], timesteps: tuple[int | None, ...]) -> Scoring:
         shares = options.weights_for(names, weights)
         specs = tuple(LayerSpec(*spec) for spec in zip(names, timesteps, shares, strict=True))
-        settings = MatchSettings(image_size, shape, options.parse_upsample(upsample), align)
+        settings = MatchSettings(image_size, shape, factor, align)
         return Scoring(specs, wanted_readouts, wanted_alphas, settings)
 
     if features is not None:
@@ -147,6 +148,7 @@ def evaluate(
         if dataset is not None or size is not None:
             raise InputError("--dataset and --size go with --features: a store knows its own.")
         typed = None if layers is None else options.parse_layers(layers)
+        options.check_typed(typed, t, weights)
         from cli.prompt_choice import choose_for_store, layers_of
         from featstore.store.store import open_store
 

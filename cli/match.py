@@ -82,6 +82,7 @@ def match(
 ) -> None:
     """Find points of one photograph in another; prints them in pixels of B. Needs no store."""
     typed = None if layers is None else options.parse_layers(layers)
+    options.check_typed(typed, t, weights)
     wanted_points = _parse_points(points)
     shape = options.parse_geometry(geometry, "--geometry")
     align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")

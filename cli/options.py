@@ -173,6 +173,22 @@ def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
     raise InputError(f"There are no default weights for layers {','.join(layers)}: give one a layer with --weights.")
 
 
+def check_typed(layers: tuple[int, ...] | None, t: str | None, weights: str | None) -> None:
+    """Raise `InputError` for what can be seen to be wrong before a store is opened: without typed layers, those of the
+    prompts that the store's runs have are not known yet."""
+    if layers is not None:
+        timesteps_for(layers, t)
+        weights_for(tuple(map(str, layers)), weights)
+        return
+    if t is not None:
+        parse_timesteps(t)
+    if weights is not None:
+        from matcher.fusion import check_weights
+
+        numbers = parse_numbers(weights, "--weights")
+        check_weights(len(numbers), numbers)
+
+
 def weightings_for(layers: tuple[int, ...], text: str | None) -> tuple[tuple[float, ...], ...]:
     """`0.8:0.6,1:1` to weightings, a weight a layer; `sweep` to 11 angles between two layers; the report's where none
     is typed. Raises `InputError` where counts disagree."""

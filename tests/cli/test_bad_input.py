@@ -17,10 +17,10 @@ from tests.cli.conftest import Run
         (["eval", "--layers", "2,2"], "names a layer twice"),
         (["eval", "--layers", "two"], "from 1 to 4"),
         (["eval", "--t", "261,1000"], "no timestep 1000"),
-        (["eval", "--t", "261"], "2 layer(s) but 1 timestep(s)"),
+        (["eval", "--layers", "2,3", "--t", "261"], "2 layer(s) but 1 timestep(s)"),
         (["eval", "--t", "400..50,1"], "empty range"),
         (["eval", "--t", "-5,3"], "--t takes timesteps"),
-        (["eval", "--weights", "1"], "2 layer(s) but 1 weight(s)"),
+        (["eval", "--layers", "2,3", "--weights", "1"], "2 layer(s) but 1 weight(s)"),
         (["eval", "--weights", "a,b"], "--weights takes numbers"),
         (["eval", "--weights=nan,0.6"], "none may be negative or infinite"),
         (["eval", "--weights=inf,0.6"], "none may be negative or infinite"),
@@ -44,7 +44,11 @@ from tests.cli.conftest import Run
         (["eval", "--dtype", "int4"], "--dtype"),
         (["eval", "--dataset", "spair"], "go with --features"),
         (["eval", "--features", "x.safetensors"], "needs --dataset"),
-        (["eval", "--features", "x.safetensors", "--dataset", "demo", "--size", "64"], "no features file"),
+        (["eval", "--features", "x.safetensors", "--dataset", "demo", "--size", "64"], "needs --layers"),
+        (
+            ["eval", "--features", "x.safetensors", "--dataset", "demo", "--size", "64", "--layers", "a"],
+            "no features file",
+        ),
         (["cache", "build", "--dataset", "imagenet"], "imagenet"),
         (["cache", "build", "--dataset", "spair"], "--root"),
         (["cache", "build", "--dataset", "spair", "--root", "nowhere"], "nowhere"),
@@ -147,7 +151,7 @@ def test_features_that_do_not_fit(run: Run, photographs: Path) -> None:
     result = run("eval", "--features", "nan.safetensors", "--categories", "cat", *arguments)
     assert (result.exit_code, "not finite" in result.stderr) == (2, True)
     assert (
-        "--t, --prompt and --ensemble go with a store"
+        "--t, --prompt, --prompts and --ensemble go with a store"
         in run("eval", "--features", "few.safetensors", "--t", "1", *arguments).stderr
     )
 

@@ -12,11 +12,11 @@ from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ModelError, StoreError
 from featstore.progress import Silent
-from featstore.prompts.text import TextPrompt
+from featstore.prompts.text import TextPrompt, encode_texts
 from featstore.stages.build import BuildRequest, build
 from featstore.stages.compute import Compute
 from featstore.stages.needed import MadeMaps, require_maps
-from featstore.stages.photos import PhotoSettings, open_photo, photo_maps
+from featstore.stages.photos import PhotoPrompt, PhotoSettings, open_photo, photo_maps
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
 from matcher.maps import LayerSpec
@@ -176,9 +176,12 @@ def test_photographs_in_memory_are_the_stores_maps(
     store: Store, dataset: Dataset, model: Model, compute: Compute, photographs: Path
 ) -> None:
     made = make(store, dataset, compute)
-    settings = PhotoSettings(64, store.header.latents, store.header.seed, 2, "a photo of a dog")
+    settings = PhotoSettings(64, store.header.latents, store.header.seed, 2)
+    prompt = PhotoPrompt(
+        lambda _layer, tokenizer, encoder: encode_texts(tokenizer, encoder, ["a photo of a dog"]), shared=True
+    )
     photo = open_photo(photographs / "dog" / "1.png")
-    (maps,) = photo_maps(model, [photo], WANTED, settings, compute, Silent())
+    (maps,) = photo_maps(model, [photo], WANTED, settings, prompt, compute, Silent())
     for layer, timestep in WANTED:
         stored = StoredMaps(store, made.extractor).load("dog/1", LayerSpec(str(layer), timestep, 1))
         # the store's path rounds latents, noisy latents and maps to float16 on the way
