@@ -1,6 +1,8 @@
 """What a pass costs on SD 2-1's own configuration, counted with torch's FlopCounterMode on the meta device (no weights
 are needed; multiply and add = 2). Run: `python benchmarks/flops.py`."""
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from rich.console import Console
@@ -16,6 +18,15 @@ UNET = {
     "cross_attention_dim": 1024,
     "block_out_channels": [320, 640, 1280, 1280],
     "use_linear_projection": True,
+}
+TEXT_ENCODER: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "projection_dim": 512,
+    "vocab_size": 49408,
+    "hidden_act": "gelu",
 }
 VAE = {
     "block_out_channels": [128, 256, 512, 512],

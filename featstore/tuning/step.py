@@ -41,6 +41,15 @@ Pass = tuple[str, int]
 """A pass of the UNet: an image, and which of the batch's prompts it goes with."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchMaps:
+    """What a batch's passes gave. maps: (passes, C, h, w) a layer. ends: for each pair the places of its source and its
+    target among the passes."""
+
+    maps: tuple[Tensor, ...]
+    ends: tuple[tuple[int, int], ...]
+
+
 def batch_loss(
     pairs: Sequence[MatchingPair],
     total: int,
@@ -54,27 +63,42 @@ def batch_loss(
 
     prompts: one set a layer. An image that several pairs share goes through the UNet once a layer and prompt.
     """
+    made = batch_maps(pairs, step, networks, prompts, noisy, settings)
+    passes = len(made.maps[0])
+    images = [
+        layered([features[index] for features in made.maps], settings.weights, settings.matching)
+        for index in range(passes)
+    ]
+    return _losses(pairs, made.ends, images, networks, settings) / total, passes * len(settings.layers)
+
+
+def batch_maps(
+    pairs: Sequence[MatchingPair],
+    step: int,
+    networks: Networks,
+    prompts: Sequence[PromptSet],
+    noisy: NoisySource,
+    settings: TuningSettings,
+) -> BatchMaps:
+    """The networks' part of `batch_loss`: each distinct prompt once through the text encoder, each distinct image and
+    prompt once through each layer's UNet."""
     passes: dict[Pass, int] = {}
     maps: list[Tensor] = []
-    ends: list[tuple[int, int]] = []
+    ends: tuple[tuple[int, int], ...] = ()
     for layer, timestep in enumerate(settings.timesteps):
         vectors, which = prompts[layer].vectors(pairs)
         if layer == 0:  # every layer's prompts are of the same mode, so the passes are the same
-            ends = [
+            ends = tuple(
                 (
                     passes.setdefault((pair.source, prompt), len(passes)),
                     passes.setdefault((pair.target, prompt), len(passes)),
                 )
                 for pair, prompt in zip(pairs, which, strict=True)
-            ]
+            )
         latents = torch.from_numpy(np.stack([noisy.load(image, timestep, step) for image, _ in passes]))
         chosen = torch.tensor([prompt for _, prompt in passes], device=networks.device)
         maps.append(_tap(networks, layer, vectors, chosen, latents, timestep))
-    images = [
-        layered([features[index] for features in maps], settings.weights, settings.matching)
-        for index in range(len(passes))
-    ]
-    return _losses(pairs, ends, images, networks, settings) / total, len(passes) * len(settings.layers)
+    return BatchMaps(tuple(maps), ends)
 
 
 def _tap(networks: Networks, layer: int, vectors: Tensor, chosen: Tensor, latents: Tensor, timestep: int) -> Tensor:
