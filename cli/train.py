@@ -67,7 +67,7 @@ def train(
     ] = None,
     kernel: Annotated[
         int | None,
-        typer.Option("--kernel", help="Of the loss, in cells.", show_default="7 on maps of 32 cells and more, else 3"),
+        typer.Option("--kernel", help="Of the loss, in cells.", show_default="7 on maps of 48 cells and more, else 3"),
     ] = None,
     noise: Annotated[
         str | None,
@@ -80,7 +80,10 @@ def train(
         int | None, typer.Option("--val-every", min=1, help="Steps between validations.", show_default="a tenth of all")
     ] = None,
     val_pairs: Annotated[
-        int | None, typer.Option("--val-pairs", min=1, help="Pairs of val, a fixed choice.", show_default="500")
+        int | None,
+        typer.Option(
+            "--val-pairs", min=1, help="Pairs of val, a fixed choice.", show_default="500; for cpm on the demo 100"
+        ),
     ] = None,
     val_t: Annotated[
         str | None, typer.Option("--val-t", help="A timestep a layer to validate at.", show_default="as --t")

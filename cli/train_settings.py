@@ -33,6 +33,8 @@ VALIDATIONS = 10
 VALIDATION_PAIRS = 500
 CHECKPOINT_EVERY = 100
 DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 300, 3
+DEMO_CPM_PAIRS = 100
+"""Of val on the demo for a cpm, whose every pair takes passes of its own: 500 would take longer than the training."""
 
 
 def published(typed: Mapping[str, Any], dataset: str, pairs: int, model: Model, image_size: int) -> TuningSettings:
@@ -66,7 +68,7 @@ def published(typed: Mapping[str, Any], dataset: str, pairs: int, model: Model, 
         kernel=default_kernel(side),
         matching=MatchSettings(image_size),
         validate_every=max(steps // VALIDATIONS, 1),
-        validation_pairs=VALIDATION_PAIRS,
+        validation_pairs=DEMO_CPM_PAIRS if dataset == DEMO and mode is Mode.CPM else VALIDATION_PAIRS,
         validation_timesteps=timesteps,
         checkpoint_every=CHECKPOINT_EVERY,
         seed=0,
