@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import cache, demo, doctor, evaluate, grid, match, train
+from cli import cache, demo, doctor, evaluate, grid, match, prompts, train
 
 EXIT_INPUT = 2
 EXIT_FAULT = 1
@@ -83,6 +83,7 @@ app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("match", epilog=match.EXAMPLES)(match.match)
+app.add_typer(prompts.app, name="prompts")
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

@@ -5,6 +5,16 @@ from torch import Tensor, nn
 
 GLOBAL_LENGTH = 25
 CONDITIONAL_LENGTH = 50
+PARAMETERS = (
+    "global_embeds",
+    "positional_embedding",
+    "alpha_cond",
+    "linear_C.weight",
+    "linear_C.bias",
+    "linear_N.weight",
+    "linear_N.bias",
+)
+"""Names of a module's parameters, SD4Match's and ours."""
 
 
 class ConditionalModule(nn.Module):
@@ -31,6 +41,11 @@ class ConditionalModule(nn.Module):
         self.pool = nn.AdaptiveMaxPool1d(conditional_length)
 
     @property
+    def tokens_shape(self) -> tuple[int, int]:
+        """(patches, dino_width) that it takes of an image."""
+        return self.linear_N.in_features, self.linear_C.in_features // 2
+
+    @property
     def length(self) -> int:
         """Vectors of a prompt."""
         return self.global_embeds.shape[1] + self.alpha_cond.shape[1]
@@ -45,16 +60,23 @@ class ConditionalModule(nn.Module):
 
 
 def module_of(tensors: dict[str, Tensor]) -> ConditionalModule:
-    """The module whose parameters are given, of the shapes that they have. Raises `KeyError` or `RuntimeError` where
-    one is missing or does not fit."""
-    width, both = tensors["linear_C.weight"].shape
-    with torch.random.fork_rng(devices=[]):
-        module = ConditionalModule(
-            both // 2,
-            tensors["linear_N.weight"].shape[0],
-            width,
-            tensors["global_embeds"].shape[1],
-            tensors["alpha_cond"].shape[1],
-        )
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    """The module whose parameters are given, of the shapes that they have. Raises `ValueError` saying which is missing
+    or does not fit."""
+    missing = [name for name in PARAMETERS if name not in tensors]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is missing")
+    try:
+        width, both = tensors["linear_C.weight"].shape
+        with torch.random.fork_rng(devices=[]):
+            module = ConditionalModule(
+                both // 2,
+                tensors["linear_N.weight"].shape[0],
+                width,
+                tensors["global_embeds"].shape[1],
+                tensors["alpha_cond"].shape[1],
+            )
+        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (IndexError, RuntimeError, ValueError) as error:
+        shapes = ", ".join(f"{name} {'x'.join(map(str, own.shape))}" for name, own in sorted(tensors.items()))
+        raise ValueError(f"the parameters do not fit together ({shapes})") from error
     return module

@@ -46,9 +46,14 @@ def save_prompts(prompts: LearnedPrompts, file: Path) -> None:
     partial.replace(file)
 
 
+def file_of(path: Path) -> Path:
+    """Where the prompts of a run's folder, or of a file, lie."""
+    return path / FILE if path.is_dir() else path
+
+
 def load_prompts(path: Path) -> LearnedPrompts:
     """Read prompts from a file, or from a run's folder. Raises `PromptError` for what is no file of ours."""
-    file = path / FILE if path.is_dir() else path
+    file = file_of(path)
     if not file.is_file():
         raise PromptError(f"There are no prompts at {file}: name a run's folder or a .safetensors file of prompts.")
     try:
@@ -91,4 +96,9 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
         raise PromptError(f"{file} has a damaged description: {error!r}.") from error
     if set(prompts.layers) != set(by_layer) or len(prompts.timesteps) != len(prompts.layers):
         raise PromptError(f"{file} is damaged: it holds prompts of other layers than it says.")
+    names = {frozenset(own) for own in by_layer.values()}
+    if len(names) != 1 or (prompts.mode is Mode.SINGLE and names != {frozenset({""})}):
+        raise PromptError(
+            f"{file} is damaged: it holds other prompts than mode {prompts.mode.value} has, one set a layer."
+        )
     return prompts

@@ -50,13 +50,20 @@ class PairPrompts:
 
     @torch.no_grad()
     def of(self, layer: int, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """Prompt embeddings (pairs, 77, D) of (source, target) images; both share them."""
+        """Prompt embeddings (pairs, 77, D) of (source, target) images; both share them. Raises `PromptError` where the
+        patch tokens are not what the module takes."""
         device = self.text_encoder.device
         source, target = (
             torch.stack([self.patches(images[end]) for images in pairs]).float().to(device) for end in (0, 1)
         )
-        vectors = self.modules[layer](source, target)
-        return encode_token_embeddings(self.text_encoder, fill(self.framed, vectors))
+        module = self.modules[layer]
+        if source.shape[1:] != module.tokens_shape:
+            (patches, width), (ours, our_width) = module.tokens_shape, source.shape[1:]
+            raise PromptError(
+                f"These cpm prompts are made from {patches} patch tokens of width {width}, and the DINOv2 at hand "
+                f"gives {ours} of width {our_width}: name theirs with --dino."
+            )
+        return encode_token_embeddings(self.text_encoder, fill(self.framed, module(source, target)))
 
 
 def open_pair_prompts(
@@ -68,8 +75,8 @@ def open_pair_prompts(
             layer: module_of(dict(own)).to(text_encoder.device).eval().requires_grad_(False)
             for layer, own in learned.tensors.items()
         }
-    except (KeyError, RuntimeError) as error:
-        raise PromptError(f"These cpm prompts are damaged: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise PromptError(f"These cpm prompts are damaged: {error}.") from error
     width = text_encoder.config.hidden_size
     for module in modules.values():
         if module.global_embeds.shape[2] != width:

@@ -35,6 +35,25 @@ def frame(text_encoder: "CLIPTextModel", start: int, end: int, length: int) -> T
     return rows
 
 
+@torch.no_grad()
+def length_of(text_encoder: "CLIPTextModel", start: int, end: int, rows: Tensor) -> int | None:
+    """How many vectors token embeddings (positions, D) have between their start and end; None where start, end and
+    padding are not this text encoder's, give or take 1 % (half precision rounds by less).
+
+    start, end: as for `frame`.
+    """
+
+    def is_token(token: int) -> Tensor:
+        ids = torch.full((1, len(rows)), token, device=device)
+        expected: Tensor = text_encoder.embeddings(input_ids=ids)[0].float()
+        return (rows.to(expected) - expected).norm(dim=1) <= 0.01 * expected.norm(dim=1)
+
+    device = next(text_encoder.parameters()).device
+    starts, ends, paddings = is_token(start), is_token(end), is_token(PADDING)
+    found = [place for place in range(2, len(rows)) if ends[place] and paddings[place + 1 :].all()]
+    return found[0] - 1 if starts[0] and found else None
+
+
 def fill(framed: Tensor, vectors: Tensor) -> Tensor:
     """Token embeddings (b, positions, D): `frame`'s rows with vectors (b, N, D) in their places, as they are."""
     count, length = vectors.shape[:2]

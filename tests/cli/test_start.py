@@ -19,6 +19,7 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
         ["eval", "--help"],
         ["grid", "--help"],
         ["match", "--help"],
+        ["prompts", "import", "--help"],
         ["--version"],
     ],
 )
@@ -36,7 +37,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_command_explains_itself_with_examples() -> None:
-    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["grid"], ["match"]):
+    prompts = [["prompts", name] for name in ("import", "export", "info")]
+    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["grid"], ["match"], *prompts):
         shown = subprocess.run(
             [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True
         ).stdout

@@ -1,0 +1,225 @@
+"""SD4Match's prompt files to learned prompts, and back.
+
+`caption.pt` (single, class): `dataset`, or each category, to token embeddings (1, 77, D). `ckpt.pt` (cpm): the
+conditional module's parameters by name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from featstore.backbone.dino import HUB_NAME
+from featstore.backbone.dino_name import DinoName
+from featstore.backbone.model import Model
+from featstore.errors import PromptError
+from featstore.prompts.conditional import PARAMETERS, module_of
+from featstore.prompts.learned import LearnedPrompts, Mode
+from featstore.prompts.pickled import Keys, load_tensors
+from featstore.prompts.token_embeddings import length_of
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+SINGLE_KEY = "dataset"
+"""Under which SD4Match keeps a single prompt."""
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Those whose values float32, in which prompts are kept, holds exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a file keeps its tensors, so that it can be written again as it was. key: of a single prompt, empty where the
+    file is that tensor alone. leading: whether token embeddings are (1, 77, D), not (77, D). dtype: of all tensors."""
+
+    key: str = SINGLE_KEY
+    leading: bool = True
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, prompts: LearnedPrompts) -> Self:
+        """That of the file that prompts were imported from; SD4Match's own for others. Raises `PromptError`."""
+        imported = prompts.training.get("imported")
+        try:
+            layout = cls() if imported is None else cls(**imported["layout"])
+            _DTYPES[layout.dtype]
+        except (KeyError, TypeError) as error:
+            raise PromptError(f"The layout that these prompts were imported from is damaged: {error!r}.") from error
+        return layout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Published:
+    """What a file holds. name: its folder's, which is SD4Match's name of the prompts, and its own. tensors: as
+    `LearnedPrompts.tensors` has those of a layer, float32. ignored: names of tensors that belong to no prompt."""
+
+    name: str
+    mode: Mode
+    tensors: Mapping[str, Tensor]
+    layout: Layout
+    ignored: tuple[str, ...]
+
+
+def read_published(file: Path, mode: Mode | None = None) -> Published:
+    """Read `caption.pt` or `ckpt.pt`. mode: None to tell from the file: a module's parameters are a cpm, one prompt is
+    single, several are class.
+
+    Raises `PromptError` for a file that is missing, damaged, holds anything but tensors, or holds no prompts of `mode`.
+    """
+    loaded = load_tensors(file)
+    prefixes = {
+        name.removesuffix(own)
+        for name in map(".".join, loaded)
+        for own in PARAMETERS
+        if name == own or name.endswith(f".{own}")
+    }
+    return _module(file, loaded, sorted(prefixes), mode) if prefixes else _captions(file, loaded, mode)
+
+
+def to_learned(
+    published: Published,
+    model: Model,
+    tokenizer: "CLIPTokenizer",
+    text_encoder: "CLIPTextModel",
+    layer: int,
+    timestep: int,
+) -> LearnedPrompts:
+    """The prompts of a file, as prompts for `layer` of `model`, learned at `timestep`.
+
+    training["imported"]["framed"] says whether the rows around single and class prompts' vectors are those of this
+    tokenizer and text encoder; where they are not, length is a guess. Raises `PromptError` where the prompts do not fit
+    the text encoder.
+    """
+    positions: int = text_encoder.config.max_position_embeddings
+    _check_fits(published, model.location.id, positions, text_encoder.config.hidden_size)
+    if published.mode is Mode.CPM:
+        length: int | None = module_of(dict(published.tensors)).length
+    else:
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        lengths = {length_of(text_encoder, start, end, rows) for rows in published.tensors.values()}
+        length = lengths.pop() if len(lengths) == 1 else None
+    imported = {"from": "sd4match", "file": published.name, "framed": length is not None}
+    return LearnedPrompts(
+        mode=published.mode,
+        layers=(layer,),
+        timesteps=(timestep,),
+        length=positions - 2 if length is None else length,
+        tensors={layer: published.tensors},
+        model_id=model.location.id,
+        model_fingerprint=model.fingerprint,
+        dino=DinoName(HUB_NAME, "") if published.mode is Mode.CPM else None,
+        training={"imported": {**imported, "layout": asdict(published.layout)}},
+    )
+
+
+def write_published(prompts: LearnedPrompts, layer: int, file: Path) -> None:
+    """Write one layer's prompts as SD4Match does, or as the file was that they were imported from; it appears whole or
+    not at all. Raises `PromptError` where there are none for the layer."""
+    if layer not in prompts.layers:
+        raise PromptError(f"These prompts are for layer(s) {', '.join(map(str, prompts.layers))}, not for {layer}.")
+    layout = Layout.of(prompts)
+    own = {name: tensor.to(_DTYPES[layout.dtype], copy=True) for name, tensor in prompts.tensors[layer].items()}
+    if prompts.mode is not Mode.CPM and layout.leading:
+        own = {name: rows[None] for name, rows in own.items()}
+    content: Tensor | dict[str, Tensor] = own
+    if prompts.mode is Mode.SINGLE:
+        content = {layout.key: own[""]} if layout.key else own[""]
+    partial = file.with_name(f"{file.name}.partial")
+    torch.save(content, partial)
+    partial.replace(file)
+
+
+def _check_fits(published: Published, model: str, positions: int, width: int) -> None:
+    """positions, width: of the model's text encoder."""
+    cpm = published.mode is Mode.CPM
+    sample = published.tensors["global_embeds"] if cpm else next(iter(published.tensors.values()))
+    if sample.shape[-1] != width:
+        raise PromptError(
+            f"{published.name} holds prompts that are {sample.shape[-1]} wide, and the text encoder of {model} is "
+            f"{width} wide: they are for another model, probably SD 1-5 (768) against SD 2-1 (1024)."
+        )
+    if not cpm and len(sample) != positions:
+        raise PromptError(
+            f"{published.name} holds prompts of {len(sample)} positions, and the text encoder of {model} has "
+            f"{positions}: they are for another model, or not SD4Match's."
+        )
+    if cpm and module_of(dict(published.tensors)).length > positions - 2:
+        raise PromptError(
+            f"{published.name} makes more vectors than the text encoder of {model} has room for: {positions - 2}."
+        )
+
+
+def _module(file: Path, loaded: Mapping[Keys, Tensor], prefixes: Sequence[str], mode: Mode | None) -> Published:
+    """A cpm; prefixes: of the names of its parameters."""
+    if mode not in (None, Mode.CPM):
+        raise PromptError(f"{file} holds the parameters of a cpm, not prompts of mode {mode.value}.")
+    if len(prefixes) > 1:
+        raise PromptError(
+            f"{file} holds the parameters of more than one cpm, under {' and '.join(map(repr, prefixes))}: keep one."
+        )
+    named = {".".join(keys).removeprefix(prefixes[0]): tensor for keys, tensor in loaded.items()}
+    missing = [own for own in PARAMETERS if own not in named]
+    if missing:
+        raise PromptError(
+            f"{file} lacks {', '.join(missing)} of a cpm: SD4Match's kind Pair-DINO-Feat is read, and no other."
+        )
+    own = {name: _plain(named[name], name, file) for name in PARAMETERS}
+    try:
+        module_of(own)
+    except ValueError as error:
+        raise PromptError(f"{file} is damaged: {error}.") from error
+    layout = Layout(dtype=_dtype([named[name] for name in PARAMETERS], file))
+    return Published(_name(file), Mode.CPM, own, layout, tuple(sorted(named.keys() - set(PARAMETERS))))
+
+
+def _captions(file: Path, loaded: Mapping[Keys, Tensor], mode: Mode | None) -> Published:
+    """Single or class prompts."""
+    if not loaded or any(len(keys) > 1 for keys in loaded):
+        raise PromptError(f"{file} holds no prompts as SD4Match writes them: neither one a category nor a cpm.")
+    named = {"".join(keys): tensor for keys, tensor in loaded.items()}
+    chosen = mode or (Mode.SINGLE if len(named) == 1 else Mode.CLASS)
+    if chosen is Mode.CPM:
+        raise PromptError(f"{file} holds no parameters of a cpm: it holds {len(named)} prompt(s).")
+    if chosen is Mode.SINGLE and len(named) > 1:
+        raise PromptError(f"{file} holds {len(named)} prompts, and mode single has one: take --mode class.")
+    if chosen is Mode.CLASS and "" in named:
+        raise PromptError(f"{file} holds a prompt that does not say its category: take --mode single.")
+    rows = {name: _plain(tensor, name, file) for name, tensor in named.items()}
+    shapes = sorted({tuple(own.shape) for own in rows.values()})
+    leading = len(shapes[0]) == 3 and shapes[0][0] == 1
+    if len(shapes) > 1 or len(shapes[0]) != 2 + leading:
+        raise PromptError(
+            f"{file} holds tensors of shape {' and '.join(map(str, shapes))}: prompts are (1, 77, width), each."
+        )
+    single = chosen is Mode.SINGLE
+    key = next(iter(rows)) if single else SINGLE_KEY
+    layout = Layout(key, leading, _dtype(list(named.values()), file))
+    tensors = {"" if single else name: own[0] if leading else own for name, own in rows.items()}
+    return Published(_name(file), chosen, tensors, layout, ())
+
+
+def _plain(tensor: Tensor, name: str, file: Path) -> Tensor:
+    """In float32, with memory of its own."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES.values():
+        raise PromptError(
+            f"{file} holds {name!r} as a {tensor.dtype} tensor that is no prompt: those are dense and of "
+            f"{', '.join(_DTYPES)}."
+        )
+    if not tensor.isfinite().all():
+        raise PromptError(f"{file} holds numbers in {name!r} that are not finite.")
+    return tensor.detach().to(torch.float32, copy=True).contiguous()
+
+
+def _dtype(tensors: Sequence[Tensor], file: Path) -> str:
+    names = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+    if len(names) > 1:
+        raise PromptError(f"{file} holds tensors of {' and '.join(names)}: they should be of one precision.")
+    return names[0]
+
+
+def _name(file: Path) -> str:
+    return "/".join(file.resolve().parts[-2:])
