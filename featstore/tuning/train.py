@@ -69,7 +69,7 @@ def train(
     sampler = open_sampler(problem.pairs, settings)
     recorder = _Recorder(run, problem, state.step) if accelerator.is_main_process else None
     progress.start("training", settings.steps - state.step, "steps")
-    passes, best, last_pck = 0, state.best, None
+    passes, learned, best, last_pck = 0, 0, state.best, None
     started = time.monotonic()
     with stop_requests() as asked_to_stop:
         stopped = False
@@ -77,7 +77,7 @@ def train(
             batch = sampler.batch(state.step)
             loss, made = _step([problem.pairs[index] for index in batch], state, problem, settings, accelerator)
             loss, all_made, stops = sum_numbers([loss, made, asked_to_stop()], accelerator, problem.networks.device)
-            passes, stopped = passes + round(all_made), stops > 0
+            passes, learned, stopped = passes + round(all_made), learned + len(batch), stops > 0
             if not math.isfinite(loss):
                 kept = f"the checkpoint of {run.path} is kept" if run.checkpoint.exists() else "there is no checkpoint"
                 raise TuningError(
@@ -99,7 +99,7 @@ def train(
             progress.say(
                 f"loss {loss:.3f}"
                 + ("" if last_pck is None else f", PCK@0.1 {100 * last_pck:.1f} (best {100 * best:.1f})")
-                + f", {passes / seconds:.1f} passes/s"
+                + f", {passes / len(settings.layers) / seconds:.1f} images/s, {learned / seconds:.1f} pairs/s"
             )
             progress.advance()
     if recorder is not None:

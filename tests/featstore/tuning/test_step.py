@@ -128,3 +128,32 @@ def test_a_category_that_a_batch_lacks_does_not_drift(setup: Setup) -> None:
     before_zero = dog.detach().clone()
     optimiser.step()
     assert not torch.equal(dog, before_zero)
+
+
+def test_gradient_checkpointing_computes_again_instead_of_keeping(setup: Setup) -> None:
+    """The same gradient; what lies on its way is computed a second time."""
+    prompts, pairs = setup.open_prompts(setup.settings), some_pairs()
+    parameters = [own for layer in prompts for own in layer.parameters()]
+    unets = setup.networks.unets
+    calls: list[int] = []
+    # before, not after: the second computation ends as soon as it has what the gradient needs
+    last = unets[-1].up_blocks[-1]
+    handles = [resnet.register_forward_pre_hook(lambda *_: calls.append(1)) for resnet in last.resnets]
+
+    def gradients() -> tuple[list[Tensor], int]:
+        calls.clear()
+        loss, _ = batch_loss(pairs, len(pairs), 0, setup.networks, prompts, NoiseLatents(), setup.settings)
+        found = torch.autograd.grad(loss, parameters)
+        return list(found), len(calls)
+
+    plain, once = gradients()
+    unets[-1].enable_gradient_checkpointing()
+    try:
+        sparing, twice = gradients()
+    finally:
+        unets[-1].disable_gradient_checkpointing()
+        for handle in handles:
+            handle.remove()
+    for ours, theirs in zip(plain, sparing, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert twice == 2 * once
