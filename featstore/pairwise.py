@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino import locate_dino
+from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.unet import CutUNet
 from featstore.datasets.records import Dataset
