@@ -18,6 +18,8 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
         ["cache", "build", "--help"],
         ["eval", "--help"],
         ["grid", "--help"],
+        ["score", "--help"],
+        ["compare", "--help"],
         ["match", "--help"],
         ["--version"],
     ],
@@ -36,7 +38,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_command_explains_itself_with_examples() -> None:
-    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["grid"], ["match"]):
+    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["grid"], ["match"], ["score"], ["compare"]):
         shown = subprocess.run(
             [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True
         ).stdout

@@ -243,6 +243,8 @@ def test_cpm_prompts_are_used_pair_by_pair(train: Callable[..., Result], run: Ru
     (cell,) = (entry for entry in json.loads(Path("grid.json").read_text())["cells"] if entry["t"] == [50, 200])
     assert cell["results"] == ours["results"]
     assert not Path("dualsd.zarr/maps").exists()
+    ok(run("score", "runs/eval-2+3-001", "--json", "score.json"))
+    assert json.loads(Path("score.json").read_text()) == ours
     refused = run("cache", "maps", "--prompts", "runs/r")
     assert refused.exit_code == 2
     assert "belong to pairs" in refused.stderr
