@@ -19,6 +19,8 @@ from featstore.progress import Progress
 from featstore.stages.batches import chunks, padded
 from featstore.stages.compute import Compute
 from featstore.stages.plan import missing_latents
+from featstore.store.keys import LATENTS
+from featstore.store.pack import unpack
 from featstore.store.store import Store
 
 DECODERS = 4
@@ -40,6 +42,7 @@ def encode_images(
     missing = missing_latents(store, rows)
     if not missing:
         return 0, []
+    unpack(store, [LATENTS], progress)
     records = {record.id: record for record in dataset.images()}
     array = store.latents()
     vae = load_vae_encoder(location, compute.device, compute.dtype)
