@@ -159,7 +159,7 @@ def _left(model: Model, header: StoreHeader, request: BuildRequest, images: int)
         rows = range(images)
         files = len(missing_latents(store, rows))
         files += sum(len(missing_noisy(store, rows, timestep, request.draws)) for timestep in request.timesteps)
-    return Needed(files * _row_bytes(model, side), files)
+    return Needed(files * _row_bytes(model, side), files, 1 + len(request.timesteps))
 
 
 def _row_bytes(model: Model, side: int) -> int:

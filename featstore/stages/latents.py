@@ -44,10 +44,12 @@ def encode_images(
         return 0, []
     unpack(store, [LATENTS], progress)
     records = {record.id: record for record in dataset.images()}
+    gone = [row for row in missing if store.images.ids[row] not in records]
+    missing = [row for row in missing if row not in set(gone)]
     array = store.latents()
     vae = load_vae_encoder(location, compute.device, compute.dtype)
     progress.start("encoding images (VAE)", len(missing), "images")
-    encoded, bad = 0, []
+    encoded, bad = 0, [_gone(store.images.ids[row]) for row in gone]
     with ThreadPoolExecutor(DECODERS) as pool:
         for batch in chunks(missing, compute.batch_size):
             images = [records[store.images.ids[row]] for row in batch]
@@ -69,6 +71,10 @@ def encode_images(
                 encoded += len(good)
             progress.advance(len(batch))
     return encoded, bad
+
+
+def _gone(image: str) -> ImageError:
+    return ImageError(image, f"The image {image!r} is no longer in the dataset.")
 
 
 def _pixels(store: Store, dataset: Dataset, image: ImageRecord) -> NDArray[np.float32] | ImageError:

@@ -64,7 +64,7 @@ def require_maps(
 
     def left() -> Needed:
         cost = estimate_maps(store, rows, pairs, extractor, prompt)
-        return Needed(cost.bytes_to_write, cost.files_to_write)
+        return Needed(cost.bytes_to_write, cost.files_to_write, 1 + len(steps) + len(arrays))
 
     with naming_missing_bytes(store.path, left):
         encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)

@@ -153,6 +153,10 @@ class _Makers:
         dino = _find_dino(self.store, self.model)
         if dino is None:
             return "the DINOv2 that they were made with is not at hand; `dualsd train --mode cpm` makes them anew"
+        known = {record.id for record in self.dataset.images()}
+        gone = [image for row in rows if (image := self.store.images.ids[row]) not in known]
+        if gone:
+            return [ImageError(image, f"The image {image!r} is no longer in the dataset.") for image in gone]
         try:
             cache_patch_tokens(self.store, self.dataset, *dino, rows, self.compute, self.progress)
         except ImageError as error:

@@ -10,18 +10,21 @@ from featstore.errors import DiskFullError, StoreError
 from featstore.sizes import free_bytes, human_bytes
 
 BLOCK_BYTES = 4096
-"""A file takes whole blocks, of this size almost everywhere. One more a file is counted, so that what is said to be
-missing is never too little."""
+"""A file takes whole blocks, of this size almost everywhere. One more a file is counted, and `ARRAY_BLOCKS` for folders
+and metadata that an array may lack yet, so that what is said to be missing is never too little."""
+
+ARRAY_BLOCKS = 4
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What is still to be written."""
+    """What is still to be written: so many bytes, in so many files, of so many arrays."""
 
     bytes: int
     files: int
+    arrays: int
 
 
 @contextmanager
@@ -48,7 +51,7 @@ def naming_missing_bytes(path: Path, left: Callable[[], Needed]) -> Iterator[Non
 
 def missing_bytes(path: Path, needed: Needed) -> int:
     """Bytes that are missing where `path` lies for what is needed; zero or fewer where it fits."""
-    return needed.bytes + needed.files * BLOCK_BYTES - free_bytes(path)
+    return needed.bytes + (needed.files + needed.arrays * ARRAY_BLOCKS) * BLOCK_BYTES - free_bytes(path)
 
 
 def _sentence(path: Path, needed: Needed) -> str:

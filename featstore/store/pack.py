@@ -7,7 +7,7 @@ more noise draws, an image whose file changed, a damaged row. Pack again afterwa
 
 The shards lie beside the rows, under names of their own, and the array's metadata say which of the two is the array.
 They are one small file, replaced in one step: before it the old ones count, after it the new ones. Whichever are left
-over when a run is killed take room and are never read; the next `cache pack` or unpacking sweeps them away.
+over when a run is killed take room and are never read; the next packing or unpacking sweeps them away.
 """
 
 import math
@@ -33,7 +33,7 @@ from featstore.store.lock import exclusive
 from featstore.store.row_file import Row, RowFiles, row_name, row_values
 from featstore.store.rows import RowArray, create_rows
 from featstore.store.shard_file import ShardFiles
-from featstore.store.sweep import PARTIAL, sweep_strays
+from featstore.store.sweep import PARTIAL, strays, sweep_strays
 
 if TYPE_CHECKING:
     from featstore.store.store import Store
@@ -63,14 +63,21 @@ def pack(store: "Store", progress: Progress) -> list[Packed]:
 
 
 def unpack(store: "Store", paths: Iterable[str], progress: Progress) -> list[str]:
-    """Unpack those arrays at `paths` that are packed: which were. Raises `StoreError` where the disk has no room."""
-    found = [path for path in paths if (array := store.array(path)) is not None and array.packed]
-    for path in found:
+    """Unpack those arrays at `paths` that are packed, and clear away what a killed run left beside the others: which
+    were packed. Raises `StoreError` where the disk has no room."""
+    unpacked = []
+    for path in paths:
+        array = store.array(path)
+        if array is None or not (array.packed or strays(array)):
+            continue
         with exclusive(store.path):
-            again = store.array(path)
-            if again is not None and again.packed:  # another process may have been first
+            again = store.array(path)  # another process may have been first
+            if again is not None and again.packed:
                 unpack_array(again, progress)
-    return found
+                unpacked.append(path)
+            elif again is not None:
+                sweep_strays(again)
+    return unpacked
 
 
 def shard_rows(rows_shape: Row, row_bytes: int) -> Row:
@@ -151,6 +158,7 @@ def _pack_under_lock(store: "Store", path: str, progress: Progress) -> Packed:
         there = int(present.sum())
         size = there * array.row_bytes
         if isinstance(array.files, ShardFiles):
+            sweep_strays(array)
             files = len(list(array.files.shards(array.rows_shape)))
             return Packed(path, size, files, files, "packed already")
         if array.files is None:
@@ -195,7 +203,7 @@ def _check_room(array: RowArray, doing: str, files: int) -> None:
     """Before the work: until it is done the array lies there twice."""
     assert array.files is not None
     size = math.prod(array.rows_shape) * array.row_bytes
-    missing = missing_bytes(array.files.folder, Needed(size, files))
+    missing = missing_bytes(array.files.folder, Needed(size, files, 0))
     if missing > 0:
         raise StoreError(
             f"For {doing} the array {array.path!r} its {human_bytes(size)} must fit beside it, but "

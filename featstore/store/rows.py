@@ -119,14 +119,17 @@ class RowArray:
         return None if values is None or _all_finite(values) else "it holds values that are not finite"
 
     def _values(self, row: Row) -> NDArray[Any] | None:
-        try:
-            values = self._stored(row)
-            if values is not None or not self._changed():
-                return values
-        except ValueError:
-            if not self._changed():
+        while True:
+            try:
+                values = self._stored(row)
+            except ValueError:
+                if self._changed():
+                    continue
                 raise
-        return self._stored(row)
+            if values is not None:
+                return values
+            if not self._changed():
+                return self._stored(row)  # it may have been packed and unpacked in between
 
     def _stored(self, row: Row) -> NDArray[Any] | None:
         if self._files is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
@@ -139,7 +142,8 @@ class RowArray:
             now = zarr.open_array(self._array.store_path, mode="r+", zarr_format=3)
         except METADATA_ERRORS:
             return False
-        if now.metadata == self._array.metadata:
+        # not as objects: the values that missing rows are filled with are NaN, and differ from themselves
+        if now.metadata.to_dict() == self._array.metadata.to_dict():
             return False
         self._open(now)
         return True

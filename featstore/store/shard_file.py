@@ -114,15 +114,15 @@ class ShardFiles:
         """Which rows of an array of `rows_shape` are there; those of a file whose index is damaged are, damaged."""
         found = np.zeros(rows_shape, dtype=bool)
         for shard in self.shards(rows_shape):
+            block = tuple(slice(start * size, (start + 1) * size) for start, size in zip(shard, self.rows, strict=True))
+            own = found[block]  # smaller than a file at the array's end
             try:
                 index = self.index(shard)
             except (ValueError, OSError):
-                for row in self.rows_of(shard, rows_shape):
-                    found[row] = True
+                own[...] = True
                 continue
             if index is not None:
-                for row in self.rows_of(shard, rows_shape):
-                    found[row] = index[(*self.place_of(row), 0)] != ABSENT
+                own[...] = (index[..., 0] != ABSENT)[tuple(slice(size) for size in own.shape)]
         return found
 
     def encode(self, rows: Iterable[tuple[Row, NDArray[np.uint8]]]) -> Iterator[bytes | memoryview]:

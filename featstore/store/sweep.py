@@ -39,7 +39,7 @@ def sweep_partial(folders: Iterable[Path]) -> int:
                 if time.time() - file.stat().st_mtime > IN_FLIGHT_SECONDS:
                     file.unlink()
                     swept += 1
-            except FileNotFoundError:  # finished, or swept by another
+            except OSError:  # finished or swept by another meanwhile, or a store that may only be read
                 continue
     return swept
 

@@ -196,7 +196,7 @@ def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
     paths, bad = [], []
     for file in sorted(store.path.rglob(METADATA)):
         path = file.parent.relative_to(store.path).as_posix()
-        if path == "." or path in COLUMNS or path.startswith(REMOVED):
+        if path in COLUMNS or path.split("/")[0] not in _DEPTHS:  # read already, or not dualsd's
             continue
         if BadMetadata(path, "").is_array:
             paths.append(path)
