@@ -12,6 +12,8 @@ from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
 from featstore.store.images import ImageTable
+from featstore.store.lock import exclusive
+from featstore.store.pack import unpack_array
 from featstore.store.store import Store, replace_stale
 
 READERS = 8
@@ -92,8 +94,9 @@ def check_same_images(store: Store, survey: Survey) -> None:
         raise StoreError(f"{store.path} was made from other images: {_difference(store.images.ids, ids)}.")
 
 
-def refresh(store: Store, survey: Survey) -> tuple[Store, int]:
-    """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`.
+def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, int]:
+    """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`. Packed arrays
+    are unpacked for it.
 
     Raises `StoreError` where the dataset has other images than the store.
     """
@@ -101,7 +104,13 @@ def refresh(store: Store, survey: Survey) -> tuple[Store, int]:
     # an image that the disk does not give just now is not one that changed
     keys = tuple(now or then for now, then in zip(survey.keys, store.images.keys, strict=True))
     given = np.array([key is not None for key in survey.keys])[:, None]
-    return replace_stale(store, keys, np.where(given, survey.sizes, store.images.sizes))
+    if keys == store.images.keys:
+        return store, 0
+    with exclusive(store.path):  # nobody packs a row of what an image was while it is forgotten
+        for array in store.arrays().values():
+            if array.packed:
+                unpack_array(array, progress)
+        return replace_stale(store, keys, np.where(given, survey.sizes, store.images.sizes))
 
 
 def _difference(stored: Sequence[str], found: Sequence[str]) -> str:
