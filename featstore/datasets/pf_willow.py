@@ -101,4 +101,4 @@ def _pair(root: Path, row: Row) -> Pair:
 
 def _points(row: Row, side: str) -> Points:
     """(10, 2) of the image that `side`, A or B, stands for."""
-    return np.array([[row.number(f"X{side}{name}"), row.number(f"Y{side}{name}")] for name in _KEYPOINTS])
+    return np.array([[row.coordinate(f"X{side}{name}"), row.coordinate(f"Y{side}{name}")] for name in _KEYPOINTS])

@@ -14,8 +14,10 @@ from featstore.datasets.reading import (
     all_lists,
     entry_names,
     is_file,
+    is_plain,
     read_image,
     read_lines,
+    shown,
     sorted_images,
     split_list,
 )
@@ -96,10 +98,10 @@ class _Entry:
 
 def _entries(path: Path) -> Iterator[_Entry]:
     for number, line in read_lines(path):
-        match = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line) if is_plain(line) else None
         if match is None:
             raise DatasetError(
-                f"{path}, line {number}: {line[:80]!r} is not <number>-<source>-<target>:<category>; "
+                f"{path}, line {number}: {shown(line)} is not <number>-<source>-<target>:<category>; "
                 "restore the file from SPair-71k."
             )
         yield _Entry(line, f"{path}, line {number}", match["source"], match["target"], match["category"])
@@ -173,6 +175,6 @@ def _check_agreement(entry: _Entry, path: Path, names_by_field: Mapping[str, str
     for field, value in expected.items():
         if names_by_field[field] != value:
             raise DatasetError(
-                f"{path}: its {field} is {names_by_field[field]!r} where {entry.where} says {value!r}; "
+                f"{path}: its {field} is {shown(names_by_field[field])} where {entry.where} says {value!r}; "
                 "restore both from SPair-71k."
             )
