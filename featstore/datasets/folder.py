@@ -18,14 +18,13 @@ from featstore.datasets.reading import (
     Row,
     file_names,
     is_file,
-    is_plain,
     read_image,
     read_rows,
-    shown,
     subfolders,
 )
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
 from featstore.errors import DatasetError
+from featstore.plain_text import is_plain, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """What image files end in, in lower or upper case."""

@@ -45,7 +45,7 @@ def read_numeric_variable(data: bytes, name: str) -> NDArray[np.float64] | None:
 
 
 def _find(data: bytes, name: bytes) -> NDArray[np.float64] | None:
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    order = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(data[124:128])
     # A zero among the first four bytes is how readers tell version 4, which has another layout.
     if order is None or 0 in data[:4]:
         raise ValueError("not of MATLAB's versions 5 to 7")

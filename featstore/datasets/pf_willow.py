@@ -22,6 +22,7 @@ from featstore.datasets.reading import (
 )
 from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
+from featstore.plain_text import shown
 
 EXPECTED = "test_pairs.csv"
 """The list file that a root of this dataset holds, for error sentences."""
@@ -73,12 +74,13 @@ def _record(root: Path, row: Row, column: str) -> ImageRecord:
     path = check_inside(row.text(column), row.where)
     if len(path.parts) < 2:
         raise DatasetError(
-            f"{row.where}: {column} is {str(path)!r}, without its category's folder; "
+            f"{row.where}: {column} is {shown(str(path))}, without its category's folder; "
             "list it as PF-dataset/<category>/<file>."
         )
     if not is_file(root / path):
         raise DatasetError(
-            f"{row.where}: names the image {path}, which is not in {root}; restore the image or remove the row."
+            f"{row.where}: names the image {shown(str(path))}, which is not in {root}; restore the image or "
+            "remove the row."
         )
     return ImageRecord(id=f"{path.parts[-2]}/{path.stem}", category=path.parts[-2], file=str(path))
 

@@ -23,7 +23,7 @@ MAX_PIXELS = 1 << 27
 _MAX_SCANNED = 10**11
 """Pixels times scans of a JPEG: 20 s of decoding. A scan of a progressive one may take 100 bytes and as long as any."""
 
-_START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 _WIDTH, _LENGTH, _ORIENTATION = 256, 257, 274
 """Tags of TIFF and EXIF."""
@@ -78,9 +78,7 @@ def decode_picture(opened: ImageFile, data: bytes) -> None:
     """Decode all pixels. Raises `ValueError` where that would take too long or the file does not hold them all, and
     whatever Pillow raises where it is damaged."""
     if opened.format in ("JPEG", "MPO"):
-        scans = data.count(_START_OF_SCAN)
-        if scans * opened.width * opened.height > _MAX_SCANNED:
-            raise ValueError(f"it has {scans} scans, which no camera or program writes; save it again")
+        _check_scans(opened, data)
     if not isinstance(opened, TiffImageFile):
         opened.load()
         return
@@ -91,6 +89,27 @@ def decode_picture(opened: ImageFile, data: bytes) -> None:
         raise ValueError(f"it is truncated: it holds {covered[0]}x{covered[1]} of its pixels")
     with quiet_libtiff:
         opened.load()
+
+
+def _check_scans(opened: ImageFile, data: bytes) -> None:
+    first = _first_scan(data)
+    scans = data.count(_START_OF_SCAN, first)
+    if scans * opened.width * opened.height > _MAX_SCANNED:
+        raise ValueError(f"it has {scans} scans, which no camera or program writes; save it again")
+    # Zeros, in the place of what is missing, would decode to something.
+    if data.find(_END_OF_IMAGE, first) < 0:
+        raise ValueError("it is truncated: it has no end mark")
+
+
+def _first_scan(data: bytes) -> int:
+    """Where a JPEG's first scan begins, behind the segments that may hold a whole thumbnail, or where these are
+    damaged."""
+    at = 2
+    while (marker := data[at : at + 2]) != _START_OF_SCAN:
+        if len(marker) < 2 or marker[0] != 0xFF:
+            return at
+        at += 1 if marker[1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at
 
 
 def as_stored(picture: Image.Image, opened: ImageFile, orientation: int) -> Image.Image:

@@ -30,6 +30,7 @@ from featstore.datasets.picture_file import (
 from featstore.datasets.quiet_pillow import quiet_pillow
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError
+from featstore.plain_text import one_line
 
 
 def decode(image: ImageRecord, data: bytes) -> Image.Image:
@@ -113,5 +114,4 @@ def _reason(error: Exception) -> str:
         return "it has more pixels than is safe to decode"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
-    words = " ".join(str(error).split())[:200]
-    return words if words and words.isprintable() else f"it is damaged ({type(error).__name__})"
+    return one_line(error) if str(error) else f"it is damaged ({type(error).__name__})"

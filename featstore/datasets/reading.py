@@ -6,25 +6,19 @@ import io
 import math
 import re
 import stat
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord
 from featstore.errors import DatasetError, ImageError
+from featstore.plain_text import is_plain, shown
 
 LARGEST_LIST = 64 << 20
 """Bytes of a list or an annotation that is read: some million rows."""
 
 LARGEST_IMAGE = 512 << 20
 """Bytes of an image file that is read: more than the largest picture takes uncompressed."""
-
-_LONGEST = 1000
-"""Characters of a name or a path in a list."""
-
-_NOT_PLAIN = ("Cc", "Cs", "Zl", "Zp")
-"""Control characters, bytes that were no UTF-8, and the separators of lines and paragraphs."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """What float() takes beyond it (1_000, nan, digits of other scripts) is a slip in a list."""
@@ -70,16 +64,6 @@ class Row:
                 f"{self.where}: {column} is {value:g}, which is no coordinate in pixels; correct the file."
             )
         return value
-
-
-def is_plain(text: str) -> bool:
-    """Whether a text can be a name: one line without control characters that every table and store can hold."""
-    return len(text) <= _LONGEST and not any(unicodedata.category(letter) in _NOT_PLAIN for letter in text)
-
-
-def shown(text: str) -> str:
-    """Text from a file as a sentence may quote it: on one line, no longer than a line."""
-    return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
 def read_limited(path: Path, limit: int) -> bytes:

@@ -14,16 +14,15 @@ from featstore.datasets.reading import (
     all_lists,
     entry_names,
     is_file,
-    is_plain,
     read_image,
     read_lines,
-    shown,
     sorted_images,
     split_list,
 )
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
 from featstore.datasets.spair_annotation import read_annotation
 from featstore.errors import DatasetError
+from featstore.plain_text import is_plain, shown
 
 EXPECTED = "Layout/large/{trn,val,test}.txt"
 """The list files that a root of this dataset holds, for error sentences."""
@@ -123,7 +122,7 @@ class _Photographs:
         file = f"JPEGImages/{category}/{stem}.jpg"
         if f"{stem}.jpg" not in self.names[category]:
             raise DatasetError(
-                f"{entry.where}: names the image {file}, which is not in {self.root}; "
+                f"{entry.where}: names the image {shown(file)}, which is not in {self.root}; "
                 "restore the image or remove the line."
             )
         return ImageRecord(id=f"{category}/{stem}", category=category, file=file)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from featstore.datasets.reading import is_plain, read_bytes
+from featstore.datasets.reading import read_bytes
 from featstore.datasets.records import LARGEST_COORDINATE, Box, Difficulty, Points
 from featstore.errors import DatasetError
+from featstore.plain_text import is_plain, one_line
 
 _LEVELS = {"viewpoint_variation": 2, "scale_variation": 2, "truncation": 3, "occlusion": 3}
 """The highest value of each difficulty flag; the lowest is 0."""
@@ -38,7 +39,7 @@ def read_annotation(path: Path) -> Annotation:
     try:
         content = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, or undecodable text
-        raise DatasetError(f"{path} is no valid JSON ({error}); restore it from SPair-71k.") from error
+        raise DatasetError(f"{path} is no valid JSON ({one_line(error)}); restore it from SPair-71k.") from error
     if not isinstance(content, dict):
         raise _wrong(path, "its content is no JSON object")
     keypoints = _keypoint_names(path, content)
