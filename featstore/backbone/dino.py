@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BitImageProcessorPil, Dinov2Model
 
@@ -71,7 +72,7 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
         with quiet_libraries():
             network = Dinov2Model.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
             processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded as a DINOv2: {str(error).splitlines()[0]}") from error
     return Dino(network.to(device).eval().requires_grad_(False), processor)
 
