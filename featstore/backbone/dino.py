@@ -17,6 +17,7 @@ from featstore.backbone.location import ModelLocation, probe_hub
 from featstore.backbone.memory import saying_batch_size
 from featstore.backbone.quiet import quiet_libraries
 from featstore.errors import ModelError
+from featstore.plain_text import one_line
 
 HUB_NAME = "facebook/dinov2-base"
 """DINOv2-ViT-B/14, SD4Match's."""
@@ -73,7 +74,7 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
             network = Dinov2Model.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
             processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a DINOv2: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder} cannot be loaded as a DINOv2: {one_line(error)}") from error
     return Dino(network.to(device).eval().requires_grad_(False), processor)
 
 

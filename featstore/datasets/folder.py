@@ -1,7 +1,7 @@
 """Anybody's photographs: subfolders are categories.
 
     <root>/<category>/<stem>.jpg
-    <root>/keypoints.csv          image,name,x,y        optional; pixels of the original image
+    <root>/keypoints.csv          image,name,x,y        optional; pixels of the image as stored (EXIF does not turn it)
     <root>/pairs.csv              source,target         optional; else all ordered pairs that share a keypoint
 
 An image is named in both lists by `<category>/<file name>` or `<category>/<stem>`.
@@ -14,14 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.datasets.reading import (
-    Row,
-    file_names,
-    is_file,
-    read_image,
-    read_rows,
-    subfolders,
-)
+from featstore.datasets.reading import Row, file_names, is_file, read_image, read_rows, subfolders
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
 from featstore.errors import DatasetError
 from featstore.plain_text import is_plain, shown

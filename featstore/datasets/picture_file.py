@@ -18,7 +18,7 @@ MAX_SIDE = 32_768
 """Pixels: the longest panorama of a camera is shorter, and a strip longer than that is no photograph."""
 
 MAX_PIXELS = 1 << 27
-"""134 million: no single photograph is larger. Decoding takes 8 bytes a pixel, about 1 GB at most."""
+"""134 million: no single photograph is larger. Decoding takes 8 to 12 bytes a pixel, 1.6 GB at most."""
 
 _MAX_SCANNED = 10**11
 """Pixels times scans of a JPEG: 20 s of decoding. A scan of a progressive one may take 100 bytes and as long as any."""

@@ -18,7 +18,7 @@ LARGEST_LIST = 64 << 20
 """Bytes of a list or an annotation that is read: some million rows."""
 
 LARGEST_IMAGE = 512 << 20
-"""Bytes of an image file that is read: more than the largest picture takes uncompressed."""
+"""Bytes of an image file that is read: about what the largest picture takes uncompressed, with transparency."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """What float() takes beyond it (1_000, nan, digits of other scripts) is a slip in a list."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from featstore.backbone.demo_model import demo_folder
+from featstore.backbone.dino import load_dino
 from featstore.backbone.fingerprint import fingerprint
 from featstore.backbone.load import load_text_encoder, load_unet, load_vae_encoder
 from featstore.backbone.location import COMPONENTS, locate
@@ -116,6 +118,15 @@ def test_truncated_weights_are_named(small_model: Path, tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:-100])
         with pytest.raises(ModelError, match=f"{component} cannot be loaded"):
             loader(locate(str(copy)), torch.device("cpu"), torch.float32)
+
+
+def test_a_truncated_dino_is_named(tmp_path: Path) -> None:
+    copy = tmp_path / "dino"
+    shutil.copytree(demo_folder() / "dinov2", copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot be loaded as a DINOv2: Error while deserializing"):
+        load_dino(copy, torch.device("cpu"), torch.float32)
 
 
 def test_a_hub_that_cannot_be_reached_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
