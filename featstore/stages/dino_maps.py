@@ -144,7 +144,7 @@ def require_dino_maps(
 
 def _left(store: Store, found: FoundDino, rows: Sequence[int]) -> Needed:
     cost = estimate_dino_maps(store, rows, found)
-    return Needed(cost.bytes_to_write, cost.images)
+    return Needed(cost.bytes_to_write, cost.images, 1)
 
 
 def _kept(store: Store, rows: Sequence[int], asked: AskedDino, compute: Compute) -> MadeDinoMaps | None:

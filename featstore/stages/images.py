@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.datasets.pixels import image_key, original_size
+from featstore.datasets.pixels import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
@@ -43,25 +43,33 @@ class Survey:
 
 
 def survey_images(dataset: Dataset, progress: Progress) -> Survey:
-    """Read and hash every image's bytes, and its header. Broken images are not raised: encoding them will say."""
+    """Read and hash every image's bytes, and its header. Broken images are not raised: encoding them will say. Images
+    that ask to be turned are noted once (`featstore.datasets.pixels`)."""
     records = dataset.images()
     progress.start("reading images", len(records), "images")
 
-    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int]]:
+    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int], int]:
         key = None
         try:
             data = dataset.read(record)
             key = image_key(record, data)
-            return key, original_size(record, data)
+            return key, original_size(record, data), exif_orientation(record, data)
         except ImageError:
-            return key, (0, 0)
+            return key, (0, 0), 1
 
-    keys, sizes = [], []
+    keys, sizes, turned = [], [], []
     with ThreadPoolExecutor(READERS) as pool:
-        for key, size in pool.map(inspect, records):
+        for record, (key, size, orientation) in zip(records, pool.map(inspect, records), strict=True):
             keys.append(key)
             sizes.append(size)
+            if orientation != 1:
+                turned.append(record.id)
             progress.advance()
+    if turned:
+        progress.note(
+            f"{len(turned)} images of {dataset.name}, e.g. {turned[0]}, ask to be turned when they are shown (EXIF "
+            "orientation); their pixels are taken as stored, and keypoints must count in those."
+        )
     return Survey(records, tuple(keys), np.array(sizes, dtype=np.int32).reshape(-1, 2))
 
 

@@ -166,7 +166,7 @@ class _Makers:
 
 def _find_dino(store: Store, model: Model) -> tuple[DinoName, Path] | None:
     """The DINOv2 of a store's tokens: the model's own, or the one that they name."""
-    from featstore.backbone.dino import locate_dino
+    from featstore.backbone.dino_location import locate_dino
 
     made_by = store.attributes(PATCH_TOKENS.split("/")[0])
     for name in (None, str(made_by.get("id"))):
