@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import cache, demo, doctor, evaluate, grid, match, prompts, train
+from cli import cache, cache_care, compare, demo, doctor, evaluate, grid, match, prompts, score, train
 
 EXIT_INPUT = 2
 EXIT_FAULT = 1
@@ -78,8 +78,14 @@ def _options(
     """Options of every command."""
 
 
+cache.app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify)
+cache.app.command("prune", epilog=cache_care.PRUNE_EXAMPLES)(cache_care.prune)
+cache.app.command("pack", epilog=cache_care.PACK_EXAMPLES)(cache_care.pack)
+cache.app.command("unpack")(cache_care.unpack)
 app.add_typer(cache.app, name="cache")
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("score", epilog=score.EXAMPLES)(score.score)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("match", epilog=match.EXAMPLES)(match.match)

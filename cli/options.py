@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featstore.backbone.dino_name import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from featstore.stages.compute import Compute
     from featstore.store.store import Store
     from matcher.geometry import Geometry
+    from matcher.pairs import Frame
+    from matcher.pck import Average
     from matcher.readout import Readout
 
 DEFAULT_STORE = Path("dualsd.zarr")
@@ -24,6 +28,8 @@ DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
 TEXT_TIMESTEPS = {2: 261, 3: 200}
 LEARNED_TIMESTEPS = {2: 50, 3: 200}
 """The report's weights, and its timesteps for inference with a text prompt and with learned ones."""
+DINO_WEIGHTS = (0.5, 0.5)
+"""SD4Match's code's, of a layer and `dino`."""
 STEP = 50
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The store's folder.", show_default=True)]
@@ -45,13 +51,16 @@ SizeOption = Annotated[
     typer.Option("--size", help="Side S in pixels that images are resized to.", show_default="the model's own"),
 ]
 LayersOption = Annotated[
-    str, typer.Option("--layers", help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3.")
+    str,
+    typer.Option(
+        "--layers", help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3, and dino (DINOv2)."
+    ),
 ]
 TimestepsOption = Annotated[
     str | None,
     typer.Option(
         "--t",
-        help="One timestep a layer, e.g. 261,200.",
+        help="One timestep a layer of the UNet, e.g. 261,200.",
         show_default="261 for layer 2, 200 for 3; with learned prompts 50 and 200",
     ),
 ]
@@ -73,13 +82,28 @@ FallbackOption = Annotated[
 ]
 DinoOption = Annotated[
     str | None,
-    typer.Option("--dino", help="For cpm: a folder or hub name.", show_default="the model's own, or DINOv2-B/14"),
+    typer.Option(
+        "--dino",
+        help="DINOv2 for cpm and the layer dino: a folder or hub name.",
+        show_default="the model's own, or B/14",
+    ),
+]
+DinoSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--dino-size",
+        metavar="PIXELS",
+        help="Side that images are resized to for the layer dino, a multiple of its patch.",
+        show_default="840, or what a small DINOv2 was trained on",
+    ),
 ]
 EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
 ReadoutsOption = Annotated[
     str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax, window, pixel.")
 ]
-AlphasOption = Annotated[str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1.")]
+AlphasOption = Annotated[
+    str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.")
+]
 GeometryOption = Annotated[str, typer.Option("--geometry", help="Pixel to cell: corners (SD4Match) or half-pixel.")]
 UpsampleOption = Annotated[str, typer.Option("--upsample", help="Upsample the finest map, bicubically, e.g. 2x.")]
 AlignOption = Annotated[
@@ -97,6 +121,16 @@ SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Go on past images that cannot be read and list them at the end.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to FILE as JSON.", metavar="FILE")]
+CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a number to FILE.")]
+ByOption = Annotated[str, typer.Option("--by", help="Average: image or point.")]
+FrameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--frame",
+        help="Where distances and theta are measured: in resized or original images.",
+        show_default="each readout's own: original for pixel, else resized",
+    ),
+]
 
 
 def parse_numbers(text: str, what: str) -> tuple[float, ...]:
@@ -109,6 +143,8 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """`2,3` to layers. Raises `InputError` for one that is not in 1..4 or is named twice."""
+    if DINO in (part.strip() for part in text.split(",")):
+        raise InputError("The layer dino is for `eval` and `cache maps` only: here --layers takes layers from 1 to 4.")
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise InputError(f"--layers takes layers from 1 to 4 separated by commas, not {text!r}.")
     layers = tuple(int(part) for part in text.split(","))
@@ -157,7 +193,8 @@ def timesteps_for(
 
 
 def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
-    """One weight a layer: those typed, else 1 for a single layer and the report's for 2 and 3."""
+    """One weight a layer: those typed, else 1 for a single layer, the report's for 2 and 3, and SD4Match's half and
+    half for any with `dino`."""
     if text is not None:
         from matcher.fusion import check_weights
 
@@ -170,6 +207,8 @@ def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
         return (1.0,)
     if all(layer in ("2", "3") for layer in layers):
         return tuple(DUAL_WEIGHTS[int(layer)] for layer in layers)
+    if len(layers) == 2 and DINO in layers:
+        return DINO_WEIGHTS
     raise InputError(f"There are no default weights for layers {','.join(layers)}: give one a layer with --weights.")
 
 
@@ -205,11 +244,36 @@ def weightings_for(layers: tuple[int, ...], text: str | None) -> tuple[tuple[flo
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """Thresholds in (0, 1]. Raises `InputError` for others."""
-    alphas = parse_numbers(text, "--alphas")
+    """Thresholds in (0, 1]: `0.05,0.1`, or `0.01..0.2:0.01`, which is exactly those 20 decimals. Raises `InputError`
+    for others."""
+    alphas: list[float] = []
+    for part in text.split(","):
+        if ".." in part:
+            alphas += _alphas_between(part)
+        else:
+            alphas += parse_numbers(part, "--alphas")
     if not all(0 < alpha <= 1 for alpha in alphas):
         raise InputError(f"--alphas are fractions of theta, above 0 and at most 1, not {text!r}.")
     return tuple(dict.fromkeys(alphas))
+
+
+MOST_ALPHAS = 1000
+
+
+def _alphas_between(part: str) -> list[float]:
+    """`a..b:step` in decimal numbers: multiples of a float such as 0.01 would miss the floats that are typed."""
+    matched = re.fullmatch(r"\s*([\d.]*?\d)\.\.([\d.]+):([\d.]+)\s*", part)
+    try:
+        if matched is None:
+            raise InvalidOperation
+        first, last, step = (Decimal(number) for number in matched.groups())
+    except InvalidOperation:
+        raise InputError(f"--alphas {part} is no range: write one like 0.01..0.2:0.01, with its step.") from None
+    if step <= 0 or last < first:
+        raise InputError(f"--alphas {part} is an empty range: it must rise, by a positive step.")
+    if (last - first) / step >= MOST_ALPHAS:
+        raise InputError(f"--alphas {part} is more than {MOST_ALPHAS} thresholds: take a larger step.")
+    return [float(first + place * step) for place in range(int((last - first) / step) + 1)]
 
 
 def parse_readouts(text: str) -> "tuple[Readout, ...]":
@@ -222,6 +286,26 @@ def parse_readouts(text: str) -> "tuple[Readout, ...]":
         if name not in known:
             raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
     return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def parse_average(text: str) -> "Average":
+    """`image` or `point`."""
+    from matcher.pck import Average
+
+    try:
+        return Average(text)
+    except ValueError:
+        raise InputError(f"--by is image or point, not {text!r}.") from None
+
+
+def parse_frame(text: str | None) -> "Frame | None":
+    """`resized` or `original`."""
+    from matcher.pairs import Frame
+
+    try:
+        return None if text is None else Frame(text)
+    except ValueError:
+        raise InputError(f"--frame is resized or original, not {text!r}.") from None
 
 
 def parse_geometry(text: str, option: str) -> "Geometry":

@@ -1,5 +1,6 @@
 """Where a Stable Diffusion lies: an alias, a Hugging Face hub name or a local folder, resolved to a folder on disk."""
 
+import json
 import re
 import threading
 import urllib.error
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from featstore.backbone.demo_model import demo_folder
 from featstore.errors import ModelError
+from featstore.plain_text import one_line, shown
 
 ALIASES = {
     # stabilityai/stable-diffusion-2-1 was withdrawn from the hub in November 2025; this is the community's mirror.
@@ -17,6 +19,10 @@ ALIASES = {
 }
 DEMO = "demo"
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+WAY_OUT = (
+    f"a local folder in diffusers' layout works in place of the name, and {ALIASES['sd2-1']!r} mirrors SD 2-1, which "
+    "stabilityai withdrew."
+)
 PROBE_SECONDS = 2.0
 """The hub answers within this time or counts as unreachable (its own client would retry for 23 s)."""
 
@@ -89,14 +95,11 @@ def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
         return None
 
 
-def probe_hub(hub_name: str) -> None:
-    """Raise `ModelError` unless the hub says, in time, that it has the model; nothing is downloaded."""
+def probe_hub(hub_name: str, way_out: str = WAY_OUT) -> None:
+    """Raise `ModelError` unless the hub says, in time, that it has the model; nothing is downloaded. way_out: what the
+    sentence ends in."""
     from huggingface_hub import constants, get_token
 
-    way_out = (
-        f"a local folder in diffusers' layout works in place of the name, and {ALIASES['sd2-1']!r} mirrors SD 2-1, "
-        "which stabilityai withdrew."
-    )
     if constants.HF_HUB_OFFLINE:
         raise ModelError(f"The model {hub_name!r} is not in the local cache and HF_HUB_OFFLINE is set: {way_out}")
     outcome: list[str | int] = []
@@ -144,4 +147,21 @@ def _checked(folder: Path) -> Path:
                 f"{folder / component} has no {weights}.safetensors: dualsd reads safetensors only, never pickles; "
                 "convert the model once with diffusers' save_pretrained."
             )
+        _check_index(folder / component / f"{weights}.safetensors.index.json")
     return folder
+
+
+def _check_index(index: Path) -> None:
+    """Raise `ModelError` where a list of shards is damaged or names pickles, which the libraries would read."""
+    if not index.is_file():
+        return
+    try:
+        files = {str(file) for file in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} is no list of weights ({one_line(error)}): download the model again.") from error
+    pickles = sorted(file for file in files if not file.endswith(".safetensors"))
+    if pickles:
+        raise ModelError(
+            f"{index} names {shown(pickles[0])}: dualsd reads safetensors only, never pickles; convert the model once "
+            "with diffusers' save_pretrained."
+        )
