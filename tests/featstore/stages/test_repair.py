@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featstore.backbone.dino import locate_dino
+from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.dino_name import DinoName
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
