@@ -1,0 +1,97 @@
+"""Every `dualsd ...` that README or a page of the documentation names can be typed."""
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from cli.main import app
+from tests.docs.pages import DOCS, ROOT, blocks
+
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+SHELL = ("", "sh", "console", "bash")
+"""Languages of blocks that hold commands; README's have none."""
+
+
+def commands_in_blocks() -> list[tuple[str, str]]:
+    """(page, command) of each line that starts with it, torchrun's among them."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            for line in block.text.replace("\\\n", " ").splitlines() if block.language in SHELL else ():
+                command = re.match(r"\s*(?:\$ )?(?:torchrun .*--no-python )?(dualsd .*)", line)
+                if command is not None:
+                    found.append((page.name, command.group(1)))
+    return found
+
+
+def commands_in_text() -> list[tuple[str, str]]:
+    """(page, command) of each that is named in running text, often without what it needs."""
+    found = []
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        found += [(page.name, named) for named in re.findall(r"`(dualsd [^`]*)`", prose.replace("\n", " "))]
+    return found
+
+
+def resolve(line: str) -> tuple[Any, list[str]]:
+    """The command that a line names, and its arguments. Fails for one that does not exist."""
+    name, *arguments = shlex.split(line, comments=True)
+    command: Any = get_command(app)
+    while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        assert name in command.commands, f"there is no command {name!r} in: {line}"
+        command = command.commands[name]
+    return command, arguments
+
+
+def parse(line: str) -> None:
+    """Fails where the command line would be refused before anything is done."""
+    command, arguments = resolve(line)
+    command.make_context(command.name, arguments)
+
+
+def check_options(line: str) -> None:
+    """Fails for options that the command does not have."""
+    command, arguments = resolve(line)
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    typed = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    assert not typed - known, f"no such option: {line}"
+
+
+@pytest.mark.parametrize(("page", "line"), commands_in_blocks())
+def test_a_command_of_a_block_parses(page: str, line: str) -> None:
+    parse(line)
+
+
+@pytest.mark.parametrize(("page", "line"), commands_in_text())
+def test_a_command_of_the_text_exists(page: str, line: str) -> None:
+    check_options(line)
+
+
+def test_pages_name_commands_in_both_ways() -> None:
+    pages = {page for page, _ in commands_in_blocks()}
+    assert {"README.md", "index.md", "tutorial.md", "numbers.md", "your-features.md", "store.md"} <= pages
+    assert len(commands_in_text()) > 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dualsd evaluate",
+        "dualsd eval --layer 2",
+        "dualsd cache make",
+        "dualsd match a.jpg b.jpg",
+        "dualsd train --steps x",
+    ],
+)
+def test_what_cannot_be_typed_is_noticed(line: str) -> None:
+    with pytest.raises(Exception, match=r"no command|No such option|[Mm]issing|a valid integer"):
+        parse(line)
+
+
+def test_an_unknown_option_in_the_text_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="no such option"):
+        check_options("dualsd eval --frames original")
