@@ -1,7 +1,7 @@
 """`dualsd eval`: PCK of cached maps, or of anybody's features."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -103,7 +103,7 @@ def evaluate(
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a number to FILE.")] = None,
-) -> None:
+) -> Any:  # a Result; typer would look the name up at run time
     """Match the keypoints of a split's pairs and print PCK by category.
 
     Maps, noisy latents and latents that are not cached are made and kept. With --features no store and no model is
@@ -172,6 +172,7 @@ def evaluate(
     write_json(json, result.to_json())
     rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
     write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
+    return result
 
 
 CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")

@@ -20,7 +20,7 @@ from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.pck import PckTable, tabulate
+from matcher.pck import MatchedPair, PckTable, tabulate
 from matcher.readout import Readout
 from matcher.report import to_json
 
@@ -37,13 +37,15 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A PCK table with what it was measured on. features: where the maps came from, for the record."""
+    """A PCK table with what it was measured on. features: where the maps came from, for the record. matched: the pairs
+    with what was predicted."""
 
     dataset: str
     split: str
     scoring: Scoring
     features: Mapping[str, Any]
     table: PckTable
+    matched: tuple[MatchedPair, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd eval --json` writes it; PCK values are fractions."""
@@ -160,4 +162,4 @@ def score(
     matched = evaluate(
         pairs, maps, scoring.layers, scoring.readouts, scoring.settings, device, on_pair=progress.advance
     )
-    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas))
+    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas), tuple(matched))

@@ -126,7 +126,7 @@ def score_pairwise(
     matched: list[MatchedPair] = []
     for pair, own in maps.of(pairs, progress):
         matched += evaluate([pair], own, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
-    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas))
+    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas), tuple(matched))
 
 
 def score_grid_pairwise(

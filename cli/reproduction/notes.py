@@ -1,0 +1,59 @@
+"""What a reader of a reproduced table has to know."""
+
+from collections.abc import Mapping
+
+from cli.reproduction.layout import OUTSIDE
+from cli.reproduction.paper import contradictions
+from cli.reproduction.plan import DEMO, Plan
+
+
+def notes(plan: Plan, model: str, train_steps: int | None, failures: Mapping[str, str]) -> list[str]:
+    """Sentences, the weightiest first. model: by the name it was asked for. train_steps: to which trainings were cut
+    short, None for their own length. failures: a sentence a training or cell that could not be run."""
+    found = [
+        "PCK in percent, image average, nearest neighbour (`dualsd recipes NAME` shows every setting); 95 % intervals, "
+        f"images resampled; difference: ours minus the paper's, {OUTSIDE} where the paper's lies outside our interval.",
+        *stand_ins(plan),
+    ]
+    if model == DEMO:
+        found.append(
+            "The model is the demo's, drawn pictures are all it knows: its figures say nothing of Stable Diffusion's."
+        )
+    if train_steps is not None and plan.trainings:
+        found.append(f"Trainings were cut short to {train_steps} steps.")
+    found += missing(plan)
+    found += [f"{name} was not run: {sentence}" for name, sentence in failures.items()]
+    return [*found, *contradictions(plan.table)]
+
+
+def stand_ins(plan: Plan) -> list[str]:
+    """What the demo stands for."""
+    found = []
+    sets = dict.fromkeys(
+        row.trained_on
+        for row in plan.rows
+        for column in plan.columns
+        if (cell := plan.cells.get((row.name, column.dataset))) is not None
+        and cell.training is not None
+        and row.trained_on not in (None, cell.training.dataset)
+    )
+    if sets:
+        found.append(
+            f"The demo's own trn stands for the training set(s) {' and '.join(map(str, sets))}: prompts are trained on "
+            "it once, and rows that differ in the training set alone show the same figures."
+        )
+    found += [
+        f"The demo's own test split stands for {' and '.join(column.stands_for)}: the paper's figures beside it are of "
+        f"{column.stands_for[0]}, to show which rows it has ahead, and no difference is taken."
+        for column in plan.columns
+        if column.is_stand_in
+    ]
+    return found
+
+
+def missing(plan: Plan) -> list[str]:
+    """Which cells lack which datasets."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for (row, dataset), names in plan.missing.items():
+        lacking.setdefault(names, []).append(f"{row} on {dataset}")
+    return [f"Not run, for want of {' and '.join(names)}: {', '.join(cells)}." for names, cells in lacking.items()]
