@@ -1,5 +1,6 @@
 """`dualsd reproduce`: the report's tables, run and set beside its figures."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -145,16 +146,18 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     from cli.reproduction.comparison import compare, to_json
     from cli.reproduction.layout import blocks, to_latex, to_markdown
     from cli.reproduction.notes import notes
-    from cli.reproduction.pricing import print_cost
+    from cli.reproduction.pricing import prices, print_prices
     from cli.reproduction.run import commands, pieces, run_pieces, survey
 
     found = survey(place, plan)
     if found.figures:
         say(f"{len(found.figures)} cell(s) were scored before")
     left = pieces(place, found)
-    if left:
-        print_cost(place, left)
+    priced = prices(place, left) if left else []
+    if priced:
+        print_prices(place, priced)
     if dry_run:
+        write_json(json, {"table": plan.table.name, "left": [asdict(price) for price in priced]})
         say("The same by hand, e.g. to train with torchrun (reproduce goes on from runs that it finds):")
         for command in commands(place, found):
             say(f"  {command}")

@@ -12,7 +12,7 @@ from cli.progress import TerminalProgress
 from cli.recipe_options import to_command
 from cli.reproduction.cells import digest_of
 from cli.reproduction.plan import DEMO
-from cli.reproduction.pricing import Piece, print_cost
+from cli.reproduction.pricing import Piece, prices, print_prices
 from cli.reproduction.work import Work
 from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
@@ -51,7 +51,7 @@ def reproduce_figure(place: Workplace, dry_run: bool) -> None:
     if arguments["json"].is_file():
         say(f"Figure 2 was made before: {folder} has its pictures and numbers")
         return
-    print_cost(place, [Piece("figure2", _work(place, dataset, pairs))])
+    print_prices(place, prices(place, [Piece("figure2", _work(place, dataset, pairs))]))
     command = f"{to_command('grid', arguments)} --stream"
     if dry_run:
         say(f"The same by hand:\n  {to_command('cache build', place.build_arguments(dataset))}\n  {command}")

@@ -17,23 +17,50 @@ class Piece:
     work: Work
 
 
-def print_cost(place: Workplace, left: Sequence[Piece]) -> None:
-    """Piece by piece and in all: passes, bytes, and the time that a short calibration on this machine foresees."""
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a piece takes. encode: VAE passes. passes: of the UNet, backward: with a gradient. pairs: to be matched.
+    bytes_to_write: of stores' rows. seconds: as foreseen."""
+
+    name: str
+    encode: int
+    passes: int
+    backward: int
+    pairs: int
+    bytes_to_write: int
+    seconds: float
+
+
+def prices(place: Workplace, left: Sequence[Piece]) -> list[Price]:
+    """Of each piece, and of all together, last; the times from a short calibration on this machine."""
     total = Work()
     for piece in left:
         total |= piece.work
     pace = calibrate(place.model, total, place.compute)
+    return [
+        Price(
+            name=piece.name,
+            encode=len(piece.work.latents),
+            passes=sum(piece.work.passes.values()),
+            backward=sum(piece.work.backward.values()),
+            pairs=sum(piece.work.matched.values()),
+            bytes_to_write=place.bytes_of(piece.work),
+            seconds=pace.seconds(piece.work),
+        )
+        for piece in (*left, Piece("all", total))
+    ]
+
+
+def print_prices(place: Workplace, found: Sequence[Price]) -> None:
+    """Piece by piece, and whether the disk holds it."""
     rows = [
         [
-            piece.name,
-            f"{len(piece.work.latents)}",
-            f"{sum(piece.work.passes.values())}",
-            f"{sum(piece.work.backward.values())}",
-            f"{sum(piece.work.matched.values())}",
-            human_bytes(place.bytes_of(piece.work)),
-            spell_seconds(pace.seconds(piece.work)),
+            price.name,
+            *map(str, (price.encode, price.passes, price.backward, price.pairs)),
+            human_bytes(price.bytes_to_write),
+            spell_seconds(price.seconds),
         ]
-        for piece in (*left, Piece("all", total))
+        for price in found
     ]
     header = ["what is left", "VAE passes", "UNet passes", "with gradient", "pairs", "to write", "about"]
     print_table("What it takes; what several need is counted where it is made first", header, rows)
@@ -41,7 +68,7 @@ def print_cost(place: Workplace, left: Sequence[Piece]) -> None:
         f"times from a short calibration on this machine ({place.compute.device}, {place.compute.dtype_name}, batches "
         f"of {place.compute.batch_size}); reading, writing and DINOv2 are not in them"
     )
-    print_disk(place.folder, place.bytes_of(total))
+    print_disk(place.folder, found[-1].bytes_to_write)
 
 
 def spell_seconds(seconds: float) -> str:
