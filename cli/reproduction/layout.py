@@ -64,11 +64,10 @@ def _by_category(comparison: Comparison, column: Column) -> Block:
         for alpha in plan.table.alphas:
             own = [comparison.of(row, column, category, alpha) for category in categories]
             with_interval = [*map(_mean, own[:-1]), _ours(own[-1])]  # of `all` alone: 18 more would be too wide
-            rows += [
-                (row.name, f"ours @{alpha:g}", *with_interval),
-                ("", "paper", *map(_paper, own)),
-                ("", "difference", *map(_difference, own)),
-            ]
+            rows.append((row.name, f"ours @{alpha:g}", *with_interval))
+            rows.append(("", _paper_name(column), *map(_paper, own)))
+            if not column.is_stand_in:
+                rows.append(("", "difference", *map(_difference, own)))
     return Block(_title(plan, column), ("method", "", *categories), tuple(rows), left_columns=2)
 
 
@@ -78,15 +77,23 @@ def _title(plan: Plan, column: Column) -> str:
 
 
 def _header(plan: Plan, column: Column) -> Iterator[str]:
-    paper = f"paper, {column.stands_for[0]}" if column.is_stand_in else "paper"
     for alpha in plan.table.alphas:
-        yield from (f"@{alpha:g}", paper, "difference")
+        yield from (f"@{alpha:g}", _paper_name(column))
+        if not column.is_stand_in:
+            yield "difference"
 
 
 def _numbers(comparison: Comparison, row: Row, column: Column, category: str) -> Iterator[str]:
     for alpha in comparison.plan.table.alphas:
         one = comparison.of(row, column, category, alpha)
-        yield from (_ours(one), _paper(one), _difference(one))
+        yield from (_ours(one), _paper(one))
+        if not column.is_stand_in:
+            yield _difference(one)
+
+
+def _paper_name(column: Column) -> str:
+    """Beside a stand-in the paper's figures are of other data, and no difference is taken."""
+    return f"paper, {column.stands_for[0]}" if column.is_stand_in else "paper"
 
 
 def _ours(one: Compared) -> str:

@@ -39,11 +39,11 @@ def stand_ins(plan: Plan) -> list[str]:
     )
     if sets:
         found.append(
-            f"The demo's own trn stands for the training set(s) {' and '.join(map(str, sets))}: prompts are trained on "
+            f"The demo's own trn stands for the training set(s) {', '.join(map(str, sets))}: prompts are trained on "
             "it once, and rows that differ in the training set alone show the same figures."
         )
     found += [
-        f"The demo's own test split stands for {' and '.join(column.stands_for)}: the paper's figures beside it are of "
+        f"The demo's own test split stands for {', '.join(column.stands_for)}: the paper's figures beside it are of "
         f"{column.stands_for[0]}, to show which rows it has ahead, and no difference is taken."
         for column in plan.columns
         if column.is_stand_in
