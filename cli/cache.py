@@ -2,15 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options
+from cli.layer_names import check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     BatchOption,
     DatasetOption,
     DeviceOption,
+    DinoOption,
+    DinoSizeOption,
     DtypeOption,
     EnsembleOption,
     FallbackOption,
@@ -25,6 +28,11 @@ from cli.options import (
     StoreOption,
     TimestepsOption,
 )
+from featstore.backbone.dino_name import DINO
+
+if TYPE_CHECKING:
+    from featstore.stages.dino_maps import DinoCost
+    from featstore.stages.needed import MapsCost
 
 app = typer.Typer(no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
 
@@ -37,6 +45,7 @@ BUILD_EXAMPLES = (
 MAPS_EXAMPLES = (
     "Examples:\n\n"
     "dualsd cache maps --layers 2,3 --t 261,200\n\n"
+    "dualsd cache maps --layers 2,dino --t 261 --dino-size 672\n\n"
     "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run"
 )
 
@@ -149,6 +158,8 @@ def maps(
     prompts: PromptsOption = None,
     fallback: FallbackOption = None,
     ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
+    dino: DinoOption = None,
+    dino_size: DinoSizeOption = None,
     split: Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -159,13 +170,21 @@ def maps(
 ) -> None:
     """Run the UNet as far as each layer and keep its feature maps; latents and noise are made where they lack.
 
-    One timestep a layer. `dualsd eval` makes the maps that it needs by itself; this is for making them beforehand.
+    One timestep a layer of the UNet; dino has none. `dualsd eval` makes the maps that it needs by itself; this is for
+    making them beforehand.
     """
-    wanted_layers = options.parse_layers(layers)
-    from cli.output import check_writable, human_bytes, print_bad, print_disk, print_shapes, say, write_json
+    names = parse_names(layers)
+    numbers = unet_layers(names)
+    check_of_use(
+        names,
+        {"--dino": dino, "--dino-size": dino_size},
+        {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback},
+    )
+    from cli.output import check_writable, print_bad, print_dino_shape, print_shapes, say, write_json
     from cli.progress import TerminalProgress
     from cli.prompt_choice import choose_for_store
-    from featstore.evaluation import choose_pairs, images_of
+    from featstore.evaluation import choose_pairs, images_of, unreadable
+    from featstore.stages.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import estimate_maps, model_of, require_maps
     from featstore.stages.plan import extractor_of
@@ -179,7 +198,7 @@ def maps(
     rows = [opened.images.row(image) for image in images]
     choice = choose_for_store(
         opened,
-        wanted_layers,
+        numbers,
         prompt,
         prompts,
         fallback,
@@ -188,29 +207,62 @@ def maps(
     choice.check_categories({opened.images.categories[row] for row in rows})
     text = choice.of_images("cache maps")
     usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
-    wanted = list(zip(wanted_layers, options.timesteps_for(wanted_layers, t, usual), strict=True))
+    steps = timesteps_of(names, t, usual)
+    wanted = [(int(name), step) for name, step in zip(names, steps, strict=True) if step is not None]
+    asked = AskedDino(dino, dino_size)
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, images, progress)
         cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute), text)
         if cost.passes:
             model = model_of(opened)
-            print_shapes(model.shape(layer, opened.header.image_size) for layer in wanted_layers)
+            print_shapes(model.shape(layer, opened.header.image_size) for layer in numbers)
         if dry_run:
-            say(
-                f"{len(rows)} images: {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make, "
-                f"{cost.passes} UNet passes"
-            )
-            say(f"{human_bytes(cost.bytes_to_write)} in {cost.files_to_write} files to write")
-            print_disk(store, cost.bytes_to_write)
-            write_json(json, asdict(cost))
+            patches_cost = None
+            if DINO in names:
+                found = find_dino(opened, asked, compute)
+                print_dino_shape(found.extractor, found.map_shape)
+                patches_cost = estimate_dino_maps(opened, rows, found)
+            write_json(json, _print_cost(store, len(rows), cost, patches_cost))
             return
+        patches = None
+        if DINO in names:
+            patches = require_dino_maps(opened, dataset, rows, asked, compute, progress)
+            if patches.images:
+                print_dino_shape(patches.extractor, patches.shape)
         made_maps = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress)
-    if made_maps.bad and not skip_bad:
-        raise made_maps.bad[0]
-    passes = made_maps.images_times_timesteps * ensemble
-    say(f"{len(rows)} images: {passes} UNet passes made, the rest was there; extractor {made_maps.extractor.key}")
-    print_bad(made_maps.bad)
-    write_json(json, {"images": len(rows), "passes": passes, "extractor": made_maps.extractor.key})
+    bad = unreadable(made_maps.bad, () if patches is None else patches.bad)
+    if bad and not skip_bad:
+        raise bad[0]
+    report: dict[str, Any] = {"images": len(rows)}
+    if numbers:
+        passes = made_maps.images_times_timesteps * ensemble
+        say(f"{len(rows)} images: {passes} UNet passes made, the rest was there; extractor {made_maps.extractor.key}")
+        report |= {"passes": passes, "extractor": made_maps.extractor.key}
+    if patches is not None:
+        key = patches.extractor.key
+        say(f"{len(rows)} images: {patches.images} DINOv2 passes made, the rest was there; extractor {key}")
+        report |= {"dino_passes": patches.images, "dino_extractor": key}
+    print_bad(bad)
+    write_json(json, report)
+
+
+def _print_cost(store: Path, images: int, cost: "MapsCost", patches: "DinoCost | None") -> dict[str, Any]:
+    """What making maps would take, printed and for JSON. patches: None where `dino` is not among the layers."""
+    from cli.output import human_bytes, print_disk, say
+
+    passes = f"{cost.passes} UNet passes"
+    total = asdict(cost)
+    if patches is not None:
+        passes += f", {patches.images} DINOv2 passes"
+        total |= {
+            "dino_passes": patches.images,
+            "bytes_to_write": cost.bytes_to_write + patches.bytes_to_write,
+            "files_to_write": cost.files_to_write + patches.images,
+        }
+    say(f"{images} images: {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make, {passes}")
+    say(f"{human_bytes(total['bytes_to_write'])} in {total['files_to_write']} files to write")
+    print_disk(store, total["bytes_to_write"])
+    return total
 
 
 @app.command("info")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
+from cli.layer_names import check_names, check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     AlignOption,
     AlphasOption,
@@ -13,6 +14,7 @@ from cli.options import (
     DatasetOption,
     DeviceOption,
     DinoOption,
+    DinoSizeOption,
     DtypeOption,
     FallbackOption,
     GeometryOption,
@@ -26,12 +28,14 @@ from cli.options import (
     UpsampleOption,
     WeightsOption,
 )
+from featstore.backbone.dino_name import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from cli.prompt_choice import PromptChoice
     from featstore.evaluation import Result, Scoring
     from featstore.stages.compute import Compute
+    from featstore.stages.dino_maps import AskedDino
     from featstore.store.store import Store
     from matcher.match import MatchSettings
     from matcher.readout import Readout
@@ -42,6 +46,7 @@ EXAMPLES = (
     "dualsd eval --store W.zarr --layers 2,3 --t 261,200 --weights 0.8,0.6 --json out.json\n\n"
     "dualsd eval --prompts runs/class-2+3-001\n\n"
     "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn\n\n"
+    "dualsd eval --layers 2,dino --t 261\n\n"
     "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16"
 )
 
@@ -58,7 +63,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--layers",
-            help="Decoder layers 1 to 4, e.g. 2,3; with --features the file's layer names.",
+            help="Decoder layers 1 to 4, e.g. 2,3, and dino (DINOv2); with --features the file's layer names.",
             show_default="2,3, or those of the prompts",
         ),
     ] = None,
@@ -81,6 +86,7 @@ def evaluate(
     prompts: PromptsOption = None,
     fallback: FallbackOption = None,
     dino: DinoOption = None,
+    dino_size: DinoSizeOption = None,
     ensemble: Annotated[
         int | None,
         typer.Option(
@@ -147,26 +153,35 @@ def evaluate(
     else:
         if dataset is not None or size is not None:
             raise InputError("--dataset and --size go with --features: a store knows its own.")
-        typed = None if layers is None else options.parse_layers(layers)
-        options.check_typed(typed, t, weights)
+        typed = None if layers is None else parse_names(layers)
+        of_the_unet = {
+            "--t": t,
+            "--prompt": prompt,
+            "--prompts": prompts,
+            "--fallback": fallback,
+            "--ensemble": ensemble,
+        }
+        check_of_use(typed, {"--dino-size": dino_size}, of_the_unet)
+        check_names(typed, t, weights)
         from cli.prompt_choice import choose_for_store, layers_of
+        from featstore.stages.dino_maps import AskedDino
         from featstore.store.store import open_store
 
         opened = open_store(store)
+        numbers = None if typed is None else unet_layers(typed)
         choice = choose_for_store(
             opened,
-            typed,
+            numbers,
             prompt,
             prompts,
             fallback,
-            or_newest=True,
+            or_newest=numbers != (),
         )
-        numbers = layers_of(choice, typed)
+        names = typed or tuple(map(str, layers_of(choice, None)))
         usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
-        timesteps = options.timesteps_for(numbers, t, usual)
-        settled = scoring(opened.header.image_size, tuple(map(str, numbers)), timesteps)
-        draws = ensemble or options.DEFAULT_ENSEMBLE
-        result = _from_store(opened, root, split, chosen, settled, choice, dino, draws, compute, skip_bad)
+        settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
+        draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)
+        result = _from_store(opened, root, split, chosen, settled, choice, asked, draws, compute, skip_bad)
     say(describe(result))
     print_result(result, Average(by))
     write_json(json, result.to_json())
@@ -205,7 +220,7 @@ def describe(result: "Result") -> str:
         + ("" if len(result.scoring.layers) == 1 else f" x {layer.weight:g}")
         for layer in result.scoring.layers
     )
-    shown = ("prompt", "ensemble", "model", "features")
+    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "features")
     features = "; ".join(f"{name} {value!r}" for name, value in result.features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
     frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
@@ -221,22 +236,25 @@ def _from_store(
     categories: tuple[str, ...],
     scoring: "Scoring",
     choice: "PromptChoice",
-    dino: str | None,
+    dino: "AskedDino",
     ensemble: int,
     compute: "Compute",
     skip_bad: bool,
 ) -> "Result":
-    from cli.output import print_bad, print_left_out, print_shapes
+    from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
     from cli.progress import TerminalProgress
     from featstore.evaluation import (
         choose_pairs,
         default_split,
+        describe_dino,
         describe_features,
         images_of,
         in_resized_frame,
         score,
+        unreadable,
         without_images,
     )
+    from featstore.stages.dino_maps import require_dino_maps
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import model_of, require_maps
     from featstore.store.source import StoredMaps
@@ -251,6 +269,14 @@ def _from_store(
     wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, images, progress)
+        patches = None
+        if any(layer.layer == DINO for layer in scoring.layers):
+            patches = require_dino_maps(opened, dataset, rows, dino, compute, progress)
+            if patches.images:
+                print_dino_shape(patches.extractor, patches.shape)
+            if patches.bad and not skip_bad:
+                raise patches.bad[0]
+        about_dino = {} if patches is None else describe_dino(patches.extractor)
         if choice.prompts is None:
             from cli.output import print_pairwise_cost
             from featstore.pairwise import open_pair_maps, score_pairwise
@@ -259,23 +285,25 @@ def _from_store(
             framed = in_resized_frame(dataset, pairs, opened.images.size, size, progress)
             assert choice.learned is not None, "only learned prompts belong to pairs"
             pair_maps = open_pair_maps(
-                opened, dataset, framed, wanted, choice.learned, dino, ensemble, compute, progress
+                opened, dataset, framed, wanted, choice.learned, dino.name, ensemble, compute, progress
             )
-            features = describe_features(opened, None, choice.describe(), ensemble, compute)
-            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress)
+            features = describe_features(opened, None, choice.describe(), ensemble, compute) | about_dino
+            beside = None if patches is None else StoredMaps(opened, None, patches.extractor)
+            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside)
         made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress)
         if made.images_times_timesteps:
             model = model_of(opened)
             print_shapes(model.shape(layer, size) for layer, _ in wanted)
         if made.bad and not skip_bad:
             raise made.bad[0]
-        print_bad(made.bad)
-        readable = without_images(pairs, made.bad)
+        bad = unreadable(made.bad, () if patches is None else patches.bad)
+        print_bad(bad)
+        readable = without_images(pairs, bad)
         print_left_out(len(pairs), len(readable))
-        features = describe_features(opened, made.extractor, choice.describe(), ensemble, compute)
+        about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
-        maps = StoredMaps(opened, made.extractor)
-        return score(dataset, split, framed, maps, scoring, features, compute.device, progress)
+        maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
+        return score(dataset, split, framed, maps, scoring, about | about_dino, compute.device, progress)
 
 
 def _from_file(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featstore.backbone.dino_name import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
 TEXT_TIMESTEPS = {2: 261, 3: 200}
 LEARNED_TIMESTEPS = {2: 50, 3: 200}
 """The report's weights, and its timesteps for inference with a text prompt and with learned ones."""
+DINO_WEIGHTS = (0.5, 0.5)
+"""SD4Match's code's, of a layer and `dino`."""
 STEP = 50
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The store's folder.", show_default=True)]
@@ -45,13 +48,16 @@ SizeOption = Annotated[
     typer.Option("--size", help="Side S in pixels that images are resized to.", show_default="the model's own"),
 ]
 LayersOption = Annotated[
-    str, typer.Option("--layers", help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3.")
+    str,
+    typer.Option(
+        "--layers", help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3, and dino (DINOv2)."
+    ),
 ]
 TimestepsOption = Annotated[
     str | None,
     typer.Option(
         "--t",
-        help="One timestep a layer, e.g. 261,200.",
+        help="One timestep a layer of the UNet, e.g. 261,200.",
         show_default="261 for layer 2, 200 for 3; with learned prompts 50 and 200",
     ),
 ]
@@ -73,7 +79,20 @@ FallbackOption = Annotated[
 ]
 DinoOption = Annotated[
     str | None,
-    typer.Option("--dino", help="For cpm: a folder or hub name.", show_default="the model's own, or DINOv2-B/14"),
+    typer.Option(
+        "--dino",
+        help="DINOv2 for cpm and the layer dino: a folder or hub name.",
+        show_default="the model's own, or B/14",
+    ),
+]
+DinoSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--dino-size",
+        metavar="PIXELS",
+        help="Side that images are resized to for the layer dino, a multiple of its patch.",
+        show_default="840, or what a small DINOv2 was trained on",
+    ),
 ]
 EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
 ReadoutsOption = Annotated[
@@ -109,6 +128,8 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """`2,3` to layers. Raises `InputError` for one that is not in 1..4 or is named twice."""
+    if DINO in (part.strip() for part in text.split(",")):
+        raise InputError("The layer dino is for `eval` and `cache maps` only: here --layers takes layers from 1 to 4.")
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise InputError(f"--layers takes layers from 1 to 4 separated by commas, not {text!r}.")
     layers = tuple(int(part) for part in text.split(","))
@@ -157,7 +178,8 @@ def timesteps_for(
 
 
 def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
-    """One weight a layer: those typed, else 1 for a single layer and the report's for 2 and 3."""
+    """One weight a layer: those typed, else 1 for a single layer, the report's for 2 and 3, and SD4Match's half and
+    half for any with `dino`."""
     if text is not None:
         from matcher.fusion import check_weights
 
@@ -170,6 +192,8 @@ def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
         return (1.0,)
     if all(layer in ("2", "3") for layer in layers):
         return tuple(DUAL_WEIGHTS[int(layer)] for layer in layers)
+    if len(layers) == 2 and DINO in layers:
+        return DINO_WEIGHTS
     raise InputError(f"There are no default weights for layers {','.join(layers)}: give one a layer with --weights.")
 
 

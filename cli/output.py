@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featstore.backbone.layers import LayerShape
     from featstore.errors import ImageError
     from featstore.evaluation import Result
+    from featstore.store.keys import DinoExtractor
     from matcher.pck import Average
 
 PIPE_WIDTH = 240
@@ -79,6 +80,15 @@ def print_shapes(shapes: Iterable["LayerShape"]) -> None:
     """Layer, channels, stride and map size, whenever maps are made: layer numbers are easily off by one."""
     for shape in shapes:
         say(f"layer {shape.layer}: {shape.channels} channels, {shape.side}x{shape.side} cells of {shape.stride} pixels")
+
+
+def print_dino_shape(extractor: "DinoExtractor", shape: tuple[int, int, int]) -> None:
+    """The same of a DINOv2's patch maps of `shape` (C, side, side); its pixels are of images of its own size."""
+    (channels, side, _), size = shape, extractor.size
+    say(
+        f"layer dino: {channels} channels, {side}x{side} cells of {size // side} pixels; images resized to {size} "
+        f"pixels, DINOv2 {extractor.dino.id}"
+    )
 
 
 def print_bad(bad: Sequence["ImageError"]) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cli.prompt_choice import PromptChoice
-from featstore.backbone.dino import load_dino, locate_dino
+from featstore.backbone.dino import load_dino
+from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.location import ModelLocation
 from featstore.prompts.learned import Mode
 from featstore.prompts.pairwise import check_dino, open_pair_prompts

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cli.recipe_values import READERS, Reader
+from featstore.backbone.dino_name import DINO
 from matcher.errors import InputError
 
 FOLDER = Path(__file__).with_name("recipes")
-DINO = "dino"
 LEARNED = ("single", "class", "cpm")
 """The prompt modes that are trained."""
 

@@ -14,7 +14,7 @@ from featstore.datasets.selection import select_categories
 from featstore.errors import DatasetError, ImageError
 from featstore.progress import Progress
 from featstore.stages.compute import Compute
-from featstore.store.keys import Extractor
+from featstore.store.keys import DinoExtractor, Extractor
 from featstore.store.store import Store
 from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec, MapSource
@@ -139,6 +139,22 @@ def describe_features(
         "seed": store.header.seed,
         "extractor": None if extractor is None else extractor.key,
     }
+
+
+def describe_dino(extractor: DinoExtractor) -> dict[str, Any]:
+    """Where a store's patch maps came from, for the record."""
+    return {
+        "dino": extractor.dino.id,
+        "dino_fingerprint": extractor.dino.fingerprint,
+        "dino_size": extractor.size,
+        "dtype": extractor.dtype,
+        "dino_extractor": extractor.key,
+    }
+
+
+def unreadable(*errors: Sequence[ImageError]) -> tuple[ImageError, ...]:
+    """What was wrong with images in several stages, each image once."""
+    return tuple({error.image_id: error for part in errors for error in part}.values())
 
 
 def without_images(pairs: Sequence[Pair], unreadable: Sequence[ImageError]) -> tuple[Pair, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino import locate_dino
+from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.unet import CutUNet
 from featstore.datasets.records import Dataset
@@ -25,10 +25,11 @@ from featstore.stages.noisy import add_noise
 from featstore.stages.patch_tokens import cache_patch_tokens
 from featstore.store.ledger import StoredLedger
 from featstore.store.patch_tokens import patch_tokens_of
+from featstore.store.source import WithDino
 from featstore.store.store import Store
 from matcher.evaluate import evaluate
 from matcher.grid import GridScores, Hits, joined, score_grid
-from matcher.maps import MapsInMemory
+from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair, tabulate
 from matcher.sweep import grouped
@@ -120,12 +121,14 @@ def score_pairwise(
     scoring: Scoring,
     features: Mapping[str, Any],
     progress: Progress,
+    dino: MapSource | None = None,
 ) -> Result:
-    """`featstore.evaluation.score` where maps belong to pairs."""
+    """`featstore.evaluation.score` where maps belong to pairs. dino: of the layer `dino`, which does not."""
     progress.start("UNet passes and matching", len(pairs), "pairs")
     matched: list[MatchedPair] = []
     for pair, own in maps.of(pairs, progress):
-        matched += evaluate([pair], own, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
+        source = own if dino is None else WithDino(own, dino)
+        matched += evaluate([pair], source, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
     return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas), tuple(matched))
 
 

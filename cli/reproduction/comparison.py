@@ -14,7 +14,8 @@ CellFigures = Mapping[float, Mapping[str, Interval]]
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One number. ours: a fraction, None where it was not run. paper: percent, None where it has none."""
+    """One number. ours: a fraction, None where it was not run. paper: percent, None where it has none. is_of_same_data:
+    whether ours was trained and tested on what the paper's was."""
 
     row: Row
     column: Column
@@ -22,11 +23,12 @@ class Compared:
     alpha: float
     ours: Interval | None
     paper: float | None
+    is_of_same_data: bool
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's in points; None unless both are there and of the same dataset."""
-        if self.ours is None or self.paper is None or self.column.is_stand_in:
+        """Ours minus the paper's in points; None unless both are there and of the same data."""
+        if self.ours is None or self.paper is None or not self.is_of_same_data:
             return None
         return 100 * self.ours.mean - self.paper
 
@@ -66,6 +68,7 @@ def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> Compa
             plan.table.figures.get((row.name, column.stands_for[0], category, alpha))
             if category == ALL or not column.is_stand_in
             else None,
+            _is_of_same_data(plan, row, column),
         )
         for row in plan.rows
         for column in plan.columns
@@ -97,6 +100,12 @@ def _percent(ours: Interval | None) -> dict[str, float | None]:
     if ours is None:
         return dict.fromkeys(("pck_percent", "low_percent", "high_percent"))
     return {"pck_percent": 100 * ours.mean, "low_percent": 100 * ours.low, "high_percent": 100 * ours.high}
+
+
+def _is_of_same_data(plan: Plan, row: Row, column: Column) -> bool:
+    cell = plan.cells.get((row.name, column.dataset))
+    trained_on = None if cell is None or cell.training is None else cell.training.dataset
+    return not column.is_stand_in and trained_on == row.trained_on
 
 
 def _categories(plan: Plan, column: Column, figures: Mapping[tuple[str, str], CellFigures]) -> tuple[str, ...]:

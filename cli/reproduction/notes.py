@@ -40,7 +40,7 @@ def stand_ins(plan: Plan) -> list[str]:
     if sets:
         found.append(
             f"The demo's own trn stands for the training set(s) {', '.join(map(str, sets))}: prompts are trained on "
-            "it once, and rows that differ in the training set alone show the same figures."
+            "it once, rows that differ in the training set alone show the same figures, and no difference is taken there."
         )
     found += [
         f"The demo's own test split stands for {', '.join(column.stands_for)}: the paper's figures beside it are of "

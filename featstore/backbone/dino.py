@@ -1,6 +1,5 @@
-"""DINOv2 through transformers: the patch tokens that condition a cpm's prompts."""
+"""DINOv2 through transformers: the tokens that condition a cpm's prompts, and patch maps that are matched."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import BitImageProcessorPil, Dinov2Model
 
-from featstore.backbone.dino_name import DinoName
-from featstore.backbone.fingerprint import default_memory, fingerprint
-from featstore.backbone.location import ModelLocation, probe_hub
 from featstore.backbone.memory import saying_batch_size
 from featstore.backbone.quiet import quiet_libraries
 from featstore.errors import ModelError
 
-HUB_NAME = "facebook/dinov2-base"
-"""DINOv2-ViT-B/14, SD4Match's."""
-
-SUBFOLDER = "dinov2"
-"""Where a model's folder may bring a DINOv2 of its own, as the demo model does."""
-
-_FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+"""Of red, green and blue in [0, 1]: what DINOv2 was trained with."""
 
 
 class Dino:
@@ -39,30 +31,32 @@ class Dino:
         side = self._processor.crop_size["height"] // config.patch_size
         return 1 + side * side, config.hidden_size
 
-    @torch.no_grad()
     def tokens(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Tokens (b, 1 + patches, width), float32 on the CPU, of RGB pictures of any size."""
-        pixels = self._processor(list(pictures), return_tensors="pt").pixel_values
+        return self._run(self._processor(list(pictures), return_tensors="pt").pixel_values)
+
+    def patch_maps(self, pixels: Tensor) -> Tensor:
+        """Patch maps (b, C, side, side), float32 on the CPU, of square pictures (b, 3, S, S) in [-1, 1], S a multiple
+        of the patch: the tokens of the last layer after its normalisation, without the class token. Position embeddings
+        are interpolated to the side."""
+        side = pixels.shape[-1] // self._network.config.patch_size
+        patches = self._run(with_imagenet_statistics(pixels))[:, 1:]  # (b, side * side, C)
+        return patches.transpose(1, 2).unflatten(2, (side, side))
+
+    @torch.no_grad()
+    def _run(self, pixels: Tensor) -> Tensor:
         weights = next(self._network.parameters())
-        with saying_batch_size(len(pictures)):
+        with saying_batch_size(len(pixels)):
             found: Tensor = self._network(pixels.to(weights)).last_hidden_state
         return found.float().cpu()
 
 
-def locate_dino(name: str | None, model: ModelLocation) -> tuple[DinoName, Path]:
-    """A DINOv2's name and folder: that of `name` (a folder or a hub name); where none is said the one that the model's
-    folder brings, else `facebook/dinov2-base`. Raises `ModelError` where it is out of reach."""
-    if name is None and (model.folder / SUBFOLDER / "config.json").is_file():
-        folder = model.folder / SUBFOLDER
-        return DinoName(f"{model.id}/{SUBFOLDER}", _fingerprint(folder)), folder
-    wanted = name or HUB_NAME
-    folder = Path(wanted).expanduser()
-    if not folder.is_dir():
-        folder = _download(wanted)
-    missing = [file for file in _FILES if not (folder / file).is_file()]
-    if missing:
-        raise ModelError(f"{folder} is no DINOv2 in transformers' layout: {', '.join(missing)} is missing.")
-    return DinoName(str(folder.resolve()) if Path(wanted).is_dir() else wanted, _fingerprint(folder)), folder
+def with_imagenet_statistics(pixels: Tensor) -> Tensor:
+    """Pixels (b, 3, h, w) in [-1, 1] as DINOv2 takes them: in [0, 1], less ImageNet's mean, over its deviation."""
+    mean, deviation = (
+        pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
+    )  # (3, 1, 1)
+    return ((pixels + 1) / 2 - mean) / deviation
 
 
 def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
@@ -74,22 +68,3 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded as a DINOv2: {str(error).splitlines()[0]}") from error
     return Dino(network.to(device).eval().requires_grad_(False), processor)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    with contextlib.suppress(LocalEntryNotFoundError, FileNotFoundError, HFValidationError):
-        return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
-    if name.count("/") != 1:
-        raise ModelError(f"There is no DINOv2 {name!r}: it is neither a folder nor a hub name owner/model.")
-    probe_hub(name)
-    try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"Downloading {name!r} failed: {error}") from error
-
-
-def _fingerprint(folder: Path) -> str:
-    return fingerprint(folder, (".",), default_memory())

@@ -17,6 +17,10 @@ ALIASES = {
 }
 DEMO = "demo"
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+WAY_OUT = (
+    f"a local folder in diffusers' layout works in place of the name, and {ALIASES['sd2-1']!r} mirrors SD 2-1, which "
+    "stabilityai withdrew."
+)
 PROBE_SECONDS = 2.0
 """The hub answers within this time or counts as unreachable (its own client would retry for 23 s)."""
 
@@ -89,14 +93,11 @@ def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
         return None
 
 
-def probe_hub(hub_name: str) -> None:
-    """Raise `ModelError` unless the hub says, in time, that it has the model; nothing is downloaded."""
+def probe_hub(hub_name: str, way_out: str = WAY_OUT) -> None:
+    """Raise `ModelError` unless the hub says, in time, that it has the model; nothing is downloaded. way_out: what the
+    sentence ends in."""
     from huggingface_hub import constants, get_token
 
-    way_out = (
-        f"a local folder in diffusers' layout works in place of the name, and {ALIASES['sd2-1']!r} mirrors SD 2-1, "
-        "which stabilityai withdrew."
-    )
     if constants.HF_HUB_OFFLINE:
         raise ModelError(f"The model {hub_name!r} is not in the local cache and HF_HUB_OFFLINE is set: {way_out}")
     outcome: list[str | int] = []

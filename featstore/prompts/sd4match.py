@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino import HUB_NAME
+from featstore.backbone.dino_location import HUB_NAME
 from featstore.backbone.dino_name import DinoName
 from featstore.backbone.model import Model
 from featstore.errors import PromptError

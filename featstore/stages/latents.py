@@ -1,28 +1,23 @@
 """Stage 1: every image goes through the VAE once, and its latents are kept."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from featstore.backbone.latents import Latents
 from featstore.backbone.load import load_vae_encoder
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.noise import posterior_noise
 from featstore.backbone.vae import encode
-from featstore.datasets.pixels import decode, image_key, resize_to_square
-from featstore.datasets.records import Dataset, ImageRecord
-from featstore.errors import ImageError, StoreError
+from featstore.datasets.records import Dataset
+from featstore.errors import ImageError
 from featstore.progress import Progress
-from featstore.stages.batches import chunks, padded
+from featstore.stages.batches import padded
 from featstore.stages.compute import Compute
+from featstore.stages.pixels import pixel_batches
 from featstore.stages.plan import missing_latents
 from featstore.store.store import Store
-
-DECODERS = 4
-"""Threads that decode and resize the images of a batch; Pillow lets go of the interpreter while it does."""
 
 
 def encode_images(
@@ -40,45 +35,23 @@ def encode_images(
     missing = missing_latents(store, rows)
     if not missing:
         return 0, []
-    records = {record.id: record for record in dataset.images()}
     array = store.latents()
     vae = load_vae_encoder(location, compute.device, compute.dtype)
     progress.start("encoding images (VAE)", len(missing), "images")
-    encoded, bad = 0, []
-    with ThreadPoolExecutor(DECODERS) as pool:
-        for batch in chunks(missing, compute.batch_size):
-            images = [records[store.images.ids[row]] for row in batch]
-            pixels, good = [], []
-            for row, outcome in zip(batch, pool.map(lambda image: _pixels(store, dataset, image), images), strict=True):
-                if isinstance(outcome, ImageError):
-                    bad.append(outcome)
-                else:
-                    pixels.append(outcome)
-                    good.append(row)
-            if good:
-                latents = encode(
-                    vae,
-                    padded(torch.from_numpy(np.stack(pixels)), compute.batch_size).to(compute.device),
-                    _posterior_noise(store, good, compute),
-                )
-                for row, values in zip(good, latents.cpu().numpy(), strict=False):  # the padding falls off here
-                    array.write((row,), values)
-                encoded += len(good)
-            progress.advance(len(batch))
-    return encoded, bad
-
-
-def _pixels(store: Store, dataset: Dataset, image: ImageRecord) -> NDArray[np.float32] | ImageError:
-    """One image, (3, S, S) in [-1, 1], or what is wrong with it."""
-    try:
-        data = dataset.read(image)
-        if image_key(image, data) != store.images.keys[store.images.row(image.id)]:
-            raise StoreError(
-                f"The file of image {image.id!r} has changed since `cache build`: run `dualsd cache build` again."
+    encoded, bad = 0, list[ImageError]()
+    for batch in pixel_batches(store, dataset, missing, store.header.image_size, compute.batch_size):
+        bad.extend(batch.bad)
+        if batch.rows:
+            latents = encode(
+                vae,
+                padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device),
+                _posterior_noise(store, batch.rows, compute),
             )
-        return resize_to_square(decode(image, data), store.header.image_size)
-    except ImageError as error:
-        return error
+            for row, values in zip(batch.rows, latents.cpu().numpy(), strict=False):  # the padding falls off here
+                array.write((row,), values)
+            encoded += len(batch.rows)
+        progress.advance(len(batch.rows) + len(batch.bad))
+    return encoded, bad
 
 
 def _posterior_noise(store: Store, rows: Sequence[int], compute: Compute) -> torch.Tensor | None:

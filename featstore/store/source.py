@@ -8,32 +8,54 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from featstore.backbone.dino_name import DINO
 from featstore.errors import StoreError
-from featstore.store.keys import Extractor
+from featstore.store.keys import DinoExtractor, Extractor
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.errors import MapError
-from matcher.maps import LayerSpec
+from matcher.maps import LayerSpec, MapSource
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMaps:
-    """Maps of one extractor in a store (a `matcher.maps.MapSource`)."""
+    """Maps of one extractor in a store (a `matcher.maps.MapSource`); the layer `dino`'s are of another, `dino`."""
 
     store: Store
-    extractor: Extractor
-    _arrays: dict[tuple[str, int], RowArray] = field(default_factory=dict, repr=False, compare=False)
+    extractor: Extractor | None
+    dino: DinoExtractor | None = None
+    _arrays: dict[tuple[str, int | None], RowArray] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """The raw map (C, h, w), float16. Raises `StoreError` where it is missing or damaged."""
-        assert layer.timestep is not None, "a store's maps have timesteps"
         array = self._arrays.get((layer.layer, layer.timestep))
         if array is None:
-            array = self.store.maps(self.extractor, int(layer.layer), layer.timestep)
-            if array is None:
-                raise StoreError(f"{self.store.path} has no maps of layer {layer.layer} at t = {layer.timestep}.")
-            self._arrays[layer.layer, layer.timestep] = array
+            array = self._arrays[layer.layer, layer.timestep] = self._open(layer)
         return torch.from_numpy(array.read((self.store.images.row(image),)))
+
+    def _open(self, layer: LayerSpec) -> RowArray:
+        array, which = None, f"layer {layer.layer}"
+        if layer.layer == DINO:
+            array = None if self.dino is None else self.store.dino_maps(self.dino)
+        elif self.extractor is not None:
+            assert layer.timestep is not None, "the UNet's maps have timesteps"
+            array = self.store.maps(self.extractor, int(layer.layer), layer.timestep)
+            which = f"{which} at t = {layer.timestep}"
+        if array is None:
+            raise StoreError(f"{self.store.path} has no maps of {which}.")
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class WithDino:
+    """The maps of a source, and with them the layer `dino` of another."""
+
+    others: MapSource
+    dino: MapSource
+
+    def load(self, image: str, layer: LayerSpec) -> Tensor:
+        """See `MapSource.load`."""
+        return (self.dino if layer.layer == DINO else self.others).load(image, layer)
 
 
 @dataclass(frozen=True)

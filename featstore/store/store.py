@@ -18,7 +18,9 @@ from featstore.store.keys import (
     MAPS,
     NOISY,
     PATCH_TOKENS,
+    DinoExtractor,
     Extractor,
+    dino_path,
     map_path,
     noisy_path,
 )
@@ -65,6 +67,24 @@ class Store:
             group.attrs.update(extractor.describe())
         path = map_path(extractor, layer, timestep)
         return require_rows(self.group, path, (len(self.images),), shape, STORED_DTYPE)
+
+    def dino_maps(self, extractor: DinoExtractor) -> RowArray | None:
+        """(N, C, side, side) patch maps of a DINOv2, None where none were made."""
+        return open_rows(self.group, dino_path(extractor), leading=1)
+
+    def require_dino_maps(self, extractor: DinoExtractor, shape: tuple[int, int, int]) -> RowArray:
+        """The same, made where missing, each map of `shape`; the extractor's group says what it is."""
+        group = self.group.require_group(f"{MAPS}/{extractor.key}")
+        if not group.attrs:
+            group.attrs.update(extractor.describe())
+        return require_rows(self.group, dino_path(extractor), (len(self.images),), shape, STORED_DTYPE)
+
+    def dino_extractors(self) -> list[DinoExtractor]:
+        """Those whose patch maps it has, of any DINOv2, size and dtype."""
+        group = self.group.get(MAPS)
+        members = [member for _, member in group.groups()] if isinstance(group, zarr.Group) else []
+        found = [DinoExtractor.from_description(member.attrs.asdict()) for member in members]
+        return [extractor for extractor in found if extractor is not None]
 
     def patch_tokens(self, dino: DinoName) -> RowArray | None:
         """(N, 1 + patches, width) tokens of a DINOv2, None where none were made. Raises `StoreError` where they are

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from featstore.store.keys import MAPS
+from featstore.store.keys import MAPS, DinoExtractor
 from featstore.store.store import Store
 
 
@@ -36,6 +36,9 @@ def _what(store: Store, path: str) -> str:
     if kind != MAPS:
         return ""
     attributes = store.group[f"{MAPS}/{rest.split('/')[0]}"].attrs.asdict()
+    dino = DinoExtractor.from_description(attributes)
+    if dino is not None:
+        return f"DINOv2 {dino.dino.id!r}, {dino.size} pixels, {dino.dtype}"
     prompt = attributes.get("prompt")
     words = prompt.get("template", prompt.get("kind")) if isinstance(prompt, dict) else "unknown prompt"
     return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}"

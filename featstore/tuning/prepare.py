@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino import locate_dino
+from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.unet import CutUNet

@@ -10,7 +10,7 @@ import pytest
 from cli.recipe import FOLDER, Recipe, load_recipe, load_recipes, parse_recipe
 from cli.recipe_options import TRAINING_PAIRS, steps_for
 from cli.show_recipes import commands
-from featstore.backbone.dino import HUB_NAME
+from featstore.backbone.dino_location import HUB_NAME
 from featstore.prompts.text import DEFAULT_TEMPLATE
 from matcher.correlation import BETA
 from matcher.errors import InputError
@@ -181,7 +181,7 @@ def changed(old: str, new: str) -> str:
         (changed('value = "cpm"', 'value = "single"'), "has [inference] dino, for which its other values have no use"),
         (changed('value = "cpm"', 'value = "text"'), "lacks [inference] template, which its other values ask for"),
         (changed('dino = { value = "facebook/dinov2-base", source = "sd4match" }\n', ""), "lacks [inference] dino"),
-        (changed('ensemble = { value = 1, source = "report" }', 'ensemble = { value = 2, source = "report" }'), "2 noise"),
+        (changed("ensemble = { value = 1,", "ensemble = { value = 2,"), "trains on 2 noise draws where 1 is known"),
         (TEXT[: TEXT.index("[training]")], "lacks [training]"),
         (changed("[training.epochs]", "[training.epochs.of]"), "epochs of of has 'pf-pascal'"),
         (changed('title = "', 'title = 3 # "'), "needs a title, a text"),

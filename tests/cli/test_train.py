@@ -243,6 +243,19 @@ def test_cpm_prompts_are_used_pair_by_pair(train: Callable[..., Result], run: Ru
     (cell,) = (entry for entry in json.loads(Path("grid.json").read_text())["cells"] if entry["t"] == [50, 200])
     assert cell["results"] == ours["results"]
     assert not Path("dualsd.zarr/maps").exists()
+    # DINOv2's patch maps belong to images, so they are kept, and half of a fused feature is theirs
+    fused = ok(run("eval", *few, "--layers", "3,dino", "--t", "200", "--json", "eval.json"))
+    assert "48 UNet passes for 12 pairs" in fused.output
+    assert [array.parts[-2:] for array in Path("dualsd.zarr").glob("maps/*/*/*/")] == [("dino", "patches")]
+    both = json.loads(Path("eval.json").read_text())
+    assert both["features"]["dino_size"] == 224
+    # where the UNet's half has no weight it does not matter whose prompts it had
+    without = ("eval", "--layers", "3,dino", "--t", "200", "--weights", "0,1", *few[:-2])
+    ok(run(*without, "--prompts", "runs/r", "--json", "pairs.json"))
+    ok(run(*without, "--prompt", "a photo", "--json", "images.json"))
+    pairs, images = (json.loads(Path(name).read_text())["results"] for name in ("pairs.json", "images.json"))
+    assert pairs == images
+    assert both["results"] != pairs
     refused = run("cache", "maps", "--prompts", "runs/r")
     assert refused.exit_code == 2
     assert "belong to pairs" in refused.stderr

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import zarr
 
+from featstore.backbone.dino_name import DinoName
 from featstore.backbone.latents import Latents
 from featstore.errors import StoreError
 from featstore.store.images import ImageTable
-from featstore.store.keys import Extractor, map_path, noisy_path
+from featstore.store.keys import DinoExtractor, Extractor, dino_path, map_path, noisy_path
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_store, replace_stale
 
@@ -25,6 +26,7 @@ HEADER = StoreHeader(
 )
 TABLE = ImageTable(("cat/a", "cat/ö"), ("cat", "cat"), ("k0", "k1"), np.array([[60, 40], [70, 46]], dtype=np.int32))
 EXTRACTOR = Extractor("ab" * 16, {"kind": "text", "template": "x"}, 8, "float32", 7)
+DINO = DinoExtractor(DinoName("owner/dino", "ef" * 16), 840, "float32")
 
 
 @pytest.fixture
@@ -78,6 +80,32 @@ def test_whatever_shapes_a_map_changes_the_extractors_key() -> None:
         replace(EXTRACTOR, seed=8),
     ]
     assert len({EXTRACTOR.key, *(other.key for other in others)}) == 6
+
+
+def test_whatever_shapes_a_patch_map_changes_its_extractors_key() -> None:
+    others = [
+        replace(DINO, dino=DinoName("owner/dino", "00" * 16)),
+        replace(DINO, size=672),
+        replace(DINO, dtype="float16"),
+    ]
+    assert len({DINO.key, EXTRACTOR.key, *(other.key for other in others)}) == 5
+    assert replace(DINO, dino=DinoName("/a/copy", "ef" * 16)).key == DINO.key
+
+
+def test_patch_maps_lie_beside_the_unets_and_say_what_they_are(store: Store) -> None:
+    store.require_maps(EXTRACTOR, 2, 261, (6, 4, 4))
+    store.require_dino_maps(DINO, (5, 3, 3)).write((0,), np.ones((5, 3, 3)))
+    path = f"maps/{DINO.key}/dino/patches"
+    assert dino_path(DINO) == path
+    assert set(store.arrays()) == {"latents", f"maps/{EXTRACTOR.key}/layer2/t0261", path}
+    group = zarr.open_group(store.path, mode="r")
+    assert group[f"maps/{DINO.key}"].attrs.asdict() == {
+        "dino": {"id": "owner/dino", "fingerprint": "ef" * 16},
+        "size": 840,
+        "dtype": "float32",
+    }
+    assert store.dino_extractors() == [DINO]
+    assert store.dino_maps(replace(DINO, size=672)) is None
 
 
 @pytest.mark.parametrize(
