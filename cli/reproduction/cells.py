@@ -53,6 +53,7 @@ class OpenCell:
             "image_size": place.image_size,
             "seed": SEED,
             "dtype": place.compute.dtype_name,
+            "dino": None if self.recipe.inference.dino is None else place.means.dino,
         }
 
     def folder(self, place: Workplace) -> Path:

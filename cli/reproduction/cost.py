@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cli.recipe import Recipe
 from cli.reproduction.plan import Cell, Training
 from cli.reproduction.training import settings_of
-from cli.reproduction.work import Latent, MatchKind, Noisy, PromptName, Work
+from cli.reproduction.work import Latent, MatchKind, Noisy, Patches, PromptName, Work
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
 from featstore.evaluation import images_of
@@ -18,10 +18,14 @@ from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
 from featstore.stages.batches import chunks
 from featstore.stages.plan import extractor_of, missing_latents, missing_noisy
+from featstore.store.keys import PATCH_TOKENS
 from featstore.store.store import Store
 from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.sampling import RandomPairs
 from featstore.tuning.settings import TuningSettings
+
+CROP = 224
+"""Side in pixels of what DINOv2's own preprocessing keeps of an image for a cpm."""
 
 
 def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFolder | None) -> Work:
@@ -29,18 +33,26 @@ def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFo
     recipe = place.recipes[cell.recipe]
     own = recipe.inference
     matched = Counter({MatchKind(own.layers.value, own.upsample.value, own.readout.value): len(pairs)})
+    store, images = place.store_if_there(cell.dataset), images_of(pairs)
+    work = Work(matched=matched)
+    if own.dino_size is not None:
+        size = own.dino_size.value if place.image_size == own.image_size.value else place.dino_shape.usual_size
+        work |= Work(patches=_patch_maps(place, cell.dataset, store, images, size))
     if own.prompt is None or own.ensemble is None:
-        return Work(matched=matched)
-    store, images, draws = place.store_if_there(cell.dataset), images_of(pairs), own.ensemble.value
+        return work
+    draws = own.ensemble.value
     if own.prompt.value == "cpm":
-        forward = Counter({layer: 2 * len(pairs) * draws for layer in recipe.timestep_of})
         noisy = (_noisy(cell.dataset, store, images, step, draws) for step in set(recipe.timestep_of.values()))
-        return Work(_latents(cell.dataset, store, images), frozenset().union(*noisy), forward=forward, matched=matched)
+        return work | Work(
+            _latents(cell.dataset, store, images),
+            frozenset().union(*noisy),
+            patches=_patch_tokens(place, cell.dataset, store, images),
+            forward=Counter(dict.fromkeys(recipe.timestep_of, 2 * len(pairs) * draws)),
+        )
     prompts = _prompts(recipe, run)
     name = PromptName(cell.recipe if cell.training is None else cell.training.name, len(recipe.timestep_of) > 1)
     if own.template is not None:
         name = PromptName(own.template.value, separate=False)
-    work = Work(matched=matched)
     for layer, step in recipe.timestep_of.items():
         lacking = _without_maps(place, store, images, prompts, draws, layer, step)
         work |= Work(
@@ -70,9 +82,11 @@ def work_of_training(
     pairwise = settings.mode is Mode.CPM
     tapped = 2 * len(held_out) if pairwise else len(validated)
     passes = sum(_images_of_step(pairs, settings, step) for step in range(done, settings.steps))
+    everyone = sorted({*images, *validated})
     return Work(
-        _latents(training.dataset, store, sorted({*images, *validated})),
+        _latents(training.dataset, store, everyone),
         frozenset().union(*noisy),
+        patches=_patch_tokens(place, training.dataset, store, everyone) if pairwise else frozenset(),
         forward=Counter(dict.fromkeys(settings.layers, validations * tapped)),
         backward=Counter(dict.fromkeys(settings.layers, passes)),
         matched=Counter({MatchKind(tuple(map(str, settings.layers)), 1, "nn"): validations * len(held_out)}),
@@ -116,6 +130,29 @@ def _without_maps(
         return [*images]
     present = array.present()
     return [image for image in images if not present[store.images.row(image)]]
+
+
+def _patch_maps(
+    place: Workplace, dataset: str, store: Store | None, images: Sequence[str], size: int
+) -> frozenset[Patches]:
+    """What is missing of the layer `dino`. Which DINOv2 made what is there is not asked: it may have to be fetched."""
+    tokens = place.dino_shape.side(size) ** 2
+    kept: set[str] = set()
+    if store is not None:
+        fitting = [own for own in store.dino_extractors() if (own.size, own.dtype) == (size, place.compute.dtype_name)]
+        for array in filter(None, map(store.dino_maps, fitting)):
+            kept |= {image for image, there in zip(store.images.ids, array.present(), strict=True) if there}
+    return frozenset((dataset, image, size, tokens) for image in images if image not in kept)
+
+
+def _patch_tokens(place: Workplace, dataset: str, store: Store | None, images: Sequence[str]) -> frozenset[Patches]:
+    """What is missing of what a cpm's prompts are made from."""
+    array = None if store is None else store.arrays().get(PATCH_TOKENS)
+    kept: set[str] = set()
+    if store is not None and array is not None:
+        kept = {image for image, there in zip(store.images.ids, array.present(), strict=True) if there}
+    tokens = 1 + (CROP // place.dino_shape.patch) ** 2
+    return frozenset((dataset, image, CROP, tokens) for image in images if image not in kept)
 
 
 def _latents(dataset: str, store: Store | None, images: Sequence[str]) -> frozenset[Latent]:

@@ -28,9 +28,10 @@ class Block:
 
 
 def blocks(comparison: Comparison) -> list[Block]:
-    """A block a dataset: a row a method; where the paper's columns are categories, three lines each."""
+    """A block a dataset that something is run on: a row a method; where the paper's columns are categories, three lines
+    each."""
     layout = _by_category if comparison.plan.table.by_category else _by_alpha
-    return [layout(comparison, column) for column in comparison.plan.columns]
+    return [layout(comparison, column) for column in _shown(comparison.plan)]
 
 
 def narrow_blocks(comparison: Comparison) -> list[Block]:
@@ -45,9 +46,14 @@ def narrow_blocks(comparison: Comparison) -> list[Block]:
                 for category in comparison.categories[column.dataset]
             ),
         )
-        for column in plan.columns
+        for column in _shown(plan)
         for row in plan.rows
     ]
+
+
+def _shown(plan: Plan) -> list[Column]:
+    """The paper's figures alone are no comparison."""
+    return [column for column in plan.columns if any(dataset == column.dataset for _, dataset in plan.cells)]
 
 
 def _by_alpha(comparison: Comparison, column: Column) -> Block:

@@ -11,7 +11,7 @@ def notes(plan: Plan, model: str, train_steps: int | None, failures: Mapping[str
     """Sentences, the weightiest first. model: by the name it was asked for. train_steps: to which trainings were cut
     short, None for their own length. failures: a sentence a training or cell that could not be run."""
     found = [
-        "PCK in percent, image average, nearest neighbour (`dualsd recipes NAME` shows every setting); 95 % intervals, "
+        "PCK in percent, every setting as `dualsd recipes NAME` shows it; 95 % intervals, "
         f"images resampled; difference: ours minus the paper's, {OUTSIDE} where the paper's lies outside our interval.",
         *stand_ins(plan),
     ]
@@ -40,7 +40,7 @@ def stand_ins(plan: Plan) -> list[str]:
     if sets:
         found.append(
             f"The demo's own trn stands for the training set(s) {', '.join(map(str, sets))}: prompts are trained on "
-            "it once, rows that differ in the training set alone show the same figures, and no difference is taken there."
+            "it once, rows that differ in the training set alone show the same figures, and no difference is taken."
         )
     found += [
         f"The demo's own test split stands for {', '.join(column.stands_for)}: the paper's figures beside it are of "
@@ -54,6 +54,12 @@ def stand_ins(plan: Plan) -> list[str]:
 def missing(plan: Plan) -> list[str]:
     """Which cells lack which datasets."""
     lacking: dict[tuple[str, ...], list[str]] = {}
-    for (row, dataset), names in plan.missing.items():
-        lacking.setdefault(names, []).append(f"{row} on {dataset}")
+    for column in plan.columns:
+        own = {row.name: plan.missing.get((row.name, column.dataset)) for row in plan.rows}
+        if all(names is not None and column.dataset in names for names in own.values()):
+            lacking.setdefault((column.dataset,), []).append(f"all rows on {column.dataset}")
+            continue
+        for row, names in own.items():
+            if names is not None:
+                lacking.setdefault(names, []).append(f"{row} on {column.dataset}")
     return [f"Not run, for want of {' and '.join(names)}: {', '.join(cells)}." for names, cells in lacking.items()]

@@ -19,11 +19,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a piece takes. encode: VAE passes. passes: of the UNet, backward: with a gradient. pairs: to be matched.
-    bytes_to_write: of stores' rows. seconds: as foreseen."""
+    """What a piece takes. encode: VAE passes. dino: DINOv2's. passes: of the UNet, backward: with a gradient. pairs: to
+    be matched. bytes_to_write: of stores' rows. seconds: as foreseen."""
 
     name: str
     encode: int
+    dino: int
     passes: int
     backward: int
     pairs: int
@@ -41,6 +42,7 @@ def prices(place: Workplace, left: Sequence[Piece]) -> list[Price]:
         Price(
             name=piece.name,
             encode=len(piece.work.latents),
+            dino=len(piece.work.patches),
             passes=sum(piece.work.passes.values()),
             backward=sum(piece.work.backward.values()),
             pairs=sum(piece.work.matched.values()),
@@ -56,13 +58,13 @@ def print_prices(place: Workplace, found: Sequence[Price]) -> None:
     rows = [
         [
             price.name,
-            *map(str, (price.encode, price.passes, price.backward, price.pairs)),
+            *map(str, (price.encode, price.dino, price.passes, price.backward, price.pairs)),
             human_bytes(price.bytes_to_write),
             spell_seconds(price.seconds),
         ]
         for price in found
     ]
-    header = ["what is left", "VAE passes", "UNet passes", "with gradient", "pairs", "to write", "about"]
+    header = ["what is left", "VAE passes", "DINOv2", "UNet passes", "with gradient", "pairs", "to write", "about"]
     print_table("What it takes; what several need is counted where it is made first", header, rows)
     say(
         f"times from a short calibration on this machine ({place.compute.device}, {place.compute.dtype_name}, batches "

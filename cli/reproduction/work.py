@@ -25,6 +25,10 @@ Map = tuple[str, str, PromptName, int, int, int]
 """(dataset, image, prompts, ensemble, timestep, layer)."""
 
 
+Patches = tuple[str, str, int, int]
+"""(dataset, image, side in pixels of the image that DINOv2 sees, tokens that are kept of it)."""
+
+
 @dataclass(frozen=True, slots=True)
 class MatchKind:
     """What the time of matching a pair depends on: layers by name, factor of upsampling, readout."""
@@ -36,12 +40,13 @@ class MatchKind:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """latents, noisy, maps: rows of stores. forward: UNet passes whose maps are not kept, backward: passes with a
-    gradient; both by the layer that they end at. matched: pairs."""
+    """latents, noisy, maps, patches: rows of stores. forward: UNet passes whose maps are not kept. backward: passes
+    with a gradient. Both by the layer that they end at. matched: pairs."""
 
     latents: frozenset[Latent] = frozenset()
     noisy: frozenset[Noisy] = frozenset()
     maps: frozenset[Map] = frozenset()
+    patches: frozenset[Patches] = frozenset()
     forward: Counter[int] = field(default_factory=Counter)
     backward: Counter[int] = field(default_factory=Counter)
     matched: Counter[MatchKind] = field(default_factory=Counter)
@@ -52,6 +57,7 @@ class Work:
             self.latents | other.latents,
             self.noisy | other.noisy,
             self.maps | other.maps,
+            self.patches | other.patches,
             self.forward + other.forward,
             self.backward + other.backward,
             self.matched + other.matched,
@@ -63,6 +69,7 @@ class Work:
             self.latents - other.latents,
             self.noisy - other.noisy,
             self.maps - other.maps,
+            self.patches - other.patches,
             self.forward,
             self.backward,
             self.matched,
@@ -93,7 +100,7 @@ class Pace:
     match: Mapping[MatchKind, float]
 
     def seconds(self, work: Work) -> float:
-        """Of all of it; reading and writing are not counted."""
+        """Of all of it; reading, writing and DINOv2 are not counted."""
         return (
             self.encode * len(work.latents)
             + sum(self.forward[layer] * count for layer, count in work.passes.items())
@@ -102,9 +109,12 @@ class Pace:
         )
 
 
-def bytes_of(work: Work, latent_bytes: int, map_bytes: Callable[[int], int]) -> int:
-    """Of all rows. latent_bytes: of a row of latents, noisy or not; map_bytes: of a layer's map."""
+def bytes_of(work: Work, latent_bytes: int, map_bytes: Callable[[int], int], patch_bytes: Callable[[int], int]) -> int:
+    """Of all rows. latent_bytes: of a row of latents, noisy or not. map_bytes: of a layer's map. patch_bytes: of so
+    many tokens of DINOv2."""
     maps = Counter(layer for *_, layer in work.maps)
-    return latent_bytes * (len(work.latents) + len(work.noisy)) + sum(
-        map_bytes(layer) * count for layer, count in maps.items()
+    return (
+        latent_bytes * (len(work.latents) + len(work.noisy))
+        + sum(map_bytes(layer) * count for layer, count in maps.items())
+        + sum(patch_bytes(tokens) for *_, tokens in work.patches)
     )

@@ -10,6 +10,7 @@ from cli.recipe_options import Options, steps_for, train_options
 from cli.reproduction.plan import DEMO, Training
 from cli.reproduction.work import Work, bytes_of
 from featstore.backbone import location
+from featstore.backbone.dino_location import SUBFOLDER, DinoShape, read_shape
 from featstore.backbone.latents import Latents
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
@@ -30,6 +31,9 @@ SUBFOLDERS = {
 """Under which names datasets lie in a folder of datasets; SD4Match's first."""
 
 SEED = 0
+
+B14 = DinoShape(channels=768, patch=14, trained=518)
+"""facebook/dinov2-base's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,16 @@ class Workplace:
             shape = self.model.shape(layer, self.image_size)
             return 2 * shape.channels * shape.side**2 + 4
 
-        return bytes_of(work, 2 * self.model.latent_channels * side**2 + 4, map_bytes)
+        channels = self.dino_shape.channels
+        latent_bytes = 2 * self.model.latent_channels * side**2 + 4
+        return bytes_of(work, latent_bytes, map_bytes, lambda tokens: 2 * channels * tokens + 4)
+
+    @property
+    def dino_shape(self) -> DinoShape:
+        """The DINOv2's that is asked for, where it has a folder; B/14's where it may have to be fetched first."""
+        brought = self.model.location.folder / SUBFOLDER
+        folder = brought if self.means.dino is None else Path(self.means.dino).expanduser()
+        return read_shape(folder) if folder.is_dir() else B14
 
     def training_options(self, training: Training, pairs: int) -> Options:
         """`train`'s, but for the store and the run. pairs: of the training set. What a recipe says for the published

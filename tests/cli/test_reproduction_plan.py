@@ -93,8 +93,8 @@ def test_what_lacks_its_datasets_is_left_out_and_said() -> None:
     assert ("dual-single@pf-pascal", "pf-willow") in plan.cells
     assert len(plan.cells) == 5 * 2
     (sentence,) = missing(plan)
-    assert sentence.startswith("Not run, for want of spair: dift on spair, dift-bicubic on spair, ")
-    assert "dual-single@spair on pf-willow" in sentence
+    assert sentence.startswith("Not run, for want of spair: all rows on spair, sd4match-single@spair on pf-pascal, ")
+    assert sentence.endswith("dual-single@spair on pf-willow.")
     both = planned("table5", ("pf-willow",))
     assert both.missing["dual-single@spair", "pf-pascal"] == ("pf-pascal", "spair")
 
@@ -178,10 +178,11 @@ def test_ours_beside_the_papers() -> None:
 
 
 def test_what_was_not_run_is_no_number() -> None:
-    plan = planned("table1", ("spair",))
-    parts = blocks(compare(plan, figures(plan, 0.4, 0.01)))
-    assert [block.title for block in parts] == ["Table 1, spair", "Table 1, pf-pascal", "Table 1, pf-willow"]
-    assert parts[1].rows[0] == ("dift", "-", "70.25", "-", "-", "84.43", "-")
+    plan = planned("table5", ("pf-willow",))
+    (block,) = blocks(compare(plan, figures(plan, 0.4, 0.01)))
+    assert block.title == "Table 5, pf-willow"
+    assert block.rows[0][1] == "40.00 [39.00, 41.00]"
+    assert block.rows[3] == ("sd4match-single@pf-pascal", "-", "48.28", "-", "-", "76.97", "-")
     kept = to_json([compare(plan, {}).of(plan.rows[0], plan.columns[0], "all", 0.05)])[0]
     assert kept["pck_percent"] is None
     assert kept["difference"] is None
@@ -281,13 +282,14 @@ def test_time_and_bytes_add_up() -> None:
         frozenset([("demo", "cat/1"), ("demo", "cat/2")]),
         frozenset([("demo", "cat/1", 261, 0)]),
         frozenset([("demo", "cat/1", text, 8, 261, 2)]),
+        frozenset([("demo", "cat/1", 224, 257)]),
         forward=Counter({3: 10}),
         backward=Counter({2: 4}),
         matched=Counter({kind: 100}),
     )
     pace = Pace(encode=2.0, forward={2: 0.5, 3: 1.0}, backward={2: 3.0}, match={kind: 0.01})
     assert pace.seconds(work) == pytest.approx(2 * 2 + 8 * 0.5 + 10 * 1.0 + 4 * 3.0 + 1.0)
-    assert bytes_of(work, latent_bytes=100, map_bytes={2: 1000, 3: 5000}.__getitem__) == 3 * 100 + 1000
+    assert bytes_of(work, latent_bytes=100, map_bytes={2: 1000, 3: 5000}.__getitem__, patch_bytes=int) == 1300 + 257
     spelled = [spell_seconds(seconds) for seconds in (12.4, 61, 3599, 7500)]
     assert spelled == ["12 s", "1 min", "1 h 00 min", "2 h 05 min"]
 
