@@ -18,6 +18,7 @@ def demo(
     from cli.cache import build
     from cli.evaluate import evaluate
     from cli.output import say
+    from featstore.tuning.run_folder import free_name
     from matcher.errors import InputError
 
     try:
@@ -29,8 +30,15 @@ def demo(
     build(store=store, device=device)
     for name, layers in (("layer 2 alone", "2"), ("layer 3 alone", "3"), ("both layers", "2,3")):
         say(f"\n{name}:\n$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
+        runs = out / "runs"
         evaluate(
-            store=store, layers=layers, ensemble=2, readouts="nn", device=device, json=out / f"layers-{layers}.json"
+            store=store,
+            layers=layers,
+            ensemble=2,
+            readouts="nn",
+            device=device,
+            json=out / f"layers-{layers}.json",
+            out=runs / free_name(runs, f"eval-{layers.replace(',', '+')}"),
         )
     picture = out / "matches.png"
     draw_demo_pair(store, picture, device)

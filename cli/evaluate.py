@@ -1,5 +1,7 @@
 """`dualsd eval`: PCK of cached maps, or of anybody's features."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ from cli.options import (
     AlignOption,
     AlphasOption,
     BatchOption,
+    CsvOption,
     DatasetOption,
     DeviceOption,
     DinoOption,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from featstore.stages.dino_maps import AskedDino
     from featstore.store.store import Store
     from matcher.match import MatchSettings
+    from matcher.pck import Average
     from matcher.readout import Readout
 
 EXAMPLES = (
@@ -45,8 +49,9 @@ EXAMPLES = (
     "dualsd eval\n\n"
     "dualsd eval --store W.zarr --layers 2,3 --t 261,200 --weights 0.8,0.6 --json out.json\n\n"
     "dualsd eval --prompts runs/class-2+3-001\n\n"
-    "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn\n\n"
+    "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn --out runs/dift-2x\n\n"
     "dualsd eval --layers 2,dino --t 261\n\n"
+    "dualsd eval --alphas 0.01..0.2:0.01\n\n"
     "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16"
 )
 
@@ -108,24 +113,31 @@ def evaluate(
     batch_size: BatchOption = 8,
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a number to FILE.")] = None,
-) -> Any:  # a Result; typer would look the name up at run time
+    csv: CsvOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder that keeps settings, predictions and results, for score and compare.",
+            show_default="runs/eval-2+3-001 and so on",
+        ),
+    ] = None,
+) -> None:
     """Match the keypoints of a split's pairs and print PCK by category.
 
-    Maps, noisy latents and latents that are not cached are made and kept. With --features no store and no model is
-    needed.
+    Maps, noisy latents and latents that are not cached are made and kept, and so are the predictions: `dualsd score`
+    and `dualsd compare` need no matching. With --features no store and no model is needed.
     """
-    from cli.output import check_writable, print_result, say, write_csv, write_json
+    from cli.output import check_writable, say
     from featstore.evaluation import Scoring
+    from featstore.evaluation_run import check_place, save_evaluation
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
-    from matcher.pck import Average
-    from matcher.readout import Readout
-    from matcher.report import CSV_HEADER, to_rows
 
     check_writable(json, csv)
-    if by not in (average.value for average in Average):
-        raise InputError(f"--by is image or point, not {by!r}.")
+    check_place(out)
+    average = options.parse_average(by)
     shape = options.parse_geometry(geometry, "--geometry")
     align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
     compute = options.choose_compute(device, dtype, batch_size)
@@ -182,12 +194,22 @@ def evaluate(
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
         draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)
         result = _from_store(opened, root, split, chosen, settled, choice, asked, draws, compute, skip_bad)
-    say(describe(result))
-    print_result(result, Average(by))
+    report(result, average, json, csv)
+    kept = save_evaluation(result, out)
+    say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
+
+
+def report(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:
+    """Print what was measured and the table, and write both where files are asked for."""
+    from cli.output import print_result, say, write_csv, write_json
+    from matcher.readout import Readout
+    from matcher.report import CSV_HEADER, to_rows
+
+    say(describe(result.scoring, result.features))
+    print_result(result, average)
     write_json(json, result.to_json())
     rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
     write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
-    return result
 
 
 CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
@@ -203,30 +225,32 @@ def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
         "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
         "+".join(f"{layer.weight:g}" for layer in layers),
         settings.geometry.value,
-        readout.frame.value,
+        result.scoring.frame_of(readout).value,
         str(settings.upsample),
         "; ".join(f"{name} {value}" for name, value in result.features.items()),
     )
 
 
-def describe(result: "Result") -> str:
+def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     """One line of all that the numbers depend on."""
     from matcher.pairs import Frame
 
-    settings: MatchSettings = result.scoring.settings
+    settings: MatchSettings = scoring.settings
     layers = " + ".join(
         f"layer {layer.layer}"
         + ("" if layer.timestep is None else f" at t = {layer.timestep}")
-        + ("" if len(result.scoring.layers) == 1 else f" x {layer.weight:g}")
-        for layer in result.scoring.layers
+        + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
+        for layer in scoring.layers
     )
     shown = ("prompt", "ensemble", "model", "dino", "dino_size", "features")
-    features = "; ".join(f"{name} {value!r}" for name, value in result.features.items() if name in shown)
+    origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
     frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
-    if any(readout.frame is Frame.ORIGINAL for readout in result.scoring.readouts):
+    if scoring.frame is not None:
+        frame += f", PCK in the {scoring.frame.value} frame"
+    elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
         frame += ", pixel in the original frame"
-    return f"{layers}{upsampling}; {frame}; {features}"
+    return f"{layers}{upsampling}; {frame}; {origin}"
 
 
 def _from_store(

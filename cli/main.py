@@ -6,7 +6,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import cache, demo, doctor, evaluate, grid, match, prompts, reproduce, show_recipes, train
+from cli import (
+    cache,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    grid,
+    match,
+    prompts,
+    reproduce,
+    score,
+    show_recipes,
+    train,
+)
 
 EXIT_INPUT = 2
 EXIT_FAULT = 1
@@ -80,6 +93,8 @@ def _options(
 
 app.add_typer(cache.app, name="cache")
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("score", epilog=score.EXAMPLES)(score.score)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("match", epilog=match.EXAMPLES)(match.match)

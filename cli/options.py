@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from featstore.stages.compute import Compute
     from featstore.store.store import Store
     from matcher.geometry import Geometry
+    from matcher.pairs import Frame
+    from matcher.pck import Average
     from matcher.readout import Readout
 
 DEFAULT_STORE = Path("dualsd.zarr")
@@ -98,7 +101,9 @@ EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise dr
 ReadoutsOption = Annotated[
     str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax, window, pixel.")
 ]
-AlphasOption = Annotated[str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1.")]
+AlphasOption = Annotated[
+    str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.")
+]
 GeometryOption = Annotated[str, typer.Option("--geometry", help="Pixel to cell: corners (SD4Match) or half-pixel.")]
 UpsampleOption = Annotated[str, typer.Option("--upsample", help="Upsample the finest map, bicubically, e.g. 2x.")]
 AlignOption = Annotated[
@@ -116,6 +121,16 @@ SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Go on past images that cannot be read and list them at the end.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to FILE as JSON.", metavar="FILE")]
+CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a number to FILE.")]
+ByOption = Annotated[str, typer.Option("--by", help="Average: image or point.")]
+FrameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--frame",
+        help="Where distances and theta are measured: in resized or original images.",
+        show_default="each readout's own: original for pixel, else resized",
+    ),
+]
 
 
 def parse_numbers(text: str, what: str) -> tuple[float, ...]:
@@ -229,11 +244,36 @@ def weightings_for(layers: tuple[int, ...], text: str | None) -> tuple[tuple[flo
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """Thresholds in (0, 1]. Raises `InputError` for others."""
-    alphas = parse_numbers(text, "--alphas")
+    """Thresholds in (0, 1]: `0.05,0.1`, or `0.01..0.2:0.01`, which is exactly those 20 decimals. Raises `InputError`
+    for others."""
+    alphas: list[float] = []
+    for part in text.split(","):
+        if ".." in part:
+            alphas += _alphas_between(part)
+        else:
+            alphas += parse_numbers(part, "--alphas")
     if not all(0 < alpha <= 1 for alpha in alphas):
         raise InputError(f"--alphas are fractions of theta, above 0 and at most 1, not {text!r}.")
     return tuple(dict.fromkeys(alphas))
+
+
+MOST_ALPHAS = 1000
+
+
+def _alphas_between(part: str) -> list[float]:
+    """`a..b:step` in decimal numbers: multiples of a float such as 0.01 would miss the floats that are typed."""
+    matched = re.fullmatch(r"\s*([\d.]*?\d)\.\.([\d.]+):([\d.]+)\s*", part)
+    try:
+        if matched is None:
+            raise InvalidOperation
+        first, last, step = (Decimal(number) for number in matched.groups())
+    except InvalidOperation:
+        raise InputError(f"--alphas {part} is no range: write one like 0.01..0.2:0.01, with its step.") from None
+    if step <= 0 or last < first:
+        raise InputError(f"--alphas {part} is an empty range: it must rise, by a positive step.")
+    if (last - first) / step >= MOST_ALPHAS:
+        raise InputError(f"--alphas {part} is more than {MOST_ALPHAS} thresholds: take a larger step.")
+    return [float(first + place * step) for place in range(int((last - first) / step) + 1)]
 
 
 def parse_readouts(text: str) -> "tuple[Readout, ...]":
@@ -246,6 +286,26 @@ def parse_readouts(text: str) -> "tuple[Readout, ...]":
         if name not in known:
             raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
     return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def parse_average(text: str) -> "Average":
+    """`image` or `point`."""
+    from matcher.pck import Average
+
+    try:
+        return Average(text)
+    except ValueError:
+        raise InputError(f"--by is image or point, not {text!r}.") from None
+
+
+def parse_frame(text: str | None) -> "Frame | None":
+    """`resized` or `original`."""
+    from matcher.pairs import Frame
+
+    try:
+        return None if text is None else Frame(text)
+    except ValueError:
+        raise InputError(f"--frame is resized or original, not {text!r}.") from None
 
 
 def parse_geometry(text: str, option: str) -> "Geometry":

@@ -87,6 +87,8 @@ def reproduce(
         raise InputError(f"There is no {what!r} to reproduce: choose from {', '.join([*TABLES, FIGURE])}.")
     if on not in (None, DEMO):
         raise InputError(f"--on is demo, not {on!r}: real datasets are found in --dataset-root.")
+    if what == FIGURE and (rows is not None or train_steps is not None):
+        raise InputError("--rows and --train-steps go with a table: Figure 2 is of text prompts, layer by layer.")
     check_writable(json)
     from cli.reproduction.workplace import Means, Workplace, check_alone, find_datasets, is_at_hand
     from featstore.backbone.model import open_model
@@ -111,7 +113,7 @@ def reproduce(
     if plan is None:
         from cli.reproduction.figure import reproduce_figure
 
-        reproduce_figure(place, dry_run)
+        reproduce_figure(place, dry_run, json)
         return
     _reproduce_table(place, plan, name, dry_run, json)
 
@@ -166,7 +168,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     comparison = compare(
         plan, {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
     )
-    said = notes(plan, model, place.train_steps, outcome.failures)
+    said = notes(plan, model, place.image_size, place.train_steps, outcome.failures)
     say("")
     _print_blocks(comparison)
     for note in said:

@@ -27,5 +27,9 @@ class TuningError(InputError):
     """A training run cannot start, go on or be resumed as asked."""
 
 
+class EvaluationError(InputError):
+    """An evaluation's run folder is missing, malformed, in the way, or lacks what is asked of it."""
+
+
 class StoreError(InputError):
     """A store is missing, is not a dualsd store, was made with other settings, or holds damaged data."""

@@ -19,7 +19,7 @@ from featstore.store.store import Store
 from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings
-from matcher.pairs import MatchingPair
+from matcher.pairs import Frame, MatchingPair, PixelFrame
 from matcher.pck import MatchedPair, PckTable, tabulate
 from matcher.readout import Readout
 from matcher.report import to_json
@@ -27,25 +27,36 @@ from matcher.report import to_json
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What is measured: readouts, alphas (fractions of theta), and how maps become matches."""
+    """What is measured: readouts, alphas (fractions of theta), and how maps become matches. frame: in which distances
+    are measured, None for each readout's own."""
 
     layers: tuple[LayerSpec, ...]
     readouts: tuple[Readout, ...]
     alphas: tuple[float, ...]
     settings: MatchSettings
+    frame: Frame | None = None
+
+    @property
+    def pixels(self) -> PixelFrame | None:
+        """The frame as the matcher takes it."""
+        return None if self.frame is None else PixelFrame(self.frame, self.settings.image_size)
+
+    def frame_of(self, readout: Readout) -> Frame:
+        """In which a readout is measured."""
+        return readout.frame if self.frame is None else self.frame
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A PCK table with what it was measured on. features: where the maps came from, for the record. matched: the pairs
-    with what was predicted."""
+    and what was predicted."""
 
     dataset: str
     split: str
     scoring: Scoring
     features: Mapping[str, Any]
-    table: PckTable
     matched: tuple[MatchedPair, ...]
+    table: PckTable
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd eval --json` writes it; PCK values are fractions."""
@@ -59,8 +70,8 @@ class Result:
             "t": [layer.timestep for layer in layers],
             "weights": [layer.weight for layer in layers],
             "geometry": settings.geometry.value,
-            "frame": common_frame(self.scoring.readouts),
-            "frames": {readout.value: readout.frame.value for readout in self.scoring.readouts},
+            "frame": common_frame(self.scoring.readouts) if self.scoring.frame is None else self.scoring.frame.value,
+            "frames": {readout.value: self.scoring.frame_of(readout).value for readout in self.scoring.readouts},
             "image_size": settings.image_size,
             "upsample": settings.upsample,
             "upsample_align": settings.upsample_align.value,
@@ -71,6 +82,14 @@ class Result:
             "features": dict(self.features),
             "results": to_json(self.table),
         }
+
+
+def tabulated(
+    dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Sequence[MatchedPair]
+) -> Result:
+    """Matches with their table. Raises `MatchError` where there is no pair."""
+    table = tabulate(matched, scoring.alphas, scoring.pixels)
+    return Result(dataset, split, scoring, features, tuple(matched), table)
 
 
 def common_frame(readouts: Sequence[Readout]) -> str:
@@ -178,4 +197,4 @@ def score(
     matched = evaluate(
         pairs, maps, scoring.layers, scoring.readouts, scoring.settings, device, on_pair=progress.advance
     )
-    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas), tuple(matched))
+    return tabulated(dataset.name, split, scoring, features, matched)

@@ -12,7 +12,7 @@ from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.unet import CutUNet
 from featstore.datasets.records import Dataset
-from featstore.evaluation import Result, Scoring
+from featstore.evaluation import Result, Scoring, tabulated
 from featstore.gridsearch import Grid
 from featstore.progress import Progress
 from featstore.prompts.learned import LearnedPrompts
@@ -31,7 +31,7 @@ from matcher.evaluate import evaluate
 from matcher.grid import GridScores, Hits, joined, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair
-from matcher.pck import MatchedPair, tabulate
+from matcher.pck import MatchedPair
 from matcher.sweep import grouped
 
 
@@ -129,7 +129,7 @@ def score_pairwise(
     for pair, own in maps.of(pairs, progress):
         source = own if dino is None else WithDino(own, dino)
         matched += evaluate([pair], source, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
-    return Result(dataset.name, split, scoring, features, tabulate(matched, scoring.alphas), tuple(matched))
+    return tabulated(dataset.name, split, scoring, features, matched)
 
 
 def score_grid_pairwise(

@@ -73,11 +73,12 @@ class GridScores:
 
     def interval(self, configuration: int, readout: Readout, alpha: float, average: Average) -> Interval:
         """PCK and its 95 % interval, images resampled."""
-        return self._interval(self.of_pairs(configuration, readout, alpha), average)
+        return self._interval(self.of_pairs(configuration, readout, alpha), average).within(0, 1)
 
     def difference(self, better: int, worse: int, readout: Readout, alpha: float, average: Average) -> Interval:
         """The paired difference of two configurations and its 95 % interval."""
-        return self._interval(self.of_pairs(better, readout, alpha) - self.of_pairs(worse, readout, alpha), average)
+        lead = self.of_pairs(better, readout, alpha) - self.of_pairs(worse, readout, alpha)
+        return self._interval(lead, average).within(-1, 1)
 
     def _interval(self, values: NDArray[np.float64], average: Average) -> Interval:
         sizes = None if average is Average.IMAGE else self.points.astype(np.float64)

@@ -19,6 +19,15 @@ class Frame(Enum):
     ORIGINAL = "original"
 
 
+@dataclass(frozen=True, slots=True)
+class PixelFrame:
+    """A frame to measure in. image_size: S of the resized one, whichever is measured in, as it leads from one to the
+    other: x_resized = x S / W."""
+
+    frame: Frame
+    image_size: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OriginalFrame:
     """A pair in pixels of its original images.
@@ -40,7 +49,7 @@ class MatchingPair:
 
     source_points, target_points: (n, 2), n >= 1, pixels of the resized frame, inside it; row i of both is the same
     keypoint. theta: pixels of the resized frame, > 0. original: the same in the original frame, which only the readout
-    `pixel` asks for.
+    `pixel` and scores in that frame ask for. names: (n,) of the keypoints, for the record.
     """
 
     source: str
@@ -50,6 +59,7 @@ class MatchingPair:
     target_points: FramePoints
     theta: float
     original: OriginalFrame | None = None
+    names: tuple[str, ...] | None = None
 
     def truth(self, frame: Frame) -> tuple[FramePoints, float]:
         """Target points (n, 2) and theta in a frame. Raises `MatchError` where the original frame is not known."""
@@ -62,7 +72,7 @@ class MatchingPair:
         """The pair in the original frame. Raises `MatchError` where that is not known."""
         if self.original is None:
             raise MatchError(
-                f"The readout pixel needs pair {self.source} -> {self.target} in pixels of its original images: give "
-                "the MatchingPair its `original`."
+                f"The pair {self.source} -> {self.target} is not known in pixels of its original images, which the "
+                "readout pixel and scores in that frame need: give the MatchingPair its `original`."
             )
         return self.original

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matcher.errors import MatchError
-from matcher.pairs import FramePoints, MatchingPair
+from matcher.pairs import Frame, FramePoints, MatchingPair, PixelFrame
 from matcher.readout import Readout
 
 ALL = "all"
@@ -47,6 +47,48 @@ def hits(predictions: FramePoints, truths: FramePoints, theta: float, alpha: flo
     return np.asarray(distances <= alpha * theta)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Distances:
+    """From predictions to the truth, in pixels of one frame. distances: (points,), of all pairs in turn. thetas:
+    (pairs,), base thresholds. counts: (pairs,), points of each."""
+
+    distances: NDArray[np.float64]
+    thetas: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    def hits(self, alpha: float) -> NDArray[np.int64]:
+        """How many points of each pair are matched well enough, (pairs,)."""
+        right = self.distances <= alpha * np.repeat(self.thetas, self.counts)
+        return np.asarray(np.add.reduceat(right, np.cumsum(self.counts) - self.counts, dtype=np.int64))
+
+
+def distances(matched: Sequence[MatchedPair], readout: Readout, frame: PixelFrame | None = None) -> Distances:
+    """Measured in the readout's own frame, or in another: then predictions and truths are mapped from the readout's
+    (those that were clamped there stay where they are), and theta is that of the frame measured in.
+
+    Raises `MatchError` where there is no pair, or one is not known in the original frame.
+    """
+    if not matched:
+        raise MatchError("There is no pair to score.")
+    chosen = readout.frame if frame is None else frame.frame
+    apart, thetas = [], []
+    for match in matched:
+        truths, _ = match.pair.truth(readout.frame)
+        away = match.predictions[readout].astype(np.float64) - truths.astype(np.float64)  # (n, 2)
+        if frame is not None and chosen is not readout.frame:
+            away = away * _scale(match.pair, frame)
+        apart.append(away)
+        thetas.append(match.pair.truth(chosen)[1])
+    counts = np.array([len(away) for away in apart])
+    return Distances(np.linalg.norm(np.concatenate(apart), axis=1), np.array(thetas), counts)
+
+
+def _scale(pair: MatchingPair, frame: PixelFrame) -> NDArray[np.float64]:
+    """From the other frame to this one, of the target image: (x, y)."""
+    to_original = np.asarray(pair.in_original_frame().target_size, dtype=np.float64) / frame.image_size
+    return to_original if frame.frame is Frame.ORIGINAL else 1 / to_original
+
+
 def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArray[np.float64]:
     """PCK as fractions, (...), from hits (..., pairs) and points (pairs,) of each pair."""
     if average is Average.IMAGE:
@@ -54,8 +96,9 @@ def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArr
     return np.asarray(hit.sum(axis=-1) / points.sum())
 
 
-def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float]) -> PckTable:
-    """PCK by readout, average, alpha and category. Raises `MatchError` where there is no pair."""
+def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float], frame: PixelFrame | None = None) -> PckTable:
+    """PCK by readout, average, alpha and category, each readout in its own frame, or all in `frame`: see `distances`.
+    Raises `MatchError` where there is no pair."""
     if not matched:
         raise MatchError("There is no pair to score.")
     categories = np.array([match.pair.category for match in matched])
@@ -65,11 +108,10 @@ def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float]) -> PckTabl
     }
     values: dict[Readout, dict[Average, dict[float, dict[str, float]]]] = {}
     for readout in matched[0].predictions:
+        measured = distances(matched, readout, frame)
         values[readout] = {average: {} for average in Average}
         for alpha in alphas:
-            right = np.array(
-                [hits(match.predictions[readout], *match.pair.truth(readout.frame), alpha).sum() for match in matched]
-            )
+            right = measured.hits(alpha)
             for average in Average:
                 values[readout][average][alpha] = {
                     name: float(averaged(right[chosen], counts[chosen], average)) for name, chosen in columns.items()

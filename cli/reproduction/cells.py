@@ -2,7 +2,7 @@
 
 cells/dual-single@spair on pf-willow-0f3a9c21/
     figures.json    what was scored with which settings, and PCK with its intervals
-    results.json    as `dualsd eval --json` writes it
+    run.json ...    what `dualsd eval --out` keeps, see `featstore.evaluation_run`
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cli.output import say
 from cli.recipe import Recipe
@@ -22,10 +21,11 @@ from cli.reproduction.comparison import CellFigures
 from cli.reproduction.plan import Cell
 from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
+from featstore.evaluation_run import EvaluationRun
 from featstore.prompts.file import load_prompts
-from matcher.bootstrap import Interval, bootstrap_mean
-from matcher.pck import ALL, Average, MatchedPair, hits
-from matcher.readout import Readout
+from matcher.bootstrap import Interval, bootstrap
+from matcher.pck import ALL, Average, distances
+from matcher.spread import graphs_of
 
 FIGURES = "figures.json"
 
@@ -79,27 +79,38 @@ def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
     from cli.evaluate import evaluate
 
     folder = cell.folder(place)
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = eval_arguments(place, cell.recipe, cell.cell, cell.run)
-    say(f"\n$ {to_command('eval', arguments)}")
-    result = evaluate(**arguments, json=folder / "results.json")
-    recipe = cell.recipe.inference
-    figures = {
-        alpha: _by_category(result.matched, Readout(recipe.readout.value), alpha, Average(recipe.average.value))
-        for alpha in recipe.alphas.value
-    }
+    if not folder.exists():  # else it was stopped before its figures were written
+        arguments = eval_arguments(place, cell.recipe, cell.cell, cell.run)
+        say(f"\n$ {to_command('eval', {**arguments, 'out': folder})}")
+        evaluate(**arguments, out=folder)
+    own = cell.recipe.inference
+    figures = figures_of(EvaluationRun.open(folder), Average(own.average.value))
     written = {
         **cell.describe(place),
-        "n_pairs": len(result.matched),
         "figures": {
-            f"{alpha:g}": {category: asdict(interval) for category, interval in own.items()}
-            for alpha, own in figures.items()
+            f"{alpha:g}": {category: asdict(interval) for category, interval in by_category.items()}
+            for alpha, by_category in figures.items()
         },
     }
     partial = folder / f"{FIGURES}.partial"
     partial.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / FIGURES)
     return figures
+
+
+def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
+    """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
+    (readout,) = run.scoring.readouts
+    found = distances(run.matched, readout, run.scoring.pixels)
+    values = np.array([found.hits(alpha) / found.counts for alpha in run.scoring.alphas])  # (alphas, pairs)
+    sizes = found.counts.astype(np.float64) if average is Average.POINT else None
+    graphs = graphs_of([match.pair for match in run.matched], sizes)
+    over_all, of_each = bootstrap(graphs, values, SEED)
+    names = [*(graph.category for graph in graphs), ALL]
+    return {
+        alpha: {name: own[row].within(0, 1) for name, own in zip(names, (*of_each, over_all), strict=True)}
+        for row, alpha in enumerate(run.scoring.alphas)
+    }
 
 
 def eval_arguments(place: Workplace, recipe: Recipe, cell: Cell, run: Path | None) -> dict[str, Any]:
@@ -114,32 +125,6 @@ def eval_arguments(place: Workplace, recipe: Recipe, cell: Cell, run: Path | Non
         "dtype": means.dtype,
         "batch_size": means.batch_size,
     }
-
-
-def _by_category(
-    matched: Sequence[MatchedPair], readout: Readout, alpha: float, average: Average
-) -> dict[str, Interval]:
-    counts = np.array([len(match.pair.target_points) for match in matched], dtype=np.float64)
-    right = np.array(
-        [hits(match.predictions[readout], *match.pair.truth(readout.frame), alpha).sum() for match in matched]
-    )
-    categories = np.array([match.pair.category for match in matched])
-    names = {ALL: np.ones(len(matched), dtype=bool)} | {
-        str(name): categories == name for name in sorted(set(categories))
-    }
-    return {name: _interval(matched, right / counts, counts, chosen, average) for name, chosen in names.items()}
-
-
-def _interval(
-    matched: Sequence[MatchedPair],
-    values: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    chosen: NDArray[np.bool_],
-    average: Average,
-) -> Interval:
-    pairs = [match.pair for match, is_chosen in zip(matched, chosen, strict=True) if is_chosen]
-    sizes = counts[chosen] if average is Average.POINT else None
-    return bootstrap_mean(pairs, values[chosen], SEED, sizes)
 
 
 def digest_of(pairs: Sequence[Pair]) -> str:

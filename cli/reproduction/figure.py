@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cli.output import say
+from cli.output import say, write_json
 from cli.progress import TerminalProgress
 from cli.recipe_options import to_command
 from cli.reproduction.cells import digest_of
@@ -26,8 +27,9 @@ TEMPLATE = "a photo of a {category}"
 """The figure's numbers are not known: these are the layers of the report's method, on the split for choosing."""
 
 
-def reproduce_figure(place: Workplace, dry_run: bool) -> None:
-    """Run the grid, whose pictures and numbers are kept. Raises `InputError` where its dataset is missing."""
+def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None:
+    """Run the grid, whose pictures and numbers are kept. file: gets the numbers, too, or what they would take. Raises
+    `InputError` where the dataset is missing."""
     dataset = DATASET if DATASET in place.roots else DEMO
     if dataset not in place.roots:
         raise InputError(f"Figure 2 needs {DATASET}: give its folder's folder with --dataset-root, or take --on demo.")
@@ -50,10 +52,13 @@ def reproduce_figure(place: Workplace, dry_run: bool) -> None:
     }
     if arguments["json"].is_file():
         say(f"Figure 2 was made before: {folder} has its pictures and numbers")
+        write_json(file, json.loads(arguments["json"].read_text(encoding="utf-8")))
         return
-    print_prices(place, prices(place, [Piece("figure2", _work(place, dataset, pairs))]))
+    priced = prices(place, [Piece("figure2", _work(place, dataset, pairs))])
+    print_prices(place, priced)
     command = f"{to_command('grid', arguments)} --stream"
     if dry_run:
+        write_json(file, {"figure": "figure2", "left": [asdict(price) for price in priced]})
         say(f"The same by hand:\n  {to_command('cache build', place.build_arguments(dataset))}\n  {command}")
         return
     with TerminalProgress() as progress:
@@ -63,6 +68,7 @@ def reproduce_figure(place: Workplace, dry_run: bool) -> None:
     from cli.grid import grid
 
     grid(**arguments, stream=True)
+    write_json(file, json.loads(arguments["json"].read_text(encoding="utf-8")))
 
 
 def _folder(place: Workplace, dataset: str, pairs: Sequence[Pair]) -> Path:

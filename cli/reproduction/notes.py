@@ -7,20 +7,24 @@ from cli.reproduction.paper import contradictions
 from cli.reproduction.plan import DEMO, Plan
 
 
-def notes(plan: Plan, model: str, train_steps: int | None, failures: Mapping[str, str]) -> list[str]:
-    """Sentences, the weightiest first. model: by the name it was asked for. train_steps: to which trainings were cut
-    short, None for their own length. failures: a sentence a training or cell that could not be run."""
+def notes(plan: Plan, model: str, image_size: int, train_steps: int | None, failures: Mapping[str, str]) -> list[str]:
+    """Sentences, the weightiest first. model: by the name it was asked for. image_size: in pixels. train_steps: to
+    which trainings were cut short, None for their own length. failures: a sentence a training or cell that could not
+    be run."""
     found = [
-        "PCK in percent, every setting as `dualsd recipes NAME` shows it; 95 % intervals, "
-        f"images resampled; difference: ours minus the paper's, {OUTSIDE} where the paper's lies outside our interval.",
+        f"PCK in percent, model {model}, images of {image_size} pixels, every other setting as `dualsd recipes NAME` "
+        "shows it; 95 % intervals, images resampled; difference: ours minus the paper's, "
+        f"{OUTSIDE} where the paper's lies outside our interval.",
         *stand_ins(plan),
     ]
     if model == DEMO:
         found.append(
             "The model is the demo's, drawn pictures are all it knows: its figures say nothing of Stable Diffusion's."
         )
-    if train_steps is not None and plan.trainings:
-        found.append(f"Trainings were cut short to {train_steps} steps.")
+    if plan.trainings and train_steps is not None:
+        found.append(f"Trainings took {train_steps} steps, as --train-steps says, not their own length.")
+    elif DEMO in plan.datasets and plan.trainings:
+        found.append("Trainings on the demo are as short as `dualsd train` makes them there.")
     found += missing(plan)
     found += [f"{name} was not run: {sentence}" for name, sentence in failures.items()]
     return [*found, *contradictions(plan.table)]

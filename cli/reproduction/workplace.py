@@ -9,6 +9,7 @@ from cli.recipe import Recipe
 from cli.recipe_options import Options, steps_for, train_options
 from cli.reproduction.plan import DEMO, Training
 from cli.reproduction.work import Work, bytes_of
+from cli.train_settings import DEMO_STEPS
 from featstore.backbone import location
 from featstore.backbone.dino_location import SUBFOLDER, DinoShape, read_shape
 from featstore.backbone.latents import Latents
@@ -120,7 +121,7 @@ class Workplace:
         another image size."""
         recipe = self.recipes[training.recipe]
         on_demo = training.dataset == DEMO
-        steps = self.train_steps or (demo_steps() if on_demo else steps_for(recipe, training.dataset, pairs))
+        steps = self.train_steps or (DEMO_STEPS if on_demo else steps_for(recipe, training.dataset, pairs))
         options = train_options(recipe, steps)
         unfit = ["batch", "val_pairs"] if on_demo else []
         unfit += [] if self.image_size == recipe.inference.image_size.value else ["kernel"]
@@ -129,13 +130,6 @@ class Workplace:
     def run_path(self, training: Training, steps: int) -> Path:
         """A training's run folder; one that is cut short is a run of its own."""
         return self.folder / "runs" / f"{training.name}-{steps}"
-
-
-def demo_steps() -> int:
-    """`train`'s short default."""
-    from cli.train_settings import DEMO_STEPS
-
-    return DEMO_STEPS
 
 
 def find_datasets(root: Path | None) -> dict[str, Path]:

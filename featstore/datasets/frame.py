@@ -38,6 +38,7 @@ def to_resized_frame(
         target_points=_clamped(_resized(pair.target_points, target_size, square), square),
         theta=theta,
         original=original,
+        names=pair.names,
     )
 
 

@@ -132,7 +132,7 @@ def create_run(
 ) -> RunFolder:
     """Make a run's folder. Raises `TuningError` where one of that name exists, or it cannot be made."""
     layers = "+".join(map(str, settings.layers))
-    path = parent / (name or _free_name(parent, f"{settings.mode.value}-{layers}"))
+    path = parent / (name or free_name(parent, f"{settings.mode.value}-{layers}"))
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -143,7 +143,7 @@ def create_run(
         "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
         **about,
         "settings": settings.to_json(),
-        "versions": {library: _version(library) for library in _LIBRARIES},
+        "versions": library_versions(),
     }
     try:
         path.mkdir(parents=True)
@@ -170,13 +170,19 @@ def runs_newest_first(store: Store, parent: Path = RUNS) -> list[RunFolder]:
     return [run for _, _, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
 
-def _free_name(parent: Path, prefix: str) -> str:
+def free_name(parent: Path, prefix: str) -> str:
+    """`<prefix>-NNN`, one more than the largest number that the folder holds."""
     taken = [
         int(found.group(1))
         for path in parent.glob(f"{prefix}-*")
         if (found := re.fullmatch(rf"{re.escape(prefix)}-(\d+)", path.name))
     ]
     return f"{prefix}-{max(taken, default=0) + 1:03d}"
+
+
+def library_versions() -> dict[str, str]:
+    """Of the libraries that numbers may depend on."""
+    return {library: _version(library) for library in _LIBRARIES}
 
 
 def _version(library: str) -> str:

@@ -250,11 +250,11 @@ def test_markdown_and_latex() -> None:
 
 def test_notes_say_what_was_not_as_in_the_paper() -> None:
     plan = planned("table5", ("pf-willow",), on="demo")
-    said = " ".join(notes(plan, "demo", 50, {"dift on demo": "It broke."}))
-    for words in ("cut short to 50 steps", "The model is the demo's", "dift on demo was not run: It broke."):
+    said = " ".join(notes(plan, "demo", 128, 50, {"dift on demo": "It broke."}))
+    for words in ("Trainings took 50 steps", "The model is the demo's", "dift on demo was not run: It broke."):
         assert words in said
-    plain = " ".join(notes(planned("table1"), "sd2-1", 50, {}))
-    assert "cut short" not in plain  # nothing is trained there
+    plain = " ".join(notes(planned("table1"), "sd2-1", 768, 50, {}))
+    assert "Trainings" not in plain  # nothing is trained there
     assert "demo" not in plain
     assert "37.26 in Table 3" in plain
 

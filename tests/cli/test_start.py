@@ -18,8 +18,13 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
         ["cache", "build", "--help"],
         ["eval", "--help"],
         ["grid", "--help"],
+        ["score", "--help"],
+        ["compare", "--help"],
         ["match", "--help"],
         ["prompts", "import", "--help"],
+        ["reproduce", "--help"],
+        ["recipes", "--help"],
+        ["recipes", "dual-cpm"],
         ["--version"],
     ],
 )
@@ -38,7 +43,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_every_command_explains_itself_with_examples() -> None:
     prompts = [["prompts", name] for name in ("import", "export", "info")]
-    for command in (["cache", "build"], ["cache", "maps"], ["eval"], ["grid"], ["match"], *prompts):
+    single = [["eval"], ["grid"], ["match"], ["score"], ["compare"], ["recipes"], ["reproduce"]]
+    for command in (["cache", "build"], ["cache", "maps"], *single, *prompts):
         shown = subprocess.run(
             [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True
         ).stdout

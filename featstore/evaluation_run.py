@@ -1,0 +1,213 @@
+"""An evaluation's folder: what was asked, what was predicted, what came out.
+
+runs/eval-2+3-001/
+    run.json                  settings, dataset, features, versions
+    predictions.safetensors   see `featstore.predictions`
+    results.json              what `dualsd eval --json` writes
+
+A folder appears whole or not at all: it is written beside its place, under a hidden name, and renamed.
+"""
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self
+
+from featstore.errors import EvaluationError
+from featstore.evaluation import Result, Scoring, tabulated
+from featstore.predictions import check_version, load_predictions, save_predictions
+from featstore.store.schema import creator_version
+from featstore.tuning import run_folder
+from matcher.errors import MatchError
+from matcher.geometry import Geometry
+from matcher.maps import LayerSpec
+from matcher.match import MatchSettings
+from matcher.pairs import Frame
+from matcher.pck import MatchedPair
+from matcher.readout import Readout
+
+FORMAT = "dualsd evaluation"
+VERSION = 1
+_RUN, _PREDICTIONS, _RESULTS = "run.json", "predictions.safetensors", "results.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationRun:
+    """An evaluation as it was kept. features: where its maps came from. matched: its pairs and what was predicted."""
+
+    path: Path
+    dataset: str
+    split: str
+    scoring: Scoring
+    features: Mapping[str, Any]
+    matched: tuple[MatchedPair, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Raises `EvaluationError` where there is none, or a newer dualsd wrote it, or it is damaged."""
+        description = _read(path)
+        try:
+            run = cls(
+                path=path,
+                dataset=str(description["dataset"]),
+                split=str(description["split"]),
+                scoring=_scoring(description["scoring"]),
+                features=dict(description["features"]),
+                matched=load_predictions(path / _PREDICTIONS),
+            )
+        except (KeyError, TypeError, ValueError, MatchError) as error:
+            raise EvaluationError(f"{path / _RUN} is damaged ({error!r}): evaluate again.") from error
+        if set(run.scoring.readouts) != set(run.matched[0].predictions):
+            raise EvaluationError(f"{path} is damaged: its predictions are of other readouts than {_RUN} says.")
+        return run
+
+    def scored(
+        self,
+        readouts: Sequence[Readout] | None = None,
+        alphas: Sequence[float] | None = None,
+        frame: Frame | None = None,
+    ) -> Result:
+        """Scored again, by default as it was. Raises `EvaluationError` for a readout that it lacks."""
+        chosen = self.scoring.readouts if readouts is None else tuple(readouts)
+        for readout in chosen:
+            self.check_readout(readout)
+        scoring = replace(
+            self.scoring,
+            readouts=chosen,
+            alphas=self.scoring.alphas if alphas is None else tuple(alphas),
+            frame=self.scoring.frame if frame is None else frame,
+        )
+        matched = [
+            MatchedPair(match.pair, {readout: match.predictions[readout] for readout in chosen})
+            for match in self.matched
+        ]
+        return tabulated(self.dataset, self.split, scoring, self.features, matched)
+
+    def check_readout(self, readout: Readout) -> None:
+        """Raise `EvaluationError` for one that the run lacks."""
+        if readout not in self.scoring.readouts:
+            known = ", ".join(known.value for known in self.scoring.readouts)
+            raise EvaluationError(f"{self.path} has no readout {readout.value}: it was evaluated with {known}.")
+
+
+def check_place(path: Path | None) -> None:
+    """Raise `EvaluationError`, before any work is done, where a run cannot be kept. path: None for the next free place
+    under ./runs."""
+    place = run_folder.RUNS / "eval" if path is None else path
+    if path is not None and not _is_free(path):
+        raise _in_the_way(path)
+    existing = next(parent for parent in place.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise EvaluationError(f"The run's folder {place} cannot be made in {existing}: give another place with --out.")
+
+
+def save_evaluation(result: Result, path: Path | None, parent: Path = run_folder.RUNS) -> Path:
+    """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where.
+
+    Raises `EvaluationError` where something lies there, or the disk does not take it.
+    """
+    layers = "+".join(re.sub(r"[^\w.-]", "_", layer.layer) for layer in result.scoring.layers)
+    beside = parent if path is None else path.parent
+    partial = beside / f".eval-{layers}.partial-{secrets.token_hex(4)}"
+    try:
+        partial.mkdir(parents=True)
+        save_predictions(result.matched, partial / _PREDICTIONS)
+        _write(partial / _RESULTS, result.to_json())
+        _write(partial / _RUN, _describe(result))
+        if path is not None:
+            return _moved(partial, path)
+        while True:
+            try:
+                return _moved(partial, parent / run_folder.free_name(parent, f"eval-{layers}"))
+            except EvaluationError:
+                continue  # another evaluation took the name in between
+    except OSError as error:
+        raise EvaluationError(f"The run cannot be kept in {path or parent}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _moved(partial: Path, path: Path) -> Path:
+    if not _is_free(path):
+        raise _in_the_way(path)
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise _in_the_way(path) from error
+        raise
+    return path
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing lies there but, at most, an empty folder, which renaming replaces."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _in_the_way(path: Path) -> EvaluationError:
+    return EvaluationError(f"{path} exists already: give another place with --out, or remove it.")
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _describe(result: Result) -> dict[str, Any]:
+    scoring = result.scoring
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "creator": creator_version(),
+        "dataset": result.dataset,
+        "split": result.split,
+        "categories": list(result.table.categories),
+        "n_pairs": result.table.n_pairs,
+        "n_points": result.table.n_points,
+        "scoring": {
+            "layers": [asdict(layer) for layer in scoring.layers],
+            "readouts": [readout.value for readout in scoring.readouts],
+            "alphas": list(scoring.alphas),
+            "frame": None if scoring.frame is None else scoring.frame.value,
+            "settings": {
+                name: value.value if isinstance(value, Enum) else value
+                for name, value in asdict(scoring.settings).items()
+            },
+        },
+        "features": dict(result.features),
+        "versions": run_folder.library_versions(),
+    }
+
+
+def _scoring(described: Mapping[str, Any]) -> Scoring:
+    settings = dict(described["settings"])
+    for name in ("geometry", "upsample_align"):
+        settings[name] = Geometry(settings[name])
+    return Scoring(
+        layers=tuple(LayerSpec(**layer) for layer in described["layers"]),
+        readouts=tuple(Readout(name) for name in described["readouts"]),
+        alphas=tuple(float(alpha) for alpha in described["alphas"]),
+        settings=MatchSettings(**settings),
+        frame=None if described["frame"] is None else Frame(described["frame"]),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((path / _RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path} is no run of `dualsd eval`: it has no {_RUN} that can be read.") from error
+    if isinstance(description, dict) and description.get("format") == run_folder.FORMAT:
+        raise EvaluationError(f"{path} is a run of `dualsd train`: evaluate it with `dualsd eval --prompts {path}`.")
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise EvaluationError(f"{path} is no run of `dualsd eval`: its {_RUN} is another program's.")
+    check_version(description, VERSION, str(path))
+    return description

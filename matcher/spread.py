@@ -1,0 +1,203 @@
+"""How far a mean over pairs lies from what other images of the kind would give, where pairs share images.
+
+A category's images and pairs are a graph. Two images with a pair between them, in either direction, are a dyad. A value
+d of a pair is thought of as mean + what its source does + what its target does + noise of its own; what an image does
+comes back in all of its pairs, so the variance V of the mean m = sum w d is not that of so many independent values.
+
+With e = w (d - m), summed over each dyad (D) and over all pairs of each image (S), and h = the share of the weight
+products w w' that belong to pairs with a common image, three estimates of V are
+
+    raw     (sum S^2 - sum D^2) / (1 - h)         the products of all pairs that share an image: unbiased
+    images  k sum S^2                             right where images do everything, too large where noise does much
+    apart   sum D^2 / (1 - the same share h of equal dyads)    right where dyads are independent, else too small
+
+`raw` is what is known of dyadic data (Fafchamps and Gubert 2007; Aronow, Samii and Assenova 2015) with the factor that
+makes it exact on the complete graph: there (1 - h) = (n - 2)(n - 3) / (n (n - 1)), a third too little without it at 10
+images. Of one category of 10 images it is too noisy to be used, even negative, while `images` is a chi-square of n - 1
+degrees of freedom. So each category has its `images`, times one factor for all: the sum of `raw`, at least that of
+`apart`, by the sum of `images`. The simulations are in `benchmarks/statistics.py`, their outcome in docs/statistics.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matcher.errors import MatchError
+from matcher.pairs import MatchingPair
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
+
+_NOTHING = 1e-9
+"""A share of the weights below which it is rounding."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CategoryGraph:
+    """A category's pairs, its weights summing to 1.
+
+    pairs: (p,) their places in the list of all pairs, dyad by dyad. weights: (p,) in the same order. starts: (K,) where
+    each dyad begins in them. ends: (K, 2) its images, numbered 0..n-1 within the category. names: (n,) the images.
+    share: of the category in the mean over all pairs.
+    """
+
+    category: str
+    pairs: Places
+    weights: Floats
+    starts: Places
+    ends: Places
+    names: tuple[str, ...]
+    share: float
+
+    @property
+    def dyad_weights(self) -> Floats:
+        """(K,), summing to 1."""
+        return np.asarray(np.add.reduceat(self.weights, self.starts))
+
+    @property
+    def image_weights(self) -> Floats:
+        """(n,): the weight of all pairs that an image is in."""
+        return self.of_images(self.dyad_weights)
+
+    @property
+    def adjacency(self) -> Floats:
+        """(n, n): the weight of two images' dyad; that of an image matched with itself is left out."""
+        matrix = np.zeros((len(self.names), len(self.names)))
+        first, second = self.ends.T
+        matrix[first, second] = matrix[second, first] = self.dyad_weights
+        np.fill_diagonal(matrix, 0)
+        return matrix
+
+    def of_dyads(self, values: Floats) -> Floats:
+        """Weighted sums of each dyad's pairs: values of all pairs (..., pairs) to (..., K)."""
+        return np.asarray(np.add.reduceat(values[..., self.pairs] * self.weights, self.starts, axis=-1))
+
+    def of_images(self, dyads: Floats) -> Floats:
+        """Sums of each image's dyads: (..., K) to (..., n)."""
+        first, second = self.ends.T
+        apart = np.flatnonzero(first != second)
+        images = np.concatenate([first, second[apart]])
+        order = np.argsort(images, kind="stable")
+        own = np.concatenate([np.arange(len(first)), apart])[order]
+        starts = np.searchsorted(images[order], np.arange(len(self.names)))
+        return np.asarray(np.add.reduceat(dyads[..., own], starts, axis=-1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """mean: of the values. variance: of the mean, NaN where a single dyad cannot tell. degrees: of freedom of that
+    variance. All (...), as the values' leading axes."""
+
+    mean: Floats
+    variance: Floats
+    degrees: Floats
+
+    @property
+    def error(self) -> Floats:
+        """The standard error."""
+        return np.sqrt(self.variance)
+
+
+def graphs_of(pairs: Sequence[MatchingPair], sizes: Floats | None = None) -> tuple[CategoryGraph, ...]:
+    """The graph of each category, sorted by name. sizes: (pairs,) > 0, how much each pair counts, all the same where
+    none are given. Raises `MatchError` where there is no pair, or the counts differ."""
+    if not pairs:
+        raise MatchError("There is no pair to compare.")
+    sizes = np.ones(len(pairs)) if sizes is None else np.asarray(sizes, dtype=np.float64)
+    if len(sizes) != len(pairs):
+        raise MatchError(f"{len(pairs)} pair(s) with {len(sizes)} size(s) cannot be compared.")
+    members: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        members.setdefault(pair.category, []).append(place)
+    return tuple(_graph(pairs, members[category], sizes, category) for category in sorted(members))
+
+
+def spread(graphs: Sequence[CategoryGraph], values: Floats) -> tuple[Spread, tuple[Spread, ...]]:
+    """Over all pairs, and of each category, for values (..., pairs)."""
+    parts = [_estimates(graph, values) for graph in graphs]
+    shares = [graph.share for graph in graphs]
+    mean = _sum([share * part.mean for share, part in zip(shares, parts, strict=True)])
+    factor = _factor(shares, parts)
+    of_each = tuple(Spread(part.mean, factor * part.images, np.full_like(mean, part.degrees)) for part in parts)
+    variances = [share**2 * part.images for share, part in zip(shares, parts, strict=True)]
+    if len(graphs) > 1:
+        # a single dyad cannot tell its own variance: its distance from the mean over all stands in, which is too large
+        # where categories differ
+        offsets = [share**2 * (part.mean - mean) ** 2 for share, part in zip(shares, parts, strict=True)]
+        variances = [np.where(np.isnan(own), off, own) for own, off in zip(variances, offsets, strict=True)]
+    total = _sum(variances)
+    # Satterthwaite: of a sum of variances that have so many degrees of freedom each
+    squares = _sum([own**2 / part.degrees for own, part in zip(variances, parts, strict=True)])
+    fewest = float(min(part.degrees for part in parts))
+    degrees = np.divide(total**2, squares, out=np.full_like(total, fewest), where=squares > 0)
+    return Spread(mean, factor * total, degrees), of_each
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Estimates:
+    """The module's three of one category; raw and apart are None where no two pairs are without a common image."""
+
+    mean: Floats
+    raw: Floats | None
+    images: Floats
+    apart: Floats | None
+    degrees: int
+
+
+def _estimates(graph: CategoryGraph, values: Floats) -> _Estimates:
+    sums, weights = graph.of_dyads(values), graph.dyad_weights
+    mean = np.asarray(sums.sum(axis=-1))
+    away = sums - weights * mean[..., None]  # (..., K)
+    of_dyads = (away**2).sum(axis=-1)
+    of_images = (graph.of_images(away) ** 2).sum(axis=-1)
+    touching = graph.image_weights
+    same = float((weights**2).sum())
+    shared = float((touching**2).sum()) - same
+    # from what images do to the sums S: V = sum W^2 var(u), and S = matrix u
+    matrix = np.diag(touching) + graph.adjacency - np.outer(touching, touching)
+    size = float((matrix**2).sum())
+    telling = min(1 - shared, 1 - same) > _NOTHING
+    return _Estimates(
+        mean=mean,
+        raw=(of_images - of_dyads) / (1 - shared) if telling else None,
+        images=of_images * float((touching**2).sum()) / size if size > _NOTHING else np.full_like(mean, np.nan),
+        apart=of_dyads / (1 - same) if telling else None,
+        degrees=max(min(len(graph.names), len(weights)) - 1, 1),
+    )
+
+
+def _factor(shares: Sequence[float], parts: Sequence[_Estimates]) -> Floats:
+    """From `images` to the variance, over the categories that can tell; 1, the largest, where none can."""
+    raw = apart = images = np.zeros_like(parts[0].mean)
+    for share, part in zip(shares, parts, strict=True):
+        if part.raw is not None and part.apart is not None:
+            raw = raw + share**2 * part.raw
+            apart = apart + share**2 * part.apart
+            images = images + share**2 * part.images
+    return np.divide(np.maximum(raw, apart), images, out=np.ones_like(images), where=images > 0)
+
+
+def _sum(parts: Sequence[Floats]) -> Floats:
+    return np.asarray(np.sum(parts, axis=0))
+
+
+def _graph(pairs: Sequence[MatchingPair], members: Sequence[int], sizes: Floats, category: str) -> CategoryGraph:
+    names = tuple(sorted({image for place in members for image in (pairs[place].source, pairs[place].target)}))
+    number = {name: place for place, name in enumerate(names)}
+    ends = np.array([sorted((number[pairs[place].source], number[pairs[place].target])) for place in members])  # (p, 2)
+    order = np.lexsort((ends[:, 1], ends[:, 0]))
+    ends = ends[order]
+    starts = np.flatnonzero(np.r_[True, (np.diff(ends, axis=0) != 0).any(axis=1)])
+    chosen = np.asarray(members)[order]
+    own = sizes[chosen]
+    return CategoryGraph(
+        category=category,
+        pairs=chosen,
+        weights=own / own.sum(),
+        starts=starts,
+        ends=ends[starts],
+        names=names,
+        share=float(own.sum() / sizes.sum()),
+    )
