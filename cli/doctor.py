@@ -18,7 +18,6 @@ PACKAGES = (
     "numcodecs",
     "numpy",
     "pillow",
-    "scipy",
 )
 
 

@@ -49,8 +49,8 @@ EXAMPLES = (
     "dualsd eval\n\n"
     "dualsd eval --store W.zarr --layers 2,3 --t 261,200 --weights 0.8,0.6 --json out.json\n\n"
     "dualsd eval --prompts runs/class-2+3-001\n\n"
-    "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn --out runs/dift-2x\n\n"
     "dualsd eval --layers 2,dino --t 261\n\n"
+    "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn --out runs/dift-2x\n\n"
     "dualsd eval --alphas 0.01..0.2:0.01\n\n"
     "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16"
 )

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from cli import (
     cache,
+    cache_care,
     compare,
     demo,
     doctor,
@@ -91,6 +92,10 @@ def _options(
     """Options of every command."""
 
 
+cache.app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify)
+cache.app.command("prune", epilog=cache_care.PRUNE_EXAMPLES)(cache_care.prune)
+cache.app.command("pack", epilog=cache_care.PACK_EXAMPLES)(cache_care.pack)
+cache.app.command("unpack")(cache_care.unpack)
 app.add_typer(cache.app, name="cache")
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("score", epilog=score.EXAMPLES)(score.score)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featstore.sizes import free_bytes as free_bytes
+from featstore.sizes import human_bytes as human_bytes
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,16 +34,6 @@ def console() -> Console:
 def say(text: str) -> None:
     """One plain line."""
     console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def human_bytes(count: int) -> str:
-    """`1.2 GB`: powers of 1000."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int = 1) -> None:
@@ -119,12 +110,6 @@ def print_disk(path: Path, needed: int) -> None:
     """Whether `needed` bytes fit where `path` lies or will lie."""
     free = free_bytes(path)
     say(f"{human_bytes(free)} free for {path}: {'it fits' if free > needed else 'it DOES NOT FIT'}")
-
-
-def free_bytes(path: Path) -> int:
-    """Free bytes where `path` lies or will lie."""
-    existing = next(parent for parent in [path.resolve(), *path.resolve().parents] if parent.exists())
-    return shutil.disk_usage(existing).free
 
 
 def check_writable(*files: Path | None) -> None:

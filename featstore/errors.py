@@ -33,3 +33,15 @@ class EvaluationError(InputError):
 
 class StoreError(InputError):
     """A store is missing, is not a dualsd store, was made with other settings, or holds damaged data."""
+
+
+class DiskFullError(StoreError):
+    """There is no room left where a store lies."""
+
+
+class MetadataError(StoreError):
+    """The metadata of an array or a group of a store cannot be used. `fault` says why, without more."""
+
+    def __init__(self, sentence: str, fault: str) -> None:
+        super().__init__(sentence)
+        self.fault = fault

@@ -17,8 +17,20 @@ BLOCK_CHANNELS = 128
 
 
 def squared_norms(features: Tensor, up: Upsampling) -> Tensor:
-    """The squared norm of every cell, (H, W), of a map (C, h, w) upsampled by `up`; >= 0."""
-    return inner_products(features, up, [(0, 0)])[0].clamp(min=0)
+    """The squared norm of every cell, (H, W), of a map (C, h, w) upsampled by `up`; >= 0.
+
+    With rows upsampled, each row's cells have a Gram matrix, of which columns take what they are blends of: all of it
+    matrix products, though most of a Gram matrix goes unused, as those are faster by far than sums over channels.
+    """
+    if up.is_identity:
+        return features.square().sum(dim=0)
+    gram: Tensor | None = None
+    for block in features.split(BLOCK_CHANNELS):
+        tall = up.rows @ block  # (c, H, w)
+        part = tall.permute(1, 2, 0) @ tall.transpose(0, 1)  # (H, w, w)
+        gram = part if gram is None else gram + part
+    assert gram is not None, "a map has channels"
+    return ((up.columns @ gram) * up.columns).sum(dim=2).clamp(min=0)
 
 
 def inner_products(features: Tensor, up: Upsampling, offsets: Sequence[Offset]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from matcher.spread import CategoryGraph, Floats, Spread, spread
+from matcher.student import widening
 
 FLIPS = 9999
 _EQUAL = 1 - 1e-9
@@ -69,6 +70,10 @@ def image_effects(graph: CategoryGraph, values: Floats) -> Floats:
 
 def _share_as_far(own: Spread, flipped: Floats, variances: Floats) -> Floats:
     """The share of flips whose mean by its error is as far from 0 as that of the data, the data among them."""
-    as_far = flipped**2 * own.variance[:, None] >= _EQUAL * own.mean[:, None] ** 2 * variances
+    # the data's error is known a little less well than that of flipped effects: larger, by so much that both agree
+    # where p is 0.05
+    larger = widening(own.degrees, 0.95) / widening(own.image_degrees, 0.95)
+    variance = own.variance * larger**2
+    as_far = flipped**2 * variance[:, None] >= _EQUAL * own.mean[:, None] ** 2 * variances
     shares = (1 + as_far.sum(axis=1)) / (1 + flipped.shape[1])
     return np.where(np.isnan(own.variance), 1.0, shares)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matcher.configuration import Layout
+from matcher.errors import MatchError
 from matcher.fusion import NORM_EPSILON
 from matcher.geometry import Geometry, pixels_to_cells, rectangle_to_cells
 from matcher.maps import LayerSpec
@@ -99,7 +100,14 @@ def final_size(maps: Sequence[Tensor], factor: int) -> tuple[int, int]:
 
 
 def join(parts: Sequence[Samples]) -> Samples:
-    """The samples of several images, one after the other."""
+    """The samples of several images, one after the other. Raises `MatchError` where their maps differ in channels."""
+    for key in parts[0].vectors:
+        channels = sorted({part.vectors[key].shape[2] for part in parts})
+        if len(channels) > 1:
+            raise MatchError(
+                f"The maps of one layer have {channels[0]} channels for one source and {channels[-1]} for another: all "
+                "must come from the same layer of the same model."
+            )
     return Samples(
         torch.cat([part.shares for part in parts]),
         {key: torch.cat([part.vectors[key] for part in parts]) for key in parts[0].vectors},

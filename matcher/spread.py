@@ -15,7 +15,7 @@ products w w' that belong to pairs with a common image, three estimates of V are
 makes it exact on the complete graph: there (1 - h) = (n - 2)(n - 3) / (n (n - 1)), a third too little without it at 10
 images. Of one category of 10 images it is too noisy to be used, even negative, while `images` is a chi-square of n - 1
 degrees of freedom. So each category has its `images`, times one factor for all: the sum of `raw`, at least that of
-`apart`, by the sum of `images`. The simulations are in `benchmarks/statistics.py`, their outcome in docs/statistics.md.
+`apart`, by the sum of `images`. `benchmarks/statistics.py` simulates it, docs/statistics.md has the outcome.
 """
 
 from collections.abc import Sequence
@@ -87,11 +87,13 @@ class CategoryGraph:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spread:
-    """mean: of the values. variance: of the mean, NaN where a single dyad cannot tell. degrees: of freedom of that
-    variance. All (...), as the values' leading axes."""
+    """mean: of the values. variance: of the mean, NaN where a single dyad cannot tell. image_degrees: degrees of
+    freedom of what images do. degrees: of the variance, fewer, as the factor on that is an estimate too. All (...), as
+    the values' leading axes."""
 
     mean: Floats
     variance: Floats
+    image_degrees: Floats
     degrees: Floats
 
     @property
@@ -120,7 +122,6 @@ def spread(graphs: Sequence[CategoryGraph], values: Floats) -> tuple[Spread, tup
     shares = [graph.share for graph in graphs]
     mean = _sum([share * part.mean for share, part in zip(shares, parts, strict=True)])
     factor = _factor(shares, parts)
-    of_each = tuple(Spread(part.mean, factor * part.images, np.full_like(mean, part.degrees)) for part in parts)
     variances = [share**2 * part.images for share, part in zip(shares, parts, strict=True)]
     if len(graphs) > 1:
         # a single dyad cannot tell its own variance: its distance from the mean over all stands in, which is too large
@@ -132,7 +133,14 @@ def spread(graphs: Sequence[CategoryGraph], values: Floats) -> tuple[Spread, tup
     squares = _sum([own**2 / part.degrees for own, part in zip(variances, parts, strict=True)])
     fewest = float(min(part.degrees for part in parts))
     degrees = np.divide(total**2, squares, out=np.full_like(total, fewest), where=squares > 0)
-    return Spread(mean, factor * total, degrees), of_each
+    # what the factor costs: by Satterthwaite it would be 1 / factor^2 - 1, but at least `apart` holds it from below
+    cost = (1 / np.minimum(factor, 1) - 1) / degrees
+
+    def as_spread(own: Floats, variance: Floats, free: Floats) -> Spread:
+        return Spread(own, factor * variance, free, np.maximum(1 / (1 / free + cost), 1))
+
+    of_each = tuple(as_spread(part.mean, part.images, np.full_like(mean, part.degrees)) for part in parts)
+    return as_spread(mean, total, degrees), of_each
 
 
 @dataclass(frozen=True, slots=True, eq=False)

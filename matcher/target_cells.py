@@ -23,8 +23,9 @@ from matcher.readout import (
 )
 from matcher.target import TargetMap, block_of, target_upsamplings, weighted_sum
 
-CHUNK_CELLS = 2**19
-"""Correlations of one configuration that are summed and read at once on a CPU: 2 MB, which stays in its cache."""
+CHUNK_CELLS = 2**17
+"""Cells of one configuration that are summed and read at once on a CPU: 0.5 MB a row, and as much of each layer, which
+stay in its cache while weights change."""
 
 EVEN = 1e-6
 """Normalised cells count as having norm 1 where all their squared norms are closer to it than this."""
@@ -44,11 +45,11 @@ def match_cells(
     norms = {key: squared_norms(maps[key[1]], up).sqrt() for key, up in ups.items()}
     targets = {key: TargetMap(maps[key[1]], up, norms[key] + NORM_EPSILON) for key, up in ups.items()}
     lengths = {key: _lengths(norm) for key, norm in norms.items()}
-    blends = [_blend(configurations[index], lengths) for index in layout.members]
+    blends, places = _distinct([_blend(configurations[index], lengths) for index in layout.members])
     best = torch.empty(len(blends), len(rows), dtype=torch.long, device=rows.device)
     found = torch.empty(len(blends), len(layout.readouts), len(rows), 2, device=rows.device)
     block = block_of(layout, size)
-    chunk = max(CHUNK_CELLS // (size[0] * size[1] * layout.rows), 1) if rows.device.type == "cpu" else block
+    chunk = max(CHUNK_CELLS // (size[0] * size[1]), 1) if rows.device.type == "cpu" else block
     buffer = torch.empty(min(chunk, block, len(rows)), layout.rows, *size, device=rows.device)
     for start in range(0, len(rows), block):
         chosen = rows[start : start + block]
@@ -71,13 +72,13 @@ def match_cells(
                         found[member, column, into] = position
     if Readout.NN in layout.readouts:
         found[:, layout.readouts.index(Readout.NN)] = cells_of(best, size)
-    return cells_to_pixels(found, layout.settings.image_size, size, layout.settings.geometry)
+    return cells_to_pixels(found[places], layout.settings.image_size, size, layout.settings.geometry)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Blend:
-    """A configuration over one target. keys, weights: of its layers. lengths: (H, W), norms of the fused cells; None
-    where all have the norm `length`."""
+    """A configuration over one target. keys, weights: of the layers that weigh something. lengths: (H, W), norms of the
+    fused cells; None where all have the norm `length`."""
 
     keys: tuple[MapKey, ...]
     weights: tuple[float, ...]
@@ -104,10 +105,10 @@ def _lengths(norms: Tensor) -> Tensor | None:
 
 def _blend(configuration: Configuration, lengths: Mapping[MapKey, Tensor | None]) -> _Blend:
     """lengths: what `_lengths` gives for each map."""
-    keys = tuple((position, layer.map) for position, layer in enumerate(configuration.layers))
-    if len(keys) == 1:  # its correlations are cosines once they were divided by the map's own norms
-        return _Blend(keys, (1.0,), None, 1.0)
-    weights = tuple(layer.weight for layer in configuration.layers)
+    layers = [((position, layer.map), layer.weight) for position, layer in enumerate(configuration.layers)]
+    if len(layers) == 1:  # its correlations are cosines once they were divided by the map's own norms
+        return _Blend((layers[0][0],), (1.0,), None, 1.0)
+    keys, weights = zip(*((key, weight) for key, weight in layers if weight > 0), strict=True)
     squares = [lengths[key] for key in keys]
     if all(square is None for square in squares):
         return _Blend(keys, weights, None, sum(weight**2 for weight in weights) ** 0.5 + NORM_EPSILON)
@@ -115,6 +116,17 @@ def _blend(configuration: Configuration, lengths: Mapping[MapKey, Tensor | None]
     for weight, square in zip(weights, squares, strict=True):
         total = weight**2 * (1.0 if square is None else square) + total
     return _Blend(keys, weights, total.sqrt() + NORM_EPSILON, 1.0)
+
+
+def _distinct(blends: Sequence[_Blend]) -> tuple[list[_Blend], list[int]]:
+    """The different ones, those of the same maps beside each other (these are then in the processor's cache), and for
+    each of `blends` which of them it is: with one weight 0 the other layers' timesteps make no difference."""
+    of_maps: dict[tuple[MapKey, ...], dict[tuple[float, ...], _Blend]] = {}
+    for blend in blends:
+        of_maps.setdefault(blend.keys, {}).setdefault(blend.weights, blend)
+    found = [blend for own in of_maps.values() for blend in own.values()]
+    number = {(blend.keys, blend.weights): place for place, blend in enumerate(found)}
+    return found, [number[blend.keys, blend.weights] for blend in blends]
 
 
 _SOFT = frozenset({Readout.SOFTMAX, Readout.KERNELSOFTMAX, Readout.WINDOW})

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BitImageProcessorPil, Dinov2Model
 
 from featstore.backbone.memory import saying_batch_size
 from featstore.backbone.quiet import quiet_libraries
 from featstore.errors import ModelError
+from featstore.plain_text import one_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -65,6 +67,6 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
         with quiet_libraries():
             network = Dinov2Model.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
             processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a DINOv2: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be loaded as a DINOv2: {one_line(error)}") from error
     return Dino(network.to(device).eval().requires_grad_(False), processor)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbone.config import force_upcast, read_config
@@ -70,6 +71,6 @@ def _speaking_of(location: ModelLocation, component: str) -> Iterator[None]:
     try:
         with quiet_libraries():
             yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{location.folder}/{component} cannot be loaded: {reason}") from error

@@ -1,5 +1,6 @@
 """Where a Stable Diffusion lies: an alias, a Hugging Face hub name or a local folder, resolved to a folder on disk."""
 
+import json
 import re
 import threading
 import urllib.error
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from featstore.backbone.demo_model import demo_folder
 from featstore.errors import ModelError
+from featstore.plain_text import one_line, shown
 
 ALIASES = {
     # stabilityai/stable-diffusion-2-1 was withdrawn from the hub in November 2025; this is the community's mirror.
@@ -145,4 +147,21 @@ def _checked(folder: Path) -> Path:
                 f"{folder / component} has no {weights}.safetensors: dualsd reads safetensors only, never pickles; "
                 "convert the model once with diffusers' save_pretrained."
             )
+        _check_index(folder / component / f"{weights}.safetensors.index.json")
     return folder
+
+
+def _check_index(index: Path) -> None:
+    """Raise `ModelError` where a list of shards is damaged or names pickles, which the libraries would read."""
+    if not index.is_file():
+        return
+    try:
+        files = {str(file) for file in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} is no list of weights ({one_line(error)}): download the model again.") from error
+    pickles = sorted(file for file in files if not file.endswith(".safetensors"))
+    if pickles:
+        raise ModelError(
+            f"{index} names {shown(pickles[0])}: dualsd reads safetensors only, never pickles; convert the model once "
+            "with diffusers' save_pretrained."
+        )

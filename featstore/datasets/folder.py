@@ -1,13 +1,12 @@
 """Anybody's photographs: subfolders are categories.
 
     <root>/<category>/<stem>.jpg
-    <root>/keypoints.csv          image,name,x,y        optional; pixels of the original image
+    <root>/keypoints.csv          image,name,x,y        optional; pixels of the image as stored (EXIF does not turn it)
     <root>/pairs.csv              source,target         optional; else all ordered pairs that share a keypoint
 
 An image is named in both lists by `<category>/<file name>` or `<category>/<stem>`.
 """
 
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
@@ -18,6 +17,7 @@ import numpy as np
 from featstore.datasets.reading import Row, file_names, is_file, read_image, read_rows, subfolders
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
 from featstore.errors import DatasetError
+from featstore.plain_text import is_plain, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """What image files end in, in lower or upper case."""
@@ -85,16 +85,15 @@ def _records(folder: Path) -> Iterator[ImageRecord]:
     for name in file_names(folder):
         if Path(name).suffix.lower() not in SUFFIXES:
             continue
+        relative = f"{folder.name}/{name}"
+        if not is_plain(relative):  # bytes that are no UTF-8 among them: no table or store could hold the id
+            raise DatasetError(f"The name {relative!a} in {folder.parent} is no plain text; rename the file.")
         other = by_stem.setdefault(Path(name).stem, name)
         if other != name:
             raise DatasetError(
                 f"{folder / other} and {folder / name} would both be the image {folder.name}/{Path(name).stem}; "
                 "rename one of them."
             )
-        relative = f"{folder.name}/{name}"
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in relative):
-            # Control characters, and bytes that are no UTF-8: no table or store could hold the id.
-            raise DatasetError(f"The name {relative!a} in {folder.parent} is no plain text; rename the file.")
         yield ImageRecord(id=f"{folder.name}/{Path(name).stem}", category=folder.name, file=relative)
 
 
@@ -107,8 +106,8 @@ def _image(row: Row, column: str, images: Mapping[str, ImageRecord]) -> ImageRec
     name = row.text(column)
     if name not in images:
         raise DatasetError(
-            f"{row.where}: names the image {name!r}, which is not there; name it <category>/<file name>, or remove "
-            "the row."
+            f"{row.where}: names the image {shown(name)}, which is not there; name it <category>/<file name>, or "
+            "remove the row."
         )
     return images[name]
 
@@ -122,9 +121,10 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, dict
         first = lines.setdefault((image, name), row.line)
         if first != row.line:
             raise DatasetError(
-                f"{row.where}: the keypoint {name!r} of {image} is there already, in line {first}; remove one of them."
+                f"{row.where}: the keypoint {shown(name)} of {image} is there already, in line {first}; remove one "
+                "of them."
             )
-        marks.setdefault(image, {})[name] = (row.number("x"), row.number("y"))
+        marks.setdefault(image, {})[name] = (row.coordinate("x"), row.coordinate("y"))
     return marks
 
 

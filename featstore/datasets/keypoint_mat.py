@@ -1,37 +1,36 @@
 """PF-Pascal's annotations: MATLAB files with a variable `kps`."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 
-from featstore.datasets.mat_structure import check_numeric_variable
+from featstore.datasets.mat_file import read_numeric_variable
 from featstore.datasets.reading import read_bytes
-from featstore.datasets.records import Points
+from featstore.datasets.records import LARGEST_COORDINATE, Points
 from featstore.errors import DatasetError
 
 
 def read_keypoints(path: Path) -> Points:
     """The variable `kps` of a MATLAB file: (n, 2), pixels, NaN where a keypoint is absent.
 
-    Raises `DatasetError` for a file that is no MATLAB file, has no such variable, or one of another type or shape.
+    Raises `DatasetError` for a file that is no MATLAB file, has no such variable, or one of another type or shape, and
+    for a coordinate that is none.
     """
-    # Imported here, because no other dataset needs scipy.
-    from scipy.io import loadmat
-
-    data = read_bytes(path)
     try:
-        check_numeric_variable(data, "kps")
-        value = loadmat(io.BytesIO(data), variable_names=["kps"]).get("kps")
-    except Exception as error:  # scipy's parser raises nearly anything on a damaged file, zlib's errors among it.
+        points = read_numeric_variable(read_bytes(path), "kps")
+    except ValueError as error:
         raise DatasetError(
             f"{path} is no MATLAB file with a readable variable kps ({error}); restore it from the dataset."
         ) from error
-    if value is None:
+    if points is None:
         raise DatasetError(f"{path} has no variable kps; restore it from the dataset.")
-    if value.ndim != 2 or value.shape[1] != 2:
-        raise DatasetError(f"{path}: kps has shape {value.shape} where (n, 2) is needed; restore it from the dataset.")
-    points: Points = value.astype(np.float64)
-    if np.isinf(points).any():
-        raise DatasetError(f"{path}: kps holds an infinite coordinate; restore it from the dataset.")
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise DatasetError(
+            f"{path}: kps has shape {points.shape[:8]} where (n, 2) is needed; restore it from the dataset."
+        )
+    if (np.abs(points) > LARGEST_COORDINATE).any():
+        raise DatasetError(
+            f"{path}: kps holds {np.nanmax(np.abs(points)):g}, which is no coordinate in pixels; restore it from the "
+            "dataset."
+        )
     return points

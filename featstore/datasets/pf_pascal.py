@@ -32,6 +32,7 @@ from featstore.datasets.reading import (
 )
 from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
+from featstore.plain_text import shown
 
 EXPECTED = "{trn,val,test}_pairs.csv beside or in PF-dataset-PASCAL (or {trn,val,test}_pairs_pf_pascal.csv)"
 """The list files that a root of this dataset holds, for error sentences."""
@@ -115,7 +116,7 @@ def _record(root: Path, row: Row, column: str) -> ImageRecord:
     file = f"{_data_folder(root) or '.'}/JPEGImages/{listed.name}".removeprefix("./")
     if not is_file(root / file):
         raise DatasetError(
-            f"{row.where}: names the image {file}, which is not in {root}; restore the image or remove the row."
+            f"{row.where}: names the image {shown(file)}, which is not in {root}; restore the image or remove the row."
         )
     mirrored = _is_mirrored(row)
     suffix = MIRRORED if mirrored else ""

@@ -22,6 +22,7 @@ from featstore.datasets.reading import (
 )
 from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
+from featstore.plain_text import shown
 
 EXPECTED = "test_pairs.csv"
 """The list file that a root of this dataset holds, for error sentences."""
@@ -73,12 +74,13 @@ def _record(root: Path, row: Row, column: str) -> ImageRecord:
     path = check_inside(row.text(column), row.where)
     if len(path.parts) < 2:
         raise DatasetError(
-            f"{row.where}: {column} is {str(path)!r}, without its category's folder; "
+            f"{row.where}: {column} is {shown(str(path))}, without its category's folder; "
             "list it as PF-dataset/<category>/<file>."
         )
     if not is_file(root / path):
         raise DatasetError(
-            f"{row.where}: names the image {path}, which is not in {root}; restore the image or remove the row."
+            f"{row.where}: names the image {shown(str(path))}, which is not in {root}; restore the image or "
+            "remove the row."
         )
     return ImageRecord(id=f"{path.parts[-2]}/{path.stem}", category=path.parts[-2], file=str(path))
 
@@ -101,4 +103,4 @@ def _pair(root: Path, row: Row) -> Pair:
 
 def _points(row: Row, side: str) -> Points:
     """(10, 2) of the image that `side`, A or B, stands for."""
-    return np.array([[row.number(f"X{side}{name}"), row.number(f"Y{side}{name}")] for name in _KEYPOINTS])
+    return np.array([[row.coordinate(f"X{side}{name}"), row.coordinate(f"Y{side}{name}")] for name in _KEYPOINTS])

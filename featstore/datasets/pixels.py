@@ -1,60 +1,79 @@
 """From an image file's bytes to pixels: decoding, mirroring, resizing, and the key that names the content.
 
-EXIF orientation is not applied: the benchmarks' coordinates refer to the pixels as stored. (TIFF is the exception,
-because Pillow's TIFF reader applies the tag itself; size and pixels agree there too.) Colour profiles are not applied.
+**Coordinates count in the pixels as stored.** EXIF orientation is applied to no file, whatever the dataset and in
+`match` too. The benchmarks leave no choice: their keypoints and image sizes were annotated on the stored pixels, as
+MATLAB, Pillow and every published implementation load them. For anybody's own photographs displayed pixels would do
+as well, but then a pair would mean one thing in `folder` and another in `pf-willow`, and an image that a tool strips
+of its EXIF data would be another image with the same keypoints. A file that asks to be turned is named to the user
+(`exif_orientation`), since its viewer shows other coordinates. Colour profiles are not applied either.
 """
 
+import contextlib
 import hashlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from featstore.datasets.colours import match_transparency, to_rgb
+from featstore.datasets.picture_file import (
+    FORMATS,
+    as_stored,
+    decode_picture,
+    open_picture,
+    orientation_of,
+    stored_size_of,
+)
+from featstore.datasets.quiet_pillow import quiet_pillow
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError
-
-# Named, because Pillow would otherwise try all it knows, EPS among them, which runs Ghostscript on the file.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+from featstore.plain_text import one_line
 
 
 def decode(image: ImageRecord, data: bytes) -> Image.Image:
     """The picture in an image file, mode RGB, as stored (EXIF orientation is not applied), mirrored if the record is.
 
-    Transparent pixels are shown on white, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
-    Raises `ImageError` for a file that is empty, truncated, of an unknown format, or too large to decode safely.
+    Transparent pixels are shown on white, the paper of most cut-out objects; 16-bit grey is scaled to 8 bits, CMYK and
+    palettes are converted, of an animation or a file of several pictures the first is taken.
+    Raises `ImageError` for a file that is empty, truncated, of an unknown format, or beyond the limits of
+    `featstore.datasets.picture_file`; never anything else, and never half a picture (but for a JPEG whose missing
+    rest is covered up by an end marker, which Pillow does not tell from a whole one).
     """
-    try:
-        with _open(image, io.BytesIO(data)) as opened:
-            opened.load()
-            picture = _to_rgb(opened)
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file.
-        raise _unreadable(image, error) from error
-    return ImageOps.mirror(picture) if image.mirrored else picture
+    with _reading(image):
+        with open_picture(io.BytesIO(data)) as opened:
+            orientation = orientation_of(opened)
+            match_transparency(opened)
+            decode_picture(opened, data)
+            picture = as_stored(to_rgb(opened), opened, orientation)
+        return ImageOps.mirror(picture) if image.mirrored else picture
 
 
 def original_size(image: ImageRecord, data: bytes) -> tuple[int, int]:
-    """Width and height of the picture in an image file, in pixels, from its header only.
+    """Width and height of the picture in an image file, in pixels as stored, from its header only.
 
-    Raises `ImageError` for a file that is empty, of an unknown format, or too large to decode safely.
+    Raises `ImageError` for a file that is empty, of an unknown format, or too large to decode.
     """
-    with _open(image, io.BytesIO(data)) as opened:
-        return opened.size
+    with _reading(image), open_picture(io.BytesIO(data)) as opened:
+        return stored_size_of(opened)
 
 
 def stored_size(image: ImageRecord, path: Path) -> tuple[int, int]:
     """Like `original_size`, of the file at `path`, of which only the header is read."""
     try:
-        with path.open("rb") as stream, _open(image, stream) as opened:
-            return opened.size
+        stream = path.open("rb")
     except OSError as error:
         raise ImageError(image.id, f"Image {image.id} cannot be read from {path} ({error}); check the file.") from error
+    with stream, _reading(image), open_picture(stream) as opened:
+        return stored_size_of(opened)
+
+
+def exif_orientation(image: ImageRecord, data: bytes) -> int:
+    """How a viewer is asked to turn the picture: EXIF's 1 (not at all) to 8. Raises `ImageError` as `original_size`."""
+    with _reading(image), open_picture(io.BytesIO(data)) as opened:
+        return orientation_of(opened)
 
 
 def image_key(image: ImageRecord, data: bytes) -> str:
@@ -74,42 +93,25 @@ def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1.0))
 
 
-def _open(image: ImageRecord, stream: BinaryIO) -> Image.Image:
-    if not stream.read(1):
-        raise ImageError(
-            image.id, f"Image {image.id} ({image.file}) is empty (0 bytes); restore the file or leave the image out."
-        )
-    stream.seek(0)
+@contextlib.contextmanager
+def _reading(image: ImageRecord) -> Iterator[None]:
+    """Quiet, and whatever is raised about the file becomes an `ImageError`."""
     try:
-        return Image.open(stream, formats=_FORMATS)
-    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged header.
-        raise _unreadable(image, error) from error
+        with quiet_pillow:
+            yield
+    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file.
+        name = image.id if image.file == image.id else f"{image.id} ({image.file})"
+        raise ImageError(
+            image.id, f"Image {name} cannot be decoded: {_reason(error)}; restore the file or leave the image out."
+        ) from error
 
 
-def _unreadable(image: ImageRecord, error: Exception) -> ImageError:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         # Pillow's own words name a BytesIO at an address.
-        reason = f"it is damaged or none of {', '.join(_FORMATS)}"
-    elif isinstance(error, Image.DecompressionBombError):
-        reason = "it has more pixels than is safe to decode"
-    else:
-        reason = str(error) or type(error).__name__
-    return ImageError(
-        image.id,
-        f"Image {image.id} ({image.file}) cannot be decoded: {reason}; restore the file or leave the image out.",
-    )
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in _SIXTEEN_BIT:
-        levels = np.asarray(picture).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("its grey values need more than 16 bits; save it with 8 or 16 bits")
-        # 65535 / 255 = 257: white stays white, which a shift by 8 bits gives too, but rounded rather than cut.
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
-    if picture.has_transparency_data:
-        layered = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return picture.convert("RGB")
+        return f"it is damaged or none of {', '.join(FORMATS)}"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has more pixels than is safe to decode"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return one_line(error) if str(error) else f"it is damaged ({type(error).__name__})"

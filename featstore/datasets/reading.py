@@ -1,14 +1,27 @@
 """Checked reading of a dataset's files: whatever is wrong with them ends in one `DatasetError` sentence."""
 
 import csv
+import errno
 import io
 import math
+import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from featstore.datasets.records import ImageRecord
+from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord
 from featstore.errors import DatasetError, ImageError
+from featstore.plain_text import is_plain, shown
+
+LARGEST_LIST = 64 << 20
+"""Bytes of a list or an annotation that is read: some million rows."""
+
+LARGEST_IMAGE = 512 << 20
+"""Bytes of an image file that is read: about what the largest picture takes uncompressed, with transparency."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+"""What float() takes beyond it (1_000, nan, digits of other scripts) is a slip in a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +38,54 @@ class Row:
         return f"{self.file}, line {self.line}"
 
     def text(self, column: str) -> str:
-        """A value that must not be empty. Raises `DatasetError` where it is."""
+        """A value that must not be empty. Raises `DatasetError` where it is, or is no plain text."""
         value = self.values[column].strip()
         if not value:
             raise DatasetError(f"{self.where}: the column {column} is empty; fill it in or remove the row.")
+        if not is_plain(value):
+            raise DatasetError(f"{self.where}: {column} is {shown(value)}, which is no plain text; correct the file.")
         return value
 
     def number(self, column: str) -> float:
         """A finite number. Raises `DatasetError` where it is none."""
         value = self.text(column)
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
+        number = float(value) if _NUMBER.fullmatch(value) else math.nan
         if not math.isfinite(number):
-            raise DatasetError(f"{self.where}: {column} is {value!r}, which is no finite number; correct the file.")
+            raise DatasetError(
+                f"{self.where}: {column} is {shown(value)}, which is no finite number; correct the file."
+            )
         return number
+
+    def coordinate(self, column: str) -> float:
+        """A finite number of pixels. Raises `DatasetError` where it is none, or beyond any picture."""
+        value = self.number(column)
+        if abs(value) > LARGEST_COORDINATE:
+            raise DatasetError(
+                f"{self.where}: {column} is {value:g}, which is no coordinate in pixels; correct the file."
+            )
+        return value
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file. A pipe or a device, which might never end, is not waited for.
+
+    Raises `OSError` where it cannot be read, is no regular file or has more than `limit` bytes.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, no file")
+    if status.st_size > limit:
+        raise OSError(errno.EFBIG, f"it has {status.st_size >> 20} MiB where at most {limit >> 20} are read")
+    with path.open("rb") as stream:
+        return stream.read(status.st_size)
 
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file that a list or an annotation is in. Raises `DatasetError` where it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_limited(path, LARGEST_LIST)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise DatasetError(f"{path} cannot be read ({reason}); check that the dataset is complete.") from error
@@ -118,12 +157,13 @@ def check_inside(relative: str, where: str) -> PurePosixPath:
     """A path that a list names, checked to stay inside the dataset's folder on any operating system.
 
     `where` says which file and line names it. Raises `DatasetError` for an absolute path, one with `..`, or one that
-    is no path at all.
+    is no path at all. Symbolic links are followed wherever they lead: datasets are often linked from elsewhere, and
+    whoever can make a link in the folder has the disk, while a list may come from anybody.
     """
     windows = PureWindowsPath(relative)
     if windows.anchor or relative.startswith("/") or ".." in windows.parts or "\0" in relative or not windows.parts:
         raise DatasetError(
-            f"{where}: the path {relative!r} leads out of the dataset's folder; "
+            f"{where}: the path {shown(relative)} leads out of the dataset's folder; "
             "list paths relative to that folder, without '..'."
         )
     return PurePosixPath(relative)
@@ -194,7 +234,7 @@ def read_image(root: Path, image: ImageRecord) -> bytes:
     """
     path = root / check_inside(image.file, f"Image {image.id}")
     try:
-        return path.read_bytes()
+        return read_limited(path, LARGEST_IMAGE)
     except OSError as error:
         raise ImageError(
             image.id, f"Image {image.id} cannot be read from {path} ({error.strerror}); check that the file is there."

@@ -14,6 +14,10 @@ Points = NDArray[np.float64]
 Box = tuple[float, float, float, float]
 """A bounding box (x1, y1, x2, y2) in pixels."""
 
+LARGEST_COORDINATE = 1e6
+"""Pixels. No picture that is read is so large, so that a coordinate beyond it is a damaged number; it would make theta,
+and with it every score, meaningless."""
+
 MIRRORED = "~mirrored"
 """Suffix of the id of an image that is read mirrored left to right."""
 

@@ -22,6 +22,7 @@ from featstore.datasets.reading import (
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
 from featstore.datasets.spair_annotation import read_annotation
 from featstore.errors import DatasetError
+from featstore.plain_text import is_plain, shown
 
 EXPECTED = "Layout/large/{trn,val,test}.txt"
 """The list files that a root of this dataset holds, for error sentences."""
@@ -96,10 +97,10 @@ class _Entry:
 
 def _entries(path: Path) -> Iterator[_Entry]:
     for number, line in read_lines(path):
-        match = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line) if is_plain(line) else None
         if match is None:
             raise DatasetError(
-                f"{path}, line {number}: {line[:80]!r} is not <number>-<source>-<target>:<category>; "
+                f"{path}, line {number}: {shown(line)} is not <number>-<source>-<target>:<category>; "
                 "restore the file from SPair-71k."
             )
         yield _Entry(line, f"{path}, line {number}", match["source"], match["target"], match["category"])
@@ -121,7 +122,7 @@ class _Photographs:
         file = f"JPEGImages/{category}/{stem}.jpg"
         if f"{stem}.jpg" not in self.names[category]:
             raise DatasetError(
-                f"{entry.where}: names the image {file}, which is not in {self.root}; "
+                f"{entry.where}: names the image {shown(file)}, which is not in {self.root}; "
                 "restore the image or remove the line."
             )
         return ImageRecord(id=f"{category}/{stem}", category=category, file=file)
@@ -173,6 +174,6 @@ def _check_agreement(entry: _Entry, path: Path, names_by_field: Mapping[str, str
     for field, value in expected.items():
         if names_by_field[field] != value:
             raise DatasetError(
-                f"{path}: its {field} is {names_by_field[field]!r} where {entry.where} says {value!r}; "
+                f"{path}: its {field} is {shown(names_by_field[field])} where {entry.where} says {value!r}; "
                 "restore both from SPair-71k."
             )

@@ -1,7 +1,6 @@
 """One annotation of SPair-71k: a JSON file about a pair, checked field by field."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from featstore.datasets.reading import read_bytes
-from featstore.datasets.records import Box, Difficulty, Points
+from featstore.datasets.records import LARGEST_COORDINATE, Box, Difficulty, Points
 from featstore.errors import DatasetError
+from featstore.plain_text import is_plain, one_line
 
 _LEVELS = {"viewpoint_variation": 2, "scale_variation": 2, "truncation": 3, "occlusion": 3}
 """The highest value of each difficulty flag; the lowest is 0."""
@@ -39,7 +39,7 @@ def read_annotation(path: Path) -> Annotation:
     try:
         content = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, or undecodable text
-        raise DatasetError(f"{path} is no valid JSON ({error}); restore it from SPair-71k.") from error
+        raise DatasetError(f"{path} is no valid JSON ({one_line(error)}); restore it from SPair-71k.") from error
     if not isinstance(content, dict):
         raise _wrong(path, "its content is no JSON object")
     keypoints = _keypoint_names(path, content)
@@ -74,12 +74,18 @@ def _text(path: Path, content: Mapping[str, Any], field: str) -> str:
 def _keypoint_names(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     """The ids, which SPair-71k numbers from 0, as names."""
     ids = _field(path, content, "kps_ids")
-    if not isinstance(ids, list) or not all(isinstance(item, str | int) for item in ids):
+    if not isinstance(ids, list) or not all(map(_is_id, ids)):
         raise _wrong(path, "kps_ids is no list of keypoint ids")
     names = tuple(str(item) for item in ids)
     if len(set(names)) != len(names):
         raise _wrong(path, "kps_ids names a keypoint twice")
     return names
+
+
+def _is_id(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return False
+    return bool(text := str(value).strip()) and is_plain(text)
 
 
 def _points(path: Path, content: Mapping[str, Any], field: str, count: int) -> Points:
@@ -89,26 +95,26 @@ def _points(path: Path, content: Mapping[str, Any], field: str, count: int) -> P
     if len(value) != count:
         raise _wrong(path, f"{field} has {len(value)} points where kps_ids has {count}")
     numbers = [number for point in value if isinstance(point, list) and len(point) == 2 for number in point]
-    if len(numbers) != 2 * count or not all(map(_is_finite, numbers)):
-        raise _wrong(path, f"{field} has a point that is not two finite numbers [x, y]")
+    if len(numbers) != 2 * count or not all(map(_is_coordinate, numbers)):
+        raise _wrong(path, f"{field} has a point that is not two finite numbers [x, y] of pixels")
     return np.array(numbers, dtype=np.float64).reshape(count, 2)
 
 
 def _box(path: Path, content: Mapping[str, Any], field: str) -> Box:
     value = _field(path, content, field)
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_finite, value)):
-        raise _wrong(path, f"{field} is not four finite numbers [x1, y1, x2, y2]")
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_coordinate, value)):
+        raise _wrong(path, f"{field} is not four finite numbers [x1, y1, x2, y2] of pixels")
     x1, y1, x2, y2 = map(float, value)
     return x1, y1, x2, y2
 
 
-def _is_finite(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond what a float holds
-        return False
+def _is_coordinate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_COORDINATE
+
+
+def _brief(value: object) -> str:
+    """A value for a sentence; what is no scalar may be of any size and depth, and is not looked into."""
+    return repr(str(value)[:40]) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _difficulty(path: Path, content: Mapping[str, Any]) -> Difficulty | None:
@@ -117,7 +123,7 @@ def _difficulty(path: Path, content: Mapping[str, Any]) -> Difficulty | None:
     for field, highest in _LEVELS.items():
         value = _field(path, content, field)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= highest:
-            raise _wrong(path, f"{field} is {str(value)[:40]!r} where 0 to {highest} is known")
+            raise _wrong(path, f"{field} is {_brief(value)} where 0 to {highest} is known")
     return Difficulty(
         viewpoint=content["viewpoint_variation"],
         scale=content["scale_variation"],

@@ -90,7 +90,7 @@ def to_learned(
 ) -> LearnedPrompts:
     """The prompts of a file, as prompts for `layer` of `model`, learned at `timestep`.
 
-    training["imported"]["framed"] says whether the rows around single and class prompts' vectors are those of this
+    `training["imported"]["framed"]` says whether the rows around single and class prompts' vectors are those of this
     tokenizer and text encoder; where they are not, length is a guess. Raises `PromptError` where the prompts do not fit
     the text encoder.
     """

@@ -14,8 +14,12 @@ from featstore.progress import Progress
 from featstore.stages.compute import Compute
 from featstore.stages.images import check_same_images, refresh, survey_images
 from featstore.stages.plan import missing_latents, missing_noisy
+from featstore.store.full_disk import Needed, naming_missing_bytes
+from featstore.store.images import COLUMNS
+from featstore.store.keys import LATENTS, noisy_path
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
+from featstore.store.sweep import folders_of, sweep_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,9 @@ def build(
     """
     start = time.monotonic()
     store, stale = open_or_create(dataset, model, request, progress)
+    with naming_missing_bytes(request.path, lambda: _left(model, store.header, request, len(store.images))):
+        encoded, noised, bad = _complete(store, dataset, model, request, compute, progress)
     rows = range(len(store.images))
-    encoded, noised, bad = _complete(store, dataset, model, request, compute, progress)
     if bad and not skip_bad:
         raise bad[0]
     return BuildReport(
@@ -108,11 +113,13 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     header = header_of(dataset, model, request)
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
-    if store is None:
-        side = model.latent_side(header.image_size)
-        return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
-    record_whereabouts(store, header)
-    return refresh(store, survey)
+    with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
+        if store is None:
+            side = model.latent_side(header.image_size)
+            return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
+        sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
+        record_whereabouts(store, header)
+        return refresh(store, survey, progress)
 
 
 def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> BuildCost:
@@ -121,7 +128,6 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
     side = model.latent_side(header.image_size)
-    row_bytes = model.latent_channels * side * side * 2 + 4
     encode, noise = len(survey.records), len(survey.records) * len(request.timesteps) * request.draws
     if store is not None:
         check_same_images(store, survey)
@@ -129,7 +135,7 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
         encode -= len(fresh) - len(missing_latents(store, fresh))
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
-    return BuildCost(len(survey.records), encode, noise, (encode + noise) * row_bytes, encode + noise)
+    return BuildCost(len(survey.records), encode, noise, (encode + noise) * _row_bytes(model, side), encode + noise)
 
 
 def _complete(
@@ -148,6 +154,22 @@ def _complete(
     broken = {store.images.row(error.image_id) for error in bad}
     good = [row for row in rows if row not in broken]
     return encoded, add_noise(store, model.location, good, request.timesteps, request.draws, progress), bad
+
+
+def _left(model: Model, header: StoreHeader, request: BuildRequest, images: int) -> Needed:
+    """What `build` has not written yet."""
+    side, store = model.latent_side(header.image_size), open_if_there(request.path)
+    files = images * (1 + len(request.timesteps) * request.draws)
+    if store is not None:
+        rows = range(images)
+        files = len(missing_latents(store, rows))
+        files += sum(len(missing_noisy(store, rows, timestep, request.draws)) for timestep in request.timesteps)
+    return Needed(files * _row_bytes(model, side), files, 1 + len(request.timesteps))
+
+
+def _row_bytes(model: Model, side: int) -> int:
+    """Of latents, clean or noisy, in a file: float16 and a checksum of 4 bytes."""
+    return model.latent_channels * side * side * 2 + 4
 
 
 def _open_same(path: Path, header: StoreHeader) -> Store | None:

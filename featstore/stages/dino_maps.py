@@ -29,8 +29,11 @@ from featstore.progress import Progress
 from featstore.stages.batches import padded
 from featstore.stages.compute import Compute
 from featstore.stages.pixels import pixel_batches
-from featstore.store.keys import DinoExtractor
+from featstore.store.full_disk import Needed, naming_missing_bytes
+from featstore.store.keys import DinoExtractor, dino_path
+from featstore.store.pack import unpack
 from featstore.store.store import Store
+from featstore.store.sweep import folders_of, sweep_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +125,26 @@ def require_dino_maps(
     from featstore.backbone.dino import load_dino
 
     network = load_dino(found.folder, compute.device, compute.dtype)
+    unpack(store, [dino_path(found.extractor)], progress)
     array = store.require_dino_maps(found.extractor, found.map_shape)
+    sweep_partial(folders_of(store.path, [dino_path(found.extractor)]))
     made, bad = 0, list[ImageError]()
     progress.start("DINOv2 patch maps", len(missing), "images")
-    for batch in pixel_batches(store, dataset, missing, found.extractor.size, compute.batch_size):
-        bad.extend(batch.bad)
-        if batch.rows:
-            pixels = padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device)
-            for row, own in zip(batch.rows, network.patch_maps(pixels), strict=False):  # the padding falls off here
-                array.write((row,), own.numpy())
-            made += len(batch.rows)
-        progress.advance(len(batch.rows) + len(batch.bad))
+    with naming_missing_bytes(store.path, lambda: _left(store, found, rows)):
+        for batch in pixel_batches(store, dataset, missing, found.extractor.size, compute.batch_size):
+            bad.extend(batch.bad)
+            if batch.rows:
+                pixels = padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device)
+                for row, own in zip(batch.rows, network.patch_maps(pixels), strict=False):  # the padding falls off here
+                    array.write((row,), own.numpy())
+                made += len(batch.rows)
+            progress.advance(len(batch.rows) + len(batch.bad))
     return MadeDinoMaps(found.extractor, found.map_shape, made, tuple(bad))
+
+
+def _left(store: Store, found: FoundDino, rows: Sequence[int]) -> Needed:
+    cost = estimate_dino_maps(store, rows, found)
+    return Needed(cost.bytes_to_write, cost.images, 1)
 
 
 def _kept(store: Store, rows: Sequence[int], asked: AskedDino, compute: Compute) -> MadeDinoMaps | None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.datasets.pixels import image_key, original_size
+from featstore.datasets.pixels import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
 from featstore.store.images import ImageTable
+from featstore.store.lock import exclusive
+from featstore.store.pack import unpack_array
 from featstore.store.store import Store, replace_stale
 
 READERS = 8
@@ -41,25 +43,33 @@ class Survey:
 
 
 def survey_images(dataset: Dataset, progress: Progress) -> Survey:
-    """Read and hash every image's bytes, and its header. Broken images are not raised: encoding them will say."""
+    """Read and hash every image's bytes, and its header. Broken images are not raised: encoding them will say. Images
+    that ask to be turned are noted once (`featstore.datasets.pixels`)."""
     records = dataset.images()
     progress.start("reading images", len(records), "images")
 
-    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int]]:
+    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int], int]:
         key = None
         try:
             data = dataset.read(record)
             key = image_key(record, data)
-            return key, original_size(record, data)
+            return key, original_size(record, data), exif_orientation(record, data)
         except ImageError:
-            return key, (0, 0)
+            return key, (0, 0), 1
 
-    keys, sizes = [], []
+    keys, sizes, turned = [], [], []
     with ThreadPoolExecutor(READERS) as pool:
-        for key, size in pool.map(inspect, records):
+        for record, (key, size, orientation) in zip(records, pool.map(inspect, records), strict=True):
             keys.append(key)
             sizes.append(size)
+            if orientation != 1:
+                turned.append(record.id)
             progress.advance()
+    if turned:
+        progress.note(
+            f"{len(turned)} images of {dataset.name}, e.g. {turned[0]}, ask to be turned when they are shown (EXIF "
+            "orientation); their pixels are taken as stored, and keypoints must count in those."
+        )
     return Survey(records, tuple(keys), np.array(sizes, dtype=np.int32).reshape(-1, 2))
 
 
@@ -92,8 +102,9 @@ def check_same_images(store: Store, survey: Survey) -> None:
         raise StoreError(f"{store.path} was made from other images: {_difference(store.images.ids, ids)}.")
 
 
-def refresh(store: Store, survey: Survey) -> tuple[Store, int]:
-    """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`.
+def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, int]:
+    """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`. Packed arrays
+    are unpacked for it.
 
     Raises `StoreError` where the dataset has other images than the store.
     """
@@ -101,7 +112,13 @@ def refresh(store: Store, survey: Survey) -> tuple[Store, int]:
     # an image that the disk does not give just now is not one that changed
     keys = tuple(now or then for now, then in zip(survey.keys, store.images.keys, strict=True))
     given = np.array([key is not None for key in survey.keys])[:, None]
-    return replace_stale(store, keys, np.where(given, survey.sizes, store.images.sizes))
+    if keys == store.images.keys:
+        return store, 0
+    with exclusive(store.path):  # nobody packs a row of what an image was while it is forgotten
+        for array in store.arrays().values():
+            if array.packed:
+                unpack_array(array, progress)
+        return replace_stale(store, keys, np.where(given, survey.sizes, store.images.sizes))
 
 
 def _difference(stored: Sequence[str], found: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ from featstore.stages.batches import padded
 from featstore.stages.compute import Compute
 from featstore.stages.pixels import pixel_batches
 from featstore.stages.plan import missing_latents
+from featstore.store.keys import LATENTS
+from featstore.store.pack import unpack
 from featstore.store.store import Store
 
 
@@ -35,6 +37,7 @@ def encode_images(
     missing = missing_latents(store, rows)
     if not missing:
         return 0, []
+    unpack(store, [LATENTS], progress)
     array = store.latents()
     vae = load_vae_encoder(location, compute.device, compute.dtype)
     progress.start("encoding images (VAE)", len(missing), "images")

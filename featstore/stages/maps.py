@@ -16,7 +16,8 @@ from featstore.prompts.prompts import Prompts
 from featstore.stages.batches import chunks, padded
 from featstore.stages.compute import Compute
 from featstore.stages.plan import MapPlan
-from featstore.store.keys import Extractor
+from featstore.store.keys import Extractor, map_path
+from featstore.store.pack import unpack
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store
 
@@ -33,6 +34,7 @@ def extract_maps(
     """Make the maps of a plan from cached noisy latents: raw UNet features, averaged over the noise draws."""
     if not plan.parts:
         return
+    unpack(store, [map_path(extractor, layer, part.timestep) for part in plan.parts for layer in part.layers], progress)
     categories = {store.images.categories[row] for part in plan.parts for row in part.rows}
     embeddings = LayerEmbeddings(location, prompt, categories, compute)
     last = max(layer for part in plan.parts for layer in part.layers)

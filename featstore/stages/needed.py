@@ -11,8 +11,10 @@ from featstore.progress import Progress
 from featstore.prompts.prompts import Prompts
 from featstore.stages.compute import Compute
 from featstore.stages.plan import extractor_of, missing_latents, missing_noisy, plan_maps
-from featstore.store.keys import Extractor
+from featstore.store.full_disk import Needed, naming_missing_bytes
+from featstore.store.keys import LATENTS, Extractor, map_path, noisy_path
 from featstore.store.store import Store
+from featstore.store.sweep import folders_of, sweep_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,16 @@ def require_maps(
     """Cache the maps (layer, timestep) in `wanted` of the images of `rows`; what is cached already is left alone.
 
     No weights are loaded where nothing is missing, and no model is looked for. Raises `ModelError` for an impossible
-    layer or timestep or a model out of reach, `StoreError` where the model at hand is not the store's.
+    layer or timestep or a model out of reach, `StoreError` where the model at hand is not the store's, `DiskFullError`
+    with the bytes that are missing where the disk fills up.
     """
     pairs = list(wanted)
     check_layers([layer for layer, _ in pairs])
     check_timesteps([timestep for _, timestep in pairs])
     extractor = extractor_of(store, prompt, ensemble, compute)
+    steps = {timestep for _, timestep in pairs}
+    arrays = [map_path(extractor, layer, timestep) for layer, timestep in pairs]
+    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), *arrays]))
     plan = plan_maps(store, extractor, rows, pairs, prompt)
     if not plan.parts:
         return MadeMaps(extractor, 0, 0, ())
@@ -55,12 +61,18 @@ def require_maps(
 
     model = model_of(store)
     lacking = sorted({row for part in plan.rows.values() for row in part})
-    encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
-    unreadable = {store.images.row(error.image_id) for error in bad}
-    plan = plan.without(unreadable)
-    for timestep, part in plan.rows.items():
-        add_noise(store, model.location, part, [timestep], ensemble, progress)
-    extract_maps(store, model.location, extractor, prompt, plan, compute, progress)
+
+    def left() -> Needed:
+        cost = estimate_maps(store, rows, pairs, extractor, prompt)
+        return Needed(cost.bytes_to_write, cost.files_to_write, 1 + len(steps) + len(arrays))
+
+    with naming_missing_bytes(store.path, left):
+        encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
+        unreadable = {store.images.row(error.image_id) for error in bad}
+        plan = plan.without(unreadable)
+        for timestep, part in plan.rows.items():
+            add_noise(store, model.location, part, [timestep], ensemble, progress)
+        extract_maps(store, model.location, extractor, prompt, plan, compute, progress)
     return MadeMaps(extractor, encoded, plan.images, tuple(bad))
 
 

@@ -11,6 +11,8 @@ from featstore.backbone.location import ModelLocation
 from featstore.backbone.noise import noise
 from featstore.progress import Progress
 from featstore.stages.plan import missing_noisy
+from featstore.store.keys import noisy_path
+from featstore.store.pack import unpack
 from featstore.store.store import Store
 
 
@@ -26,10 +28,11 @@ def add_noise(
 
     The noise of a draw depends on (seed, image key, timestep, draw) alone. Latents of `rows` must be cached.
     """
-    missing = {timestep: missing_noisy(store, rows, timestep, draws) for timestep in timesteps}
+    missing = {step: part for step in timesteps if (part := missing_noisy(store, rows, step, draws))}
     total = sum(len(part) for part in missing.values())
     if total == 0:
         return 0
+    unpack(store, [noisy_path(timestep) for timestep in missing], progress)
     scheduler = load_scheduler(location)
     latents = store.latents()
     progress.start("adding noise", total, "latents")

@@ -10,6 +10,8 @@ from featstore.datasets.records import Dataset
 from featstore.progress import Progress
 from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
+from featstore.store.keys import PATCH_TOKENS
+from featstore.store.pack import unpack
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 
@@ -30,6 +32,7 @@ def cache_patch_tokens(
     known = store.patch_tokens(dino)
     if known is not None and all(known.present()[list(rows)]):
         return known
+    unpack(store, [PATCH_TOKENS], progress)
     network = load_dino(folder, compute.device, compute.dtype)
     array = store.require_patch_tokens(dino, network.tokens_shape)
     present = array.present()

@@ -17,7 +17,8 @@ from featstore.backbone.model import Model
 from featstore.backbone.noise import noise, posterior_noise
 from featstore.backbone.unet import CutUNet
 from featstore.backbone.vae import encode
-from featstore.datasets.pixels import decode, image_key, resize_to_square
+from featstore.datasets.pixels import decode, exif_orientation, image_key, resize_to_square
+from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
 from featstore.progress import Progress
@@ -27,11 +28,13 @@ from featstore.stages.compute import Compute
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photograph from a file: its original pixels, and the hash that keys its noise."""
+    """A photograph from a file: its pixels as stored, the hash that keys its noise, and how a viewer turns it (EXIF's
+    1, not at all, to 8)."""
 
     name: str
     key: str
     picture: Image.Image
+    orientation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,11 @@ class PhotoPrompt:
 def open_photo(path: Path) -> Photo:
     """Read a photograph. Raises `DatasetError` where the file is missing, `ImageError` where it cannot be decoded."""
     try:
-        data = path.read_bytes()
+        data = read_limited(path, LARGEST_IMAGE)
     except OSError as error:
         raise DatasetError(f"The image {path} cannot be read: {error.strerror}.") from error
     record = ImageRecord(id=str(path), category="", file=str(path))
-    return Photo(path.name, image_key(record, data), decode(record, data))
+    return Photo(path.name, image_key(record, data), decode(record, data), exif_orientation(record, data))
 
 
 def photo_maps(
@@ -73,7 +76,14 @@ def photo_maps(
     progress: Progress,
 ) -> list[Mapping[tuple[int, int], Tensor]]:
     """For each photograph its maps (C, h, w), float32, by (layer, timestep): those of a store but
-    for its roundings to float16."""
+    for its roundings to float16. A photograph that asks to be turned is noted (`featstore.datasets.pixels`)."""
+    for photo in photos:
+        if photo.orientation != 1:
+            width, height = photo.picture.size
+            progress.note(
+                f"{photo.name} asks to be turned when it is shown (EXIF orientation {photo.orientation}); its pixels "
+                f"are taken as stored, {width}x{height}, and points count in those."
+            )
     side = model.latent_side(settings.image_size)
     shape = (model.latent_channels, side, side)
     steps: dict[tuple[int, int | None], list[int]] = {}

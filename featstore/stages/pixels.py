@@ -37,7 +37,10 @@ def pixel_batches(
     records = {record.id: record for record in dataset.images()}
 
     def pixels_of(row: int) -> NDArray[np.float32] | ImageError:
-        image = records[store.images.ids[row]]
+        image = records.get(store.images.ids[row])
+        if image is None:
+            gone = store.images.ids[row]
+            return ImageError(gone, f"The image {gone!r} is no longer in the dataset.")
         try:
             return _pixels(store.images.keys[row], dataset, image, size)
         except ImageError as error:

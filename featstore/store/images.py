@@ -11,6 +11,7 @@ from zarr.codecs import Crc32cCodec
 
 from featstore.errors import StoreError
 from featstore.store.keys import IMAGES
+from featstore.store.rows import METADATA_ERRORS
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class ImageTable:
 
 
 _TEXT_COLUMNS = ("id", "category", "key")
+COLUMNS = tuple(f"{IMAGES}/{name}" for name in (*_TEXT_COLUMNS, "width", "height"))
+"""Paths of the table's arrays."""
 
 
 def write_images(group: zarr.Group, table: ImageTable) -> None:
@@ -88,7 +91,7 @@ def read_images(group: zarr.Group, where: str) -> ImageTable:
     """Read the table. Raises `StoreError` where it is missing or its columns do not fit together."""
     try:
         columns = {name: np.asarray(group[f"{IMAGES}/{name}"]) for name in (*_TEXT_COLUMNS, "width", "height")}
-    except (KeyError, ValueError, OSError) as error:
+    except METADATA_ERRORS as error:
         raise StoreError(f"{where} has no readable table of images ({error}): delete it and build it again.") from error
     lengths = {len(values) for values in columns.values()}
     lost = [name for name in _TEXT_COLUMNS if not all(columns[name])]

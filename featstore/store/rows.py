@@ -1,6 +1,7 @@
 """Arrays whose rows are there or not: one row one object, written atomically, with a checksum, filled with NaN.
 
-No bookkeeping: which rows are there is read off the objects themselves, so it cannot go stale.
+No bookkeeping: which rows are there is read off the objects themselves, so it cannot go stale. A finished array may be
+packed into few large files (see `featstore.store.pack`): it is read as before, and its rows are not written.
 """
 
 import contextlib
@@ -12,11 +13,15 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
+from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError
 
-from featstore.errors import StoreError
-from featstore.store.row_file import read_row_file, row_folder
+from featstore.errors import MetadataError, StoreError
+from featstore.store.full_disk import writing
+from featstore.store.row_file import Row as Row
+from featstore.store.row_file import RowFiles, row_folder, row_name, row_of_name
+from featstore.store.shard_file import ShardFiles, shard_files
 
 _EXPONENT = np.uint16(0x7C00)
 """The bits of a float16 that are all set where it is infinite or NaN."""
@@ -24,8 +29,10 @@ _EXPONENT = np.uint16(0x7C00)
 _BLOCK_VALUES = 2**18
 """Values that are looked at at once; they stay in the cache."""
 
-Row = tuple[int, ...]
-"""Index of a row: (image,) or (image, draw)."""
+METADATA_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, OverflowError, AssertionError)
+"""What zarr raises of metadata that are damaged."""
+
+_ROW_ERRORS = (ValueError, OSError, RuntimeError, IndexError, BufferError)
 
 
 class RowArray:
@@ -35,9 +42,15 @@ class RowArray:
     """
 
     def __init__(self, array: zarr.Array[Any], leading: int) -> None:
-        self._array = array
         self._leading = leading
-        self._folder = row_folder(array)
+        self._open(array)
+
+    def _open(self, array: zarr.Array[Any]) -> None:
+        self._array = array
+        self._shards = shard_files(array, self._leading)
+        folder = row_folder(array)
+        plain = None if folder is None else RowFiles(folder, self.row_shape, array.dtype)
+        self._files: RowFiles | ShardFiles | None = self._shards or plain
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -54,15 +67,34 @@ class RowArray:
         """Bytes of one row on disk, checksum included."""
         return int(np.prod(self.row_shape)) * self._array.dtype.itemsize + 4
 
+    @property
+    def path(self) -> str:
+        """Within the store."""
+        return self._array.path
+
+    @property
+    def array(self) -> zarr.Array[Any]:
+        """As zarr knows it."""
+        return self._array
+
+    @property
+    def files(self) -> RowFiles | ShardFiles | None:
+        """Its rows on a local disk; None where they are elsewhere, or stored otherwise than dualsd does."""
+        return self._files
+
+    @property
+    def packed(self) -> bool:
+        """Whether many rows share a file."""
+        return self._shards is not None
+
     def present(self) -> NDArray[np.bool_]:
         """Which rows are there, shape `rows_shape`; one listing, no row is read."""
+        if self._shards is not None:
+            return self._shards.present(self.rows_shape)
         found = np.zeros(self.rows_shape, dtype=bool)
         for name in sync(_names(self._array.store_path.store, self._array.path)):
-            kind, *parts = name.split(".")
-            if kind != "c" or len(parts) != self._array.ndim or not all(part.isdecimal() for part in parts):
-                continue  # metadata, or what a killed write left
-            row = tuple(int(part) for part in parts[: self._leading])
-            if all(index < size for index, size in zip(row, self.rows_shape, strict=True)):
+            row = row_of_name(name, self._leading, self._array.ndim)
+            if row is not None and all(index < size for index, size in zip(row, self.rows_shape, strict=True)):
                 found[row] = True
         return found
 
@@ -70,22 +102,56 @@ class RowArray:
         """One row. Raises `StoreError`, naming array and row, where it is missing or fails its checksum."""
         try:
             values = self._values(row)
-        except (ValueError, OSError, RuntimeError, IndexError, BufferError) as error:
+        except _ROW_ERRORS as error:
             raise StoreError(
-                f"Row {_spell(row)} of {self._where} is damaged ({error}): delete {self._object(row)} and run the same "
-                "command again."
+                f"Row {_spell(row)} of {self._where} is damaged ({error}): {self._way_out(row)}."
             ) from error
         if values is None or not _all_finite(values):
             raise StoreError(f"Row {_spell(row)} of {self._where} is not cached.")
         return values
 
+    def damage(self, row: Row) -> str | None:
+        """What is wrong with a row that is there, None where nothing is. The row is read whole."""
+        try:
+            values = self._values(row)
+        except _ROW_ERRORS as error:
+            return str(error)
+        return None if values is None or _all_finite(values) else "it holds values that are not finite"
+
     def _values(self, row: Row) -> NDArray[Any] | None:
-        if self._folder is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
+        while True:
+            try:
+                values = self._stored(row)
+            except ValueError:
+                if self._changed():
+                    continue
+                raise
+            if values is not None:
+                return values
+            if not self._changed():
+                return self._stored(row)  # it may have been packed and unpacked in between
+
+    def _stored(self, row: Row) -> NDArray[Any] | None:
+        if self._files is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
             return np.asarray(self._array[row])
-        return read_row_file(self._folder / self._name(row), self.row_shape, self._array.dtype)
+        return self._files.read(row)
+
+    def _changed(self) -> bool:
+        """Whether another process packed, unpacked or grew it since it was opened; it is then opened again."""
+        try:
+            now = zarr.open_array(self._array.store_path, mode="r+", zarr_format=3)
+        except METADATA_ERRORS:
+            return False
+        # not as objects: the values that missing rows are filled with are NaN, and differ from themselves
+        if now.metadata.to_dict() == self._array.metadata.to_dict():
+            return False
+        self._open(now)
+        return True
 
     def write(self, row: Row, values: NDArray[Any]) -> None:
-        """Write one row atomically. Raises `StoreError` where a value is not finite in the stored precision."""
+        """Write one row atomically. Raises `StoreError` where a value is not finite in the stored precision or the
+        array is packed, `DiskFullError` where there is no room."""
+        self._check_loose()
         with np.errstate(over="ignore"):  # an overflow to infinity is what the check below is for
             stored = np.asarray(values).astype(self._array.dtype)
         if not _all_finite(stored):
@@ -93,31 +159,40 @@ class RowArray:
                 f"Row {_spell(row)} of {self._where} would hold values that are not finite in {stored.dtype}: the "
                 "model overflowed; try --dtype float32."
             )
-        try:
+        with writing(f"Row {_spell(row)} of {self._where}"):
             self._array[row] = stored
-        except OSError as error:
-            raise StoreError(f"Row {_spell(row)} of {self._where} could not be written: {error}.") from error
 
     def delete(self, row: Row) -> None:
-        """Forget one row, whether it is there or not."""
+        """Forget one row, whether it is there or not. Raises `StoreError` where the array is packed."""
+        self._check_loose()
         store: ZarrStore = self._array.store_path.store
         sync(store.delete(self._object(row)))
 
     def grow(self, draws: int) -> None:
-        """Make room for `draws` draws an image; never shrinks."""
+        """Make room for `draws` draws an image; never shrinks. Raises `StoreError` where the array is packed."""
         # as it is now: another process may have grown it since it was opened
-        self._array = zarr.open_array(self._array.store_path, mode="r+", zarr_format=3)
+        self._changed()
         images, have = self.rows_shape
         if draws > have:
-            self._array.resize((images, draws, *self.row_shape))
+            self._check_loose()
+            with writing(f"The size of {self._where}"):
+                self._array.resize((images, draws, *self.row_shape))
+
+    def _check_loose(self) -> None:
+        if self.packed:
+            self._changed()
+        if self.packed:
+            # A row of a shared file is written by writing that file anew: of two processes one would lose its rows.
+            raise StoreError(f"The {self._where} is packed: run `dualsd cache unpack` before its rows change.")
+
+    def _way_out(self, row: Row) -> str:
+        if self.packed:
+            return "run `dualsd cache verify --repair`"
+        return f"delete {self._object(row)} and run the same command again, or run `dualsd cache verify --repair`"
 
     def _object(self, row: Row) -> str:
         """The key of the object that a row is, within the store."""
-        return f"{self._array.path}/{self._name(row)}"
-
-    def _name(self, row: Row) -> str:
-        indices = [*row, *[0] * len(self.row_shape)]
-        return f"c.{'.'.join(map(str, indices))}"
+        return f"{self._array.path}/{row_name(row, len(self.row_shape))}"
 
     @property
     def _where(self) -> str:
@@ -126,36 +201,77 @@ class RowArray:
 
 def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: Sequence[int], dtype: str) -> RowArray:
     """The array at `path`, made where it is not there: shape (*rows, *row_shape), chunks of one row."""
-    if path not in group:
-        with contextlib.suppress(ContainsArrayError):  # another process may have made it meanwhile
-            group.create_array(
-                path,
-                shape=(*rows, *row_shape),
-                chunks=(*[1] * len(rows), *row_shape),
-                dtype=dtype,
-                fill_value=float("nan"),
-                filters=None,
-                # zarr's default, zstd, is slow to read and gains nothing on features
-                compressors=Crc32cCodec(),
-                # flat names: the default puts a folder a dimension around every row
-                chunk_key_encoding={"name": "default", "separator": "."},
-            )
+    if open_rows(group, path, len(rows)) is None:
+        # another process may have made it meanwhile
+        with contextlib.suppress(ContainsArrayError), writing(f"The array {path!r} of {group.store_path}"):
+            create_rows(group, path, rows, row_shape, dtype)
     found = open_rows(group, path, len(rows))
     if found is None or found.row_shape != tuple(row_shape):
         raise StoreError(f"The array {path!r} of the store has another shape than {tuple(row_shape)} a row.")
     return found
 
 
+def create_rows(
+    group: zarr.Group,
+    path: str,
+    rows: Sequence[int],
+    row_shape: Sequence[int],
+    dtype: str,
+    shard: Sequence[int] | None = None,
+) -> None:
+    """Make an array: one row one object or, packed, one object for as many rows as `shard` says along each of the
+    leading dimensions."""
+    group.create_array(
+        path,
+        shape=(*rows, *row_shape),
+        chunks=(*[1] * len(rows), *row_shape),
+        shards=None if shard is None else (*shard, *row_shape),
+        dtype=dtype,
+        fill_value=float("nan"),
+        filters=None,
+        # zarr's default, zstd, is slow to read and gains nothing on features
+        compressors=Crc32cCodec(),
+        # Flat names: the default puts a folder a dimension around every row. Shards have it, so that they and rows can
+        # lie beside each other while one is made of the other.
+        chunk_key_encoding={"name": "default", "separator": "." if shard is None else "/"},
+    )
+
+
 def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
-    """The array at `path`, None where there is none."""
+    """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged."""
     try:
         found = group.get(path)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise StoreError(
-            f"The array {path!r} of {group.store_path} has damaged metadata ({error}): delete that folder and run the "
-            "same command again."
-        ) from error
+        fault = _fault(found, leading) if isinstance(found, zarr.Array) else None
+    except METADATA_ERRORS as error:
+        fault = str(error) or repr(error)
+    if fault is not None:
+        raise damaged_metadata(group, path, fault)
     return RowArray(found, leading) if isinstance(found, zarr.Array) else None
+
+
+def damaged_metadata(group: zarr.Group, path: str, fault: str) -> MetadataError:
+    """What to raise of an array or a group whose metadata cannot be what was written."""
+    return MetadataError(
+        f"{path!r} in {group.store_path} has damaged metadata ({fault}): run `dualsd cache verify --repair`, or delete "
+        "that folder and run the same command again.",
+        fault,
+    )
+
+
+def _fault(array: zarr.Array[Any], leading: int) -> str | None:
+    """Why an array is none of rows, or none that is read here."""
+    dimensions, row_shape = array.ndim - leading, array.shape[leading:]
+    if dimensions < 1 or array.chunks != (*[1] * leading, *row_shape):
+        return f"chunks of {array.chunks} are not one row each"
+    if array.dtype.kind != "f" or not np.isnan(array.fill_value):
+        return f"missing rows of {array.dtype} would read as {array.fill_value}"
+    if not isinstance(array.metadata, ArrayV3Metadata):
+        return "it is not of Zarr v3"
+    if array.shards is not None and shard_files(array, leading) is None:
+        return f"its shards of {array.shards} are not those of `dualsd cache pack`"
+    if array.shards is None and array.metadata.encode_chunk_key((0,) * array.ndim) != row_name((0,), array.ndim - 1):
+        return "its rows have other names"
+    return None
 
 
 def _all_finite(values: NDArray[Any]) -> bool:

@@ -59,11 +59,16 @@ class StoreHeader:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> Self:
-        """Read a header. Raises `StoreError` where `attributes` are not a dualsd store's, or a newer version's."""
+        """Read a header. Raises `StoreError` where `attributes` are not a dualsd store's, or a newer version's.
+
+        Stores of every version up to `VERSION` are read, for ever; what an older dualsd would misread is a new version.
+        """
         if attributes.get("format") != FORMAT:
             raise StoreError(f"{where} is no dualsd store: its attributes do not name the format {FORMAT!r}.")
         found = attributes.get("version")
-        if not isinstance(found, int) or found > VERSION:
+        if type(found) is not int or found < 1:
+            raise StoreError(f"{where} has a damaged header: its version is {found!r}.")
+        if found > VERSION:
             raise StoreError(
                 f"{where} has store version {found}, written by dualsd {attributes.get('creator', 'unknown')}; this "
                 f"dualsd {creator_version()} reads up to version {VERSION}: upgrade it."

@@ -10,11 +10,19 @@ from torch import Tensor
 
 from featstore.backbone.dino_name import DINO
 from featstore.errors import StoreError
+from featstore.plain_text import is_plain, one_line, shown
 from featstore.store.keys import DinoExtractor, Extractor
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.errors import MapError
 from matcher.maps import LayerSpec, MapSource
+
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_LARGEST = 1e17
+"""Of a value: beyond it a descriptor's norm overflows float32, and every match would silently be the first cell."""
+
+_NAMED = "'<image id>|<layer name>'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +79,29 @@ class FeatureFile:
         name = f"{image}|{layer.layer}"
         if name not in self.names:
             raise MapError(f"{self.path} has no tensor {name!r}; {self._what_it_has()}.")
-        features: Tensor = self.handle.get_tensor(name)
-        if features.ndim != 3 or not features.is_floating_point():
-            raise MapError(f"{self.path}: tensor {name!r} must be floating point (C, h, w), not {features.shape}.")
-        if not torch.isfinite(features).all():
-            raise MapError(f"{self.path}: tensor {name!r} holds values that are not finite.")
+        try:
+            features: Tensor = self.handle.get_tensor(name)
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # of a type torch lacks
+            raise MapError(
+                f"{self.path}: tensor {name!r} cannot be read ({one_line(error)}); write it again."
+            ) from error
+        if features.dtype not in _NUMBERS or features.ndim != 3 or 0 in features.shape:
+            kind = str(features.dtype).removeprefix("torch.")
+            raise MapError(
+                f"{self.path}: tensor {name!r} is {kind} of shape {tuple(features.shape)} where float16, bfloat16, "
+                "float32 or float64 of shape (C, h, w), none of them 0, is needed."
+            )
+        if not features.abs().max() <= _LARGEST:
+            raise MapError(
+                f"{self.path}: tensor {name!r} holds values that are not finite, or larger than {_LARGEST:g}; check "
+                "how it was made."
+            )
         return features
 
     def _what_it_has(self) -> str:
         layers = sorted({name.rpartition("|")[2] for name in self.names})
         images = len({name.rpartition("|")[0] for name in self.names})
-        return f"it has {images} images with the layers {', '.join(layers)}"
+        return f"it has {images} images with the layers {', '.join(layers[:10])}{', ...' if len(layers) > 10 else ''}"
 
 
 def open_features(path: Path) -> FeatureFile:
@@ -92,7 +112,10 @@ def open_features(path: Path) -> FeatureFile:
         handle = safe_open(path, framework="pt")
         names = frozenset(handle.keys())
     except (SafetensorError, OSError) as error:
-        raise MapError(f"{path} cannot be read as safetensors: {error}.") from error
-    if not names or not all("|" in name for name in names):
-        raise MapError(f"{path} must hold tensors named '<image id>|<layer name>'.")
+        raise MapError(f"{path} cannot be read as safetensors: {one_line(error)}; write it again.") from error
+    if not names:
+        raise MapError(f"{path} holds no tensors; name them {_NAMED}.")
+    wrong = [name for name in names if not is_plain(name) or not all(name.rpartition("|")[::2])]
+    if wrong:
+        raise MapError(f"{path} must hold tensors named {_NAMED}, and has {shown(min(wrong))}.")
     return FeatureFile(path, handle, names)

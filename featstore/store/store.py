@@ -1,8 +1,10 @@
 """Open or make a store: header, table of images and arrays of rows in one place (DESIGN section 5)."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -11,6 +13,7 @@ from zarr.errors import GroupNotFoundError
 
 from featstore.backbone.dino_name import DinoName
 from featstore.errors import StoreError
+from featstore.store.full_disk import writing
 from featstore.store.images import ImageTable, read_images, write_images
 from featstore.store.keys import (
     CONDITIONING,
@@ -24,8 +27,12 @@ from featstore.store.keys import (
     map_path,
     noisy_path,
 )
-from featstore.store.rows import RowArray, open_rows, require_rows
+from featstore.store.lock import exclusive
+from featstore.store.rows import METADATA_ERRORS, RowArray, damaged_metadata, open_rows, require_rows
 from featstore.store.schema import STORED_DTYPE, StoreHeader
+
+_BELOW = (f"{NOISY}/*", f"{MAPS}/*/*/*", f"{CONDITIONING}/*")
+"""Where arrays lie, as patterns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,44 +46,42 @@ class Store:
 
     def latents(self) -> RowArray:
         """(N, 4, h, w), ready for `add_noise`."""
-        found = open_rows(self.group, LATENTS, leading=1)
+        found = self.array(LATENTS)
         if found is None:
             raise StoreError(f"{self.path} has no latents: delete it and run `dualsd cache build` again.")
         return found
 
     def noisy(self, timestep: int) -> RowArray | None:
         """(N, E, 4, h, w) noisy latents at a timestep, None where none were made."""
-        return open_rows(self.group, noisy_path(timestep), leading=2)
+        return self.array(noisy_path(timestep))
 
     def require_noisy(self, timestep: int, draws: int) -> RowArray:
         """The same, made or grown to `draws` draws an image."""
         array = require_rows(
             self.group, noisy_path(timestep), (len(self.images), draws), self.latents().row_shape, STORED_DTYPE
         )
-        array.grow(draws)
+        if array.rows_shape[1] < draws:
+            with exclusive(self.path):  # nobody packs it meanwhile
+                array.grow(draws)
         return array
 
     def maps(self, extractor: Extractor, layer: int, timestep: int) -> RowArray | None:
         """(N, C, h, w) maps of an extractor, None where none were made."""
-        return open_rows(self.group, map_path(extractor, layer, timestep), leading=1)
+        return self.array(map_path(extractor, layer, timestep))
 
     def require_maps(self, extractor: Extractor, layer: int, timestep: int, shape: tuple[int, int, int]) -> RowArray:
         """The same, made where missing, each map of `shape` (C, h, w); the extractor's group says what it is."""
-        group = self.group.require_group(f"{MAPS}/{extractor.key}")
-        if not group.attrs:
-            group.attrs.update(extractor.describe())
+        _require_described(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
         path = map_path(extractor, layer, timestep)
         return require_rows(self.group, path, (len(self.images),), shape, STORED_DTYPE)
 
     def dino_maps(self, extractor: DinoExtractor) -> RowArray | None:
         """(N, C, side, side) patch maps of a DINOv2, None where none were made."""
-        return open_rows(self.group, dino_path(extractor), leading=1)
+        return self.array(dino_path(extractor))
 
     def require_dino_maps(self, extractor: DinoExtractor, shape: tuple[int, int, int]) -> RowArray:
         """The same, made where missing, each map of `shape`; the extractor's group says what it is."""
-        group = self.group.require_group(f"{MAPS}/{extractor.key}")
-        if not group.attrs:
-            group.attrs.update(extractor.describe())
+        _require_described(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
         return require_rows(self.group, dino_path(extractor), (len(self.images),), shape, STORED_DTYPE)
 
     def dino_extractors(self) -> list[DinoExtractor]:
@@ -89,33 +94,50 @@ class Store:
     def patch_tokens(self, dino: DinoName) -> RowArray | None:
         """(N, 1 + patches, width) tokens of a DINOv2, None where none were made. Raises `StoreError` where they are
         another's."""
-        group = self.group.get(CONDITIONING)
-        if isinstance(group, zarr.Group) and group.attrs.get("fingerprint", dino.fingerprint) != dino.fingerprint:
+        made_by = self.attributes(CONDITIONING)
+        if made_by.get("fingerprint", dino.fingerprint) != dino.fingerprint:
             raise StoreError(
-                f"{self.path} holds tokens of the DINOv2 {group.attrs.get('id')} (fingerprint "
-                f"{str(group.attrs['fingerprint'])[:8]}), not of {dino.id} (fingerprint {dino.fingerprint[:8]}): name "
+                f"{self.path} holds tokens of the DINOv2 {made_by.get('id')} (fingerprint "
+                f"{str(made_by['fingerprint'])[:8]}), not of {dino.id} (fingerprint {dino.fingerprint[:8]}): name "
                 "that one with --dino, or take another --store."
             )
-        return open_rows(self.group, PATCH_TOKENS, leading=1)
+        return self.array(PATCH_TOKENS)
 
     def require_patch_tokens(self, dino: DinoName, shape: tuple[int, int]) -> RowArray:
         """The same, made where missing; the group says whose they are."""
-        group = self.group.require_group(CONDITIONING)
-        if not group.attrs:
-            group.attrs.update(asdict(dino))
+        _require_described(self.group, CONDITIONING, asdict(dino))
         return require_rows(self.group, PATCH_TOKENS, (len(self.images),), shape, STORED_DTYPE)
 
+    def attributes(self, path: str) -> dict[str, Any]:
+        """Of a group: what describes an extractor or whose patch tokens they are; empty where there is no such group.
+        Raises `MetadataError` where they are damaged."""
+        try:
+            group = self.group.get(path)
+            return group.attrs.asdict() if isinstance(group, zarr.Group) else {}
+        except METADATA_ERRORS as error:
+            raise damaged_metadata(self.group, path, str(error) or repr(error)) from error
+
+    def array(self, path: str) -> RowArray | None:
+        """An array of rows by its path, None where there is none. Raises `MetadataError` where its metadata are
+        damaged."""
+        found = open_rows(self.group, path, leading=2 if path.startswith(f"{NOISY}/") else 1)
+        if found is not None and found.rows_shape[0] != len(self.images):
+            raise damaged_metadata(self.group, path, f"{found.rows_shape[0]} rows of {len(self.images)} images")
+        return found
+
+    def array_paths(self) -> list[str]:
+        """Of every array of rows: latents, noisy latents, maps, patch tokens."""
+        # Not zarr's own listing: damaged metadata of one array would hide all others.
+        files = [file for below in _BELOW for file in sorted(self.path.glob(f"{below}/zarr.json"))]
+        return [LATENTS, *(file.parent.relative_to(self.path).as_posix() for file in files)]
+
     def arrays(self) -> dict[str, RowArray]:
-        """Every array of rows by its path: latents, noisy latents, maps, patch tokens."""
+        """Every array of rows by its path. Raises `MetadataError` where the metadata of one are damaged."""
         found = {LATENTS: self.latents()}
-        for kind, leading in ((NOISY, 2), (MAPS, 1), (CONDITIONING, 1)):
-            group = self.group.get(kind)
-            if isinstance(group, zarr.Group):
-                found |= {
-                    f"{kind}/{name}": RowArray(member, leading)
-                    for name, member in sorted(group.members(max_depth=None))
-                    if isinstance(member, zarr.Array)
-                }
+        for path in self.array_paths():
+            array = self.array(path)
+            if array is not None:
+                found[path] = array
         return found
 
 
@@ -132,7 +154,7 @@ def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_sha
     """Make a store with no latents yet. It appears at `path` whole or not at all."""
     if path.exists():
         raise StoreError(f"{path} exists already and is no dualsd store: name another --store.")
-    try:
+    with writing(f"The store {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".making", dir=path.parent) as folder:
             making = Path(folder) / "store"
@@ -140,8 +162,6 @@ def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_sha
             write_images(group, images)
             require_rows(group, LATENTS, (len(images),), latent_shape, STORED_DTYPE)
             making.rename(path)
-    except OSError as error:
-        raise StoreError(f"The store {path} cannot be made: {error}.") from error
     return open_store(path)
 
 
@@ -152,14 +172,16 @@ def open_if_there(path: Path) -> Store | None:
 
 def record_whereabouts(store: Store, header: StoreHeader) -> None:
     """Record where the dataset and the model lie now; what they are has not changed."""
-    if (store.header.dataset_root, store.header.model_id) != (header.dataset_root, header.model_id):
+    if (store.header.dataset_root, store.header.model_id) == (header.dataset_root, header.model_id):
+        return
+    with writing(f"The header of {store.path}"):
         store.group.attrs.update({key: header.to_attributes()[key] for key in ("dataset", "model")})
 
 
 def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> tuple[Store, int]:
     """Forget every row of the images whose key changed, then record the new keys: (the store, how many changed).
 
-    In that order, so that a run killed in between finds them stale again.
+    In that order, so that a run killed in between finds them stale again. No array may be packed.
     """
     stale = [row for row, (old, new) in enumerate(zip(store.images.keys, keys, strict=True)) if old != new]
     if not stale:
@@ -172,8 +194,20 @@ def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32])
                 for draw in range(array.rows_shape[1]):
                     array.delete((row, draw))
     table = store.images.with_contents(keys, sizes)
-    write_images(store.group, table)
+    with writing(f"The table of images of {store.path}"):
+        write_images(store.group, table)
     return Store(store.path, store.group, store.header, table), len(stale)
+
+
+def _require_described(root: zarr.Group, path: str, description: Mapping[str, Any]) -> None:
+    """Make a group where it is not there, and let it say what its arrays are."""
+    try:
+        with writing(f"The group {path!r} of {root.store_path}"):
+            group = root.require_group(path)
+            if not group.attrs:
+                group.attrs.update(description)
+    except METADATA_ERRORS as error:
+        raise damaged_metadata(root, path, str(error) or repr(error)) from error
 
 
 def _open_group(path: Path) -> zarr.Group | None:
@@ -181,5 +215,5 @@ def _open_group(path: Path) -> zarr.Group | None:
         return None
     try:
         return zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-    except (GroupNotFoundError, OSError, ValueError, KeyError, TypeError) as error:
+    except (GroupNotFoundError, *METADATA_ERRORS) as error:
         raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error

@@ -9,7 +9,7 @@ from featstore.store.store import Store
 @dataclass(frozen=True, slots=True)
 class ArraySummary:
     """path: in the store. row_shape: of one row. rows: that could be there; present: that are. bytes: on disk.
-    what: the extractor of maps in words, else empty."""
+    what: the extractor of maps in words, and whether its rows share files."""
 
     path: str
     row_shape: tuple[int, ...]
@@ -25,9 +25,8 @@ def summarise(store: Store) -> list[ArraySummary]:
     for path, array in store.arrays().items():
         present = array.present()
         count = int(present.sum())
-        found.append(
-            ArraySummary(path, array.row_shape, present.size, count, count * array.row_bytes, _what(store, path))
-        )
+        what = ", ".join(part for part in (_what(store, path), "packed" if array.packed else "") if part)
+        found.append(ArraySummary(path, array.row_shape, present.size, count, count * array.row_bytes, what))
     return found
 
 
@@ -35,7 +34,7 @@ def _what(store: Store, path: str) -> str:
     kind, _, rest = path.partition("/")
     if kind != MAPS:
         return ""
-    attributes = store.group[f"{MAPS}/{rest.split('/')[0]}"].attrs.asdict()
+    attributes = store.attributes(f"{MAPS}/{rest.split('/')[0]}")
     dino = DinoExtractor.from_description(attributes)
     if dino is not None:
         return f"DINOv2 {dino.dino.id!r}, {dino.size} pixels, {dino.dtype}"

@@ -33,7 +33,7 @@ def evaluation(spread: float, seed: int, pairs: Sequence[MatchingPair] = PAIRS) 
 def two(run: Run) -> Run:
     """`run`, with a good evaluation `a` and a better one `b` at hand."""
     save_evaluation(evaluation(0.10, 1), Path("a"))
-    save_evaluation(evaluation(0.06, 2), Path("b"))
+    save_evaluation(evaluation(0.04, 2), Path("b"))
     return run
 
 
@@ -50,7 +50,7 @@ def right(result: Result, alpha: float) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("average", list(Average))
 def test_every_number(two: Run, average: Average) -> None:
     result = ok(two("compare", "a", "b", "--by", average.value, "--json", "c.json", "--csv", "c.csv"))
-    first, second = evaluation(0.10, 1), evaluation(0.06, 2)
+    first, second = evaluation(0.10, 1), evaluation(0.04, 2)
     out = read("c.json")
     assert (out["readout"], out["average"], out["frame"], out["first"]) == ("nn", average.value, "resized", "a")
     assert (out["dataset"], out["split"], out["n_pairs"]) == ("demo", "test", len(PAIRS))
@@ -99,7 +99,7 @@ def test_a_run_with_itself(two: Run) -> None:
 
 
 def test_the_order_of_pairs_does_not_matter(two: Run) -> None:
-    own = evaluation(0.06, 2)
+    own = evaluation(0.04, 2)
     turned = tabulated(own.dataset, own.split, own.scoring, own.features, own.matched[::-1])
     save_evaluation(turned, Path("turned"))
     ok(two("compare", "a", "b", "turned", "--json", "c.json"))
@@ -111,7 +111,7 @@ def test_other_readouts_and_thresholds(two: Run) -> None:
     ok(two("compare", "a", "b", "--readout", "softmax", "--alphas", "0.05..0.2:0.05", "--json", "c.json"))
     found = read("c.json")["comparisons"][0]["results"]
     assert list(found) == ["0.05", "0.1", "0.15", "0.2"]
-    expected = evaluation(0.06, 2).table.values[Readout.SOFTMAX][Average.IMAGE][0.1]
+    expected = evaluation(0.04, 2).table.values[Readout.SOFTMAX][Average.IMAGE][0.1]
     assert {name: own["run"] for name, own in found["0.1"].items()} == expected
 
 

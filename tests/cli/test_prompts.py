@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import Result
 
-from featstore.backbone.dino import load_dino, locate_dino
+from featstore.backbone.dino import load_dino
+from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.dino_name import DinoName
 from featstore.backbone.load import load_text_encoder, load_tokenizer
 from featstore.backbone.model import open_model

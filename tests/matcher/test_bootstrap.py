@@ -1,10 +1,9 @@
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from matcher.bootstrap import Interval, bootstrap, bootstrap_mean, draw_images, widening
+from matcher.bootstrap import Interval, bootstrap, bootstrap_mean, draw_images
 from matcher.errors import MatchError
 from matcher.spread import graphs_of
 from tests.matcher.graphs import all_pairs, binomial_bounds, ends, pair
@@ -89,15 +88,6 @@ def test_draws_keep_the_number_of_images() -> None:
     drawn = draw_images(6, 50, np.random.default_rng(0))
     assert (drawn.sum(axis=1) == 6).all()
     assert drawn.std() > 0.5
-
-
-@pytest.mark.parametrize(
-    ("degrees", "confidence", "quantile"),
-    [(4, 0.95, 2.776), (9, 0.95, 2.262), (26, 0.95, 2.056), (9, 0.99, 3.250), (90, 0.9, 1.662)],
-)
-def test_the_tables_of_students_t(degrees: float, confidence: float, quantile: float) -> None:
-    normal = NormalDist().inv_cdf((1 + confidence) / 2)
-    assert widening(degrees, confidence) * normal == pytest.approx(quantile, rel=0.006)
 
 
 def test_nothing_to_resample() -> None:

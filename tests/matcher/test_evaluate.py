@@ -70,3 +70,15 @@ def test_what_does_not_fit_together() -> None:
         MatchSettings(1)
     with pytest.raises(MatchError):
         MatchSettings(64, upsample=0)
+
+
+@pytest.mark.parametrize("image", ["a", "b", "c"])
+def test_an_image_whose_maps_have_other_channels(image: str) -> None:
+    """As source among other sources, or as target."""
+    maps = {(name, "f", None): torch.ones(3, 4, 4) for name in "abc"} | {(image, "f", None): torch.ones(5, 4, 4)}
+    point = np.array([[30.0, 30.0]], dtype=np.float32)
+    pairs = [MatchingPair(source, "c", "cat", point, point, 10.0) for source in "ab"]
+    with pytest.raises(MatchError, match="channels"):
+        evaluate(
+            pairs, MapsInMemory(maps), [LayerSpec("f", None)], [Readout.NN], MatchSettings(64, Geometry.CORNERS), CPU
+        )

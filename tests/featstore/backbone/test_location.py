@@ -1,11 +1,16 @@
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
+import torch
 
+from featstore.backbone.demo_model import demo_folder
+from featstore.backbone.dino import load_dino
 from featstore.backbone.fingerprint import fingerprint
+from featstore.backbone.load import load_text_encoder, load_unet, load_vae_encoder
 from featstore.backbone.location import COMPONENTS, locate
 from featstore.backbone.model import open_model
 from featstore.errors import ModelError
@@ -34,13 +39,94 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         locate(str(tmp_path))
 
 
-def test_pickled_weights_are_refused(small_model: Path, tmp_path: Path) -> None:
+WEIGHTS = pytest.mark.parametrize(
+    ("component", "weights", "pickled"),
+    [
+        ("unet", "diffusion_pytorch_model", "diffusion_pytorch_model.bin"),
+        ("vae", "diffusion_pytorch_model", "diffusion_pytorch_model.bin"),
+        ("text_encoder", "model", "pytorch_model.bin"),
+    ],
+)
+
+
+@WEIGHTS
+def test_pickled_weights_are_refused(
+    small_model: Path, tmp_path: Path, component: str, weights: str, pickled: str
+) -> None:
     copy = tmp_path / "pickled"
     shutil.copytree(small_model, copy)
-    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="never pickles"):
+    folder = copy / component
+    (folder / f"{weights}.safetensors").rename(folder / pickled)
+    with pytest.raises(ModelError, match=rf"{component} has no {weights}\.safetensors: .*never pickles"):
         locate(str(copy))
+
+
+def malicious(path: Path, marker: Path) -> None:
+    """A pickle as torch.save writes it, which makes `marker` where somebody unpickles it."""
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(marker),)
+
+    torch.save({"a": Payload()}, path)
+
+
+@WEIGHTS
+def test_no_trick_gets_a_pickle_read(
+    small_model: Path, tmp_path: Path, component: str, weights: str, pickled: str
+) -> None:
+    """Under safetensors' name; beside other safetensors; named by a list of shards."""
+    marker = tmp_path / "unpickled"
+    loader = {"unet": load_unet, "vae": load_vae_encoder, "text_encoder": load_text_encoder}[component]
+    for trick in ("disguised", "beside", "listed"):
+        copy = tmp_path / trick
+        shutil.copytree(small_model, copy)
+        file = copy / component / f"{weights}.safetensors"
+        if trick == "disguised":
+            malicious(file, marker)
+        else:
+            file.rename(file.with_name(f"{weights}-old.safetensors"))
+            malicious(file.with_name(pickled), marker)
+        if trick == "listed":
+            index = {"metadata": {"total_size": 1}, "weight_map": {"a": pickled}}
+            file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
+        words = f"index.json names '{pickled}': dualsd reads" if trick == "listed" else f"{component} cannot be loaded"
+        with pytest.raises(ModelError, match=words):
+            loader(locate(str(copy)), torch.device("cpu"), torch.float32)
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"weight_map": []}', "{}", "[" * 100_000])
+def test_a_damaged_list_of_shards(small_model: Path, tmp_path: Path, content: str) -> None:
+    copy = tmp_path / "sharded"
+    shutil.copytree(small_model, copy)
+    (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match=r"index\.json is no list of weights"):
+        locate(str(copy))
+
+
+def test_truncated_weights_are_named(small_model: Path, tmp_path: Path) -> None:
+    """As a full disk leaves them."""
+    for component, weights, loader in (
+        ("unet", "diffusion_pytorch_model", load_unet),
+        ("vae", "diffusion_pytorch_model", load_vae_encoder),
+        ("text_encoder", "model", load_text_encoder),
+    ):
+        copy = tmp_path / component
+        shutil.copytree(small_model, copy)
+        file = copy / component / f"{weights}.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(ModelError, match=f"{component} cannot be loaded"):
+            loader(locate(str(copy)), torch.device("cpu"), torch.float32)
+
+
+def test_a_truncated_dino_is_named(tmp_path: Path) -> None:
+    copy = tmp_path / "dino"
+    shutil.copytree(demo_folder() / "dinov2", copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot be loaded as a DINOv2: Error while deserializing"):
+        load_dino(copy, torch.device("cpu"), torch.float32)
 
 
 def test_a_hub_that_cannot_be_reached_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,6 +71,16 @@ def test_one_stem_twice(folder_root: Path) -> None:
         FolderDataset(folder_root).images()
 
 
+def test_one_stem_twice_in_a_folder_whose_name_is_no_text(folder_root: Path) -> None:
+    """The folder's name is shown as nothing that controls a terminal."""
+    folder = folder_root / "d\x1b[31m"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png"):
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"The name 'd\\x1b\[31m/a\.jpg' in .* is no plain text; rename"):
+        FolderDataset(folder_root).images()
+
+
 def test_no_images(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "empty").mkdir()
@@ -101,7 +111,14 @@ def test_names_that_are_no_text(folder_root: Path) -> None:
         ([HEADER, "../dog/a,eye,1,2"], r"line 2: names the image '\.\./dog/a', which is not there"),
         ([HEADER, "dog/a,eye,1,nan"], "line 2: y is 'nan', which is no finite number"),
         ([HEADER, "dog/a,eye,left,2"], "line 2: x is 'left', which is no finite number"),
+        ([HEADER, "dog/a,eye,1_0,2"], "line 2: x is '1_0', which is no finite number"),
+        ([HEADER, "dog/a,eye,\u0661,2"], "line 2: x is .*, which is no finite number"),
+        ([HEADER, "dog/a,eye,1,-1e300"], "line 2: y is -1e[+]300, which is no coordinate in pixels"),
         ([HEADER, "dog/a,,1,2"], "line 2: the column name is empty"),
+        ([HEADER, 'dog/a,"e\nye",1,2'], r"line 3: name is 'e\\nye', which is no plain text"),
+        ([HEADER, "dog/a,\x1b[31m,1,2"], r"line 2: name is '\\x1b\[31m', which is no plain text"),
+        ([HEADER, f"dog/{'a' * 2000},eye,1,2"], r"line 2: image is 'dog/a{76}\.\.\.', which is no plain text"),
+        ([HEADER, f"dog/{'a' * 900},eye,1,2"], r"line 2: names the image 'dog/a{76}\.\.\.', which is not there"),
         ([HEADER, "dog/a,eye,1,2", "", "dog/a.jpg,eye,3,4"], "line 4: the keypoint 'eye' of dog/a is there .* line 2"),
         ([HEADER, "dog/a,eye,1,2", "cat/a,eye,1,2"], "no two images of one category share a keypoint's name"),
     ],
@@ -112,6 +129,13 @@ def test_malformed_keypoints(folder_root: Path, rows: list[str], sentence: str) 
     with pytest.raises(DatasetError, match=sentence) as caught:
         FolderDataset(folder_root).pairs("test")
     assert str(path) in str(caught.value)
+
+
+def test_a_list_of_gigabytes_is_not_read(folder_root: Path) -> None:
+    with (folder_root / "keypoints.csv").open("wb") as stream:
+        stream.truncate(5 << 30)  # takes no room on the disk
+    with pytest.raises(DatasetError, match="it has 5120 MiB where at most 64 are read"):
+        FolderDataset(folder_root).pairs("test")
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,18 @@ def test_images_and_pairs(willow_root: Path) -> None:
     [
         ("XA3", "nan", "line 3: XA3 is 'nan', which is no finite number"),
         ("YB10", "inf", "line 3: YB10 is 'inf', which is no finite number"),
+        ("XA3", "1e300", "line 3: XA3 is 1e[+]300, which is no coordinate in pixels"),
         ("YB10", "12px", "line 3: YB10 is '12px', which is no finite number"),
         ("XB1", "", "line 3: the column XB1 is empty"),
         ("imageA", "../Cars_006a.png", "line 3: the path .* leads out of the dataset's folder"),
         ("imageA", "PF-dataset/../../a/Cars_006a.png", "line 3: the path .* leads out of the dataset's folder"),
         ("imageB", "/tmp/car(G)/Cars_006a.png", "line 3: the path .* leads out of the dataset's folder"),
         ("imageB", "Cars_006a.png", "line 3: imageB is 'Cars_006a.png', without its category's folder"),
-        ("imageB", "PF-dataset/car(G)/no.png", r"line 3: names the image PF-dataset/car\(G\)/no\.png, which is not in"),
+        (
+            "imageB",
+            "PF-dataset/car(G)/no.png",
+            r"line 3: names the image 'PF-dataset/car\(G\)/no\.png', which is not in",
+        ),
         ("imageB", "PF-dataset/car(G)/" + "x" * 300, "line 3: names the image .*, which is not in"),
     ],
 )

@@ -1,36 +1,21 @@
 """Decoding, keys and resizing."""
 
 import hashlib
-import io
-import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from featstore.datasets.pixels import decode, image_key, original_size, resize_to_square, stored_size
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError
+from tests.featstore.datasets.picture_bytes import encoded, noise
 
 RECORD = ImageRecord("cat/a", "cat", "cat/a.jpg")
 MIRRORED = ImageRecord("cat/a~mirrored", "cat", "cat/a.jpg", mirrored=True)
-
-
-def encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, file_format, **options)
-    return stream.getvalue()
-
-
-def noise(width: int = 12, height: int = 8) -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 def pixels(data: bytes, record: ImageRecord = RECORD) -> NDArray[np.uint8]:
@@ -51,16 +36,6 @@ def test_lossless_formats_and_mirroring(file_format: str) -> None:
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "GIF"])
 def test_other_formats(file_format: str) -> None:
     assert pixels(encoded(noise(), file_format)).shape == (8, 12, 3)
-
-
-def test_exif_orientation_is_not_applied() -> None:
-    exif = Image.Exif()
-    exif[274] = 6  # turned by a quarter
-    for file_format in ("JPEG", "PNG", "WEBP"):
-        data = encoded(noise(), file_format, exif=exif)
-        assert original_size(RECORD, data) == decode(RECORD, data).size == (12, 8)
-    tiff = encoded(noise(), "TIFF", exif=exif)
-    assert original_size(RECORD, tiff) == decode(RECORD, tiff).size
 
 
 def test_palette_and_transparency_show_white() -> None:
@@ -108,7 +83,9 @@ def test_first_frame_of_an_animation() -> None:
 
 def test_empty_file() -> None:
     for call in (decode, original_size):
-        with pytest.raises(ImageError, match=r"Image cat/a \(cat/a\.jpg\) is empty \(0 bytes\); restore") as caught:
+        with pytest.raises(
+            ImageError, match=r"Image cat/a \(cat/a\.jpg\) cannot be decoded: the file is empty"
+        ) as caught:
             call(RECORD, b"")
         assert caught.value.image_id == "cat/a"
 
@@ -134,22 +111,6 @@ def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in (decode, original_size):
         with pytest.raises(ImageError, match="it has more pixels than is safe to decode"):
             call(RECORD, data)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    file_format=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]),
-    changes=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=4),
-    cut=st.integers(0, 700),
-)
-def test_nothing_but_image_errors_escape(file_format: str, changes: list[tuple[int, int]], cut: int) -> None:
-    data = bytearray(encoded(noise(), file_format))
-    for at, value in changes:
-        data[at % len(data)] = value
-    for call in (decode, original_size):
-        with suppress(ImageError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about much that it then reads
-            call(RECORD, bytes(data[: max(len(data) - cut, 0)]))
 
 
 def test_stored_size(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_dinov2_gets_imagenets_statistics(
 ) -> None:
     """On an image of one colour: 128/255 is 0.016961 above the mean of red, 0.074063 deviations, and so on."""
     Image.new("RGB", (50, 30), (128, 0, 255)).save(photographs / "cat" / "0.png")
-    store, _ = refresh(store, survey_images(dataset, Silent()))
+    store, _ = refresh(store, survey_images(dataset, Silent()), Silent())
     seen: list[torch.Tensor] = []
     plain = Dinov2Model.forward
 
@@ -177,7 +177,7 @@ def test_an_image_that_changed_is_refused_and_after_a_build_made_again(
     array.delete((1,))
     with pytest.raises(StoreError, match=r"cat/1.*changed"):
         make(store, dataset, compute)
-    store, stale = refresh(store, survey_images(dataset, Silent()))
+    store, stale = refresh(store, survey_images(dataset, Silent()), Silent())
     assert stale == 1
     assert make(store, dataset, compute).images == 1
     after = objects(store.path)
@@ -189,7 +189,7 @@ def test_an_image_that_changed_is_refused_and_after_a_build_made_again(
 def test_a_stale_image_loses_its_patch_map(store: Store, dataset: Dataset, compute: Compute, photographs: Path) -> None:
     made = make(store, dataset, compute)
     Image.new("RGB", (20, 20)).save(photographs / "dog" / "2.png")
-    store, _ = refresh(store, survey_images(dataset, Silent()))
+    store, _ = refresh(store, survey_images(dataset, Silent()), Silent())
     assert missing_dino_maps(store, made.extractor, range(6)) == [store.images.row("dog/2")]
 
 

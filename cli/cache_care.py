@@ -1,0 +1,253 @@
+"""`dualsd cache verify | prune | pack | unpack`: a store kept whole, and small."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.options import BatchOption, DeviceOption, JsonOption, RootOption, StoreOption
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.prompts.learned import LearnedPrompts
+    from featstore.stages.repair import Repaired
+    from featstore.store.store import Store
+    from featstore.store.verify import Verification
+
+VERIFY_EXAMPLES = "Examples:\n\ndualsd cache verify\n\ndualsd cache verify --store spair.zarr --repair"
+PRUNE_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache prune --layers 3 --t 350 --dry-run\n\n"
+    "dualsd cache prune --prompt 'a photo of a {category}' --older-than 30d\n\n"
+    "dualsd cache prune --noisy --t 350"
+)
+PACK_EXAMPLES = "Examples:\n\ndualsd cache pack\n\ndualsd cache pack --store spair.zarr --json packed.json"
+
+SHOWN = 20
+"""Bad rows that are printed; --json holds them all."""
+
+
+def verify(
+    store: StoreOption = options.DEFAULT_STORE,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete what is damaged; it is made anew when needed.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Delete what is damaged and make it anew.")] = False,
+    root: RootOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 8,
+    json: JsonOption = None,
+) -> None:
+    """Read all that a store holds and hold it against its checksums.
+
+    Damaged rows and metadata, and files that killed runs left, are listed. A row that is missing is no damage: whatever
+    needs it makes it. Without --drop or --repair damage ends in exit code 2. What --repair makes comes out as it was
+    where the batch size is the same; maps of learned prompts need their run under ./runs.
+    """
+    from cli.output import check_writable, print_bad, say, write_json
+    from cli.progress import TerminalProgress
+    from featstore.errors import StoreError
+    from featstore.stages.repair import repair as repair_store
+    from featstore.store import verify as care
+    from featstore.store.store import open_store
+
+    if drop and repair:
+        raise InputError("--drop and --repair exclude each other: delete, or delete and make anew.")
+    check_writable(json)
+    opened = open_store(store)
+    outcome: Repaired | None = None
+    given_up: list[str] = []
+    with TerminalProgress() as progress:
+        found = care.verify(opened, progress)
+        _print_found(opened, found)
+        if repair and not found.sound:
+            dataset = options.dataset_of(opened, root)
+            compute = options.choose_compute(device, "auto", batch_size)
+            outcome = repair_store(opened, dataset, found, _learned_here(opened), compute, progress)
+            given_up = list(outcome.given_up)
+        elif drop:
+            given_up = [care.drop_metadata(opened, damaged) for damaged in found.metadata]
+            care.drop_rows(opened, found.bad, progress)
+        if drop or repair:
+            care.sweep(opened)
+    if drop and found.bad:
+        say(f"{len(found.bad)} damaged row(s) deleted: whatever needs them makes them anew")
+    for path, count in (outcome.made if outcome else {}).items():
+        say(f"{path}: {count} row(s) made anew")
+    for sentence in given_up:
+        say(sentence)
+    print_bad(outcome.bad if outcome else ())
+    write_json(json, {**_verification_json(store, found), "given_up": given_up, **_made_json(outcome)})
+    if not found.sound and not (drop or repair):
+        raise StoreError(
+            f"{len(found.bad)} damaged row(s) and {len(found.metadata)} damaged metadata file(s) in {store}: --repair "
+            "deletes them and makes them anew, --drop deletes them."
+        )
+
+
+def prune(
+    store: StoreOption = options.DEFAULT_STORE,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Maps made with this text prompt.")] = None,
+    extractor: Annotated[
+        str | None, typer.Option("--extractor", metavar="KEY", help="Maps of the extractors whose key begins so.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option("--layers", "--layer", help="Maps of these layers, e.g. 2,3.")] = None,
+    t: Annotated[str | None, typer.Option("--t", help="At these timesteps, e.g. 261,200 or 50..400.")] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="AGE", help="Of which no row is younger, e.g. 12h, 30d, 2w.")
+    ] = None,
+    noisy: Annotated[bool, typer.Option("--noisy", help="Noisy latents instead of maps.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and do nothing.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Remove maps that meet all that is said of them, or noisy latents.
+
+    Latents stay always, and so whatever is removed can be made again without the VAE.
+    """
+    from cli.output import check_writable, human_bytes, print_table, say, write_json
+    from featstore.store import prune as care
+    from featstore.store.store import open_store
+
+    check_writable(json)
+    chosen_layers = None if layers is None else options.parse_layers(layers)
+    timesteps = None if t is None else options.parse_timesteps(t)
+    age = None if older_than is None else care.parse_age(older_than)
+    if noisy and (prompt, extractor, layers) != (None, None, None):
+        raise InputError("--noisy goes with --t and --older-than: noisy latents have no prompt, extractor or layer.")
+    opened = open_store(store)
+    if noisy:
+        chosen = care.choose_noisy(opened, care.NoisyCriteria(timesteps, age))
+    else:
+        chosen = care.choose_maps(opened, care.MapCriteria(prompt, extractor, chosen_layers, timesteps, age))
+    if chosen:
+        print_table(
+            "arrays",
+            ["array", "prompt", "files", "size"],
+            [[array.path, array.what, str(array.files), human_bytes(array.bytes)] for array in chosen],
+            left_columns=2,
+        )
+    if not dry_run:
+        care.prune(opened, chosen)
+    size, files = sum(array.bytes for array in chosen), sum(array.files for array in chosen)
+    say(f"{human_bytes(size)} in {files} files of {len(chosen)} array(s) {'would be freed' if dry_run else 'freed'}")
+    removed = [array.path for array in chosen]
+    write_json(json, {"arrays": removed, "bytes": size, "files": files, "dry_run": dry_run})
+
+
+def pack(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) -> None:
+    """Put the rows of finished arrays into few large files, which are read as before.
+
+    For file systems that count files. What has to change a packed array (more noise draws, an image that changed)
+    unpacks it first; pack again afterwards. Until an array is done it needs its room a second time.
+    """
+    from cli.output import check_writable, human_bytes, print_table, say, write_json
+    from cli.progress import TerminalProgress
+    from featstore.store.pack import pack as pack_store
+    from featstore.store.store import open_store
+
+    check_writable(json)
+    opened = open_store(store)
+    with TerminalProgress() as progress:
+        outcome = pack_store(opened, progress)
+    print_table(
+        "arrays",
+        ["array", "left as it was", "size", "files before", "files now"],
+        [
+            [array.path, array.why, human_bytes(array.bytes), str(array.files_before), str(array.files_after)]
+            for array in outcome
+        ],
+        left_columns=2,
+    )
+    saved = sum(array.files_before - array.files_after for array in outcome)
+    packed = [array.path for array in outcome if not array.why]
+    say(f"{len(packed)} array(s) packed, {saved} files saved")
+    write_json(
+        json, {"packed": packed, "files_saved": saved, "left": {own.path: own.why for own in outcome if own.why}}
+    )
+
+
+def unpack(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) -> None:
+    """Give every row of packed arrays a file of its own again."""
+    from cli.output import check_writable, say, write_json
+    from cli.progress import TerminalProgress
+    from featstore.store.pack import unpack as unpack_store
+    from featstore.store.store import open_store
+
+    check_writable(json)
+    opened = open_store(store)
+    with TerminalProgress() as progress:
+        unpacked = unpack_store(opened, opened.array_paths(), progress)
+    say(f"{len(unpacked)} array(s) unpacked")
+    write_json(json, {"unpacked": unpacked})
+
+
+def _print_found(store: "Store", found: "Verification") -> None:
+    from cli.output import human_bytes, print_table, say
+
+    print_table(
+        "arrays",
+        ["array", "rows", "size", "damaged"],
+        [
+            [
+                f"{array.path} (packed)" if array.packed else array.path,
+                f"{array.present}/{array.rows}",
+                human_bytes(array.bytes),
+                str(len(array.bad)),
+            ]
+            for array in found.arrays
+        ],
+    )
+    if found.bad:
+        shown = [[bad.array, ",".join(map(str, bad.row)), bad.image, bad.why] for bad in found.bad[:SHOWN]]
+        print_table("damaged rows", ["array", "row", "image", "what is wrong"], shown, left_columns=4)
+        if len(found.bad) > SHOWN:
+            say(f"and {len(found.bad) - SHOWN} more: --json FILE lists all")
+    for damaged in found.metadata:
+        say(f"damaged metadata of {damaged.path}: {damaged.why}")
+    if found.left_over:
+        size = human_bytes(sum(own.bytes for own in found.left_over))
+        say(f"{len(found.left_over)} file(s) left over by killed runs, {size}: {found.left_over[0].path} ...")
+    present = sum(array.present for array in found.arrays)
+    say(f"{store.path}: {present} rows read, {len(found.bad)} of them damaged")
+
+
+def _learned_here(store: "Store") -> "list[LearnedPrompts]":
+    """The prompts of all runs under ./runs that were trained on this store."""
+    from featstore.errors import PromptError
+    from featstore.prompts.file import load_prompts
+    from featstore.tuning.run_folder import runs_newest_first
+
+    found = []
+    for run in runs_newest_first(store):
+        for file in (run.prompts, run.last_prompts):
+            try:
+                found.append(load_prompts(file))
+            except PromptError:  # one that is damaged is no prompt that maps can be made with
+                continue
+    return found
+
+
+def _verification_json(store: Path, found: "Verification") -> dict[str, Any]:
+    return {
+        "store": str(store),
+        "sound": found.sound,
+        "arrays": [
+            {
+                "path": array.path,
+                "rows": array.rows,
+                "present": array.present,
+                "bytes": array.bytes,
+                "packed": array.packed,
+                "damaged": len(array.bad),
+            }
+            for array in found.arrays
+        ],
+        "bad": [{"array": bad.array, "row": list(bad.row), "image": bad.image, "why": bad.why} for bad in found.bad],
+        "metadata": [{"path": damaged.path, "why": damaged.why} for damaged in found.metadata],
+        "left_over": [{"path": own.path, "bytes": own.bytes} for own in found.left_over],
+    }
+
+
+def _made_json(outcome: "Repaired | None") -> dict[str, Any]:
+    if outcome is None:
+        return {}
+    return {"made": dict(outcome.made), "unreadable": [error.image_id for error in outcome.bad]}

@@ -1,0 +1,25 @@
+"""Names that come from files, which every table, store and sentence can hold."""
+
+import unicodedata
+
+LONGEST = 1000
+"""Characters of a name or a path."""
+
+_NOT_PLAIN = ("Cc", "Cs", "Zl", "Zp")
+"""Control characters, bytes that were no UTF-8, and the separators of lines and paragraphs."""
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text can be a name: one line of at most `LONGEST` characters, none of which controls anything."""
+    return len(text) <= LONGEST and not any(unicodedata.category(letter) in _NOT_PLAIN for letter in text)
+
+
+def shown(text: str) -> str:
+    """Text from a file as a sentence may quote it: on one line, no longer than a line."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
+
+
+def one_line(error: Exception) -> str:
+    """What a library says was wrong, as part of a sentence: it may quote the file, control characters and all."""
+    words = " ".join(str(error).split())[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in words) or type(error).__name__

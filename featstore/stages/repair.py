@@ -1,0 +1,205 @@
+"""`cache verify --repair`: what is damaged is deleted and made anew, each row from what it was made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from featstore.backbone.dino_name import DinoName
+from featstore.backbone.model import Model
+from featstore.datasets.records import Dataset
+from featstore.errors import ImageError, ModelError
+from featstore.progress import Progress
+from featstore.prompts.described import prompts_of
+from featstore.prompts.learned import LearnedPrompts
+from featstore.stages.compute import Compute
+from featstore.stages.needed import model_of, require_maps
+from featstore.stages.plan import extractor_of
+from featstore.store.keys import LATENTS, MAPS, NOISY, PATCH_TOKENS
+from featstore.store.ledger import GRIDS
+from featstore.store.store import Store
+from featstore.store.verify import (
+    BadMetadata,
+    BadRow,
+    Verification,
+    check_arrays,
+    drop_metadata,
+    drop_rows,
+    restore_metadata,
+    sweep,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """made: how many rows were made anew, by array. given_up: a sentence on each thing that could only be deleted. bad:
+    images that cannot be read, whose rows are missing now."""
+
+    made: Mapping[str, int]
+    given_up: tuple[str, ...]
+    bad: tuple[ImageError, ...]
+
+
+def repair(
+    store: Store,
+    dataset: Dataset,
+    found: Verification,
+    learned: Sequence[LearnedPrompts],
+    compute: Compute,
+    progress: Progress,
+) -> Repaired:
+    """Delete what was `found` damaged and make it anew. learned: the prompts of runs that maps may have been made with.
+
+    Latents first, then noisy latents, then maps, which are computed in the precision that they were. Rows come out as
+    they were where the batch size is the same. Raises what making them raises: `ModelError` for a model out of reach,
+    `StoreError` for an image whose file has changed.
+    """
+    model = model_of(store)
+    given_up: list[str] = []
+    restored: list[str] = []
+    for damaged in found.metadata:
+        shape = _row_shape(store, model, damaged)
+        if shape is None:
+            given_up.append(drop_metadata(store, damaged))
+        elif restore_metadata(store, damaged, shape):
+            restored.append(damaged.path)
+        else:
+            given_up.append(f"{damaged.path} was removed: how much it held is not known; it is made anew when needed")
+    arrays = [array for path in restored if (array := store.array(path)) is not None]
+    rows = [*found.bad, *(row for array in check_arrays(store, arrays, progress) for row in array.bad)]
+    drop_rows(store, rows, progress)
+    sweep(store)
+    images: dict[str, list[int]] = {}
+    for row in rows:
+        images.setdefault(row.array, []).append(row.row[0])
+    makers = _Makers(store, dataset, model, learned, compute, progress)
+    made: dict[str, int] = {}
+    bad: dict[str, ImageError] = {}
+    for path in sorted(images, key=_order):
+        own = sorted(set(images[path]))
+        outcome = makers.make(path, own)
+        if isinstance(outcome, str):
+            given_up.append(f"{len(images[path])} damaged row(s) of {path} were deleted: {outcome}")
+            continue
+        bad |= {error.image_id: error for error in outcome}
+        made[path] = _count(store, [row for row in rows if row.array == path])
+    return Repaired(made, tuple(given_up), tuple(bad.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Makers:
+    """What makes rows anew."""
+
+    store: Store
+    dataset: Dataset
+    model: Model
+    learned: Sequence[LearnedPrompts]
+    compute: Compute
+    progress: Progress
+
+    def make(self, path: str, rows: Sequence[int]) -> Sequence[ImageError] | str:
+        """Make what is missing of some images in an array: the images that cannot be read, or why none was made."""
+        kind = path.split("/")[0]
+        if kind == LATENTS:
+            return self._latents(rows)
+        if kind == NOISY:
+            return self._noisy(path, rows)
+        if kind == MAPS:
+            return self._maps(path, rows)
+        if path == PATCH_TOKENS:
+            return self._patch_tokens(rows)
+        if kind == GRIDS:
+            return "the grid that was stopped scores those images anew when it goes on"
+        return "what makes such rows is not known"
+
+    def _latents(self, rows: Sequence[int]) -> list[ImageError]:
+        from featstore.stages.latents import encode_images
+
+        return encode_images(self.store, self.dataset, self.model.location, rows, self.compute, self.progress)[1]
+
+    def _noisy(self, path: str, rows: Sequence[int]) -> list[ImageError]:
+        from featstore.stages.noisy import add_noise
+
+        array = self.store.array(path)
+        assert array is not None, "its rows were read"
+        bad = self._latents(rows)
+        unreadable = {self.store.images.row(error.image_id) for error in bad}
+        good = [row for row in rows if row not in unreadable]
+        timestep, draws = int(path.rpartition("/t")[2]), array.rows_shape[1]
+        add_noise(self.store, self.model.location, good, [timestep], draws, self.progress)
+        return bad
+
+    def _maps(self, path: str, rows: Sequence[int]) -> Sequence[ImageError] | str:
+        _, key, layer, timestep = path.split("/")
+        description = self.store.attributes(f"{MAPS}/{key}")
+        prompt = description.get("prompt")
+        prompts = prompts_of(prompt, self.learned) if isinstance(prompt, Mapping) else None
+        if prompts is None:
+            kind = prompt.get("kind") if isinstance(prompt, Mapping) else "unknown"
+            return f"no run here has the {kind} prompts that they were made with; such maps are made anew when needed"
+        dtype = getattr(torch, str(description.get("dtype")), None)
+        compute = replace(self.compute, dtype=dtype) if isinstance(dtype, torch.dtype) else self.compute
+        ensemble = int(description.get("ensemble", 1))
+        if extractor_of(self.store, prompts, ensemble, compute).key != key:
+            return "their extractor's description does not say all that they were made with"
+        wanted = [(int(layer.removeprefix("layer")), int(timestep.removeprefix("t")))]
+        made = require_maps(self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress)
+        return made.bad
+
+    def _patch_tokens(self, rows: Sequence[int]) -> Sequence[ImageError] | str:
+        from featstore.stages.patch_tokens import cache_patch_tokens
+
+        dino = _find_dino(self.store, self.model)
+        if dino is None:
+            return "the DINOv2 that they were made with is not at hand; `dualsd train --mode cpm` makes them anew"
+        known = {record.id for record in self.dataset.images()}
+        gone = [image for row in rows if (image := self.store.images.ids[row]) not in known]
+        if gone:
+            return [ImageError(image, f"The image {image!r} is no longer in the dataset.") for image in gone]
+        try:
+            cache_patch_tokens(self.store, self.dataset, *dino, rows, self.compute, self.progress)
+        except ImageError as error:
+            return [error]
+        return []
+
+
+def _find_dino(store: Store, model: Model) -> tuple[DinoName, Path] | None:
+    """The DINOv2 of a store's tokens: the model's own, or the one that they name."""
+    from featstore.backbone.dino_location import locate_dino
+
+    made_by = store.attributes(PATCH_TOKENS.split("/")[0])
+    for name in (None, str(made_by.get("id"))):
+        try:
+            found = locate_dino(name, model.location)
+        except ModelError:
+            continue
+        if found[0].fingerprint == made_by.get("fingerprint"):
+            return found
+    return None
+
+
+def _row_shape(store: Store, model: Model, damaged: BadMetadata) -> tuple[int, ...] | None:
+    """Of an array whose metadata are lost; None where it cannot be told."""
+    kind, *rest = damaged.path.split("/")
+    if not damaged.is_array or kind not in (LATENTS, NOISY, MAPS):
+        return None
+    size = store.header.image_size
+    if kind == MAPS:
+        shape = model.shape(int(rest[1].removeprefix("layer")), size)
+        return shape.channels, shape.side, shape.side
+    side = model.latent_side(size)
+    return model.latent_channels, side, side
+
+
+def _order(path: str) -> tuple[int, str]:
+    """Latents before what is made from them."""
+    kind = path.split("/")[0]
+    return ([LATENTS, NOISY].index(kind) if kind in (LATENTS, NOISY) else 2), path
+
+
+def _count(store: Store, rows: Sequence[BadRow]) -> int:
+    """How many of some rows are there now."""
+    array = store.array(rows[0].array)
+    present = None if array is None else array.present()
+    return 0 if present is None else sum(bool(present[row.row]) for row in rows)

@@ -1,0 +1,246 @@
+"""Pack the rows of finished arrays into few large files, and unpack them again (Zarr's sharding codec).
+
+A store of SPair-71k holds 1,800 files an array, and file systems of clusters count files. Packed rows are read as
+before, by every reader and by plain zarr, but they are not written: to write a row of a shared file is to write that
+file anew, and of two processes that do one would lose its rows. Whatever has to change a packed array unpacks it first:
+more noise draws, an image whose file changed, a damaged row. Pack again afterwards.
+
+The shards lie beside the rows, under names of their own, and the array's metadata say which of the two is the array.
+They are one small file, replaced in one step: before it the old ones count, after it the new ones. Whichever are left
+over when a run is killed take room and are never read; the next packing or unpacking sweeps them away.
+"""
+
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
+
+from featstore.errors import StoreError
+from featstore.progress import Progress
+from featstore.sizes import human_bytes
+from featstore.store.full_disk import Needed, missing_bytes, writing
+from featstore.store.lock import exclusive
+from featstore.store.row_file import Row, RowFiles, row_name, row_values
+from featstore.store.rows import RowArray, create_rows
+from featstore.store.shard_file import ShardFiles
+from featstore.store.sweep import PARTIAL, strays, sweep_strays
+
+if TYPE_CHECKING:
+    from featstore.store.store import Store
+
+SHARD_BYTES = 128_000_000
+"""About as large as a file becomes: 64 to 256 MB are few enough files, and small enough to move."""
+
+METADATA = "zarr.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What became of an array. files_before, files_after: that hold its rows; equal for one that was left as it was, as
+    `why` says."""
+
+    path: str
+    bytes: int
+    files_before: int
+    files_after: int
+    why: str = ""
+
+
+def pack(store: "Store", progress: Progress) -> list[Packed]:
+    """Pack every array whose rows are all there. Raises `StoreError` for a damaged row, and where the disk has no room
+    for an array beside itself; what was packed before stays packed."""
+    return [_pack_under_lock(store, path, progress) for path in store.arrays()]
+
+
+def unpack(store: "Store", paths: Iterable[str], progress: Progress) -> list[str]:
+    """Unpack those arrays at `paths` that are packed, and clear away what a killed run left beside the others: which
+    were packed. Raises `StoreError` where the disk has no room."""
+    unpacked = []
+    for path in paths:
+        array = store.array(path)
+        if array is None or not (array.packed or strays(array)):
+            continue
+        with exclusive(store.path):
+            again = store.array(path)  # another process may have been first
+            if again is not None and again.packed:
+                unpack_array(again, progress)
+                unpacked.append(path)
+            elif again is not None:
+                sweep_strays(again)
+    return unpacked
+
+
+def shard_rows(rows_shape: Row, row_bytes: int) -> Row:
+    """How many rows go into a file, along each leading dimension: all draws of an image into one file."""
+    images, *draws = rows_shape
+    files = max(round(math.prod(rows_shape) * row_bytes / SHARD_BYTES), 1)
+    return (math.ceil(images / files), *draws)
+
+
+def pack_array(array: RowArray, progress: Progress) -> ShardFiles:
+    """Pack an array whose rows are all there, files of their own. The caller holds the store's lock.
+
+    Raises `StoreError` for a damaged row, and where the disk has no room for the array beside itself.
+    """
+    rows = array.files
+    assert isinstance(rows, RowFiles), "its rows are files of their own"
+    shards = ShardFiles(rows.folder, shard_rows(array.rows_shape, array.row_bytes), rows.shape, rows.dtype)
+    parts = list(shards.shards(array.rows_shape))
+    sweep_strays(array)
+    _check_room(array, "packing", len(parts))
+    count = math.prod(array.rows_shape)
+    try:
+        with writing(f"The packed array {array.path!r}"):
+            progress.start(f"packing {array.path}", count, "rows")
+            for part in parts:
+                contents = _checked(array, shards.rows_of(part, array.rows_shape), progress)
+                _write(shards.file(part), shards.encode(contents))
+                _flush(shards.file(part))
+            progress.start(f"reading {array.path} again", count, "rows")
+            for row in np.ndindex(*array.rows_shape):
+                _check_packed(array, shards, row)
+                progress.advance()
+            _write(rows.folder / METADATA, [_metadata(array, shards.rows)])
+    finally:
+        # whichever does not count now: the rows where it went well, else the shards
+        sweep_strays(_reopened(array))
+    return shards
+
+
+def unpack_array(array: RowArray, progress: Progress) -> list[Row]:
+    """Give every row of a packed array a file of its own again, as it is, be it damaged. Rows whose file has lost its
+    index are lost: returned, and noted. The caller holds the store's lock.
+
+    Raises `StoreError` where the disk has no room for the array beside itself.
+    """
+    shards = array.files
+    assert isinstance(shards, ShardFiles), "it is packed"
+    lost: list[Row] = []
+    sweep_strays(array)
+    _check_room(array, "unpacking", math.prod(array.rows_shape))
+    try:
+        with writing(f"The unpacked array {array.path!r}"):
+            progress.start(f"unpacking {array.path}", math.prod(array.rows_shape), "rows")
+            for row in np.ndindex(*array.rows_shape):
+                try:
+                    content = shards.content(row)
+                except ValueError:
+                    content = None
+                if content is None:
+                    lost.append(row)
+                else:
+                    _write(shards.folder / row_name(row, len(array.row_shape)), [content.data])
+                progress.advance()
+            _write(shards.folder / METADATA, [_metadata(array, None)])
+    finally:
+        sweep_strays(_reopened(array))
+    if lost:
+        progress.note(f"{len(lost)} rows of {array.path} were lost in damaged files; they can be made anew")
+    return lost
+
+
+def _pack_under_lock(store: "Store", path: str, progress: Progress) -> Packed:
+    with exclusive(store.path):
+        array = store.array(path)
+        if array is None:
+            return Packed(path, 0, 0, 0, "it is gone")
+        present = array.present()
+        there = int(present.sum())
+        size = there * array.row_bytes
+        if isinstance(array.files, ShardFiles):
+            sweep_strays(array)
+            files = len(list(array.files.shards(array.rows_shape)))
+            return Packed(path, size, files, files, "packed already")
+        if array.files is None:
+            return Packed(path, size, there, there, "stored otherwise than dualsd does")
+        if there < present.size:
+            return Packed(path, size, there, there, f"{present.size - there} of {present.size} rows are missing")
+        if there < 2:
+            return Packed(path, size, there, there, "one file already")
+        shards = pack_array(array, progress)
+        return Packed(path, size, there, len(list(shards.shards(array.rows_shape))))
+
+
+def _checked(array: RowArray, rows: Iterable[Row], progress: Progress) -> Iterator[tuple[Row, NDArray[np.uint8]]]:
+    """The stored bytes of rows that are files of their own, each held against its checksum."""
+    files = array.files
+    assert isinstance(files, RowFiles)
+    for row in rows:
+        content = files.content(row)
+        try:
+            if content is None:
+                raise ValueError("it is gone")
+            row_values(content, files.shape, files.dtype)
+        except ValueError as error:
+            raise StoreError(
+                f"Row {', '.join(map(str, row))} of array {array.path!r} is damaged ({error}): run `dualsd cache "
+                "verify --repair` before packing."
+            ) from error
+        yield row, content
+        progress.advance()
+
+
+def _check_packed(array: RowArray, shards: ShardFiles, row: Row) -> None:
+    try:
+        sound = shards.read(row) is not None
+    except ValueError:
+        sound = False
+    if not sound:
+        raise StoreError(f"Row {row[0]} of array {array.path!r} was not packed as it was: the disk is failing.")
+
+
+def _check_room(array: RowArray, doing: str, files: int) -> None:
+    """Before the work: until it is done the array lies there twice."""
+    assert array.files is not None
+    size = math.prod(array.rows_shape) * array.row_bytes
+    missing = missing_bytes(array.files.folder, Needed(size, files, 0))
+    if missing > 0:
+        raise StoreError(
+            f"For {doing} the array {array.path!r} its {human_bytes(size)} must fit beside it, but "
+            f"{human_bytes(missing)} are missing: make room and run the same command again."
+        )
+
+
+def _reopened(array: RowArray) -> RowArray:
+    now = zarr.open_array(array.array.store_path, mode="r+", zarr_format=3)
+    return RowArray(now, len(array.rows_shape))
+
+
+def _metadata(array: RowArray, shard: Row | None) -> bytes:
+    """Of the same array, packed as `shard` says or not: what zarr itself would write."""
+    memory = MemoryStore()
+    group = zarr.create_group(memory)
+    create_rows(group, "x", array.rows_shape, array.row_shape, array.array.dtype.name, shard)
+    stored = sync(memory.get(f"x/{METADATA}", default_buffer_prototype()))
+    assert stored is not None
+    return stored.to_bytes()
+
+
+def _write(file: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file, which appears whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with partial.open("wb") as stream:
+            for piece in pieces:
+                stream.write(piece)
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _flush(file: Path) -> None:
+    """Until it is on the disk: the rows that it stands for are deleted next, and might be there already."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())

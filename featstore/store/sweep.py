@@ -1,0 +1,82 @@
+"""Clear away what killed runs leave behind. No reader ever sees it: it takes room, and nothing else."""
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from featstore.store.row_file import row_of_name
+from featstore.store.rows import RowArray
+
+PARTIAL = ".partial"
+
+IN_FLIGHT_SECONDS = 60.0
+"""A younger half-written file may be another process's, about to be renamed: a row is written in well under a second,
+and a file's time is that of the last bytes that went into it."""
+
+REMOVED = ".removed-"
+"""Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """The half-written files that lie in a folder, and in the folders of its packed rows, however young."""
+    return sorted(file for place in (folder, folder / "c") for file in _partial(place))
+
+
+def folders_of(store: Path, arrays: Iterable[str]) -> list[Path]:
+    """The folders of some arrays and those above them, whose own metadata may be half-written, up to the store's."""
+    found = {folder for array in arrays for folder in (store / array, *(store / array).parents)}
+    return sorted(folder for folder in found if folder == store or store in folder.parents)
+
+
+def sweep_partial(folders: Iterable[Path]) -> int:
+    """Delete the half-written files in some arrays' folders that are older than `IN_FLIGHT_SECONDS`: how many."""
+    swept = 0
+    for folder in folders:
+        for file in partial_files(folder):
+            try:
+                if time.time() - file.stat().st_mtime > IN_FLIGHT_SECONDS:
+                    file.unlink()
+                    swept += 1
+            except OSError:  # finished or swept by another meanwhile, or a store that may only be read
+                continue
+    return swept
+
+
+def strays(array: RowArray) -> list[Path]:
+    """What packing or unpacking left when it was killed: single rows of a packed array, or packed ones of one that is
+    not."""
+    if array.files is None:
+        return []
+    if not array.packed:
+        return [array.files.folder / "c"] if (array.files.folder / "c").is_dir() else []
+    leading, ndim = len(array.rows_shape), len(array.rows_shape) + len(array.row_shape)
+    return [file for file in array.files.folder.iterdir() if row_of_name(file.name, leading, ndim) is not None]
+
+
+def sweep_strays(array: RowArray) -> None:
+    """Delete them. The caller holds the store's lock: another process may be packing."""
+    for path in strays(array):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_folder(store: Path, path: str) -> None:
+    """Remove an array or a group. It is gone at once; rows of a removal that was killed are never seen again, as they
+    might have gone stale meanwhile."""
+    gone = store / f"{REMOVED}{uuid.uuid4().hex}"
+    (store / path).rename(gone)
+    shutil.rmtree(gone)
+
+
+def sweep_removed(store: Path) -> None:
+    """Finish removals that were killed. The caller holds the store's lock."""
+    for folder in store.glob(f"{REMOVED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _partial(folder: Path) -> Iterator[Path]:
+    return folder.rglob(f"*{PARTIAL}") if folder.name == "c" else folder.glob(f"*{PARTIAL}")

@@ -1,0 +1,87 @@
+"""A store of random rows, of every kind of array, without model or dataset."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.backbone.dino_name import DinoName
+from featstore.backbone.latents import Latents
+from featstore.store.images import ImageTable
+from featstore.store.keys import Extractor, map_path
+from featstore.store.row_file import Row
+from featstore.store.rows import RowArray, require_rows
+from featstore.store.schema import StoreHeader
+from featstore.store.store import Store, create_store
+
+HEADER = StoreHeader("folder", "/data", "owner/model", "main", "ab" * 16, 64, Latents.SAMPLE, {}, 7)
+EXTRACTOR = Extractor("ab" * 16, {"kind": "text", "template": "a photo of a {category}"}, 8, "float32", 7)
+OTHER = Extractor("ab" * 16, {"kind": "single", "content": {"2": "0" * 16}}, 1, "float32", 7)
+DRAWS = 2
+LATENT = (4, 8, 8)
+MAP = (6, 4, 4)
+
+
+def row_values(array: RowArray, row: Row) -> NDArray[np.float16]:
+    """What row `row` of an array holds."""
+    seed = [*array.path.encode(), *row]
+    return np.random.default_rng(seed).normal(size=array.row_shape).astype(np.float16)
+
+
+def fill(array: RowArray) -> None:
+    """Write every row."""
+    for row in np.ndindex(*array.rows_shape):
+        array.write(row, row_values(array, row))
+
+
+def write_small_store(path: Path, images: int = 3) -> Store:
+    """latents; noisy latents at two timesteps; maps of a text at three places, and of a learned prompt; patch tokens;
+    a grid that was stopped."""
+    ids = tuple(f"cat/{index}" for index in range(images))
+    table = ImageTable(ids, ("cat",) * images, tuple(f"k{row}" for row in range(images)), np.full((images, 2), 50))
+    store = create_store(path, HEADER, table, LATENT)
+    fill(store.latents())
+    for timestep in (50, 261):
+        fill(store.require_noisy(timestep, DRAWS))
+    for extractor, layer, timestep in ((EXTRACTOR, 2, 261), (EXTRACTOR, 3, 50), (EXTRACTOR, 3, 261), (OTHER, 2, 261)):
+        fill(store.require_maps(extractor, layer, timestep, MAP))
+    fill(store.require_patch_tokens(DinoName("dino", "cd" * 16), (5, 3)))
+    fill(require_rows(store.group, "grids/0123456789abcdef", (images,), (2, 1, 2, 4), "float16"))
+    return store
+
+
+MAP_PATH = map_path(EXTRACTOR, 2, 261)
+ARRAYS = [
+    "cond/dinov2",
+    "grids/0123456789abcdef",
+    "latents",
+    *sorted(
+        map_path(*place) for place in ((EXTRACTOR, 2, 261), (EXTRACTOR, 3, 50), (EXTRACTOR, 3, 261), (OTHER, 2, 261))
+    ),
+    "noisy/t0050",
+    "noisy/t0261",
+]
+"""Paths of its arrays of rows, sorted."""
+
+
+def array_of(store: Store, path: str) -> RowArray:
+    """One of them."""
+    array = store.array(path)
+    assert array is not None
+    return array
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a store but the lock."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != ".lock"
+    }
+
+
+def flip(file: Path, position: int, bit: int) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1 << bit
+    file.write_bytes(data)

@@ -1,0 +1,221 @@
+"""A disk that fills up in the middle of `cache build` and `cache maps`: one sentence with the bytes that are missing,
+everything complete stays usable, and with that much more room one more run completes it."""
+
+import errno
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from featstore.backbone.latents import Latents
+from featstore.backbone.model import Model, open_model
+from featstore.datasets.records import Dataset
+from featstore.datasets.registry import open_dataset
+from featstore.errors import DiskFullError, StoreError
+from featstore.progress import Silent
+from featstore.prompts.text import TextPrompt
+from featstore.sizes import free_bytes
+from featstore.stages.build import BuildRequest, build
+from featstore.stages.compute import Compute
+from featstore.stages.needed import require_maps
+from featstore.store.store import Store, open_store
+from featstore.store.verify import verify
+from tests.featstore.store.small_store import contents, write_small_store
+
+LATENT_BYTES = 4 * 16 * 16 * 2 + 4
+MAP_BYTES = {2: 128 * 8 * 8 * 2 + 4, 3: 64 * 16 * 16 * 2 + 4}
+UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+# missing is what is left, a block of 4,096 bytes a file and 16,384 bytes an array more, less what is free
+COMPUTE = Compute(torch.device("cpu"), torch.float32, 4)
+WANTED = [(2, 50), (3, 261)]
+
+
+@pytest.fixture
+def dataset(photographs: Path) -> Dataset:
+    return open_dataset("folder", photographs)
+
+
+@pytest.fixture
+def model(small_model: Path) -> Model:
+    return open_model(str(small_model))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no small file system can be mounted here: that takes the rights of an administrator")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def resize(disk: Path, free: float) -> None:
+    """Leave so many bytes free on a small file system, rounded down to whole pages."""
+    used = os.statvfs(disk)
+    size = (used.f_blocks - used.f_bavail) * used.f_frsize + int(free)
+    size -= size % used.f_frsize
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+def request(path: Path, root: Path) -> BuildRequest:
+    return BuildRequest(path, root, 64, Latents.SAMPLE, 0, (50, 261), 1)
+
+
+def make(store: Store, dataset: Dataset) -> None:
+    require_maps(store, dataset, range(6), WANTED, TextPrompt(), 1, COMPUTE, Silent())
+
+
+def missing(error: pytest.ExceptionInfo[StoreError]) -> float:
+    """The bytes that a sentence says are missing."""
+    found = re.search(r"is full, ([\d.]+) (\w+) are missing", str(error.value))
+    assert found is not None, error.value
+    return float(found.group(1)) * UNITS[found.group(2)]
+
+
+def rows(path: Path) -> int:
+    return len(list(path.rglob("c.*.0")))
+
+
+def complete(path: Path, dataset: Dataset, model: Model, root: Path) -> dict[str, bytes]:
+    """What a store holds that never ran out of room."""
+    build(dataset, model, request(path, root), COMPUTE, skip_bad=False, progress=Silent())
+    make(open_store(path), dataset)
+    return contents(path)
+
+
+def test_build_and_maps_on_a_small_disk(
+    disk: Path, tmp_path: Path, photographs: Path, dataset: Dataset, model: Model
+) -> None:
+    path = disk / "s.zarr"
+    wish = request(path, photographs)
+
+    def run() -> None:
+        build(dataset, model, wish, COMPUTE, skip_bad=False, progress=Silent())
+
+    resize(disk, 120_000)
+    with pytest.raises(DiskFullError, match="make room and run the same command again") as error:
+        run()
+    made = rows(path)
+    assert 0 < made < 18
+    assert verify(open_store(path), Silent()).sound
+    left = 18 - made
+    by_hand = left * (LATENT_BYTES + 4096) + 3 * 16_384 - free_bytes(disk)
+    assert missing(error) == pytest.approx(by_hand, abs=60)  # it is said in tenths of a kB
+    assert f"in {left} files are still to be written" in str(error.value)
+    resize(disk, free_bytes(disk) + missing(error) + 100)
+    run()
+    store = open_store(path)
+    assert rows(path) == 18
+
+    resize(disk, 80_000)
+    with pytest.raises(DiskFullError) as error:
+        make(store, dataset)
+    layers = {layer: rows(folder) for layer in (2, 3) for folder in path.glob(f"maps/*/layer{layer}")}
+    assert 0 < sum(layers.values()) < 12
+    assert verify(open_store(path), Silent()).sound
+    by_hand = sum((6 - layers.get(layer, 0)) * (MAP_BYTES[layer] + 4096) for layer in (2, 3)) + 5 * 16_384
+    assert missing(error) == pytest.approx(by_hand - free_bytes(disk), abs=60)
+    resize(disk, free_bytes(disk) + missing(error) + 100)
+    make(store, dataset)
+    assert contents(path) == complete(tmp_path / "whole.zarr", dataset, model, photographs)
+
+
+@pytest.mark.parametrize("place", [0, 4, 9])
+def test_a_write_that_finds_no_room(
+    tmp_path: Path, photographs: Path, dataset: Dataset, model: Model, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Without a small disk: the `place`-th row (after 6 latents come 12 noisy ones) finds no room."""
+    whole = complete(tmp_path / "whole.zarr", dataset, model, photographs)
+    wish = request(tmp_path / "s.zarr", photographs)
+    full_after(monkeypatch, place)
+    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+    with pytest.raises(DiskFullError) as error:
+        build(dataset, model, wish, COMPUTE, skip_bad=False, progress=Silent())
+    assert missing(error) == pytest.approx((18 - place) * (LATENT_BYTES + 4096) + 3 * 16_384 - 1000, abs=60)
+    assert rows(wish.path) == place
+    assert not list(wish.path.rglob("*.partial"))
+    monkeypatch.undo()
+    build(dataset, model, wish, COMPUTE, skip_bad=False, progress=Silent())
+    store = open_store(wish.path)
+    full_after(monkeypatch, place)
+    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+    with pytest.raises(DiskFullError) as error:
+        make(store, dataset)
+    files = [MAP_BYTES[2]] * 6 + [MAP_BYTES[3]] * 6  # t = 50 comes before t = 261
+    assert missing(error) == pytest.approx(sum(size + 4096 for size in files[place:]) + 5 * 16_384 - 1000, abs=60)
+    monkeypatch.undo()
+    make(store, dataset)
+    assert contents(wish.path) == whole
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """So many rows are written, then the disk is full."""
+    plain, written = zarr.Array.__setitem__, 0
+
+    def write(self: zarr.Array, selection: object, value: object) -> None:
+        nonlocal written
+        if self.path.startswith("images/"):
+            plain(self, selection, value)
+            return
+        if written == rows:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += 1
+        plain(self, selection, value)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", write)
+
+
+def test_a_disk_with_no_room_for_a_new_store(
+    tmp_path: Path, photographs: Path, dataset: Dataset, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left behind, and all that was to be written is counted."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("featstore.store.store.write_images", full)
+    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 0)
+    folder = tmp_path / "empty"
+    with pytest.raises(DiskFullError) as error:
+        build(dataset, model, request(folder / "s.zarr", photographs), COMPUTE, skip_bad=False, progress=Silent())
+    assert missing(error) == pytest.approx(18 * (LATENT_BYTES + 4096) + 3 * 16_384, abs=60)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_quota_or_no_more_files_is_said_otherwise(
+    tmp_path: Path, photographs: Path, dataset: Dataset, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_after(monkeypatch, 3)
+    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 10**12)
+    with pytest.raises(DiskFullError, match=r"takes no more, though 1\.0 TB are free.*quota.*dualsd cache pack"):
+        build(dataset, model, request(tmp_path / "s.zarr", photographs), COMPUTE, skip_bad=False, progress=Silent())
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EDQUOT, DiskFullError), (errno.EIO, StoreError)]
+)
+def test_a_row_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[StoreError]
+) -> None:
+    latents = write_small_store(tmp_path / "s.zarr").latents()
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", fail)
+    with pytest.raises(StoreError, match=r"Row 1 of array 'latents' in .* could not be written") as error:
+        latents.write((1,), np.zeros(latents.row_shape))
+    assert type(error.value) is kind

@@ -1,0 +1,316 @@
+"""Packed arrays: read as before by every reader and by plain zarr, written by none, whole wherever packing stops."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from featstore.errors import StoreError
+from featstore.progress import Silent
+from featstore.store import pack as pack_module
+from featstore.store.pack import pack, shard_rows, unpack
+from featstore.store.rows import RowArray
+from featstore.store.store import Store, open_store
+from featstore.store.summary import summarise
+from featstore.store.verify import verify
+from tests.featstore.store.small_store import (
+    ARRAYS,
+    MAP_PATH,
+    array_of,
+    contents,
+    flip,
+    row_values,
+    write_small_store,
+)
+
+PACKABLE = [path for path in ARRAYS if not path.startswith("grids/")]
+IMAGES = 7
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return write_small_store(tmp_path / "s.zarr", IMAGES)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of two or three rows, so that an array has several."""
+    monkeypatch.setattr(pack_module, "SHARD_BYTES", 1200)
+
+
+def assert_whole(store: Store) -> None:
+    """Every row of every array reads as it was written."""
+    again = open_store(store.path)
+    for path in ARRAYS:
+        array = array_of(again, path)
+        assert array.present().all()
+        for row in np.ndindex(*array.rows_shape):
+            np.testing.assert_array_equal(array.read(row), row_values(array, row))
+
+
+def files_of(store: Store, path: str) -> int:
+    return sum(file.is_file() and file.name != "zarr.json" for file in (store.path / path).rglob("*"))
+
+
+def test_packed_rows_are_read_as_before(store: Store) -> None:
+    before = {path: files_of(store, path) for path in PACKABLE}
+    outcome = {own.path: own for own in pack(store, Silent())}
+    assert sorted(outcome) == PACKABLE
+    assert_whole(store)
+    for path in PACKABLE:
+        assert array_of(store, path).packed
+        assert outcome[path].files_before == before[path] == math.prod(array_of(store, path).rows_shape)
+        assert outcome[path].files_after == files_of(store, path) == 1
+    assert verify(open_store(store.path), Silent()).sound
+    assert {own.path: own.present for own in summarise(store)} == {path: before[path] for path in PACKABLE}
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_plain_zarr_reads_packed_arrays_of_several_files(store: Store) -> None:
+    pack(store, Silent())
+    assert files_of(store, "latents") == 3
+    for path in PACKABLE:
+        plain = zarr.open_array(store.path / path, mode="r")
+        array = array_of(store, path)
+        for row in np.ndindex(*array.rows_shape):
+            np.testing.assert_array_equal(plain[row], row_values(array, row))
+    assert_whole(store)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_files_are_what_zarr_itself_writes(store: Store, tmp_path: Path) -> None:
+    """Byte by byte, the last and shorter one too."""
+    latents = np.stack([row_values(store.latents(), (row,)) for row in range(IMAGES)])
+    pack(store, Silent())
+    made = zarr.create_array(
+        tmp_path / "zarrs own",
+        shape=latents.shape,
+        chunks=(1, *latents.shape[1:]),
+        shards=(3, *latents.shape[1:]),
+        dtype="float16",
+        fill_value=float("nan"),
+        filters=None,
+        compressors=Crc32cCodec(),
+    )
+    for start in (0, 3, 6):
+        made[start : start + 3] = latents[start : start + 3]
+    ours, theirs = contents(store.path / "latents"), contents(tmp_path / "zarrs own")
+    assert ours == theirs
+    assert sorted(ours) == ["c/0/0/0/0", "c/1/0/0/0", "c/2/0/0/0", "zarr.json"]
+
+
+def test_a_packed_row_is_read_without_zarr(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(store, Silent())
+    latents, noisy = store.latents(), array_of(store, "noisy/t0261")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("zarr was asked to read")
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", fail)
+    np.testing.assert_array_equal(latents.read((6,)), row_values(latents, (6,)))
+    np.testing.assert_array_equal(noisy.read((3, 1)), row_values(noisy, (3, 1)))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_unpacking_gives_back_the_very_same_files(store: Store) -> None:
+    before = contents(store.path)
+    pack(store, Silent())
+    assert contents(store.path) != before
+    assert sorted(unpack(store, ARRAYS, Silent())) == PACKABLE
+    assert contents(store.path) == before
+
+
+def test_what_is_not_finished_is_left_alone(store: Store) -> None:
+    array_of(store, MAP_PATH).delete((2,))
+    before = contents(store.path / MAP_PATH)
+    outcome = {own.path: own for own in pack(store, Silent())}
+    assert outcome[MAP_PATH].why == f"1 of {IMAGES} rows are missing"
+    assert contents(store.path / MAP_PATH) == before
+    assert not outcome["latents"].why
+
+
+def test_packing_again_does_nothing(store: Store) -> None:
+    pack(store, Silent())
+    before = contents(store.path)
+    assert {own.why for own in pack(store, Silent())} == {"packed already"}
+    assert contents(store.path) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "expected"),
+    [
+        ((1800,), 73_732, (1800,)),  # 133 MB: SPair-71k's latents
+        ((1800, 8), 73_732, (225, 8)),  # 1.06 GB in 8 files
+        ((1800,), 11_796_484, (11,)),  # 21 GB of layer 3 in 164 files of 130 MB
+        ((2,), 300_000_000, (1,)),
+        ((100,), 1000, (100,)),
+    ],
+)
+def test_files_are_of_a_size_to_move(rows: tuple[int, ...], row_bytes: int, expected: tuple[int, ...]) -> None:
+    assert shard_rows(rows, row_bytes) == expected
+    size = math.prod(expected) * row_bytes
+    assert 64e6 <= size <= 256e6 or expected[0] in (1, rows[0])
+
+
+def test_writing_to_a_packed_array_is_refused(store: Store) -> None:
+    pack(store, Silent())
+    before = contents(store.path)
+    latents, noisy = store.latents(), array_of(store, "noisy/t0050")
+    for change in (
+        lambda: latents.write((0,), np.zeros(latents.row_shape)),
+        lambda: latents.delete((0,)),
+        lambda: noisy.grow(3),
+        lambda: store.require_noisy(50, 3),
+    ):
+        with pytest.raises(StoreError, match="packed: run `dualsd cache unpack`"):
+            change()
+    noisy.grow(2)
+    assert contents(store.path) == before
+
+
+def test_a_damaged_row_is_named_and_nothing_packed(store: Store) -> None:
+    flip(store.path / "latents" / "c.4.0.0.0", 9, 1)
+    before = contents(store.path / "latents")
+    with pytest.raises(StoreError, match=r"Row 4 of array 'latents' is damaged .*verify --repair"):
+        pack(store, Silent())
+    assert contents(store.path / "latents") == before
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_damaged_rows_stay_known_as_damaged_when_unpacked(store: Store) -> None:
+    pack(store, Silent())
+    flip(store.path / "latents" / "c" / "1" / "0" / "0" / "0", 9, 1)  # row 3 is the first of its file
+    (store.path / "latents" / "c" / "2" / "0" / "0" / "0").write_bytes(b"")
+    unpack(store, ["latents"], Silent())
+    assert store.latents().present().tolist() == [True] * 6 + [False]
+    assert [(bad.array, bad.row) for bad in verify(open_store(store.path), Silent()).bad] == [("latents", (3,))]
+    with pytest.raises(StoreError, match=r"Row 3 of array 'latents'.*damaged"):
+        store.latents().read((3,))
+
+
+def test_whoever_has_an_array_open_reads_on(store: Store) -> None:
+    """Another process packs or unpacks it meanwhile."""
+    opened = [store.latents(), array_of(store, "noisy/t0261")]
+
+    def assert_read() -> None:
+        for array in opened:
+            for row in np.ndindex(*array.rows_shape):
+                np.testing.assert_array_equal(array.read(row), row_values(array, row))
+
+    pack(store, Silent())
+    assert_read()
+    unpack(store, ARRAYS, Silent())
+    assert_read()
+    values = np.ones(opened[0].row_shape)
+    opened[0].write((2,), values)
+    np.testing.assert_array_equal(store.latents().read((2,)), values)
+
+
+def test_no_room_is_a_sentence_and_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(store.path)
+    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 5000)
+    # 7 rows of 516 bytes and a block for the one file: 3,612 + 4,096 - 5,000 = 2,708
+    with pytest.raises(StoreError, match=r"packing the array 'latents' its 3\.6 kB must fit.*2\.7 kB are missing"):
+        pack(store, Silent())
+    assert contents(store.path) == before
+
+
+def test_a_disk_that_fills_up_while_packing_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(store.path / "latents")
+    plain = pack_module._write
+
+    def full(file: Path, pieces: Any) -> None:
+        plain(file, pieces)
+        if file.name == "zarr.json":
+            raise AssertionError("the array was swapped")
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(pack_module, "_write", full)
+    with pytest.raises(StoreError, match=r"packed array 'latents'.*the disk is full"):
+        pack(store, Silent())
+    assert contents(store.path / "latents") == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from featstore.progress import Silent
+from featstore.store import pack
+from featstore.store.store import open_store
+pack.SHARD_BYTES = 1200
+steps = 0
+def step():
+    global steps
+    steps += 1
+    if steps == {place}:
+        os.kill(os.getpid(), signal.SIGKILL)
+def before_and_after(plain):
+    def call(*arguments, **options):
+        step()
+        done = plain(*arguments, **options)
+        step()
+        return done
+    return call
+pack._write = before_and_after(pack._write)
+Path.unlink = before_and_after(Path.unlink)
+store = open_store(Path({path!r}))
+{act}
+print(steps)
+"""
+PACK = "pack.pack(store, Silent())"
+UNPACK = "pack.unpack(store, store.array_paths(), Silent())"
+
+
+def killed(store: Store, act: str, place: int) -> subprocess.CompletedProcess[str]:
+    code = KILLED.format(place=place, path=str(store.path), act=act)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+# latents: 3 files (steps 1 to 6), their metadata (7, 8), 7 rows that go (9 to 22); then the next array
+@pytest.mark.parametrize("place", [1, 4, 6, 7, 8, 9, 16, 22, 23, 40])
+def test_a_killed_pack_leaves_every_row(store: Store, place: int) -> None:
+    assert killed(store, PACK, place).returncode == -signal.SIGKILL
+    assert store.latents().packed is (place >= 8)
+    assert_whole(store)
+    assert verify(open_store(store.path), Silent()).sound
+    assert killed(store, PACK, 0).returncode == 0
+    assert_whole(store)
+    assert all(array_of(store, path).packed for path in PACKABLE)
+    assert files_of(store, "latents") == 3
+    assert not verify(open_store(store.path), Silent()).left_over
+
+
+@pytest.mark.parametrize("place", [1, 5, 14, 15, 16, 17])
+def test_a_killed_unpack_leaves_every_row(store: Store, place: int) -> None:
+    """latents: 7 rows (steps 1 to 14), their metadata (15, 16); then the next array."""
+    before = contents(store.path)
+    assert killed(store, PACK, 0).returncode == 0
+    assert killed(store, UNPACK, place).returncode == -signal.SIGKILL
+    assert store.latents().packed is (place < 16)
+    assert_whole(store)
+    assert killed(store, UNPACK, 0).returncode == 0
+    assert contents(store.path) == before
+
+
+def test_two_processes_that_pack_and_unpack_at_once(store: Store) -> None:
+    """Each waits for the other, array by array; no row is ever lost."""
+    repeated = "\n".join([PACK, UNPACK] * 3)
+    code = KILLED.format(place=0, path=str(store.path), act=repeated)
+    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
+    latents: RowArray = store.latents()
+    while any(process.poll() is None for process in running):
+        for row in range(IMAGES):
+            np.testing.assert_array_equal(latents.read((row,)), row_values(latents, (row,)))
+        time.sleep(0.01)
+    for process in running:
+        assert process.returncode == 0, process.stderr.read() if process.stderr else ""
+    assert_whole(store)

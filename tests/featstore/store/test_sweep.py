@@ -1,0 +1,84 @@
+"""Half-written files of killed runs go at the next run of their array; those of a run that still writes stay."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featstore.store.store import Store
+from featstore.store.sweep import IN_FLIGHT_SECONDS, folders_of, sweep_partial
+from tests.featstore.store.small_store import MAP_PATH, contents, row_values, write_small_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return write_small_store(tmp_path / "s.zarr")
+
+
+def partial(store: Store, name: str, seconds_old: float) -> Path:
+    file = store.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"half a row")
+    then = time.time() - seconds_old
+    os.utime(file, (then, then))
+    return file
+
+
+def test_only_old_ones_of_the_arrays_named_go(store: Store) -> None:
+    before = contents(store.path)
+    old = [
+        partial(store, name, IN_FLIGHT_SECONDS + 5)
+        for name in (
+            f"{MAP_PATH}/c.1.0.0.aa.partial",
+            f"{MAP_PATH}/zarr.bb.partial",
+            f"{MAP_PATH}/c/0/0/0/0.cc.partial",
+            "maps/zarr.dd.partial",
+            "zarr.ee.partial",
+        )
+    ]
+    stays = [
+        partial(store, f"{MAP_PATH}/c.2.0.0.ff.partial", IN_FLIGHT_SECONDS - 30),
+        partial(store, "latents/c.2.0.0.gg.partial", IN_FLIGHT_SECONDS + 5),
+    ]
+    assert sweep_partial(folders_of(store.path, [MAP_PATH])) == len(old)
+    assert not any(file.exists() for file in old)
+    assert all(file.exists() for file in stays)
+    assert before.items() <= contents(store.path).items()
+
+
+def test_nothing_is_swept_above_the_store(store: Store, tmp_path: Path) -> None:
+    beside = tmp_path / "somebody's.partial"
+    beside.write_bytes(b"")
+    os.utime(beside, (0, 0))
+    sweep_partial(folders_of(store.path, ["latents", "noisy/t0999"]))
+    assert beside.exists()
+
+
+def test_a_store_that_may_only_be_read_is_no_obstacle(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = partial(store, "latents/c.2.0.0.gg.partial", IN_FLIGHT_SECONDS + 5)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert sweep_partial(folders_of(store.path, ["latents"])) == 0
+    assert file.exists()
+
+
+def test_a_write_in_flight_is_never_taken_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process sweeps between the writing of the file and its renaming, however long the run has been going."""
+    plain = Path.replace
+    swept: list[int] = []
+
+    def sweeping(self: Path, target: Path) -> Path:
+        swept.append(sweep_partial(folders_of(store.path, ["latents"])))
+        return plain(self, target)
+
+    latents = store.latents()
+    latents.delete((1,))
+    monkeypatch.setattr(Path, "replace", sweeping)
+    latents.write((1,), row_values(latents, (1,)))
+    assert swept == [0]
+    np.testing.assert_array_equal(latents.read((1,)), row_values(latents, (1,)))
