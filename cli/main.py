@@ -6,7 +6,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import cache, cache_care, compare, demo, doctor, evaluate, grid, match, prompts, score, train
+from cli import (
+    cache,
+    cache_care,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    grid,
+    match,
+    prompts,
+    reproduce,
+    score,
+    show_recipes,
+    train,
+)
 
 EXIT_INPUT = 2
 EXIT_FAULT = 1
@@ -90,6 +104,8 @@ app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("match", epilog=match.EXAMPLES)(match.match)
 app.add_typer(prompts.app, name="prompts")
+app.command("recipes", epilog=show_recipes.EXAMPLES)(show_recipes.show_recipes)
+app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

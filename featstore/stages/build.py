@@ -89,18 +89,8 @@ def build(
     `skip_bad`, after everything else was done.
     """
     start = time.monotonic()
-    header = header_of(dataset, model, request)
-    store = _open_same(request.path, header)
-    survey = survey_images(dataset, progress)
-    stale = 0
-    with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
-        if store is None:
-            side = model.latent_side(header.image_size)
-            store = create_store(request.path, header, survey.table(), (model.latent_channels, side, side))
-        else:
-            sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
-            record_whereabouts(store, header)
-            store, stale = refresh(store, survey, progress)
+    store, stale = open_or_create(dataset, model, request, progress)
+    with naming_missing_bytes(request.path, lambda: _left(model, store.header, request, len(store.images))):
         encoded, noised, bad = _complete(store, dataset, model, request, compute, progress)
     rows = range(len(store.images))
     if bad and not skip_bad:
@@ -115,6 +105,21 @@ def build(
         seconds=time.monotonic() - start,
         bad=tuple(bad),
     )
+
+
+def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> tuple[Store, int]:
+    """The store of a request, made with no latents yet where there is none: (the store, how many of its images had
+    changed, whose rows are forgotten). Raises `StoreError` where it was made otherwise."""
+    header = header_of(dataset, model, request)
+    store = _open_same(request.path, header)
+    survey = survey_images(dataset, progress)
+    with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
+        if store is None:
+            side = model.latent_side(header.image_size)
+            return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
+        sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
+        record_whereabouts(store, header)
+        return refresh(store, survey, progress)
 
 
 def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> BuildCost:

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from featstore.errors import TuningError
 from featstore.prompts.file import FILE
-from featstore.store.schema import creator_version
+from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.tuning.settings import TuningSettings
 
@@ -118,7 +118,11 @@ class RunFolder:
 
 def identity(store: Store) -> str:
     """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
-    header = store.header
+    return identity_of(store.header)
+
+
+def identity_of(header: StoreHeader) -> str:
+    """The same of a store's header."""
     parts = (header.dataset, header.model_fingerprint, header.image_size, header.latents.value, header.seed)
     return "|".join(map(str, parts))
 

@@ -22,6 +22,9 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
         ["compare", "--help"],
         ["match", "--help"],
         ["prompts", "import", "--help"],
+        ["reproduce", "--help"],
+        ["recipes", "--help"],
+        ["recipes", "dual-cpm"],
         ["--version"],
     ],
 )
@@ -40,7 +43,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_every_command_explains_itself_with_examples() -> None:
     prompts = [["prompts", name] for name in ("import", "export", "info")]
-    single = [[name] for name in ("eval", "grid", "match", "score", "compare")]
+    single = [[name] for name in ("eval", "grid", "match", "score", "compare", "recipes", "reproduce")]
     for command in (["cache", "build"], ["cache", "maps"], *single, *prompts):
         shown = subprocess.run(
             [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True

@@ -1,0 +1,302 @@
+"""What a table asks for, what of it can be run, and the table beside the paper's figures: nothing is run here."""
+
+from collections import Counter
+
+import pytest
+
+from cli.recipe import load_recipes
+from cli.reproduction.comparison import Compared, compare, to_json
+from cli.reproduction.layout import blocks, narrow_blocks, to_latex, to_markdown
+from cli.reproduction.notes import missing, notes, stand_ins
+from cli.reproduction.paper import FILE, TABLES, contradictions, load_figures, load_table
+from cli.reproduction.plan import Cell, Plan, Row, Training, choose_rows, plan_table
+from cli.reproduction.pricing import spell_seconds
+from cli.reproduction.work import MatchKind, Pace, PromptName, Work, bytes_of
+from matcher.bootstrap import Interval
+from matcher.errors import InputError
+
+RECIPES = load_recipes()
+EVERYWHERE = ("spair", "pf-pascal", "pf-willow")
+
+
+def planned(table: str, found: tuple[str, ...] = EVERYWHERE, on: str | None = None, rows: str | None = None) -> Plan:
+    loaded = load_table(table)
+    return plan_table(loaded, choose_rows(loaded, rows, RECIPES), (*found, *([] if on is None else [on])), on)
+
+
+def test_the_papers_408_figures_are_there() -> None:
+    figures = load_figures()
+    assert len(figures) == 408
+    assert Counter(figure.table for figure in figures) == {
+        "table1": 2 * 3 * 2,
+        "table2": 2 * 3 * 2,
+        "table3": 9 * 19,
+        "table4": 9 * 19,
+        "table5": 7 * 3 * 2,
+    }
+    assert len({(one.table, one.method, one.dataset, one.category, one.alpha) for one in figures}) == 408
+    assert all(0 < figure.percent < 100 for figure in figures)
+    assert FILE.is_file()
+
+
+def test_figures_read_off_the_paper() -> None:
+    tables = {name: load_table(name).figures for name in TABLES}
+    assert tables["table3"]["dual-cpm", "spair", "all", 0.05] == 65.01
+    assert tables["table4"]["dual-cpm", "spair", "sheep", 0.1] == 62.29
+    assert tables["table2"]["dift-dual", "pf-pascal", "all", 0.1] == 85.14
+    assert tables["table5"]["dual-single@spair", "pf-willow", "all", 0.05] == 54.61
+    assert tables["table1"]["dift", "spair", "all", 0.1] == 52.31
+
+
+def test_where_the_report_contradicts_itself_it_is_said() -> None:
+    said = {name: contradictions(load_table(name)) for name in TABLES}
+    first = "The report contradicts itself: dift on spair @0.05 is 37.26 in Table 3 and 39.34 in Tables 1 and 5."
+    assert all(first in said[name] for name in ("table1", "table3", "table5"))
+    assert first not in said["table4"]
+    assert any("dift on spair @0.1 is 48.97 in Table 4 and 52.31" in sentence for sentence in said["table4"])
+    dual = "dift-dual on spair @0.05 is 41.14 in Table 3 and 41.21 in Tables 2 and 5."
+    assert any(dual in sentence for sentence in said["table2"])
+    # Table 3's sd4match-single is Table 5's sd4match-single@spair, and there they agree
+    assert not any("single" in sentence for sentences in said.values() for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "cells", "trainings"),
+    [("table1", 2, 6, 0), ("table2", 2, 6, 0), ("table3", 9, 9, 6), ("table4", 9, 9, 6), ("table5", 7, 21, 4)],
+)
+def test_every_row_is_a_recipe(table: str, rows: int, cells: int, trainings: int) -> None:
+    plan = planned(table)
+    assert len(plan.rows) == rows
+    assert len(plan.distinct_cells) == len(plan.cells) == cells
+    assert len(plan.trainings) == trainings
+    assert not plan.missing
+    assert not stand_ins(plan)
+    assert {row.recipe for row in plan.rows} <= set(RECIPES)
+
+
+def test_table_5_with_every_dataset() -> None:
+    plan = planned("table5")
+    training = Training("dual-single", "pf-pascal")
+    assert plan.cells["dual-single@pf-pascal", "pf-willow"] == Cell("dual-single", training, "pf-willow")
+    assert plan.cells["dift", "spair"] == Cell("dift", None, "spair")
+    assert {own.name for own in plan.trainings} == {
+        *("sd4match-single@pf-pascal", "sd4match-single@spair"),
+        *("dual-single@pf-pascal", "dual-single@spair"),
+    }
+    assert plan.cells["sd4match-single@spair", "pf-pascal"].name == "sd4match-single@spair on pf-pascal"
+
+
+def test_what_lacks_its_datasets_is_left_out_and_said() -> None:
+    plan = planned("table5", ("pf-willow", "pf-pascal"))
+    assert plan.missing["dift", "spair"] == ("spair",)
+    assert plan.missing["dual-single@spair", "pf-willow"] == ("spair",)
+    assert ("dual-single@pf-pascal", "pf-willow") in plan.cells
+    assert len(plan.cells) == 5 * 2
+    (sentence,) = missing(plan)
+    assert sentence.startswith("Not run, for want of spair: all rows on spair, sd4match-single@spair on pf-pascal, ")
+    assert sentence.endswith("dual-single@spair on pf-willow.")
+    both = planned("table5", ("pf-willow",))
+    assert both.missing["dual-single@spair", "pf-pascal"] == ("pf-pascal", "spair")
+
+
+def test_the_demo_stands_for_all() -> None:
+    plan = planned("table5", (), on="demo")
+    assert [column.dataset for column in plan.columns] == ["demo"]
+    assert plan.columns[0].stands_for == EVERYWHERE
+    # trained once, shown in both rows
+    assert {own.name for own in plan.trainings} == {"sd4match-single@demo", "dual-single@demo"}
+    assert len(plan.distinct_cells) == 5
+    assert plan.cells["dual-single@spair", "demo"] is not None
+    assert plan.cells["dual-single@spair", "demo"] == plan.cells["dual-single@pf-pascal", "demo"]
+    assert plan.datasets == ("demo",)
+    trained, tested = stand_ins(plan)
+    assert "trn stands for the training set(s) pf-pascal, spair: prompts are trained on it once" in trained
+    assert "test split stands for spair, pf-pascal, pf-willow" in tested
+
+
+def test_the_demo_stands_for_what_is_missing_alone() -> None:
+    plan = planned("table5", ("pf-willow",), on="demo")
+    assert [(column.dataset, column.is_stand_in) for column in plan.columns] == [("demo", True), ("pf-willow", False)]
+    assert plan.cells["dual-single@spair", "pf-willow"] == Cell(
+        "dual-single", Training("dual-single", "demo"), "pf-willow"
+    )
+    assert len(plan.distinct_cells) == 10
+
+
+def test_rows_that_are_typed() -> None:
+    table = load_table("table5")
+
+    def chosen(typed: str, name: str = "table5") -> list[Row]:
+        return list(choose_rows(load_table(name), typed, RECIPES))
+
+    assert chosen("dift, dual-single@pf-pascal") == [
+        Row("dift", "dift", None),
+        Row("dual-single@pf-pascal", "dual-single", "pf-pascal"),
+    ]
+    assert chosen("dual-single,dual-single@spair") == [Row("dual-single@spair", "dual-single", "spair")]
+    assert chosen("dual-single@spair", "table3") == [Row("dual-single", "dual-single", "spair")]
+    assert chosen("dual-cpm@pf-pascal", "table3") == [Row("dual-cpm@pf-pascal", "dual-cpm", "pf-pascal")]
+    assert chosen("sd-dino") == [Row("sd-dino", "sd-dino", None)]
+    assert "sd-dino" not in table.rows
+    for typed, words in (
+        ("dift2", "'dift2', which is no row and no recipe: the rows of Table 5 are dift, "),
+        ("dift@spair", "dift is not trained"),
+        ("dual-single@pf-willow", "dual-single is trained on spair, pf-pascal"),
+        ("", "'', which is no row"),
+    ):
+        with pytest.raises(InputError, match=r"--rows names") as raised:
+            chosen(typed)
+        assert words in str(raised.value)
+
+
+def figures(plan: Plan, mean: float, half: float) -> dict[tuple[str, str], dict[float, dict[str, Interval]]]:
+    """The same for every cell."""
+    interval = Interval(mean, mean - half, mean + half)
+    return {
+        where: {alpha: dict.fromkeys(plan.table.categories, interval) for alpha in plan.table.alphas}
+        for where in plan.cells
+    }
+
+
+def test_ours_beside_the_papers() -> None:
+    """39.34 on SPair-71k at 0.05 is the paper's of DIFT."""
+    plan = planned("table1")
+    one = compare(plan, figures(plan, 0.4, 0.005)).of(plan.rows[0], plan.columns[0], "all", 0.05)
+    assert one.difference == pytest.approx(0.66)
+    assert one.paper_is_outside
+    wider = compare(plan, figures(plan, 0.4, 0.01)).of(plan.rows[0], plan.columns[0], "all", 0.05)
+    assert not wider.paper_is_outside
+    first = blocks(compare(plan, figures(plan, 0.4, 0.005)))[0]
+    assert first.title == "Table 1, spair"
+    assert first.header == ("method", "@0.05", "paper", "difference", "@0.1", "paper", "difference")
+    ours = "40.00 [39.50, 40.50]"
+    assert first.rows[0] == ("dift", ours, "39.34", "+0.66*", ours, "52.31", "-12.31*")
+    kept = to_json([one])[0]
+    assert (kept["row"], kept["dataset"], kept["alpha"], kept["paper_percent"]) == ("dift", "spair", 0.05, 39.34)
+    assert (kept["pck_percent"], kept["low_percent"], kept["high_percent"]) == pytest.approx((40, 39.5, 40.5))
+    assert kept["paper_is_outside"] is True
+
+
+def test_what_was_not_run_is_no_number() -> None:
+    plan = planned("table5", ("pf-willow",))
+    (block,) = blocks(compare(plan, figures(plan, 0.4, 0.01)))
+    assert block.title == "Table 5, pf-willow"
+    assert block.rows[0][1] == "40.00 [39.00, 41.00]"
+    assert block.rows[3] == ("sd4match-single@pf-pascal", "-", "48.28", "-", "-", "76.97", "-")
+    kept = to_json([compare(plan, {}).of(plan.rows[0], plan.columns[0], "all", 0.05)])[0]
+    assert kept["pck_percent"] is None
+    assert kept["difference"] is None
+
+
+def test_beside_a_stand_in_no_difference_is_taken() -> None:
+    plan = planned("table1", (), on="demo")
+    (block,) = blocks(compare(plan, figures(plan, 0.4, 0.01)))
+    assert block.header == ("method", "@0.05", "paper, spair", "@0.1", "paper, spair")
+    assert block.rows[0] == ("dift", "40.00 [39.00, 41.00]", "39.34", "40.00 [39.00, 41.00]", "52.31")
+
+
+def test_rows_whose_training_set_was_replaced_have_no_difference() -> None:
+    plan = planned("table5", ("pf-willow",), on="demo")
+    block = blocks(compare(plan, figures(plan, 0.4, 0.01)))[1]
+    assert block.title == "Table 5, pf-willow"
+    assert block.rows[0][:4] == ("dift", "40.00 [39.00, 41.00]", "46.31", "-6.31*")
+    assert block.rows[-1][:4] == ("dual-single@spair", "40.00 [39.00, 41.00]", "54.61", "-")
+
+
+def test_columns_by_category() -> None:
+    plan = planned("table3")
+    (block,) = blocks(compare(plan, figures(plan, 0.5, 0.01)))
+    assert block.header[:3] == ("method", "", "aeroplane")
+    assert len(block.header) == 2 + 19
+    assert [row[:3] for row in block.rows[:3]] == [
+        ("dift", "ours @0.05", "50.00"),
+        ("", "paper", "45.78"),
+        ("", "difference", "+4.22*"),
+    ]
+    assert block.rows[0][-1] == "50.00 [49.00, 51.00]"
+    assert len(block.rows) == 3 * 9
+    tall = narrow_blocks(compare(plan, figures(plan, 0.5, 0.01)))
+    assert len(tall) == 9
+    assert tall[0].title == "dift, Table 3, spair"
+    assert tall[0].rows[0] == ("aeroplane", "50.00 [49.00, 51.00]", "45.78", "+4.22*")
+    assert tall[0].width < 80 < block.width
+
+
+def test_categories_of_a_stand_in_are_its_own() -> None:
+    """A drawn bird is none of SPair-71k's, though both are called bird."""
+    plan = planned("table4", (), on="demo")
+    interval = Interval(0.5, 0.4, 0.6)
+    scored = {where: {0.1: dict.fromkeys(("bird", "fish", "all"), interval)} for where in plan.cells}
+    (block,) = blocks(compare(plan, scored))
+    assert block.header == ("method", "", "bird", "fish", "all")
+    assert block.rows[0] == ("dift", "ours @0.1", "50.00", "50.00", "50.00 [40.00, 60.00]")
+    assert block.rows[1] == ("", "paper, spair", "-", "-", "48.97")
+
+
+def test_markdown_and_latex() -> None:
+    plan = planned("table1", ("spair",), rows="dift")
+    parts = blocks(compare(plan, figures(plan, 0.4, 0.005)))[:1]
+    page = to_markdown("Table 1", parts, ["A note."])
+    assert page.splitlines()[:3] == ["# Table 1", "", "## Table 1, spair"]
+    assert "| dift | 40.00 [39.50, 40.50] | 39.34 | +0.66* | 40.00 [39.50, 40.50] | 52.31 | -12.31* |" in page
+    assert "| --- | ---: | ---: | ---: | ---: | ---: | ---: |" in page
+    assert page.endswith("- A note.\n")
+    tables = to_latex(parts, ["100 % of it."])
+    assert tables.startswith("% 100 % of it.\n")
+    assert r"dift & 40.00 [39.50, 40.50] & 39.34 & $+$0.66* & 40.00 [39.50, 40.50] & 52.31 & $-$12.31* \\" in tables
+    for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrrrrrr}", r"\end{table}"):
+        assert tables.count(word) == 1
+
+
+def test_notes_say_what_was_not_as_in_the_paper() -> None:
+    plan = planned("table5", ("pf-willow",), on="demo")
+    said = " ".join(notes(plan, "demo", 128, 50, {"dift on demo": "It broke."}))
+    for words in ("Trainings took 50 steps", "The model is the demo's", "dift on demo was not run: It broke."):
+        assert words in said
+    plain = " ".join(notes(planned("table1"), "sd2-1", 768, 50, {}))
+    assert "Trainings" not in plain  # nothing is trained there
+    assert "demo" not in plain
+    assert "37.26 in Table 3" in plain
+
+
+def test_layers_share_a_pass_where_their_prompts_are_one() -> None:
+    text, learned = PromptName("a photo", separate=False), PromptName("dual-single@demo", separate=True)
+
+    def both(prompts: PromptName, timesteps: tuple[int, int]) -> Work:
+        rows = [("demo", "cat/1", prompts, 8, step, layer) for step, layer in zip(timesteps, (2, 3), strict=True)]
+        return Work(maps=frozenset(rows))
+
+    assert both(text, (261, 261)).passes == {3: 8}
+    assert both(text, (261, 200)).passes == {2: 8, 3: 8}
+    assert both(learned, (261, 261)).passes == {2: 8, 3: 8}
+    # dift and dift-dual share layer 2 at 261
+    dift = Work(maps=frozenset([("demo", "cat/1", text, 8, 261, 2)]))
+    assert both(text, (261, 200)).without(dift).passes == {3: 8}
+    assert (dift | both(text, (261, 200))).passes == {2: 8, 3: 8}
+
+
+def test_time_and_bytes_add_up() -> None:
+    kind = MatchKind(("2",), 1, "nn")
+    text = PromptName("a photo", separate=False)
+    work = Work(
+        frozenset([("demo", "cat/1"), ("demo", "cat/2")]),
+        frozenset([("demo", "cat/1", 261, 0)]),
+        frozenset([("demo", "cat/1", text, 8, 261, 2)]),
+        frozenset([("demo", "cat/1", 224, 257)]),
+        forward=Counter({3: 10}),
+        backward=Counter({2: 4}),
+        matched=Counter({kind: 100}),
+    )
+    pace = Pace(encode=2.0, forward={2: 0.5, 3: 1.0}, backward={2: 3.0}, match={kind: 0.01})
+    assert pace.seconds(work) == pytest.approx(2 * 2 + 8 * 0.5 + 10 * 1.0 + 4 * 3.0 + 1.0)
+    assert bytes_of(work, latent_bytes=100, map_bytes={2: 1000, 3: 5000}.__getitem__, patch_bytes=int) == 1300 + 257
+    spelled = [spell_seconds(seconds) for seconds in (12.4, 61, 3599, 7500)]
+    assert spelled == ["12 s", "1 min", "1 h 00 min", "2 h 05 min"]
+
+
+def test_a_number_that_is_the_papers_is_not_outside() -> None:
+    plan = planned("table1")
+    exact = Interval(0.3934, 0.38, 0.40)
+    one = Compared(plan.rows[0], plan.columns[0], "all", 0.05, exact, 39.34, is_of_same_data=True)
+    assert one.difference == pytest.approx(0)
+    assert not one.paper_is_outside
