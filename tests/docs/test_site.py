@@ -9,8 +9,6 @@ import pytest
 
 from tests.docs.pages import DOCS, ROOT
 
-pytestmark = pytest.mark.slow
-
 FETCHED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"'](?:https?:)?//[^>]*>")
 
 

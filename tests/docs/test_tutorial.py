@@ -21,7 +21,7 @@ ON_ANOTHER_MACHINE = 1.5
 @pytest.mark.slow
 def test_the_tutorial_on_the_demo(tmp_path: Path) -> None:
     run = Reader(tmp_path, ON_ANOTHER_MACHINE).follow(DOCS / "tutorial.md", {"demo"}, {"sh"})
-    assert run == 7
+    assert run == 8
     assert {"dift", "dift-bicubic", "dift-dual", "dual-class", "test-dual-class"} == {
         path.name for path in (tmp_path / "runs").iterdir()
     }
