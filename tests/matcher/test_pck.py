@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from matcher.errors import MatchError
-from matcher.pairs import MatchingPair
+from matcher.pairs import Frame, MatchingPair, OriginalFrame, PixelFrame
 from matcher.pck import ALL, Average, MatchedPair, hits, tabulate
 from matcher.readout import Readout
 from matcher.report import paper_rows, to_json, to_rows
@@ -46,3 +48,21 @@ def test_shapes_of_the_report() -> None:
     assert header == ["readout", "alpha", "cat", "dog", "all"]
     assert rows[1] == ["nn", "0.1", "50.00", "100.00", "75.00"]
     assert ("nn", "point", "0.1", "all", "66.6667") in list(to_rows(table))
+
+
+def test_another_frame_needs_the_original_images() -> None:
+    with pytest.raises(MatchError, match="a -> b is not known in pixels of its original images"):
+        tabulate([pair("cat", [1], 50)], [0.1], PixelFrame(Frame.ORIGINAL, 100))
+
+
+def test_the_other_frame_by_hand() -> None:
+    """Off by (4, 0) of 100 x 100 pixels is (8, 0) of 200 x 50, and theta 120 there where it was 50: 0.067 against
+    0.08."""
+    match = pair("cat", [4], 50)
+    points = np.zeros((1, 2), dtype=np.float32)
+    original = OriginalFrame((10, 10), (200, 50), points, points, 120.0)
+    matched = [replace(match, pair=replace(match.pair, original=original))]
+    for frame, alpha in ((Frame.ORIGINAL, 8 / 120), (Frame.RESIZED, 4 / 50)):
+        for nudge, right in ((1e-6, 1.0), (-1e-6, 0.0)):
+            table = tabulate(matched, [alpha + nudge], PixelFrame(frame, 100))
+            assert table.values[Readout.NN][Average.IMAGE][alpha + nudge][ALL] == right
