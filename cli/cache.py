@@ -196,14 +196,7 @@ def maps(
     compute = options.choose_compute(device, dtype, batch_size)
     images = opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ()))
     rows = [opened.images.row(image) for image in images]
-    choice = choose_for_store(
-        opened,
-        numbers,
-        prompt,
-        prompts,
-        fallback,
-        or_newest=False,
-    )
+    choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
     choice.check_categories({opened.images.categories[row] for row in rows})
     text = choice.of_images("cache maps")
     usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS

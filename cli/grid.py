@@ -159,14 +159,7 @@ def grid(
     check_writable(json, csv)
     compute = options.choose_compute(device, dtype, batch_size)
     opened = open_store(store)
-    choice = choose_for_store(
-        opened,
-        numbers,
-        prompt,
-        prompts,
-        fallback,
-        or_newest=False,
-    )
+    choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
     dataset = options.dataset_of(opened, root)
     split = split or ("val" if "val" in dataset.splits else dataset.splits[-1])
     pairs = choose_some(choose_pairs(dataset, split, chosen), max_pairs)
