@@ -37,7 +37,8 @@ class Upsampling:
         (C, h, w)."""
         x, y = cells[:, 0].long(), cells[:, 1].long()
         if self.is_identity:
-            return features[:, y, x].T.to(self.rows)
+            # not features[:, y, x]: gradients of cells asked for twice would be summed in whatever order threads take
+            return features.flatten(1).index_select(1, y * features.shape[2] + x).T.to(self.rows)
         column, column_weight = _taps(self.columns)
         row, row_weight = _taps(self.rows)
         number = row[y][:, :, None] * features.shape[2] + column[x][:, None, :]  # (n, 4, 4), in reading order

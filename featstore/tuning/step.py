@@ -105,10 +105,12 @@ def _tap(networks: Networks, layer: int, vectors: Tensor, chosen: Tensor, latent
     """Maps (p, C, h, w) of latents (p, 4, h, w), each with its prompt: `chosen` (p,) of vectors (u, N, D)."""
     with networks.autocast(), saying_batch_size(len(latents)):
         embeddings = encode_token_embeddings(networks.text_encoder, fill(networks.framed, vectors))  # (u, 77, D)
+        # not embeddings[chosen]: a shared prompt's gradients would be summed in whatever order threads take
+        embeddings = embeddings.index_select(0, chosen)
         found: Tensor = networks.unets[layer](
             latents.to(networks.device, networks.dtype),
             timestep,
-            encoder_hidden_states=embeddings[chosen].to(networks.dtype),
+            encoder_hidden_states=embeddings.to(networks.dtype),
             return_dict=False,
         )[0]
     return found

@@ -1,5 +1,7 @@
 """One training step's loss: against the plain way, its gradient, and what it costs."""
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -60,6 +62,40 @@ def test_one_layer_alone_equals_the_plain_way(setup: Setup) -> None:
     prompts, pairs = setup.open_prompts(settings), some_pairs()
     ours, _ = batch_loss(pairs, len(pairs), 0, networks, prompts, NoiseLatents(), settings)
     assert ours.item() == pytest.approx(plain_loss(pairs, 0, networks, prompts, settings).item(), rel=1e-5)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_gradients_are_the_same_bits_every_time(setup: Setup, four_threads: None) -> None:
+    """All passes share one prompt: the order in which its gradients are summed must not depend on threads."""
+    settings = replace(setup.settings, mode=Mode.SINGLE)
+    networks = replace(  # in single precision: in double torch sums with one thread
+        setup.networks,
+        text_encoder=deepcopy(setup.networks.text_encoder).float(),
+        unets=tuple(deepcopy(own).float() for own in setup.networks.unets),
+        framed=setup.networks.framed.float(),
+        dtype=torch.float32,
+    )
+    prompts = setup.open_prompts(settings)
+    # so many images that torch finds the sum worth several threads
+    pairs = [
+        replace(pair, source=f"{pair.source}{n}", target=f"{pair.target}{n}") for n in range(6) for pair in some_pairs()
+    ]
+    parameters = [own for layer in prompts for own in layer.parameters()]
+
+    def gradients() -> list[Tensor]:
+        loss, _ = batch_loss(pairs, len(pairs), 1, networks, prompts, NoiseLatents(), settings)
+        return list(torch.autograd.grad(loss, parameters))
+
+    first = gradients()
+    for _ in range(4):
+        assert all(torch.equal(one, other) for one, other in zip(first, gradients(), strict=True))
 
 
 @pytest.mark.parametrize("mode", list(Mode))
