@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from cli import (
     cache,
     cache_care,
+    cache_export,
     compare,
     demo,
     doctor,
@@ -96,6 +97,7 @@ cache.app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify
 cache.app.command("prune", epilog=cache_care.PRUNE_EXAMPLES)(cache_care.prune)
 cache.app.command("pack", epilog=cache_care.PACK_EXAMPLES)(cache_care.pack)
 cache.app.command("unpack")(cache_care.unpack)
+cache.app.command("export", epilog=cache_export.EXAMPLES)(cache_export.export)
 app.add_typer(cache.app, name="cache")
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("score", epilog=score.EXAMPLES)(score.score)

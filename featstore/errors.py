@@ -31,6 +31,10 @@ class EvaluationError(InputError):
     """An evaluation's run folder is missing, malformed, in the way, or lacks what is asked of it."""
 
 
+class ExportError(InputError):
+    """Maps cannot be written in the layout asked for, or not there."""
+
+
 class StoreError(InputError):
     """A store is missing, is not a dualsd store, was made with other settings, or holds damaged data."""
 

@@ -40,6 +40,20 @@ class Extractor:
             "seed": self.seed,
         }
 
+    @classmethod
+    def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
+        """The extractor that a group's attributes describe, None where they are another kind's."""
+        try:
+            return cls(
+                model_fingerprint=str(attributes["model_fingerprint"]),
+                prompt=dict(attributes["prompt"]),
+                ensemble=int(attributes["ensemble"]),
+                dtype=str(attributes["dtype"]),
+                seed=int(attributes["seed"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
     @property
     def key(self) -> str:
         """16 hex digits that name the extractor's group."""

@@ -84,12 +84,20 @@ class Store:
         _require_described(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
         return require_rows(self.group, dino_path(extractor), (len(self.images),), shape, STORED_DTYPE)
 
+    def extractors(self) -> list[Extractor]:
+        """Those of the UNet whose maps it has, of any prompt, ensemble and dtype."""
+        found = map(Extractor.from_description, self._descriptions())
+        return [extractor for extractor in found if extractor is not None]
+
     def dino_extractors(self) -> list[DinoExtractor]:
         """Those whose patch maps it has, of any DINOv2, size and dtype."""
-        group = self.group.get(MAPS)
-        members = [member for _, member in group.groups()] if isinstance(group, zarr.Group) else []
-        found = [DinoExtractor.from_description(member.attrs.asdict()) for member in members]
+        found = map(DinoExtractor.from_description, self._descriptions())
         return [extractor for extractor in found if extractor is not None]
+
+    def _descriptions(self) -> list[dict[str, Any]]:
+        """What the groups of maps say of themselves."""
+        group = self.group.get(MAPS)
+        return [member.attrs.asdict() for _, member in group.groups()] if isinstance(group, zarr.Group) else []
 
     def patch_tokens(self, dino: DinoName) -> RowArray | None:
         """(N, 1 + patches, width) tokens of a DINOv2, None where none were made. Raises `StoreError` where they are

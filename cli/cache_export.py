@@ -1,0 +1,149 @@
+"""`dualsd cache export`: maps as files for other programs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+from cli.layer_names import check_of_use, parse_names, timesteps_of, unet_layers
+from cli.options import (
+    BatchOption,
+    DeviceOption,
+    DinoOption,
+    DinoSizeOption,
+    DtypeOption,
+    EnsembleOption,
+    FallbackOption,
+    JsonOption,
+    LayersOption,
+    PromptsOption,
+    RootOption,
+    SkipBadOption,
+    StoreOption,
+    TimestepsOption,
+)
+from featstore.backbone.dino_name import DINO
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.export.layouts import Layout
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache export --out maps.safetensors --split test\n\n"
+    "dualsd eval --features maps.safetensors --dataset demo --size 128 --layers 2,3 --weights 0.8,0.6\n\n"
+    "dualsd cache export --layers 2 --t 261 --layout sd4match --out featmaps.pt\n\n"
+    "dualsd cache export --layers 2 --t 261 --layout dift --out spair_ft --split test"
+)
+
+
+def export(
+    out: Annotated[Path, typer.Option("--out", help="The file to write, or the folder of dift and dift-images.")],
+    store: StoreOption = options.DEFAULT_STORE,
+    root: RootOption = None,
+    layers: LayersOption = "2,3",
+    t: TimestepsOption = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            help="features: safetensors for eval --features. sd4match: one .pt by its identifiers. dift: a .pth a "
+            "category. dift-images: a .pt an image.",
+        ),
+    ] = "features",
+    split: Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="Text prompt; {category} stands for the image's category.",
+            show_default=options.DEFAULT_PROMPT,
+        ),
+    ] = None,
+    prompts: PromptsOption = None,
+    fallback: FallbackOption = None,
+    ensemble: EnsembleOption = options.DEFAULT_ENSEMBLE,
+    dino: DinoOption = None,
+    dino_size: DinoSizeOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_size: BatchOption = 8,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Write maps for other programs: what eval --features reads, or what SD4Match's and DIFT's code holds.
+
+    Maps that the store lacks are made first. The .pt layouts hold one layer, in float32; the safetensors file holds
+    any, in float16, as stored. Images are as `cache build` resized them.
+    """
+    names = parse_names(layers)
+    check_of_use(
+        names,
+        {"--dino": dino, "--dino-size": dino_size},
+        {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback},
+    )
+    from cli.output import check_writable, human_bytes, print_bad, print_dino_shape, print_shapes, say, write_json
+    from cli.progress import TerminalProgress
+    from cli.prompt_choice import choose_for_store
+    from featstore.evaluation import choose_pairs, describe_dino, describe_features, images_of, unreadable
+    from featstore.export.layouts import Export, check_out
+    from featstore.export.layouts import export as write
+    from featstore.stages.dino_maps import AskedDino, require_dino_maps
+    from featstore.stages.images import check_unchanged
+    from featstore.stages.needed import model_of, require_maps
+    from featstore.store.source import StoredMaps
+    from featstore.store.store import open_store
+    from matcher.maps import LayerSpec
+
+    kind = _parse_layout(layout, names)
+    check_out(kind, out)
+    check_writable(json)
+    opened = open_store(store)
+    dataset = options.dataset_of(opened, root)
+    compute = options.choose_compute(device, dtype, batch_size)
+    chosen = set(opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ())))
+    images = [image for image in dataset.images() if image.id in chosen]
+    rows = [opened.images.row(image.id) for image in images]
+    numbers = unet_layers(names)
+    choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
+    choice.check_categories({image.category for image in images})
+    usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
+    wanted = [LayerSpec(name, step) for name, step in zip(names, timesteps_of(names, t, usual), strict=True)]
+    of_unet = [(int(layer.layer), layer.timestep) for layer in wanted if layer.timestep is not None]
+    with TerminalProgress() as progress:
+        check_unchanged(opened, dataset, [image.id for image in images], progress)
+        patches = None
+        if DINO in names:
+            patches = require_dino_maps(opened, dataset, rows, AskedDino(dino, dino_size), compute, progress)
+            print_dino_shape(patches.extractor, patches.shape)
+        made = require_maps(
+            opened, dataset, rows, of_unet, choice.of_images("cache export"), ensemble, compute, progress
+        )
+        if numbers:
+            print_shapes(model_of(opened).shape(layer, opened.header.image_size) for layer in numbers)
+        bad = unreadable(made.bad, () if patches is None else patches.bad)
+        if bad and not skip_bad:
+            raise bad[0]
+        unread = {error.image_id for error in bad}
+        images = [image for image in images if image.id not in unread]
+        about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if of_unet else {}
+        about |= {} if patches is None else describe_dino(patches.extractor)
+        maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
+        size = write(Export(maps, images, wanted, dataset.name, about), kind, out, progress)
+    say(f"{out}: {len(images)} images, layers {','.join(names)}, {human_bytes(size)} in the layout {kind.value}")
+    print_bad(bad)
+    write_json(json, {"out": str(out), "layout": kind.value, "images": len(images), "bytes": size, **about})
+
+
+def _parse_layout(text: str, names: tuple[str, ...]) -> "Layout":
+    from featstore.export.layouts import Layout
+
+    try:
+        kind = Layout(text)
+    except ValueError as error:
+        known = ", ".join(layout.value for layout in Layout)
+        raise InputError(f"--layout is one of {known}, not {text!r}.") from error
+    if kind is not Layout.FEATURES and len(names) != 1:
+        raise InputError(f"--layout {text} holds one layer: name one with --layers, e.g. --layers 2.")
+    return kind

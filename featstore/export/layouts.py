@@ -1,0 +1,164 @@
+"""Maps as files for other programs: what `dualsd eval --features` reads, and what SD4Match's and DIFT's code holds."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featstore.datasets.records import MIRRORED, ImageRecord
+from featstore.errors import ExportError
+from featstore.export.safetensors_stream import write_float16
+from featstore.progress import Progress
+from featstore.store.full_disk import Needed, naming_missing_bytes, writing
+from matcher.maps import LayerSpec, MapSource
+
+
+class Layout(Enum):
+    """How maps lie in files."""
+
+    FEATURES = "features"
+    """One safetensors file of tensors `<image id>|<layer>`, (C, h, w) float16: `dualsd eval --features`."""
+    SD4MATCH = "sd4match"
+    """One `.pt` of a dictionary by SD4Match's identifiers (`cat-2008_000123`, of PF-Pascal with `-0`, mirrored `-1`),
+    (1, C, h, w) float32: `featmap_dict` of its `test.py`."""
+    DIFT = "dift"
+    """A folder with a `<category>.pth` each: a dictionary by the image file's name, (1, C, h, w) float32, as DIFT's
+    `eval_spair.py` writes and reads it."""
+    DIFT_IMAGES = "dift-images"
+    """A folder with a `<category>/<file stem>.pt` an image: a tensor (C, h, w) float32, as DIFT's `extract_dift.py`
+    writes it."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it takes several files."""
+        return self in (Layout.DIFT, Layout.DIFT_IMAGES)
+
+    @property
+    def value_bytes(self) -> int:
+        """Of a value of a map."""
+        return 2 if self is Layout.FEATURES else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What is written: maps of `images` at `layers` (without weights). dataset: its name. about: where the maps came
+    from, for the record."""
+
+    maps: MapSource
+    images: Sequence[ImageRecord]
+    layers: Sequence[LayerSpec]
+    dataset: str
+    about: Mapping[str, Any]
+
+
+def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
+    """Write maps to a file or folder `out`; returns the bytes of their values.
+
+    The `.pt` layouts have no place for a layer's name: they hold one. A file appears whole or not at all. Raises
+    `ExportError` where `out` is of the wrong kind, `DiskFullError` with the bytes that are missing.
+    """
+    check_out(layout, out)
+    shapes = [tuple(what.maps.load(what.images[0].id, layer).shape) for layer in what.layers]
+    size = len(what.images) * sum(int(np.prod(shape)) for shape in shapes) * layout.value_bytes
+    progress.start("writing", len(what.images) * len(what.layers), "maps")
+    with naming_missing_bytes(out, lambda: Needed(size, 1, 0)):
+        _WRITERS[layout](what, shapes, out, progress)
+    return size
+
+
+def check_out(layout: Layout, out: Path) -> None:
+    """Raise `ExportError` where a folder lies where a file is to be written, or the other way round."""
+    if out.exists() and out.is_dir() != layout.is_folder:
+        kind, there = ("a folder", "a file") if layout.is_folder else ("a file", "a folder")
+        raise ExportError(f"The layout {layout.value} writes {kind}, and {out} is {there}: name another --out.")
+
+
+def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    named = {
+        f"{image.id}|{layer.layer}": shape
+        for image in what.images
+        for layer, shape in zip(what.layers, shapes, strict=True)
+    }
+
+    def arrays() -> Iterator[NDArray[np.float16]]:
+        for image in what.images:
+            for layer in what.layers:
+                yield what.maps.load(image.id, layer).numpy()
+                progress.advance()
+
+    about = {**what.about, "dataset": what.dataset, "t": [layer.timestep for layer in what.layers]}
+    with _whole(out) as stream:
+        write_float16(stream, named, arrays(), {"dualsd": json.dumps(about)})
+
+
+def _write_sd4match(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    with_mirroring = what.dataset == "pf-pascal"
+    found = {sd4match_identifier(image, with_mirroring): _batched(what, image, progress) for image in what.images}
+    with _whole(out) as stream:
+        torch.save(found, stream)
+
+
+def _write_dift(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    for category in sorted({image.category for image in what.images}):
+        own = [image for image in what.images if image.category == category]
+        found = {_file_name(image): _batched(what, image, progress) for image in own}
+        with _whole(out / f"{category}.pth") as stream:
+            torch.save(found, stream)
+
+
+def _write_dift_images(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    for image in what.images:
+        with _whole(out / f"{image.id}.pt") as stream:
+            torch.save(_batched(what, image, progress)[0], stream)
+
+
+_WRITERS: Mapping[Layout, Callable[[Export, Sequence[tuple[int, ...]], Path, Progress], None]] = {
+    Layout.FEATURES: _write_features,
+    Layout.SD4MATCH: _write_sd4match,
+    Layout.DIFT: _write_dift,
+    Layout.DIFT_IMAGES: _write_dift_images,
+}
+
+
+def sd4match_identifier(image: ImageRecord, with_mirroring: bool) -> str:
+    """What SD4Match calls an image: `cat-2008_000123`; of PF-Pascal (`with_mirroring`) `-0` follows, or `-1` where it
+    is mirrored."""
+    category, _, stem = image.id.removesuffix(MIRRORED).partition("/")
+    return f"{category}-{stem}" + (f"-{int(image.mirrored)}" if with_mirroring else "")
+
+
+def _file_name(image: ImageRecord) -> str:
+    """`2008_000123.jpg`, as SPair-71k's annotations name it; of a mirrored image `2008_000123~mirrored.jpg`. What is
+    drawn has no file, and no suffix."""
+    return image.id.partition("/")[2] + PurePosixPath(image.file).suffix
+
+
+def _batched(what: Export, image: ImageRecord, progress: Progress) -> Tensor:
+    """(1, C, h, w), float32."""
+    progress.advance()
+    return what.maps.load(image.id, what.layers[0])[None].float()
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[BinaryIO]:
+    """A file to write, which appears whole or not at all."""
+    partial = file.with_name(f"{file.name}.partial")
+    with writing(str(file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
