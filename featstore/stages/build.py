@@ -19,7 +19,7 @@ from featstore.store.images import COLUMNS
 from featstore.store.keys import LATENTS, noisy_path
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
-from featstore.store.sweep import folders_of, sweep_partial
+from featstore.store.sweep import folders_of, sweep_making, sweep_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     header = header_of(dataset, model, request)
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
+    sweep_making(request.path)
     with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
         if store is None:
             side = model.latent_side(header.image_size)

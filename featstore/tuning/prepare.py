@@ -21,8 +21,10 @@ from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
 from featstore.stages.noisy import add_noise
 from featstore.stages.patch_tokens import cache_patch_tokens
+from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
 from featstore.store.patch_tokens import no_patches, patch_tokens_of
 from featstore.store.store import Store
+from featstore.store.sweep import folders_of, sweep_partial
 from featstore.tuning.latents import CachedNoise, FreshNoise, NoisySource
 from featstore.tuning.prompt_sets import initial_module, open_prompt_set, wide
 from featstore.tuning.settings import Noise, TuningSettings
@@ -60,6 +62,8 @@ def fill_caches(
     Raises what making them raises, and the first `ImageError` of an image that cannot be read.
     """
     rows, validation_rows = rows_of(store, pairs), rows_of(store, validation)
+    steps = {*settings.timesteps, *settings.validation_timesteps}
+    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
     _, bad = encode_images(store, dataset, location, sorted({*rows, *validation_rows}), compute, progress)
     if bad:
         raise bad[0]

@@ -10,8 +10,11 @@ runs/class-2+3-001/
 """
 
 import csv
+import errno
+import io
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +26,9 @@ from featstore.errors import TuningError
 from featstore.prompts.file import FILE
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
+from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning.settings import TuningSettings
+from featstore.whole_file import write_whole
 
 RUNS = Path("runs")
 FORMAT = "dualsd run"
@@ -93,9 +98,8 @@ class RunFolder:
         return [row for row in rows if len(row) == len(METRICS) and int(row[0]) <= step]
 
     def write_metrics(self, rows: list[tuple[str, ...]]) -> None:
-        """Write them all."""
-        with (self.path / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([METRICS, *rows])
+        """Write them all; the file appears whole or not at all. Raises what `write_whole` raises."""
+        write_whole(self.path / "metrics.csv", metrics_bytes(rows))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -116,6 +120,13 @@ class RunFolder:
         return cls(path, description)
 
 
+def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:
+    """What a file of such rows of `METRICS` holds."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([METRICS, *rows])
+    return text.getvalue().encode()
+
+
 def identity(store: Store) -> str:
     """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
     return identity_of(store.header)
@@ -130,7 +141,8 @@ def identity_of(header: StoreHeader) -> str:
 def create_run(
     parent: Path, name: str | None, store: Store, settings: TuningSettings, about: Mapping[str, Any]
 ) -> RunFolder:
-    """Make a run's folder. Raises `TuningError` where one of that name exists, or it cannot be made."""
+    """Make a run's folder; it appears with its `run.json` or not at all. Raises `TuningError` where one of that name
+    exists or it cannot be made, `DiskFullError` where there is no room for it."""
     layers = "+".join(map(str, settings.layers))
     path = parent / (name or free_name(parent, f"{settings.mode.value}-{layers}"))
     description = {
@@ -145,14 +157,21 @@ def create_run(
         "settings": settings.to_json(),
         "versions": library_versions(),
     }
+    sweep_making(path)
     try:
-        path.mkdir(parents=True)
-        (path / "run.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    except FileExistsError as error:
-        raise TuningError(
-            f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name."
-        ) from error
+        if path.exists():
+            raise FileExistsError(path)
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=parent) as folder:
+            making = Path(folder) / "run"
+            making.mkdir()
+            write_whole(making / "run.json", (json.dumps(description, indent=2) + "\n").encode())
+            making.rename(path)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) or path.exists():
+            raise TuningError(
+                f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name."
+            ) from error
         raise TuningError(f"The run's folder {path} cannot be made: {error.strerror}.") from error
     return RunFolder(path, description)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from featstore.errors import TuningError
+from featstore.whole_file import write_whole
 
 
 @dataclass(slots=True)
@@ -26,7 +27,11 @@ class TrainingState:
     scaler: Any
 
     def save(self, file: Path) -> None:
-        """Write it; the file appears whole or not at all."""
+        """Write it; the file appears whole or not at all. Raises what `write_whole` raises."""
+        write_whole(file, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What its file holds."""
         tensors = {}
         for index, parameter in enumerate(self.parameters):
             tensors[f"{index}"] = parameter.detach().cpu().contiguous()
@@ -34,9 +39,7 @@ class TrainingState:
                 tensors[f"{index}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
         scaler = None if self.scaler is None else self.scaler.state_dict()
         written = {"step": self.step, "best": self.best, "scaler": scaler}
-        partial = file.with_name(f"{file.name}.partial")
-        save_file(tensors, partial, metadata={"dualsd": json.dumps(written)})
-        partial.replace(file)
+        return bytes(save(tensors, metadata={"dualsd": json.dumps(written)}))
 
     def load(self, file: Path) -> None:
         """Take over what `save` wrote. Raises `TuningError` where the file does not fit this run."""
