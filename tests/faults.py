@@ -1,8 +1,8 @@
 """Commands run with a fault: killed at a chosen place of their writing, or on a disk that takes no more from there on.
 
 A place is a moment between two states of the disk. Every operation by which files change is seen, whoever calls it: an
-audit hook sees files opened for writing, renamed, linked, removed and truncated, and folders made and removed, before
-it happens; files opened for writing hand their bytes over piece by piece, so there is a place before a write and one
+audit hook sees files opened for writing, renamed, linked and removed, and folders made and removed, before that
+happens; files opened for writing hand their bytes over piece by piece, so there is a place before a write and one
 where half of it is done. What follows an operation is what precedes the next; the last place is after all of them.
 
 Commands run in forks of one process that has imported everything (`Forks`), a thread each in torch's pools, so that a
@@ -16,6 +16,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,22 +28,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="open folders are looked up in /proc")
+"""Of tests that use this."""
+
 LONGEST = 120
 """Seconds after which a command that hangs is ended."""
 
-UNSEEN = ("tensorboard",)
-"""Folders whose files are no places: TensorBoard writes them in a thread of its own, when it likes."""
-
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_OTHERS = {"os.rename": 2, "os.link": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.truncate": 1}
+_OTHERS = {"os.rename": 2, "os.link": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1}
 """Audit events of operations that change a folder, and how many of their arguments are paths."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """kill: SIGKILL at this place, 1 for the first. full: from this place on no byte goes to the disk (ENOSPC; half of
-    the first does). limit: bytes that a file may have (RLIMIT_FSIZE, EFBIG)."""
+    """kill: SIGKILL at this place, 1 for the first. full: from this place on no byte goes to the disk (ENOSPC), and none
+    is free. limit: bytes that a file may have (RLIMIT_FSIZE, EFBIG)."""
 
     kill: int = 0
     full: int = 0
@@ -114,7 +117,7 @@ class _Watch:
             return False
         base = f"/proc/self/fd/{folder}" if folder >= 0 else "."
         whole = os.path.join(os.path.realpath(base), os.fsdecode(path))  # noqa: PTH118  (no Path in an audit hook)
-        return whole.startswith(self._folder) and not any(f"/{name}/" in whole for name in UNSEEN)
+        return whole.startswith(self._folder)
 
     def reach(self, what: str) -> bool:
         """The next place: whether the disk takes no more from here on."""
@@ -133,7 +136,6 @@ class _Watch:
                 self.reach(f"before opening {os.fsdecode(path)}")
         elif event in _OTHERS:
             paths, folder = arguments[: _OTHERS[event]], arguments[-1] if isinstance(arguments[-1], int) else -1
-            folder = -1 if event in ("os.truncate",) else folder
             if any(self.concerns(path, folder) for path in paths):
                 self.reach(f"before {event} {' '.join(map(os.fsdecode, paths))}")
 
@@ -177,6 +179,11 @@ def _run(asked: Mapping[str, Any], answer: int) -> None:
     watch = _Watch(Path(asked["folder"]), fault)
     sys.addaudithook(watch.audit)
     builtins.open = io.open = watch.open
+    if fault.full:
+        plain_usage = shutil.disk_usage
+        shutil.disk_usage = lambda path: plain_usage(path)._replace(
+            **({"free": 0} if len(watch.places) >= fault.full else {})
+        )
     if fault.limit:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.limit, resource.RLIM_INFINITY))

@@ -10,7 +10,6 @@ runs/class-2+3-001/
 """
 
 import csv
-import errno
 import io
 import json
 import re
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 from featstore.errors import TuningError
 from featstore.prompts.file import FILE
+from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.store.sweep import MAKING, sweep_making
@@ -34,6 +34,9 @@ RUNS = Path("runs")
 FORMAT = "dualsd run"
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
+METRICS_LINE_BYTES = 48
+"""Of a step in `metrics.csv`, at most."""
+
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "zarr", "safetensors")
 
 
@@ -142,7 +145,7 @@ def create_run(
     parent: Path, name: str | None, store: Store, settings: TuningSettings, about: Mapping[str, Any]
 ) -> RunFolder:
     """Make a run's folder; it appears with its `run.json` or not at all. Raises `TuningError` where one of that name
-    exists or it cannot be made, `DiskFullError` where there is no room for it."""
+    exists, `StoreError` where it cannot be made, `DiskFullError` where there is no room for it."""
     layers = "+".join(map(str, settings.layers))
     path = parent / (name or free_name(parent, f"{settings.mode.value}-{layers}"))
     description = {
@@ -157,23 +160,27 @@ def create_run(
         "settings": settings.to_json(),
         "versions": library_versions(),
     }
+    content = (json.dumps(description, indent=2) + "\n").encode()
     sweep_making(path)
-    try:
-        if path.exists():
-            raise FileExistsError(path)
+    if path.exists():
+        raise _exists(path)
+    with naming_missing_bytes(path, lambda: Needed(len(content), 1, 1)), writing(f"The run's folder {path}"):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=parent) as folder:
             making = Path(folder) / "run"
             making.mkdir()
-            write_whole(making / "run.json", (json.dumps(description, indent=2) + "\n").encode())
-            making.rename(path)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) or path.exists():
-            raise TuningError(
-                f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name."
-            ) from error
-        raise TuningError(f"The run's folder {path} cannot be made: {error.strerror}.") from error
+            write_whole(making / "run.json", content)
+            try:
+                making.rename(path)
+            except OSError as error:
+                if path.exists():  # another process took the name in between
+                    raise _exists(path) from error
+                raise
     return RunFolder(path, description)
+
+
+def _exists(path: Path) -> TuningError:
+    return TuningError(f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name.")
 
 
 def runs_newest_first(store: Store, parent: Path = RUNS) -> list[RunFolder]:
