@@ -44,8 +44,8 @@ _OTHERS = {"os.rename": 2, "os.link": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdi
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """kill: SIGKILL at this place, 1 for the first. full: from this place on no byte goes to the disk (ENOSPC), and none
-    is free. limit: bytes that a file may have (RLIMIT_FSIZE, EFBIG)."""
+    """kill: SIGKILL at this place, 1 for the first. full: from this place on no byte is free, and none goes to the disk
+    (ENOSPC). limit: bytes that a file may have (RLIMIT_FSIZE, EFBIG)."""
 
     kill: int = 0
     full: int = 0

@@ -14,7 +14,6 @@ from torch import nn
 from featstore.errors import TuningError
 from featstore.whole_file import write_whole
 
-
 _DESCRIBED_BYTES = 512
 """What the file says of a parameter and its Adam state, or of the run, at most."""
 

@@ -37,7 +37,7 @@ _RESUME = ["train", "--resume", str(RUN), "--device", "cpu", "--batch-size", "4"
 
 @dataclass(frozen=True)
 class Case:
-    """A command, the folder that it starts in, its places, and the folder that it ends in where nobody interrupts it."""
+    """A command, the folder that it starts in, its places, and the folder that it ends in where it is let alone."""
 
     start: Path
     arguments: list[str]

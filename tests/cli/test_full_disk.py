@@ -1,6 +1,6 @@
-"""A disk that fills up, and files that may not be as large as they must, in the middle of `cache build`, `cache maps` and
-`train`: one sentence with the bytes that are missing, everything complete stays usable, and with room one more run ends
-in the same arrays and files as one that never lacked any."""
+"""A disk that fills up, and files that may not be as large as they must, amid `cache build`, `cache maps` and `train`:
+one sentence with the bytes that are missing, everything complete stays usable, and with room one more run ends in the
+same arrays and files as one that never lacked any."""
 
 import shutil
 from collections.abc import Callable

@@ -1,5 +1,5 @@
 """SIGKILL anywhere in `cache build`, `cache maps` and `train`: what is there can be used, and one more run ends in the
-same arrays and files, bit by bit, as one that was never interrupted (see `tests.cli.crash_cases` for what may differ)."""
+same arrays and files, bit by bit, as one that was never interrupted; `tests.cli.crash_cases` says what may differ."""
 
 import os
 import random
