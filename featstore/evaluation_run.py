@@ -120,9 +120,8 @@ def save_evaluation(result: Result, path: Path | None, parent: Path = run_folder
     """
     layers = "+".join(re.sub(r"[^\w.-]", "_", layer.layer) for layer in result.scoring.layers)
     beside = parent if path is None else path.parent
-    hidden = beside / f".eval-{layers}"
-    sweep_making(hidden)
-    making = hidden.with_name(f"{hidden.name}.{secrets.token_hex(4)}{MAKING}")
+    sweep_making(beside, f".eval-{layers}")
+    making = beside / f".eval-{layers}.{secrets.token_hex(4)}{MAKING}"
     contents = {
         _PREDICTIONS: predictions_bytes(result.matched),
         _RESULTS: _json_bytes(result.to_json()),

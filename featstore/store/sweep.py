@@ -1,6 +1,5 @@
 """Clear away what killed runs leave behind. No reader ever sees it: it takes room, and nothing else."""
 
-import glob
 import shutil
 import time
 import uuid
@@ -48,9 +47,10 @@ def sweep_partial(folders: Iterable[Path]) -> int:
     return swept
 
 
-def sweep_making(path: Path) -> None:
-    """Delete what is left beside `path` of killed attempts to make it, older than `IN_FLIGHT_SECONDS` as a whole."""
-    for folder in path.parent.glob(f"{glob.escape(path.name)}.*{MAKING}"):
+def sweep_making(beside: Path, names: str) -> None:
+    """Delete what killed attempts to make a store or a run left in the folder `beside`, older than `IN_FLIGHT_SECONDS`
+    as a whole. names: a pattern of what was being made."""
+    for folder in beside.glob(f"{names}.*{MAKING}"):
         try:
             youngest = max(one.stat().st_mtime for one in (folder, *folder.rglob("*")))
         except OSError:  # it is being swept, or takes its place just now

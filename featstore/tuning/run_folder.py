@@ -10,6 +10,7 @@ runs/class-2+3-001/
 """
 
 import csv
+import glob
 import io
 import json
 import re
@@ -146,8 +147,8 @@ def create_run(
 ) -> RunFolder:
     """Make a run's folder; it appears with its `run.json` or not at all. Raises `TuningError` where one of that name
     exists, `StoreError` where it cannot be made, `DiskFullError` where there is no room for it."""
-    layers = "+".join(map(str, settings.layers))
-    path = parent / (name or free_name(parent, f"{settings.mode.value}-{layers}"))
+    usual = f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
+    path = parent / (name or free_name(parent, usual))
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -161,7 +162,7 @@ def create_run(
         "versions": library_versions(),
     }
     content = (json.dumps(description, indent=2) + "\n").encode()
-    sweep_making(path)
+    sweep_making(parent, glob.escape(name) if name else f"{usual}-*")
     if path.exists():
         raise _exists(path)
     with naming_missing_bytes(path, lambda: Needed(len(content), 1, 1)), writing(f"The run's folder {path}"):

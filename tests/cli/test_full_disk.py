@@ -15,7 +15,7 @@ from tests.small_disk import missing_bytes, resize
 
 pytestmark = LINUX
 
-FEW, MANY = 2, 25
+FEW, MANY = 2, 12
 
 
 @pytest.mark.parametrize(
