@@ -218,10 +218,17 @@ def _require_parents(group: zarr.Group, path: str) -> None:
     kill comes between, no listing ever finds what lies in a folder that is no group."""
     parents = [parent.as_posix() for parent in reversed(PurePosixPath(path).parents) if parent.name]
     for parent in parents:
-        if parent not in group:
+        if _lacks(group, parent):
             # another process may have made it meanwhile
             with contextlib.suppress(ContainsGroupError), writing(f"The group {parent!r} of {group.store_path}"):
                 group.create_group(parent)
+
+
+def _lacks(group: zarr.Group, path: str) -> bool:
+    try:
+        return path not in group
+    except METADATA_ERRORS:  # damaged, which `cache verify` is for; what lies in it can be read without
+        return False
 
 
 def create_rows(
