@@ -1,6 +1,7 @@
 """What commands print on stdout, and the files they write for machines."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from featstore.sizes import free_bytes as free_bytes
 from featstore.sizes import human_bytes as human_bytes
+from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,20 +125,19 @@ def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
     """Write JSON where a file is asked for. Raises `InputError` where it cannot be written."""
     if file is None:
         return
-    try:
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror}.") from error
+    _write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(file: Path | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write CSV where a file is asked for. Raises `InputError` where it cannot be written."""
     if file is None:
         return
-    try:
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(header)
-            writer.writerows(rows)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror}.") from error
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *rows])
+    _write_text(file, text.getvalue())
+
+
+def _write_text(file: Path, text: str) -> None:
+    content = text.encode()
+    with naming_missing_bytes(file, lambda: Needed(len(content), 1, 0)), writing(str(file), len(content)):
+        file.write_bytes(content)

@@ -40,7 +40,7 @@ class StoreError(InputError):
 
 
 class DiskFullError(StoreError):
-    """There is no room left where a store lies."""
+    """There is no room left where a store or a run lies."""
 
 
 class MetadataError(StoreError):

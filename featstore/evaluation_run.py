@@ -23,9 +23,12 @@ from typing import Any, Self
 
 from featstore.errors import EvaluationError
 from featstore.evaluation import Result, Scoring, tabulated
-from featstore.predictions import check_version, load_predictions, save_predictions
+from featstore.predictions import check_version, load_predictions, predictions_bytes
+from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from featstore.store.schema import creator_version
+from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning import run_folder
+from featstore.whole_file import write_whole
 from matcher.errors import MatchError
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
@@ -112,34 +115,41 @@ def check_place(path: Path | None) -> None:
 def save_evaluation(result: Result, path: Path | None, parent: Path = run_folder.RUNS) -> Path:
     """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where.
 
-    Raises `EvaluationError` where something lies there, or the disk does not take it.
+    Raises `EvaluationError` where something lies there, `DiskFullError` with the bytes that are missing where the disk
+    is full, `StoreError` where it does not take it for another reason.
     """
     layers = "+".join(re.sub(r"[^\w.-]", "_", layer.layer) for layer in result.scoring.layers)
     beside = parent if path is None else path.parent
-    partial = beside / f".eval-{layers}.partial-{secrets.token_hex(4)}"
+    sweep_making(beside, f".eval-{layers}")
+    making = beside / f".eval-{layers}.{secrets.token_hex(4)}{MAKING}"
+    contents = {
+        _PREDICTIONS: predictions_bytes(result.matched),
+        _RESULTS: _json_bytes(result.to_json()),
+        _RUN: _json_bytes(_describe(result)),
+    }
+    needed = Needed(sum(map(len, contents.values())), len(contents), 1)
+    place = path or parent
     try:
-        partial.mkdir(parents=True)
-        save_predictions(result.matched, partial / _PREDICTIONS)
-        _write(partial / _RESULTS, result.to_json())
-        _write(partial / _RUN, _describe(result))
-        if path is not None:
-            return _moved(partial, path)
-        while True:
-            try:
-                return _moved(partial, parent / run_folder.free_name(parent, f"eval-{layers}"))
-            except EvaluationError:
-                continue  # another evaluation took the name in between
-    except OSError as error:
-        raise EvaluationError(f"The run cannot be kept in {path or parent}: {error.strerror or error}.") from error
+        with naming_missing_bytes(place, lambda: needed), writing(f"The run in {place}"):
+            making.mkdir(parents=True)
+            for name, content in contents.items():
+                write_whole(making / name, content)
+            if path is not None:
+                return _moved(making, path)
+            while True:
+                try:
+                    return _moved(making, parent / run_folder.free_name(parent, f"eval-{layers}"))
+                except EvaluationError:
+                    continue  # another evaluation took the name in between
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(making, ignore_errors=True)
 
 
-def _moved(partial: Path, path: Path) -> Path:
+def _moved(making: Path, path: Path) -> Path:
     if not _is_free(path):
         raise _in_the_way(path)
     try:
-        partial.rename(path)
+        making.rename(path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise _in_the_way(path) from error
@@ -156,8 +166,8 @@ def _in_the_way(path: Path) -> EvaluationError:
     return EvaluationError(f"{path} exists already: give another place with --out, or remove it.")
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _describe(result: Result) -> dict[str, Any]:

@@ -39,8 +39,8 @@ _PREDICTIONS = "predictions|"
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def save_predictions(matched: Sequence[MatchedPair], file: Path) -> None:
-    """Write them. Raises `MatchError` for a pair that is not known in the original frame."""
+def predictions_bytes(matched: Sequence[MatchedPair]) -> bytes:
+    """What their file holds. Raises `MatchError` for a pair that is not known in the original frame."""
     pairs = [match.pair for match in matched]
     frames = [pair.in_original_frame() for pair in pairs]
     images = sorted({image for pair in pairs for image in (pair.source, pair.target)})
@@ -73,8 +73,7 @@ def save_predictions(matched: Sequence[MatchedPair], file: Path) -> None:
         "names": names,
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    # save_file would make a file that others may not read, whatever the user's umask
-    file.write_bytes(save(contiguous, metadata={"dualsd": json.dumps(description, ensure_ascii=False)}))
+    return bytes(save(contiguous, metadata={"dualsd": json.dumps(description, ensure_ascii=False)}))
 
 
 def load_predictions(file: Path) -> tuple[MatchedPair, ...]:

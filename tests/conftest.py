@@ -1,5 +1,7 @@
 """A small model and a small folder of photographs that tests share."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +45,19 @@ def photographs(tmp_path: Path) -> Path:
             ]
     (root / "keypoints.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no small file system can be mounted here: that takes the rights of an administrator")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

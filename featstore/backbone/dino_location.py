@@ -82,6 +82,18 @@ def read_shape(folder: Path) -> DinoShape:
     return shape
 
 
+def read_tokens_shape(folder: Path) -> tuple[int, int]:
+    """(1 + patches, width) of an image's tokens, the class token first. Raises `ModelError` where a configuration
+    cannot be read."""
+    shape, path = read_shape(folder), folder / "preprocessor_config.json"
+    try:
+        cropped = json.loads(path.read_text(encoding="utf-8"))["crop_size"]
+        side = int(cropped["height"] if isinstance(cropped, dict) else cropped) // shape.patch
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read as a DINOv2's preprocessing: {error!r}.") from error
+    return 1 + side * side, shape.channels
+
+
 def _missing(folder: Path) -> list[str]:
     return [file for file in _FILES if not (folder / file).is_file()]
 

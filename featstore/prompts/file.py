@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from featstore.backbone.dino_name import DinoName
 from featstore.errors import PromptError
 from featstore.prompts.learned import LearnedPrompts, Mode
 from featstore.store.schema import creator_version
+from featstore.whole_file import write_whole
 
 FORMAT = "dualsd prompts"
 VERSION = 1
@@ -22,7 +23,12 @@ FILE = "prompts.safetensors"
 
 
 def save_prompts(prompts: LearnedPrompts, file: Path) -> None:
-    """Write prompts; the file appears whole or not at all."""
+    """Write prompts; the file appears whole or not at all. Raises what `write_whole` raises."""
+    write_whole(file, prompts_bytes(prompts))
+
+
+def prompts_bytes(prompts: LearnedPrompts) -> bytes:
+    """What a file of prompts holds."""
     tensors = {
         f"layer{layer}|{name}": tensor.detach().float().cpu().contiguous()
         for layer, own in prompts.tensors.items()
@@ -41,9 +47,7 @@ def save_prompts(prompts: LearnedPrompts, file: Path) -> None:
         "dino": None if prompts.dino is None else asdict(prompts.dino),
         "training": dict(prompts.training),
     }
-    partial = file.with_name(f"{file.name}.partial")
-    save_file(tensors, partial, metadata={"dualsd": json.dumps(description)})
-    partial.replace(file)
+    return bytes(save(tensors, metadata={"dualsd": json.dumps(description)}))
 
 
 def file_of(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """`cache build`: a store made or brought up to date, from a dataset and a model."""
 
+import glob
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from featstore.store.images import COLUMNS
 from featstore.store.keys import LATENTS, noisy_path
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
-from featstore.store.sweep import folders_of, sweep_partial
+from featstore.store.sweep import folders_of, sweep_making, sweep_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     header = header_of(dataset, model, request)
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
+    sweep_making(request.path.parent, glob.escape(request.path.name))
     with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
         if store is None:
             side = model.latent_side(header.image_size)

@@ -84,7 +84,12 @@ def make_latents(
         return ()
     from featstore.stages.latents import encode_images
 
-    return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
+    def left() -> Needed:
+        files = len(missing_latents(store, rows))
+        return Needed(files * store.latents().row_bytes, files, 0)
+
+    with naming_missing_bytes(store.path, left):
+        return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
 
 
 @dataclass(frozen=True, slots=True)

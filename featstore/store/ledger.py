@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from featstore.errors import StoreError
+from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.rows import RowArray, require_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
@@ -47,7 +48,13 @@ class StoredLedger:
         """See `matcher.grid.Ledger.save`."""
         full = np.zeros(self.array.row_shape, dtype=np.float32)
         full[..., : self.pairs[target]] = hits
-        self.array.write((self.store.images.row(target),), full)
+        with naming_missing_bytes(self.store.path, self._left):
+            self.array.write((self.store.images.row(target),), full)
+
+    def _left(self) -> Needed:
+        present = self.array.present()
+        files = sum(not present[self.store.images.row(target)] for target in self.pairs)
+        return Needed(files * self.array.row_bytes, files, 0)
 
     def forget(self) -> None:
         """Remove it, once the grid is done."""

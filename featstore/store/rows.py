@@ -6,6 +6,7 @@ packed into few large files (see `featstore.store.pack`): it is read as before, 
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.errors import ContainsArrayError
+from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from featstore.errors import MetadataError, StoreError
 from featstore.store.full_disk import writing
@@ -159,7 +160,7 @@ class RowArray:
                 f"Row {_spell(row)} of {self._where} would hold values that are not finite in {stored.dtype}: the "
                 "model overflowed; try --dtype float32."
             )
-        with writing(f"Row {_spell(row)} of {self._where}"):
+        with writing(f"Row {_spell(row)} of {self._where}", self.row_bytes):
             self._array[row] = stored
 
     def delete(self, row: Row) -> None:
@@ -201,6 +202,7 @@ class RowArray:
 
 def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: Sequence[int], dtype: str) -> RowArray:
     """The array at `path`, made where it is not there: shape (*rows, *row_shape), chunks of one row."""
+    _require_parents(group, path)
     if open_rows(group, path, len(rows)) is None:
         # another process may have made it meanwhile
         with contextlib.suppress(ContainsArrayError), writing(f"The array {path!r} of {group.store_path}"):
@@ -209,6 +211,24 @@ def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: S
     if found is None or found.row_shape != tuple(row_shape):
         raise StoreError(f"The array {path!r} of the store has another shape than {tuple(row_shape)} a row.")
     return found
+
+
+def _require_parents(group: zarr.Group, path: str) -> None:
+    """Make the groups that an array lies in, from the top: zarr writes them with the array in any order, and where a
+    kill comes between, no listing ever finds what lies in a folder that is no group."""
+    parents = [parent.as_posix() for parent in reversed(PurePosixPath(path).parents) if parent.name]
+    for parent in parents:
+        if _lacks(group, parent):
+            # another process may have made it meanwhile
+            with contextlib.suppress(ContainsGroupError), writing(f"The group {parent!r} of {group.store_path}"):
+                group.create_group(parent)
+
+
+def _lacks(group: zarr.Group, path: str) -> bool:
+    try:
+        return path not in group
+    except METADATA_ERRORS:  # damaged, which `cache verify` is for; what lies in it can be read without
+        return False
 
 
 def create_rows(

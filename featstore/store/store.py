@@ -1,5 +1,6 @@
 """Open or make a store: header, table of images and arrays of rows in one place (DESIGN section 5)."""
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import GroupNotFoundError
+from zarr.errors import ContainsGroupError, GroupNotFoundError
 
 from featstore.backbone.dino_name import DinoName
 from featstore.errors import StoreError
@@ -30,6 +31,7 @@ from featstore.store.keys import (
 from featstore.store.lock import exclusive
 from featstore.store.rows import METADATA_ERRORS, RowArray, damaged_metadata, open_rows, require_rows
 from featstore.store.schema import STORED_DTYPE, StoreHeader
+from featstore.store.sweep import MAKING
 
 _BELOW = (f"{NOISY}/*", f"{MAPS}/*/*/*", f"{CONDITIONING}/*")
 """Where arrays lie, as patterns."""
@@ -164,7 +166,7 @@ def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_sha
         raise StoreError(f"{path} exists already and is no dualsd store: name another --store.")
     with writing(f"The store {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".making", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
             making = Path(folder) / "store"
             group = zarr.create_group(making, attributes=header.to_attributes())
             write_images(group, images)
@@ -183,7 +185,7 @@ def record_whereabouts(store: Store, header: StoreHeader) -> None:
     if (store.header.dataset_root, store.header.model_id) == (header.dataset_root, header.model_id):
         return
     with writing(f"The header of {store.path}"):
-        store.group.attrs.update({key: header.to_attributes()[key] for key in ("dataset", "model")})
+        store.group.update_attributes({key: header.to_attributes()[key] for key in ("dataset", "model")})
 
 
 def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> tuple[Store, int]:
@@ -211,9 +213,13 @@ def _require_described(root: zarr.Group, path: str, description: Mapping[str, An
     """Make a group where it is not there, and let it say what its arrays are."""
     try:
         with writing(f"The group {path!r} of {root.store_path}"):
+            if path not in root:
+                # in one write, and not an attribute at a time: a kill would leave a group that says half of what it is
+                with contextlib.suppress(ContainsGroupError):  # another process made it meanwhile
+                    root.create_group(path, attributes=dict(description))
             group = root.require_group(path)
-            if not group.attrs:
-                group.attrs.update(description)
+            if group.attrs.keys() < description.keys():
+                group.update_attributes(dict(description))
     except METADATA_ERRORS as error:
         raise damaged_metadata(root, path, str(error) or repr(error)) from error
 

@@ -15,6 +15,9 @@ IN_FLIGHT_SECONDS = 60.0
 """A younger half-written file may be another process's, about to be renamed: a row is written in well under a second,
 and a file's time is that of the last bytes that went into it."""
 
+MAKING = ".making"
+"""Ends the name of a folder beside a store, or a run, that is being made and will take its place whole."""
+
 REMOVED = ".removed-"
 """Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
 
@@ -42,6 +45,18 @@ def sweep_partial(folders: Iterable[Path]) -> int:
             except OSError:  # finished or swept by another meanwhile, or a store that may only be read
                 continue
     return swept
+
+
+def sweep_making(beside: Path, names: str) -> None:
+    """Delete what killed attempts to make a store or a run left in the folder `beside`, older than `IN_FLIGHT_SECONDS`
+    as a whole. names: a pattern of what was being made."""
+    for folder in beside.glob(f"{names}.*{MAKING}"):
+        try:
+            youngest = max(one.stat().st_mtime for one in (folder, *folder.rglob("*")))
+        except OSError:  # it is being swept, or takes its place just now
+            continue
+        if time.time() - youngest > IN_FLIGHT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def strays(array: RowArray) -> list[Path]:

@@ -10,8 +10,11 @@ runs/class-2+3-001/
 """
 
 import csv
+import glob
+import io
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,14 +24,20 @@ from typing import Any, Self
 
 from featstore.errors import TuningError
 from featstore.prompts.file import FILE
+from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
+from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning.settings import TuningSettings
+from featstore.whole_file import write_whole
 
 RUNS = Path("runs")
 FORMAT = "dualsd run"
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
+METRICS_LINE_BYTES = 48
+"""Of a step in `metrics.csv`, at most."""
+
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "zarr", "safetensors")
 
 
@@ -93,9 +102,8 @@ class RunFolder:
         return [row for row in rows if len(row) == len(METRICS) and int(row[0]) <= step]
 
     def write_metrics(self, rows: list[tuple[str, ...]]) -> None:
-        """Write them all."""
-        with (self.path / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([METRICS, *rows])
+        """Write them all; the file appears whole or not at all. Raises what `write_whole` raises."""
+        write_whole(self.path / "metrics.csv", metrics_bytes(rows))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -116,6 +124,13 @@ class RunFolder:
         return cls(path, description)
 
 
+def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:
+    """What a file of such rows of `METRICS` holds."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([METRICS, *rows])
+    return text.getvalue().encode()
+
+
 def identity(store: Store) -> str:
     """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
     return identity_of(store.header)
@@ -130,9 +145,10 @@ def identity_of(header: StoreHeader) -> str:
 def create_run(
     parent: Path, name: str | None, store: Store, settings: TuningSettings, about: Mapping[str, Any]
 ) -> RunFolder:
-    """Make a run's folder. Raises `TuningError` where one of that name exists, or it cannot be made."""
-    layers = "+".join(map(str, settings.layers))
-    path = parent / (name or free_name(parent, f"{settings.mode.value}-{layers}"))
+    """Make a run's folder; it appears with its `run.json` or not at all. Raises `TuningError` where one of that name
+    exists, `StoreError` where it cannot be made, `DiskFullError` where there is no room for it."""
+    usual = f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
+    path = parent / (name or free_name(parent, usual))
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -145,16 +161,27 @@ def create_run(
         "settings": settings.to_json(),
         "versions": library_versions(),
     }
-    try:
-        path.mkdir(parents=True)
-        (path / "run.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    except FileExistsError as error:
-        raise TuningError(
-            f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name."
-        ) from error
-    except OSError as error:
-        raise TuningError(f"The run's folder {path} cannot be made: {error.strerror}.") from error
+    content = (json.dumps(description, indent=2) + "\n").encode()
+    sweep_making(parent, glob.escape(name) if name else f"{usual}-*")
+    if path.exists():
+        raise _exists(path)
+    with naming_missing_bytes(path, lambda: Needed(len(content), 1, 1)), writing(f"The run's folder {path}"):
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=parent) as folder:
+            making = Path(folder) / "run"
+            making.mkdir()
+            write_whole(making / "run.json", content)
+            try:
+                making.rename(path)
+            except OSError as error:
+                if path.exists():  # another process took the name in between
+                    raise _exists(path) from error
+                raise
     return RunFolder(path, description)
+
+
+def _exists(path: Path) -> TuningError:
+    return TuningError(f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name.")
 
 
 def runs_newest_first(store: Store, parent: Path = RUNS) -> list[RunFolder]:

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from featstore.errors import TuningError
+from featstore.whole_file import write_whole
+
+_DESCRIBED_BYTES = 512
+"""What the file says of a parameter and its Adam state, or of the run, at most."""
 
 
 @dataclass(slots=True)
@@ -26,7 +30,11 @@ class TrainingState:
     scaler: Any
 
     def save(self, file: Path) -> None:
-        """Write it; the file appears whole or not at all."""
+        """Write it; the file appears whole or not at all. Raises what `write_whole` raises."""
+        write_whole(file, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What its file holds."""
         tensors = {}
         for index, parameter in enumerate(self.parameters):
             tensors[f"{index}"] = parameter.detach().cpu().contiguous()
@@ -34,9 +42,12 @@ class TrainingState:
                 tensors[f"{index}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
         scaler = None if self.scaler is None else self.scaler.state_dict()
         written = {"step": self.step, "best": self.best, "scaler": scaler}
-        partial = file.with_name(f"{file.name}.partial")
-        save_file(tensors, partial, metadata={"dualsd": json.dumps(written)})
-        partial.replace(file)
+        return bytes(save(tensors, metadata={"dualsd": json.dumps(written)}))
+
+    @property
+    def largest_bytes(self) -> int:
+        """How many that is at most: before the first step Adam has no averages yet."""
+        return sum(3 * parameter.nbytes + _DESCRIBED_BYTES for parameter in self.parameters) + _DESCRIBED_BYTES
 
     def load(self, file: Path) -> None:
         """Take over what `save` wrote. Raises `TuningError` where the file does not fit this run."""

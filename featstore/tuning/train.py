@@ -10,13 +10,15 @@ import torch
 
 from featstore.errors import TuningError
 from featstore.progress import Progress
-from featstore.prompts.file import save_prompts
+from featstore.prompts.file import prompts_bytes, save_prompts
 from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.batches import chunks
+from featstore.store.full_disk import Needed, naming_missing_bytes
+from featstore.tuning.board import EVENT_BYTES, Board
 from featstore.tuning.latents import NoisySource
 from featstore.tuning.processes import share, sum_gradients, sum_numbers
 from featstore.tuning.prompt_sets import PromptSet
-from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder
 from featstore.tuning.sampling import open_sampler
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.state import TrainingState
@@ -61,11 +63,25 @@ def train(
     """Learn prompts, from the run's checkpoint on where it has one, until all steps are done or a signal comes.
 
     Ends in the same prompts however often it was stopped or killed in between (on a CPU bit by bit). Raises
-    `TuningError` where the loss is no number any more; the last checkpoint is kept.
+    `TuningError` where the loss is no number any more, `DiskFullError` with the bytes that are missing where the disk
+    fills up; the last checkpoint is kept.
     """
     state = _open_state(problem, settings, accelerator)
     if run.checkpoint.exists():
         state.load(run.checkpoint)
+    way_on = f"go on with `dualsd train --resume {run.path}`"
+    with naming_missing_bytes(run.path, lambda: _left(problem, state, settings), way_on):
+        return _learn(problem, run, settings, accelerator, progress, state)
+
+
+def _learn(
+    problem: Problem,
+    run: RunFolder,
+    settings: TuningSettings,
+    accelerator: "Accelerator",
+    progress: Progress,
+    state: TrainingState,
+) -> Outcome:
     sampler = open_sampler(problem.pairs, settings)
     recorder = _Recorder(run, problem, state.step) if accelerator.is_main_process else None
     progress.start("training", settings.steps - state.step, "steps")
@@ -109,6 +125,13 @@ def train(
         recorder.close()
     accelerator.wait_for_everyone()
     return Outcome(state.step, best if best >= 0 else None, passes, stopped)
+
+
+def _left(problem: Problem, state: TrainingState, settings: TuningSettings) -> Needed:
+    """What the rest of a run writes at most: its files once more, each beside the one that it replaces, and a line of
+    every step in two of them."""
+    lines = settings.steps * METRICS_LINE_BYTES + 2 * (settings.steps - state.step) * EVENT_BYTES
+    return Needed(state.largest_bytes + 2 * len(prompts_bytes(_snapshot(problem))) + lines, 5, 1)
 
 
 def _open_state(problem: Problem, settings: TuningSettings, accelerator: "Accelerator") -> TrainingState:
@@ -168,21 +191,19 @@ class _Recorder:
     """Writes what happens into the run's folder; of steps that a kill undid nothing stays."""
 
     def __init__(self, run: RunFolder, problem: Problem, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._run, self._problem = run, problem
         self._rows = run.metrics_until(step)
         self._before = float(self._rows[-1][3]) if self._rows else 0.0
         self._started = time.monotonic()
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
+        self._board = Board(run.tensorboard, step + 1)
 
     def record(self, step: int, loss: float, pck: float | None) -> None:
         """One step's numbers."""
         seconds = self._before + time.monotonic() - self._started
         self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
-        self._board.add_scalar("loss", loss, step)
+        self._board.add("loss", loss, step)
         if pck is not None:
-            self._board.add_scalar("validation/nn PCK@0.1", pck, step)
+            self._board.add("validation/nn PCK@0.1", pck, step)
 
     def keep(self, state: TrainingState) -> None:
         """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""

@@ -1,10 +1,12 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from tests.cli.crash_cases import Case, cases_in
+from tests.faults import Forks, open_forks
 
 Run = Callable[..., Result]
 
@@ -29,3 +31,17 @@ def store(run: Run, photographs: Path, small_model: Path) -> Path:
     )
     assert result.exit_code == 0, result.output
     return Path("dualsd.zarr")
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs commands with faults."""
+    # one thread for zarr's files, so that every run writes in the order of the one that was counted
+    with open_forks({"ZARR_THREADING__MAX_WORKERS": "1"}) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory, forks: Forks, small_model: Path) -> Callable[[str], Case]:
+    """Commands that are interrupted, by name."""
+    return cases_in(tmp_path_factory.mktemp("cases"), forks, small_model)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from featstore.datasets.records import ThetaRule
-from featstore.errors import EvaluationError
+from featstore.errors import DiskFullError, EvaluationError
 from featstore.evaluation import Result
 from featstore.evaluation_run import EvaluationRun, check_place, save_evaluation
 from matcher.pairs import Frame
@@ -164,14 +164,38 @@ def test_others_may_read_what_the_user_lets_them(result: Result, tmp_path: Path)
     assert {stat.S_IMODE(file.stat().st_mode) for file in kept.iterdir()} == {0o644}
 
 
-def test_a_full_disk_leaves_nothing(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("place", ["predictions.safetensors", "results.json", "run.json"])
+def test_a_full_disk_leaves_nothing(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """And it is said how many bytes are missing: those of its files, a block of 4,096 bytes for each, and 16,384."""
+    whole = sum(file.stat().st_size for file in save_evaluation(result, tmp_path / "whole" / "run").iterdir())
+    plain = Path.replace
 
-    monkeypatch.setattr("featstore.evaluation_run._write", fail)
-    with pytest.raises(EvaluationError, match="No space left on device"):
-        save_evaluation(result, tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
+    def fail(self: Path, target: Path) -> Path:
+        if target.name == place:
+            raise OSError(28, "No space left on device")
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+    with pytest.raises(DiskFullError, match="make room and run the same command again") as error:
+        save_evaluation(result, tmp_path / "runs" / "run")
+    missing = (whole + 3 * 4096 + 16_384 - 1000) / 1000
+    assert f"is full, {missing:.1f} kB are missing" in str(error.value)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_a_killed_evaluation_left_is_swept_when_it_is_old(result: Result, tmp_path: Path) -> None:
+    layers = "+".join(layer.layer for layer in result.scoring.layers)
+    old, young = (tmp_path / f".eval-{layers}.{age}.making" for age in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "results.json").write_text("{")
+    for path in (old / "results.json", old):
+        os.utime(path, (0, 0))
+    kept = save_evaluation(result, tmp_path / "run")
+    assert sorted(tmp_path.iterdir()) == sorted([young, kept])
 
 
 KILLED = """
@@ -180,12 +204,12 @@ from pathlib import Path
 import featstore.evaluation_run as run
 from matcher.readout import Readout
 from tests.featstore.evaluations import guessed, many_pairs, result_of
-plain = run._write
+plain = run.write_whole
 def write(file, content):
     if file.name == {place!r}:
         os.kill(os.getpid(), signal.SIGKILL)
     plain(file, content)
-run._write = write
+run.write_whole = write
 pairs = many_pairs(3)
 run.save_evaluation(result_of(pairs, {{Readout.NN: guessed(pairs, 0.1, 1)}}), None, Path({parent!r}))
 """

@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from featstore.errors import PromptError
-from featstore.prompts import file as module
+from featstore.errors import DiskFullError, PromptError
 from featstore.prompts.file import load_prompts, save_prompts
 from featstore.prompts.learned import LearnedPrompts, Mode
 from tests.featstore.prompts.made import made
@@ -149,11 +148,11 @@ def test_a_file_that_contradicts_itself(path: Path, change: Edit, words: str) ->
 def test_writing_that_breaks_off_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_prompts(made(Mode.SINGLE), path)
 
-    def broken(tensors: object, file: Path, metadata: object) -> None:
-        file.write_bytes(b"half")
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", broken)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiskFullError, match=r"prompts\.safetensors"):
         save_prompts(made(Mode.CLASS), path)
     assert_same(load_prompts(path), made(Mode.SINGLE))
+    assert list(path.parent.iterdir()) == [path]

@@ -3,9 +3,6 @@ everything complete stays usable, and with that much more room one more run comp
 
 import errno
 import os
-import re
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +24,10 @@ from featstore.stages.needed import require_maps
 from featstore.store.store import Store, open_store
 from featstore.store.verify import verify
 from tests.featstore.store.small_store import contents, write_small_store
+from tests.small_disk import missing_bytes, resize
 
 LATENT_BYTES = 4 * 16 * 16 * 2 + 4
 MAP_BYTES = {2: 128 * 8 * 8 * 2 + 4, 3: 64 * 16 * 16 * 2 + 4}
-UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 # missing is what is left, a block of 4,096 bytes a file and 16,384 bytes an array more, less what is free
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 4)
 WANTED = [(2, 50), (3, 261)]
@@ -46,30 +43,6 @@ def model(small_model: Path) -> Model:
     return open_model(str(small_model))
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("no small file system can be mounted here: that takes the rights of an administrator")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def resize(disk: Path, free: float) -> None:
-    """Leave so many bytes free on a small file system, rounded down to whole pages."""
-    used = os.statvfs(disk)
-    size = (used.f_blocks - used.f_bavail) * used.f_frsize + int(free)
-    size -= size % used.f_frsize
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
-
-
 def request(path: Path, root: Path) -> BuildRequest:
     return BuildRequest(path, root, 64, Latents.SAMPLE, 0, (50, 261), 1)
 
@@ -80,9 +53,7 @@ def make(store: Store, dataset: Dataset) -> None:
 
 def missing(error: pytest.ExceptionInfo[StoreError]) -> float:
     """The bytes that a sentence says are missing."""
-    found = re.search(r"is full, ([\d.]+) (\w+) are missing", str(error.value))
-    assert found is not None, error.value
-    return float(found.group(1)) * UNITS[found.group(2)]
+    return missing_bytes(str(error.value))
 
 
 def rows(path: Path) -> int:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from featstore.backbone.latents import Latents
-from featstore.errors import StoreError
+from featstore.errors import DiskFullError, StoreError
 from featstore.store.images import ImageTable
 from featstore.store.ledger import StoredLedger, open_ledger
 from featstore.store.schema import StoreHeader
@@ -190,3 +190,20 @@ def test_more_points_than_float16_counts_are_refused(store: Store, points: int) 
     """2,049 is the first number that it does not hold."""
     with pytest.raises(StoreError, match="more than 2048 points"):
         opened(store, (*PAIRS, make_pair("cat/a", "cat/b", points=points)))
+
+
+def test_a_full_disk_is_said_with_the_bytes_of_the_targets_that_are_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(store)
+    ledger.save("cat/a", random_hits(1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("zarr.Array.__setitem__", full)
+    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 100)
+    # of 2 targets one is left: 3 x 2 x 2 numbers of 2 pairs and a checksum, and a block of 4,096 bytes
+    with pytest.raises(DiskFullError, match=r"is full, 4\.0 kB are missing \(52 B in 1 files"):
+        ledger.save("cat/b", random_hits(2))
+    assert opened(open_store(store.path)).done == {"cat/a"}

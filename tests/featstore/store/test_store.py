@@ -12,6 +12,7 @@ from featstore.store.images import ImageTable
 from featstore.store.keys import DinoExtractor, Extractor, dino_path, map_path, noisy_path
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_store, replace_stale
+from tests.featstore.store.small_store import write_small_store
 
 HEADER = StoreHeader(
     dataset="folder",
@@ -184,3 +185,16 @@ def test_the_key_of_a_changed_image_is_written_last(store: Store, monkeypatch: p
     replace_stale(store, ("k0", "new"), np.array([[60, 40], [9, 9]], dtype=np.int32))
     assert written[-1] == "key"
     assert {"width", "height"} <= set(written[:-1])
+
+
+def test_a_group_that_a_killed_run_left_out_is_made_and_a_damaged_one_is_no_obstacle(tmp_path: Path) -> None:
+    """Versions before wrote an array's groups in any order; a listing finds nothing below a folder that is no group."""
+    store = write_small_store(tmp_path / "s.zarr")
+    group = store.path / "noisy" / "zarr.json"
+    whole = group.read_bytes()
+    group.unlink()
+    assert "noisy" not in dict(open_store(store.path).group.groups())
+    open_store(store.path).require_noisy(50, 2)
+    assert group.read_bytes() == whole
+    group.write_text("{")
+    assert open_store(store.path).require_noisy(50, 2).present().all()

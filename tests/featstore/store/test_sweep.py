@@ -1,5 +1,6 @@
 """Half-written files of killed runs go at the next run of their array; those of a run that still writes stay."""
 
+import glob
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from featstore.store.store import Store
-from featstore.store.sweep import IN_FLIGHT_SECONDS, folders_of, sweep_partial
+from featstore.store.sweep import IN_FLIGHT_SECONDS, folders_of, sweep_making, sweep_partial
 from tests.featstore.store.small_store import MAP_PATH, contents, row_values, write_small_store
 
 
@@ -46,6 +47,22 @@ def test_only_old_ones_of_the_arrays_named_go(store: Store) -> None:
     assert not any(file.exists() for file in old)
     assert all(file.exists() for file in stays)
     assert before.items() <= contents(store.path).items()
+
+
+def test_what_was_being_made_goes_when_all_of_it_is_old(tmp_path: Path) -> None:
+    path = tmp_path / "s[1].zarr"
+    old, young, others = (
+        tmp_path / f"{name}.{age}.making" for name, age in ((path.name, "a"), (path.name, "b"), ("s1.zarr", "c"))
+    )
+    for folder in (old, young, others):
+        (folder / "store").mkdir(parents=True)
+        (folder / "store" / "zarr.json").write_text("{}")
+        for entry in (*folder.rglob("*"), folder):
+            os.utime(entry, (0, 0))
+    recently = time.time() - IN_FLIGHT_SECONDS + 30
+    os.utime(young / "store" / "zarr.json", (recently, recently))
+    sweep_making(tmp_path, glob.escape(path.name))
+    assert sorted(tmp_path.iterdir()) == sorted([young, others])
 
 
 def test_nothing_is_swept_above_the_store(store: Store, tmp_path: Path) -> None:
