@@ -4,7 +4,6 @@ No bookkeeping: which rows are there is read off the objects themselves, so it c
 packed into few large files (see `featstore.store.pack`): it is read as before, and its rows are not written.
 """
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,9 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.errors import ContainsArrayError
 
 from featstore.errors import MetadataError, StoreError
+from featstore.store.create import create_missing
 from featstore.store.full_disk import writing
 from featstore.store.row_file import Row as Row
 from featstore.store.row_file import RowFiles, row_folder, row_name, row_of_name
@@ -200,11 +199,11 @@ class RowArray:
 
 
 def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: Sequence[int], dtype: str) -> RowArray:
-    """The array at `path`, made where it is not there: shape (*rows, *row_shape), chunks of one row."""
+    """The array at `path`, made where it is not there: shape (*rows, *row_shape), chunks of one row. Any number of
+    processes may ask for it at once."""
     if open_rows(group, path, len(rows)) is None:
-        # another process may have made it meanwhile
-        with contextlib.suppress(ContainsArrayError), writing(f"The array {path!r} of {group.store_path}"):
-            create_rows(group, path, rows, row_shape, dtype)
+        with writing(f"The array {path!r} of {group.store_path}"):
+            create_missing(group, lambda made: create_rows(made, path, rows, row_shape, dtype))
     found = open_rows(group, path, len(rows))
     if found is None or found.row_shape != tuple(row_shape):
         raise StoreError(f"The array {path!r} of the store has another shape than {tuple(row_shape)} a row.")
