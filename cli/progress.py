@@ -14,8 +14,8 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class TerminalProgress:
-    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end. whose: said behind what
-    is done, where another does the rest."""
+    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end. whose: said behind
+    what is done, where another does the rest."""
 
     def __init__(self, whose: str = "") -> None:
         self._whose = whose
