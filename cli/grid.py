@@ -212,7 +212,6 @@ def grid(
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
         features = describe_features(opened, extractor, choice.describe(), ensemble, compute)
         ledger = grid_ledger(opened, framed, tried, features)
-        processes.wait()  # what was done before is read before more is done
         if ledger.done:
             say(f"{len(ledger.done)} of {len(ledger.pairs)} target images were finished before: going on from there")
         if text is None or extractor is None:

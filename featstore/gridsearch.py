@@ -73,7 +73,8 @@ def score_cached(
         progress.start("matching", len(own), "pairs")
         return _score(own, maps, grid, ledger, compute, progress)
 
-    scores = score_shares(pairs, by_target(pairs, processes.count), grid, processes, score)
+    shares = by_target(pairs, processes.count, done_before(ledger, processes))
+    scores = score_shares(pairs, shares, grid, processes, score)
     if scores.pairs == tuple(pairs):
         return scores
     place = {id(pair): index for index, pair in enumerate(scores.pairs)}
@@ -100,7 +101,14 @@ def score_streamed(
     def score(own: Sequence[MatchingPair]) -> GridScores:
         return _score_streamed(store, own, grid, prompt, ensemble, ledger, compute, progress)
 
-    return score_shares(pairs, by_category(pairs, processes.count), grid, processes, score)
+    shares = by_category(pairs, processes.count, done_before(ledger, processes))
+    return score_shares(pairs, shares, grid, processes, score)
+
+
+def done_before(ledger: StoredLedger, processes: Processes) -> frozenset[str]:
+    """The target images that were finished before any process went on: the first one's word, so that all divide the
+    others alike."""
+    return processes.gather(ledger.done)[0]
 
 
 def score_shares(

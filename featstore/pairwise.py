@@ -13,7 +13,7 @@ from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.unet import CutUNet
 from featstore.datasets.records import Dataset
 from featstore.evaluation import Result, Scoring, match_shares, tabulated, unreadable
-from featstore.gridsearch import Grid, score_shares
+from featstore.gridsearch import Grid, done_before, score_shares
 from featstore.processes import ALONE, Processes
 from featstore.progress import Progress
 from featstore.prompts.learned import LearnedPrompts
@@ -147,7 +147,7 @@ def score_pairwise(
 
     # whole batches: those that one process would make, and so the same bits
     batches = list(chunks(range(len(pairs)), maps.pairs_a_batch))
-    matched = match_shares(pairs, in_blocks(batches, processes.count), processes, match)
+    matched = match_shares(pairs, in_blocks(batches, [True] * len(batches), processes.count), processes, match)
     return tabulated(dataset.name, split, scoring, features, matched)
 
 
@@ -163,9 +163,9 @@ def score_grid_pairwise(
     """`matcher.grid.score_grid` where maps belong to pairs, a target image at a time; those that the ledger has are not
     made again. open_maps: called once, by all processes, where a pair is left to be scored."""
     targets = grouped(pairs, lambda pair: pair.target, range(len(pairs)))
-    # asked of all: making maps begins with what they make together
-    left = any(processes.gather(not ledger.done.issuperset(targets)))
-    maps = open_maps() if left else None
+    finished = done_before(ledger, processes)
+    left = [target not in finished for target in targets]
+    maps = open_maps() if any(left) else None
 
     def score(own: Sequence[MatchingPair]) -> GridScores:
         progress.start("UNet passes and matching", len(own), "pairs")
@@ -186,7 +186,7 @@ def score_grid_pairwise(
                 progress.advance(len(into))
         return joined(parts)
 
-    return score_shares(pairs, in_blocks(list(targets.values()), processes.count), grid, processes, score)
+    return score_shares(pairs, in_blocks(list(targets.values()), left, processes.count), grid, processes, score)
 
 
 def _scores(pairs: Sequence[MatchingPair], grid: Grid, hits: Hits) -> GridScores:
