@@ -26,8 +26,8 @@ def one_thread() -> Iterator[None]:
 
 
 def at_once(*tasks: Callable[[], object]) -> list[int | None]:
-    """The exit codes of processes that do one task each and start together: 0 done, 1 an exception, minus a signal, that
-    of a `SystemExit`, None for one that hangs."""
+    """The exit codes of processes that do one task each and start together: 0 done, 1 an exception, minus a signal,
+    that of a `SystemExit`, None for one that hangs."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(len(tasks))
     with one_thread():
