@@ -188,6 +188,7 @@ def evaluate(
         opened = open_store(store)
         numbers = None if typed is None else unet_layers(typed)
         choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=numbers != ())
+        processes.check_same(dict(choice.describe()), "prompts")  # the newest run's, which another may be just now
         names = typed or tuple(map(str, layers_of(choice, None)))
         usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))

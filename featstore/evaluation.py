@@ -214,7 +214,7 @@ def match_shares(
     """All pairs matched, in their order, of which each process matches its share. Raises `ProcessError` where another
     process ended early."""
     own = match([pairs[index] for index in shares[processes.rank]])
-    parts = processes.gather([match.predictions for match in own])
+    parts = processes.gather([matched.predictions for matched in own])
     predictions = {
         index: found
         for share, part in zip(shares, parts, strict=True)

@@ -104,9 +104,8 @@ def open_pair_maps(
     processes: Processes = ALONE,
 ) -> PairMaps:
     """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
-    load the networks. dino: where the DINOv2
-    lies; by default the model's own, else `facebook/dinov2-base`. Raises the first `ImageError`, and `PromptError` for
-    another DINOv2 than the prompts'."""
+    load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
+    first `ImageError`, and `PromptError` for another DINOv2 than the prompts'."""
     location = model_of(store).location
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
     own = processes.part.of(rows)

@@ -76,6 +76,13 @@ class Processes:
             ) from error
         return gathered  # type: ignore[return-value]  # every place was filled
 
+    def check_same(self, own: object, what: str) -> None:
+        """Raise `ProcessError` where processes found another `what`: their work would not belong together."""
+        if any(theirs != own for theirs in self.gather(own)):
+            raise ProcessError(
+                f"Of the {self.count} processes some found other {what} than others: name them yourself."
+            )
+
     def wait(self) -> None:
         """Until all processes have come here."""
         self.gather(None)

@@ -120,11 +120,12 @@ def test_cache_maps_and_what_is_printed(store: Path, written: Callable[[], list[
     assert_same("out.json")
 
 
-def test_eval(store: Path, written: Callable[[], list[list[str]]]) -> None:
+@pytest.mark.parametrize("layers", [(), ("--layers", "3,dino", "--dino-size", "56")])
+def test_eval(store: Path, written: Callable[[], list[list[str]]], layers: tuple[str, ...]) -> None:
     """Maps are made by image, each once, and pairs are matched by target image."""
-    printed = on_two(*EVAL, "--out", "run")
+    printed = on_two(*EVAL, *layers, "--out", "run")
     assert_divided(written(), "maps/", 2 * IMAGES)
-    result = ok(alone(*EVAL, "--out", "run"))
+    result = ok(alone(*EVAL, *layers, "--out", "run"))
     assert_same(*EVAL_FILES)
     assert printed[1] == ""
     assert printed[0].splitlines()[-30:] == result.output.splitlines()[-30:]
@@ -316,7 +317,7 @@ def test_each_process_takes_a_gpu_of_its_machine(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_under_torchrun(run: Run, store: Path) -> None:
-    """The real one, with 4 processes and with 2, and one process started as users do."""
+    """The real one, with 4 processes and with 2."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     dualsd = [sys.executable, "-m", "cli"]
@@ -328,11 +329,8 @@ def test_under_torchrun(run: Run, store: Path) -> None:
     shutil.rmtree("two/dualsd.zarr")
 
     def start(processes: int, *arguments: str) -> str:
-        launcher = [*torchrun, str(processes), *dualsd] if processes > 1 else dualsd
-        folder = "two" if processes > 1 else "one"
-        done = subprocess.run(
-            [*launcher, *arguments], cwd=folder, capture_output=True, text=True, check=False, env=environment
-        )
+        command = [*torchrun, str(processes), *dualsd, *arguments]
+        done = subprocess.run(command, cwd="two", capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -341,5 +339,5 @@ def test_under_torchrun(run: Run, store: Path) -> None:
     for command in ((*EVAL, "--out", "run"), GRID):
         start(2, *command)
     for command in (maps, (*EVAL, "--out", "run"), GRID):
-        start(1, *command)
+        ok(alone(*command))
     assert_same(*EVAL_FILES[1:], *GRID_FILES)

@@ -94,6 +94,16 @@ def test_those_that_wait_for_one_that_ended_are_told(tmp_path: Path, end: str) -
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "2"]
 
 
+def test_what_is_not_the_same_is_noticed() -> None:
+    def task() -> None:
+        processes = join_processes()
+        processes.check_same({"run": "r"}, "prompts")
+        with pytest.raises(ProcessError, match="Of the 2 processes some found other prompts"):
+            processes.check_same({"run": processes.rank}, "prompts")
+
+    assert together(2, task) == [0, 0]
+
+
 def test_processes_that_do_not_know_of_each_other_are_alone() -> None:
     assert at_once(join_processes, join_processes) == [0, 0]
 
