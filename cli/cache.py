@@ -20,6 +20,7 @@ from cli.options import (
     JsonOption,
     LayersOption,
     ModelOption,
+    PartOption,
     PromptsOption,
     RevisionOption,
     RootOption,
@@ -72,6 +73,7 @@ def build(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     batch_size: BatchOption = 8,
+    part: PartOption = None,
     skip_bad: SkipBadOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = None,
@@ -79,14 +81,16 @@ def build(
     """Encode every image of a dataset once (VAE) and keep latents and noisy latents.
 
     A second run does only what is missing; an image whose file changed is encoded anew. Of an existing store, dataset
-    and model need not be named again.
+    and model need not be named again. Any number of jobs may fill one store at once, each with a --part of the images;
+    under torchrun each process takes one.
     """
     timesteps = tuple(dict.fromkeys(options.parse_timesteps(t)))
     from cli.output import check_writable, human_bytes, print_bad, print_disk, say, write_json
-    from cli.progress import TerminalProgress
+    from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
     from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
     from featstore.datasets.registry import open_dataset
+    from featstore.processes import ALONE, join_processes
     from featstore.stages import build as stage
     from featstore.store.store import open_if_there
     from matcher.errors import InputError
@@ -108,9 +112,11 @@ def build(
         kind = header.latents if latents is None else kind
     chosen = open_dataset(dataset or "demo", root)
     opened = open_model(model or "demo", revision)
-    request = stage.BuildRequest(store, root, size, kind, seed or 0, timesteps, ensemble)
-    compute = options.choose_compute(device, dtype, batch_size)
-    with TerminalProgress() as progress:
+    processes = join_processes()
+    share = part_for(part, ALONE if dry_run else processes)  # what is only said is said of all
+    request = stage.BuildRequest(store, root, size, kind, seed or 0, timesteps, ensemble, share)
+    compute = choose_compute(device, dtype, batch_size)
+    with progress_of(processes) as progress:
         if dry_run:
             cost = stage.estimate(chosen, opened, request, progress)
             say(f"{cost.images} images, {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make")
@@ -118,9 +124,17 @@ def build(
             print_disk(store, cost.bytes_to_write)
             write_json(json, asdict(cost))
             return
-        report = stage.build(chosen, opened, request, compute, skip_bad, progress)
+        # what cannot be read is said once all processes are done
+        reports = processes.gather(stage.build(chosen, opened, request, compute, True, progress))
+    report = stage.together(reports)
+    if report.bad and not skip_bad:
+        raise report.bad[0]
     stale = f", {report.stale} had changed" if report.stale else ""
-    say(f"{store}: {report.images} images of {chosen.name}, {report.encoded} encoded, {report.skipped} skipped{stale}")
+    print_shares([own.images for own in reports])
+    say(
+        f"{store}: {spell_part(part)}{report.images} images of {chosen.name}, {report.encoded} encoded, "
+        f"{report.skipped} skipped{stale}"
+    )
     say(
         f"{report.noised} noisy latents at t = {', '.join(map(str, timesteps))}; "
         f"{human_bytes(report.bytes_written)} written in {report.seconds:.1f} s"
@@ -164,6 +178,7 @@ def maps(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     batch_size: BatchOption = 8,
+    part: PartOption = None,
     skip_bad: SkipBadOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = None,
@@ -171,7 +186,7 @@ def maps(
     """Run the UNet as far as each layer and keep its feature maps; latents and noise are made where they lack.
 
     One timestep a layer of the UNet; dino has none. `dualsd eval` makes the maps that it needs by itself; this is for
-    making them beforehand.
+    making them beforehand. --part and torchrun divide the images as for `cache build`.
     """
     names = parse_names(layers)
     numbers = unet_layers(names)
@@ -181,9 +196,10 @@ def maps(
         {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback},
     )
     from cli.output import check_writable, print_bad, print_dino_shape, print_shapes, say, write_json
-    from cli.progress import TerminalProgress
+    from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
     from cli.prompt_choice import choose_for_store
     from featstore.evaluation import choose_pairs, images_of, unreadable
+    from featstore.processes import ALONE, join_processes
     from featstore.stages.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import estimate_maps, model_of, require_maps
@@ -193,8 +209,10 @@ def maps(
     check_writable(json)
     opened = open_store(store)
     dataset = options.dataset_of(opened, root)
-    compute = options.choose_compute(device, dtype, batch_size)
-    images = opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ()))
+    processes = join_processes()
+    share = part_for(part, ALONE if dry_run else processes)  # what is only said is said of all
+    compute = choose_compute(device, dtype, batch_size)
+    images = share.of(opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ())))
     rows = [opened.images.row(image) for image in images]
     choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
     choice.check_categories({opened.images.categories[row] for row in rows})
@@ -203,7 +221,7 @@ def maps(
     steps = timesteps_of(names, t, usual)
     wanted = [(int(name), step) for name, step in zip(names, steps, strict=True) if step is not None]
     asked = AskedDino(dino, dino_size)
-    with TerminalProgress() as progress:
+    with progress_of(processes) as progress:
         check_unchanged(opened, dataset, images, progress)
         cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute), text)
         if cost.passes:
@@ -223,18 +241,24 @@ def maps(
             if patches.images:
                 print_dino_shape(patches.extractor, patches.shape)
         made_maps = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress)
-    bad = unreadable(made_maps.bad, () if patches is None else patches.bad)
+        own_bad = unreadable(made_maps.bad, () if patches is None else patches.bad)
+        own_passes = made_maps.images_times_timesteps * ensemble, 0 if patches is None else patches.images
+        shares = processes.gather((len(rows), own_passes, own_bad))
+    bad = unreadable(*(theirs for _, _, theirs in shares))
     if bad and not skip_bad:
         raise bad[0]
-    report: dict[str, Any] = {"images": len(rows)}
+    counts = [count for count, _, _ in shares]
+    passes, dino_passes = (sum(made) for made in zip(*(made for _, made, _ in shares), strict=True))
+    print_shares(counts)
+    whose = f"{spell_part(part)}{sum(counts)} images"
+    report: dict[str, Any] = {"images": sum(counts)}
     if numbers:
-        passes = made_maps.images_times_timesteps * ensemble
-        say(f"{len(rows)} images: {passes} UNet passes made, the rest was there; extractor {made_maps.extractor.key}")
+        say(f"{whose}: {passes} UNet passes made, the rest was there; extractor {made_maps.extractor.key}")
         report |= {"passes": passes, "extractor": made_maps.extractor.key}
     if patches is not None:
         key = patches.extractor.key
-        say(f"{len(rows)} images: {patches.images} DINOv2 passes made, the rest was there; extractor {key}")
-        report |= {"dino_passes": patches.images, "dino_extractor": key}
+        say(f"{whose}: {dino_passes} DINOv2 passes made, the rest was there; extractor {key}")
+        report |= {"dino_passes": dino_passes, "dino_extractor": key}
     print_bad(bad)
     write_json(json, report)
 
@@ -283,7 +307,7 @@ def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) ->
                 array.path,
                 "x".join(map(str, array.row_shape)),
                 f"{array.present}/{array.rows}",
-                f"{100 * array.present / max(array.rows, 1):.0f} %",
+                f"{100 * array.present // max(array.rows, 1)} %",  # 100 % is all of them
                 human_bytes(array.bytes),
                 array.what,
             ]

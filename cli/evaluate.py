@@ -36,7 +36,9 @@ from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from cli.prompt_choice import PromptChoice
+    from featstore.errors import ImageError
     from featstore.evaluation import Result, Scoring
+    from featstore.processes import Processes
     from featstore.stages.compute import Compute
     from featstore.stages.dino_maps import AskedDino
     from featstore.store.store import Store
@@ -130,8 +132,10 @@ def evaluate(
     and `dualsd compare` need no matching. With --features no store and no model is needed.
     """
     from cli.output import check_writable, say
+    from cli.processes import choose_compute
     from featstore.evaluation import Scoring
     from featstore.evaluation_run import check_place, save_evaluation
+    from featstore.processes import join_processes
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
 
@@ -140,7 +144,8 @@ def evaluate(
     average = options.parse_average(by)
     shape = options.parse_geometry(geometry, "--geometry")
     align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
-    compute = options.choose_compute(device, dtype, batch_size)
+    processes = join_processes()
+    compute = choose_compute(device, dtype, batch_size)
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
     wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
     factor = options.parse_upsample(upsample)
@@ -161,7 +166,8 @@ def evaluate(
         if layers is None:
             raise InputError("--features needs --layers: the names of the file's layers.")
         names = tuple(part.strip() for part in layers.split(","))
-        result = _from_file(features, dataset, root, split, chosen, scoring(size, names, (None,) * len(names)), compute)
+        settled = scoring(size, names, (None,) * len(names))
+        result = _from_file(features, dataset, root, split, chosen, settled, compute, processes)
     else:
         if dataset is not None or size is not None:
             raise InputError("--dataset and --size go with --features: a store knows its own.")
@@ -182,11 +188,14 @@ def evaluate(
         opened = open_store(store)
         numbers = None if typed is None else unet_layers(typed)
         choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=numbers != ())
+        processes.check_same(dict(choice.describe()), "prompts")  # the newest run's, which another may be just now
         names = typed or tuple(map(str, layers_of(choice, None)))
         usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
         draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)
-        result = _from_store(opened, root, split, chosen, settled, choice, asked, draws, compute, skip_bad)
+        result = _from_store(opened, root, split, chosen, settled, choice, asked, draws, compute, skip_bad, processes)
+    if not processes.is_main:
+        return
     report(result, average, json, csv)
     kept = save_evaluation(result, out)
     say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
@@ -257,9 +266,10 @@ def _from_store(
     ensemble: int,
     compute: "Compute",
     skip_bad: bool,
+    processes: "Processes",
 ) -> "Result":
     from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
-    from cli.progress import TerminalProgress
+    from cli.processes import progress_of
     from featstore.evaluation import (
         choose_pairs,
         default_split,
@@ -281,18 +291,21 @@ def _from_store(
     pairs = choose_pairs(dataset, split, categories)
     choice.check_categories({pair.category for pair in pairs})
     images = images_of(pairs)
-    rows = [opened.images.row(image) for image in images]
+    share = processes.part.of(images)
+    rows = [opened.images.row(image) for image in share]
     size = opened.header.image_size
     wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
-    with TerminalProgress() as progress:
-        check_unchanged(opened, dataset, images, progress)
+    with progress_of(processes) as progress:
+        check_unchanged(opened, dataset, share, progress)
         patches = None
+        without_patches: tuple[ImageError, ...] = ()
         if any(layer.layer == DINO for layer in scoring.layers):
             patches = require_dino_maps(opened, dataset, rows, dino, compute, progress)
             if patches.images:
                 print_dino_shape(patches.extractor, patches.shape)
-            if patches.bad and not skip_bad:
-                raise patches.bad[0]
+            without_patches = unreadable(*processes.gather(patches.bad))
+            if without_patches and not skip_bad:
+                raise without_patches[0]
         about_dino = {} if patches is None else describe_dino(patches.extractor)
         if choice.prompts is None:
             from cli.output import print_pairwise_cost
@@ -302,25 +315,26 @@ def _from_store(
             framed = in_resized_frame(dataset, pairs, opened.images.size, size, progress)
             assert choice.learned is not None, "only learned prompts belong to pairs"
             pair_maps = open_pair_maps(
-                opened, dataset, framed, wanted, choice.learned, dino.name, ensemble, compute, progress
+                opened, dataset, framed, wanted, choice.learned, dino.name, ensemble, compute, progress, processes
             )
             features = describe_features(opened, None, choice.describe(), ensemble, compute) | about_dino
             beside = None if patches is None else StoredMaps(opened, None, patches.extractor)
-            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside)
+            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside, processes)
         made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress)
         if made.images_times_timesteps:
             model = model_of(opened)
             print_shapes(model.shape(layer, size) for layer, _ in wanted)
-        if made.bad and not skip_bad:
-            raise made.bad[0]
-        bad = unreadable(made.bad, () if patches is None else patches.bad)
+        without_maps = unreadable(*processes.gather(made.bad))  # from here on all processes find all maps
+        if without_maps and not skip_bad:
+            raise without_maps[0]
+        bad = unreadable(without_maps, without_patches)
         print_bad(bad)
         readable = without_images(pairs, bad)
         print_left_out(len(pairs), len(readable))
         about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
         maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
-        return score(dataset, split, framed, maps, scoring, about | about_dino, compute.device, progress)
+        return score(dataset, split, framed, maps, scoring, about | about_dino, compute.device, progress, processes)
 
 
 def _from_file(
@@ -331,8 +345,9 @@ def _from_file(
     categories: tuple[str, ...],
     scoring: "Scoring",
     compute: "Compute",
+    processes: "Processes",
 ) -> "Result":
-    from cli.progress import TerminalProgress
+    from cli.processes import progress_of
     from featstore.datasets.registry import open_dataset
     from featstore.evaluation import (
         choose_pairs,
@@ -348,8 +363,8 @@ def _from_file(
     dataset = open_dataset(dataset_name, root)
     split = split or default_split(dataset)
     pairs = choose_pairs(dataset, split, categories)
-    with TerminalProgress() as progress:
+    with progress_of(processes) as progress:
         sizes = sizes_from_files(dataset, images_of(pairs))
         framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)
         features = {"features": str(path)}
-        return score(dataset, split, framed, maps, scoring, features, compute.device, progress)
+        return score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)

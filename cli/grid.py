@@ -125,7 +125,7 @@ def grid(
         write_csv,
         write_json,
     )
-    from cli.progress import TerminalProgress
+    from cli.processes import choose_compute, progress_of
     from cli.prompt_choice import choose_for_store
     from featstore.evaluation import (
         choose_pairs,
@@ -133,6 +133,7 @@ def grid(
         describe_features,
         images_of,
         in_resized_frame,
+        unreadable,
         without_images,
     )
     from featstore.gridsearch import (
@@ -145,6 +146,7 @@ def grid(
         score_streamed,
     )
     from featstore.pairwise import open_pair_maps, score_grid_pairwise
+    from featstore.processes import join_processes
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import make_latents, require_maps
     from featstore.stages.plan import extractor_of
@@ -157,7 +159,8 @@ def grid(
     if by not in (average.value for average in Average):
         raise InputError(f"--by is image or point, not {by!r}.")
     check_writable(json, csv)
-    compute = options.choose_compute(device, dtype, batch_size)
+    processes = join_processes()
+    compute = choose_compute(device, dtype, batch_size)
     opened = open_store(store)
     choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
     dataset = options.dataset_of(opened, root)
@@ -183,9 +186,10 @@ def grid(
     if split == "test":
         say("note: this chooses on test; choose on val where there is one, and report on test")
     images = images_of(pairs)
-    with TerminalProgress() as progress:
-        check_unchanged(opened, dataset, images, progress)
-        rows = [opened.images.row(image) for image in images]
+    with progress_of(processes) as progress:
+        share = processes.part.of(images)
+        check_unchanged(opened, dataset, share, progress)
+        rows = [opened.images.row(image) for image in share]
         text = choice.prompts
         bad: Sequence[ImageError] = ()
         extractor = None if text is None else extractor_of(opened, text, ensemble, compute)
@@ -194,10 +198,12 @@ def grid(
         else:
             cost = (cost_streamed if stream else cost_cached)(opened, extractor, pairs, tried, text)
             print_cost(cost, store)
+            processes.wait()  # what it takes is counted before it is begun
             if stream:
                 bad = make_latents(opened, dataset, rows, compute, progress)
             else:
                 bad = require_maps(opened, dataset, rows, tried.maps, text, ensemble, compute, progress).bad
+        bad = unreadable(*processes.gather(bad))  # from here on all processes find all maps
         if bad and not skip_bad:
             raise bad[0]
         print_bad(bad)
@@ -213,13 +219,18 @@ def grid(
             assert learned is not None, "only learned prompts belong to pairs"
 
             def open_maps() -> "PairMaps":
-                return open_pair_maps(opened, dataset, framed, tried.maps, learned, dino, ensemble, compute, progress)
+                return open_pair_maps(
+                    opened, dataset, framed, tried.maps, learned, dino, ensemble, compute, progress, processes
+                )
 
-            scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress)
+            scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress, processes)
         elif stream:
-            scores = score_streamed(opened, framed, tried, text, ensemble, ledger, compute, progress)
+            scores = score_streamed(opened, framed, tried, text, ensemble, ledger, compute, progress, processes)
         else:
-            scores = score_cached(StoredMaps(opened, extractor), framed, tried, ledger, compute, progress)
+            maps = StoredMaps(opened, extractor)
+            scores = score_cached(maps, framed, tried, ledger, compute, progress, processes)
+    if not processes.is_main:
+        return
     average = Average(by)
     print_scores(scores, average)
     again = f"dualsd eval --store {shlex.quote(str(store))}"

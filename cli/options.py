@@ -14,6 +14,7 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
     from featstore.stages.compute import Compute
+    from featstore.stages.part import Part
     from featstore.store.store import Store
     from matcher.geometry import Geometry
     from matcher.pairs import Frame
@@ -117,6 +118,15 @@ DtypeOption = Annotated[
 BatchOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images or noisy latents a pass; rows equal only for equal sizes.")
 ]
+PartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="I/N",
+        help="Only the I-th of N equal shares of the images, for N jobs that fill one store.",
+        show_default="all",
+    ),
+]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Go on past images that cannot be read and list them at the end.")
 ]
@@ -139,6 +149,19 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"{what} takes numbers separated by commas, not {text!r}.") from None
+
+
+def parse_part(text: str) -> "Part":
+    """`1/4` to the first of four parts. Raises `InputError` for anything else."""
+    from featstore.stages.part import Part
+
+    matched = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if matched is None:
+        raise InputError(f"--part takes a share of the images like 1/4, the first of four, not {text!r}.")
+    number, count = map(int, matched.groups())
+    if not 1 <= number <= count:
+        raise InputError(f"--part {text} does not exist: parts count from 1/{count} to {count}/{count}.")
+    return Part(number, count)
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

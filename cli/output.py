@@ -1,4 +1,4 @@
-"""What commands print on stdout, and the files they write for machines."""
+"""What commands print on stdout, and the files they write for machines. Of several processes the first does, alone."""
 
 import csv
 import io
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featstore.processes import launched
 from featstore.sizes import free_bytes as free_bytes
 from featstore.sizes import human_bytes as human_bytes
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
@@ -30,7 +31,13 @@ PIPE_WIDTH = 240
 
 def console() -> Console:
     """Standard output; tables keep their full width where it is no terminal."""
+    if not _speaks():
+        return Console(quiet=True, width=PIPE_WIDTH)
     return Console() if Console().is_terminal else Console(width=PIPE_WIDTH)
+
+
+def _speaks() -> bool:
+    return launched().rank == 0
 
 
 def say(text: str) -> None:
@@ -123,14 +130,14 @@ def check_writable(*files: Path | None) -> None:
 
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
     """Write JSON where a file is asked for. Raises `InputError` where it cannot be written."""
-    if file is None:
+    if file is None or not _speaks():
         return
     _write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(file: Path | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write CSV where a file is asked for. Raises `InputError` where it cannot be written."""
-    if file is None:
+    if file is None or not _speaks():
         return
     text = io.StringIO(newline="")
     csv.writer(text).writerows([header, *rows])

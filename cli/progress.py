@@ -14,9 +14,11 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class TerminalProgress:
-    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end."""
+    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end. whose: said behind
+    what is done, where another does the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, whose: str = "") -> None:
+        self._whose = whose
         self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._task: TaskID | None = None
@@ -34,7 +36,7 @@ class TerminalProgress:
     def start(self, what: str, total: int, unit: str) -> None:
         """See `featstore.progress.Progress.start`."""
         self._finish()
-        self._what, self._total, self._unit, self._done, self._state = what, total, unit, 0, ""
+        self._what, self._total, self._unit, self._done, self._state = what + self._whose, total, unit, 0, ""
         self._started = self._last_line = self._last_advance = time.monotonic()
 
     def advance(self, count: int = 1) -> None:

@@ -1,7 +1,6 @@
 """`dualsd train` on one process, or on several that torchrun or accelerate started."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from cli import options
+from cli.processes import check_device
+from featstore.processes import launched
 from featstore.stages.compute import Compute
 from featstore.tuning.run_folder import RunFolder
 from matcher.errors import InputError
@@ -43,11 +44,9 @@ class Processes:
 
 def open_processes(device: str, dtype: str | None, batch_size: int) -> Processes:
     """Join the other processes, if there are any. Raises `InputError` for a precision that cannot train here."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and device not in ("auto", "cpu"):
-        raise InputError(
-            f"With several processes --device is auto or cpu, not {device!r}: each takes a GPU of its own."
-        )
+    several = launched().count > 1
+    if several:
+        check_device(device)
     compute = options.choose_compute(device, _precision(device, dtype), batch_size)
     on_cpu = compute.device.type == "cpu"
     if on_cpu and compute.dtype is torch.float16:

@@ -1,5 +1,7 @@
 """Exceptions of the engine; all are `InputError`, so the command line prints their sentence and exits with code 2."""
 
+from typing import Self
+
 from matcher.errors import InputError
 
 
@@ -13,6 +15,10 @@ class ImageError(DatasetError):
     def __init__(self, image_id: str, sentence: str) -> None:
         super().__init__(sentence)
         self.image_id = image_id
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """So that one process can hand it to another."""
+        return type(self), (self.image_id, str(self))
 
 
 class ModelError(InputError):
@@ -37,6 +43,14 @@ class ExportError(InputError):
 
 class StoreError(InputError):
     """A store is missing, is not a dualsd store, was made with other settings, or holds damaged data."""
+
+
+class ProcessError(InputError):
+    """Several processes that do one command together do not find each other, or one of them ended early."""
+
+
+class StoreExistsError(StoreError):
+    """A store cannot be made where something lies already: another process may have made it at the same time."""
 
 
 class DiskFullError(StoreError):

@@ -12,7 +12,9 @@ from featstore.datasets.pixels import original_size
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.selection import select_categories
 from featstore.errors import DatasetError, ImageError
+from featstore.processes import ALONE, Processes
 from featstore.progress import Progress
+from featstore.shares import Shares, by_target
 from featstore.stages.compute import Compute
 from featstore.store.keys import DinoExtractor, Extractor
 from featstore.store.store import Store
@@ -191,10 +193,31 @@ def score(
     features: Mapping[str, Any],
     device: torch.device,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> Result:
-    """Match every pair and tabulate PCK."""
-    progress.start("matching", len(pairs), "pairs")
-    matched = evaluate(
-        pairs, maps, scoring.layers, scoring.readouts, scoring.settings, device, on_pair=progress.advance
-    )
+    """Match every pair and tabulate PCK. Each process matches its share, and all get the whole."""
+
+    def match(own: Sequence[MatchingPair]) -> list[MatchedPair]:
+        progress.start("matching", len(own), "pairs")
+        return evaluate(own, maps, scoring.layers, scoring.readouts, scoring.settings, device, on_pair=progress.advance)
+
+    matched = match_shares(pairs, by_target(pairs, processes.count), processes, match)
     return tabulated(dataset.name, split, scoring, features, matched)
+
+
+def match_shares(
+    pairs: Sequence[MatchingPair],
+    shares: Shares,
+    processes: Processes,
+    match: Callable[[Sequence[MatchingPair]], Sequence[MatchedPair]],
+) -> list[MatchedPair]:
+    """All pairs matched, in their order, of which each process matches its share. Raises `ProcessError` where another
+    process ended early."""
+    own = match([pairs[index] for index in shares[processes.rank]])
+    parts = processes.gather([matched.predictions for matched in own])
+    predictions = {
+        index: found
+        for share, part in zip(shares, parts, strict=True)
+        for index, found in zip(share, part, strict=True)
+    }
+    return [MatchedPair(pair, predictions[index]) for index, pair in enumerate(pairs)]

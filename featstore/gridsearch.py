@@ -2,16 +2,18 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from featstore.datasets.records import Pair
 from featstore.evaluation import images_of
+from featstore.processes import ALONE, Processes
 from featstore.progress import Progress
 from featstore.prompts.prompts import Prompts
+from featstore.shares import Shares, by_category, by_target
 from featstore.stages.compute import Compute
 from featstore.stages.needed import MapsCost, estimate_maps, model_of
 from featstore.stages.plan import missing_latents
@@ -40,6 +42,11 @@ class Grid:
     alphas: tuple[float, ...]
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Configurations, readouts, alphas."""
+        return len(self.configurations), len(self.readouts), len(self.alphas)
+
+    @property
     def maps(self) -> tuple[tuple[int, int], ...]:
         """The (layer, timestep) whose maps it needs, sorted."""
         layers = [layer for configuration in self.configurations for layer in configuration.layers]
@@ -48,8 +55,7 @@ class Grid:
 
 def grid_ledger(store: Store, pairs: Sequence[MatchingPair], grid: Grid, features: Mapping[str, Any]) -> StoredLedger:
     """Where a grid keeps what it has done. features: what the maps depend on."""
-    shape = (len(grid.configurations), len(grid.readouts), len(grid.alphas))
-    return open_ledger(store, pairs, shape, {"grid": repr(grid), "features": dict(features)})
+    return open_ledger(store, pairs, grid.shape, {"grid": repr(grid), "features": dict(features)})
 
 
 def score_cached(
@@ -59,10 +65,20 @@ def score_cached(
     ledger: StoredLedger,
     compute: Compute,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> GridScores:
-    """Score a grid from maps that are all in the store."""
-    progress.start("matching", len(pairs), "pairs")
-    return _score(pairs, maps, grid, ledger, compute, progress)
+    """Score a grid from maps that are all in the store, in the order of `pairs`."""
+
+    def score(own: Sequence[MatchingPair]) -> GridScores:
+        progress.start("matching", len(own), "pairs")
+        return _score(own, maps, grid, ledger, compute, progress)
+
+    shares = by_target(pairs, processes.count, done_before(ledger, processes))
+    scores = score_shares(pairs, shares, grid, processes, score)
+    if scores.pairs == tuple(pairs):
+        return scores
+    place = {id(pair): index for index, pair in enumerate(scores.pairs)}
+    return replace(scores, pairs=tuple(pairs), hits=scores.hits[..., [place[id(pair)] for pair in pairs]])
 
 
 def score_streamed(
@@ -74,11 +90,63 @@ def score_streamed(
     ledger: StoredLedger,
     compute: Compute,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> GridScores:
     """Score a grid a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
 
-    Categories that the ledger has finished are not made again. The scores come category by category.
+    Categories that the ledger has finished are not made again. The scores come category by category. Of several
+    processes each takes whole categories.
     """
+
+    def score(own: Sequence[MatchingPair]) -> GridScores:
+        return _score_streamed(store, own, grid, prompt, ensemble, ledger, compute, progress)
+
+    shares = by_category(pairs, processes.count, done_before(ledger, processes))
+    return score_shares(pairs, shares, grid, processes, score)
+
+
+def done_before(ledger: StoredLedger, processes: Processes) -> frozenset[str]:
+    """The target images that were finished before any process went on: the first one's word, so that all divide the
+    others alike."""
+    return processes.gather(ledger.done)[0]
+
+
+def score_shares(
+    pairs: Sequence[MatchingPair],
+    shares: Shares,
+    grid: Grid,
+    processes: Processes,
+    score: Callable[[Sequence[MatchingPair]], GridScores],
+) -> GridScores:
+    """The scores of all pairs, of which each process scores its share: one share after the other, in the order in which
+    `score` gives its pairs. Raises `ProcessError` where another process ended early."""
+    if processes.count == 1:
+        return score(pairs)
+    indices, hits = list[int](), np.zeros((*grid.shape, 0), dtype=np.uint16)
+    if shares[processes.rank]:
+        index_of = {id(pairs[index]): index for index in shares[processes.rank]}
+        scores = score([pairs[index] for index in shares[processes.rank]])
+        indices, hits = [index_of[id(pair)] for pair in scores.pairs], scores.hits
+    parts = processes.gather((indices, hits))
+    return GridScores(
+        tuple(pairs[index] for part, _ in parts for index in part),
+        grid.configurations,
+        grid.readouts,
+        grid.alphas,
+        np.concatenate([hits for _, hits in parts], axis=-1),
+    )
+
+
+def _score_streamed(
+    store: Store,
+    pairs: Sequence[MatchingPair],
+    grid: Grid,
+    prompt: Prompts,
+    ensemble: int,
+    ledger: StoredLedger,
+    compute: Compute,
+    progress: Progress,
+) -> GridScores:
     # loading the model's libraries takes seconds, and a grid that was finished before needs none
     from featstore.stages.stream import MapStream, open_stream
 

@@ -12,11 +12,13 @@ from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.unet import CutUNet
 from featstore.datasets.records import Dataset
-from featstore.evaluation import Result, Scoring, tabulated
-from featstore.gridsearch import Grid
+from featstore.evaluation import Result, Scoring, match_shares, tabulated, unreadable
+from featstore.gridsearch import Grid, done_before, score_shares
+from featstore.processes import ALONE, Processes
 from featstore.progress import Progress
 from featstore.prompts.learned import LearnedPrompts
 from featstore.prompts.pairwise import PairPrompts, check_dino, open_pair_prompts
+from featstore.shares import in_blocks
 from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
@@ -51,10 +53,15 @@ class PairMaps:
     ensemble: int
     compute: Compute
 
+    @property
+    def pairs_a_batch(self) -> int:
+        """Whose maps are made together."""
+        return max(self.compute.batch_size // (2 * self.ensemble), 1)
+
     @torch.no_grad()
     def of(self, pairs: Sequence[MatchingPair], progress: Progress) -> Iterator[tuple[MatchingPair, MapsInMemory]]:
         """Each pair with both images' maps, in order."""
-        for batch in chunks(pairs, max(self.compute.batch_size // (2 * self.ensemble), 1)):
+        for batch in chunks(pairs, self.pairs_a_batch):
             maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
             for layer, timestep in self.wanted:
                 embeddings = self.prompts.of(layer, [(pair.source, pair.target) for pair in batch])  # (b, 77, D)
@@ -94,19 +101,22 @@ def open_pair_maps(
     ensemble: int,
     compute: Compute,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> PairMaps:
-    """Make the latents, noisy latents and patch tokens that are missing, and load the networks. dino: where the DINOv2
-    lies; by default the model's own, else `facebook/dinov2-base`. Raises the first `ImageError`, and `PromptError` for
-    another DINOv2 than the prompts'."""
+    """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
+    load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
+    first `ImageError`, and `PromptError` for another DINOv2 than the prompts'."""
     location = model_of(store).location
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
-    _, bad = encode_images(store, dataset, location, rows, compute, progress)
+    own = processes.part.of(rows)
+    bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
     if bad:
         raise bad[0]
-    add_noise(store, location, rows, sorted({timestep for _, timestep in wanted}), ensemble, progress)
+    add_noise(store, location, own, sorted({timestep for _, timestep in wanted}), ensemble, progress)
     name, folder = locate_dino(dino, location)
     check_dino(learned, name)
-    tokens = cache_patch_tokens(store, dataset, name, folder, rows, compute, progress)
+    tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
+    processes.wait()
     encoder = load_text_encoder(location, compute.device, compute.dtype)
     prompts = open_pair_prompts(learned, load_tokenizer(location), encoder, patch_tokens_of(store, tokens))
     unet = CutUNet(load_unet(location, compute.device, compute.dtype), max(layer for layer, _ in wanted))
@@ -122,13 +132,21 @@ def score_pairwise(
     features: Mapping[str, Any],
     progress: Progress,
     dino: MapSource | None = None,
+    processes: Processes = ALONE,
 ) -> Result:
     """`featstore.evaluation.score` where maps belong to pairs. dino: of the layer `dino`, which does not."""
-    progress.start("UNet passes and matching", len(pairs), "pairs")
-    matched: list[MatchedPair] = []
-    for pair, own in maps.of(pairs, progress):
-        source = own if dino is None else WithDino(own, dino)
-        matched += evaluate([pair], source, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
+
+    def match(own: Sequence[MatchingPair]) -> list[MatchedPair]:
+        progress.start("UNet passes and matching", len(own), "pairs")
+        matched: list[MatchedPair] = []
+        for pair, made in maps.of(own, progress):
+            source = made if dino is None else WithDino(made, dino)
+            matched += evaluate([pair], source, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
+        return matched
+
+    # whole batches: those that one process would make, and so the same bits
+    batches = list(chunks(range(len(pairs)), maps.pairs_a_batch))
+    matched = match_shares(pairs, in_blocks(batches, [True] * len(batches), processes.count), processes, match)
     return tabulated(dataset.name, split, scoring, features, matched)
 
 
@@ -139,27 +157,35 @@ def score_grid_pairwise(
     ledger: StoredLedger,
     compute: Compute,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> GridScores:
     """`matcher.grid.score_grid` where maps belong to pairs, a target image at a time; those that the ledger has are not
-    made again. open_maps: called once, where a pair is left to be scored."""
-    maps: PairMaps | None = None
-    progress.start("UNet passes and matching", len(pairs), "pairs")
-    parts: list[GridScores] = []
-    for target, members in grouped(pairs, lambda pair: pair.target, range(len(pairs))).items():
-        own = [pairs[index] for index in members]
-        done = ledger.load(target)
-        if done is None:
-            maps = open_maps() if maps is None else maps
-            scored = [
-                score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, compute.device)
-                for pair, made in maps.of(own, progress)
-            ]
-            parts.append(joined(scored))
-            ledger.save(target, parts[-1].hits)
-        else:
-            parts.append(_scores(own, grid, done))
-            progress.advance(len(own))
-    return joined(parts)
+    made again. open_maps: called once, by all processes, where a pair is left to be scored."""
+    targets = grouped(pairs, lambda pair: pair.target, range(len(pairs)))
+    finished = done_before(ledger, processes)
+    left = [target not in finished for target in targets]
+    maps = open_maps() if any(left) else None
+
+    def score(own: Sequence[MatchingPair]) -> GridScores:
+        progress.start("UNet passes and matching", len(own), "pairs")
+        parts: list[GridScores] = []
+        for target, members in grouped(own, lambda pair: pair.target, range(len(own))).items():
+            into = [own[index] for index in members]
+            done = ledger.load(target)
+            if done is None:
+                assert maps is not None, "something was left"
+                scored = [
+                    score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, compute.device)
+                    for pair, made in maps.of(into, progress)
+                ]
+                parts.append(joined(scored))
+                ledger.save(target, parts[-1].hits)
+            else:
+                parts.append(_scores(into, grid, done))
+                progress.advance(len(into))
+        return joined(parts)
+
+    return score_shares(pairs, in_blocks(list(targets.values()), left, processes.count), grid, processes, score)
 
 
 def _scores(pairs: Sequence[MatchingPair], grid: Grid, hits: Hits) -> GridScores:

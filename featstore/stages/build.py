@@ -2,6 +2,7 @@
 
 import glob
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from featstore.backbone.latents import Latents
 from featstore.backbone.layers import check_timesteps
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
-from featstore.errors import ImageError
+from featstore.errors import ImageError, StoreExistsError
 from featstore.progress import Progress
 from featstore.stages.compute import Compute
 from featstore.stages.images import check_same_images, refresh, survey_images
+from featstore.stages.part import WHOLE, Part
 from featstore.stages.plan import missing_latents, missing_noisy
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.images import COLUMNS
@@ -25,7 +27,8 @@ from featstore.store.sweep import folders_of, sweep_making, sweep_partial
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to cache. image_size: S in pixels, None for what the model was trained for. draws: of noise a timestep."""
+    """What to cache. image_size: S in pixels, None for what the model was trained for. draws: of noise a timestep.
+    part: of the images whose latents are made."""
 
     path: Path
     root: Path | None
@@ -34,12 +37,14 @@ class BuildRequest:
     seed: int
     timesteps: tuple[int, ...]
     draws: int
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """images: in the dataset. encoded: went through the VAE in this run. skipped: had their latents already. stale: had
-    changed since they were encoded. noised: noisy latents made. bytes_written: of rows. bad: could not be read."""
+    """images: in the part asked for. encoded: went through the VAE in this run. skipped: had their latents already.
+    stale: of the dataset, had changed since they were encoded. noised: noisy latents made. bytes_written: of rows. bad:
+    could not be read."""
 
     images: int
     encoded: int
@@ -83,17 +88,19 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
 def build(
     dataset: Dataset, model: Model, request: BuildRequest, compute: Compute, skip_bad: bool, progress: Progress
 ) -> BuildReport:
-    """Make or complete a store: latents of every image, and noisy latents at the request's timesteps.
+    """Make or complete a store: latents of every image of the part, and noisy latents at the request's timesteps.
 
     A second run does only what is missing; an image whose bytes changed is encoded anew and all that derives from it
-    is forgotten. Raises `StoreError` where the store was made otherwise; the first broken image's `ImageError` unless
-    `skip_bad`, after everything else was done.
+    is forgotten. Several parts, or one several times, may run at once, whether the store is there or not.
+
+    Raises `StoreError` where the store was made otherwise; the first broken image's `ImageError` unless `skip_bad`,
+    after everything else was done.
     """
     start = time.monotonic()
     store, stale = open_or_create(dataset, model, request, progress)
+    rows = request.part.of(range(len(store.images)))
     with naming_missing_bytes(request.path, lambda: _left(model, store.header, request, len(store.images))):
-        encoded, noised, bad = _complete(store, dataset, model, request, compute, progress)
-    rows = range(len(store.images))
+        encoded, noised, bad = _complete(store, dataset, rows, model, request, compute, progress)
     if bad and not skip_bad:
         raise bad[0]
     return BuildReport(
@@ -108,9 +115,24 @@ def build(
     )
 
 
+def together(reports: Sequence[BuildReport]) -> BuildReport:
+    """What all parts did."""
+    return BuildReport(
+        images=sum(report.images for report in reports),
+        encoded=sum(report.encoded for report in reports),
+        skipped=sum(report.skipped for report in reports),
+        stale=sum(report.stale for report in reports),  # one of them forgot the rows
+        noised=sum(report.noised for report in reports),
+        bytes_written=sum(report.bytes_written for report in reports),
+        seconds=max(report.seconds for report in reports),
+        bad=tuple(error for report in reports for error in report.bad),
+    )
+
+
 def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> tuple[Store, int]:
     """The store of a request, made with no latents yet where there is none: (the store, how many of its images had
-    changed, whose rows are forgotten). Raises `StoreError` where it was made otherwise."""
+    changed, whose rows are forgotten). Of several processes that find none, one makes it and the others take that one.
+    Raises `StoreError` where it was made otherwise."""
     header = header_of(dataset, model, request)
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
@@ -118,7 +140,12 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
         if store is None:
             side = model.latent_side(header.image_size)
-            return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
+            try:
+                return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
+            except StoreExistsError:
+                store = _open_same(request.path, header)
+                if store is None:
+                    raise
         sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
         record_whereabouts(store, header)
         return refresh(store, survey, progress)
@@ -130,21 +157,27 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
     side = model.latent_side(header.image_size)
-    encode, noise = len(survey.records), len(survey.records) * len(request.timesteps) * request.draws
+    rows = request.part.of(range(len(survey.records)))
+    encode, noise = len(rows), len(rows) * len(request.timesteps) * request.draws
     if store is not None:
         check_same_images(store, survey)
-        fresh = [row for row, key in enumerate(survey.keys) if key in (None, store.images.keys[row])]
+        fresh = [row for row in rows if survey.keys[row] in (None, store.images.keys[row])]
         encode -= len(fresh) - len(missing_latents(store, fresh))
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
-    return BuildCost(len(survey.records), encode, noise, (encode + noise) * _row_bytes(model, side), encode + noise)
+    return BuildCost(len(rows), encode, noise, (encode + noise) * _row_bytes(model, side), encode + noise)
 
 
 def _complete(
-    store: Store, dataset: Dataset, model: Model, request: BuildRequest, compute: Compute, progress: Progress
+    store: Store,
+    dataset: Dataset,
+    rows: Sequence[int],
+    model: Model,
+    request: BuildRequest,
+    compute: Compute,
+    progress: Progress,
 ) -> tuple[int, int, list[ImageError]]:
-    """Make what is missing: (images encoded, noisy latents made, images that could not be read)."""
-    rows = range(len(store.images))
+    """Make what is missing of `rows`: (images encoded, noisy latents made, images that could not be read)."""
     lacks_noise = any(missing_noisy(store, rows, timestep, request.draws) for timestep in request.timesteps)
     if not missing_latents(store, rows) and not lacks_noise:
         return 0, 0, []
@@ -161,9 +194,9 @@ def _complete(
 def _left(model: Model, header: StoreHeader, request: BuildRequest, images: int) -> Needed:
     """What `build` has not written yet."""
     side, store = model.latent_side(header.image_size), open_if_there(request.path)
-    files = images * (1 + len(request.timesteps) * request.draws)
+    rows = request.part.of(range(images))
+    files = len(rows) * (1 + len(request.timesteps) * request.draws)
     if store is not None:
-        rows = range(images)
         files = len(missing_latents(store, rows))
         files += sum(len(missing_noisy(store, rows, timestep, request.draws)) for timestep in request.timesteps)
     return Needed(files * _row_bytes(model, side), files, 1 + len(request.timesteps))

@@ -14,7 +14,7 @@ from featstore.progress import Progress
 from featstore.store.images import ImageTable
 from featstore.store.lock import exclusive
 from featstore.store.pack import unpack_array
-from featstore.store.store import Store, replace_stale
+from featstore.store.store import Store, open_store, replace_stale
 
 READERS = 8
 """Threads that read image files; reading waits for the disk, not for a core."""
@@ -109,16 +109,23 @@ def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, in
     Raises `StoreError` where the dataset has other images than the store.
     """
     check_same_images(store, survey)
-    # an image that the disk does not give just now is not one that changed
-    keys = tuple(now or then for now, then in zip(survey.keys, store.images.keys, strict=True))
-    given = np.array([key is not None for key in survey.keys])[:, None]
-    if keys == store.images.keys:
+    if _keys_now(store, survey) == store.images.keys:
         return store, 0
+    given = np.array([key is not None for key in survey.keys])[:, None]
     with exclusive(store.path):  # nobody packs a row of what an image was while it is forgotten
+        store = open_store(store.path)
+        keys = _keys_now(store, survey)
+        if keys == store.images.keys:  # another process was first, and may have made rows of the new ones since
+            return store, 0
         for array in store.arrays().values():
             if array.packed:
                 unpack_array(array, progress)
         return replace_stale(store, keys, np.where(given, survey.sizes, store.images.sizes))
+
+
+def _keys_now(store: Store, survey: Survey) -> tuple[str, ...]:
+    """An image that the disk does not give just now is not one that changed."""
+    return tuple(now or then for now, then in zip(survey.keys, store.images.keys, strict=True))
 
 
 def _difference(stored: Sequence[str], found: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ No bookkeeping: which rows are there is read off the objects themselves, so it c
 packed into few large files (see `featstore.store.pack`): it is read as before, and its rows are not written.
 """
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,9 +15,9 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from featstore.errors import MetadataError, StoreError
+from featstore.store.create import create_missing
 from featstore.store.full_disk import writing
 from featstore.store.row_file import Row as Row
 from featstore.store.row_file import RowFiles, row_folder, row_name, row_of_name
@@ -201,12 +200,12 @@ class RowArray:
 
 
 def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: Sequence[int], dtype: str) -> RowArray:
-    """The array at `path`, made where it is not there: shape (*rows, *row_shape), chunks of one row."""
+    """The array at `path`, made where it is not there: shape (*rows, *row_shape), chunks of one row. Any number of
+    processes may ask for it at once."""
     _require_parents(group, path)
     if open_rows(group, path, len(rows)) is None:
-        # another process may have made it meanwhile
-        with contextlib.suppress(ContainsArrayError), writing(f"The array {path!r} of {group.store_path}"):
-            create_rows(group, path, rows, row_shape, dtype)
+        with writing(f"The array {path!r} of {group.store_path}"):
+            create_missing(group, lambda made: create_rows(made, path, rows, row_shape, dtype))
     found = open_rows(group, path, len(rows))
     if found is None or found.row_shape != tuple(row_shape):
         raise StoreError(f"The array {path!r} of the store has another shape than {tuple(row_shape)} a row.")
@@ -214,14 +213,16 @@ def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: S
 
 
 def _require_parents(group: zarr.Group, path: str) -> None:
-    """Make the groups that an array lies in, from the top: zarr writes them with the array in any order, and where a
-    kill comes between, no listing ever finds what lies in a folder that is no group."""
-    parents = [parent.as_posix() for parent in reversed(PurePosixPath(path).parents) if parent.name]
-    for parent in parents:
-        if _lacks(group, parent):
-            # another process may have made it meanwhile
-            with contextlib.suppress(ContainsGroupError), writing(f"The group {parent!r} of {group.store_path}"):
-                group.create_group(parent)
+    """Make the groups that an array lies in. Stores of earlier versions may lack some: a kill could leave an array in a
+    folder that is no group, where no listing finds it."""
+    for parent in PurePosixPath(path).parents:
+        if parent.name and _lacks(group, parent.as_posix()):
+            _make_group(group, parent.as_posix())
+
+
+def _make_group(root: zarr.Group, path: str) -> None:
+    with writing(f"The group {path!r} of {root.store_path}"):
+        create_missing(root, lambda made: made.create_group(path))
 
 
 def _lacks(group: zarr.Group, path: str) -> bool:

@@ -1,6 +1,6 @@
 """Open or make a store: header, table of images and arrays of rows in one place (DESIGN section 5)."""
 
-import contextlib
+import errno
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ContainsGroupError, GroupNotFoundError
+from zarr.errors import GroupNotFoundError
 
 from featstore.backbone.dino_name import DinoName
-from featstore.errors import StoreError
+from featstore.errors import StoreError, StoreExistsError
+from featstore.store.create import create_missing
 from featstore.store.full_disk import writing
 from featstore.store.images import ImageTable, read_images, write_images
 from featstore.store.keys import (
@@ -161,9 +162,13 @@ def open_store(path: Path) -> Store:
 
 
 def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_shape: tuple[int, int, int]) -> Store:
-    """Make a store with no latents yet. It appears at `path` whole or not at all."""
+    """Make a store with no latents yet. It appears at `path` whole or not at all.
+
+    Raises `StoreExistsError` where something lies there, another process's store that came first among others.
+    """
+    taken = StoreExistsError(f"{path} exists already: name another --store.")
     if path.exists():
-        raise StoreError(f"{path} exists already and is no dualsd store: name another --store.")
+        raise taken
     with writing(f"The store {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
@@ -171,7 +176,12 @@ def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_sha
             group = zarr.create_group(making, attributes=header.to_attributes())
             write_images(group, images)
             require_rows(group, LATENTS, (len(images),), latent_shape, STORED_DTYPE)
-            making.rename(path)
+            try:
+                making.rename(path)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise taken from error
+                raise
     return open_store(path)
 
 
@@ -215,10 +225,9 @@ def _require_described(root: zarr.Group, path: str, description: Mapping[str, An
         with writing(f"The group {path!r} of {root.store_path}"):
             if path not in root:
                 # in one write, and not an attribute at a time: a kill would leave a group that says half of what it is
-                with contextlib.suppress(ContainsGroupError):  # another process made it meanwhile
-                    root.create_group(path, attributes=dict(description))
+                create_missing(root, lambda made: made.create_group(path, attributes=dict(description)))
             group = root.require_group(path)
-            if group.attrs.keys() < description.keys():
+            if group.attrs.keys() < description.keys():  # one that was made on the way to an array, or half described
                 group.update_attributes(dict(description))
     except METADATA_ERRORS as error:
         raise damaged_metadata(root, path, str(error) or repr(error)) from error

@@ -1,0 +1,113 @@
+"""The processes that torchrun starts for one command: which of them this is, and what all of them tell each other."""
+
+import atexit
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from featstore.errors import ProcessError
+from featstore.stages.part import Part
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Item = TypeVar("Item")
+
+PATIENCE = timedelta(hours=24)
+"""How long a process waits for the slowest one. It is told at once of one that died: only one that hangs takes this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the launcher says. rank: of this process among `count`. local_rank: among those of its machine."""
+
+    rank: int
+    count: int
+    local_rank: int
+
+
+def launched() -> Launch:
+    """As torchrun and accelerate tell it. Raises `ProcessError` where a process among several does not know which."""
+    try:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return Launch(0, 1, 0)
+        rank = int(os.environ["RANK"])
+        return Launch(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
+    except (KeyError, ValueError):
+        raise _not_found() from None
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process, the `rank`-th from 0, among `count` that do a command together. group: None for one alone."""
+
+    rank: int
+    count: int
+    group: "ProcessGroup | None"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that speaks, and writes what there is one of."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> Part:
+        """This process's share of images."""
+        return Part(self.rank + 1, self.count)
+
+    def gather(self, own: Item) -> list[Item]:
+        """What each process hands in, in order of rank, to all of them; none goes on before all have come here.
+
+        Raises `ProcessError` where one of them ended before.
+        """
+        if self.group is None:
+            return [own]
+        import torch.distributed
+
+        gathered: list[Item | None] = [None] * self.count
+        try:
+            torch.distributed.all_gather_object(gathered, own, group=self.group)
+        except RuntimeError as error:
+            raise ProcessError(
+                f"Another of the {self.count} processes failed or was stopped, as it says itself: what was complete is "
+                "kept, and the same command goes on from there."
+            ) from error
+        return gathered  # type: ignore[return-value]  # every place was filled
+
+    def check_same(self, own: object, what: str) -> None:
+        """Raise `ProcessError` where processes found another `what`: their work would not belong together."""
+        if any(theirs != own for theirs in self.gather(own)):
+            raise ProcessError(
+                f"Of the {self.count} processes some found other {what} than others: name them yourself."
+            )
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.gather(None)
+
+
+ALONE = Processes(0, 1, None)
+
+
+def join_processes() -> Processes:
+    """Meet the other processes, where a launcher started several. They talk over TCP, with gloo, whatever they compute
+    on. Raises `ProcessError` where they do not find each other."""
+    own = launched()
+    if own.count == 1:
+        return ALONE
+    import torch.distributed
+
+    try:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+            atexit.register(torch.distributed.destroy_process_group)
+        group = torch.distributed.new_group(timeout=PATIENCE, backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        raise _not_found() from error
+    return Processes(own.rank, own.count, group)
+
+
+def _not_found() -> ProcessError:
+    return ProcessError("Several processes were started, but they do not find each other: start them with torchrun.")
