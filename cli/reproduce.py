@@ -146,10 +146,11 @@ def _plan(
 def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool, json: Path | None) -> None:
     from cli.output import say, write_json
     from cli.reproduction.comparison import compare, to_json
-    from cli.reproduction.layout import blocks, to_latex, to_markdown
+    from cli.reproduction.layout import blocks
     from cli.reproduction.notes import notes
     from cli.reproduction.pricing import prices, print_prices
     from cli.reproduction.run import commands, pieces, run_pieces, survey
+    from cli.table_text import write_tables
 
     found = survey(place, plan)
     if found.figures:
@@ -183,13 +184,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
         "figures": to_json(list(comparison.numbers.values())),
     }
     folder = place.folder / "tables"
-    written = {".md": to_markdown(table.title, parts, said), ".tex": to_latex(parts, said)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, text in written.items():
-            (folder / f"{table.name}{suffix}").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written to: {error.strerror}.") from error
+    write_tables(folder, table.name, table.title, parts, said)
     write_json(folder / f"{table.name}.json", content)
     write_json(json, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")

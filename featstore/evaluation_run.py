@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from featstore.errors import EvaluationError
@@ -41,7 +42,8 @@ _RUN, _PREDICTIONS, _RESULTS = "run.json", "predictions.safetensors", "results.j
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationRun:
-    """An evaluation as it was kept. features: where its maps came from. matched: its pairs and what was predicted."""
+    """An evaluation as it was kept. features: where its maps came from. matched: its pairs and what was predicted.
+    description: all that `run.json` holds."""
 
     path: Path
     dataset: str
@@ -49,6 +51,7 @@ class EvaluationRun:
     scoring: Scoring
     features: Mapping[str, Any]
     matched: tuple[MatchedPair, ...]
+    description: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -62,6 +65,7 @@ class EvaluationRun:
                 scoring=_scoring(description["scoring"]),
                 features=dict(description["features"]),
                 matched=load_predictions(path / _PREDICTIONS),
+                description=description,
             )
         except (KeyError, TypeError, ValueError, MatchError) as error:
             raise EvaluationError(f"{path / _RUN} is damaged ({error!r}): evaluate again.") from error
@@ -109,8 +113,11 @@ def check_place(path: Path | None) -> None:
         raise EvaluationError(f"The run's folder {place} cannot be made in {existing}: give another place with --out.")
 
 
-def save_evaluation(result: Result, path: Path | None, parent: Path = run_folder.RUNS) -> Path:
-    """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where.
+def save_evaluation(
+    result: Result, path: Path | None, parent: Path = run_folder.RUNS, about: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
+    """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where. about: what
+    else `run.json` is to hold, by names of its own.
 
     Raises `EvaluationError` where something lies there, or the disk does not take it.
     """
@@ -121,7 +128,7 @@ def save_evaluation(result: Result, path: Path | None, parent: Path = run_folder
         partial.mkdir(parents=True)
         save_predictions(result.matched, partial / _PREDICTIONS)
         _write(partial / _RESULTS, result.to_json())
-        _write(partial / _RUN, _describe(result))
+        _write(partial / _RUN, {**about, **_describe(result)})
         if path is not None:
             return _moved(partial, path)
         while True:

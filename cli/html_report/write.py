@@ -1,0 +1,35 @@
+"""From a report as data to `report.html`: one file, all text escaped."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cli.html_report.page import Page
+from matcher.errors import InputError
+
+FILE = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(page: Page) -> str:
+    """The whole page. Text is escaped; only the stylesheet and drawn pictures are markup."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template("page.html.jinja").render(page=page, style=style)
+
+
+def write_report(page: Page, folder: Path) -> Path:
+    """Write `report.html` into a folder that is there, and return where. Raises `InputError` where it cannot be."""
+    file = folder / FILE
+    try:
+        file.write_text(render(page), encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"The report {file} cannot be written: {error.strerror}.") from error
+    return file

@@ -1,0 +1,97 @@
+"""Tables as text: for the terminal, as Markdown, and as LaTeX."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matcher.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A table as it is printed: header and rows of text, of which the first `left_columns` are words."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left_columns: int = 1
+
+    @property
+    def width(self) -> int:
+        """Columns of a terminal that it takes."""
+        return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
+
+
+def write_tables(folder: Path, stem: str, title: str, parts: Sequence[Block], notes: Sequence[str]) -> None:
+    """`<stem>.md` and `<stem>.tex` in a folder, which is made. Raises `InputError` where they cannot be written."""
+    written = {".md": to_markdown(title, parts, notes), ".tex": to_latex(parts, notes)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in written.items():
+            (folder / f"{stem}{suffix}").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror}.") from error
+
+
+def to_markdown(title: str, parts: Sequence[Block], notes: Sequence[str]) -> str:
+    """A Markdown page."""
+    lines = [f"# {_one_line(title)}", ""]
+    for block in parts:
+        ruler = ["---" if index < block.left_columns else "---:" for index in range(len(block.header))]
+        rows = (tuple(map(_in_markdown, row)) for row in (block.header, *block.rows))
+        lines += [f"## {_one_line(block.title)}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (next(rows), ruler, *rows)]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {_one_line(note)}" for note in notes)]) + "\n"
+
+
+def to_latex(parts: Sequence[Block], notes: Sequence[str]) -> str:
+    """Tables for `\\input` into a LaTeX document that uses booktabs; the notes as comments."""
+    lines = [f"% {_one_line(note)}" for note in notes]
+    for block in parts:
+        words = block.left_columns
+        lines += [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{_in_latex(block.title)}}}",
+            f"\\begin{{tabular}}{{{'l' * words}{'r' * (len(block.header) - words)}}}",
+            "\\toprule",
+            _latex_row(block.header),
+            "\\midrule",
+            *map(_latex_row, block.rows),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _in_markdown(text: str) -> str:
+    """A cell: a bar would end it, and a name in angle brackets would be HTML."""
+    for sign, written in {"\\": "\\\\", "|": "\\|", "<": "&lt;"}.items():
+        text = text.replace(sign, written)
+    return _one_line(text)
+
+
+def _latex_row(row: Sequence[str]) -> str:
+    return " & ".join(map(_in_latex, row)) + r" \\"
+
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _in_latex(text: str) -> str:
+    written = "".join(_LATEX.get(sign, sign) for sign in _one_line(text))
+    written = re.sub(r"^([+-])(?=\d)", r"$\1$", written)  # a minus, not a hyphen
+    # the end of the line before would take a bracket or a star for its own
+    return re.sub(r"^([\[*])", r"{\1}", written)
