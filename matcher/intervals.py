@@ -34,9 +34,7 @@ def pck_intervals(
     columns = (*of_each, over_all)
     return {
         readout: {
-            alpha: {
-                name: own[place * len(alphas) + row].within(0, 1) for name, own in zip(names, columns, strict=True)
-            }
+            alpha: {name: own[place * len(alphas) + row].within(0, 1) for name, own in zip(names, columns, strict=True)}
             for row, alpha in enumerate(alphas)
         }
         for place, readout in enumerate(readouts)

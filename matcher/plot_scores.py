@@ -65,6 +65,8 @@ def curve_figure(curves: Sequence[Curve], marked: float) -> Figure:
         axes.plot(curve.alphas, curve.percent, ls=dashes, color=colour, lw=2, label=curve.name)
     last = float(max(curve.alphas[-1] for curve in curves))
     axes.set_xlim(0, last * 1.02)
+    ticks = np.linspace(0, last, 5)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_ylim(0, _ceiling(max(float(curve.percent.max()) for curve in curves)))
     axes.set_xlabel("alpha, as a fraction of theta", fontsize=_FONT)
     axes.set_ylabel("PCK in percent", fontsize=_FONT)

@@ -11,6 +11,7 @@ from matcher.bootstrap import Interval
 from matcher.intervals import pck_intervals
 from matcher.pairs import PixelFrame
 from matcher.pck import ALL, Average, MatchedPair
+from matcher.plot_scores import bar_figure
 from matcher.readout import Readout
 
 _VARIED, _HIDDEN = ("easy", "medium", "hard"), ("none", "source", "target", "both")
@@ -51,10 +52,8 @@ def levels(
 
 def difficulty_block(found: Sequence[Level], readout: Readout, average: Average) -> Block:
     """A row a level, a column an alpha."""
-    rows = tuple(
-        (level.flag, level.name, str(level.pairs), *map(spelled, level.by_alpha.values())) for level in found
-    )
-    title = f"By difficulty: {readout.value}, {average.value} average, PCK in percent [95 % interval]"
+    rows = tuple((level.flag, level.name, str(level.pairs), *map(spelled, level.by_alpha.values())) for level in found)
+    title = f"{readout.value}, {average.value} average, PCK in percent [95 % interval]"
     alphas = (f"@{alpha:g}" for alpha in found[0].by_alpha)
     return Block(title, ("variation", "level", "pairs", *alphas), rows, left_columns=2)
 

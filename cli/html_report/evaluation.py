@@ -28,7 +28,7 @@ from featstore.store.schema import creator_version
 from matcher.errors import InputError
 from matcher.extremes import RULE, RankedPair, best_and_worst
 from matcher.intervals import PckIntervals, pck_intervals
-from matcher.pck import ALL, Average, tabulate
+from matcher.pck import ALL, Average
 from matcher.readout import Readout
 from matcher.report import paper_rows
 
@@ -55,7 +55,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     }
     page = _page(run, average, by_average, root)
     readout = scoring.readouts[0]
-    header, rows = paper_rows(tabulate(run.matched, scoring.alphas, scoring.pixels), average)
+    header, rows = paper_rows(run.scored().table, average)
     title = f"PCK in percent, {run.dataset} {run.split}, {average.value} average"
     blocks = [
         *_overall(run, by_average),
@@ -75,7 +75,7 @@ def _page(
 ) -> Page:
     scoring, readout, alpha = run.scoring, run.scoring.readouts[0], shown_alpha(run.scoring.alphas)
     found = by_average[average]
-    curves = tabulate(run.matched, CURVE_ALPHAS, scoring.pixels)
+    curves = run.scored(alphas=CURVE_ALPHAS).table
     counts = _pair_counts(run)
     sections = [
         Section("How to read it", _reading(run)),
@@ -103,7 +103,7 @@ def _page(
     sections.append(Section("Go on from here", _commands(run)))
     return Page(
         kind="Evaluation",
-        title=f"{' + '.join(f'layer {layer.layer}' for layer in scoring.layers)} on {run.dataset} {run.split}",
+        title=f"{title_of([layer.layer for layer in scoring.layers])} on {run.dataset} {run.split}",
         created=when(run.description.get("created")),
         headline=_headline(run, average, readout, alpha, found[readout]),
         highlights=_highlights(run),
@@ -149,6 +149,12 @@ def _highlights(run: EvaluationRun) -> tuple[Fact, ...]:
     )
 
 
+def title_of(layers: Sequence[str]) -> str:
+    """`Layers 2 and 3`."""
+    *before, last = layers
+    return f"Layers {', '.join(before)} and {last}" if before else f"Layer {last}"
+
+
 def _layers(run: EvaluationRun) -> list[tuple[str, str]]:
     several = len(run.scoring.layers) > 1
     return [
@@ -188,11 +194,13 @@ def _measured(run: EvaluationRun, average: Average) -> FactGroup:
 
 def _reading(run: EvaluationRun) -> list[Part]:
     texts = [
-        "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth: higher is better, "
-        "and a small alpha asks for more precision. A difference between two methods counts only where everything "
-        "below but the method is the same.",
-        "Pairs share images, so they are no independent trials: the 95 % intervals resample images. Where two intervals "
-        "overlap, the methods may still differ: `dualsd compare` tests that pair by pair.",
+        "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth: higher is "
+        "better, and a small alpha asks for more precision. A difference between two methods counts only where "
+        "everything below but the method is the same.",
+        "The image average takes each pair's PCK, then the mean over pairs; the point average takes all keypoints in "
+        "one heap, so that pairs with many count more. Papers mix them.",
+        "Pairs share images, so they are no independent trials: the 95 % intervals resample images. Where two "
+        "intervals overlap, the methods may still differ: `dualsd compare` tests that pair by pair.",
     ]
     frames = {run.scoring.frame_of(readout) for readout in run.scoring.readouts}
     if len(frames) > 1:

@@ -3,9 +3,11 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 
 from cli.html_report.page import Chart
@@ -13,9 +15,12 @@ from featstore.datasets.pixels import decode
 from featstore.datasets.records import Dataset
 from featstore.errors import DatasetError
 from matcher.extremes import RankedPair
-from matcher.pairs import Frame, FramePoints
+from matcher.pairs import Frame
 from matcher.pck import MatchedPair
 from matcher.readout import Readout
+
+Places = NDArray[np.floating[Any]]
+"""Points (n, 2) in units of the drawing."""
 
 LONGEST_SIDE = 360
 """Of an embedded picture, in pixels."""
@@ -26,7 +31,7 @@ _RIGHT, _WRONG = "#00b483", "#ff7a1a"
 
 LEGEND = (
     "Circles joined by a solid green line are right; a cross at the end of a dashed orange line is a wrong match, and "
-    "the hollow circle beside it is where the keypoint really lies."
+    "a thin white line leads from it to the hollow circle where the keypoint really lies."
 )
 
 
@@ -88,12 +93,11 @@ def _picture(picture: Image.Image, left: float, scale: float) -> str:
     data = base64.b64encode(stream.getvalue()).decode("ascii")
     width, height = picture.size[0] * scale, picture.size[1] * scale
     return (
-        f'<image x="{left:.1f}" y="0" width="{width:.1f}" height="{height:.1f}" '
-        f'href="data:image/jpeg;base64,{data}"/>'
+        f'<image x="{left:.1f}" y="0" width="{width:.1f}" height="{height:.1f}" href="data:image/jpeg;base64,{data}"/>'
     )
 
 
-def _marks(starts: FramePoints, ends: FramePoints, truths: FramePoints, right: Sequence[bool]) -> list[str]:
+def _marks(starts: Places, ends: Places, truths: Places, right: NDArray[np.bool_]) -> list[str]:
     """Wrong ones first, so that right ones lie on top; all with a white edge, to be seen on any picture."""
     found: list[str] = []
     for place in np.argsort(right, kind="stable"):
@@ -104,8 +108,10 @@ def _marks(starts: FramePoints, ends: FramePoints, truths: FramePoints, right: S
             found.append(f'<line {line} stroke="{_RIGHT}" stroke-width="1.3"/>')
             found += [_dot(x, y, _RIGHT), _dot(u, v, _RIGHT)]
             continue
-        found.append(f'<line {line} stroke="#fff" stroke-opacity=".5" stroke-width="2.4"/>')
+        found.append(f'<line {line} stroke="#fff" stroke-opacity=".3" stroke-width="2.4"/>')
         found.append(f'<line {line} stroke="{_WRONG}" stroke-width="1.2" stroke-dasharray="5 4"/>')
+        away = f'x1="{u:.1f}" y1="{v:.1f}" x2="{p:.1f}" y2="{q:.1f}"'
+        found.append(f'<line {away} stroke="#fff" stroke-width="1"/>')
         found += [_dot(x, y, _WRONG), _ring(p, q), _cross(u, v)]
     return found
 

@@ -18,11 +18,6 @@ CURVE_ALPHAS = tuple(number / 100 for number in range(1, 21))
 LONGEST_NAME = 22
 """Of a bar, in letters: a longer one would leave no room for the bar."""
 
-AVERAGES = {
-    Average.IMAGE: "image average (each pair's PCK, then the mean over pairs)",
-    Average.POINT: "point average (all keypoints in one heap)",
-}
-
 
 def spelled(interval: Interval) -> str:
     """`41.72 [39.10, 44.30]`, in percent."""
@@ -31,9 +26,7 @@ def spelled(interval: Interval) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def overall_block(
-    found: Mapping[Readout, PckIntervals], average: Average, frames: Mapping[Readout, Frame]
-) -> Block:
+def overall_block(found: Mapping[Readout, PckIntervals], average: Average, frames: Mapping[Readout, Frame]) -> Block:
     """A row a readout, a column an alpha."""
     alphas = list(next(iter(found.values())))
     several = len(set(frames.values())) > 1
@@ -44,7 +37,7 @@ def overall_block(
         )
         for readout, by_alpha in found.items()
     )
-    title = f"Over all pairs: {AVERAGES[average]}, PCK in percent [95 % interval]"
+    title = f"{average.value.capitalize()} average, PCK in percent [95 % interval]"
     return Block(title, ("readout", *(f"@{alpha:g}" for alpha in alphas)), rows)
 
 
@@ -52,7 +45,7 @@ def category_block(readout: Readout, found: PckIntervals, pairs: Mapping[str, in
     """A row a category, `all` last. pairs: how many each has."""
     names = list(next(iter(found.values())))
     rows = tuple((name, str(pairs[name]), *(spelled(own[name]) for own in found.values())) for name in names)
-    title = f"By category: {readout.value}, {average.value} average, PCK in percent [95 % interval]"
+    title = f"{readout.value}, {average.value} average, PCK in percent [95 % interval]"
     return Block(title, ("category", "pairs", *(f"@{alpha:g}" for alpha in found)), rows)
 
 

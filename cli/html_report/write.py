@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cli.html_report.page import Page
 from matcher.errors import InputError
@@ -21,8 +21,19 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["prose"] = prose
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     return environment.get_template("page.html.jinja").render(page=page, style=style)
+
+
+def prose(text: str) -> Markup:
+    """Text whose parts in backquotes are code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one is left over: it is the text's own
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+    )
 
 
 def write_report(page: Page, folder: Path) -> Path:
