@@ -2,7 +2,9 @@
 
 import shlex
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 def typed_command() -> str | None:
@@ -11,3 +13,17 @@ def typed_command() -> str | None:
     if started.stem != "dualsd" and (started.parent.name, started.name) != ("cli", "__main__.py"):
         return None
     return shlex.join(["dualsd", *sys.argv[1:]])
+
+
+def describe_origin(**about: Any) -> dict[str, Any]:
+    """What was typed, now, and with which versions, as a run's `run.json` has it. about: what else there is to say."""
+    from featstore.store.schema import creator_version
+    from featstore.tuning.run_folder import library_versions
+
+    return {
+        **about,
+        "command": typed_command(),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "creator": creator_version(),
+        "versions": library_versions(),
+    }

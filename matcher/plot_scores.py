@@ -111,6 +111,8 @@ def bar_figure(bars: Sequence[Bar], line: float) -> Figure:
 
 def learning_figure(course: Learning) -> Figure:
     """The loss of every step with its running mean, and under it PCK on validation, the best ringed."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, panels = _figure(4.6, 2 if len(course.validated) else 1)
     loss = panels[0]
     loss.plot(course.steps, course.loss, color=COLOURS[0], lw=0.8, alpha=0.4)
@@ -125,13 +127,16 @@ def learning_figure(course: Learning) -> Figure:
         below.margins(y=0.2)
         below.set_ylabel("PCK@0.1 in percent", fontsize=_FONT)
         below.sharex(loss)
+        loss.tick_params(labelbottom=False)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     panels[-1].set_xlabel("step", fontsize=_FONT)
     return figure
 
 
 def running_mean(values: Floats) -> NDArray[np.float64]:
-    """The mean of each value and those before it, a twentieth of all at most: (S,) to (S,)."""
-    reach = max(len(values) // 20, 1)
+    """The mean of each value and those before it, a twentieth of all
+    and at least five: (S,) to (S,)."""
+    reach = max(len(values) // 20, 5)
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - reach, 0)

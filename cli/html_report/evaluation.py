@@ -110,7 +110,7 @@ def _page(
         settings=(
             _measured(run, average),
             FactGroup("Layers", tuple(Fact(*fact) for fact in _layers(run))),
-            matching_group(scoring.settings, scoring.readouts),
+            matching_group([scoring.settings], scoring.readouts),
             feature_group(run.features),
             origin_group(run.description),
         ),
@@ -162,8 +162,8 @@ def _layers(run: EvaluationRun) -> list[tuple[str, str]]:
             f"layer {layer.layer}",
             ", ".join(
                 [
-                    *([] if layer.timestep is None else [f"t = {layer.timestep}"]),
-                    *([f"weight {layer.weight:g}"] if several else []),
+                    *([] if layer.timestep is None else [f"t\u00a0=\u00a0{layer.timestep}"]),
+                    *([f"weight\u00a0{layer.weight:g}"] if several else []),
                 ]
             )
             or "alone",

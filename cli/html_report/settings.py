@@ -37,21 +37,28 @@ def feature_group(features: Mapping[str, Any]) -> FactGroup:
     return FactGroup("Features", tuple(facts))
 
 
-def matching_group(settings: MatchSettings, readouts: Sequence[Readout]) -> FactGroup:
-    """How maps become matches; what belongs to a readout only where it was used."""
+def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[Readout]) -> FactGroup:
+    """How maps become matches, in all the ways that were tried; what belongs to a readout only where it was used."""
+    first = tried[0]
+    geometries, factors, aligned = (
+        dict.fromkeys(parts)
+        for parts in zip(
+            *((one.geometry.value, f"{one.upsample}x", one.upsample_align.value) for one in tried), strict=True
+        )
+    )
     facts = [
-        Fact("Image size", f"{settings.image_size} x {settings.image_size} pixels, aspect ratio not kept"),
-        Fact("Geometry", settings.geometry.value),
-        Fact("Upsampling of the finest map", f"{settings.upsample}x"),
-        Fact("Alignment of upsampling", settings.upsample_align.value),
+        Fact("Image size", f"{first.image_size} x {first.image_size} pixels, aspect ratio not kept"),
+        Fact("Geometry", ", ".join(geometries)),
+        Fact("Upsampling of the finest map", ", ".join(factors)),
+        Fact("Alignment of upsampling", ", ".join(aligned)),
         Fact("Readouts", ", ".join(readout.value for readout in readouts)),
     ]
     if {Readout.SOFTMAX, Readout.KERNELSOFTMAX} & set(readouts):
-        facts.append(Fact("Softmax temperature beta", f"{settings.beta:g}"))
+        facts.append(Fact("Softmax temperature beta", f"{first.beta:g}"))
     if Readout.KERNELSOFTMAX in readouts:
-        facts.append(Fact("Kernel width sigma", f"{settings.sigma:g} cells"))
+        facts.append(Fact("Kernel width sigma", f"{first.sigma:g} cells"))
     if Readout.WINDOW in readouts:
-        facts.append(Fact("Window", f"{settings.window} cells, temperature {settings.window_beta:g}"))
+        facts.append(Fact("Window", f"{first.window} cells, temperature {first.window_beta:g}"))
     return FactGroup("Matching", tuple(facts))
 
 

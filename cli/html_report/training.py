@@ -58,7 +58,7 @@ def report_training(path: Path) -> Path:
     write_tables(path, "table", title, [block], [f"{fact.name}: {fact.value}." for fact in _highlights(run, course)])
     page = Page(
         kind="Training",
-        title=f"{title_of(list(map(str, settings.layers)))}: {settings.mode.value} prompts "
+        title=f"{settings.mode.value.capitalize()} prompts for {title_of(list(map(str, settings.layers))).lower()}, "
         f"learned on {run.description.get('dataset', 'its dataset')}",
         created=when(run.description.get("created")),
         headline=_headline(course, settings),
@@ -98,7 +98,7 @@ def course_block(course: Course) -> Block:
         found.append((str(course.steps[row]), f"{course.loss[start : row + 1].mean():.4f}", shown))
     return Block(
         "Validations (* the best, whose prompts are kept)" if len(course.validated) else "Loss, a tenth at a time",
-        ("step", "mean loss since the row before", f"validation PCK@{ALPHA:g} in percent"),
+        ("step", "mean loss", f"validation PCK@{ALPHA:g}, percent"),
         tuple(found),
     )
 
@@ -129,7 +129,7 @@ def _highlights(run: RunFolder, course: Course) -> tuple[Fact, ...]:
     settings, smooth = run.settings, running_mean(course.loss)
     layers = zip(settings.layers, settings.timesteps, strict=True)
     return (
-        Fact("Learned at", "; ".join(f"layer {layer}: t = {timestep}" for layer, timestep in layers)),
+        Fact("Learned at", "; ".join(f"layer {layer}: t\u00a0=\u00a0{timestep}" for layer, timestep in layers)),
         Fact("Steps", f"{course.steps[-1]} of {settings.steps}"),
         Fact("Loss", f"{course.loss[0]:.3f} at first, {smooth[-1]:.3f} at last (running mean)"),
         Fact("Batch", _batch(settings)),
@@ -183,7 +183,7 @@ def _settings(run: RunFolder, settings: TuningSettings) -> tuple[FactGroup, ...]
         FactGroup("What is learned", tuple(learned)),
         FactGroup("Optimisation", tuple(course)),
         FactGroup("Validation", validation),
-        matching_group(settings.matching, [Readout.NN]),
+        matching_group([settings.matching], [Readout.NN]),
         FactGroup("Data and model", tuple(model)),
         origin_group({name: value for name, value in run.description.items() if name != "store"}),
     )
@@ -191,8 +191,9 @@ def _settings(run: RunFolder, settings: TuningSettings) -> tuple[FactGroup, ...]
 
 def _reading(run: RunFolder, course: Course) -> list[Part]:
     texts = [
-        "The loss is how surprised the correlation maps are by the true keypoints: lower is better, and each step sees "
-        "other pairs, which is why it jitters. The strong line is a running mean.",
+        "The loss is how surprised correlation maps are by the true keypoints: lower is better, and each step sees "
+        "other pairs, which is why it jitters. The strong line is a running mean; the table's mean loss is of steps "
+        "since the row before.",
     ]
     if course.best is not None:
         texts.append(
@@ -209,7 +210,7 @@ def _chart(course: Course) -> Chart:
     figure = learning_figure(Learning(course.steps, course.loss, course.steps[rows], course.percent[rows]))
     smooth = running_mean(course.loss)
     alt = f"Loss from {course.loss[0]:.3f} to {smooth[-1]:.3f} over {course.steps[-1]} steps."
-    caption = "Loss by step; the strong line is a running mean of a twentieth of the steps."
+    caption = "Loss by step; the strong line is a running mean."
     if course.best is not None:
         alt += " Validation PCK in percent: " + ", ".join(
             f"{course.percent[row]:.1f} at step {course.steps[row]}" for row in rows
