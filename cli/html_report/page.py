@@ -46,6 +46,14 @@ class Paragraph:
 
 
 @dataclass(frozen=True, slots=True)
+class Notes:
+    """Sentences, a line each."""
+
+    template: ClassVar[str] = "notes.html.jinja"
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table. marked: (row, column) of the cells that stand out. folded: whether it is shown when asked for."""
 
@@ -85,7 +93,7 @@ class Command:
     line: str
 
 
-Part = Paragraph | Table | Chart | Gallery | Command
+Part = Paragraph | Notes | Table | Chart | Gallery | Command
 
 
 @dataclass(frozen=True, slots=True)
