@@ -43,7 +43,7 @@ def report_reproduction(folder: Path) -> Path:
     newest = max((str(table.content.get("created", "")) for table in tables), default="")
     page = Page(
         kind="Reproduction",
-        title=f"{', '.join(title_of(table.name) for table in tables)} of the report, run again",
+        title=f"{_names(tables)} of the report, run again",
         created=when(newest),
         headline=_headline([number for table in tables for number in table.numbers]),
         highlights=_highlights(tables),
@@ -55,6 +55,12 @@ def report_reproduction(folder: Path) -> Path:
         creator=creator_version(),
     )
     return write_report(page, folder)
+
+
+def _names(tables: Sequence[Reproduced]) -> str:
+    """`Tables 3 and 5`."""
+    *before, last = (title_of(table.name).removeprefix("Table ") for table in tables)
+    return f"Tables {', '.join(before)} and {last}" if before else f"Table {last}"
 
 
 def _headline(numbers: Numbers) -> Headline:
@@ -75,7 +81,7 @@ def _headline(numbers: Numbers) -> Headline:
         "The paper's figures that lie inside our 95 % intervals",
         f"{inside}",
         f" of {len(compared)}",
-        f"of {measured} figures measured",
+        f"{measured} figures measured, {len(compared)} of them on the paper's own data",
         f"The largest difference is {largest['difference']:+.2f} points: {largest['row']} on {largest['dataset']}, "
         f"{largest['category']}, PCK@{largest['alpha']:g}.",
     )
@@ -85,10 +91,9 @@ def _highlights(tables: Sequence[Reproduced]) -> tuple[Fact, ...]:
     numbers = [number for table in tables for number in table.numbers if number["pck_percent"] is not None]
     models = dict.fromkeys(str(table.content.get("model")) for table in tables)
     return (
-        Fact("Tables", ", ".join(title_of(table.name) for table in tables)),
         Fact("Model", ", ".join(models)),
         Fact("Measured on", ", ".join(dict.fromkeys(str(number["dataset"]) for number in numbers)) or "nothing yet"),
-        Fact("Methods", ", ".join(dict.fromkeys(str(number["row"]) for number in numbers)) or "none yet"),
+        Fact("Methods", str(len({number["row"] for number in numbers}))),
     )
 
 
@@ -96,8 +101,8 @@ def _reading() -> list[Part]:
     return [
         Paragraph(
             "Ours is PCK in percent with its 95 % interval, images resampled; the difference is ours minus the "
-            f"paper's, in points. Where it is marked ({OUTSIDE}), the paper's figure lies outside our interval: more than other "
-            "images of the same kind would explain. A dash is a figure that is not there."
+            f"paper's, in points. Where it is marked ({OUTSIDE}), the paper's figure lies outside our interval: more "
+            "than other images of the same kind would explain. A dash is a figure that is not there."
         ),
         Paragraph(
             "The paper gives no intervals. A difference may come from the method, from a setting that the paper does "
