@@ -16,14 +16,18 @@ def typed_command() -> str | None:
 
 
 def describe_origin(**about: Any) -> dict[str, Any]:
-    """What was typed, now, and with which versions, as a run's `run.json` has it. about: what else there is to say."""
+    """What was typed, and with which versions, as a run's `run.json` has it. about: what else there is to say."""
     from featstore.store.schema import creator_version
     from featstore.tuning.run_folder import library_versions
 
     return {
         **about,
         "command": typed_command(),
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "creator": creator_version(),
         "versions": library_versions(),
     }
+
+
+def now() -> str:
+    """As run folders have it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -114,7 +114,7 @@ def grid(
     wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
 
-    from cli.command_line import describe_origin
+    from cli.command_line import describe_origin, now
     from cli.grid_output import print_cost, print_scores, print_winners
     from cli.grid_pictures import check_folder, draw, to_json
     from cli.output import (
@@ -237,7 +237,8 @@ def grid(
     draw(scores, average, out)
     from cli.html_report.grid import GridRecord, report_grid
 
-    origin = describe_origin(store=str(store.resolve()), root=None if root is None else str(root.resolve()))
+    place = None if root is None else str(root.resolve())
+    origin = describe_origin(created=now(), store=str(store.resolve()), root=place)
     record = GridRecord(dataset.name, split, features, again, chose_nothing, origin)
     say(f"report: {report_grid(out, scores, average, record)}, with table.md and table.tex beside it")
     ledger.forget()

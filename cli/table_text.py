@@ -36,14 +36,14 @@ def write_tables(folder: Path, stem: str, title: str, parts: Sequence[Block], no
 
 def to_markdown(title: str, parts: Sequence[Block], notes: Sequence[str]) -> str:
     """A Markdown page."""
-    lines = [f"# {_one_line(title)}", ""]
+    lines = [f"# {_as_prose(title)}", ""]
     for block in parts:
         ruler = ["---" if index < block.left_columns else "---:" for index in range(len(block.header))]
         rows = (tuple(map(_in_markdown, row)) for row in (block.header, *block.rows))
-        lines += [f"## {_one_line(block.title)}", ""]
+        lines += [f"## {_as_prose(block.title)}", ""]
         lines += [f"| {' | '.join(row)} |" for row in (next(rows), ruler, *rows)]
         lines.append("")
-    return "\n".join([*lines, *(f"- {_one_line(note)}" for note in notes)]) + "\n"
+    return "\n".join([*lines, *(f"- {_as_prose(note)}" for note in notes)]) + "\n"
 
 
 def to_latex(parts: Sequence[Block], notes: Sequence[str]) -> str:
@@ -71,11 +71,14 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _as_prose(text: str) -> str:
+    """A line of Markdown, in which a name in angle brackets is no HTML."""
+    return _one_line(text).replace("<", "&lt;")
+
+
 def _in_markdown(text: str) -> str:
-    """A cell: a bar would end it, and a name in angle brackets would be HTML."""
-    for sign, written in {"\\": "\\\\", "|": "\\|", "<": "&lt;"}.items():
-        text = text.replace(sign, written)
-    return _one_line(text)
+    """A cell, which a bar would end."""
+    return _as_prose(text.replace("\\", "\\\\").replace("|", "\\|"))
 
 
 def _latex_row(row: Sequence[str]) -> str:

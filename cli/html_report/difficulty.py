@@ -41,7 +41,7 @@ def levels(
     if len(flagged) < len(matched):
         return []
     found = []
-    for flag in flagged[0]:
+    for flag in sorted(flagged[0], key=lambda name: [*LEVELS, name].index(name)):
         for value in sorted({flags[flag] for flags in flagged}):
             own = [match for match, flags in zip(matched, flagged, strict=True) if flags[flag] == value]
             by_alpha = pck_intervals(own, [readout], alphas, average, frame)[readout]

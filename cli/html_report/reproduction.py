@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.command_line import now
 from cli.html_report.page import Fact, FactGroup, Headline, Notes, Page, Paragraph, Part, Section, Table
 from cli.html_report.settings import origin_group, when
 from cli.html_report.write import write_report
@@ -40,11 +41,10 @@ def report_reproduction(folder: Path) -> Path:
         for name in TABLES
         if (file := folder / "tables" / f"{name}.json").is_file()
     ]
-    newest = max((str(table.content.get("created", "")) for table in tables), default="")
     page = Page(
         kind="Reproduction",
         title=f"{_names(tables)} of the report, run again",
-        created=when(newest),
+        created=when(now()),
         headline=_headline([number for table in tables for number in table.numbers]),
         highlights=_highlights(tables),
         settings=tuple(group for table in tables for group in _settings(table)),

@@ -66,7 +66,8 @@ def origin_group(description: Mapping[str, Any]) -> FactGroup:
     """What was typed, when, where, and with which versions. description: of a run's folder."""
     named = {"command": "Command line", "store": "Store", "root": "Dataset's folder"}
     facts = [Fact(name, str(description[key])) for key, name in named.items() if isinstance(description.get(key), str)]
-    facts.append(Fact("Made", when(description.get("created"))))
+    if "created" in description:
+        facts.append(Fact("Made", when(description["created"])))
     facts.append(Fact("dualsd", str(description.get("creator", "unknown"))))
     versions = description.get("versions")
     if isinstance(versions, Mapping):

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -29,11 +30,13 @@ def find_browser() -> str | None:
 @dataclass
 class Visit:
     """A page as it was opened. requests: every address that was asked for. said: errors and messages of the console.
-    width: of the document, in CSS pixels."""
+    width: of the document, in CSS pixels. ground: the colour behind it, red, green and blue."""
 
     requests: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     width: int = 0
+    title: str = ""
+    ground: tuple[int, ...] = ()
 
 
 class Browser:
@@ -60,6 +63,9 @@ class Browser:
             pass
         self._evaluate("document.querySelectorAll('details').forEach(one => one.open = true)", visit, session)
         visit.width = int(self._evaluate("document.documentElement.scrollWidth", visit, session))
+        visit.title = str(self._evaluate("document.title", visit, session))
+        colour = self._evaluate("getComputedStyle(document.body).backgroundColor", visit, session)
+        visit.ground = tuple(map(int, re.findall(r"\d+", str(colour))))
         if picture is not None:
             shot = self._call("Page.captureScreenshot", {"captureBeyondViewport": True}, visit, session)
             picture.write_bytes(base64.b64decode(shot["data"]))
