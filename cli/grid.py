@@ -238,7 +238,8 @@ def grid(
     from cli.html_report.grid import GridRecord, report_grid
 
     place = None if root is None else str(root.resolve())
-    origin = describe_origin(created=now(), store=str(store.resolve()), root=place)
+    about = {"store": str(store.resolve()), "root": place, "theta": dataset.theta_rule.value}
+    origin = describe_origin(created=now(), **about)
     record = GridRecord(dataset.name, split, features, again, chose_nothing, origin)
     say(f"report: {report_grid(out, scores, average, record)}, with table.md and table.tex beside it")
     ledger.forget()

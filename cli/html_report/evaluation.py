@@ -127,14 +127,14 @@ def _headline(run: EvaluationRun, average: Average, readout: Readout, alpha: flo
         f"{100 * pck.mean:.2f}",
         "%",
         f"95 % interval {100 * pck.low:.2f} to {100 * pck.high:.2f}",
-        f"So many of the keypoints, {mean}, were found within {alpha:g} theta of where they are"
+        f"{100 * pck.mean:.1f} % of the keypoints, {mean}, were found within {alpha:g} theta of where they lie"
         f"{_theta(run)}. The interval says how far the figure might move with other images of the same kind.",
     )
 
 
 def _theta(run: EvaluationRun) -> str:
     rule = run.description.get("theta")
-    return f", theta being the {rule}" if isinstance(rule, str) else ""
+    return f"; theta is the {rule}" if isinstance(rule, str) else ""
 
 
 def _highlights(run: EvaluationRun) -> tuple[Fact, ...]:

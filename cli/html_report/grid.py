@@ -137,6 +137,7 @@ def _tried(scores: GridScores, average: Average, record: GridRecord) -> FactGrou
             Fact("Configurations", str(len(scores.configurations))),
             Fact("Alphas", ", ".join(f"{alpha:g}" for alpha in scores.alphas)),
             Fact("Average", average.value),
+            *([Fact("Theta", record.origin["theta"])] if "theta" in record.origin else []),
             Fact("Frame of distances", ", ".join(f"{one.value}: {one.frame.value}" for one in scores.readouts)),
         ),
     )

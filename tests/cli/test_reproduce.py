@@ -259,7 +259,8 @@ def test_the_figure(reproduce: Reproduce) -> None:
     assert json.loads(Path("dry.json").read_text())["left"][-1]["passes"] == 8 * 8 * 8
     ok(reproduce("figure2", "--json", "figure.json"))
     (folder,) = Path("reproduce/figures").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"grid.json", "timesteps-nn.png", "two-layers-nn.png"}
+    pictures, tables = ("timesteps-nn.png", "two-layers-nn.png"), ("table.md", "table.tex")
+    assert {path.name for path in folder.iterdir()} == {"grid.json", "report.html", *pictures, *tables}
     cells = json.loads((folder / "grid.json").read_text())["cells"]
     assert sum(len(cell["layers"]) == 1 for cell in cells) == 2 * 8
     assert Path("figure.json").read_text() == (folder / "grid.json").read_text()
