@@ -1,6 +1,6 @@
 """The pictures and the JSON of `dualsd grid`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
             for readout in scores.readouts:
                 files.append(folder / f"timesteps-{readout.value}{suffix}.png")
                 title = f"Accuracy by timestep, {readout.value}, {average.value} average{suffix.replace('-', ' ', 1)}"
-                draw_accuracy(files[-1], accuracy_panels(scores, average, readout, settings), title)
+                draw_accuracy(files[-1], accuracy_panels(scores, average, readout, settings, scores.alphas), title)
                 if any(len(entry.layers) == 2 for entry in scores.configurations):
                     files.append(folder / f"two-layers-{readout.value}{suffix}.png")
                     weights, panels = heat_panels(scores, average, readout, settings)
@@ -50,15 +50,15 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
 
 
 def accuracy_panels(
-    scores: GridScores, average: Average, readout: Readout, settings: MatchSettings
+    scores: GridScores, average: Average, readout: Readout, settings: MatchSettings, alphas: Sequence[float]
 ) -> list[AccuracyPanel]:
-    """Accuracy against timestep, a panel an alpha, a line a layer."""
+    """Accuracy against timestep, a panel an alpha, a line a layer with its 95 % interval."""
     members: dict[str, list[int]] = {}
     for index, entry in enumerate(scores.configurations):
         if entry.settings == settings and len(entry.layers) == 1:
             members.setdefault(entry.layers[0].layer, []).append(index)
     panels = []
-    for alpha in scores.alphas:
+    for alpha in alphas:
         lines = []
         for layer, own in members.items():
             intervals = [scores.interval(index, readout, alpha, average) for index in own]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cli.grid_output import (
     caution,
     eval_options,
@@ -43,9 +45,6 @@ from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.plot_grid import AccuracyPanel, HeatPanel, accuracy_figure, heat_map_figure
 from matcher.readout import Readout
-
-ALPHAS_DRAWN = 3
-"""Of the first readout; of the others one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +162,10 @@ def _reading(scores: GridScores, record: GridRecord, best: Configuration) -> lis
 
 
 def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> Iterator[Part]:
-    """Of the settings of the best, at several alphas for the first readout and at one for the others."""
+    """Of the settings of the best: of the first readout at the smallest, the shown and the largest alpha, of the others
+    at the shown one."""
     shown = scores.alphas.index(shown_alpha(scores))
-    several = sorted({shown, *range(min(ALPHAS_DRAWN, len(scores.alphas)))})[:ALPHAS_DRAWN]
+    several = sorted({0, shown, len(scores.alphas) - 1})
     fused = any(len(entry.layers) == 2 for entry in scores.configurations)
     if len(settings_of(scores)) > 1:
         yield Paragraph(
@@ -174,8 +174,8 @@ def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> 
         )
     for place, readout in enumerate(scores.readouts):
         rows = [shown] if place else several
-        accuracy = accuracy_panels(scores, average, readout, settings)
-        charts = [_accuracy_chart(accuracy[row], readout, f"t{place}-{row}") for row in rows]
+        accuracy = accuracy_panels(scores, average, readout, settings, [scores.alphas[row] for row in rows])
+        charts = [_accuracy_chart(panel, readout, f"t{place}-{number}") for number, panel in enumerate(accuracy)]
         yield Gallery(f"Accuracy against timestep, {readout.value}, with 95 % intervals", tuple(charts))
         if fused:
             weights, maps = heat_panels(scores, average, readout, settings)
@@ -196,7 +196,7 @@ def _accuracy_chart(panel: AccuracyPanel, readout: Readout, prefix: str) -> Char
 def _heat_chart(panel: HeatPanel, readout: Readout, prefix: str) -> Chart:
     drawn = inline_svg_on_paper(heat_map_figure([panel], readout.value), prefix)
     alt = (
-        f"Heat map of {panel.name} over the timesteps of two layers, from {panel.percent.min():.1f} to "
-        f"{panel.percent.max():.1f} percent; the numbers are in the tables below."
+        f"Heat map of {panel.name} over the timesteps of two layers, from {np.nanmin(panel.percent):.1f} to "
+        f"{np.nanmax(panel.percent):.1f} percent; the numbers are in the tables below."
     )
     return Chart(drawn, alt, f"{panel.name}; the best cell outlined.", on_paper=True)

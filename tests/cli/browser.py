@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,9 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
     *("--hide-scrollbars", "--remote-debugging-pipe"),
 )
+
+PATIENCE = 120
+"""Seconds for which a browser may be silent."""
 
 
 def find_browser() -> str | None:
@@ -89,6 +93,8 @@ class Browser:
 
     def _message(self, visit: Visit) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._reading], [], [], PATIENCE)
+            assert ready, f"the browser said nothing for {PATIENCE} seconds"
             part = os.read(self._reading, 1 << 20)
             assert part, "the browser ended"
             self._buffer += part
