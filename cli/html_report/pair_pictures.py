@@ -111,6 +111,7 @@ def _marks(starts: Places, ends: Places, truths: Places, right: NDArray[np.bool_
         found.append(f'<line {line} stroke="#fff" stroke-opacity=".3" stroke-width="2.4"/>')
         found.append(f'<line {line} stroke="{_WRONG}" stroke-width="1.2" stroke-dasharray="5 4"/>')
         away = f'x1="{u:.1f}" y1="{v:.1f}" x2="{p:.1f}" y2="{q:.1f}"'
+        found.append(f'<line {away} stroke="#000" stroke-opacity=".5" stroke-width="2.4"/>')
         found.append(f'<line {away} stroke="#fff" stroke-width="1"/>')
         found += [_dot(x, y, _WRONG), _ring(p, q), _cross(u, v)]
     return found
