@@ -126,6 +126,7 @@ def train(
     The VAE is never called: latents and noisy latents come from the store. `dualsd eval`, `grid` and `match` use the
     prompts with --prompts RUN; `eval` takes those of the newest run on its own.
     """
+    from cli.command_line import typed_command
     from cli.output import check_writable, print_shapes, say, write_json
 
     check_writable(json)
@@ -197,15 +198,17 @@ def train(
             Sparing(gradient_checkpointing, compile),
             processes.autocast,
         )
-        run = earlier or run_folder(
-            processes, lambda: create_run(runs, name, opened, settings, {"dino": dino, "processes": processes.count})
-        )
+        about = {"dino": dino, "processes": processes.count, "command": typed_command()}
+        run = earlier or run_folder(processes, lambda: create_run(runs, name, opened, settings, about))
         if processes.is_main:
             print_shapes(model.shape(layer, size) for layer in settings.layers)
             say(describe(settings, len(framed), len(framed_held_out), run.path))
         outcome = learn(problem, run, settings, processes.accelerator, progress)
     if not processes.is_main:
         return
+    from cli.html_report.training import report_training
+
+    file = report_training(run.path)
     if outcome.stopped:
         say(
             f"stopped after step {outcome.steps} of {settings.steps}; nothing is lost: dualsd train --resume {run.path}"
@@ -218,6 +221,7 @@ def train(
     )
     say(f"{run.prompts}: {outcome.steps} steps{best}")
     say(f"  dualsd eval --store {opened.path} --prompts {run.path}")
+    say(f"report: {file}, with table.md and table.tex beside it")
     write_json(json, {"run": str(run.path), "steps": outcome.steps, "best": outcome.best, "passes": outcome.passes})
 
 

@@ -131,6 +131,16 @@ def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:
     return text.getvalue().encode()
 
 
+def format_of(path: Path) -> str | None:
+    """The format that a folder's `run.json` names; None where it has none that can be read."""
+    try:
+        description = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = description.get("format") if isinstance(description, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def identity(store: Store) -> str:
     """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
     return identity_of(store.header)
