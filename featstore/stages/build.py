@@ -17,6 +17,7 @@ from featstore.stages.plan import missing_latents, missing_noisy
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.images import COLUMNS
 from featstore.store.keys import LATENTS, noisy_path
+from featstore.store.location import StoreLocation
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
 from featstore.store.sweep import folders_of, sweep_partial
@@ -26,7 +27,7 @@ from featstore.store.sweep import folders_of, sweep_partial
 class BuildRequest:
     """What to cache. image_size: S in pixels, None for what the model was trained for. draws: of noise a timestep."""
 
-    path: Path
+    path: StoreLocation
     root: Path | None
     image_size: int | None
     latents: Latents
@@ -172,7 +173,7 @@ def _row_bytes(model: Model, side: int) -> int:
     return model.latent_channels * side * side * 2 + 4
 
 
-def _open_same(path: Path, header: StoreHeader) -> Store | None:
+def _open_same(path: StoreLocation, header: StoreHeader) -> Store | None:
     """The store at `path` if there is one. Raises `StoreError` where it was made otherwise."""
     store = open_if_there(path)
     if store is not None:

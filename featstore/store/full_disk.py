@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featstore.errors import DiskFullError, StoreError
 from featstore.sizes import free_bytes, human_bytes
+from featstore.store.location import StoreLocation
 
 BLOCK_BYTES = 4096
 """A file takes whole blocks, of this size almost everywhere. One more a file is counted, and `ARRAY_BLOCKS` for folders
@@ -40,12 +41,14 @@ def writing(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def naming_missing_bytes(path: Path, left: Callable[[], Needed]) -> Iterator[None]:
+def naming_missing_bytes(path: StoreLocation, left: Callable[[], Needed]) -> Iterator[None]:
     """A `DiskFullError` from within is raised again with the bytes that are missing where `path` lies: what is `left`
     to write, less what is free."""
     try:
         yield
     except DiskFullError as error:
+        if not isinstance(path, Path):  # some other disk: object storage is never full
+            raise
         raise DiskFullError(_sentence(path, left())) from error
 
 

@@ -16,11 +16,13 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError
+from zarr.storage import LocalStore
 
 from featstore.errors import MetadataError, StoreError
 from featstore.store.full_disk import writing
 from featstore.store.row_file import Row as Row
 from featstore.store.row_file import RowFiles, row_folder, row_name, row_of_name
+from featstore.store.row_object import row_objects
 from featstore.store.shard_file import ShardFiles, shard_files
 
 _EXPONENT = np.uint16(0x7C00)
@@ -28,6 +30,9 @@ _EXPONENT = np.uint16(0x7C00)
 
 _BLOCK_VALUES = 2**18
 """Values that are looked at at once; they stay in the cache."""
+
+METADATA = "zarr.json"
+"""The name of an array's or a group's metadata."""
 
 METADATA_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, OverflowError, AssertionError)
 """What zarr raises of metadata that are damaged."""
@@ -51,6 +56,7 @@ class RowArray:
         folder = row_folder(array)
         plain = None if folder is None else RowFiles(folder, self.row_shape, array.dtype)
         self._files: RowFiles | ShardFiles | None = self._shards or plain
+        self._objects = row_objects(array, self._leading)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -132,9 +138,10 @@ class RowArray:
                 return self._stored(row)  # it may have been packed and unpacked in between
 
     def _stored(self, row: Row) -> NDArray[Any] | None:
-        if self._files is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
+        rows = self._files or self._objects
+        if rows is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
             return np.asarray(self._array[row])
-        return self._files.read(row)
+        return rows.read(row)
 
     def _changed(self) -> bool:
         """Whether another process packed, unpacked or grew it since it was opened; it is then opened again."""
@@ -160,7 +167,10 @@ class RowArray:
                 "model overflowed; try --dtype float32."
             )
         with writing(f"Row {_spell(row)} of {self._where}"):
-            self._array[row] = stored
+            if self._objects is None or stored.shape != self.row_shape:
+                self._array[row] = stored
+            else:
+                self._objects.write(row, stored)
 
     def delete(self, row: Row) -> None:
         """Forget one row, whether it is there or not. Raises `StoreError` where the array is packed."""
@@ -268,6 +278,8 @@ def _fault(array: zarr.Array[Any], leading: int) -> str | None:
     if not isinstance(array.metadata, ArrayV3Metadata):
         return "it is not of Zarr v3"
     if array.shards is not None and shard_files(array, leading) is None:
+        if not isinstance(array.store_path.store, LocalStore):
+            return "it is packed, which only a store on a local disk can be; unpack it there"
         return f"its shards of {array.shards} are not those of `dualsd cache pack`"
     if array.shards is None and array.metadata.encode_chunk_key((0,) * array.ndim) != row_name((0,), array.ndim - 1):
         return "its rows have other names"

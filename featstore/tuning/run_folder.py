@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from featstore.errors import TuningError
 from featstore.prompts.file import FILE
+from featstore.store.location import StoreLocation, parse_location
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.tuning.settings import TuningSettings
@@ -40,9 +41,9 @@ class RunFolder:
     description: Mapping[str, Any]
 
     @property
-    def store(self) -> Path:
+    def store(self) -> StoreLocation:
         """Where its store lay."""
-        return Path(self.description["store"]["path"])
+        return parse_location(str(self.description["store"]["path"]))
 
     @property
     def identity(self) -> str:
@@ -138,7 +139,7 @@ def create_run(
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "creator": creator_version(),
-        "store": {"path": str(store.path.resolve()), "identity": identity(store)},
+        "store": {"path": _whereabouts(store.path), "identity": identity(store)},
         "dataset": store.header.dataset,
         "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
         **about,
@@ -155,6 +156,10 @@ def create_run(
     except OSError as error:
         raise TuningError(f"The run's folder {path} cannot be made: {error.strerror}.") from error
     return RunFolder(path, description)
+
+
+def _whereabouts(store: StoreLocation) -> str:
+    return str(store.resolve() if isinstance(store, Path) else store)
 
 
 def runs_newest_first(store: Store, parent: Path = RUNS) -> list[RunFolder]:
