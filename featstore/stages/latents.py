@@ -18,6 +18,7 @@ from featstore.stages.compute import Compute
 from featstore.stages.pixels import pixel_batches
 from featstore.stages.plan import missing_latents
 from featstore.store.keys import LATENTS
+from featstore.store.overlap import row_writer
 from featstore.store.pack import unpack
 from featstore.store.store import Store
 
@@ -42,18 +43,19 @@ def encode_images(
     vae = load_vae_encoder(location, compute.device, compute.dtype)
     progress.start("encoding images (VAE)", len(missing), "images")
     encoded, bad = 0, list[ImageError]()
-    for batch in pixel_batches(store, dataset, missing, store.header.image_size, compute.batch_size):
-        bad.extend(batch.bad)
-        if batch.rows:
-            latents = encode(
-                vae,
-                padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device),
-                _posterior_noise(store, batch.rows, compute),
-            )
-            for row, values in zip(batch.rows, latents.cpu().numpy(), strict=False):  # the padding falls off here
-                array.write((row,), values)
-            encoded += len(batch.rows)
-        progress.advance(len(batch.rows) + len(batch.bad))
+    with row_writer(store.path) as write:
+        for batch in pixel_batches(store, dataset, missing, store.header.image_size, compute.batch_size):
+            bad.extend(batch.bad)
+            if batch.rows:
+                latents = encode(
+                    vae,
+                    padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device),
+                    _posterior_noise(store, batch.rows, compute),
+                )
+                for row, values in zip(batch.rows, latents.cpu().numpy(), strict=False):  # the padding falls off here
+                    write(array, (row,), values)
+                encoded += len(batch.rows)
+            progress.advance(len(batch.rows) + len(batch.bad))
     return encoded, bad
 
 

@@ -13,11 +13,11 @@ from featstore.progress import Progress
 from featstore.prompts.file import save_prompts
 from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.batches import chunks
-from featstore.tuning.latents import NoisySource
+from featstore.tuning.latents import NoiseAhead, NoisySource
 from featstore.tuning.processes import share, sum_gradients, sum_numbers
 from featstore.tuning.prompt_sets import PromptSet
 from featstore.tuning.run_folder import RunFolder
-from featstore.tuning.sampling import open_sampler
+from featstore.tuning.sampling import Sampler, open_sampler
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.state import TrainingState
 from featstore.tuning.step import Networks, batch_loss
@@ -75,6 +75,7 @@ def train(
         stopped = False
         while state.step < settings.steps and not stopped:
             batch = sampler.batch(state.step)
+            _expect(problem, sampler, state.step, accelerator)
             loss, made = _step([problem.pairs[index] for index in batch], state, problem, settings, accelerator)
             loss, all_made, stops = sum_numbers([loss, made, asked_to_stop()], accelerator, problem.networks.device)
             passes, learned, stopped = passes + round(all_made), learned + len(batch), stops > 0
@@ -109,6 +110,14 @@ def train(
         recorder.close()
     accelerator.wait_for_everyone()
     return Outcome(state.step, best if best >= 0 else None, passes, stopped)
+
+
+def _expect(problem: Problem, sampler: Sampler, step: int, accelerator: "Accelerator") -> None:
+    """Have this step's and the next one's noisy latents read meanwhile, where they are read ahead."""
+    if isinstance(problem.noisy, NoiseAhead):
+        for coming in (step, step + 1):
+            pairs = share([problem.pairs[index] for index in sampler.batch(coming)], accelerator)
+            problem.noisy.expect((image for pair in pairs for image in (pair.source, pair.target)), coming)
 
 
 def _open_state(problem: Problem, settings: TuningSettings, accelerator: "Accelerator") -> TrainingState:
