@@ -4,10 +4,11 @@ Every object is one PUT and whole or not there. What fails on the way (5xx, 429,
 or cut off in the middle of a body) is tried again, see `Retries`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featstore.errors import StoreError
 from featstore.store.aws_profile import settings_of_profile
@@ -15,6 +16,8 @@ from featstore.store.location import S3Location
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,72 +59,32 @@ class Bucket:
     def read(self, key: str) -> memoryview | None:
         """An object's bytes, None where it is not there."""
         import obstore
-        from obstore.exceptions import BaseError
 
-        from featstore.store.bucket_errors import asking
-
-        for left in range(self.retries.again, -1, -1):
-            try:
-                with asking(self.location, f"reading {key}"):
-                    answer = obstore.get(self.client, key)
-                    try:
-                        return memoryview(answer.bytes())
-                    except BaseError:
-                        # obstore goes on by itself where a body was cut off, but not always
-                        if left == 0:
-                            raise
-                time.sleep(self.retries.first_wait)
-            except FileNotFoundError:
-                return None
-        raise AssertionError("the last try returns or raises")
+        try:
+            return self._ask(f"reading {key}", lambda: memoryview(obstore.get(self.client, key).bytes()))
+        except FileNotFoundError:
+            return None
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object, in one PUT: a killed upload in parts would leave parts that are paid for and never seen."""
         import obstore
 
-        from featstore.store.bucket_errors import asking
-
-        with asking(self.location, f"writing {key}"):
-            obstore.put(self.client, key, content, use_multipart=False)
+        self._ask(f"writing {key}", lambda: obstore.put(self.client, key, content, use_multipart=False))
 
     def create(self, key: str, content: bytes) -> bool:
         """Write an object that is not there yet; whether this did."""
-        import obstore
-
-        from featstore.store.bucket_errors import ConditionError, asking
-
-        try:
-            with asking(self.location, f"creating {key}"):
-                obstore.put(self.client, key, content, mode="create", use_multipart=False)
-        except ConditionError:
-            # a try whose answer was lost may have made it
-            found = self.read(key)
-            return found is not None and bytes(found) == content
-        return True
+        return self._write_if(key, content, "create")
 
     def replace(self, key: str, content: bytes, e_tag: str | None) -> bool:
         """Write an object in the place of the one with this tag; whether it was still that one."""
-        import obstore
-
-        from featstore.store.bucket_errors import ConditionError, asking
-
-        try:
-            with asking(self.location, f"replacing {key}"):
-                obstore.put(self.client, key, content, mode={"e_tag": e_tag}, use_multipart=False)
-        except ConditionError:
-            found = self.read(key)
-            return found is not None and bytes(found) == content
-        return True
+        return self._write_if(key, content, {"e_tag": e_tag})
 
     def stat(self, key: str) -> tuple[StoredObject, str | None] | None:
         """An object and its tag, None where it is not there."""
         import obstore
 
-        from featstore.store.bucket_errors import asking
-
         try:
-            with asking(self.location, f"looking for {key}"):
-                found = obstore.head(self.client, key)
+            found = self._ask(f"looking for {key}", lambda: obstore.head(self.client, key))
         except FileNotFoundError:
             return None
         return _stored(found), found["e_tag"]
@@ -130,30 +93,56 @@ class Bucket:
         """All objects below a path (all where it is empty); one request a thousand."""
         import obstore
 
-        from featstore.store.bucket_errors import asking
-
-        with asking(self.location, f"listing {path or 'the store'}"):
-            return [_stored(found) for part in obstore.list(self.client, prefix=path or None) for found in part]
+        found = self._ask(
+            f"listing {path or 'the store'}", lambda: list(chain(*obstore.list(self.client, prefix=path or None)))
+        )
+        return [_stored(one) for one in found]
 
     def level(self, path: str) -> tuple[list[str], list[str]]:
-        """(objects, folders) right below a path: their paths."""
+        """(objects, folders) right below a path: their paths; one request a thousand."""
         import obstore
 
-        from featstore.store.bucket_errors import asking
-
-        with asking(self.location, f"listing {path or 'the store'}"):
-            found = obstore.list_with_delimiter(self.client, prefix=path or None)
+        found = self._ask(
+            f"listing {path or 'the store'}", lambda: obstore.list_with_delimiter(self.client, prefix=path or None)
+        )
         return [one["path"] for one in found["objects"]], list(found["common_prefixes"])
 
-    def delete(self, keys: list[str]) -> None:
+    def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, a thousand a request; those that are not there are none."""
         import obstore
 
-        from featstore.store.bucket_errors import asking
-
         if keys:
-            with asking(self.location, f"deleting {keys[0]}"):
-                obstore.delete(self.client, keys)
+            self._ask(f"deleting {keys[0]}", lambda: obstore.delete(self.client, list(keys)))
+
+    def _write_if(self, key: str, content: bytes, mode: Any) -> bool:
+        import obstore
+
+        from featstore.store.bucket_errors import ConditionError
+
+        try:
+            self._ask(f"creating {key}", lambda: obstore.put(self.client, key, content, mode=mode, use_multipart=False))
+        except ConditionError:
+            # of a try whose answer was lost the next one finds what it wrote
+            found = self.read(key)
+            return found is not None and bytes(found) == content
+        return True
+
+    def _ask(self, doing: str, request: Callable[[], Answer]) -> Answer:
+        """What a request that may be made twice gives. obstore tries it again, see `Retries`, but for what is cut off
+        (`is_cut_off`): that is done here."""
+        from obstore.exceptions import BaseError
+
+        from featstore.store.bucket_errors import asking, is_cut_off
+
+        with asking(self.location, doing):
+            for again in range(self.retries.again):
+                try:
+                    return request()
+                except BaseError as error:
+                    if not is_cut_off(error):
+                        raise
+                    time.sleep(min(self.retries.first_wait * 2**again, self.retries.longest_wait))
+            return request()
 
 
 def open_bucket(location: S3Location, retries: Retries | None = None) -> Bucket:

@@ -23,6 +23,14 @@ class ConditionError(Exception):
     """A condition of a write did not hold: the object is there already, or another than was thought."""
 
 
+def is_cut_off(error: Exception) -> bool:
+    """Whether a connection was lost where obstore does not try again: in the middle of an answer, or before that of a
+    write on a condition."""
+    said = str(error).partition("\n\nDebug source")[0]
+    unanswered = "error sending request" in said and "retries" not in said
+    return unanswered or "response body" in said or "decoding" in said
+
+
 @contextmanager
 def asking(location: S3Location, doing: str) -> Iterator[None]:
     """What object storage refuses within becomes a `StoreError` that says what was being done and what helps; a missing

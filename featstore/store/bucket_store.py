@@ -1,9 +1,9 @@
 """zarr's store on object storage, whose errors are sentences and whose objects are each one PUT."""
 
-from collections.abc import AsyncGenerator, Iterable
-from typing import Any, Self
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Self
 
-from obstore import put_async
 from obstore.store import S3Store
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -14,7 +14,8 @@ from featstore.store.bucket_errors import asking
 
 
 class BucketStore(ObjectStore[S3Store]):
-    """See `zarr.storage.ObjectStore`. Raises `StoreError` where object storage cannot be used."""
+    """See `zarr.storage.ObjectStore`: what dualsd uses of it, with the retries of `Bucket`. Raises `StoreError` where
+    object storage cannot be used."""
 
     def __init__(self, bucket: Bucket, *, read_only: bool = False) -> None:
         super().__init__(bucket.client, read_only=read_only)
@@ -29,44 +30,34 @@ class BucketStore(ObjectStore[S3Store]):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """An object's bytes."""
-        with self._asking(f"reading {key}"):
-            return await super().get(key, prototype, byte_range)
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        """Parts of objects."""
-        with self._asking("reading"):
-            return await super().get_partial_values(prototype, key_ranges)
+        if byte_range is not None:
+            with asking(self.bucket.location, f"reading {key}"):
+                return await super().get(key, prototype, byte_range)
+        content = await asyncio.to_thread(self.bucket.read, key)
+        return None if content is None else prototype.buffer.from_bytes(bytes(content))
 
     async def exists(self, key: str) -> bool:
         """Whether an object is there."""
-        with self._asking(f"looking for {key}"):
-            return await super().exists(key)
+        return await asyncio.to_thread(self.bucket.stat, key) is not None
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object, whole."""
         self._check_writable()
-        with self._asking(f"writing {key}"):
-            await put_async(self.store, key, value.to_bytes(), use_multipart=False)
+        await asyncio.to_thread(self.bucket.write, key, value.to_bytes())
 
     async def delete(self, key: str) -> None:
         """Delete an object, be it there or not."""
-        with self._asking(f"deleting {key}"):
-            await super().delete(key)
+        self._check_writable()
+        await asyncio.to_thread(self.bucket.delete, [key])
 
-    def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete all objects below a prefix."""
+        self._check_writable()
+        found = await asyncio.to_thread(self.bucket.objects, prefix)
+        await asyncio.to_thread(self.bucket.delete, [one.path for one in found])
+
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
         """Names right below a prefix; one request a thousand."""
-        return self._told(super().list_dir(prefix), prefix)
-
-    def list_prefix(self, prefix: str) -> AsyncGenerator[str, None]:
-        """All keys below a prefix."""
-        return self._told(super().list_prefix(prefix), prefix)
-
-    async def _told(self, names: AsyncGenerator[str, None], prefix: str) -> AsyncGenerator[str, None]:
-        with self._asking(f"listing {prefix}"):
-            async for name in names:
-                yield name
-
-    def _asking(self, doing: str) -> Any:
-        return asking(self.bucket.location, doing)
+        for level in await asyncio.to_thread(self.bucket.level, prefix.rstrip("/")):
+            for path in level:
+                yield path.rpartition("/")[2]
