@@ -135,11 +135,12 @@ class Bucket:
         from featstore.store.bucket_errors import asking, is_cut_off
 
         with asking(self.location, doing):
+            last = time.monotonic() + self.retries.give_up
             for again in range(self.retries.again):
                 try:
                     return request()
                 except BaseError as error:
-                    if not is_cut_off(error):
+                    if not is_cut_off(error) or time.monotonic() > last:
                         raise
                     time.sleep(min(self.retries.first_wait * 2**again, self.retries.longest_wait))
             return request()

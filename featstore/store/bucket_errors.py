@@ -1,5 +1,6 @@
 """What object storage refuses, in one sentence each: credentials, bucket, region, network and server told apart."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,8 +28,9 @@ def is_cut_off(error: Exception) -> bool:
     """Whether a connection was lost where obstore does not try again: in the middle of an answer, or before that of a
     write on a condition."""
     said = str(error).partition("\n\nDebug source")[0]
-    unanswered = "error sending request" in said and "retries" not in said
-    return unanswered or "response body" in said or "decoding" in said
+    tries = re.search(r"after (\d+) retries, max_retries: (\d+)", said)
+    exhausted = tries is not None and tries.group(1) == tries.group(2)
+    return ("error sending request" in said and not exhausted) or "response body" in said or "decoding" in said
 
 
 @contextmanager

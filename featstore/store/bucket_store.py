@@ -45,6 +45,11 @@ class BucketStore(ObjectStore[S3Store]):
         self._check_writable()
         await asyncio.to_thread(self.bucket.write, key, value.to_bytes())
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object where none is there."""
+        self._check_writable()
+        await asyncio.to_thread(self.bucket.create, key, value.to_bytes())
+
     async def delete(self, key: str) -> None:
         """Delete an object, be it there or not."""
         self._check_writable()
