@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from types import MappingProxyType
 
 OWN = Path(__file__).parent.parent / ".venv" / "s3-server" / "bin" / "python"
 
@@ -53,11 +54,16 @@ def make_bucket(port: int, name: str) -> None:
     assert _request(port, "PUT", f"/{name}") == 200
 
 
-def _request(port: int, method: str, path: str) -> int:
+def make_public(port: int, path: str) -> None:
+    """Let everybody read an object."""
+    assert _request(port, "PUT", f"{path}?acl", {"x-amz-acl": "public-read"}) == 200
+
+
+def _request(port: int, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> int:
     signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request(method, path, headers={"Authorization": signed, "Content-Length": "0"})
+        connection.request(method, path, headers={"Authorization": signed, "Content-Length": "0", **headers})
         return connection.getresponse().status
     finally:
         connection.close()
