@@ -36,7 +36,7 @@ class Retries:
 
 
 RETRIES = Retries()
-"""About 20 seconds of waiting for a server that fails at once; docs/object-storage.md says so, too."""
+"""docs/object-storage.md says what they come to, in words."""
 
 
 @dataclass(frozen=True, slots=True)
