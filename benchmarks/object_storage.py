@@ -52,7 +52,7 @@ class AheadBy:
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         return self.maps.load(image, layer)
 
-    def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
+    def images_ahead(self, layers: Sequence[LayerSpec]) -> int:  # noqa: ARG002
         return self.images
 
 

@@ -50,7 +50,7 @@ def encode_images(
                 latents = encode(
                     vae,
                     padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device),
-                    _posterior_noise(store, batch.rows, compute),
+                    _posterior_noise(store, batch.rows, array.row_shape, compute),
                 )
                 for row, values in zip(batch.rows, latents.cpu().numpy(), strict=False):  # the padding falls off here
                     write(array, (row,), values)
@@ -59,9 +59,10 @@ def encode_images(
     return encoded, bad
 
 
-def _posterior_noise(store: Store, rows: Sequence[int], compute: Compute) -> torch.Tensor | None:
+def _posterior_noise(
+    store: Store, rows: Sequence[int], shape: tuple[int, ...], compute: Compute
+) -> torch.Tensor | None:
     if store.header.latents is Latents.MEAN:
         return None
-    shape = store.latents().row_shape
     noise = [posterior_noise(store.header.seed, store.images.keys[row], shape) for row in rows]
     return padded(torch.from_numpy(np.stack(noise)), compute.batch_size).to(compute.device)

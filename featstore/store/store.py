@@ -227,7 +227,7 @@ def _require_described(root: zarr.Group, path: str, description: Mapping[str, An
         with writing(f"The group {path!r} of {root.store_path}"):
             group = root.require_group(path)
             if not group.attrs:
-                group.attrs.update(description)
+                group.attrs.put(dict(description))  # at once: `update` writes them one by one
     except METADATA_ERRORS as error:
         raise damaged_metadata(root, path, str(error) or repr(error)) from error
 

@@ -16,12 +16,12 @@ from tests.cli.conftest import Run
 from tests.faulty_proxy import Faults, FaultyProxy
 
 BAD_LINK = Faults(busy=0.15, refused=0.08, lost=0.08, cut=0.08, latency=0.002, bytes_per_second=20e6)
-DRAWS = 30
+DRAWS = 10
 
 
 @pytest.fixture
 def build(photographs: Path, small_model: Path) -> list[str]:
-    """`cache build` of 6 photographs, whose noisy latents alone are 6 x 2 x 30 rows."""
+    """`cache build` of 6 photographs, whose noisy latents are 6 x 2 x 10 rows."""
     arguments = ["cache", "build", "--dataset", "folder", "--root", str(photographs), "--model", str(small_model)]
     return [*arguments, "--size", "64", "--t", "50,261", "--ensemble", str(DRAWS), "--batch-size", "4"]
 
@@ -45,7 +45,7 @@ def test_main_job_over_a_bad_link(run: Run, build: list[str], s3_link: FaultyPro
     s3_link.faults = BAD_LINK
     evaluation = ["eval", "--layers", "2,3", "--t", "261,50", "--ensemble", "2", "--readouts", "nn,kernelsoftmax"]
     for store in ("local.zarr", s3_store):
-        for arguments in (build, [*evaluation, "--json", f"{Path(store).name}.json"]):
+        for arguments in ([*build, "--ensemble", "30"], [*evaluation, "--json", f"{Path(store).name}.json"]):
             result = run(*arguments, "--store", store)
             assert result.exit_code == 0, result.output
     assert stored(s3_store) == stored("local.zarr")
@@ -53,7 +53,7 @@ def test_main_job_over_a_bad_link(run: Run, build: list[str], s3_link: FaultyPro
     verified = run("cache", "verify", "--store", s3_store, "--json", "verified.json")
     assert verified.exit_code == 0, verified.output
     rows = {array["path"]: array["present"] for array in json.loads(Path("verified.json").read_text())["arrays"]}
-    assert (rows["latents"], rows["noisy/t0261"]) == (6, 6 * DRAWS)
+    assert (rows["latents"], rows["noisy/t0261"]) == (6, 6 * 30)
     assert s3_link.injected >= 200
     assert min(s3_link.counts[what] for what in ("busy", "refused", "lost", "cut")) > 20
 
