@@ -17,7 +17,7 @@ _ROLE_ADDRESS = "169.254."
 _REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken")
 _ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint", "redirect without")
 _BUSY = ("status code: 5", "status code: 429", "SlowDown")
-_NO_CONNECTION = ("error sending request", "dns error", "HTTP error", "onnect", "timed out", "timeout")
+_NO_CONNECTION = ("error sending request", "dns error", "http error", "connect", "timed out", "timeout")
 
 
 class ConditionError(Exception):
@@ -72,7 +72,7 @@ def _sentence(location: S3Location, doing: str, error: Exception) -> str:
             f"{location} keeps failing ({doing}, tried again and again: {said}): its server is overloaded or broken; "
             f"later {_AGAIN}."
         )
-    if any(word in said for word in _NO_CONNECTION):
+    if any(word in said.lower() for word in _NO_CONNECTION):
         return (
             f"{location} is out of reach ({doing}, tried again and again: {said}): check the network and "
             f"AWS_ENDPOINT_URL, and {_AGAIN}."

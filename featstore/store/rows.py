@@ -248,9 +248,15 @@ def create_rows(
 
 
 def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
-    """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged."""
+    """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged, `StoreError`
+    for a packed one on object storage."""
     try:
         found = group.get(path)
+        if isinstance(found, zarr.Array) and found.shards and not isinstance(group.store_path.store, LocalStore):
+            raise StoreError(
+                f"{path!r} in {group.store_path} is packed, which only a store on a local disk may be: unpack it there "
+                "with `dualsd cache unpack`, and copy it again."
+            )
         fault = _fault(found, leading) if isinstance(found, zarr.Array) else None
     except METADATA_ERRORS as error:
         fault = str(error) or repr(error)
@@ -278,8 +284,6 @@ def _fault(array: zarr.Array[Any], leading: int) -> str | None:
     if not isinstance(array.metadata, ArrayV3Metadata):
         return "it is not of Zarr v3"
     if array.shards is not None and shard_files(array, leading) is None:
-        if not isinstance(array.store_path.store, LocalStore):
-            return "it is packed, which only a store on a local disk can be; unpack it there"
         return f"its shards of {array.shards} are not those of `dualsd cache pack`"
     if array.shards is None and array.metadata.encode_chunk_key((0,) * array.ndim) != row_name((0,), array.ndim - 1):
         return "its rows have other names"

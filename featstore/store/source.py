@@ -47,7 +47,7 @@ class StoredMaps:
         if isinstance(self.store.path, Path):
             return AHEAD
         image_bytes = sum(self._array(layer).row_bytes for layer in layers)
-        return max(min(AHEAD_BYTES // image_bytes, REQUESTS), AHEAD)
+        return max(min(AHEAD_BYTES // max(image_bytes, 1), REQUESTS), AHEAD)
 
     def _array(self, layer: LayerSpec) -> RowArray:
         array = self._arrays.get((layer.layer, layer.timestep))

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from featstore.errors import StoreError
+from featstore.errors import MetadataError, StoreError
+from featstore.progress import Silent
 from featstore.store import bucket_lock
 from featstore.store.bucket import Bucket, Retries, open_bucket
 from featstore.store.location import S3Location, parse_location
 from featstore.store.lock import exclusive
 from featstore.store.overlap import REQUESTS, row_writer
+from featstore.store.pack import pack
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store, open_store
+from featstore.store.verify import verify
 from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec
 from matcher.match import MatchSettings
@@ -54,6 +57,20 @@ def test_a_store_as_on_disk(place: S3Location, tmp_path: Path) -> None:
     assert found == files
     assert open_store(place).arrays().keys() == far.arrays().keys() == local.arrays().keys()
     assert set(ARRAYS) == {*far.arrays(), "grids/0123456789abcdef"}
+
+
+def test_a_packed_store_that_was_copied_there(place: S3Location, bucket: Bucket, tmp_path: Path) -> None:
+    """It is not read, and above all not taken for damaged."""
+    local = write_small_store(tmp_path / "local.zarr")
+    pack(local, Silent())
+    for file in (tmp_path / "local.zarr").rglob("*"):
+        if file.is_file():
+            bucket.write(file.relative_to(tmp_path / "local.zarr").as_posix(), file.read_bytes())
+    store = open_store(place)
+    for use in (store.latents, store.arrays, lambda: verify(store, Silent())):
+        with pytest.raises(StoreError, match="unpack it there") as raised:
+            use()
+        assert not isinstance(raised.value, MetadataError)
 
 
 def test_what_lists_and_reads_cost(place: S3Location, s3_link: FaultyProxy) -> None:
