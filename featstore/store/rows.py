@@ -248,8 +248,8 @@ def create_rows(
 
 
 def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
-    """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged, `StoreError`
-    for a packed one on object storage."""
+    """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged, and
+    `StoreError` for a packed one on object storage."""
     try:
         found = group.get(path)
         if isinstance(found, zarr.Array) and found.shards and not isinstance(group.store_path.store, LocalStore):
