@@ -138,6 +138,7 @@ def evaluate(
     from featstore.evaluation import Scoring
     from featstore.evaluation_run import check_place, save_evaluation
     from featstore.processes import join_processes
+    from featstore.store.location import absolute
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
 
@@ -206,7 +207,7 @@ def evaluate(
         "command": typed_command(),
         "average": average.value,
         "theta": measured.theta_rule.value,
-        "store": None if features is not None else str(store.resolve()),
+        "store": None if features is not None else absolute(store),
         "root": None if place is None else str(place.resolve()),
     }
     kept = save_evaluation(result, out, about=about)

@@ -247,9 +247,10 @@ def grid(
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(scores, average, out)
     from cli.html_report.grid import GridRecord, report_grid
+    from featstore.store.location import absolute
 
     place = None if root is None else str(root.resolve())
-    about = {"store": str(store.resolve()), "root": place, "theta": dataset.theta_rule.value}
+    about = {"store": absolute(store), "root": place, "theta": dataset.theta_rule.value}
     origin = describe_origin(created=now(), **about)
     record = GridRecord(dataset.name, split, features, again, chose_nothing, origin)
     say(f"report: {report_grid(out, scores, average, record)}, with table.md and table.tex beside it")

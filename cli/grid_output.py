@@ -1,11 +1,11 @@
 """The tables that `dualsd grid` prints."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from cli.output import human_bytes, print_disk, print_table, say
 from cli.table_text import Block
 from featstore.gridsearch import GridCost
+from featstore.store.location import StoreLocation
 from matcher.bootstrap import Interval
 from matcher.configuration import Configuration
 from matcher.grid import GridScores, Winner, winners
@@ -23,7 +23,7 @@ WIDEST = 12
 LISTED = 10
 
 
-def print_cost(cost: GridCost, store: Path) -> None:
+def print_cost(cost: GridCost, store: StoreLocation) -> None:
     """What it takes, before it starts."""
     maps = cost.maps
     say(

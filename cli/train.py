@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import options
-from cli.options import AlignOption, DeviceOption, JsonOption, RootOption, WeightsOption
+from cli.options import AlignOption, DeviceOption, JsonOption, RootOption, StoreLocation, WeightsOption
+from featstore.store.location import parse_location
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,14 @@ def train(
         str | None, typer.Option("--mode", help="single (one prompt), class (one a category) or cpm (one a pair).")
     ] = None,
     store: Annotated[
-        Path | None, typer.Option("--store", help="The store's folder.", show_default="dualsd.zarr, or the run's own")
+        StoreLocation | None,
+        typer.Option(
+            "--store",
+            metavar="PLACE",
+            parser=parse_location,
+            help="The store's folder, or s3://bucket/prefix.",
+            show_default="dualsd.zarr, or the run's own",
+        ),
     ] = None,
     root: RootOption = None,
     layers: Annotated[str | None, typer.Option("--layers", help="One layer or more.", show_default="2,3")] = None,

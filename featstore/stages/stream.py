@@ -17,10 +17,12 @@ from featstore.stages.compute import Compute
 from featstore.stages.maps import LayerEmbeddings, Passes
 from featstore.stages.needed import model_of
 from featstore.stages.noisy import noisy_latent
+from featstore.store.overlap import reads_ahead
 from featstore.store.rows import Row
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from matcher.maps import MapsInMemory
+from matcher.read_ahead import read_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class MapStream:
             parts.setdefault((timestep, None if self.share_passes else layer), []).append(layer)
         progress.start("UNet passes", len(rows) * len(parts) * self.ensemble, "passes")
         latents = self.store.latents()
-        clean = {row: latents.read((row,)).astype(np.float32) for row in rows}
+        stored = read_ahead(rows, lambda row: latents.read((row,)), reads_ahead(self.store.path))
+        clean = {row: values.astype(np.float32) for row, values in stored}
         maps: dict[tuple[str, str, int | None], Tensor] = {}
         for (timestep, _), layers in parts.items():
 
