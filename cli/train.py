@@ -152,10 +152,10 @@ def train(
     from featstore.stages.needed import model_of
     from featstore.store.store import open_store
     from featstore.tuning.prepare import Sparing, fill_caches, prepare
-    from featstore.tuning.run_folder import RunFolder, create_run, identity
+    from featstore.tuning.run_folder import create_run, identity, resume_run
     from featstore.tuning.train import train as learn
 
-    earlier = None if resume is None else RunFolder.open(resume)
+    earlier = None if resume is None else resume_run(resume)
     opened = open_store(store or (options.DEFAULT_STORE if earlier is None else earlier.store))
     if earlier is not None and earlier.identity != identity(opened):
         raise InputError(f"{resume} was not trained on {opened.path}: name its own store with --store.")

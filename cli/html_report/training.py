@@ -55,14 +55,15 @@ def report_training(path: Path) -> Path:
     settings, course = run.settings, _course(run)
     block = course_block(course)
     title = f"Training of {path.name}"
-    write_tables(path, "table", title, [block], [f"{fact.name}: {fact.value}." for fact in _highlights(run, course)])
+    highlights = _highlights(run, course)
+    write_tables(path, "table", title, [block], [f"{fact.name}: {fact.value}." for fact in highlights])
     page = Page(
         kind="Training",
         title=f"{settings.mode.value.capitalize()} prompts for {title_of(list(map(str, settings.layers))).lower()}, "
         f"learned on {run.description.get('dataset', 'its dataset')}",
         created=when(run.description.get("created")),
         headline=_headline(course, settings),
-        highlights=_highlights(run, course),
+        highlights=(*highlights, Fact("Time", _spelled(course.seconds))),
         settings=_settings(run, settings),
         sections=(
             Section("How to read it", _reading(run, course)),
@@ -134,7 +135,6 @@ def _highlights(run: RunFolder, course: Course) -> tuple[Fact, ...]:
         Fact("Loss", f"{course.loss[0]:.3f} at first, {smooth[-1]:.3f} at last (running mean)"),
         Fact("Batch", _batch(settings)),
         Fact("Model", str(_model(run, "id"))),
-        Fact("Time", _spelled(course.seconds)),
     )
 
 

@@ -191,6 +191,14 @@ def create_run(
     return RunFolder(path, description)
 
 
+def resume_run(path: Path) -> RunFolder:
+    """A run that is to go on; what a kill left beside it when it was being made is swept. Raises what `RunFolder.open`
+    raises."""
+    run = RunFolder.open(path)
+    sweep_making(path.parent, glob.escape(path.name))
+    return run
+
+
 def _exists(path: Path) -> TuningError:
     return TuningError(f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name.")
 
