@@ -62,8 +62,13 @@ def row_folder(array: zarr.Array[Any]) -> Path | None:
     store, metadata = array.store_path.store, array.metadata
     if not isinstance(store, LocalStore) or not isinstance(metadata, ArrayV3Metadata):
         return None
-    plain = metadata.codecs == (BytesCodec(endian=Endian.little), Crc32cCodec())
+    plain = metadata.codecs == plain_codecs(array.dtype)
     return store.root / array.path if plain and array.dtype.isnative else None
+
+
+def plain_codecs(dtype: np.dtype[Any]) -> tuple[BytesCodec, Crc32cCodec]:
+    """Zarr's, of an object that is a row's values and their checksum."""
+    return BytesCodec(endian=Endian.little if dtype.itemsize > 1 else None), Crc32cCodec()
 
 
 def read_row_file(file: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any] | None:

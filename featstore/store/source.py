@@ -35,7 +35,8 @@ class StoredMaps:
     _arrays: dict[tuple[str, int | None], RowArray] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w), float16. Raises `StoreError` where it is missing or damaged."""
+        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where it is
+        missing or damaged."""
         array = self._arrays.get((layer.layer, layer.timestep))
         if array is None:
             array = self._arrays[layer.layer, layer.timestep] = self._open(layer)
