@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+S3_SERVER := .venv/s3-server/.installed
 
 .PHONY: demo test test-slow check docs install clean
 
@@ -15,6 +16,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
+# The S3 server of the tests, in an environment of its own: it takes an older python-dateutil than constraints.txt has.
+$(S3_SERVER): tests/s3-server.txt $(INSTALLED)
+	test -x .venv/s3-server/bin/python || $(PYTHON) -m venv .venv/s3-server
+	.venv/s3-server/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
+	touch $@
+
 demo: $(INSTALLED)
 	$(BIN)/dualsd demo --out demo-output
 
@@ -24,10 +31,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check
+test: check $(S3_SERVER)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) $(S3_SERVER)
 	$(BIN)/python -m pytest -m slow
 
 docs: $(INSTALLED)

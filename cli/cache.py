@@ -35,6 +35,7 @@ from featstore.backbone.dino_name import DINO
 if TYPE_CHECKING:
     from featstore.stages.dino_maps import DinoCost
     from featstore.stages.needed import MapsCost
+    from featstore.store.location import StoreLocation
 
 app = typer.Typer(no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
 
@@ -266,7 +267,7 @@ def maps(
     write_json(json, report)
 
 
-def _print_cost(store: Path, images: int, cost: "MapsCost", patches: "DinoCost | None") -> dict[str, Any]:
+def _print_cost(store: "StoreLocation", images: int, cost: "MapsCost", patches: "DinoCost | None") -> dict[str, Any]:
     """What making maps would take, printed and for JSON. patches: None where `dino` is not among the layers."""
     from cli.output import human_bytes, print_disk, say
 

@@ -1,6 +1,5 @@
 """`dualsd cache verify | prune | pack | unpack`: a store kept whole, and small."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.prompts.learned import LearnedPrompts
     from featstore.stages.repair import Repaired
+    from featstore.store.location import StoreLocation
     from featstore.store.store import Store
     from featstore.store.verify import Verification
 
@@ -226,7 +226,7 @@ def _learned_here(store: "Store") -> "list[LearnedPrompts]":
     return found
 
 
-def _verification_json(store: Path, found: "Verification") -> dict[str, Any]:
+def _verification_json(store: "StoreLocation", found: "Verification") -> dict[str, Any]:
     return {
         "store": str(store),
         "sound": found.sound,

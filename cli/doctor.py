@@ -1,12 +1,15 @@
 """`dualsd doctor`: what this machine has, for a bug report or before a long job."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
 from cli.options import ModelOption, RevisionOption, StoreOption
+
+if TYPE_CHECKING:
+    from featstore.store.location import StoreLocation
 
 PACKAGES = (
     "dualsd",
@@ -58,7 +61,8 @@ def doctor(
     else:
         say(f"device: cpu, {torch.get_num_threads()} threads; no GPU that this torch can use")
     healthy = _check_model(model or "demo", revision) & _check_store(store)
-    say(f"disk: {human_bytes(free_bytes(store))} free for {store}")
+    if isinstance(store, Path):
+        say(f"disk: {human_bytes(free_bytes(store))} free for {store}")
     if not healthy:
         raise typer.Exit(2)
 
@@ -84,15 +88,15 @@ def _check_model(name: str, revision: str | None) -> bool:
     return True
 
 
-def _check_store(path: Path) -> bool:
+def _check_store(path: "StoreLocation") -> bool:
     from cli.output import say
-    from featstore.store.store import open_store
+    from featstore.store.store import is_there, open_store
     from matcher.errors import InputError
 
-    if not path.exists():
-        say(f"store {path}: not made yet")
-        return True
     try:
+        if not is_there(path):
+            say(f"store {path}: not made yet")
+            return True
         store = open_store(path)
     except InputError as error:
         say(f"store {path}: {error}")

@@ -134,11 +134,14 @@ def evaluate(
     Maps, noisy latents and latents that are not cached are made and kept, and so are the predictions: `dualsd score`
     and `dualsd compare` need no matching. With --features no store and no model is needed.
     """
+    from cli.command_line import typed_command
     from cli.output import check_writable, say
     from cli.processes import choose_compute
+    from featstore.datasets.registry import open_dataset
     from featstore.evaluation import Scoring
     from featstore.evaluation_run import check_place, save_evaluation
     from featstore.processes import join_processes
+    from featstore.store.location import absolute
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
 
@@ -173,6 +176,7 @@ def evaluate(
         names = tuple(part.strip() for part in layers.split(","))
         settled = scoring(size, names, (None,) * len(names))
         result = _from_file(features, dataset, root, split, chosen, settled, compute, processes)
+        measured, place = open_dataset(dataset, root), root
     else:
         if dataset is not None or size is not None:
             raise InputError("--dataset and --size go with --features: a store knows its own.")
@@ -203,11 +207,23 @@ def evaluate(
         result = _from_store(
             opened, root, split, chosen, settled, choice, asked, draws, compute, kept_as, skip_bad, processes
         )
+        measured = options.dataset_of(opened, root)
+        place = root if root is not None or opened.header.dataset_root is None else Path(opened.header.dataset_root)
     if not processes.is_main:
         return
     report(result, average, json, csv)
-    kept = save_evaluation(result, out)
+    about = {
+        "command": typed_command(),
+        "average": average.value,
+        "theta": measured.theta_rule.value,
+        "store": None if features is not None else absolute(store),
+        "root": None if place is None else str(place.resolve()),
+    }
+    kept = save_evaluation(result, out, about=about)
     say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
+    from cli.html_report.evaluation import report_evaluation
+
+    say(f"report: {report_evaluation(kept)}, with table.md and table.tex beside it")
 
 
 def report(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:

@@ -117,6 +117,7 @@ def grid(
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
     kept_as = options.parse_stored(stored)
 
+    from cli.command_line import describe_origin, now
     from cli.grid_output import print_cost, print_scores, print_winners
     from cli.grid_pictures import check_folder, draw, to_json
     from cli.output import (
@@ -249,10 +250,19 @@ def grid(
     again += f" --prompt {shlex.quote(choice.label)}" if prompts is None else f" --prompts {shlex.quote(str(prompts))}"
     again += "" if fallback is None else f" --fallback {fallback}"
     again += "" if ensemble == options.DEFAULT_ENSEMBLE else f" --ensemble {ensemble}"
-    print_winners(scores, average, f"{again} --split {default_split(dataset)}", split != default_split(dataset))
+    again, chose_nothing = f"{again} --split {default_split(dataset)}", split != default_split(dataset)
+    print_winners(scores, average, again, chose_nothing)
     write_json(json, to_json(scores, average, dataset.name, split, features))
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(scores, average, out)
+    from cli.html_report.grid import GridRecord, report_grid
+    from featstore.store.location import absolute
+
+    place = None if root is None else str(root.resolve())
+    about = {"store": absolute(store), "root": place, "theta": dataset.theta_rule.value}
+    origin = describe_origin(created=now(), **about)
+    record = GridRecord(dataset.name, split, features, again, chose_nothing, origin)
+    say(f"report: {report_grid(out, scores, average, record)}, with table.md and table.tex beside it")
     ledger.forget()
 
 

@@ -1,13 +1,14 @@
 """The tables that `dualsd grid` prints."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from cli.output import human_bytes, print_disk, print_table, say
+from cli.table_text import Block
 from featstore.gridsearch import GridCost
+from featstore.store.location import StoreLocation
 from matcher.bootstrap import Interval
 from matcher.configuration import Configuration
-from matcher.grid import GridScores, winners
+from matcher.grid import GridScores, Winner, winners
 from matcher.grid_report import timestep_map, weights_of
 from matcher.match import MatchSettings
 from matcher.pck import Average
@@ -22,7 +23,7 @@ WIDEST = 12
 LISTED = 10
 
 
-def print_cost(cost: GridCost, store: Path) -> None:
+def print_cost(cost: GridCost, store: StoreLocation) -> None:
     """What it takes, before it starts."""
     maps = cost.maps
     say(
@@ -36,13 +37,24 @@ def print_cost(cost: GridCost, store: Path) -> None:
 
 def print_scores(scores: GridScores, average: Average) -> None:
     """For each readout and settings, a table of single layers and one of layers together."""
+    for block in score_blocks(scores, average):
+        print_block(block)
+
+
+def print_block(block: Block) -> None:
+    """On stdout."""
+    print_table(block.title, block.header, block.rows, block.left_columns)
+
+
+def score_blocks(scores: GridScores, average: Average) -> Iterator[Block]:
+    """For each readout and settings, a table of single layers and, where there is one, of layers together."""
     for settings in settings_of(scores):
         for readout in scores.readouts:
-            print_alone(scores, average, readout, settings)
-            print_fused(scores, average, readout, settings)
+            yield _alone(scores, average, readout, settings)
+            yield from _fused(scores, average, readout, settings)
 
 
-def print_alone(scores: GridScores, average: Average, readout: Readout, settings: MatchSettings) -> None:
+def _alone(scores: GridScores, average: Average, readout: Readout, settings: MatchSettings) -> Block:
     """One layer: a row a timestep, a column a layer and alpha, the best of each column marked."""
     percent = 100 * scores.pck(average)[:, scores.readouts.index(readout)]  # (configurations, alphas)
     members = [index for index, entry in _of(scores, settings) if len(entry.layers) == 1]
@@ -54,11 +66,11 @@ def print_alone(scores: GridScores, average: Average, readout: Readout, settings
         for row, alpha in enumerate(scores.alphas):
             header.append(f"layer {layer} @{alpha:g}")
             columns.append(_marked([percent[index, row] for index in own]))
-    rows = [[str(timestep), *values] for timestep, *values in zip(timesteps, *columns, strict=True)]
-    print_table(_title("One layer", readout, average, scores, settings), header, rows)
+    rows = tuple((str(timestep), *values) for timestep, *values in zip(timesteps, *columns, strict=True))
+    return Block(_title("One layer", readout, average, scores, settings), tuple(header), rows)
 
 
-def print_fused(scores: GridScores, average: Average, readout: Readout, settings: MatchSettings) -> None:
+def _fused(scores: GridScores, average: Average, readout: Readout, settings: MatchSettings) -> Iterator[Block]:
     """Layers together: of two, a map over their timesteps in their best weighting; of more, or of many timesteps, the
     best ones."""
     members = [index for index, entry in _of(scores, settings) if len(entry.layers) > 1]
@@ -72,47 +84,62 @@ def print_fused(scores: GridScores, average: Average, readout: Readout, settings
     grid = timestep_map(scores, settings, weights, values) if len(layers) == 2 else None
     if grid is None or len(grid.columns) > WIDEST:
         ranked = sorted(members, key=lambda index: -values[index])[:LISTED]
-        rows = [[scores.configurations[index].name, f"{values[index]:.2f}"] for index in ranked]
+        listed = tuple((scores.configurations[index].name, f"{values[index]:.2f}") for index in ranked)
         title = _title("Layers together, the best", readout, average, scores, settings)
-        print_table(title, ["configuration", f"@{alpha:g}"], rows)
+        yield Block(title, ("configuration", f"@{alpha:g}"), listed)
         return
     flat = iter(_marked(grid.values.flatten().tolist()))
-    rows = [[str(step), *(next(flat) for _ in grid.columns)] for step in grid.rows]
-    header = [f"t of layer {layers[0].layer} \\ {layers[1].layer}", *map(str, grid.columns)]
-    print_table(_title(f"{name}, PCK@{alpha:g}", readout, average, scores, settings), header, rows)
+    rows = tuple((str(step), *(next(flat) for _ in grid.columns)) for step in grid.rows)
+    header = (f"t of layer {layers[0].layer} \\ {layers[1].layer}", *map(str, grid.columns))
+    yield Block(_title(f"{name}, PCK@{alpha:g}", readout, average, scores, settings), header, rows)
 
 
 def print_winners(scores: GridScores, average: Average, command: str, chose_nothing: bool) -> None:
     """The best configuration a readout and alpha with its interval, its lead over the second, and what that is worth.
     command: the `dualsd eval` to which the configuration is added. chose_nothing: whether that is of other pairs."""
     found = winners(scores, average)
-    print_table(
-        f"The best of {len(scores.configurations)} configurations, {average.value} average, percent "
-        "[95 % interval, images resampled]",
-        ["readout", "alpha", "best", "PCK", "second", "lead over the second, paired"],
-        [
-            [
-                winner.readout.value,
-                f"{winner.alpha:g}",
-                full_name(scores, winner.best),
-                _spell(winner.pck),
-                "" if winner.second is None else full_name(scores, winner.second),
-                "" if winner.lead is None else _spell(winner.lead),
-            ]
-            for winner in found
-        ],
-        left_columns=3,
-    )
+    print_block(winners_block(scores, average, found))
     if len(scores.configurations) == 1:
         return
-    say(
+    say(caution(scores, chose_nothing))
+    say(f"  {command}{eval_options(scores.configurations[shown_winner(scores, found).best])}")
+
+
+def winners_block(scores: GridScores, average: Average, found: Sequence[Winner]) -> Block:
+    """A row a readout and alpha."""
+    rows = tuple(
+        (
+            winner.readout.value,
+            f"{winner.alpha:g}",
+            full_name(scores, winner.best),
+            spell(winner.pck),
+            "" if winner.second is None else full_name(scores, winner.second),
+            "" if winner.lead is None else spell(winner.lead),
+        )
+        for winner in found
+    )
+    return Block(
+        f"The best of {len(scores.configurations)} configurations, {average.value} average, percent "
+        "[95 % interval, images resampled]",
+        ("readout", "alpha", "best", "PCK", "second", "lead over the second, paired"),
+        rows,
+        left_columns=3,
+    )
+
+
+def caution(scores: GridScores, chose_nothing: bool) -> str:
+    """What the best of many is worth. chose_nothing: whether the command that follows is of other pairs."""
+    return (
         f"The best of {len(scores.configurations)} was chosen on these very pairs: its PCK is too high an estimate, "
         "and neither interval knows of the choice. A lead whose interval holds 0 is none. Report it on pairs that "
         f"chose nothing{':' if chose_nothing else ', where there are any; on these:'}"
     )
+
+
+def shown_winner(scores: GridScores, found: Sequence[Winner]) -> Winner:
+    """The one of the first readout at the alpha that is shown where only one can be."""
     alpha = shown_alpha(scores)
-    best = scores.configurations[next(winner.best for winner in found if winner.alpha == alpha)]
-    say(f"  {command}{eval_options(best)}")
+    return next(winner for winner in found if winner.alpha == alpha)
 
 
 def eval_options(configuration: Configuration) -> str:
@@ -170,7 +197,8 @@ def _title(what: str, readout: Readout, average: Average, scores: GridScores, se
     return f"{what}: PCK in percent, {readout.value}, {average.value} average{several} (* the best)"
 
 
-def _spell(interval: Interval) -> str:
+def spell(interval: Interval) -> str:
+    """`41.72 [39.10, 44.30]`, in percent."""
     # + 0.0: a zero that was rounded from below would be spelled -0.00
     mean, low, high = (round(100 * value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,6 +1,6 @@
 """The pictures and the JSON of `dualsd grid`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,27 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
             for readout in scores.readouts:
                 files.append(folder / f"timesteps-{readout.value}{suffix}.png")
                 title = f"Accuracy by timestep, {readout.value}, {average.value} average{suffix.replace('-', ' ', 1)}"
-                draw_accuracy(files[-1], _accuracy(scores, average, readout, settings), title)
+                draw_accuracy(files[-1], accuracy_panels(scores, average, readout, settings, scores.alphas), title)
                 if any(len(entry.layers) == 2 for entry in scores.configurations):
                     files.append(folder / f"two-layers-{readout.value}{suffix}.png")
-                    _draw_heat_maps(files[-1], scores, average, readout, settings, suffix.replace("-", " ", 1))
+                    weights, panels = heat_panels(scores, average, readout, settings)
+                    about = f"{readout.value}, {average.value} average{suffix.replace('-', ' ', 1)}"
+                    draw_heat_maps(files[-1], panels, f"{weights}, {about}")
     except OSError as error:
         raise InputError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
     say(f"drawn: {', '.join(map(str, files))}")
 
 
-def _accuracy(scores: GridScores, average: Average, readout: Readout, settings: MatchSettings) -> list[AccuracyPanel]:
+def accuracy_panels(
+    scores: GridScores, average: Average, readout: Readout, settings: MatchSettings, alphas: Sequence[float]
+) -> list[AccuracyPanel]:
+    """Accuracy against timestep, a panel an alpha, a line a layer with its 95 % interval."""
     members: dict[str, list[int]] = {}
     for index, entry in enumerate(scores.configurations):
         if entry.settings == settings and len(entry.layers) == 1:
             members.setdefault(entry.layers[0].layer, []).append(index)
     panels = []
-    for alpha in scores.alphas:
+    for alpha in alphas:
         lines = []
         for layer, own in members.items():
             intervals = [scores.interval(index, readout, alpha, average) for index in own]
@@ -67,10 +72,11 @@ def _accuracy(scores: GridScores, average: Average, readout: Readout, settings: 
     return panels
 
 
-def _draw_heat_maps(
-    file: Path, scores: GridScores, average: Average, readout: Readout, settings: MatchSettings, suffix: str
-) -> None:
-    """In the weighting that is best at the alpha that is shown first."""
+def heat_panels(
+    scores: GridScores, average: Average, readout: Readout, settings: MatchSettings
+) -> tuple[str, list[HeatPanel]]:
+    """Maps over the timesteps of two layers, a panel an alpha, in the weighting that is best at the alpha that is shown
+    where only one can be, which comes first, in words. The grid must have configurations of two layers."""
     percent = 100 * scores.pck(average)[:, scores.readouts.index(readout)]  # (configurations, alphas)
     members = [
         index
@@ -95,7 +101,7 @@ def _draw_heat_maps(
             )
         )
     weights = f"layer {first.layer} x {first.weight:.3g} + layer {second.layer} x {second.weight:.3g}"
-    draw_heat_maps(file, panels, f"{weights}, {readout.value}, {average.value} average{suffix}")
+    return weights, panels
 
 
 def to_json(

@@ -17,6 +17,7 @@ from cli import (
     grid,
     match,
     prompts,
+    report,
     reproduce,
     score,
     show_recipes,
@@ -103,6 +104,7 @@ app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("score", epilog=score.EXAMPLES)(score.score)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("match", epilog=match.EXAMPLES)(match.match)
 app.add_typer(prompts.app, name="prompts")

@@ -20,10 +20,12 @@ from cli.options import (
     PromptsOption,
     RevisionOption,
     SizeOption,
+    StoreLocation,
     TimestepsOption,
     UpsampleOption,
     WeightsOption,
 )
+from featstore.store.location import parse_location
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +60,13 @@ def match(
     prompts: PromptsOption = None,
     dino: DinoOption = None,
     store: Annotated[
-        Path | None, typer.Option("--store", help="Take model, size, latents and seed from this store.")
+        StoreLocation | None,
+        typer.Option(
+            "--store",
+            metavar="PLACE",
+            parser=parse_location,
+            help="Take model, size, latents and seed from this store.",
+        ),
     ] = None,
     model: ModelOption = None,
     revision: RevisionOption = None,

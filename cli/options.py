@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featstore.backbone.dino_name import DINO
+from featstore.store.location import parse_location
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
     from featstore.stages.compute import Compute
     from featstore.stages.part import Part
+    from featstore.store.location import StoreLocation as StoreLocation
     from featstore.store.store import Store
     from featstore.store.stored import Stored
     from matcher.geometry import Geometry
     from matcher.pairs import Frame
     from matcher.pck import Average
     from matcher.readout import Readout
+
+if not TYPE_CHECKING:
+    StoreLocation = str  # typer takes no unions; what the option's parser gives is one
 
 DEFAULT_STORE = Path("dualsd.zarr")
 DEFAULT_ENSEMBLE = 8
@@ -35,7 +40,10 @@ DINO_WEIGHTS = (0.5, 0.5)
 """SD4Match's code's, of a layer and `dino`."""
 STEP = 50
 
-StoreOption = Annotated[Path, typer.Option("--store", help="The store's folder.", show_default=True)]
+StoreOption = Annotated[
+    StoreLocation,
+    typer.Option("--store", metavar="PLACE", parser=parse_location, help="The store's folder, or s3://bucket/prefix."),
+]
 RootOption = Annotated[Path | None, typer.Option("--root", help="The dataset's folder; default: as at `cache build`.")]
 DatasetOption = Annotated[
     str | None, typer.Option("--dataset", help="spair, pf-pascal, pf-willow, folder or demo.", show_default="demo")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featstore.errors import ImageError
     from featstore.evaluation import Result
     from featstore.store.keys import DinoExtractor
+    from featstore.store.location import StoreLocation
     from matcher.pck import Average
 
 PIPE_WIDTH = 240
@@ -115,8 +116,10 @@ def print_pairwise_cost(pairs: int, maps: int, ensemble: int) -> None:
     )
 
 
-def print_disk(path: Path, needed: int) -> None:
-    """Whether `needed` bytes fit where `path` lies or will lie."""
+def print_disk(path: "StoreLocation", needed: int) -> None:
+    """Whether `needed` bytes fit where `path` lies or will lie; object storage has no end."""
+    if not isinstance(path, Path):
+        return
     free = free_bytes(path)
     say(f"{human_bytes(free)} free for {path}: {'it fits' if free > needed else 'it DOES NOT FIT'}")
 

@@ -144,12 +144,14 @@ def _plan(
 
 
 def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool, json: Path | None) -> None:
+    from cli.command_line import describe_origin
     from cli.output import say, write_json
     from cli.reproduction.comparison import compare, to_json
-    from cli.reproduction.layout import blocks, to_latex, to_markdown
+    from cli.reproduction.layout import blocks
     from cli.reproduction.notes import notes
     from cli.reproduction.pricing import prices, print_prices
-    from cli.reproduction.run import commands, pieces, run_pieces, survey
+    from cli.reproduction.run import commands, pieces, run_pieces, spelled_settings, survey
+    from cli.table_text import write_tables
 
     found = survey(place, plan)
     if found.figures:
@@ -181,18 +183,17 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
         "train_steps": place.train_steps,
         "notes": said,
         "figures": to_json(list(comparison.numbers.values())),
+        "commands": spelled_settings(place, found),
+        **describe_origin(),
     }
     folder = place.folder / "tables"
-    written = {".md": to_markdown(table.title, parts, said), ".tex": to_latex(parts, said)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, text in written.items():
-            (folder / f"{table.name}{suffix}").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written to: {error.strerror}.") from error
+    write_tables(folder, table.name, table.title, parts, said)
     write_json(folder / f"{table.name}.json", content)
     write_json(json, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")
+    from cli.html_report.reproduction import report_reproduction
+
+    say(f"report: {report_reproduction(place.folder)}, with every table made in {place.folder}")
     if outcome.failures:
         for name, sentence in outcome.failures.items():
             typer.echo(f"dualsd: {name} was not run: {sentence}", err=True)

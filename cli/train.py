@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import options
-from cli.options import AlignOption, DeviceOption, JsonOption, RootOption, WeightsOption
+from cli.options import AlignOption, DeviceOption, JsonOption, RootOption, StoreLocation, WeightsOption
+from featstore.store.location import parse_location
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,14 @@ def train(
         str | None, typer.Option("--mode", help="single (one prompt), class (one a category) or cpm (one a pair).")
     ] = None,
     store: Annotated[
-        Path | None, typer.Option("--store", help="The store's folder.", show_default="dualsd.zarr, or the run's own")
+        StoreLocation | None,
+        typer.Option(
+            "--store",
+            metavar="PLACE",
+            parser=parse_location,
+            help="The store's folder, or s3://bucket/prefix.",
+            show_default="dualsd.zarr, or the run's own",
+        ),
     ] = None,
     root: RootOption = None,
     layers: Annotated[str | None, typer.Option("--layers", help="One layer or more.", show_default="2,3")] = None,
@@ -126,6 +134,7 @@ def train(
     The VAE is never called: latents and noisy latents come from the store. `dualsd eval`, `grid` and `match` use the
     prompts with --prompts RUN; `eval` takes those of the newest run on its own.
     """
+    from cli.command_line import typed_command
     from cli.output import check_writable, print_shapes, say, write_json
 
     check_writable(json)
@@ -197,15 +206,17 @@ def train(
             Sparing(gradient_checkpointing, compile),
             processes.autocast,
         )
-        run = earlier or run_folder(
-            processes, lambda: create_run(runs, name, opened, settings, {"dino": dino, "processes": processes.count})
-        )
+        about = {"dino": dino, "processes": processes.count, "command": typed_command()}
+        run = earlier or run_folder(processes, lambda: create_run(runs, name, opened, settings, about))
         if processes.is_main:
             print_shapes(model.shape(layer, size) for layer in settings.layers)
             say(describe(settings, len(framed), len(framed_held_out), run.path))
         outcome = learn(problem, run, settings, processes.accelerator, progress)
     if not processes.is_main:
         return
+    from cli.html_report.training import report_training
+
+    file = report_training(run.path)
     if outcome.stopped:
         say(
             f"stopped after step {outcome.steps} of {settings.steps}; nothing is lost: dualsd train --resume {run.path}"
@@ -218,6 +229,7 @@ def train(
     )
     say(f"{run.prompts}: {outcome.steps} steps{best}")
     say(f"  dualsd eval --store {opened.path} --prompts {run.path}")
+    say(f"report: {file}, with table.md and table.tex beside it")
     write_json(json, {"run": str(run.path), "steps": outcome.steps, "best": outcome.best, "passes": outcome.passes})
 
 

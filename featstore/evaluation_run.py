@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from featstore.errors import EvaluationError
@@ -44,7 +45,8 @@ _RUN, _PREDICTIONS, _RESULTS = "run.json", "predictions.safetensors", "results.j
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationRun:
-    """An evaluation as it was kept. features: where its maps came from. matched: its pairs and what was predicted."""
+    """An evaluation as it was kept. features: where its maps came from. matched: its pairs and what was predicted.
+    description: all that `run.json` holds."""
 
     path: Path
     dataset: str
@@ -52,6 +54,7 @@ class EvaluationRun:
     scoring: Scoring
     features: Mapping[str, Any]
     matched: tuple[MatchedPair, ...]
+    description: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -65,6 +68,7 @@ class EvaluationRun:
                 scoring=_scoring(description["scoring"]),
                 features=dict(description["features"]),
                 matched=load_predictions(path / _PREDICTIONS),
+                description=description,
             )
         except (KeyError, TypeError, ValueError, MatchError) as error:
             raise EvaluationError(f"{path / _RUN} is damaged ({error!r}): evaluate again.") from error
@@ -112,8 +116,11 @@ def check_place(path: Path | None) -> None:
         raise EvaluationError(f"The run's folder {place} cannot be made in {existing}: give another place with --out.")
 
 
-def save_evaluation(result: Result, path: Path | None, parent: Path = run_folder.RUNS) -> Path:
-    """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where.
+def save_evaluation(
+    result: Result, path: Path | None, parent: Path = run_folder.RUNS, about: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
+    """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where. about: what
+    else `run.json` is to hold, by names of its own.
 
     Raises `EvaluationError` where something lies there, `DiskFullError` with the bytes that are missing where the disk
     is full, `StoreError` where it does not take it for another reason.
@@ -125,7 +132,7 @@ def save_evaluation(result: Result, path: Path | None, parent: Path = run_folder
     contents = {
         _PREDICTIONS: predictions_bytes(result.matched),
         _RESULTS: _json_bytes(result.to_json()),
-        _RUN: _json_bytes(_describe(result)),
+        _RUN: _json_bytes({**about, **_describe(result)}),
     }
     needed = Needed(sum(map(len, contents.values())), len(contents), 1)
     place = path or parent

@@ -19,6 +19,7 @@ from featstore.stages.needed import MapsCost, estimate_maps, model_of
 from featstore.stages.plan import missing_latents
 from featstore.store.keys import Extractor
 from featstore.store.ledger import StoredLedger, open_ledger
+from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
 from featstore.store.stored import Stored
@@ -222,7 +223,7 @@ def _largest_category(pairs: Sequence[Pair]) -> int:
 
 def _image_bytes(store: Store, extractor: Extractor, grid: Grid) -> int:
     """Of all maps of one image as they are read: float16, or float32 of those that are kept as int8."""
-    size = 2 if extractor.stored is Stored.FLOAT16 else 4
+    size = encoding_for(extractor.stored.value).read_dtype.itemsize
     return sum(size * math.prod(_map_shape(store, extractor, layer, timestep)) for layer, timestep in grid.maps)
 
 

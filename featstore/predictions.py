@@ -11,6 +11,7 @@ P pairs, N points of all pairs in turn, P_i of pair i. Points are (x, y), the fr
     original_source_points, original_target_points    the same in the original frame (where a point was clamped into its
                                                       image, the two frames clamp it to other places)
     names                           (N,)    int32     the keypoint, as a place in the metadata's `names`; optional
+    flags|<flag>                    (P,)    int32     the dataset's own mark of how hard the pair is; optional
     predictions|<readout>           (N, 2)  float32   in the readout's own frame: `pixel` original, all others resized
 
 The metadata's `dualsd` is JSON: format, version, creator, images, categories, names.
@@ -35,6 +36,7 @@ from matcher.readout import Readout
 FORMAT = "dualsd predictions"
 VERSION = 1
 _PREDICTIONS = "predictions|"
+_FLAGS = "flags|"
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -62,6 +64,9 @@ def predictions_bytes(matched: Sequence[MatchedPair]) -> bytes:
     }
     if names is not None:
         arrays["names"] = _places([name for own in named for name in own], names)
+    flagged = [pair.flags for pair in pairs if pair.flags is not None]
+    if len(flagged) == len(pairs):
+        arrays |= {_FLAGS + name: _integers([flags[name] for flags in flagged]) for name in flagged[0]}
     for readout in matched[0].predictions:
         arrays[_PREDICTIONS + readout.value] = np.concatenate([match.predictions[readout] for match in matched])
     description = {
@@ -108,8 +113,9 @@ def _check(arrays: Arrays, description: Mapping[str, Any]) -> None:
     counts = arrays["counts"]
     pairs, points = len(counts), int(counts.sum())
     readouts = [name for name in arrays if name.startswith(_PREDICTIONS)]
+    flags = [name for name in arrays if name.startswith(_FLAGS)]
     shapes = {
-        **dict.fromkeys(("counts", "source", "target", "category"), (pairs,)),
+        **dict.fromkeys(("counts", "source", "target", "category", *flags), (pairs,)),
         **dict.fromkeys(("source_size", "target_size", "theta"), (pairs, 2)),
         **dict.fromkeys(("source_points", "target_points"), (points, 2)),
         **dict.fromkeys(("original_source_points", "original_target_points", *readouts), (points, 2)),
@@ -138,6 +144,7 @@ def _parse(arrays: Arrays, description: Mapping[str, Any]) -> tuple[MatchedPair,
         for name, array in arrays.items()
         if name.startswith(_PREDICTIONS)
     }
+    flags = {name.removeprefix(_FLAGS): array for name, array in arrays.items() if name.startswith(_FLAGS)}
     found = []
     for row, (start, end) in enumerate(zip(ends - arrays["counts"], ends, strict=True)):
         own = slice(int(start), int(end))
@@ -157,6 +164,7 @@ def _parse(arrays: Arrays, description: Mapping[str, Any]) -> tuple[MatchedPair,
             theta=float(arrays["theta"][row, 0]),
             original=original,
             names=None if known is None else tuple(known[place] for place in arrays["names"][own]),
+            flags={name: int(array[row]) for name, array in flags.items()} or None,
         )
         found.append(MatchedPair(pair, {readout: array[own] for readout, array in readouts.items()}))
     return tuple(found)

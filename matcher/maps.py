@@ -1,12 +1,13 @@
 """What the matcher asks of feature maps: which layers make up a feature, and something that hands their maps out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from matcher.errors import MapError
+from matcher.read_ahead import AHEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,19 @@ class MapSource(Protocol):
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """The raw map (C, h, w) of an image at `layer.layer` and `layer.timestep`, finite. May be called from another
         thread than the one that evaluates. Raises `MapError` where it has none."""
+
+
+@runtime_checkable
+class FarMapSource(Protocol):
+    """A `MapSource` that may be far away, and knows how far ahead it is worth reading."""
+
+    def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
+        """Of how many images the maps of `layers` are to be read ahead, at least 1."""
+
+
+def images_ahead(maps: MapSource, layers: Sequence[LayerSpec]) -> int:
+    """Of how many images the maps are read ahead: `AHEAD`, where the source does not say."""
+    return maps.images_ahead(layers) if isinstance(maps, FarMapSource) else AHEAD
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What the matcher has to know of two images: points and theta, in the resized frame and, where asked, the original."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,7 +50,8 @@ class MatchingPair:
 
     source_points, target_points: (n, 2), n >= 1, pixels of the resized frame, inside it; row i of both is the same
     keypoint. theta: pixels of the resized frame, > 0. original: the same in the original frame, which only the readout
-    `pixel` and scores in that frame ask for. names: (n,) of the keypoints, for the record.
+    `pixel` and scores in that frame ask for. names: (n,) of the keypoints, flags: how hard the pair is by the dataset's
+    own marks, both for the record.
     """
 
     source: str
@@ -60,6 +62,7 @@ class MatchingPair:
     theta: float
     original: OriginalFrame | None = None
     names: tuple[str, ...] | None = None
+    flags: Mapping[str, int] | None = None
 
     def truth(self, frame: Frame) -> tuple[FramePoints, float]:
         """Target points (n, 2) and theta in a frame. Raises `MatchError` where the original frame is not known."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from matcher.configuration import Configuration, Layout, layouts
 from matcher.errors import MatchError
-from matcher.maps import LayerSpec, MapSource
+from matcher.maps import LayerSpec, MapSource, images_ahead
 from matcher.pairs import Frame, MatchingPair
 from matcher.queries import Samples, distinct_keypoints, join, sample
 from matcher.read_ahead import read_ahead
@@ -52,7 +52,8 @@ def sweep(
     """Every configuration and readout on every pair, a target image at a time.
 
     Each image's maps are asked for at most twice: for the queries that start in it, and as a target. Memory: the
-    descriptors of one category's keypoints, `KEPT_BYTES`, the maps of four images, and blocks of correlations.
+    descriptors of one category's keypoints, `KEPT_BYTES`, the maps of four images (of more from a source that is far
+    away, see `FarMapSource`), and blocks of correlations.
 
     Raises `MapError` and `MatchError` where maps are missing or do not fit together, or a pair lacks what a readout
     needs.
@@ -64,12 +65,13 @@ def sweep(
             pair.in_original_frame()
     plan = layouts(configurations, readouts)
     wanted = tuple(dict.fromkeys(spec for layout in plan for specs in layout.maps for spec in specs))
+    ahead = images_ahead(maps, wanted)
     for group in grouped(pairs, lambda pair: pair.category, range(len(pairs))).values():
         targets = grouped(pairs, lambda pair: pair.target, group)
         shelf = _Shelf(maps, wanted, frozenset(targets))
-        samples, rows = _sample_sources(pairs, group, shelf, plan, device)
+        samples, rows = _sample_sources(pairs, group, shelf, plan, device, ahead)
         image: dict[LayerSpec, Tensor] = {}
-        for target, raw in read_ahead(targets, shelf.take):
+        for target, raw in read_ahead(targets, shelf.take, ahead):
             members = tuple(targets[target])
             chosen = torch.from_numpy(np.concatenate([rows[index] for index in members])).to(device)
             _into_float(raw, image, device)
@@ -105,13 +107,14 @@ def _sample_sources(
     shelf: "_Shelf",
     plan: Sequence[Layout],
     device: torch.device,
+    ahead: int,
 ) -> tuple[list[Samples], dict[int, NDArray[np.int64]]]:
     """The samples of all source images, a layout each, and for each pair of the group which rows of them are its."""
     parts: list[list[Samples]] = [[] for _ in plan]
     rows: dict[int, NDArray[np.int64]] = {}
     count = 0
     sources = grouped(pairs, lambda pair: pair.source, group)
-    for source, raw in read_ahead(sources, shelf.lend):
+    for source, raw in read_ahead(sources, shelf.lend, ahead):
         keypoints = distinct_keypoints(pairs, sources[source])
         image = {spec: features.to(device) for spec, features in raw.items()}
         for layout, samples in zip(plan, parts, strict=True):

@@ -1,6 +1,8 @@
 """A small model and a small folder of photographs that tests share."""
 
+import os
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import pytest
 from PIL import Image
 
 from featstore.backbone.small_model import write_small_model
+from featstore.store.bucket import Retries
+from tests.faulty_proxy import FaultyProxy
+from tests.s3_server import make_bucket, python_with_moto, running
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +27,6 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Fingerprints are remembered in a folder of the tests' own."""
-    import os
-
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -61,3 +64,40 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[int]:
+    """The port of a real S3 server on loopback."""
+    python = python_with_moto()
+    if python is None:
+        assert "CI" not in os.environ, "CI installs the S3 server (make test)"
+        pytest.skip("moto's S3 server is not installed: `make test` installs it")
+    with running(python) as port:
+        yield port
+
+
+@pytest.fixture
+def s3_link(s3_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A link to the S3 server that has the bucket `bucket-...` of `s3_store`, and the environment to use it. It works
+    until a test gives it faults; waits before another try are short."""
+    proxy = FaultyProxy(s3_server, seed=7)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("featstore.store.bucket.RETRIES", Retries(again=20, first_wait=0.01, longest_wait=0.05))
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def s3_store(s3_server: int, s3_link: FaultyProxy) -> str:
+    """Where a store may be made: s3://bucket-.../stores/own.zarr, in a bucket of its own."""
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    make_bucket(s3_server, bucket)
+    return f"s3://{bucket}/stores/own.zarr"

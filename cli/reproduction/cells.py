@@ -23,9 +23,9 @@ from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
 from featstore.evaluation_run import EvaluationRun
 from featstore.prompts.file import load_prompts
-from matcher.bootstrap import Interval, bootstrap
-from matcher.pck import ALL, Average, distances
-from matcher.spread import graphs_of
+from matcher.bootstrap import Interval
+from matcher.intervals import pck_intervals
+from matcher.pck import Average
 
 FIGURES = "figures.json"
 
@@ -101,16 +101,8 @@ def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
 def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
     """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
     (readout,) = run.scoring.readouts
-    found = distances(run.matched, readout, run.scoring.pixels)
-    values = np.array([found.hits(alpha) / found.counts for alpha in run.scoring.alphas])  # (alphas, pairs)
-    sizes = found.counts.astype(np.float64) if average is Average.POINT else None
-    graphs = graphs_of([match.pair for match in run.matched], sizes)
-    over_all, of_each = bootstrap(graphs, values, SEED)
-    names = [*(graph.category for graph in graphs), ALL]
-    return {
-        alpha: {name: own[row].within(0, 1) for name, own in zip(names, (*of_each, over_all), strict=True)}
-        for row, alpha in enumerate(run.scoring.alphas)
-    }
+    found = pck_intervals(run.matched, [readout], run.scoring.alphas, average, run.scoring.pixels)
+    return found[readout]
 
 
 def eval_arguments(place: Workplace, recipe: Recipe, cell: Cell, run: Path | None) -> dict[str, Any]:

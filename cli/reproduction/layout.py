@@ -1,30 +1,14 @@
 """A comparison as blocks of text: a row a method as in the paper."""
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from cli.reproduction.comparison import Compared, Comparison
 from cli.reproduction.plan import Column, Plan, Row
+from cli.table_text import Block
 
 NONE = "-"
 OUTSIDE = "*"
 """Marks a difference where the paper's figure lies outside our interval."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A table as it is printed: header and rows of text, of which the first `left_columns` are words."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left_columns: int = 1
-
-    @property
-    def width(self) -> int:
-        """Columns of a terminal that it takes."""
-        return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
 
 
 def blocks(comparison: Comparison) -> list[Block]:
@@ -120,45 +104,3 @@ def _difference(one: Compared) -> str:
     if one.difference is None:
         return NONE
     return f"{one.difference:+.2f}{OUTSIDE if one.paper_is_outside else ' '}"
-
-
-def to_markdown(title: str, parts: Sequence[Block], notes: Sequence[str]) -> str:
-    """A Markdown page."""
-    lines = [f"# {title}", ""]
-    for block in parts:
-        ruler = ["---" if index < block.left_columns else "---:" for index in range(len(block.header))]
-        lines += [f"## {block.title}", ""]
-        lines += [f"| {' | '.join(row)} |" for row in (block.header, ruler, *block.rows)]
-        lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
-
-
-def to_latex(parts: Sequence[Block], notes: Sequence[str]) -> str:
-    """Tables for `\\input` into a LaTeX document that uses booktabs; the notes as comments."""
-    lines = [f"% {note}" for note in notes]
-    for block in parts:
-        words = block.left_columns
-        lines += [
-            "\\begin{table}",
-            "\\centering",
-            f"\\caption{{{_escaped(block.title)}}}",
-            f"\\begin{{tabular}}{{{'l' * words}{'r' * (len(block.header) - words)}}}",
-            "\\toprule",
-            _latex_row(block.header),
-            "\\midrule",
-            *map(_latex_row, block.rows),
-            "\\bottomrule",
-            "\\end{tabular}",
-            "\\end{table}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(row: Sequence[str]) -> str:
-    return " & ".join(map(_escaped, row)) + r" \\"
-
-
-def _escaped(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return re.sub(r"^([+-])(?=\d)", r"$\1$", text.rstrip())  # a minus, not a hyphen

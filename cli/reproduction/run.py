@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cli.progress import TerminalProgress
-from cli.recipe_options import to_command
+from cli.recipe_options import eval_options, to_command
 from cli.reproduction.cells import OpenCell, eval_arguments, kept_figures, score_cell
 from cli.reproduction.comparison import CellFigures
 from cli.reproduction.cost import work_of_cell, work_of_training
@@ -172,6 +172,19 @@ def commands(place: Workplace, found: Survey) -> list[str]:
         run = None if cell.training is None else runs[cell.training]
         spelled.append(to_command("eval", eval_arguments(place, place.recipes[cell.recipe], cell, run)))
     return spelled
+
+
+def spelled_settings(place: Workplace, found: Survey) -> dict[str, str]:
+    """The settings of every training and cell as options of `dualsd`, by name."""
+    trained = {
+        training.name: to_command("train", place.training_options(training, len(opened.pairs)))
+        for training, opened in found.trainings.items()
+    }
+    scored = {
+        cell.name: to_command("eval", eval_options(place.recipes[cell.recipe], place.image_size))
+        for cell in found.cells
+    }
+    return trained | scored
 
 
 def _open_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFolder | None) -> OpenCell:

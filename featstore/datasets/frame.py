@@ -1,5 +1,7 @@
 """From a pair in pixels of the original images to the resized frame (DESIGN section 4, Points)."""
 
+from dataclasses import asdict
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,6 +41,7 @@ def to_resized_frame(
         theta=theta,
         original=original,
         names=pair.names,
+        flags=None if pair.difficulty is None else asdict(pair.difficulty),
     )
 
 

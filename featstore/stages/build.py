@@ -20,6 +20,7 @@ from featstore.stages.plan import missing_latents, missing_noisy
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.images import COLUMNS
 from featstore.store.keys import LATENTS, noisy_path
+from featstore.store.location import StoreLocation
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
 from featstore.store.sweep import folders_of, sweep_making, sweep_partial
@@ -30,7 +31,7 @@ class BuildRequest:
     """What to cache. image_size: S in pixels, None for what the model was trained for. draws: of noise a timestep.
     part: of the images whose latents are made."""
 
-    path: Path
+    path: StoreLocation
     root: Path | None
     image_size: int | None
     latents: Latents
@@ -136,7 +137,8 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     header = header_of(dataset, model, request)
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
-    sweep_making(request.path.parent, glob.escape(request.path.name))
+    if isinstance(request.path, Path):  # on object storage nothing is made beside its place
+        sweep_making(request.path.parent, glob.escape(request.path.name))
     with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
         if store is None:
             side = model.latent_side(header.image_size)
@@ -207,7 +209,7 @@ def _row_bytes(model: Model, side: int) -> int:
     return model.latent_channels * side * side * 2 + 4
 
 
-def _open_same(path: Path, header: StoreHeader) -> Store | None:
+def _open_same(path: StoreLocation, header: StoreHeader) -> Store | None:
     """The store at `path` if there is one. Raises `StoreError` where it was made otherwise."""
     store = open_if_there(path)
     if store is not None:

@@ -31,6 +31,7 @@ from featstore.stages.compute import Compute
 from featstore.stages.pixels import pixel_batches
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.keys import DinoExtractor, dino_path
+from featstore.store.overlap import row_writer
 from featstore.store.pack import unpack
 from featstore.store.row_encoding import row_bytes
 from featstore.store.store import Store
@@ -137,13 +138,13 @@ def require_dino_maps(
     sweep_partial(folders_of(store.path, [dino_path(found.extractor)]))
     made, bad = 0, list[ImageError]()
     progress.start("DINOv2 patch maps", len(missing), "images")
-    with naming_missing_bytes(store.path, lambda: _left(store, found, rows)):
+    with naming_missing_bytes(store.path, lambda: _left(store, found, rows)), row_writer(store.path) as write:
         for batch in pixel_batches(store, dataset, missing, found.extractor.size, compute.batch_size):
             bad.extend(batch.bad)
             if batch.rows:
                 pixels = padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device)
                 for row, own in zip(batch.rows, network.patch_maps(pixels), strict=False):  # the padding falls off here
-                    array.write((row,), own.numpy())
+                    write(array, (row,), own.numpy())
                 made += len(batch.rows)
             progress.advance(len(batch.rows) + len(batch.bad))
     return MadeDinoMaps(found.extractor, found.map_shape, made, tuple(bad))

@@ -18,6 +18,7 @@ from featstore.stages.compute import Compute
 from featstore.stages.pixels import pixel_batches
 from featstore.stages.plan import missing_latents
 from featstore.store.keys import LATENTS
+from featstore.store.overlap import row_writer
 from featstore.store.pack import unpack
 from featstore.store.store import Store
 
@@ -42,24 +43,26 @@ def encode_images(
     vae = load_vae_encoder(location, compute.device, compute.dtype)
     progress.start("encoding images (VAE)", len(missing), "images")
     encoded, bad = 0, list[ImageError]()
-    for batch in pixel_batches(store, dataset, missing, store.header.image_size, compute.batch_size):
-        bad.extend(batch.bad)
-        if batch.rows:
-            latents = encode(
-                vae,
-                padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device),
-                _posterior_noise(store, batch.rows, compute),
-            )
-            for row, values in zip(batch.rows, latents.cpu().numpy(), strict=False):  # the padding falls off here
-                array.write((row,), values)
-            encoded += len(batch.rows)
-        progress.advance(len(batch.rows) + len(batch.bad))
+    with row_writer(store.path) as write:
+        for batch in pixel_batches(store, dataset, missing, store.header.image_size, compute.batch_size):
+            bad.extend(batch.bad)
+            if batch.rows:
+                latents = encode(
+                    vae,
+                    padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device),
+                    _posterior_noise(store, batch.rows, array.row_shape, compute),
+                )
+                for row, values in zip(batch.rows, latents.cpu().numpy(), strict=False):  # the padding falls off here
+                    write(array, (row,), values)
+                encoded += len(batch.rows)
+            progress.advance(len(batch.rows) + len(batch.bad))
     return encoded, bad
 
 
-def _posterior_noise(store: Store, rows: Sequence[int], compute: Compute) -> torch.Tensor | None:
+def _posterior_noise(
+    store: Store, rows: Sequence[int], shape: tuple[int, ...], compute: Compute
+) -> torch.Tensor | None:
     if store.header.latents is Latents.MEAN:
         return None
-    shape = store.latents().row_shape
     noise = [posterior_noise(store.header.seed, store.images.keys[row], shape) for row in rows]
     return padded(torch.from_numpy(np.stack(noise)), compute.batch_size).to(compute.device)

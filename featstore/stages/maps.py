@@ -17,9 +17,11 @@ from featstore.stages.batches import chunks, padded
 from featstore.stages.compute import Compute
 from featstore.stages.plan import MapPlan
 from featstore.store.keys import Extractor, map_path
+from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store
+from matcher.read_ahead import read_ahead
 
 
 def extract_maps(
@@ -40,30 +42,34 @@ def extract_maps(
     last = max(layer for part in plan.parts for layer in part.layers)
     unet = CutUNet(load_unet(location, compute.device, compute.dtype), last)
     progress.start("UNet passes", plan.images * extractor.ensemble, "passes")
-    for part in plan.parts:
-        arrays: dict[int, RowArray] = {}
-        noisy = store.noisy(part.timestep)
-        assert noisy is not None, "noisy latents are made before maps"
-        prompts = embeddings.of(part.layers[0])
-        passes = Passes(unet, noisy.read, prompts, store.images.categories, extractor.ensemble)
-        for row, maps in passes.of(part.timestep, part.layers, part.rows, compute, progress):
-            for layer, mean in maps.items():
-                if layer not in arrays:
-                    channels, height, width = mean.shape
-                    arrays[layer] = store.require_maps(extractor, layer, part.timestep, (channels, height, width))
-                arrays[layer].write((row,), mean.numpy())
+    ahead = reads_ahead(store.path)
+    with row_writer(store.path) as write:
+        for part in plan.parts:
+            arrays: dict[int, RowArray] = {}
+            noisy = store.noisy(part.timestep)
+            assert noisy is not None, "noisy latents are made before maps"
+            prompts = embeddings.of(part.layers[0])
+            passes = Passes(unet, noisy.read, prompts, store.images.categories, extractor.ensemble, ahead)
+            for row, maps in passes.of(part.timestep, part.layers, part.rows, compute, progress):
+                for layer, mean in maps.items():
+                    if layer not in arrays:
+                        channels, height, width = mean.shape
+                        arrays[layer] = store.require_maps(extractor, layer, part.timestep, (channels, height, width))
+                    write(arrays[layer], (row,), mean.numpy())
 
 
 @dataclass(frozen=True, slots=True)
 class Passes:
     """UNet passes over images. noisy: the noisy latents (4, h, w) of (image row, draw) at the timestep. prompts:
-    embeddings (77, D) by category, categories: of each image row. ensemble: draws that are averaged."""
+    embeddings (77, D) by category, categories: of each image row. ensemble: draws that are averaged. ahead: batches of
+    noisy latents that are read while passes are made."""
 
     unet: CutUNet
     noisy: Callable[[Row], NDArray[np.float16]]
     prompts: Mapping[str, Tensor]
     categories: Sequence[str]
     ensemble: int
+    ahead: int = 0
 
     @torch.no_grad()
     def of(
@@ -73,11 +79,14 @@ class Passes:
         # A batch holds whole images where they fit, so that one image's draws are averaged where they were computed.
         draws_a_pass = min(self.ensemble, compute.batch_size)
         images_a_pass = max(compute.batch_size // self.ensemble, 1)
+        draws_in_turn = tuple(chunks(range(self.ensemble), draws_a_pass))
+        places = ((batch, draws) for batch in chunks(rows, images_a_pass) for draws in draws_in_turn)
+        loaded = read_ahead(places, self._latents, self.ahead)
         for batch in chunks(rows, images_a_pass):
             embeddings = torch.stack([self.prompts[self.categories[row]] for row in batch])  # (b, 77, D)
             sums: dict[int, Tensor] = {}
-            for draws in chunks(range(self.ensemble), draws_a_pass):
-                latents = np.stack([self.noisy((row, draw)) for row in batch for draw in draws])  # (b * d, 4, h, w)
+            for draws in draws_in_turn:
+                _, latents = next(loaded)
                 full = images_a_pass * draws_a_pass
                 maps = self.unet.tap(
                     padded(torch.from_numpy(latents).to(compute.device), full),
@@ -92,6 +101,11 @@ class Passes:
             means = {layer: (total / self.ensemble).cpu() for layer, total in sums.items()}
             for index, row in enumerate(batch):
                 yield row, {layer: mean[index] for layer, mean in means.items()}
+
+    def _latents(self, place: tuple[Sequence[int], Sequence[int]]) -> NDArray[np.float16]:
+        """Noisy latents (b * d, 4, h, w) of a batch's images and draws."""
+        batch, draws = place
+        return np.stack([self.noisy((row, draw)) for row in batch for draw in draws])
 
 
 class LayerEmbeddings:

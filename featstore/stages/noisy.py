@@ -12,8 +12,10 @@ from featstore.backbone.noise import noise
 from featstore.progress import Progress
 from featstore.stages.plan import missing_noisy
 from featstore.store.keys import noisy_path
+from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
 from featstore.store.store import Store
+from matcher.read_ahead import read_ahead
 
 
 def add_noise(
@@ -36,14 +38,17 @@ def add_noise(
     scheduler = load_scheduler(location)
     latents = store.latents()
     progress.start("adding noise", total, "latents")
-    for timestep, part in missing.items():
-        array = store.require_noisy(timestep, draws)
-        last, clean = -1, np.empty(0, dtype=np.float32)
-        for row, draw in part:
-            if row != last:  # the draws of an image follow one another
-                last, clean = row, latents.read((row,)).astype(np.float32)
-            array.write((row, draw), noisy_latent(scheduler, store, clean, row, timestep, draw))
-            progress.advance()
+    with row_writer(store.path) as write:
+        for timestep, part in missing.items():
+            array = store.require_noisy(timestep, draws)
+            wanted: dict[int, list[int]] = {}
+            for row, draw in part:
+                wanted.setdefault(row, []).append(draw)
+            for row, stored in read_ahead(wanted, lambda row: latents.read((row,)), reads_ahead(store.path)):
+                clean = stored.astype(np.float32)
+                for draw in wanted[row]:
+                    write(array, (row, draw), noisy_latent(scheduler, store, clean, row, timestep, draw))
+                    progress.advance()
     return total
 
 

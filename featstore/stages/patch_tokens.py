@@ -11,6 +11,7 @@ from featstore.progress import Progress
 from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
 from featstore.store.keys import PATCH_TOKENS
+from featstore.store.overlap import row_writer
 from featstore.store.pack import unpack
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
@@ -39,10 +40,11 @@ def cache_patch_tokens(
     missing = [row for row in rows if not present[row]]
     records = {record.id: record for record in dataset.images()}
     progress.start("DINOv2 tokens", len(missing), "images")
-    for batch in chunks(missing, compute.batch_size):
-        images = [records[store.images.ids[row]] for row in batch]
-        tokens = network.tokens([decode(image, dataset.read(image)) for image in images])
-        for row, own in zip(batch, tokens, strict=True):
-            array.write((row,), own.numpy())
-        progress.advance(len(batch))
+    with row_writer(store.path) as write:
+        for batch in chunks(missing, compute.batch_size):
+            images = [records[store.images.ids[row]] for row in batch]
+            tokens = network.tokens([decode(image, dataset.read(image)) for image in images])
+            for row, own in zip(batch, tokens, strict=True):
+                write(array, (row,), own.numpy())
+            progress.advance(len(batch))
     return array

@@ -18,12 +18,14 @@ from featstore.stages.compute import Compute
 from featstore.stages.maps import LayerEmbeddings, Passes
 from featstore.stages.needed import model_of
 from featstore.stages.noisy import noisy_latent
+from featstore.store.overlap import reads_ahead
 from featstore.store.row_encoding import RowEncoding, encoding_for
 from featstore.store.rows import Row
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from featstore.store.stored import Stored
 from matcher.maps import LayerSpec
+from matcher.read_ahead import read_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class MapStream:
             parts.setdefault((timestep, None if self.share_passes else layer), []).append(layer)
         progress.start("UNet passes", len(rows) * len(parts) * self.ensemble, "passes")
         latents = self.store.latents()
-        clean = {row: latents.read((row,)).astype(np.float32) for row in rows}
+        stored = read_ahead(rows, lambda row: latents.read((row,)), reads_ahead(self.store.path))
+        clean = {row: values.astype(np.float32) for row, values in stored}
         maps: dict[tuple[str, str, int | None], NDArray[Any]] = {}
         encoding = encoding_for(self.stored.value)
         for (timestep, _), layers in parts.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featstore.errors import DiskFullError, StoreError
 from featstore.sizes import free_bytes, human_bytes
+from featstore.store.location import StoreLocation
 
 try:
     import resource
@@ -50,12 +51,14 @@ def writing(what: str, size: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def naming_missing_bytes(path: Path, left: Callable[[], Needed], way_on: str = AGAIN) -> Iterator[None]:
+def naming_missing_bytes(path: StoreLocation, left: Callable[[], Needed], way_on: str = AGAIN) -> Iterator[None]:
     """A `DiskFullError` from within is raised again with the bytes that are missing where `path` lies: what is `left`
     to write, less what is free. way_on: what to do when there is room."""
     try:
         yield
     except DiskFullError as error:
+        if not isinstance(path, Path):  # some other disk: object storage is never full
+            raise
         raise DiskFullError(_sentence(path, left(), way_on)) from error
 
 

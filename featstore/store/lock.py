@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from featstore.store.bucket import open_bucket
+from featstore.store.bucket_lock import exclusive_in
 from featstore.store.full_disk import writing
+from featstore.store.location import StoreLocation
 
 try:
     import fcntl
@@ -19,8 +22,14 @@ LOCK = ".lock"
 
 
 @contextmanager
-def exclusive(store: Path) -> Iterator[None]:
-    """Waits until no other process rearranges the store in this folder, and keeps others waiting. Not to be nested."""
+def exclusive(store: StoreLocation) -> Iterator[None]:
+    """Waits until no other process rearranges the store there, and keeps others waiting. Not to be nested."""
+    with _exclusive_folder(store) if isinstance(store, Path) else exclusive_in(open_bucket(store), LOCK):
+        yield
+
+
+@contextmanager
+def _exclusive_folder(store: Path) -> Iterator[None]:
     with writing(f"{store / LOCK}"):
         lock = os.open(store / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -31,7 +31,7 @@ from featstore.sizes import human_bytes
 from featstore.store.full_disk import Needed, missing_bytes, writing
 from featstore.store.lock import exclusive
 from featstore.store.row_file import Row, RowFiles, row_name, row_values
-from featstore.store.rows import RowArray, create_rows
+from featstore.store.rows import METADATA, RowArray, create_rows
 from featstore.store.shard_file import ShardFiles
 from featstore.store.sweep import PARTIAL, strays, sweep_strays
 
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 128_000_000
 """About as large as a file becomes: 64 to 256 MB are few enough files, and small enough to move."""
-
-METADATA = "zarr.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,10 @@ class Packed:
 
 def pack(store: "Store", progress: Progress) -> list[Packed]:
     """Pack every array whose rows are all there. Raises `StoreError` for a damaged row, and where the disk has no room
-    for an array beside itself; what was packed before stays packed."""
+    for an array beside itself; what was packed before stays packed; and on object storage, which does not count
+    files."""
+    if not isinstance(store.path, Path):
+        raise StoreError(f"{store.path} cannot be packed: packing is for file systems that count their files.")
     return [_pack_under_lock(store, path, progress) for path in store.arrays()]
 
 

@@ -5,13 +5,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from featstore.errors import StoreError
 from featstore.store.keys import MAPS, NOISY
+from featstore.store.listing import folders, names, objects
+from featstore.store.location import StoreLocation
 from featstore.store.lock import exclusive
-from featstore.store.pack import METADATA
+from featstore.store.rows import METADATA
 from featstore.store.store import Store
 from featstore.store.sweep import remove_folder, sweep_removed
 from matcher.errors import InputError
@@ -55,7 +56,7 @@ def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
     mistake, and `StoreError` where an extractor is named that is not there."""
     if criteria == MapCriteria():
         raise InputError("Which maps go must be said: by --prompt, --extractor, --layer, --t or --older-than.")
-    keys = [folder.name for folder in sorted((store.path / MAPS).glob("*")) if folder.is_dir()]
+    keys = [folder.rpartition("/")[2] for folder in folders(store.path, f"{MAPS}/*")]
     if criteria.extractor is not None and not any(key.startswith(criteria.extractor) for key in keys):
         raise StoreError(f"{store.path} has no extractor {criteria.extractor!r}: it has {', '.join(keys) or 'none'}.")
     found = []
@@ -91,12 +92,12 @@ def prune(store: Store, chosen: Sequence[Prunable]) -> None:
     while another process makes the same maps."""
     with exclusive(store.path):
         for array in chosen:
-            if (store.path / array.path).is_dir():
+            if names(store.path, array.path):
                 remove_folder(store.path, array.path)
         for below in ("*/*", "*"):
-            for group in (store.path / MAPS).glob(below):
-                if group.is_dir() and not any(member.is_dir() for member in group.iterdir()):
-                    remove_folder(store.path, group.relative_to(store.path).as_posix())
+            for group in folders(store.path, f"{MAPS}/{below}"):
+                if not folders(store.path, f"{group}/*"):
+                    remove_folder(store.path, group)
         sweep_removed(store.path)
 
 
@@ -112,10 +113,10 @@ def parse_age(text: str) -> timedelta:
         raise InputError(f"--older-than {text} is longer ago than there have been files.") from None
 
 
-def _measured(store: Path, path: str, what: str) -> Prunable:
-    files = [(file.name, file.stat()) for file in (store / path).rglob("*") if file.is_file()]
-    newest = max((stat.st_mtime for name, stat in files if name != METADATA), default=0.0)
-    return Prunable(path, sum(stat.st_size for _, stat in files), len(files), newest, what)
+def _measured(store: StoreLocation, path: str, what: str) -> Prunable:
+    files = objects(store, path)
+    newest = max((file.modified for file in files if not file.path.endswith(f"/{METADATA}")), default=0.0)
+    return Prunable(path, sum(file.bytes for file in files), len(files), newest, what)
 
 
 def _old_enough(arrays: Sequence[Prunable], age: timedelta | None) -> list[Prunable]:

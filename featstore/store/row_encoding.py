@@ -25,11 +25,15 @@ _LARGEST = np.float32(127)
 
 
 class RowEncoding(Protocol):
-    """How rows lie on the disk. dtype: of an array of them. fill_value: what missing rows of it read as."""
+    """How rows lie on the disk."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of an array of such rows."""
+
+    @property
+    def read_dtype(self) -> np.dtype[Any]:
+        """Of the values that `decode` gives."""
 
     @property
     def fill_value(self) -> float | int:
@@ -55,7 +59,7 @@ class Floats:
     """Values as they are. A row is finite."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
+        self.dtype = self.read_dtype = dtype
         self.fill_value = float("nan")
 
     def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -97,6 +101,7 @@ class ScaledIntegers:
     """
 
     dtype = np.dtype(np.int8)
+    read_dtype = np.dtype(np.float32)
     fill_value = -1
 
     def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

@@ -59,11 +59,16 @@ def row_of_name(name: str, leading: int, ndim: int) -> Row | None:
 
 def row_folder(array: zarr.Array[Any]) -> Path | None:
     """Where the rows of an array lie as plain files; None where they do not: another kind of store, or other codecs."""
-    store, metadata = array.store_path.store, array.metadata
-    if not isinstance(store, LocalStore) or not isinstance(metadata, ArrayV3Metadata):
-        return None
-    plain = metadata.codecs == plain_codecs(array.dtype)
-    return store.root / array.path if plain and array.dtype.isnative else None
+    store = array.store_path.store
+    return store.root / array.path if isinstance(store, LocalStore) and is_plain(array) else None
+
+
+def is_plain(array: zarr.Array[Any]) -> bool:
+    """Whether an object of the array is a row's values and their checksum, and no more."""
+    metadata = array.metadata
+    if not isinstance(metadata, ArrayV3Metadata) or not array.dtype.isnative:
+        return False
+    return metadata.codecs == plain_codecs(array.dtype)
 
 
 def plain_codecs(dtype: np.dtype[Any]) -> tuple[BytesCodec, Crc32cCodec]:

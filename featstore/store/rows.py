@@ -15,6 +15,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from featstore.errors import MetadataError, StoreError
 from featstore.store.create import create_missing
@@ -22,7 +23,11 @@ from featstore.store.full_disk import writing
 from featstore.store.row_encoding import encoding_for, encoding_of, row_bytes
 from featstore.store.row_file import Row as Row
 from featstore.store.row_file import RowFiles, row_folder, row_name, row_of_name
+from featstore.store.row_object import row_objects
 from featstore.store.shard_file import ShardFiles, shard_files
+
+METADATA = "zarr.json"
+"""The name of an array's or a group's metadata."""
 
 METADATA_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, OverflowError, AssertionError)
 """What zarr raises of metadata that are damaged."""
@@ -48,6 +53,7 @@ class RowArray:
         self._stored_shape = tuple(array.shape[self._leading :])
         plain = None if folder is None else RowFiles(folder, self._stored_shape, array.dtype)
         self._files: RowFiles | ShardFiles | None = self._shards or plain
+        self._objects = row_objects(array, self._leading)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -63,6 +69,11 @@ class RowArray:
     def row_bytes(self) -> int:
         """Bytes of one row on disk, checksum included."""
         return row_bytes(self.dtype, self.row_shape)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of one row's values as they are read."""
+        return int(np.prod(self.row_shape)) * self._encoding.read_dtype.itemsize
 
     @property
     def dtype(self) -> str:
@@ -136,9 +147,10 @@ class RowArray:
                 return self._stored(row)  # it may have been packed and unpacked in between
 
     def _stored(self, row: Row) -> NDArray[Any] | None:
-        if self._files is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
+        rows = self._files or self._objects
+        if rows is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
             return np.asarray(self._array[row])
-        return self._files.read(row)
+        return rows.read(row)
 
     def _changed(self) -> bool:
         """Whether another process packed, unpacked or grew it since it was opened; it is then opened again."""
@@ -163,7 +175,10 @@ class RowArray:
                 "model overflowed; try --dtype float32."
             )
         with writing(f"Row {_spell(row)} of {self._where}", self.row_bytes):
-            self._array[row] = stored
+            if self._objects is None or stored.shape != self._stored_shape:
+                self._array[row] = stored
+            else:
+                self._objects.write(row, stored)
 
     def delete(self, row: Row) -> None:
         """Forget one row, whether it is there or not. Raises `StoreError` where the array is packed."""
@@ -179,7 +194,7 @@ class RowArray:
         if draws > have:
             self._check_loose()
             with writing(f"The size of {self._where}"):
-                self._array.resize((images, draws, *self.row_shape))
+                self._array.resize((images, draws, *self._stored_shape))
 
     def _check_loose(self) -> None:
         if self.packed:
@@ -269,9 +284,15 @@ def create_rows(
 
 
 def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
-    """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged."""
+    """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged, and
+    `StoreError` for a packed one on object storage."""
     try:
         found = group.get(path)
+        if isinstance(found, zarr.Array) and found.shards and not isinstance(group.store_path.store, LocalStore):
+            raise StoreError(
+                f"{path!r} in {group.store_path} is packed, which only a store on a local disk may be: unpack it there "
+                "with `dualsd cache unpack`, and copy it again."
+            )
         fault = _fault(found, leading) if isinstance(found, zarr.Array) else None
     except METADATA_ERRORS as error:
         fault = str(error) or repr(error)

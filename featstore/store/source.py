@@ -1,5 +1,6 @@
 """A store's maps, and a file's, as the matcher asks for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from featstore.backbone.dino_name import DINO
 from featstore.errors import StoreError
 from featstore.plain_text import is_plain, one_line, shown
 from featstore.store.keys import DinoExtractor, Extractor
+from featstore.store.overlap import AHEAD_BYTES, REQUESTS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.errors import MapError
-from matcher.maps import LayerSpec, MapSource
+from matcher.maps import LayerSpec, MapSource, images_ahead
+from matcher.read_ahead import AHEAD
 
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -37,10 +40,21 @@ class StoredMaps:
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where it is
         missing or damaged."""
+        return torch.from_numpy(self._array(layer).read((self.store.images.row(image),)))
+
+    def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
+        """See `FarMapSource.images_ahead`: as many as `AHEAD_BYTES` hold from object storage, no more than requests may
+        be under way."""
+        if isinstance(self.store.path, Path):
+            return AHEAD
+        image_bytes = sum(self._array(layer).read_bytes for layer in layers)
+        return max(min(AHEAD_BYTES // max(image_bytes, 1), REQUESTS), AHEAD)
+
+    def _array(self, layer: LayerSpec) -> RowArray:
         array = self._arrays.get((layer.layer, layer.timestep))
         if array is None:
             array = self._arrays[layer.layer, layer.timestep] = self._open(layer)
-        return torch.from_numpy(array.read((self.store.images.row(image),)))
+        return array
 
     def _open(self, layer: LayerSpec) -> RowArray:
         array, which = None, f"layer {layer.layer}"
@@ -65,6 +79,10 @@ class WithDino:
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """See `MapSource.load`."""
         return (self.dino if layer.layer == DINO else self.others).load(image, layer)
+
+    def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
+        """See `FarMapSource.images_ahead`."""
+        return images_ahead(self.dino, [layer for layer in layers if layer.layer == DINO])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from zarr.errors import GroupNotFoundError
 
 from featstore.backbone.dino_name import DinoName
 from featstore.errors import StoreError, StoreExistsError
+from featstore.store.bucket import open_bucket
+from featstore.store.bucket_creation import create_in_bucket, open_zarr
 from featstore.store.create import create_missing
 from featstore.store.full_disk import writing
 from featstore.store.images import ImageTable, read_images, write_images
@@ -29,8 +31,10 @@ from featstore.store.keys import (
     map_path,
     noisy_path,
 )
+from featstore.store.listing import folders
+from featstore.store.location import StoreLocation
 from featstore.store.lock import exclusive
-from featstore.store.rows import METADATA_ERRORS, RowArray, damaged_metadata, open_rows, require_rows
+from featstore.store.rows import METADATA, METADATA_ERRORS, RowArray, damaged_metadata, open_rows, require_rows
 from featstore.store.schema import STORED_DTYPE, VERSION_OF_INT8, StoreHeader
 from featstore.store.stored import Stored
 from featstore.store.sweep import MAKING
@@ -41,9 +45,9 @@ _BELOW = (f"{NOISY}/*", f"{MAPS}/*/*/*", f"{CONDITIONING}/*")
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An open store. `path`: its folder, as the user named it."""
+    """An open store. `path`: where it lies, as the user named it."""
 
-    path: Path
+    path: StoreLocation
     group: zarr.Group
     header: StoreHeader
     images: ImageTable
@@ -144,6 +148,8 @@ class Store:
 
     def array_paths(self) -> list[str]:
         """Of every array of rows: latents, noisy latents, maps, patch tokens."""
+        if not isinstance(self.path, Path):
+            return [LATENTS, *(folder for below in _BELOW for folder in folders(self.path, below))]
         # Not zarr's own listing: damaged metadata of one array would hide all others.
         files = [file for below in _BELOW for file in sorted(self.path.glob(f"{below}/zarr.json"))]
         return [LATENTS, *(file.parent.relative_to(self.path).as_posix() for file in files)]
@@ -158,7 +164,7 @@ class Store:
         return found
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: StoreLocation) -> Store:
     """Open an existing store. Raises `StoreError` where there is none, or none that this version can read."""
     group = _open_group(path)
     if group is None:
@@ -167,21 +173,31 @@ def open_store(path: Path) -> Store:
     return Store(path, group, header, read_images(group, str(path)))
 
 
-def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_shape: tuple[int, int, int]) -> Store:
+def create_store(
+    path: StoreLocation, header: StoreHeader, images: ImageTable, latent_shape: tuple[int, int, int]
+) -> Store:
     """Make a store with no latents yet. It appears at `path` whole or not at all.
 
     Raises `StoreExistsError` where something lies there, another process's store that came first among others.
     """
+
+    def fill(group: zarr.Group) -> None:
+        write_images(group, images)
+        require_rows(group, LATENTS, (len(images),), latent_shape, STORED_DTYPE)
+
     taken = StoreExistsError(f"{path} exists already: name another --store.")
-    if path.exists():
+    if is_there(path):
         raise taken
+    if not isinstance(path, Path):
+        if not create_in_bucket(open_bucket(path), header.to_attributes(), fill):
+            raise taken
+        return open_store(path)
     with writing(f"The store {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
             making = Path(folder) / "store"
             group = zarr.create_group(making, attributes=header.to_attributes())
-            write_images(group, images)
-            require_rows(group, LATENTS, (len(images),), latent_shape, STORED_DTYPE)
+            fill(group)
             try:
                 making.rename(path)
             except OSError as error:
@@ -191,9 +207,16 @@ def create_store(path: Path, header: StoreHeader, images: ImageTable, latent_sha
     return open_store(path)
 
 
-def open_if_there(path: Path) -> Store | None:
+def is_there(path: StoreLocation) -> bool:
+    """Whether anything lies where a store would: on object storage, whether a store's root does."""
+    if isinstance(path, Path):
+        return path.exists()
+    return METADATA in open_bucket(path).level("")[0]
+
+
+def open_if_there(path: StoreLocation) -> Store | None:
     """The store at `path`, None where nothing lies there. Raises `StoreError` for anything but a dualsd store."""
-    return open_store(path) if path.exists() else None
+    return open_store(path) if is_there(path) else None
 
 
 def record_whereabouts(store: Store, header: StoreHeader) -> None:
@@ -248,10 +271,11 @@ def _require_described(root: zarr.Group, path: str, description: Mapping[str, An
         raise damaged_metadata(root, path, str(error) or repr(error)) from error
 
 
-def _open_group(path: Path) -> zarr.Group | None:
-    if not path.exists():
+def _open_group(path: StoreLocation) -> zarr.Group | None:
+    if not is_there(path):
         return None
+    place = path if isinstance(path, Path) else open_zarr(open_bucket(path))
     try:
-        return zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+        return zarr.open_group(place, mode="r+", zarr_format=3, use_consolidated=False)
     except (GroupNotFoundError, *METADATA_ERRORS) as error:
         raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error

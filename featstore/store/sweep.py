@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from featstore.store.bucket import open_bucket
+from featstore.store.location import StoreLocation
 from featstore.store.row_file import row_of_name
 from featstore.store.rows import RowArray
 
@@ -27,8 +29,11 @@ def partial_files(folder: Path) -> list[Path]:
     return sorted(file for place in (folder, folder / "c") for file in _partial(place))
 
 
-def folders_of(store: Path, arrays: Iterable[str]) -> list[Path]:
-    """The folders of some arrays and those above them, whose own metadata may be half-written, up to the store's."""
+def folders_of(store: StoreLocation, arrays: Iterable[str]) -> list[Path]:
+    """The folders of some arrays and those above them, whose own metadata may be half-written, up to the store's; none
+    on object storage, where nothing is ever half-written."""
+    if not isinstance(store, Path):
+        return []
     found = {folder for array in arrays for folder in (store / array, *(store / array).parents)}
     return sorted(folder for folder in found if folder == store or store in folder.parents)
 
@@ -79,16 +84,26 @@ def sweep_strays(array: RowArray) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove_folder(store: Path, path: str) -> None:
-    """Remove an array or a group. It is gone at once; rows of a removal that was killed are never seen again, as they
-    might have gone stale meanwhile."""
+def remove_folder(store: StoreLocation, path: str) -> None:
+    """Remove an array or a group. On a disk it is gone at once; rows of a removal that was killed are never seen again,
+    as they might have gone stale meanwhile. On object storage rows go first and metadata last: what a killed removal
+    leaves is an array that lacks rows."""
+    if not isinstance(store, Path):
+        bucket = open_bucket(store)
+        keys = [found.path for found in bucket.objects(path)]
+        metadata = [key for key in keys if key.endswith("/zarr.json")]
+        bucket.delete([key for key in keys if not key.endswith("/zarr.json")])
+        bucket.delete(sorted(metadata, key=len, reverse=True))
+        return
     gone = store / f"{REMOVED}{uuid.uuid4().hex}"
     (store / path).rename(gone)
     shutil.rmtree(gone)
 
 
-def sweep_removed(store: Path) -> None:
+def sweep_removed(store: StoreLocation) -> None:
     """Finish removals that were killed. The caller holds the store's lock."""
+    if not isinstance(store, Path):
+        return
     for folder in store.glob(f"{REMOVED}*"):
         shutil.rmtree(folder, ignore_errors=True)
 

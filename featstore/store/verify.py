@@ -15,11 +15,13 @@ from featstore.store.full_disk import writing
 from featstore.store.images import COLUMNS
 from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, DinoExtractor, Extractor
 from featstore.store.ledger import GRIDS
+from featstore.store.listing import delete, names, objects
+from featstore.store.location import StoreLocation
 from featstore.store.lock import exclusive
-from featstore.store.pack import METADATA, shard_rows, unpack_array
+from featstore.store.pack import shard_rows, unpack_array
 from featstore.store.row_encoding import encoding_for, row_bytes
 from featstore.store.row_file import Row, row_of_name
-from featstore.store.rows import RowArray, create_rows
+from featstore.store.rows import METADATA, RowArray, create_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from featstore.store.sweep import PARTIAL, REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
@@ -154,7 +156,7 @@ def drop_metadata(store: Store, damaged: BadMetadata) -> str:
             remove_folder(store.path, damaged.path)
             return f"{damaged.path} was removed, its metadata were damaged; it is made anew when it is needed"
         with writing(f"The metadata of {damaged.path!r}"):
-            (store.path / damaged.path / METADATA).unlink(missing_ok=True)
+            delete(store.path, f"{damaged.path}/{METADATA}")
             store.group.require_group(damaged.path)
         return f"the metadata of {damaged.path} were written anew; its arrays are kept"
 
@@ -165,18 +167,18 @@ def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int
     removed."""
     leading = 2 if damaged.path.startswith(f"{NOISY}/") else 1
     stored_shape = encoding_for(dtype).stored_shape(row_shape)
-    folder, images = store.path / damaged.path, (len(store.images),)
+    images = (len(store.images),)
     with exclusive(store.path):
-        files = folder.iterdir() if folder.is_dir() else ()
-        named = (row_of_name(file.name, leading, leading + len(stored_shape)) for file in files)
+        found = names(store.path, damaged.path)
+        named = (row_of_name(name, leading, leading + len(stored_shape)) for name in found)
         rows = [row for row in named if row is not None]
         if leading == 2 and not rows:
             remove_folder(store.path, damaged.path)
             return False
         draws = [1 + max(row[1] for row in rows)] if leading == 2 else []
-        packed = not rows and (folder / "c").is_dir()
+        packed = not rows and "c" in found
         with writing(f"The metadata of {damaged.path!r}"):
-            (folder / METADATA).unlink(missing_ok=True)
+            delete(store.path, f"{damaged.path}/{METADATA}")
             shard = shard_rows(images, row_bytes(dtype, row_shape)) if packed else None
             create_rows(store.group, damaged.path, (*images, *draws), row_shape, dtype, shard)
     return True
@@ -185,8 +187,8 @@ def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int
 def sweep(store: Store) -> None:
     """Clear away what killed runs left, but for files that may still be in flight."""
     with exclusive(store.path):
-        folders = {file.parent for file in store.path.rglob(f"*{PARTIAL}")}
-        sweep_partial(sorted(folders))
+        if isinstance(store.path, Path):
+            sweep_partial(sorted({file.parent for file in store.path.rglob(f"*{PARTIAL}")}))
         sweep_removed(store.path)
         for array in store.arrays().values():
             sweep_strays(array)
@@ -195,8 +197,7 @@ def sweep(store: Store) -> None:
 def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
     """Paths of all arrays of rows, and what is wrong with the metadata of groups."""
     paths, bad = [], []
-    for file in sorted(store.path.rglob(METADATA)):
-        path = file.parent.relative_to(store.path).as_posix()
+    for path in _with_metadata(store.path):
         if path in COLUMNS or path.split("/")[0] not in _DEPTHS:  # read already, or not dualsd's
             continue
         if BadMetadata(path, "").is_array:
@@ -210,6 +211,13 @@ def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
         if path.startswith(f"{MAPS}/") and path.count("/") == 1 and not _is_described(path, attributes):
             bad.append(BadMetadata(path, "its description is not that of the extractor which its name stands for"))
     return paths, bad
+
+
+def _with_metadata(store: StoreLocation) -> list[str]:
+    """All arrays and groups but the root."""
+    if isinstance(store, Path):  # not by listing all files, of which there may be very many
+        return [file.parent.relative_to(store).as_posix() for file in sorted(store.rglob(METADATA))]
+    return [found.path.rpartition("/")[0] for found in objects(store) if found.path.endswith(f"/{METADATA}")]
 
 
 def _is_described(path: str, attributes: dict[str, Any]) -> bool:
@@ -237,11 +245,13 @@ def _column(store: Store, path: str) -> CheckedArray:
     """A column of the table of images: one object, which was read when the store was opened."""
     column = store.group[path]
     assert isinstance(column, zarr.Array)
-    size = sum(file.stat().st_size for file in (store.path / path / "c").glob("*") if file.suffix != PARTIAL)
+    size = sum(found.bytes for found in objects(store.path, f"{path}/c") if not found.path.endswith(PARTIAL))
     return CheckedArray(path, 1, 1, size, False, ())
 
 
 def _left_over(store: Store, arrays: Iterable[RowArray]) -> list[LeftOver]:
+    if not isinstance(store.path, Path):  # objects are whole or not there
+        return []
     found = [*store.path.rglob(f"*{PARTIAL}"), *store.path.glob(f"{REMOVED}*")]
     found += [path for array in arrays for path in strays(array)]
     return [LeftOver(path.relative_to(store.path).as_posix(), _size(path)) for path in sorted(found)]

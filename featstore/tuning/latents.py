@@ -1,6 +1,8 @@
 """What the UNet sees in training: noisy latents from the store, or noised anew from the cached clean ones. The VAE is
 not called."""
 
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from featstore.backbone.noise import generator
 from featstore.errors import TuningError
 from featstore.stages.noisy import noisy_latent
+from featstore.store.overlap import REQUESTS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 
@@ -16,10 +19,13 @@ FRESH = 1_000_000
 """Draws from this number on are never cached: `--noise fresh` takes one a step."""
 
 
+Latent = NDArray[np.float16] | NDArray[np.float32]
+
+
 class NoisySource(Protocol):
     """Hands out noisy latents."""
 
-    def load(self, image: str, timestep: int, step: int) -> NDArray[np.float16] | NDArray[np.float32]:
+    def load(self, image: str, timestep: int, step: int) -> Latent:
         """(4, h, w) of an image; a function of its arguments and the seed."""
 
 
@@ -40,6 +46,29 @@ class CachedNoise:
         draw = int(generator(f"draw|{self._seed}|{image}|{step}").integers(self._draws))
         found: NDArray[np.float16] = self._arrays[timestep].read((self._store.images.row(image), draw))
         return found
+
+
+class NoiseAhead:
+    """A source on object storage, read in threads before it is asked: the next step's while this one is computed."""
+
+    def __init__(self, source: NoisySource, timesteps: tuple[int, ...]) -> None:
+        self._source, self._timesteps = source, tuple(dict.fromkeys(timesteps))
+        self._readers = ThreadPoolExecutor(REQUESTS, thread_name_prefix="noise-ahead")
+        self._under_way: dict[tuple[str, int, int], Future[Latent]] = {}
+
+    def expect(self, images: Iterable[str], step: int) -> None:
+        """Begin to read what `load` will be asked for at a step. What was read for steps before the last is let go."""
+        self._under_way = {key: read for key, read in self._under_way.items() if key[2] >= step - 1}
+        for image in dict.fromkeys(images):
+            for timestep in self._timesteps:
+                key = image, timestep, step
+                if key not in self._under_way:
+                    self._under_way[key] = self._readers.submit(self._source.load, *key)
+
+    def load(self, image: str, timestep: int, step: int) -> Latent:
+        """See `NoisySource.load`."""
+        read = self._under_way.get((image, timestep, step))
+        return self._source.load(image, timestep, step) if read is None else read.result()
 
 
 class FreshNoise:

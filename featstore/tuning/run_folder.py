@@ -25,6 +25,7 @@ from typing import Any, Self
 from featstore.errors import TuningError
 from featstore.prompts.file import FILE
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
+from featstore.store.location import StoreLocation, absolute, parse_location
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.store.sweep import MAKING, sweep_making
@@ -49,9 +50,9 @@ class RunFolder:
     description: Mapping[str, Any]
 
     @property
-    def store(self) -> Path:
+    def store(self) -> StoreLocation:
         """Where its store lay."""
-        return Path(self.description["store"]["path"])
+        return parse_location(str(self.description["store"]["path"]))
 
     @property
     def identity(self) -> str:
@@ -131,6 +132,16 @@ def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:
     return text.getvalue().encode()
 
 
+def format_of(path: Path) -> str | None:
+    """The format that a folder's `run.json` names; None where it has none that can be read."""
+    try:
+        description = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = description.get("format") if isinstance(description, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def identity(store: Store) -> str:
     """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
     return identity_of(store.header)
@@ -154,7 +165,7 @@ def create_run(
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "creator": creator_version(),
-        "store": {"path": str(store.path.resolve()), "identity": identity(store)},
+        "store": {"path": absolute(store.path), "identity": identity(store)},
         "dataset": store.header.dataset,
         "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
         **about,

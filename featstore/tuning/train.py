@@ -15,11 +15,11 @@ from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.batches import chunks
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.tuning.board import EVENT_BYTES, Board
-from featstore.tuning.latents import NoisySource
+from featstore.tuning.latents import NoiseAhead, NoisySource
 from featstore.tuning.processes import share, sum_gradients, sum_numbers
 from featstore.tuning.prompt_sets import PromptSet
 from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder
-from featstore.tuning.sampling import open_sampler
+from featstore.tuning.sampling import Sampler, open_sampler
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.state import TrainingState
 from featstore.tuning.step import Networks, batch_loss
@@ -91,6 +91,7 @@ def _learn(
         stopped = False
         while state.step < settings.steps and not stopped:
             batch = sampler.batch(state.step)
+            _expect(problem, sampler, state.step, accelerator)
             loss, made = _step([problem.pairs[index] for index in batch], state, problem, settings, accelerator)
             loss, all_made, stops = sum_numbers([loss, made, asked_to_stop()], accelerator, problem.networks.device)
             passes, learned, stopped = passes + round(all_made), learned + len(batch), stops > 0
@@ -132,6 +133,14 @@ def _left(problem: Problem, state: TrainingState, settings: TuningSettings) -> N
     every step in two of them."""
     lines = settings.steps * METRICS_LINE_BYTES + 2 * (settings.steps - state.step) * EVENT_BYTES
     return Needed(state.largest_bytes + 2 * len(prompts_bytes(_snapshot(problem))) + lines, 5, 1)
+
+
+def _expect(problem: Problem, sampler: Sampler, step: int, accelerator: "Accelerator") -> None:
+    """Have this step's and the next one's noisy latents read meanwhile, where they are read ahead."""
+    if isinstance(problem.noisy, NoiseAhead):
+        for coming in (step, step + 1):
+            pairs = share([problem.pairs[index] for index in sampler.batch(coming)], accelerator)
+            problem.noisy.expect((image for pair in pairs for image in (pair.source, pair.target)), coming)
 
 
 def _open_state(problem: Problem, settings: TuningSettings, accelerator: "Accelerator") -> TrainingState:

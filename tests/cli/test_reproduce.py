@@ -23,6 +23,7 @@ from featstore.stages import latents
 from featstore.stages.compute import Compute
 from matcher.errors import InputError
 from tests.cli.conftest import Run
+from tests.cli.html_page import read_page
 from tests.featstore.trainable import write_trainable
 
 Reproduce = Callable[..., Result]
@@ -147,6 +148,11 @@ def test_every_recipe_runs_and_takes_what_was_said(reproduce: Reproduce, seen: C
 def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]) -> None:
     first = ok(reproduce("table5", *FEW))
     assert len(commands(first)) == 4
+    one = figures("table5")["dift", 0.05]
+    page = read_page(Path("reproduce/report.html"))
+    shown = f"{one['pck_percent']:.2f} [{one['low_percent']:.2f}, {one['high_percent']:.2f}]"
+    assert page.table("spair").column("@0.05")["dift"] == shown
+    assert "dualsd eval --layers 2 --t 261" in page.text
     assert "Not run, for want of pf-pascal: all rows on pf-pascal." in first.output
     before, table = seen.copy(), Path("reproduce/tables/table5.json").read_text()
     again = ok(reproduce("table5", *FEW))
@@ -156,6 +162,7 @@ def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]
     assert Path("reproduce/tables/table5.json").read_text() == table
     # Table 3 asks for the same cells, by another name
     shared = ok(reproduce("table3", "--rows", "dift,sd4match-single"))
+    assert "Tables 3 and 5 of the report" in read_page(Path("reproduce/report.html")).text
     assert not commands(shared)
     assert (
         figures("table3")["sd4match-single", 0.05]["pck_percent"]
@@ -252,7 +259,8 @@ def test_the_figure(reproduce: Reproduce) -> None:
     assert json.loads(Path("dry.json").read_text())["left"][-1]["passes"] == 8 * 8 * 8
     ok(reproduce("figure2", "--json", "figure.json"))
     (folder,) = Path("reproduce/figures").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"grid.json", "timesteps-nn.png", "two-layers-nn.png"}
+    pictures, tables = ("timesteps-nn.png", "two-layers-nn.png"), ("table.md", "table.tex")
+    assert {path.name for path in folder.iterdir()} == {"grid.json", "report.html", *pictures, *tables}
     cells = json.loads((folder / "grid.json").read_text())["cells"]
     assert sum(len(cell["layers"]) == 1 for cell in cells) == 2 * 8
     assert Path("figure.json").read_text() == (folder / "grid.json").read_text()

@@ -20,6 +20,7 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
         ["grid", "--help"],
         ["score", "--help"],
         ["compare", "--help"],
+        ["report", "--help"],
         ["match", "--help"],
         ["prompts", "import", "--help"],
         ["reproduce", "--help"],
@@ -43,7 +44,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_every_command_explains_itself_with_examples() -> None:
     prompts = [["prompts", name] for name in ("import", "export", "info")]
-    single = [[name] for name in ("eval", "grid", "match", "score", "compare", "recipes", "reproduce")]
+    single = [[name] for name in ("eval", "grid", "match", "score", "compare", "report", "recipes", "reproduce")]
     for command in (["cache", "build"], ["cache", "maps"], *single, *prompts):
         shown = subprocess.run(
             [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True

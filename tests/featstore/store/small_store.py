@@ -9,6 +9,7 @@ from featstore.backbone.dino_name import DinoName
 from featstore.backbone.latents import Latents
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, map_path
+from featstore.store.location import StoreLocation
 from featstore.store.row_file import Row
 from featstore.store.rows import RowArray, require_rows
 from featstore.store.schema import StoreHeader
@@ -34,7 +35,7 @@ def fill(array: RowArray) -> None:
         array.write(row, row_values(array, row))
 
 
-def write_small_store(path: Path, images: int = 3) -> Store:
+def write_small_store(path: StoreLocation, images: int = 3) -> Store:
     """latents; noisy latents at two timesteps; maps of a text at three places, and of a learned prompt; patch tokens;
     a grid that was stopped."""
     ids = tuple(f"cat/{index}" for index in range(images))

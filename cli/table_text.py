@@ -1,0 +1,98 @@
+"""Tables as text: for the terminal, as Markdown, and as LaTeX."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featstore.store.full_disk import writing
+from featstore.whole_file import write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A table as it is printed: header and rows of text, of which the first `left_columns` are words."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left_columns: int = 1
+
+    @property
+    def width(self) -> int:
+        """Columns of a terminal that it takes."""
+        return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
+
+
+def write_tables(folder: Path, stem: str, title: str, parts: Sequence[Block], notes: Sequence[str]) -> None:
+    """`<stem>.md` and `<stem>.tex` in a folder, which is made. Raises what `write_whole` raises."""
+    with writing(f"The folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".md", to_markdown(title, parts, notes)), (".tex", to_latex(parts, notes))):
+        write_whole(folder / f"{stem}{suffix}", text.encode())
+
+
+def to_markdown(title: str, parts: Sequence[Block], notes: Sequence[str]) -> str:
+    """A Markdown page."""
+    lines = [f"# {_as_prose(title)}", ""]
+    for block in parts:
+        ruler = ["---" if index < block.left_columns else "---:" for index in range(len(block.header))]
+        rows = (tuple(map(_in_markdown, row)) for row in (block.header, *block.rows))
+        lines += [f"## {_as_prose(block.title)}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (next(rows), ruler, *rows)]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {_as_prose(note)}" for note in notes)]) + "\n"
+
+
+def to_latex(parts: Sequence[Block], notes: Sequence[str]) -> str:
+    """Tables for `\\input` into a LaTeX document that uses booktabs; the notes as comments."""
+    lines = [f"% {_one_line(note)}" for note in notes]
+    for block in parts:
+        words = block.left_columns
+        lines += [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{_in_latex(block.title)}}}",
+            f"\\begin{{tabular}}{{{'l' * words}{'r' * (len(block.header) - words)}}}",
+            "\\toprule",
+            _latex_row(block.header),
+            "\\midrule",
+            *map(_latex_row, block.rows),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _as_prose(text: str) -> str:
+    """A line of Markdown, in which a name in angle brackets is no HTML."""
+    return _one_line(text).replace("<", "&lt;")
+
+
+def _in_markdown(text: str) -> str:
+    """A cell, which a bar would end."""
+    return _as_prose(text.replace("\\", "\\\\").replace("|", "\\|"))
+
+
+def _latex_row(row: Sequence[str]) -> str:
+    return " & ".join(map(_in_latex, row)) + r" \\"
+
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _in_latex(text: str) -> str:
+    written = "".join(_LATEX.get(sign, sign) for sign in _one_line(text))
+    written = re.sub(r"^([+-])(?=\d)", r"$\1$", written)  # a minus, not a hyphen
+    # the end of the line before would take a bracket or a star for its own
+    return re.sub(r"^([\[*])", r"{\1}", written)

@@ -1,0 +1,39 @@
+"""Intervals of every number of a table, against the one-by-one way and against the table itself."""
+
+import numpy as np
+import pytest
+
+from matcher.bootstrap import bootstrap_mean
+from matcher.intervals import pck_intervals
+from matcher.pck import Average, MatchedPair, hits, tabulate
+from matcher.readout import Readout
+from tests.featstore.evaluations import guessed, many_pairs
+
+READOUTS = (Readout.NN, Readout.SOFTMAX)
+ALPHAS = (0.05, 0.1)
+
+
+@pytest.mark.parametrize("average", Average)
+def test_each_is_what_it_is_alone(average: Average) -> None:
+    pairs = many_pairs(6)
+    guesses = {readout: guessed(pairs, 0.1, seed) for seed, readout in enumerate(READOUTS)}
+    matched = [MatchedPair(pair, {one: guesses[one][row] for one in READOUTS}) for row, pair in enumerate(pairs)]
+    found = pck_intervals(matched, READOUTS, ALPHAS, average)
+    table = tabulate(matched, ALPHAS)
+    for readout in READOUTS:
+        for alpha in ALPHAS:
+            own = found[readout][alpha]
+            assert list(own) == ["cat", "dog", "all"]
+            for category, interval in own.items():
+                expected = table.values[readout][average][alpha][category]
+                assert interval.mean == pytest.approx(expected, abs=1e-12)
+                assert 0 <= interval.low <= interval.mean <= interval.high <= 1
+            values = np.array(
+                [
+                    hits(match.predictions[readout], match.pair.target_points, match.pair.theta, alpha).mean()
+                    for match in matched
+                ]
+            )
+            sizes = np.array([float(len(pair.target_points)) for pair in pairs])
+            alone = bootstrap_mean(pairs, values, 0, sizes if average is Average.POINT else None)
+            assert (own["all"].low, own["all"].high) == pytest.approx((alone.low, alone.high), abs=1e-12)
