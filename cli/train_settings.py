@@ -44,7 +44,7 @@ def published(typed: Mapping[str, Any], dataset: str, pairs: int, model: Model, 
     sampling = typed["sampling"] or Sampling.PAIRS
     batch = DEMO_BATCH if dataset == DEMO else BATCH
     epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else EPOCHS[mode]
-    steps = DEMO_STEPS if dataset == DEMO else max(epochs * pairs // batch, 1)
+    steps = DEMO_STEPS if dataset == DEMO else max(round(epochs * pairs / batch), 1)
     timesteps = typed["timesteps"] or tuple(TIMESTEPS.get(layer, -1) for layer in layers)
     if -1 in timesteps:
         missing = layers[timesteps.index(-1)]

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from cli.train_settings import published, typed_settings
+from featstore.backbone.model import open_model
 from featstore.errors import DiskFullError
 from featstore.prompts.file import load_prompts
 from featstore.store.rows import RowArray
@@ -25,6 +27,21 @@ from tests.featstore.trainable import write_trainable
 
 SMALL = ("--length", "4", "--batch", "2", "--draws", "2", "--device", "cpu", "--batch-size", "4")
 STORE = ("--store", "dualsd.zarr")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "mode", "pairs", "steps"),
+    [
+        ("spair", "single", 53_340, 29_633),
+        ("spair", "class", 53_340, 29_633),
+        ("spair", "cpm", 53_340, 11_853),
+        ("pf-pascal", "single", 2_941, 16_339),
+    ],
+)
+def test_the_published_lengths(dataset: str, mode: str, pairs: int, steps: int) -> None:
+    """The report's epochs at 9 pairs a batch (DESIGN section 4), on the datasets' own numbers of pairs."""
+    typed = typed_settings(768, mode, *(None,) * 8, numbers={})
+    assert published(typed, dataset, pairs, open_model("demo", None), 128).steps == steps
 
 
 @pytest.fixture(scope="module")
