@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from featstore.backbone.dino_name import DinoName
+from featstore.backbone.dino_name import DINO, DinoName
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
@@ -189,6 +189,8 @@ def _row_shape(store: Store, model: Model, damaged: BadMetadata) -> tuple[int, .
     if not damaged.is_array or kind not in (LATENTS, NOISY, MAPS):
         return None
     size = store.header.image_size
+    if kind == MAPS and rest[1] == DINO:  # of a DINOv2 that nobody has named here
+        return None
     if kind == MAPS:
         shape = model.shape(int(rest[1].removeprefix("layer")), size)
         return shape.channels, shape.side, shape.side

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ from featstore.stages.compute import Compute
 from featstore.stages.needed import require_maps
 from featstore.stages.patch_tokens import cache_patch_tokens
 from featstore.stages.repair import Repaired, repair
+from featstore.store.keys import DinoExtractor
 from featstore.store.pack import pack
 from featstore.store.rows import require_rows
 from featstore.store.shard_file import ShardFiles
@@ -122,6 +124,15 @@ def test_maps_of_8_bits_come_out_as_they_were(store: Store, dataset: Dataset, co
     metadata = f"{path}/zarr.json"
     assert json.loads(after.pop(metadata)) == json.loads(before.pop(metadata))
     assert after == before
+
+
+def test_metadata_of_patch_maps_take_them_along(store: Store, dataset: Dataset, compute: Compute) -> None:
+    extractor = DinoExtractor(DinoName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
+    array = store.require_dino_maps(extractor, (6, 4, 4))
+    array.write((1,), np.ones((6, 4, 4)))
+    (store.path / array.path / "zarr.json").write_text("{")
+    (sentence,) = mend(store, dataset, compute).given_up
+    assert sentence.startswith(f"{array.path} was removed, its metadata were damaged")
 
 
 def test_a_packed_store_is_mended_too(store: Store, dataset: Dataset, compute: Compute) -> None:
