@@ -26,6 +26,7 @@ from cli.options import (
     RootOption,
     SizeOption,
     SkipBadOption,
+    StoredOption,
     StoreOption,
     TimestepsOption,
 )
@@ -178,6 +179,7 @@ def maps(
     split: Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    stored: StoredOption = options.DEFAULT_STORED,
     batch_size: BatchOption = 8,
     part: PartOption = None,
     skip_bad: SkipBadOption = False,
@@ -207,6 +209,7 @@ def maps(
     from featstore.stages.plan import extractor_of
     from featstore.store.store import open_store
 
+    kept_as = options.parse_stored(stored)
     check_writable(json)
     opened = open_store(store)
     dataset = options.dataset_of(opened, root)
@@ -224,24 +227,24 @@ def maps(
     asked = AskedDino(dino, dino_size)
     with progress_of(processes) as progress:
         check_unchanged(opened, dataset, images, progress)
-        cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute), text)
+        cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute, kept_as), text)
         if cost.passes:
             model = model_of(opened)
             print_shapes(model.shape(layer, opened.header.image_size) for layer in numbers)
         if dry_run:
             patches_cost = None
             if DINO in names:
-                found = find_dino(opened, asked, compute)
+                found = find_dino(opened, asked, compute, kept_as)
                 print_dino_shape(found.extractor, found.map_shape)
                 patches_cost = estimate_dino_maps(opened, rows, found)
             write_json(json, _print_cost(store, len(rows), cost, patches_cost))
             return
         patches = None
         if DINO in names:
-            patches = require_dino_maps(opened, dataset, rows, asked, compute, progress)
+            patches = require_dino_maps(opened, dataset, rows, asked, compute, progress, kept_as)
             if patches.images:
                 print_dino_shape(patches.extractor, patches.shape)
-        made_maps = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress)
+        made_maps = require_maps(opened, dataset, rows, wanted, text, ensemble, compute, progress, kept_as)
         own_bad = unreadable(made_maps.bad, () if patches is None else patches.bad)
         own_passes = made_maps.images_times_timesteps * ensemble, 0 if patches is None else patches.images
         shares = processes.gather((len(rows), own_passes, own_bad))

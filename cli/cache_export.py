@@ -20,6 +20,7 @@ from cli.options import (
     PromptsOption,
     RootOption,
     SkipBadOption,
+    StoredOption,
     StoreOption,
     TimestepsOption,
 )
@@ -68,6 +69,7 @@ def export(
     dino_size: DinoSizeOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    stored: StoredOption = options.DEFAULT_STORED,
     batch_size: BatchOption = 8,
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
@@ -98,6 +100,7 @@ def export(
 
     kind = _parse_layout(layout, names)
     check_out(kind, out)
+    kept_as = options.parse_stored(stored)
     check_writable(json)
     opened = open_store(store)
     dataset = options.dataset_of(opened, root)
@@ -115,10 +118,10 @@ def export(
         check_unchanged(opened, dataset, [image.id for image in images], progress)
         patches = None
         if DINO in names:
-            patches = require_dino_maps(opened, dataset, rows, AskedDino(dino, dino_size), compute, progress)
+            patches = require_dino_maps(opened, dataset, rows, AskedDino(dino, dino_size), compute, progress, kept_as)
             print_dino_shape(patches.extractor, patches.shape)
         made = require_maps(
-            opened, dataset, rows, of_unet, choice.of_images("cache export"), ensemble, compute, progress
+            opened, dataset, rows, of_unet, choice.of_images("cache export"), ensemble, compute, progress, kept_as
         )
         if numbers:
             print_shapes(model_of(opened).shape(layer, opened.header.image_size) for layer in numbers)

@@ -26,6 +26,7 @@ from cli.options import (
     ReadoutsOption,
     RootOption,
     SkipBadOption,
+    StoredOption,
     StoreOption,
     TimestepsOption,
     UpsampleOption,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from featstore.stages.compute import Compute
     from featstore.stages.dino_maps import AskedDino
     from featstore.store.store import Store
+    from featstore.store.stored import Stored
     from matcher.match import MatchSettings
     from matcher.pck import Average
     from matcher.readout import Readout
@@ -112,6 +114,7 @@ def evaluate(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    stored: StoredOption = options.DEFAULT_STORED,
     batch_size: BatchOption = 8,
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
@@ -152,6 +155,7 @@ def evaluate(
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
     wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
     factor = options.parse_upsample(upsample)
+    kept_as = options.parse_stored(stored)
 
     def scoring(image_size: int, names: tuple[str, ...], timesteps: tuple[int | None, ...]) -> Scoring:
         shares = options.weights_for(names, weights)
@@ -162,6 +166,7 @@ def evaluate(
     if features is not None:
         if any(given is not None for given in (t, prompt, prompts, ensemble)):
             raise InputError("--t, --prompt, --prompts and --ensemble go with a store, not with features from a file.")
+        options.check_kept(kept_as, "features from a file")
         if dataset is None or size is None:
             raise InputError(
                 "--features needs --dataset (and its --root), and --size: the side of the images in pixels."
@@ -192,12 +197,16 @@ def evaluate(
         opened = open_store(store)
         numbers = None if typed is None else unet_layers(typed)
         choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=numbers != ())
+        if choice.prompts is None:
+            options.check_kept(kept_as, "prompts of pairs (cpm)")
         processes.check_same(dict(choice.describe()), "prompts")  # the newest run's, which another may be just now
         names = typed or tuple(map(str, layers_of(choice, None)))
         usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
         draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)
-        result = _from_store(opened, root, split, chosen, settled, choice, asked, draws, compute, skip_bad, processes)
+        result = _from_store(
+            opened, root, split, chosen, settled, choice, asked, draws, compute, kept_as, skip_bad, processes
+        )
         measured = options.dataset_of(opened, root)
         place = root if root is not None or opened.header.dataset_root is None else Path(opened.header.dataset_root)
     if not processes.is_main:
@@ -260,7 +269,7 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
         + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
         for layer in scoring.layers
     )
-    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "features")
+    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "stored", "features")
     origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
     frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
@@ -281,6 +290,7 @@ def _from_store(
     dino: "AskedDino",
     ensemble: int,
     compute: "Compute",
+    stored: "Stored",
     skip_bad: bool,
     processes: "Processes",
 ) -> "Result":
@@ -316,7 +326,7 @@ def _from_store(
         patches = None
         without_patches: tuple[ImageError, ...] = ()
         if any(layer.layer == DINO for layer in scoring.layers):
-            patches = require_dino_maps(opened, dataset, rows, dino, compute, progress)
+            patches = require_dino_maps(opened, dataset, rows, dino, compute, progress, stored)
             if patches.images:
                 print_dino_shape(patches.extractor, patches.shape)
             without_patches = unreadable(*processes.gather(patches.bad))
@@ -336,7 +346,7 @@ def _from_store(
             features = describe_features(opened, None, choice.describe(), ensemble, compute) | about_dino
             beside = None if patches is None else StoredMaps(opened, None, patches.extractor)
             return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside, processes)
-        made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress)
+        made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress, stored)
         if made.images_times_timesteps:
             model = model_of(opened)
             print_shapes(model.shape(layer, size) for layer, _ in wanted)

@@ -20,6 +20,7 @@ from cli.options import (
     ReadoutsOption,
     RootOption,
     SkipBadOption,
+    StoredOption,
     StoreOption,
 )
 from matcher.errors import InputError
@@ -91,6 +92,7 @@ def grid(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the pictures.")] = Path("grid"),
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    stored: StoredOption = options.DEFAULT_STORED,
     batch_size: BatchOption = 8,
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
@@ -113,6 +115,7 @@ def grid(
     align = None if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
     wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
+    kept_as = options.parse_stored(stored)
 
     from cli.command_line import describe_origin, now
     from cli.grid_output import print_cost, print_scores, print_winners
@@ -164,6 +167,8 @@ def grid(
     compute = choose_compute(device, dtype, batch_size)
     opened = open_store(store)
     choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
+    if choice.prompts is None:
+        options.check_kept(kept_as, "prompts of pairs (cpm)")
     dataset = options.dataset_of(opened, root)
     split = split or ("val" if "val" in dataset.splits else dataset.splits[-1])
     pairs = choose_some(choose_pairs(dataset, split, chosen), max_pairs)
@@ -193,7 +198,7 @@ def grid(
         rows = [opened.images.row(image) for image in share]
         text = choice.prompts
         bad: Sequence[ImageError] = ()
-        extractor = None if text is None else extractor_of(opened, text, ensemble, compute)
+        extractor = None if text is None else extractor_of(opened, text, ensemble, compute, kept_as)
         if text is None or extractor is None:
             print_pairwise_cost(len(pairs), len(tried.maps), ensemble)
         else:
@@ -203,7 +208,8 @@ def grid(
             if stream:
                 bad = make_latents(opened, dataset, rows, compute, progress)
             else:
-                bad = require_maps(opened, dataset, rows, tried.maps, text, ensemble, compute, progress).bad
+                made = require_maps(opened, dataset, rows, tried.maps, text, ensemble, compute, progress, kept_as)
+                bad = made.bad
         bad = unreadable(*processes.gather(bad))  # from here on all processes find all maps
         if bad and not skip_bad:
             raise bad[0]
@@ -226,7 +232,9 @@ def grid(
 
             scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress, processes)
         elif stream:
-            scores = score_streamed(opened, framed, tried, text, ensemble, ledger, compute, progress, processes)
+            scores = score_streamed(
+                opened, framed, tried, text, ensemble, ledger, compute, progress, processes, kept_as
+            )
         else:
             maps = StoredMaps(opened, extractor)
             scores = score_cached(maps, framed, tried, ledger, compute, progress, processes)
@@ -237,6 +245,7 @@ def grid(
     again = f"dualsd eval --store {shlex.quote(str(store))}"
     again += "" if root is None else f" --root {shlex.quote(str(root))}"
     again += "" if dtype == "auto" else f" --dtype {dtype}"
+    again += "" if stored == options.DEFAULT_STORED else f" --stored {stored}"
     # eval takes the newest run's prompts where none are named
     again += f" --prompt {shlex.quote(choice.label)}" if prompts is None else f" --prompts {shlex.quote(str(prompts))}"
     again += "" if fallback is None else f" --fallback {fallback}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featstore.stages.part import Part
     from featstore.store.location import StoreLocation as StoreLocation
     from featstore.store.store import Store
+    from featstore.store.stored import Stored
     from matcher.geometry import Geometry
     from matcher.pairs import Frame
     from matcher.pck import Average
@@ -29,6 +30,7 @@ if not TYPE_CHECKING:
 DEFAULT_STORE = Path("dualsd.zarr")
 DEFAULT_ENSEMBLE = 8
 DEFAULT_PROMPT = "a photo of a {category}"
+DEFAULT_STORED = "float16"
 DEFAULT_ALPHAS = "0.05,0.1,0.15"
 DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
 TEXT_TIMESTEPS = {2: 261, 3: 200}
@@ -122,6 +124,9 @@ AlignOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="Precision of the networks: auto, float32, float16, bfloat16.")
+]
+StoredOption = Annotated[
+    str, typer.Option("--stored", help="Precision that maps are kept in: float16, or int8 on half the disk.")
 ]
 BatchOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images or noisy latents a pass; rows equal only for equal sizes.")
@@ -375,6 +380,22 @@ def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":
     if dtype not in precisions:
         raise InputError(f"--dtype is auto, {', '.join(precisions)}, not {dtype!r}.")
     return Compute(chosen, precisions[dtype], batch_size)
+
+
+def parse_stored(text: str) -> "Stored":
+    """`float16` or `int8`."""
+    from featstore.store.stored import Stored
+
+    try:
+        return Stored(text)
+    except ValueError:
+        raise InputError(f"--stored is float16 or int8, not {text!r}.") from None
+
+
+def check_kept(stored: "Stored", what: str) -> None:
+    """Raise `InputError` where maps are to be kept otherwise than usual that are not kept at all."""
+    if stored.value != DEFAULT_STORED:
+        raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
 
 
 def dataset_of(store: "Store", root: Path | None) -> "Dataset":

@@ -18,6 +18,7 @@ from featstore.shares import Shares, by_target
 from featstore.stages.compute import Compute
 from featstore.store.keys import DinoExtractor, Extractor
 from featstore.store.store import Store
+from featstore.store.stored import Stored
 from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings
@@ -159,6 +160,7 @@ def describe_features(
         "latents": store.header.latents.value,
         "seed": store.header.seed,
         "extractor": None if extractor is None else extractor.key,
+        **_describe_stored(extractor),
     }
 
 
@@ -170,7 +172,14 @@ def describe_dino(extractor: DinoExtractor) -> dict[str, Any]:
         "dino_size": extractor.size,
         "dtype": extractor.dtype,
         "dino_extractor": extractor.key,
+        **_describe_stored(extractor),
     }
+
+
+def _describe_stored(extractor: Extractor | DinoExtractor | None) -> dict[str, str]:
+    """Of float16, which is the rule, nothing."""
+    kept = Stored.FLOAT16 if extractor is None else extractor.stored
+    return {} if kept is Stored.FLOAT16 else {"stored": kept.value}
 
 
 def unreadable(*errors: Sequence[ImageError]) -> tuple[ImageError, ...]:

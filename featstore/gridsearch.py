@@ -19,8 +19,10 @@ from featstore.stages.needed import MapsCost, estimate_maps, model_of
 from featstore.stages.plan import missing_latents
 from featstore.store.keys import Extractor
 from featstore.store.ledger import StoredLedger, open_ledger
+from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
+from featstore.store.stored import Stored
 from matcher.configuration import Configuration
 from matcher.grid import GridScores, joined, score_grid
 from matcher.maps import MapsInMemory, MapSource
@@ -91,6 +93,7 @@ def score_streamed(
     compute: Compute,
     progress: Progress,
     processes: Processes = ALONE,
+    stored: Stored = Stored.FLOAT16,
 ) -> GridScores:
     """Score a grid a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
 
@@ -99,7 +102,7 @@ def score_streamed(
     """
 
     def score(own: Sequence[MatchingPair]) -> GridScores:
-        return _score_streamed(store, own, grid, prompt, ensemble, ledger, compute, progress)
+        return _score_streamed(store, own, grid, prompt, ensemble, ledger, compute, progress, stored)
 
     shares = by_category(pairs, processes.count, done_before(ledger, processes))
     return score_shares(pairs, shares, grid, processes, score)
@@ -146,6 +149,7 @@ def _score_streamed(
     ledger: StoredLedger,
     compute: Compute,
     progress: Progress,
+    stored: Stored,
 ) -> GridScores:
     # loading the model's libraries takes seconds, and a grid that was finished before needs none
     from featstore.stages.stream import MapStream, open_stream
@@ -155,10 +159,10 @@ def _score_streamed(
     parts: list[GridScores] = []
     for category, members in categories.items():
         own = [pairs[index] for index in members]
-        maps = MapsInMemory({})  # a finished category asks for none
+        maps: MapSource = MapsInMemory({})  # a finished category asks for none
         if not ledger.done.issuperset(pair.target for pair in own):
             if stream is None:
-                stream = open_stream(store, tuple(categories), grid.maps, prompt, ensemble, compute)
+                stream = open_stream(store, tuple(categories), grid.maps, prompt, ensemble, compute, stored)
             images = sorted({image for pair in own for image in (pair.source, pair.target)})
             maps = stream.maps_of([store.images.row(image) for image in images], progress)
         progress.start(f"matching {category}", len(own), "pairs")
@@ -218,8 +222,9 @@ def _largest_category(pairs: Sequence[Pair]) -> int:
 
 
 def _image_bytes(store: Store, extractor: Extractor, grid: Grid) -> int:
-    """Of all maps of one image, float16."""
-    return sum(2 * math.prod(_map_shape(store, extractor, layer, timestep)) for layer, timestep in grid.maps)
+    """Of all maps of one image as they are read: float16, or float32 of those that are kept as int8."""
+    size = encoding_for(extractor.stored.value).read_dtype.itemsize
+    return sum(size * math.prod(_map_shape(store, extractor, layer, timestep)) for layer, timestep in grid.maps)
 
 
 def _working_bytes(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid) -> int:

@@ -92,7 +92,7 @@ def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, 
     def arrays() -> Iterator[NDArray[np.float16]]:
         for image in what.images:
             for layer in what.layers:
-                yield what.maps.load(image.id, layer).numpy()
+                yield _as_float16(what.maps.load(image.id, layer), image)
                 progress.advance()
 
     about = {**what.about, "dataset": what.dataset, "t": [layer.timestep for layer in what.layers]}
@@ -140,6 +140,13 @@ def _file_name(image: ImageRecord) -> str:
     """`2008_000123.jpg`, as SPair-71k's annotations name it; of a mirrored image `2008_000123~mirrored.jpg`. What is
     drawn has no file, and no suffix."""
     return image.id.partition("/")[2] + PurePosixPath(image.file).suffix
+
+
+def _as_float16(raw: Tensor, image: ImageRecord) -> NDArray[np.float16]:
+    """Of maps that are kept as int8 the values may be too large for it."""
+    if not raw.abs().max() <= torch.finfo(torch.float16).max:
+        raise ExportError(f"A map of {image.id!r} holds values that float16 cannot: use a layout in float32.")
+    return raw.half().numpy()
 
 
 def _batched(what: Export, image: ImageRecord, progress: Progress) -> Tensor:

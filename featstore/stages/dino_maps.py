@@ -33,7 +33,9 @@ from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.keys import DinoExtractor, dino_path
 from featstore.store.overlap import row_writer
 from featstore.store.pack import unpack
+from featstore.store.row_encoding import row_bytes
 from featstore.store.store import Store
+from featstore.store.stored import Stored
 from featstore.store.sweep import folders_of, sweep_partial
 
 
@@ -80,14 +82,14 @@ class DinoCost:
     bytes_to_write: int
 
 
-def find_dino(store: Store, asked: AskedDino, compute: Compute) -> FoundDino:
+def find_dino(store: Store, asked: AskedDino, compute: Compute, stored: Stored = Stored.FLOAT16) -> FoundDino:
     """The DINOv2 asked for; no weights are loaded. Raises `ModelError` where it is out of reach, no DINOv2, or cannot
     take images of that size."""
     name, folder = locate_dino(asked.name, locate(store.header.model_id, store.header.model_revision))
     shape = read_shape(folder)
     size = shape.usual_size if asked.size is None else asked.size
     shape.side(size)
-    return FoundDino(DinoExtractor(name, size, compute.dtype_name), folder, shape)
+    return FoundDino(DinoExtractor(name, size, compute.dtype_name, stored), folder, shape)
 
 
 def missing_dino_maps(store: Store, extractor: DinoExtractor, rows: Sequence[int]) -> list[int]:
@@ -100,12 +102,17 @@ def missing_dino_maps(store: Store, extractor: DinoExtractor, rows: Sequence[int
 def estimate_dino_maps(store: Store, rows: Sequence[int], found: FoundDino) -> DinoCost:
     """What `require_dino_maps` would do now; nothing is written."""
     missing = len(missing_dino_maps(store, found.extractor, rows))
-    # float16 and a checksum of 4 bytes a row
-    return DinoCost(missing, missing * (int(np.prod(found.map_shape)) * 2 + 4))
+    return DinoCost(missing, missing * row_bytes(found.extractor.stored.value, found.map_shape))
 
 
 def require_dino_maps(
-    store: Store, dataset: Dataset, rows: Sequence[int], asked: AskedDino, compute: Compute, progress: Progress
+    store: Store,
+    dataset: Dataset,
+    rows: Sequence[int],
+    asked: AskedDino,
+    compute: Compute,
+    progress: Progress,
+    stored: Stored = Stored.FLOAT16,
 ) -> MadeDinoMaps:
     """Cache the patch maps of the images of `rows`, mirrored where the image is; what is cached already is left alone.
 
@@ -113,9 +120,9 @@ def require_dino_maps(
     that has changed.
     """
     try:
-        found = find_dino(store, asked, compute)
+        found = find_dino(store, asked, compute, stored)
     except ModelError:
-        kept = _kept(store, rows, asked, compute)
+        kept = _kept(store, rows, asked, compute, stored)
         if kept is None:
             raise
         return kept
@@ -148,7 +155,7 @@ def _left(store: Store, found: FoundDino, rows: Sequence[int]) -> Needed:
     return Needed(cost.bytes_to_write, cost.images, 1)
 
 
-def _kept(store: Store, rows: Sequence[int], asked: AskedDino, compute: Compute) -> MadeDinoMaps | None:
+def _kept(store: Store, rows: Sequence[int], asked: AskedDino, compute: Compute, stored: Stored) -> MadeDinoMaps | None:
     """What the store has of the one extractor that fits what is asked for; None where there is none, or several."""
     if asked.name is None:
         ids = {HUB_NAME, f"{store.header.model_id}/{SUBFOLDER}"}
@@ -159,7 +166,7 @@ def _kept(store: Store, rows: Sequence[int], asked: AskedDino, compute: Compute)
         for extractor in store.dino_extractors()
         if extractor.dino.id in ids
         and asked.size in (None, extractor.size)
-        and extractor.dtype == compute.dtype_name
+        and (extractor.dtype, extractor.stored) == (compute.dtype_name, stored)
         and not missing_dino_maps(store, extractor, rows)
     ]
     if len(fitting) != 1:

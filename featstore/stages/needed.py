@@ -13,7 +13,9 @@ from featstore.stages.compute import Compute
 from featstore.stages.plan import extractor_of, missing_latents, missing_noisy, plan_maps
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.keys import LATENTS, Extractor, map_path, noisy_path
+from featstore.store.row_encoding import row_bytes
 from featstore.store.store import Store
+from featstore.store.stored import Stored
 from featstore.store.sweep import folders_of, sweep_partial
 
 
@@ -37,6 +39,7 @@ def require_maps(
     ensemble: int,
     compute: Compute,
     progress: Progress,
+    stored: Stored = Stored.FLOAT16,
 ) -> MadeMaps:
     """Cache the maps (layer, timestep) in `wanted` of the images of `rows`; what is cached already is left alone.
 
@@ -47,7 +50,7 @@ def require_maps(
     pairs = list(wanted)
     check_layers([layer for layer, _ in pairs])
     check_timesteps([timestep for _, timestep in pairs])
-    extractor = extractor_of(store, prompt, ensemble, compute)
+    extractor = extractor_of(store, prompt, ensemble, compute, stored)
     steps = {timestep for _, timestep in pairs}
     arrays = [map_path(extractor, layer, timestep) for layer, timestep in pairs]
     sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), *arrays]))
@@ -114,13 +117,17 @@ def estimate_maps(
     model = model_of(store)
     encode = len(missing_latents(store, sorted({row for part in plan.rows.values() for row in part})))
     noise = sum(len(missing_noisy(store, part, step, extractor.ensemble)) for step, part in plan.rows.items())
-    made = [
-        model.shape(layer, store.header.image_size) for part in plan.parts for layer in part.layers for _ in part.rows
-    ]
-    # float16 and a checksum of 4 bytes a row
-    size = sum(shape.channels * shape.side**2 * 2 + 4 for shape in made)
+    made = {layer: 0 for part in plan.parts for layer in part.layers}
+    for part in plan.parts:
+        for layer in part.layers:
+            made[layer] += len(part.rows)
+    shapes = {layer: model.shape(layer, store.header.image_size) for layer in made}
+    size = sum(
+        count * row_bytes(extractor.stored.value, (shapes[layer].channels, shapes[layer].side, shapes[layer].side))
+        for layer, count in made.items()
+    )
     size += (encode + noise) * store.latents().row_bytes
-    return MapsCost(encode, noise, plan.images * extractor.ensemble, size, encode + noise + len(made))
+    return MapsCost(encode, noise, plan.images * extractor.ensemble, size, encode + noise + sum(made.values()))
 
 
 def model_of(store: Store) -> Model:

@@ -8,6 +8,7 @@ from featstore.stages.compute import Compute
 from featstore.store.keys import Extractor
 from featstore.store.rows import Row
 from featstore.store.store import Store
+from featstore.store.stored import Stored
 
 
 def missing_latents(store: Store, rows: Sequence[int]) -> list[int]:
@@ -62,9 +63,12 @@ class MapPlan:
         return MapPlan(tuple(part for part in kept if part.rows))
 
 
-def extractor_of(store: Store, prompt: Prompts, ensemble: int, compute: Compute) -> Extractor:
+def extractor_of(
+    store: Store, prompt: Prompts, ensemble: int, compute: Compute, stored: Stored = Stored.FLOAT16
+) -> Extractor:
     """The extractor under whose name a store keeps such maps."""
-    return Extractor(store.header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, store.header.seed)
+    header = store.header
+    return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, stored)
 
 
 def plan_maps(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from featstore.backbone.dino_name import DinoName
+from featstore.backbone.dino_name import DINO, DinoName
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
@@ -16,9 +16,10 @@ from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.compute import Compute
 from featstore.stages.needed import model_of, require_maps
 from featstore.stages.plan import extractor_of
-from featstore.store.keys import LATENTS, MAPS, NOISY, PATCH_TOKENS
+from featstore.store.keys import LATENTS, MAPS, NOISY, PATCH_TOKENS, Extractor
 from featstore.store.ledger import GRIDS
 from featstore.store.store import Store
+from featstore.store.stored import Stored
 from featstore.store.verify import (
     BadMetadata,
     BadRow,
@@ -62,7 +63,7 @@ def repair(
         shape = _row_shape(store, model, damaged)
         if shape is None:
             given_up.append(drop_metadata(store, damaged))
-        elif restore_metadata(store, damaged, shape):
+        elif restore_metadata(store, damaged, shape, _stored(store, damaged).value):
             restored.append(damaged.path)
         else:
             given_up.append(f"{damaged.path} was removed: how much it held is not known; it is made anew when needed")
@@ -141,10 +142,13 @@ class _Makers:
         dtype = getattr(torch, str(description.get("dtype")), None)
         compute = replace(self.compute, dtype=dtype) if isinstance(dtype, torch.dtype) else self.compute
         ensemble = int(description.get("ensemble", 1))
-        if extractor_of(self.store, prompts, ensemble, compute).key != key:
+        stored = Stored(description.get("stored", Stored.FLOAT16.value))
+        if extractor_of(self.store, prompts, ensemble, compute, stored).key != key:
             return "their extractor's description does not say all that they were made with"
         wanted = [(int(layer.removeprefix("layer")), int(timestep.removeprefix("t")))]
-        made = require_maps(self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress)
+        made = require_maps(
+            self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress, stored=stored
+        )
         return made.bad
 
     def _patch_tokens(self, rows: Sequence[int]) -> Sequence[ImageError] | str:
@@ -185,11 +189,20 @@ def _row_shape(store: Store, model: Model, damaged: BadMetadata) -> tuple[int, .
     if not damaged.is_array or kind not in (LATENTS, NOISY, MAPS):
         return None
     size = store.header.image_size
+    if kind == MAPS and rest[1] == DINO:  # of a DINOv2 that nobody has named here
+        return None
     if kind == MAPS:
         shape = model.shape(int(rest[1].removeprefix("layer")), size)
         return shape.channels, shape.side, shape.side
     side = model.latent_side(size)
     return model.latent_channels, side, side
+
+
+def _stored(store: Store, damaged: BadMetadata) -> Stored:
+    """In which precision the rows of an array lie on the disk, whose metadata are lost."""
+    kind, *rest = damaged.path.split("/")
+    extractor = Extractor.from_description(store.attributes(f"{MAPS}/{rest[0]}")) if kind == MAPS else None
+    return Stored.FLOAT16 if extractor is None else extractor.stored
 
 
 def _order(path: str) -> tuple[int, str]:

@@ -1,6 +1,6 @@
 """Stage 2 without a disk: maps of a few images at a time, made from their latents and kept in memory only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featstore.backbone.load import load_scheduler, load_unet
 from featstore.backbone.unet import CutUNet
+from featstore.errors import StoreError
 from featstore.progress import Progress
 from featstore.prompts.prompts import Prompts
 from featstore.stages.compute import Compute
@@ -18,10 +19,12 @@ from featstore.stages.maps import LayerEmbeddings, Passes
 from featstore.stages.needed import model_of
 from featstore.stages.noisy import noisy_latent
 from featstore.store.overlap import reads_ahead
+from featstore.store.row_encoding import RowEncoding, encoding_for
 from featstore.store.rows import Row
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from matcher.maps import MapsInMemory
+from featstore.store.stored import Stored
+from matcher.maps import LayerSpec
 from matcher.read_ahead import read_ahead
 
 
@@ -38,9 +41,10 @@ class MapStream:
     wanted: tuple[tuple[int, int], ...]
     ensemble: int
     compute: Compute
+    stored: Stored
 
-    def maps_of(self, rows: Sequence[int], progress: Progress) -> MapsInMemory:
-        """All wanted maps of the images of `rows`, whose latents are cached: float16, as `cache maps` keeps them."""
+    def maps_of(self, rows: Sequence[int], progress: Progress) -> "EncodedMaps":
+        """All wanted maps of the images of `rows`, whose latents are cached, as `cache maps` keeps them."""
         parts: dict[tuple[int, int | None], list[int]] = {}
         for layer, timestep in self.wanted:
             parts.setdefault((timestep, None if self.share_passes else layer), []).append(layer)
@@ -48,7 +52,8 @@ class MapStream:
         latents = self.store.latents()
         stored = read_ahead(rows, lambda row: latents.read((row,)), reads_ahead(self.store.path))
         clean = {row: values.astype(np.float32) for row, values in stored}
-        maps: dict[tuple[str, str, int | None], Tensor] = {}
+        maps: dict[tuple[str, str, int | None], NDArray[Any]] = {}
+        encoding = encoding_for(self.stored.value)
         for (timestep, _), layers in parts.items():
 
             def noisy(place: Row, timestep: int = timestep) -> NDArray[np.float16]:
@@ -59,8 +64,28 @@ class MapStream:
             passes = Passes(self.unet, noisy, self.prompts.of(layers[0]), self.store.images.categories, self.ensemble)
             for row, made in passes.of(timestep, layers, rows, self.compute, progress):
                 for layer, mean in made.items():
-                    maps[self.store.images.ids[row], str(layer), timestep] = mean.to(torch.float16)
-        return MapsInMemory(maps)
+                    maps[self.store.images.ids[row], str(layer), timestep] = encoding.encode(mean.numpy())
+        return EncodedMaps(encoding, maps)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMaps:
+    """Maps in memory (a `matcher.maps.MapSource`), as they would lie on the disk, keyed by (image id, layer name,
+    timestep)."""
+
+    encoding: RowEncoding
+    rows: Mapping[tuple[str, str, int | None], NDArray[Any]]
+
+    def load(self, image: str, layer: LayerSpec) -> Tensor:
+        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where the model
+        overflowed."""
+        row = self.rows[image, layer.layer, layer.timestep]
+        if not self.encoding.is_row(row):
+            raise StoreError(
+                f"The map of {image!r}, layer {layer.layer} at t = {layer.timestep}, is not finite in "
+                f"{self.encoding.dtype}: the model overflowed; try --dtype float32."
+            )
+        return torch.from_numpy(self.encoding.decode(row))
 
 
 def open_stream(
@@ -70,6 +95,7 @@ def open_stream(
     prompt: Prompts,
     ensemble: int,
     compute: Compute,
+    stored: Stored = Stored.FLOAT16,
 ) -> MapStream:
     """Load what making maps takes. Raises `ModelError` and `StoreError` where the store's model is not at hand."""
     location = model_of(store).location
@@ -82,4 +108,5 @@ def open_stream(
         tuple(wanted),
         ensemble,
         compute,
+        stored,
     )

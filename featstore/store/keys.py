@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from featstore.backbone.dino_name import DINO, DinoName
+from featstore.store.stored import Stored
 
 LATENTS = "latents"
 IMAGES = "images"
@@ -21,7 +22,8 @@ class Extractor:
     """All that shapes a map of the UNet beyond the image and (layer, timestep).
 
     prompt: what `describe()` of the prompts gives (its content, not its file). ensemble: noise draws averaged.
-    dtype: the precision it was computed in. model_fingerprint, seed: as in the store's header.
+    dtype: the precision it was computed in. model_fingerprint, seed: as in the store's header. stored: the precision it
+    is kept in.
     """
 
     model_fingerprint: str
@@ -29,6 +31,7 @@ class Extractor:
     ensemble: int
     dtype: str
     seed: int
+    stored: Stored = Stored.FLOAT16
 
     def describe(self) -> dict[str, Any]:
         """For the group's attributes."""
@@ -38,6 +41,7 @@ class Extractor:
             "ensemble": self.ensemble,
             "dtype": self.dtype,
             "seed": self.seed,
+            **_describe_stored(self.stored),
         }
 
     @classmethod
@@ -50,6 +54,7 @@ class Extractor:
                 ensemble=int(attributes["ensemble"]),
                 dtype=str(attributes["dtype"]),
                 seed=int(attributes["seed"]),
+                stored=_stored_of(attributes),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -64,23 +69,25 @@ class Extractor:
 class DinoExtractor:
     """All that shapes a DINOv2's patch map beyond the image.
 
-    size: side in pixels of the square that images are resized to. dtype: the precision it was computed in.
+    size: side in pixels of the square that images are resized to. dtype: the precision it was computed in. stored: the
+    one it is kept in.
     """
 
     dino: DinoName
     size: int
     dtype: str
+    stored: Stored = Stored.FLOAT16
 
     def describe(self) -> dict[str, Any]:
         """For the group's attributes."""
-        return {"dino": asdict(self.dino), "size": self.size, "dtype": self.dtype}
+        return {"dino": asdict(self.dino), "size": self.size, "dtype": self.dtype, **_describe_stored(self.stored)}
 
     @classmethod
     def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
         """The extractor that a group's attributes describe, None where they are another kind's."""
         try:
             dino = DinoName(str(attributes["dino"]["id"]), str(attributes["dino"]["fingerprint"]))
-            return cls(dino, int(attributes["size"]), str(attributes["dtype"]))
+            return cls(dino, int(attributes["size"]), str(attributes["dtype"]), _stored_of(attributes))
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -103,6 +110,15 @@ def map_path(extractor: Extractor, layer: int, timestep: int) -> str:
 def dino_path(extractor: DinoExtractor) -> str:
     """Of the array of a DINOv2's patch maps: `maps/<hash>/dino/patches`."""
     return f"{MAPS}/{extractor.key}/{DINO}/patches"
+
+
+def _describe_stored(stored: Stored) -> dict[str, str]:
+    """Nothing for float16: the names of maps that are kept so are those of versions that knew nothing else."""
+    return {} if stored is Stored.FLOAT16 else {"stored": stored.value}
+
+
+def _stored_of(attributes: Mapping[str, Any]) -> Stored:
+    return Stored(attributes.get("stored", Stored.FLOAT16.value))
 
 
 def _key(description: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ def unpack_array(array: RowArray, progress: Progress) -> list[Row]:
                 if content is None:
                     lost.append(row)
                 else:
-                    _write(shards.folder / row_name(row, len(array.row_shape)), [content.data])
+                    _write(shards.folder / row_name(row, len(shards.shape)), [content.data])
                 progress.advance()
             _write(shards.folder / METADATA, [_metadata(array, None)])
     finally:
@@ -221,7 +221,7 @@ def _metadata(array: RowArray, shard: Row | None) -> bytes:
     """Of the same array, packed as `shard` says or not: what zarr itself would write."""
     memory = MemoryStore()
     group = zarr.create_group(memory)
-    create_rows(group, "x", array.rows_shape, array.row_shape, array.array.dtype.name, shard)
+    create_rows(group, "x", array.rows_shape, array.row_shape, array.dtype, shard)
     stored = sync(memory.get(f"x/{METADATA}", default_buffer_prototype()))
     assert stored is not None
     return stored.to_bytes()

@@ -68,7 +68,12 @@ def is_plain(array: zarr.Array[Any]) -> bool:
     metadata = array.metadata
     if not isinstance(metadata, ArrayV3Metadata) or not array.dtype.isnative:
         return False
-    return metadata.codecs == (BytesCodec(endian=Endian.little), Crc32cCodec())
+    return metadata.codecs == plain_codecs(array.dtype)
+
+
+def plain_codecs(dtype: np.dtype[Any]) -> tuple[BytesCodec, Crc32cCodec]:
+    """Zarr's, of an object that is a row's values and their checksum."""
+    return BytesCodec(endian=Endian.little if dtype.itemsize > 1 else None), Crc32cCodec()
 
 
 def read_row_file(file: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any] | None:

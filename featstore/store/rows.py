@@ -1,4 +1,4 @@
-"""Arrays whose rows are there or not: one row one object, written atomically, with a checksum, filled with NaN.
+"""Arrays whose rows are there or not: one row one object, written atomically, with a checksum.
 
 No bookkeeping: which rows are there is read off the objects themselves, so it cannot go stale. A finished array may be
 packed into few large files (see `featstore.store.pack`): it is read as before, and its rows are not written.
@@ -20,16 +20,11 @@ from zarr.storage import LocalStore
 from featstore.errors import MetadataError, StoreError
 from featstore.store.create import create_missing
 from featstore.store.full_disk import writing
+from featstore.store.row_encoding import encoding_for, encoding_of, row_bytes
 from featstore.store.row_file import Row as Row
 from featstore.store.row_file import RowFiles, row_folder, row_name, row_of_name
 from featstore.store.row_object import row_objects
 from featstore.store.shard_file import ShardFiles, shard_files
-
-_EXPONENT = np.uint16(0x7C00)
-"""The bits of a float16 that are all set where it is infinite or NaN."""
-
-_BLOCK_VALUES = 2**18
-"""Values that are looked at at once; they stay in the cache."""
 
 METADATA = "zarr.json"
 """The name of an array's or a group's metadata."""
@@ -54,14 +49,16 @@ class RowArray:
         self._array = array
         self._shards = shard_files(array, self._leading)
         folder = row_folder(array)
-        plain = None if folder is None else RowFiles(folder, self.row_shape, array.dtype)
+        self._encoding = encoding_of(array, self._leading)
+        self._stored_shape = tuple(array.shape[self._leading :])
+        plain = None if folder is None else RowFiles(folder, self._stored_shape, array.dtype)
         self._files: RowFiles | ShardFiles | None = self._shards or plain
         self._objects = row_objects(array, self._leading)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return tuple(self._array.shape[self._leading :])
+        """Shape of one row's values; on the disk it may be another, see `featstore.store.row_encoding`."""
+        return self._encoding.shape(self._stored_shape)
 
     @property
     def rows_shape(self) -> tuple[int, ...]:
@@ -71,7 +68,17 @@ class RowArray:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row on disk, checksum included."""
-        return int(np.prod(self.row_shape)) * self._array.dtype.itemsize + 4
+        return row_bytes(self.dtype, self.row_shape)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of one row's values as they are read."""
+        return int(np.prod(self.row_shape)) * self._encoding.read_dtype.itemsize
+
+    @property
+    def dtype(self) -> str:
+        """Of the values on the disk."""
+        return str(self._array.dtype.name)
 
     @property
     def path(self) -> str:
@@ -105,16 +112,17 @@ class RowArray:
         return found
 
     def read(self, row: Row) -> NDArray[Any]:
-        """One row. Raises `StoreError`, naming array and row, where it is missing or fails its checksum."""
+        """The values of one row. Raises `StoreError`, naming array and row, where it is missing or fails its
+        checksum."""
         try:
             values = self._values(row)
         except _ROW_ERRORS as error:
             raise StoreError(
                 f"Row {_spell(row)} of {self._where} is damaged ({error}): {self._way_out(row)}."
             ) from error
-        if values is None or not _all_finite(values):
+        if values is None or not self._encoding.is_row(values):
             raise StoreError(f"Row {_spell(row)} of {self._where} is not cached.")
-        return values
+        return self._encoding.decode(values)
 
     def damage(self, row: Row) -> str | None:
         """What is wrong with a row that is there, None where nothing is. The row is read whole."""
@@ -122,9 +130,10 @@ class RowArray:
             values = self._values(row)
         except _ROW_ERRORS as error:
             return str(error)
-        return None if values is None or _all_finite(values) else "it holds values that are not finite"
+        return None if values is None or self._encoding.is_row(values) else "it holds values that are not finite"
 
     def _values(self, row: Row) -> NDArray[Any] | None:
+        """As they are stored."""
         while True:
             try:
                 values = self._stored(row)
@@ -159,15 +168,14 @@ class RowArray:
         """Write one row atomically. Raises `StoreError` where a value is not finite in the stored precision or the
         array is packed, `DiskFullError` where there is no room."""
         self._check_loose()
-        with np.errstate(over="ignore"):  # an overflow to infinity is what the check below is for
-            stored = np.asarray(values).astype(self._array.dtype)
-        if not _all_finite(stored):
+        stored = self._encoding.encode(values)
+        if not self._encoding.is_row(stored):
             raise StoreError(
                 f"Row {_spell(row)} of {self._where} would hold values that are not finite in {stored.dtype}: the "
                 "model overflowed; try --dtype float32."
             )
         with writing(f"Row {_spell(row)} of {self._where}", self.row_bytes):
-            if self._objects is None or stored.shape != self.row_shape:
+            if self._objects is None or stored.shape != self._stored_shape:
                 self._array[row] = stored
             else:
                 self._objects.write(row, stored)
@@ -186,7 +194,7 @@ class RowArray:
         if draws > have:
             self._check_loose()
             with writing(f"The size of {self._where}"):
-                self._array.resize((images, draws, *self.row_shape))
+                self._array.resize((images, draws, *self._stored_shape))
 
     def _check_loose(self) -> None:
         if self.packed:
@@ -202,7 +210,7 @@ class RowArray:
 
     def _object(self, row: Row) -> str:
         """The key of the object that a row is, within the store."""
-        return f"{self._array.path}/{row_name(row, len(self.row_shape))}"
+        return f"{self._array.path}/{row_name(row, len(self._stored_shape))}"
 
     @property
     def _where(self) -> str:
@@ -210,8 +218,8 @@ class RowArray:
 
 
 def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: Sequence[int], dtype: str) -> RowArray:
-    """The array at `path`, made where it is not there: shape (*rows, *row_shape), chunks of one row. Any number of
-    processes may ask for it at once."""
+    """The array at `path`, made where it is not there: rows of `row_shape`, chunks of one row. Any number of processes
+    may ask for it at once. Raises `StoreError` where other rows lie there."""
     _require_parents(group, path)
     if open_rows(group, path, len(rows)) is None:
         with writing(f"The array {path!r} of {group.store_path}"):
@@ -219,6 +227,11 @@ def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: S
     found = open_rows(group, path, len(rows))
     if found is None or found.row_shape != tuple(row_shape):
         raise StoreError(f"The array {path!r} of the store has another shape than {tuple(row_shape)} a row.")
+    if found.dtype != dtype:
+        raise StoreError(
+            f"The array {path!r} of the store holds {found.dtype} where {dtype} belongs: delete that folder and run "
+            "the same command again."
+        )
     return found
 
 
@@ -250,15 +263,17 @@ def create_rows(
     dtype: str,
     shard: Sequence[int] | None = None,
 ) -> None:
-    """Make an array: one row one object or, packed, one object for as many rows as `shard` says along each of the
-    leading dimensions."""
+    """Make an array of rows of `row_shape`, whose values lie on the disk as `dtype`: one row one object or, packed, one
+    object for as many rows as `shard` says along each of the leading dimensions."""
+    encoding = encoding_for(dtype)
+    stored_shape = encoding.stored_shape(row_shape)
     group.create_array(
         path,
-        shape=(*rows, *row_shape),
-        chunks=(*[1] * len(rows), *row_shape),
-        shards=None if shard is None else (*shard, *row_shape),
+        shape=(*rows, *stored_shape),
+        chunks=(*[1] * len(rows), *stored_shape),
+        shards=None if shard is None else (*shard, *stored_shape),
         dtype=dtype,
-        fill_value=float("nan"),
+        fill_value=encoding.fill_value,
         filters=None,
         # zarr's default, zstd, is slow to read and gains nothing on features
         compressors=Crc32cCodec(),
@@ -297,11 +312,10 @@ def damaged_metadata(group: zarr.Group, path: str, fault: str) -> MetadataError:
 
 def _fault(array: zarr.Array[Any], leading: int) -> str | None:
     """Why an array is none of rows, or none that is read here."""
-    dimensions, row_shape = array.ndim - leading, array.shape[leading:]
-    if dimensions < 1 or array.chunks != (*[1] * leading, *row_shape):
+    dimensions, stored_shape = array.ndim - leading, array.shape[leading:]
+    if dimensions < 1 or array.chunks != (*[1] * leading, *stored_shape):
         return f"chunks of {array.chunks} are not one row each"
-    if array.dtype.kind != "f" or not np.isnan(array.fill_value):
-        return f"missing rows of {array.dtype} would read as {array.fill_value}"
+    encoding_of(array, leading)  # says by a ValueError what is wrong with its values
     if not isinstance(array.metadata, ArrayV3Metadata):
         return "it is not of Zarr v3"
     if array.shards is not None and shard_files(array, leading) is None:
@@ -309,19 +323,6 @@ def _fault(array: zarr.Array[Any], leading: int) -> str | None:
     if array.shards is None and array.metadata.encode_chunk_key((0,) * array.ndim) != row_name((0,), array.ndim - 1):
         return "its rows have other names"
     return None
-
-
-def _all_finite(values: NDArray[Any]) -> bool:
-    """Whether no value is infinite or NaN; numpy has no fast way to ask that of float16."""
-    if values.dtype != np.float16:
-        return bool(np.isfinite(values).all())
-    bits = values.reshape(-1).view(np.uint16)
-    exponents = np.empty(min(len(bits), _BLOCK_VALUES), dtype=np.uint16)
-    for start in range(0, len(bits), _BLOCK_VALUES):
-        block = bits[start : start + _BLOCK_VALUES]
-        if np.bitwise_and(block, _EXPONENT, out=exponents[: len(block)]).max() == _EXPONENT:
-            return False
-    return True
 
 
 def _spell(row: Row) -> str:

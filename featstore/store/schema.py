@@ -10,7 +10,13 @@ from featstore.backbone.latents import Latents
 from featstore.errors import StoreError
 
 FORMAT = "dualsd"
-VERSION = 1
+VERSION = 2
+"""The newest version that is read here. A store is made with version 1."""
+
+VERSION_OF_INT8 = 2
+"""What a store becomes when the first maps are kept in it as int8: a dualsd that knows only version 1 would call those
+damaged, and its `cache verify --repair` would take them away."""
+
 STORED_DTYPE = "float16"
 
 
@@ -28,7 +34,7 @@ class StoreHeader:
 
     dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
     model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its configuration. seed: of all noise.
-    creator: version of dualsd that made the store.
+    creator: version of dualsd that made the store. version: of the store's format, the lowest that has all it holds.
     """
 
     dataset: str
@@ -41,12 +47,13 @@ class StoreHeader:
     scheduler: Mapping[str, Any]
     seed: int
     creator: str = field(default_factory=creator_version)
+    version: int = 1
 
     def to_attributes(self) -> dict[str, Any]:
         """The root group's attributes."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             "dataset": {"name": self.dataset, "root": self.dataset_root},
             "model": {"id": self.model_id, "revision": self.model_revision, "fingerprint": self.model_fingerprint},
             "preprocessing": {"size": self.image_size, "resize": "bilinear, antialiased, aspect ratio not kept"},
@@ -86,6 +93,7 @@ class StoreHeader:
                 scheduler=dict(attributes["scheduler"]),
                 seed=int(attributes["seed"]),
                 creator=str(attributes["creator"]),
+                version=found,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where} has a damaged header: {error!r}.") from error

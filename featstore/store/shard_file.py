@@ -15,11 +15,11 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, Endian, ShardingCodec
+from zarr.codecs import ShardingCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import LocalStore
 
-from featstore.store.row_file import CHECKSUM_BYTES, Row, row_values
+from featstore.store.row_file import CHECKSUM_BYTES, Row, plain_codecs, row_values
 
 ABSENT = 2**64 - 1
 """Offset and length, in an index, of a row that is not in its file."""
@@ -144,9 +144,7 @@ def shard_files(array: zarr.Array[Any], leading: int) -> ShardFiles | None:
     if not isinstance(store, LocalStore) or not isinstance(metadata, ArrayV3Metadata) or array.shards is None:
         return None
     rows = tuple(array.shards[:leading])
-    packed = ShardingCodec(
-        chunk_shape=(*[1] * leading, *row_shape), codecs=(BytesCodec(endian=Endian.little), Crc32cCodec())
-    )
+    packed = ShardingCodec(chunk_shape=(*[1] * leading, *row_shape), codecs=plain_codecs(array.dtype))
     if metadata.codecs != (packed,) or array.shards != (*rows, *row_shape) or not array.dtype.isnative:
         return None
     return ShardFiles(store.root / array.path, rows, row_shape, array.dtype)

@@ -38,7 +38,8 @@ class StoredMaps:
     _arrays: dict[tuple[str, int | None], RowArray] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w), float16. Raises `StoreError` where it is missing or damaged."""
+        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where it is
+        missing or damaged."""
         return torch.from_numpy(self._array(layer).read((self.store.images.row(image),)))
 
     def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
@@ -46,7 +47,7 @@ class StoredMaps:
         be under way."""
         if isinstance(self.store.path, Path):
             return AHEAD
-        image_bytes = sum(self._array(layer).row_bytes for layer in layers)
+        image_bytes = sum(self._array(layer).read_bytes for layer in layers)
         return max(min(AHEAD_BYTES // max(image_bytes, 1), REQUESTS), AHEAD)
 
     def _array(self, layer: LayerSpec) -> RowArray:

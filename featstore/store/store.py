@@ -35,7 +35,8 @@ from featstore.store.listing import folders
 from featstore.store.location import StoreLocation
 from featstore.store.lock import exclusive
 from featstore.store.rows import METADATA, METADATA_ERRORS, RowArray, damaged_metadata, open_rows, require_rows
-from featstore.store.schema import STORED_DTYPE, StoreHeader
+from featstore.store.schema import STORED_DTYPE, VERSION_OF_INT8, StoreHeader
+from featstore.store.stored import Stored
 from featstore.store.sweep import MAKING
 
 _BELOW = (f"{NOISY}/*", f"{MAPS}/*/*/*", f"{CONDITIONING}/*")
@@ -78,9 +79,7 @@ class Store:
 
     def require_maps(self, extractor: Extractor, layer: int, timestep: int, shape: tuple[int, int, int]) -> RowArray:
         """The same, made where missing, each map of `shape` (C, h, w); the extractor's group says what it is."""
-        _require_described(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
-        path = map_path(extractor, layer, timestep)
-        return require_rows(self.group, path, (len(self.images),), shape, STORED_DTYPE)
+        return self._require_maps_of(extractor, map_path(extractor, layer, timestep), shape)
 
     def dino_maps(self, extractor: DinoExtractor) -> RowArray | None:
         """(N, C, side, side) patch maps of a DINOv2, None where none were made."""
@@ -88,8 +87,15 @@ class Store:
 
     def require_dino_maps(self, extractor: DinoExtractor, shape: tuple[int, int, int]) -> RowArray:
         """The same, made where missing, each map of `shape`; the extractor's group says what it is."""
+        return self._require_maps_of(extractor, dino_path(extractor), shape)
+
+    def _require_maps_of(
+        self, extractor: Extractor | DinoExtractor, path: str, shape: tuple[int, int, int]
+    ) -> RowArray:
+        if extractor.stored is not Stored.FLOAT16:
+            _require_version(self, VERSION_OF_INT8)
         _require_described(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
-        return require_rows(self.group, dino_path(extractor), (len(self.images),), shape, STORED_DTYPE)
+        return require_rows(self.group, path, (len(self.images),), shape, extractor.stored.value)
 
     def extractors(self) -> list[Extractor]:
         """Those of the UNet whose maps it has, of any prompt, ensemble and dtype."""
@@ -219,6 +225,15 @@ def record_whereabouts(store: Store, header: StoreHeader) -> None:
         return
     with writing(f"The header of {store.path}"):
         store.group.update_attributes({key: header.to_attributes()[key] for key in ("dataset", "model")})
+
+
+def _require_version(store: Store, version: int) -> None:
+    """Let a store say that it holds what only such a version reads, before it does."""
+    # as it is now: another process may have written the header since the store was opened
+    root = zarr.open_group(store.group.store_path, mode="r+", zarr_format=3, use_consolidated=False)
+    if int(str(root.attrs["version"])) < version:
+        with writing(f"The header of {store.path}"):
+            root.update_attributes({"version": version})
 
 
 def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> tuple[Store, int]:

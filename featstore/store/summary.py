@@ -35,9 +35,10 @@ def _what(store: Store, path: str) -> str:
     if kind != MAPS:
         return ""
     attributes = store.attributes(f"{MAPS}/{rest.split('/')[0]}")
+    stored = f", kept as {attributes['stored']}" if "stored" in attributes else ""
     dino = DinoExtractor.from_description(attributes)
     if dino is not None:
-        return f"DINOv2 {dino.dino.id!r}, {dino.size} pixels, {dino.dtype}"
+        return f"DINOv2 {dino.dino.id!r}, {dino.size} pixels, {dino.dtype}{stored}"
     prompt = attributes.get("prompt")
     words = prompt.get("template", prompt.get("kind")) if isinstance(prompt, dict) else "unknown prompt"
-    return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}"
+    return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}{stored}"

@@ -71,7 +71,7 @@ def strays(array: RowArray) -> list[Path]:
         return []
     if not array.packed:
         return [array.files.folder / "c"] if (array.files.folder / "c").is_dir() else []
-    leading, ndim = len(array.rows_shape), len(array.rows_shape) + len(array.row_shape)
+    leading, ndim = len(array.rows_shape), array.array.ndim
     return [file for file in array.files.folder.iterdir() if row_of_name(file.name, leading, ndim) is not None]
 
 

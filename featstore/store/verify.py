@@ -1,6 +1,5 @@
 """Read everything that a store holds against its checksums, and take away what is damaged."""
 
-import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from featstore.errors import MetadataError, StoreError
 from featstore.progress import Progress
 from featstore.store.full_disk import writing
 from featstore.store.images import COLUMNS
-from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, Extractor
+from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, DinoExtractor, Extractor
 from featstore.store.ledger import GRIDS
 from featstore.store.listing import delete, names, objects
 from featstore.store.location import StoreLocation
 from featstore.store.lock import exclusive
 from featstore.store.pack import shard_rows, unpack_array
-from featstore.store.row_file import CHECKSUM_BYTES, Row, row_of_name
-from featstore.store.rows import METADATA, METADATA_ERRORS, RowArray, create_rows
+from featstore.store.row_encoding import encoding_for, row_bytes
+from featstore.store.row_file import Row, row_of_name
+from featstore.store.rows import METADATA, RowArray, create_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from featstore.store.sweep import PARTIAL, REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
@@ -161,25 +161,26 @@ def drop_metadata(store: Store, damaged: BadMetadata) -> str:
         return f"the metadata of {damaged.path} were written anew; its arrays are kept"
 
 
-def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int]) -> bool:
-    """Write the metadata of an array of rows of `row_shape` anew, so that its rows are found again: whether that could
-    be done. What cannot be found (how many draws packed noisy latents had) is removed."""
+def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int], dtype: str = STORED_DTYPE) -> bool:
+    """Write the metadata of an array of rows of `row_shape`, which lie on the disk as `dtype`, anew, so that its rows
+    are found again: whether that could be done. What cannot be found (how many draws packed noisy latents had) is
+    removed."""
     leading = 2 if damaged.path.startswith(f"{NOISY}/") else 1
+    stored_shape = encoding_for(dtype).stored_shape(row_shape)
     images = (len(store.images),)
     with exclusive(store.path):
         found = names(store.path, damaged.path)
-        named = (row_of_name(name, leading, leading + len(row_shape)) for name in found)
+        named = (row_of_name(name, leading, leading + len(stored_shape)) for name in found)
         rows = [row for row in named if row is not None]
         if leading == 2 and not rows:
             remove_folder(store.path, damaged.path)
             return False
         draws = [1 + max(row[1] for row in rows)] if leading == 2 else []
         packed = not rows and "c" in found
-        row_bytes = math.prod(row_shape) * np.dtype(STORED_DTYPE).itemsize + CHECKSUM_BYTES
         with writing(f"The metadata of {damaged.path!r}"):
             delete(store.path, f"{damaged.path}/{METADATA}")
-            shard = shard_rows(images, row_bytes) if packed else None
-            create_rows(store.group, damaged.path, (*images, *draws), row_shape, STORED_DTYPE, shard)
+            shard = shard_rows(images, row_bytes(dtype, row_shape)) if packed else None
+            create_rows(store.group, damaged.path, (*images, *draws), row_shape, dtype, shard)
     return True
 
 
@@ -221,10 +222,11 @@ def _with_metadata(store: StoreLocation) -> list[str]:
 
 def _is_described(path: str, attributes: dict[str, Any]) -> bool:
     """Whether an extractor's description makes its name; none was written where a run was killed in between."""
-    try:
-        return not attributes or Extractor(**attributes).key == path.rpartition("/")[2]
-    except METADATA_ERRORS:
-        return False
+    if not attributes:
+        return True
+    made = [kind.from_description(attributes) for kind in (Extractor, DinoExtractor)]
+    own = [extractor for extractor in made if extractor is not None and extractor.describe() == attributes]
+    return any(extractor.key == path.rpartition("/")[2] for extractor in own)
 
 
 def _check(store: Store, array: RowArray, rows: Sequence[Sequence[int]], progress: Progress) -> CheckedArray:

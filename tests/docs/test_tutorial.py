@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import zarr
 
+from featstore.store.source import StoredMaps
+from featstore.store.store import open_store
+from matcher.maps import LayerSpec
 from tests.docs.pages import DOCS, Block, Reader, blocks
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -61,7 +64,7 @@ def test_a_reader_of_the_store_that_needs_no_zarr(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The page's own code reads what zarr reads, knows a row that is not there, and notices a damaged one."""
-    plain, with_zarr = (block.text for block in blocks(DOCS / "store.md") if block.language == "python")
+    plain, with_zarr, _ = (block.text for block in blocks(DOCS / "store.md") if block.language == "python")
     monkeypatch.chdir(store.parent)
     names: dict[str, Any] = {}
     for code in (plain, with_zarr):
@@ -79,6 +82,24 @@ def test_a_reader_of_the_store_that_needs_no_zarr(
         read_row(store / "latents", 2)
     file.unlink()
     assert read_row(store / "latents", 2) is None
+
+
+def test_a_reader_of_maps_of_8_bits(store: Path) -> None:
+    """The page's own code against what the matcher gets; a row that is not there is NaN."""
+    Reader(store.parent, 0).run(Block("sh", "", "dualsd cache maps --layers 2 --t 261 --ensemble 1 --stored int8"))
+    *_, code = (block.text for block in blocks(DOCS / "store.md") if block.language == "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "store.md", "exec"), names)
+    opened = open_store(store)
+    maps = StoredMaps(opened, opened.extractors()[0])
+    (folder,) = store.glob("maps/*/layer2/t0261")
+    array = zarr.open_array(folder, mode="r")
+    for row, image in enumerate(opened.images.ids):
+        found = maps.load(image, LayerSpec("2", 261)).numpy()
+        np.testing.assert_array_equal(names["read_int8"](array, row), found)
+        assert found.any()
+    (folder / "c.4.0.0").unlink()
+    assert np.isnan(names["read_int8"](array, 4)).all()
 
 
 def test_names_in_the_store_are_made_as_its_page_says(store: Path, photographs: Path) -> None:

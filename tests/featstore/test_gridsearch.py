@@ -16,6 +16,7 @@ from featstore.backbone.latents import Latents
 from featstore.backbone.model import open_model
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import open_dataset
+from featstore.errors import StoreError
 from featstore.evaluation import in_resized_frame
 from featstore.gridsearch import (
     Grid,
@@ -33,10 +34,12 @@ from featstore.stages.build import BuildRequest, build
 from featstore.stages.compute import Compute
 from featstore.stages.needed import MapsCost, require_maps
 from featstore.stages.plan import extractor_of
-from featstore.stages.stream import MapStream, open_stream
+from featstore.stages.stream import EncodedMaps, MapStream, open_stream
 from featstore.store.keys import Extractor
+from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
+from featstore.store.stored import Stored
 from matcher.configuration import all_layers_fused, one_layer_each
 from matcher.grid import GridScores
 from matcher.maps import LayerSpec
@@ -264,6 +267,26 @@ def test_streamed_maps_are_the_cached_ones(built: Built, tmp_path: Path) -> None
             spec = LayerSpec(str(layer), timestep)
             assert found.load(image, spec).dtype == torch.float16
             assert torch.equal(found.load(image, spec), expected.load(image, spec))
+
+
+def test_streamed_maps_of_8_bits_are_the_cached_ones(built: Built, tmp_path: Path) -> None:
+    store = built.copied(tmp_path)
+    rows = range(len(store.images))
+    made = require_maps(store, built.dataset, rows, GRID.maps, PROMPT, DRAWS, COMPUTE, Silent(), Stored.INT8)
+    expected = StoredMaps(store, made.extractor)
+    found = open_stream(store, ("dog",), GRID.maps, PROMPT, DRAWS, COMPUTE, Stored.INT8).maps_of([4, 6], Silent())
+    for image in ("dog/1", "dog/3"):
+        for layer, timestep in GRID.maps:
+            spec = LayerSpec(str(layer), timestep)
+            assert torch.equal(found.load(image, spec), expected.load(image, spec))
+
+
+def test_a_streamed_map_that_overflowed_is_refused() -> None:
+    for stored in Stored:
+        encoding = encoding_for(stored.value)
+        maps = EncodedMaps(encoding, {("a", "2", 261): encoding.encode(np.full((1, 2, 2), np.inf, dtype=np.float32))})
+        with pytest.raises(StoreError, match=rf"'a', layer 2 at t = 261, is not finite in {stored.value}"):
+            maps.load("a", LayerSpec("2", 261))
 
 
 def test_a_cached_grid_that_was_interrupted_goes_on(

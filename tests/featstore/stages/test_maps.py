@@ -1,6 +1,7 @@
 """Cached maps against the whole UNet run by hand, and what is computed when."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,14 @@ from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt, encode_texts
 from featstore.stages.build import BuildRequest, build
 from featstore.stages.compute import Compute
-from featstore.stages.needed import MadeMaps, require_maps
+from featstore.stages.maps import Passes
+from featstore.stages.needed import MadeMaps, estimate_maps, require_maps
 from featstore.stages.photos import PhotoPrompt, PhotoSettings, open_photo, photo_maps
+from featstore.stages.plan import extractor_of
+from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
+from featstore.store.stored import Stored
 from matcher.maps import LayerSpec
 
 PROMPT = TextPrompt()
@@ -69,6 +74,60 @@ def test_maps_are_the_whole_unets_averaged_over_draws(
         expected = torch.stack(draws).mean(dim=0).numpy()
         found = StoredMaps(store, made.extractor).load(store.images.ids[row], LayerSpec(str(layer), timestep, 1))
         np.testing.assert_allclose(found.float().numpy(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_8_bits_are_made_of_the_float32_means(
+    store: Store, dataset: Dataset, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of float16 ones: the bytes on the disk say so."""
+    means: dict[tuple[int, int, int], torch.Tensor] = {}
+    passes = Passes.of
+
+    def watched(self: Passes, timestep: int, layers: Any, rows: Any, *rest: Any) -> Any:
+        for row, maps in passes(self, timestep, layers, rows, *rest):
+            means.update({(layer, timestep, row): mean for layer, mean in maps.items()})
+            yield row, maps
+
+    monkeypatch.setattr(Passes, "of", watched)
+    rows = range(len(store.images))
+    made = require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    assert len(means) == len(WANTED) * len(rows)
+    encoding = encoding_for("int8")
+    from_float16 = 0
+    for (layer, timestep, row), mean in means.items():
+        file = store.path / f"maps/{made.extractor.key}/layer{layer}/t{timestep:04d}/c.{row}.0.0"
+        stored = file.read_bytes()[:-4]
+        assert (mean.dtype, stored) == (torch.float32, encoding.encode(mean.numpy()).tobytes())
+        from_float16 += stored == encoding.encode(mean.half().numpy()).tobytes()
+    assert from_float16 == 0
+
+
+def test_8_bits_do_not_stand_in_for_float16(store: Store, dataset: Dataset, compute: Compute) -> None:
+    rows = range(len(store.images))
+    small = require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    large = make(store, dataset, compute)
+    assert (small.images_times_timesteps, large.images_times_timesteps) == (12, 12)
+    for layer, timestep in WANTED:
+        spec = LayerSpec(str(layer), timestep)
+        for image in store.images.ids:
+            exact = StoredMaps(store, large.extractor).load(image, spec)
+            found = StoredMaps(store, small.extractor).load(image, spec)
+            assert (exact.dtype, found.dtype) == (torch.float16, torch.float32)
+            largest = exact.float().abs().amax(dim=(1, 2), keepdim=True)
+            assert ((found - exact.float()).abs() <= largest * (1 / 254 + 2e-3)).all()
+            assert not torch.equal(found, exact.float())
+
+
+def test_what_8_bits_would_take(store: Store, dataset: Dataset, compute: Compute) -> None:
+    """What is said beforehand is what is written, latents and noise being there."""
+    rows = range(len(store.images))
+    require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent())
+    extractor = extractor_of(store, PROMPT, 2, compute, Stored.INT8)
+    cost = estimate_maps(store, rows, WANTED, extractor, PROMPT)
+    require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    files = list((store.path / "maps" / extractor.key).rglob("c.*"))
+    assert (cost.encode, cost.noise, cost.files_to_write) == (0, 0, len(files))
+    assert cost.bytes_to_write == sum(file.stat().st_size for file in files)
 
 
 def test_one_pass_serves_every_layer_of_a_timestep(

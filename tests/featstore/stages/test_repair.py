@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,10 +24,12 @@ from featstore.stages.compute import Compute
 from featstore.stages.needed import require_maps
 from featstore.stages.patch_tokens import cache_patch_tokens
 from featstore.stages.repair import Repaired, repair
+from featstore.store.keys import DinoExtractor
 from featstore.store.pack import pack
 from featstore.store.rows import require_rows
 from featstore.store.shard_file import ShardFiles
 from featstore.store.store import Store, open_store
+from featstore.store.stored import Stored
 from featstore.store.verify import verify
 from tests.featstore.store.small_store import array_of, contents, fill, flip
 
@@ -106,6 +109,30 @@ def test_rows_of_every_kind_come_out_as_they_were(
         f"{text}/layer3/t0050": 1,
         f"{saved}/layer3/t0050": 2,
     }
+
+
+def test_maps_of_8_bits_come_out_as_they_were(store: Store, dataset: Dataset, compute: Compute) -> None:
+    """Rows, and the metadata of an array, which is not taken for one of float16."""
+    made = require_maps(store, dataset, range(6), WANTED, TextPrompt(), 2, compute, Silent(), Stored.INT8)
+    before = contents(store.path)
+    path = f"maps/{made.extractor.key}/layer2/t0261"
+    spoil(store, f"{path}/c.1.0.0")
+    (store.path / path / "zarr.json").write_text("{")
+    outcome = mend(store, dataset, compute)
+    assert (outcome.given_up, outcome.made) == ((), {path: 1})
+    after = contents(store.path)
+    metadata = f"{path}/zarr.json"
+    assert json.loads(after.pop(metadata)) == json.loads(before.pop(metadata))
+    assert after == before
+
+
+def test_metadata_of_patch_maps_take_them_along(store: Store, dataset: Dataset, compute: Compute) -> None:
+    extractor = DinoExtractor(DinoName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
+    array = store.require_dino_maps(extractor, (6, 4, 4))
+    array.write((1,), np.ones((6, 4, 4)))
+    (store.path / array.path / "zarr.json").write_text("{")
+    (sentence,) = mend(store, dataset, compute).given_up
+    assert sentence.startswith(f"{array.path} was removed, its metadata were damaged")
 
 
 def test_a_packed_store_is_mended_too(store: Store, dataset: Dataset, compute: Compute) -> None:

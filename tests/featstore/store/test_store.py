@@ -144,8 +144,8 @@ def test_no_store_or_another(tmp_path: Path) -> None:
 
 
 def test_a_newer_store_is_refused_with_the_version_that_wrote_it(store: Store) -> None:
-    store.group.attrs.update({"version": 2, "creator": "3.1"})
-    with pytest.raises(StoreError, match=r"store version 2, written by dualsd 3\.1"):
+    store.group.attrs.update({"version": 3, "creator": "3.1"})
+    with pytest.raises(StoreError, match=r"store version 3, written by dualsd 3\.1"):
         open_store(store.path)
 
 
