@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: what runs of `dualsd train` and `eval` keep, and what `cache export` writes."""
+"""Files that appear whole or not at all: what `dualsd train` and `eval` keep, and what `cache export` writes."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from featstore.store.full_disk import Needed, naming_missing_bytes, writing
+from featstore.store.full_disk import AGAIN, Needed, naming_missing_bytes, writing
 
 
 @contextmanager
@@ -30,8 +30,10 @@ def open_whole(file: Path, size: int | None = None) -> Iterator[BinaryIO]:
             raise
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file, or leave the one that lies there as it is, see `open_whole`. Raises `DiskFullError` with the bytes
-    that are missing where there is no room, `StoreError` where the disk does not take it for another reason."""
-    with naming_missing_bytes(file, lambda: Needed(len(content), 1, 0)), open_whole(file, len(content)) as stream:
+def write_whole(file: Path, content: bytes, way_on: str = AGAIN) -> None:
+    """Write a file, or leave the one that lies there as it is, see `open_whole`. way_on: what to do when there is room.
+    Raises `DiskFullError` with the bytes that are missing where there is none, `StoreError` where the disk does not
+    take it for another reason."""
+    needed = Needed(len(content), 1, 0)
+    with naming_missing_bytes(file, lambda: needed, way_on), open_whole(file, len(content)) as stream:
         stream.write(content)

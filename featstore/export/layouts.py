@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from featstore.datasets.records import MIRRORED, ImageRecord
