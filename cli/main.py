@@ -40,7 +40,7 @@ class CommandLine(TyperGroup):
         except KeyboardInterrupt as interrupt:
             typer.echo("\ninterrupted: what was complete is kept, and the same command goes on from there.", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):  # nobody reads on: typer ends quietly
             raise
         except Exception as error:
             if ctx.params.get("debug") or _is_usage(error):

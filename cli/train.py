@@ -132,8 +132,8 @@ def train(
 ) -> None:
     """Learn prompts for one layer (SD4Match) or for two (the dual method), a set a layer, trained together.
 
-    The VAE is never called: latents and noisy latents come from the store. `dualsd eval`, `grid` and `match` use the
-    prompts with --prompts RUN; `eval` takes those of the newest run on its own.
+    Steps never call the VAE: latents and noisy latents come from the store, which is filled first. `dualsd eval`,
+    `grid` and `match` use the prompts with --prompts RUN; `eval` takes those of the newest run on its own.
     """
     from cli.command_line import typed_command
     from cli.output import check_writable, print_shapes, say, write_json
