@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
 
+DIVIDED = ("build", "maps")
+"""Commands that processes of torchrun do together."""
+
 BUILD_EXAMPLES = (
     "Examples:\n\n"
     "dualsd cache build\n\n"
@@ -53,6 +56,13 @@ MAPS_EXAMPLES = (
 )
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
+
+
+@app.callback()
+def _check_processes(context: typer.Context) -> None:
+    from cli.processes import check_divided
+
+    check_divided(context.invoked_subcommand, DIVIDED)
 
 
 @app.command("build", epilog=BUILD_EXAMPLES)

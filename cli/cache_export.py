@@ -28,7 +28,10 @@ from featstore.backbone.dino_name import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
+    from featstore.backbone.layers import LayerShape
     from featstore.export.layouts import Layout
+    from featstore.store.keys import Extractor
+    from featstore.store.store import Store
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -93,7 +96,7 @@ def export(
     from featstore.export.layouts import export as write
     from featstore.stages.dino_maps import AskedDino, require_dino_maps
     from featstore.stages.images import check_unchanged
-    from featstore.stages.needed import model_of, require_maps
+    from featstore.stages.needed import require_maps
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
     from matcher.maps import LayerSpec
@@ -123,8 +126,6 @@ def export(
         made = require_maps(
             opened, dataset, rows, of_unet, choice.of_images("cache export"), ensemble, compute, progress, kept_as
         )
-        if numbers:
-            print_shapes(model_of(opened).shape(layer, opened.header.image_size) for layer in numbers)
         bad = unreadable(made.bad, () if patches is None else patches.bad)
         if bad and not skip_bad:
             raise bad[0]
@@ -134,9 +135,20 @@ def export(
         about |= {} if patches is None else describe_dino(patches.extractor)
         maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
         size = write(Export(maps, images, wanted, dataset.name, about), kind, out, progress)
+        print_shapes(_stored_shape(opened, made.extractor, *place) for place in of_unet)
     say(f"{out}: {len(images)} images, layers {','.join(names)}, {human_bytes(size)} in the layout {kind.value}")
     print_bad(bad)
     write_json(json, {"out": str(out), "layout": kind.value, "images": len(images), "bytes": size, **about})
+
+
+def _stored_shape(store: "Store", extractor: "Extractor", layer: int, timestep: int) -> "LayerShape":
+    """From the store, so that no model need be at hand where all maps are."""
+    from featstore.backbone.layers import LayerShape
+
+    array = store.maps(extractor, layer, timestep)
+    assert array is not None, "they were made"
+    channels, side, _ = array.row_shape
+    return LayerShape(layer, channels, side, store.header.image_size // side)
 
 
 def _parse_layout(text: str, names: tuple[str, ...]) -> "Layout":

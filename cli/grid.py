@@ -89,7 +89,9 @@ def grid(
     stream: Annotated[
         bool, typer.Option("--stream", help="Keep maps in memory only, a category at a time: nothing large is written.")
     ] = False,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the pictures.")] = Path("grid"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the report, its tables and pictures.")
+    ] = Path("grid"),
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     stored: StoredOption = options.DEFAULT_STORED,
@@ -249,6 +251,7 @@ def grid(
     # eval takes the newest run's prompts where none are named
     again += f" --prompt {shlex.quote(choice.label)}" if prompts is None else f" --prompts {shlex.quote(str(prompts))}"
     again += "" if fallback is None else f" --fallback {fallback}"
+    again += "" if dino is None else f" --dino {shlex.quote(dino)}"
     again += "" if ensemble == options.DEFAULT_ENSEMBLE else f" --ensemble {ensemble}"
     again, chose_nothing = f"{again} --split {default_split(dataset)}", split != default_split(dataset)
     print_winners(scores, average, again, chose_nothing)

@@ -28,6 +28,8 @@ EXIT_INPUT = 2
 EXIT_FAULT = 1
 EXIT_INTERRUPTED = 130
 DEBUG = "--debug"
+DIVIDED = ("cache", "eval", "grid", "train")
+"""Commands that processes of torchrun do together; `cache` says itself which of its own."""
 
 
 class CommandLine(TyperGroup):
@@ -40,7 +42,7 @@ class CommandLine(TyperGroup):
         except KeyboardInterrupt as interrupt:
             typer.echo("\ninterrupted: what was complete is kept, and the same command goes on from there.", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):  # nobody reads on: typer ends quietly
             raise
         except Exception as error:
             if ctx.params.get("debug") or _is_usage(error):
@@ -86,12 +88,18 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
-    version: Annotated[
+    context: typer.Context,
+    debug: Annotated[  # noqa: ARG001  (`CommandLine` reads it)
+        bool, typer.Option(DEBUG, help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001  (its callback is all of it)
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Options of every command."""
+    from cli.processes import check_divided
+
+    check_divided(context.invoked_subcommand, DIVIDED)
 
 
 cache.app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify)

@@ -9,7 +9,7 @@ from featstore.progress import Silent
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from featstore.processes import Processes
     from featstore.stages.compute import Compute
@@ -32,6 +32,13 @@ def check_device(device: str) -> None:
         raise InputError(
             f"With several processes --device is auto or cpu, not {device!r}: each takes a GPU of its own."
         )
+
+
+def check_divided(command: str | None, divided: "Collection[str]") -> None:
+    """Raise `InputError` where several processes were started for a command that is none of `divided`: each would do
+    all of it, and write the same files."""
+    if command is not None and command not in divided and launched().count > 1:
+        raise InputError(f"`{command}` is not divided among processes: start it without torchrun.")
 
 
 def gpu_of(local_rank: int) -> str | None:

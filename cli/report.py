@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from cli.options import RootOption
-
 EXAMPLES = (
     "Examples:\n\n"
     "dualsd report runs/eval-2+3-001\n\n"
@@ -17,7 +15,10 @@ EXAMPLES = (
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `dualsd eval` or `dualsd train` kept.")],
-    root: RootOption = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="Where an evaluation's images are by now.", show_default="where they were"),
+    ] = None,
 ) -> None:
     """Write report.html, table.md and table.tex into a run's folder again, from what it keeps.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.store.full_disk import writing
+from featstore.store.full_disk import AGAIN, writing
 from featstore.whole_file import write_whole
 
 
@@ -24,12 +24,15 @@ class Block:
         return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
 
 
-def write_tables(folder: Path, stem: str, title: str, parts: Sequence[Block], notes: Sequence[str]) -> None:
-    """`<stem>.md` and `<stem>.tex` in a folder, which is made. Raises what `write_whole` raises."""
+def write_tables(
+    folder: Path, stem: str, title: str, parts: Sequence[Block], notes: Sequence[str], way_on: str = AGAIN
+) -> None:
+    """`<stem>.md` and `<stem>.tex` in a folder, which is made. way_on: what to do where the disk was full. Raises what
+    `write_whole` raises."""
     with writing(f"The folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in ((".md", to_markdown(title, parts, notes)), (".tex", to_latex(parts, notes))):
-        write_whole(folder / f"{stem}{suffix}", text.encode())
+        write_whole(folder / f"{stem}{suffix}", text.encode(), way_on)
 
 
 def to_markdown(title: str, parts: Sequence[Block], notes: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """`dualsd train`: learn prompts, and nothing else, from the cache."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,8 +132,8 @@ def train(
 ) -> None:
     """Learn prompts for one layer (SD4Match) or for two (the dual method), a set a layer, trained together.
 
-    The VAE is never called: latents and noisy latents come from the store. `dualsd eval`, `grid` and `match` use the
-    prompts with --prompts RUN; `eval` takes those of the newest run on its own.
+    Steps never call the VAE: latents and noisy latents come from the store, which is filled first. `dualsd eval`,
+    `grid` and `match` use the prompts with --prompts RUN; `eval` takes those of the newest run on its own.
     """
     from cli.command_line import typed_command
     from cli.output import check_writable, print_shapes, say, write_json
@@ -214,23 +215,24 @@ def train(
         outcome = learn(problem, run, settings, processes.accelerator, progress)
     if not processes.is_main:
         return
+    if outcome.stopped:
+        again = f"dualsd train --resume {shlex.quote(str(run.path))}"
+        say(f"stopped after step {outcome.steps} of {settings.steps}; nothing is lost: {again}")
+    else:
+        best = (
+            ""
+            if outcome.best is None
+            else f", validation PCK@0.1 {100 * outcome.best:.2f} % with the prompts that are kept"
+        )
+        say(f"{run.prompts}: {outcome.steps} steps{best}")
+        say(f"  dualsd eval --store {shlex.quote(str(opened.path))} --prompts {shlex.quote(str(run.path))}")
+        write_json(json, {"run": str(run.path), "steps": outcome.steps, "best": outcome.best, "passes": outcome.passes})
+    # last: the run is kept, whatever becomes of its page
     from cli.html_report.training import report_training
 
-    file = report_training(run.path)
+    say(f"report: {report_training(run.path)}, with table.md and table.tex beside it")
     if outcome.stopped:
-        say(
-            f"stopped after step {outcome.steps} of {settings.steps}; nothing is lost: dualsd train --resume {run.path}"
-        )
         raise typer.Exit(EXIT_INTERRUPTED)
-    best = (
-        ""
-        if outcome.best is None
-        else f", validation PCK@0.1 {100 * outcome.best:.2f} % with the prompts that are kept"
-    )
-    say(f"{run.prompts}: {outcome.steps} steps{best}")
-    say(f"  dualsd eval --store {opened.path} --prompts {run.path}")
-    say(f"report: {file}, with table.md and table.tex beside it")
-    write_json(json, {"run": str(run.path), "steps": outcome.steps, "best": outcome.best, "passes": outcome.passes})
 
 
 def describe(settings: "TuningSettings", pairs: int, held_out: int, run: Path) -> str:

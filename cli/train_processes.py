@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cli import options
 from cli.processes import check_device
-from featstore.processes import launched
+from featstore.processes import PATIENCE, launched, meeting
 from featstore.stages.compute import Compute
+from featstore.tuning.processes import wait_for_all
 from featstore.tuning.run_folder import RunFolder
 from matcher.errors import InputError
 
@@ -52,7 +53,9 @@ def open_processes(device: str, dtype: str | None, batch_size: int) -> Processes
     if on_cpu and compute.dtype is torch.float16:
         raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")
     mixed = MIXED.get(compute.dtype, "no")
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed)
+    # the others wait while one fills the store, which takes longer than NCCL's and gloo's own patience
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[patient])
     if several and accelerator.num_processes == 1:
         raise InputError("Several processes were started, but they do not find each other: start them with torchrun.")
     if several:
@@ -63,16 +66,21 @@ def open_processes(device: str, dtype: str | None, batch_size: int) -> Processes
 
 @contextlib.contextmanager
 def when_main(processes: Processes) -> Iterator[None]:
-    """The main process goes through first; the others follow it, and find what it made."""
-    with processes.accelerator.main_process_first():
-        yield
+    """The main process goes through first; the others follow it, and find what it made. Raises `ProcessError` where
+    another process ended."""
+    if not processes.is_main:
+        wait_for_all(processes.accelerator)
+    yield
+    if processes.is_main:
+        wait_for_all(processes.accelerator)
 
 
 def run_folder(processes: Processes, create: Callable[[], RunFolder]) -> RunFolder:
-    """The main process makes it, all open it."""
+    """The main process makes it, all open it. Raises `ProcessError` where another process ended."""
     made = [str(create().path) if processes.is_main else ""]
-    if processes.accelerator.num_processes > 1:
-        broadcast_object_list(made)
+    if processes.count > 1:
+        with meeting(processes.count):
+            broadcast_object_list(made)
     return RunFolder.open(Path(made[0]))
 
 

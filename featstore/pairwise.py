@@ -24,11 +24,15 @@ from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
 from featstore.stages.needed import model_of
 from featstore.stages.noisy import add_noise
+from featstore.stages.pair_inputs import missing_inputs
 from featstore.stages.patch_tokens import cache_patch_tokens
+from featstore.store.full_disk import naming_missing_bytes
+from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
 from featstore.store.ledger import StoredLedger
 from featstore.store.patch_tokens import patch_tokens_of
 from featstore.store.source import WithDino
 from featstore.store.store import Store
+from featstore.store.sweep import folders_of, sweep_partial
 from matcher.evaluate import evaluate
 from matcher.grid import GridScores, Hits, joined, score_grid
 from matcher.maps import MapsInMemory, MapSource
@@ -105,17 +109,22 @@ def open_pair_maps(
 ) -> PairMaps:
     """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
     load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
-    first `ImageError`, and `PromptError` for another DINOv2 than the prompts'."""
+    first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` with the bytes that are
+    missing where the disk fills up."""
     location = model_of(store).location
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
     own = processes.part.of(rows)
-    bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
-    if bad:
-        raise bad[0]
-    add_noise(store, location, own, sorted({timestep for _, timestep in wanted}), ensemble, progress)
+    steps = sorted({timestep for _, timestep in wanted})
     name, folder = locate_dino(dino, location)
     check_dino(learned, name)
-    tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
+    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
+    noisy = [(own, step, ensemble) for step in steps]
+    with naming_missing_bytes(store.path, lambda: missing_inputs(store, own, noisy, (name, folder))):
+        bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
+        if bad:
+            raise bad[0]
+        add_noise(store, location, own, steps, ensemble, progress)
+        tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
     processes.wait()
     encoder = load_text_encoder(location, compute.device, compute.dtype)
     prompts = open_pair_prompts(learned, load_tokenizer(location), encoder, patch_tokens_of(store, tokens))

@@ -2,6 +2,8 @@
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -67,13 +69,8 @@ class Processes:
         import torch.distributed
 
         gathered: list[Item | None] = [None] * self.count
-        try:
+        with meeting(self.count):
             torch.distributed.all_gather_object(gathered, own, group=self.group)
-        except RuntimeError as error:
-            raise ProcessError(
-                f"Another of the {self.count} processes failed or was stopped, as it says itself: what was complete is "
-                "kept, and the same command goes on from there."
-            ) from error
         return gathered  # type: ignore[return-value]  # every place was filled
 
     def check_same(self, own: object, what: str) -> None:
@@ -86,6 +83,18 @@ class Processes:
     def wait(self) -> None:
         """Until all processes have come here."""
         self.gather(None)
+
+
+@contextmanager
+def meeting(count: int) -> Iterator[None]:
+    """Around what `count` processes tell each other. Raises `ProcessError` where one of them ended before."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            f"Another of the {count} processes failed or was stopped, as it says itself: what was complete is kept, "
+            "and the same command goes on from there."
+        ) from error
 
 
 ALONE = Processes(0, 1, None)

@@ -19,7 +19,7 @@ from cli.html_report.scores import (
     shown_alpha,
 )
 from cli.html_report.settings import feature_group, matching_group, origin_group, when
-from cli.html_report.write import write_report
+from cli.html_report.write import make_again, report_command, write_report
 from cli.table_text import Block, write_tables
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
@@ -63,8 +63,8 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
         Block(f"Every readout: {title}", tuple(header), tuple(map(tuple, rows)), left_columns=2),
     ]
     notes = [f"{describe(scoring, run.features)}.", "Intervals of 95 %, images resampled."]
-    write_tables(path, "table", title, blocks, notes)
-    return write_report(page, path)
+    write_tables(path, "table", title, blocks, notes, make_again(path))
+    return write_report(page, path, make_again(path))
 
 
 def _page(
@@ -260,5 +260,5 @@ def _commands(run: EvaluationRun) -> list[Part]:
             f"dualsd score {path} --alphas 0.01..0.2:0.01 --frame original",
         ),
         Command("Ask whether another evaluation of the same pairs is better:", f"dualsd compare {path} OTHER_RUN"),
-        Command("Make this page again:", f"dualsd report {path}"),
+        Command("Make this page again:", report_command(run.path)),
     ]

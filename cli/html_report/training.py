@@ -13,7 +13,7 @@ from cli.html_report.drawing import inline_svg
 from cli.html_report.evaluation import DEMO_NOTE, title_of
 from cli.html_report.page import Chart, Command, Fact, FactGroup, Headline, Page, Paragraph, Part, Section, Table
 from cli.html_report.settings import matching_group, origin_group, when
-from cli.html_report.write import write_report
+from cli.html_report.write import make_again, report_command, write_report
 from cli.table_text import Block, write_tables
 from featstore.errors import TuningError
 from featstore.prompts.learned import Mode
@@ -56,7 +56,8 @@ def report_training(path: Path) -> Path:
     block = course_block(course)
     title = f"Training of {path.name}"
     highlights = _highlights(run, course)
-    write_tables(path, "table", title, [block], [f"{fact.name}: {fact.value}." for fact in highlights])
+    notes = [f"{fact.name}: {fact.value}." for fact in highlights]
+    write_tables(path, "table", title, [block], notes, make_again(path))
     page = Page(
         kind="Training",
         title=f"{settings.mode.value.capitalize()} prompts for {title_of(list(map(str, settings.layers))).lower()}, "
@@ -72,7 +73,7 @@ def report_training(path: Path) -> Path:
         ),
         creator=creator_version(),
     )
-    return write_report(page, path)
+    return write_report(page, path, make_again(path))
 
 
 def _course(run: RunFolder) -> Course:
@@ -226,7 +227,7 @@ def _commands(run: RunFolder, course: Course, settings: TuningSettings) -> list[
         found.append(Command("It was stopped before its last step. Go on with it:", f"dualsd train --resume {path}"))
     evaluated = f"dualsd eval --store {shlex.quote(str(run.store))} --prompts {path}"
     found.append(Command("Measure these prompts on test:", evaluated))
-    found.append(Command("Make this page again:", f"dualsd report {path}"))
+    found.append(Command("Make this page again:", report_command(run.path)))
     return list(found)
 
 

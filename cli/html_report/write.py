@@ -1,11 +1,13 @@
 """From a report as data to `report.html`: one file, all text escaped."""
 
+import shlex
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cli.html_report.page import Page
+from featstore.store.full_disk import AGAIN
 from featstore.whole_file import write_whole
 
 FILE = "report.html"
@@ -36,9 +38,19 @@ def prose(text: str) -> Markup:
     )
 
 
-def write_report(page: Page, folder: Path) -> Path:
-    """Write `report.html` into a folder that is there, whole or not at all, and return where. Raises what `write_whole`
-    raises."""
+def write_report(page: Page, folder: Path, way_on: str = AGAIN) -> Path:
+    """Write `report.html` into a folder that is there, whole or not at all, and return where. way_on: what to do where
+    the disk was full. Raises what `write_whole` raises."""
     file = folder / FILE
-    write_whole(file, render(page).encode("utf-8", errors="replace"))
+    write_whole(file, render(page).encode("utf-8", errors="replace"), way_on)
     return file
+
+
+def make_again(run: Path) -> str:
+    """What to do when there is room for the page of a run that is kept: not what made the run."""
+    return f"make the page with `{report_command(run)}`"
+
+
+def report_command(run: Path) -> str:
+    """What makes the page of a run again."""
+    return f"dualsd report {shlex.quote(str(run))}"

@@ -23,6 +23,7 @@ from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
 from featstore.evaluation_run import EvaluationRun
 from featstore.prompts.file import load_prompts
+from featstore.whole_file import write_whole
 from matcher.bootstrap import Interval
 from matcher.intervals import pck_intervals
 from matcher.pck import Average
@@ -92,9 +93,7 @@ def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
             for alpha, by_category in figures.items()
         },
     }
-    partial = folder / f"{FIGURES}.partial"
-    partial.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / FIGURES)
+    write_whole(folder / FIGURES, (json.dumps(written, indent=2) + "\n").encode())
     return figures
 
 

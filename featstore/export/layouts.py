@@ -3,11 +3,10 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,10 @@ from featstore.errors import ExportError
 from featstore.export.safetensors_stream import write_float16
 from featstore.progress import Progress
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
-from matcher.maps import LayerSpec, MapSource
+from featstore.torch_file import save_torch
+from featstore.whole_file import open_whole
+from matcher.maps import LayerSpec, MapSource, images_ahead
+from matcher.read_ahead import read_ahead
 
 
 class Layout(Enum):
@@ -64,9 +66,11 @@ def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
     """Write maps to a file or folder `out`; returns the bytes of their values.
 
     The `.pt` layouts have no place for a layer's name: they hold one. A file appears whole or not at all. Raises
-    `ExportError` where `out` is of the wrong kind, `DiskFullError` with the bytes that are missing.
+    `ExportError` where there is no image or `out` cannot be written, `DiskFullError` with the bytes that are missing.
     """
     check_out(layout, out)
+    if not what.images:
+        raise ExportError(f"There is no image whose maps {out} could hold.")
     shapes = [tuple(what.maps.load(what.images[0].id, layer).shape) for layer in what.layers]
     size = len(what.images) * sum(int(np.prod(shape)) for shape in shapes) * layout.value_bytes
     progress.start("writing", len(what.images) * len(what.layers), "maps")
@@ -76,10 +80,15 @@ def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
 
 
 def check_out(layout: Layout, out: Path) -> None:
-    """Raise `ExportError` where a folder lies where a file is to be written, or the other way round."""
+    """Raise `ExportError`, before any work is done, where a folder lies where a file is to be written, or the other way
+    round, or where nothing can be written."""
     if out.exists() and out.is_dir() != layout.is_folder:
         kind, there = ("a folder", "a file") if layout.is_folder else ("a file", "a folder")
         raise ExportError(f"The layout {layout.value} writes {kind}, and {out} is {there}: name another --out.")
+    folder = out.absolute() if layout.is_folder else out.absolute().parent
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ExportError(f"{out} cannot be written in {existing}: name another --out.")
 
 
 def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
@@ -89,36 +98,37 @@ def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, 
         for layer, shape in zip(what.layers, shapes, strict=True)
     }
 
-    def arrays() -> Iterator[NDArray[np.float16]]:
-        for image in what.images:
-            for layer in what.layers:
-                yield _as_float16(what.maps.load(image.id, layer), image)
-                progress.advance()
-
+    loaded = _loaded(what, what.images, progress)
+    arrays = (_as_float16(features, image) for image, maps in loaded for features in maps)
     about = {**what.about, "dataset": what.dataset, "t": [layer.timestep for layer in what.layers]}
-    with _whole(out) as stream:
-        write_float16(stream, named, arrays(), {"dualsd": json.dumps(about)})
+    _make_folder(out.parent)
+    with open_whole(out) as stream:
+        write_float16(stream, named, arrays, {"dualsd": json.dumps(about)})
 
 
 def _write_sd4match(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
     with_mirroring = what.dataset == "pf-pascal"
-    found = {sd4match_identifier(image, with_mirroring): _batched(what, image, progress) for image in what.images}
-    with _whole(out) as stream:
-        torch.save(found, stream)
+    found = {
+        sd4match_identifier(image, with_mirroring): features[None].float()
+        for image, (features,) in _loaded(what, what.images, progress)
+    }
+    _make_folder(out.parent)
+    save_torch(found, out)
 
 
 def _write_dift(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    _make_folder(out)
     for category in sorted({image.category for image in what.images}):
         own = [image for image in what.images if image.category == category]
-        found = {_file_name(image): _batched(what, image, progress) for image in own}
-        with _whole(out / f"{category}.pth") as stream:
-            torch.save(found, stream)
+        found = {_file_name(image): features[None].float() for image, (features,) in _loaded(what, own, progress)}
+        save_torch(found, out / f"{category}.pth")
 
 
 def _write_dift_images(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
-    for image in what.images:
-        with _whole(out / f"{image.id}.pt") as stream:
-            torch.save(_batched(what, image, progress)[0], stream)
+    for image, (features,) in _loaded(what, what.images, progress):
+        file = out / f"{image.id}.pt"
+        _make_folder(file.parent)
+        save_torch(features.float(), file)
 
 
 _WRITERS: Mapping[Layout, Callable[[Export, Sequence[tuple[int, ...]], Path, Progress], None]] = {
@@ -149,23 +159,19 @@ def _as_float16(raw: Tensor, image: ImageRecord) -> NDArray[np.float16]:
     return raw.half().numpy()
 
 
-def _batched(what: Export, image: ImageRecord, progress: Progress) -> Tensor:
-    """(1, C, h, w), float32."""
-    progress.advance()
-    return what.maps.load(image.id, what.layers[0])[None].float()
+def _loaded(
+    what: Export, images: Sequence[ImageRecord], progress: Progress
+) -> Iterator[tuple[ImageRecord, list[Tensor]]]:
+    """Each image with its maps (C, h, w), a layer each; the next ones are read while these are written."""
+
+    def load(image: ImageRecord) -> list[Tensor]:
+        return [what.maps.load(image.id, layer) for layer in what.layers]
+
+    for image, maps in read_ahead(images, load, images_ahead(what.maps, what.layers)):
+        yield image, maps
+        progress.advance(len(maps))
 
 
-@contextmanager
-def _whole(file: Path) -> Iterator[BinaryIO]:
-    """A file to write, which appears whole or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
-    with writing(str(file)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+def _make_folder(folder: Path) -> None:
+    with writing(f"The folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from featstore.prompts.conditional import PARAMETERS, module_of
 from featstore.prompts.learned import LearnedPrompts, Mode
 from featstore.prompts.pickled import Keys, load_tensors
 from featstore.prompts.token_embeddings import length_of
+from featstore.torch_file import save_torch
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -118,7 +119,7 @@ def to_learned(
 
 def write_published(prompts: LearnedPrompts, layer: int, file: Path) -> None:
     """Write one layer's prompts as SD4Match does, or as the file was that they were imported from; it appears whole or
-    not at all. Raises `PromptError` where there are none for the layer."""
+    not at all. Raises `PromptError` where there are none for the layer, `StoreError` where it cannot be written."""
     if layer not in prompts.layers:
         raise PromptError(f"These prompts are for layer(s) {', '.join(map(str, prompts.layers))}, not for {layer}.")
     layout = Layout.of(prompts)
@@ -128,9 +129,7 @@ def write_published(prompts: LearnedPrompts, layer: int, file: Path) -> None:
     content: Tensor | dict[str, Tensor] = own
     if prompts.mode is Mode.SINGLE:
         content = {layout.key: own[""]} if layout.key else own[""]
-    partial = file.with_name(f"{file.name}.partial")
-    torch.save(content, partial)
-    partial.replace(file)
+    save_torch(content, file)
 
 
 def _check_fits(published: Published, model: str, positions: int, width: int) -> None:

@@ -197,7 +197,7 @@ def create_store(
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
             making = Path(folder) / "store"
             group = zarr.create_group(making, attributes=header.to_attributes())
-            fill(group)
+            create_missing(group, fill)
             try:
                 making.rename(path)
             except OSError as error:

@@ -1,6 +1,5 @@
 """From a store and settings to everything that the training loop needs: caches filled, networks loaded and frozen."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino_location import locate_dino, read_tokens_shape
-from featstore.backbone.dino_name import DinoName
+from featstore.backbone.dino_location import locate_dino
 from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.unet import CutUNet
@@ -24,9 +22,9 @@ from featstore.prompts.token_embeddings import frame
 from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
 from featstore.stages.noisy import add_noise
+from featstore.stages.pair_inputs import missing_inputs
 from featstore.stages.patch_tokens import cache_patch_tokens
-from featstore.stages.plan import missing_latents, missing_noisy
-from featstore.store.full_disk import Needed, naming_missing_bytes
+from featstore.store.full_disk import naming_missing_bytes
 from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
 from featstore.store.patch_tokens import no_patches, patch_tokens_of
 from featstore.store.store import Store
@@ -79,7 +77,7 @@ def fill_caches(
         noisy = [*((rows, step, settings.draws) for step in settings.timesteps), *noisy]
     found = locate_dino(dino, location) if settings.mode is Mode.CPM else None
     sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
-    with naming_missing_bytes(store.path, lambda: _left(store, everyone, noisy, found)):
+    with naming_missing_bytes(store.path, lambda: missing_inputs(store, everyone, noisy, found)):
         _, bad = encode_images(store, dataset, location, everyone, compute, progress)
         if bad:
             raise bad[0]
@@ -87,27 +85,6 @@ def fill_caches(
             add_noise(store, location, part, [timestep], draws, progress)
         if found is not None:
             cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
-
-
-def _left(
-    store: Store,
-    everyone: Sequence[int],
-    noisy: Sequence[tuple[Sequence[int], int, int]],
-    dino: tuple[DinoName, Path] | None,
-) -> Needed:
-    """What `fill_caches` has not written yet. noisy: image rows, timestep and draws."""
-    places = {(step, place) for rows, step, draws in noisy for place in missing_noisy(store, rows, step, draws)}
-    files = len(missing_latents(store, everyone)) + len(places)
-    size = files * store.latents().row_bytes
-    if dino is not None:
-        name, folder = dino
-        array = store.patch_tokens(name)
-        present = None if array is None else array.present()
-        missing = sum(present is None or not present[row] for row in everyone)
-        files += missing
-        # float16 and a checksum of 4 bytes a row
-        size += missing * (math.prod(read_tokens_shape(folder)) * 2 + 4)
-    return Needed(size, files, 2 + len(noisy))
 
 
 def prepare(

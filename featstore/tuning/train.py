@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from featstore.stages.batches import chunks
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.tuning.board import EVENT_BYTES, Board
 from featstore.tuning.latents import NoiseAhead, NoisySource
-from featstore.tuning.processes import share, sum_gradients, sum_numbers
+from featstore.tuning.processes import share, sum_gradients, sum_numbers, wait_for_all
 from featstore.tuning.prompt_sets import PromptSet
 from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder
 from featstore.tuning.sampling import Sampler, open_sampler
@@ -124,7 +124,7 @@ def _learn(
         if not problem.validation:
             save_prompts(_snapshot(problem), run.prompts)
         recorder.close()
-    accelerator.wait_for_everyone()
+    wait_for_all(accelerator)
     return Outcome(state.step, best if best >= 0 else None, passes, stopped)
 
 
@@ -188,8 +188,6 @@ def _validate(problem: Problem, settings: TuningSettings, accelerator: "Accelera
 
 
 def _snapshot(problem: Problem) -> LearnedPrompts:
-    from dataclasses import replace
-
     layers = problem.description.layers
     framed = problem.networks.framed
     tensors = {layer: own.tensors(framed) for layer, own in zip(layers, problem.prompts, strict=True)}

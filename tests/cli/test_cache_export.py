@@ -1,6 +1,8 @@
 """`dualsd cache export`: the layouts, each read as the program reads it that they are for."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
 from matcher.maps import LayerSpec
 from tests.cli.conftest import Run
+from tests.cli.crash_cases import Case, ok
+from tests.faults import LINUX, Fault, Forks
+from tests.small_disk import missing_bytes
 
 MAPS = ("--t", "261", "--ensemble", "1", "--batch-size", "4")
 
@@ -99,6 +104,7 @@ def test_sd4match_identifiers(image: ImageRecord, with_mirroring: bool, expected
         (("--layers", "2", "--layout", "dift", "--out", "there"), "writes a folder, and there is a file"),
         (("--out", "dualsd.zarr"), "writes a file, and dualsd.zarr is a folder"),
         (("--layers", "2", "--dino", "x", "--out", "f"), "--dino goes with the layer dino"),
+        (("--out", "there/maps.safetensors"), "there/maps.safetensors cannot be written in"),
     ],
 )
 def test_what_cannot_be_exported(run: Run, store: Path, arguments: tuple[str, ...], sentence: str) -> None:
@@ -106,6 +112,41 @@ def test_what_cannot_be_exported(run: Run, store: Path, arguments: tuple[str, ..
     result = run("cache", "export", *arguments)
     assert (result.exit_code, sentence in result.stderr) == (2, True), result.stderr
     assert not list(store.glob("maps"))  # found before any work
+
+
+def test_maps_that_are_all_there_need_no_model(run: Run, store: Path) -> None:
+    first = exported(run, "--layers", "2", *MAPS, "--out", "first.safetensors")
+    header = json.loads((store / "zarr.json").read_text())
+    header["attributes"]["model"]["id"] = "/gone/model"
+    (store / "zarr.json").write_text(json.dumps(header))
+    result = run("cache", "export", "--layers", "2", *MAPS, "--out", "again.safetensors")
+    assert result.exit_code == 0, result.stderr
+    channels, side = stored(store, "maps/*/layer2/t0261")["cat/1"].shape[:2]
+    assert f"layer 2: {channels} channels, {side}x{side} cells of {64 // side} pixels" in result.output
+    with safe_open("first.safetensors", framework="pt") as before, safe_open("again.safetensors", "pt") as after:
+        assert len(after.keys()) == first["images"]
+        assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in before.keys())  # noqa: SIM118
+
+
+def test_images_of_which_none_can_be_read(run: Run, store: Path, photographs: Path) -> None:
+    for file in photographs.glob("*/*.*"):
+        file.write_bytes(b"")
+    assert run("cache", "build", "--root", str(photographs), "--skip-bad").exit_code == 0
+    result = run("cache", "export", "--layers", "2", *MAPS, "--out", "f.safetensors", "--skip-bad")
+    assert (result.exit_code, "There is no image whose maps" in result.stderr) == (2, True), result.stderr
+
+
+@LINUX
+@pytest.mark.parametrize("layout", ["features", "sd4match", "dift", "dift-images"])
+def test_a_disk_that_is_full(cases: Callable[[str], Case], forks: Forks, tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "full"
+    shutil.copytree(cases("maps").whole, folder)
+    arguments = ["cache", "export", "--layers", "2", "--t", "50", "--ensemble", "1", "--batch-size", "4"]
+    ended = forks.run(folder, [*arguments, "--layout", layout, "--out", "out"], Fault(full=1))
+    assert ended.code == 2, ended.output
+    assert missing_bytes(ended.output) > 0
+    assert not [path for path in folder.rglob("*") if path.name.endswith((".partial", ".pt", ".pth"))]
+    ok(forks.run(folder, [*arguments, "--layout", layout, "--out", "out"]))
 
 
 def test_three_lines_of_python_read_the_same(run: Run, store: Path) -> None:

@@ -2,6 +2,7 @@
 one sentence with the bytes that are missing, everything complete stays usable, and with room one more run ends in the
 same arrays and files as one that never lacked any."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,25 @@ def test_train_on_a_small_disk(cases: Callable[[str], Case], forks: Forks, disk:
     resize(disk, free_bytes(disk) + missing_bytes(said) + 100)
     ok(forks.run(folder, case.again(folder)))
     assert_same(folder, case.whole, f"{room}")
+
+
+@pytest.mark.parametrize("out", ["runs/e", "runs/with space"])
+def test_full_when_the_run_is_kept_and_its_page_is_not(
+    cases: Callable[[str], Case], forks: Forks, tmp_path: Path, out: str
+) -> None:
+    """Evaluating again would be refused, as the run is there: its page is what is left to be made."""
+    folder = tmp_path / "page"
+    shutil.copytree(cases("maps").whole, folder)
+    evaluate = ["eval", "--layers", "2", "--t", "50", "--ensemble", "1", "--batch-size", "4", "--readouts", "nn"]
+    places = ok(forks.run(folder, [*evaluate, "--out", "runs/before"])).places
+    first = next(place for place, what in enumerate(places, 1) if "table.md" in what)
+    ended = forks.run(folder, [*evaluate, "--out", out], Fault(full=first))
+    said = sentence(ended, out)
+    assert missing_bytes(said) > 0
+    assert f"make room and make the page with `dualsd report {shlex.quote(out)}`" in said
+    assert not left_over(folder)
+    ok(forks.run(folder, ["report", out]))
+    assert (folder / out / "report.html").exists()
 
 
 def sentence(ended: Ended, what: str) -> str:

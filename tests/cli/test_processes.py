@@ -298,6 +298,18 @@ def test_what_does_not_go_with_torchrun(store: Path, arguments: tuple[str, ...],
         assert together(2, partial(task, command)) == [2, 2]
 
 
+@pytest.mark.parametrize("command", ["cache export --out f", "cache info", "report runs/r", "reproduce table3"])
+def test_what_is_not_divided(run: Run, command: str) -> None:
+    """Each process would do all of it, and write the same files; `cache info` has nothing to divide."""
+
+    def task() -> None:
+        result = CliRunner().invoke(app, command.split())
+        assert "is not divided among processes: start it without torchrun" in result.stderr
+        raise SystemExit(result.exit_code)
+
+    assert together(2, task) == [2, 2]
+
+
 def test_each_process_takes_a_gpu_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are fewer GPUs than processes they share them."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

@@ -113,6 +113,27 @@ def test_killed(run: Run, build: list[str], s3_link: FaultyProxy, s3_store: str)
     assert before == {path: after[path] for path in before}
 
 
+@pytest.mark.slow
+def test_parts_at_once_and_their_maps_exported(run: Run, build: list[str], s3_link: FaultyProxy, s3_store: str) -> None:
+    """Two jobs that find no store: one makes it, both fill it. What is exported is what a local store exports."""
+    build = [*build, "--ensemble", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    s3_link.faults = Faults(latency=0.002)
+    jobs = [
+        subprocess.Popen([sys.executable, "-m", "cli", *build, "--store", s3_store, "--part", part], env=environment)
+        for part in ("1/2", "2/2")
+    ]
+    assert [job.wait(timeout=120) for job in jobs] == [0, 0]
+    export = ["cache", "export", "--layers", "2,3", "--t", "261,50", "--ensemble", "2", "--batch-size", "4"]
+    assert run(*build, "--store", "local.zarr").exit_code == 0
+    assert stored(s3_store) == stored("local.zarr")
+    for store, out in (("local.zarr", "local.safetensors"), (s3_store, "far.safetensors")):
+        result = run(*export, "--store", store, "--out", out)
+        assert result.exit_code == 0, result.output
+    assert Path("far.safetensors").read_bytes() == Path("local.safetensors").read_bytes()
+    assert stored(s3_store) == stored("local.zarr")
+
+
 def test_changed_photograph(run: Run, build: list[str], photographs: Path, s3_link: FaultyProxy, s3_store: str) -> None:
     """Rows of an image whose file changed are forgotten under the lock, and made anew."""
     assert run(*build, "--store", s3_store).exit_code == 0

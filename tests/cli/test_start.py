@@ -63,3 +63,14 @@ def test_python_m_from_any_directory(tmp_path: Path) -> None:
         )
         assert done.returncode == 2
         assert done.stderr.startswith("dualsd: There is no store at dualsd.zarr")
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """`dualsd train --help | head -1`: no word of it, as of any other program."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cli", "train", "--help"]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

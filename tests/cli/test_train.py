@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -233,6 +234,29 @@ def test_a_disk_that_is_full_among_the_tokens(train: Callable[..., Result], monk
     assert "in 6 files are still to be written" in result.stderr
     assert not Path("runs").exists()
     assert len(list(Path("dualsd.zarr/cond/dinov2").glob("c.*"))) == 2
+
+
+def test_a_disk_that_is_full_when_a_cpm_is_used(
+    train: Callable[..., Result], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first row that an evaluation of prompts of pairs would add finds no room: latents of new images."""
+    ok(train("--mode", "cpm", "--steps", "1", "--name", "r", "--length", "75"))
+    kept = len(list(Path("dualsd.zarr").rglob("c.*")))
+
+    def write(self: RowArray, row: Any, values: Any) -> None:
+        raise DiskFullError("full")
+
+    evaluate = ("eval", "--prompts", "runs/r", "--ensemble", "2", "--readouts", "nn", "--batch-size", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr(RowArray, "write", write)
+        patch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+        result = run(*evaluate)
+    assert result.exit_code == 2
+    assert "is full, " in result.stderr, result.stderr
+    said = re.search(r"\((\S+) kB in (\d+) files are still", result.stderr)
+    assert said is not None, result.stderr
+    ok(run(*evaluate))
+    assert len(list(Path("dualsd.zarr").rglob("c.*"))) - kept == int(said.group(2))
 
 
 def test_a_loss_that_is_no_number_stops_it(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

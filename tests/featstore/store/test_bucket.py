@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,8 +144,11 @@ def test_lock(place: S3Location, monkeypatch: pytest.MonkeyPatch) -> None:
     def rearrange() -> None:
         for _ in range(3):
             with exclusive(place):
-                overlaps.append(inside.acquire(blocking=False))
-                inside.release()
+                alone = inside.acquire(blocking=False)
+                overlaps.append(alone)
+                time.sleep(0.02)  # long enough for another to come in, if it could
+                if alone:
+                    inside.release()
 
     threads = [threading.Thread(target=rearrange) for _ in range(3)]
     for thread in threads:

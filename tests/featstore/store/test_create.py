@@ -1,6 +1,8 @@
 """Arrays, groups and stores that many processes make at the same instant."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -91,6 +93,21 @@ def test_metadata_are_those_that_zarr_writes(tmp_path: Path) -> None:
     create_missing(ours, lambda made: made.create_group(f"maps/{EXTRACTOR.key}", attributes=EXTRACTOR.describe()))
     create_missing(ours, lambda made: create_rows(made, path, (2,), MAP, "float16"))
     assert contents(tmp_path / "ours") == contents(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """exFAT, Google Drive in Colab: what one process makes is what it makes elsewhere, and what is there stays."""
+    write_small_store(tmp_path / "plain.zarr")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = write_small_store(tmp_path / "s.zarr")
+    assert contents(store.path) == contents(tmp_path / "plain.zarr")
+    create_missing(store.group, lambda made: create_rows(made, "latents", (7,), (1, 1), "float16"))
+    assert contents(store.path) == contents(tmp_path / "plain.zarr")
 
 
 def test_a_group_that_has_lost_its_description_gets_it_again(tmp_path: Path) -> None:
