@@ -164,8 +164,18 @@ def evaluate(
         return Scoring(specs, wanted_readouts, wanted_alphas, settings)
 
     if features is not None:
-        if any(given is not None for given in (t, prompt, prompts, ensemble)):
-            raise InputError("--t, --prompt, --prompts and --ensemble go with a store, not with features from a file.")
+        of_a_store = {
+            "--t": t,
+            "--prompt": prompt,
+            "--prompts": prompts,
+            "--fallback": fallback,
+            "--ensemble": ensemble,
+            "--dino": dino,
+            "--dino-size": dino_size,
+            "--skip-bad": skip_bad or None,
+        }
+        for option in [option for option, value in of_a_store.items() if value is not None]:
+            raise InputError(f"{option} goes with a store, not with features from a file.")
         options.check_kept(kept_as, "features from a file")
         if dataset is None or size is None:
             raise InputError(

@@ -20,7 +20,7 @@ TIMESTEPS = {2: 261, 3: 350}
 
 EPOCHS = {Mode.SINGLE: 5, Mode.CLASS: 5, Mode.CPM: 2}
 PF_PASCAL_EPOCHS = 50
-"""The published lengths (DESIGN section 4)."""
+"""The published lengths (docs/method.md, Settings)."""
 
 Kind = TypeVar("Kind", bound=Enum)
 

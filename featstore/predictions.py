@@ -1,6 +1,6 @@
 """What an evaluation predicted, in one safetensors file: enough to score it again, in either frame.
 
-P pairs, N points of all pairs in turn, P_i of pair i. Points are (x, y), the frames those of DESIGN section 4.
+P pairs, N points of all pairs in turn, P_i of pair i. Points are (x, y), the frames those of docs/numbers.md.
 
     counts                          (P,)    int32     points of each pair
     source, target                  (P,)    int32     its images, as places in the metadata's `images`

@@ -6,7 +6,7 @@ from torch import Tensor
 from matcher.fusion import normalise, sample
 
 BETA = 0.04
-"""Temperature of the matching probability softmax(m / beta) (SD4Match; DESIGN section 4)."""
+"""Temperature of the matching probability softmax(m / beta) (SD4Match; docs/method.md, Correlation)."""
 
 
 def correlate(source: Tensor, cells: Tensor, target: Tensor) -> Tensor:

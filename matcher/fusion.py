@@ -1,7 +1,7 @@
 """From the raw maps of one or more layers to the final map of an image, and descriptors sampled from it.
 
 One layer: the final map is the raw map, upsampled if asked. Two or more: every layer is upsampled to the finest one's
-size, each cell of each layer is normalised, the layers are weighted and concatenated (DESIGN section 4; the report
+size, each cell of each layer is normalised, the layers are weighted and concatenated (docs/method.md; the report
 gives the weights 0.8 : 0.6, that each layer is normalised first is our reading of it). This is the plain version,
 which builds the fused map.
 

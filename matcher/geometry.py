@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Geometry(Enum):
-    """How pixel x maps to cell u on a map of width w (DESIGN section 4).
+    """How pixel x maps to cell u on a map of width w (docs/method.md, Points).
 
     CORNERS: u = x (w - 1) / (S - 1), the centres of corner pixels and corner cells coincide (SD4Match).
     HALF_PIXEL: u = (x + 1/2) w / S - 1/2, the outer edges of image and map coincide (what strided convolutions do).

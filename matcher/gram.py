@@ -1,7 +1,7 @@
 """Norms of upsampled maps, and inner products of their neighbouring cells, without keeping an upsampled map.
 
 An upsampled cell is a fixed combination of a 4 x 4 neighbourhood of cells: once one direction is upsampled, its norm
-and inner products follow from those of cells along the other (DESIGN section 4, "It factorises")."""
+and inner products follow from those of cells along the other (docs/method.md, Correlation)."""
 
 from collections.abc import Sequence
 

@@ -71,8 +71,9 @@ class Samples:
 def sample(layout: Layout, keypoints: Keypoints, maps: Mapping[LayerSpec, Tensor]) -> Samples:
     """Sample the maps of one image, (C, h, w) each, at its keypoints.
 
-    A layer that is alone is sampled raw; of several, each cell is divided by its norm before it is sampled (DESIGN
-    section 4). In the original frame the sample is taken at the pixel nearest to the keypoint, as DIFT does.
+    A layer that is alone is sampled raw; of several, each cell is divided by its norm before it is sampled
+    (docs/method.md, Normalisation and fusion). In the original frame the sample is taken at the pixel nearest to the
+    keypoint, as DIFT does.
     """
     first = [maps[specs[0]] for specs in layout.maps]
     size = final_size(first, layout.settings.upsample)

@@ -1,7 +1,7 @@
 """The target's side of a correlation: its maps as they meet queries, and sums over layers.
 
 <q, up(F)> = up(<q, F>): the correlation with a fused map is a weighted sum of the layers' correlations, each computed
-at its own resolution and upsampled as a scalar map (DESIGN section 4, "It factorises"). No fused map is built."""
+at its own resolution and upsampled as a scalar map (docs/method.md, Correlation). No fused map is built."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

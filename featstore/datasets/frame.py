@@ -1,4 +1,4 @@
-"""From a pair in pixels of the original images to the resized frame (DESIGN section 4, Points)."""
+"""From a pair in pixels of the original images to the resized frame (docs/method.md, Points)."""
 
 from dataclasses import asdict
 

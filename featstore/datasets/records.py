@@ -23,7 +23,7 @@ MIRRORED = "~mirrored"
 
 
 class ThetaRule(Enum):
-    """What PCK's base threshold theta is measured on, in the resized frame (DESIGN section 4)."""
+    """What PCK's base threshold theta is measured on, in the resized frame (docs/method.md, PCK)."""
 
     BOX = "longer side of the target's bounding box"
     IMAGE = "longer side of the resized image"

@@ -18,7 +18,7 @@ PARAMETERS = (
 
 
 class ConditionalModule(nn.Module):
-    """25 vectors of its own and 50 made from a pair (DESIGN section 4, Prompts). Its parameters have SD4Match's names.
+    """25 vectors of its own and 50 made from a pair (docs/method.md, Prompts). Its parameters have SD4Match's names.
 
     dino_width: channels of a patch token. patches: of an image. width: of the text encoder. Vectors are drawn uniformly
     from [0, 1), the linear maps as torch does, all from torch's global generator.

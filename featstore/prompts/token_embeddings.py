@@ -1,5 +1,5 @@
 """Prompts where CLIP's token and position embeddings come out: [SOS, learned vectors, EOS, padding], and from there
-through CLIP's causal transformer and final layer norm to what cross attention sees (DESIGN section 4, Prompts)."""
+through CLIP's causal transformer and final layer norm to what cross attention sees (docs/method.md, Prompts)."""
 
 from typing import TYPE_CHECKING
 

@@ -182,9 +182,17 @@ class RowArray:
 
     def delete(self, row: Row) -> None:
         """Forget one row, whether it is there or not. Raises `StoreError` where the array is packed."""
+        self.delete_rows([row])
+
+    def delete_rows(self, rows: Sequence[Row]) -> None:
+        """Forget rows, whether they are there or not. Raises `StoreError` where the array is packed."""
         self._check_loose()
+        if self._objects is not None:
+            self._objects.delete(rows)
+            return
         store: ZarrStore = self._array.store_path.store
-        sync(store.delete(self._object(row)))
+        for row in rows:
+            sync(store.delete(self._object(row)))
 
     def grow(self, draws: int) -> None:
         """Make room for `draws` draws an image; never shrinks. Raises `StoreError` where the array is packed."""

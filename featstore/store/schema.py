@@ -1,5 +1,5 @@
 """The store's header: what was cached, by what and how. It prints itself into the root group's attributes and reads
-itself back; two headers that disagree are told apart in one sentence (DESIGN section 5)."""
+itself back; two headers that disagree are told apart in one sentence (docs/store.md, Header)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

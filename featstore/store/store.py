@@ -1,4 +1,4 @@
-"""Open or make a store: header, table of images and arrays of rows in one place (DESIGN section 5)."""
+"""Open or make a store: header, table of images and arrays of rows in one place (docs/store.md)."""
 
 import errno
 import tempfile
@@ -245,12 +245,7 @@ def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32])
     if not stale:
         return store, 0
     for array in store.arrays().values():
-        for row in stale:
-            if len(array.rows_shape) == 1:
-                array.delete((row,))
-            else:
-                for draw in range(array.rows_shape[1]):
-                    array.delete((row, draw))
+        array.delete_rows([(row, *rest) for row in stale for rest in np.ndindex(array.rows_shape[1:])])
     table = store.images.with_contents(keys, sizes)
     with writing(f"The table of images of {store.path}"):
         write_images(store.group, table)

@@ -139,8 +139,7 @@ def drop_rows(store: Store, rows: Iterable[BadRow], progress: Progress) -> None:
                 unpack_array(array, progress)
                 array = store.array(path)
             if array is not None:
-                for row in own:
-                    array.delete(row)
+                array.delete_rows(own)
 
 
 def drop_metadata(store: Store, damaged: BadMetadata) -> str:

@@ -1,5 +1,5 @@
 """Correlations through which gradients flow: those of `matcher`, factorised in the same way, so that no fused map is
-built (DESIGN section 4, "It factorises")."""
+built (docs/method.md, Correlation)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def layered(maps: Sequence[Tensor], weights: Sequence[float], settings: MatchSet
 
 def describe_points(image: LayeredMaps, points: Tensor, settings: MatchSettings) -> Descriptors:
     """Sample an image at points (n, 2), pixels of the resized frame: a layer that is alone raw, of several each cell
-    divided by its norm first (DESIGN section 4)."""
+    divided by its norm first (docs/method.md, Normalisation and fusion)."""
     cells = pixels_to_cells(points, settings.image_size, image.size, settings.geometry)
     corners, shares = integer_neighbours(cells, image.size)
     found = []

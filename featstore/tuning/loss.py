@@ -39,7 +39,7 @@ def gaussian(kernel: int) -> tuple[Tensor, Tensor]:
 
 def keypoint_losses(correlation: Tensor, target: Tensor, kernel: int, beta: float) -> Tensor:
     """The loss of each point, (n,): minus the sum over k x k offsets of the Gaussian's density times log P, where P =
-    softmax(correlation / beta) is sampled bilinearly at target + offset (DESIGN section 4, Loss).
+    softmax(correlation / beta) is sampled bilinearly at target + offset (docs/method.md, Loss).
 
     correlation: (n, H, W). target: (n, 2), where the points should be found, in cells. Offsets whose sample does not
     lie strictly inside the map do not count.

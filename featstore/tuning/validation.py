@@ -20,7 +20,7 @@ from matcher.pairs import MatchingPair
 from matcher.readout import Readout
 
 ALPHA = 0.1
-"""Model selection is by nn PCK@0.1, image average (DESIGN section 4)."""
+"""Model selection is by nn PCK@0.1, image average (docs/method.md, Settings)."""
 
 LoadNoisy = Callable[[str, int], Tensor]
 """Noisy latents (4, h, w) of an image at a timestep; always the same draw."""

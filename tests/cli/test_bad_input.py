@@ -167,10 +167,9 @@ def test_features_that_do_not_fit(run: Run, photographs: Path) -> None:
     save_file({f"cat/{index}|s8": torch.full((3, 4, 4), torch.nan) for index in range(3)}, "nan.safetensors")
     result = run("eval", "--features", "nan.safetensors", "--categories", "cat", *arguments)
     assert (result.exit_code, "not finite" in result.stderr) == (2, True)
-    assert (
-        "--t, --prompt, --prompts and --ensemble go with a store"
-        in run("eval", "--features", "few.safetensors", "--t", "1", *arguments).stderr
-    )
+    for typed in (("--t", "1"), ("--fallback", "text"), ("--dino-size", "224"), ("--skip-bad",)):
+        result = run("eval", "--features", "few.safetensors", *typed, *arguments)
+        assert (result.exit_code, f"{typed[0]} goes with a store" in result.stderr) == (2, True)
 
 
 def test_a_point_outside_the_image(run: Run, photographs: Path) -> None:

@@ -40,7 +40,7 @@ STORE = ("--store", "dualsd.zarr")
     ],
 )
 def test_the_published_lengths(dataset: str, mode: str, pairs: int, steps: int) -> None:
-    """The report's epochs at 9 pairs a batch (DESIGN section 4), on the datasets' own numbers of pairs."""
+    """The report's epochs at 9 pairs a batch (docs/method.md, Settings), on the datasets' own numbers of pairs."""
     typed = typed_settings(768, mode, *(None,) * 8, numbers={})
     assert published(typed, dataset, pairs, open_model("demo", None), 128).steps == steps
 

@@ -94,6 +94,15 @@ def test_what_lists_and_reads_cost(place: S3Location, s3_link: FaultyProxy) -> N
     assert len(s3_link.requests) == 41
 
 
+def test_rows_of_changed_images_go_in_one_request_an_array(place: S3Location, s3_link: FaultyProxy) -> None:
+    """Whoever forgets them holds the lock meanwhile."""
+    latents = write_small_store(place).latents()
+    before = len(s3_link.requests)
+    latents.delete_rows([(0,), (1,)])
+    assert len(s3_link.requests) == before + 1
+    assert not latents.present()[:2].any()
+
+
 def test_a_store_is_there_whole_or_not(place: S3Location, s3_link: FaultyProxy, bucket: Bucket) -> None:
     """Cut off before its root was written, it is not there; the next one is made over what is left."""
     small = write_small_store
