@@ -13,6 +13,7 @@ from cli.options import (
     AlignOption,
     AlphasOption,
     BatchOption,
+    CategoriesOption,
     CsvOption,
     DatasetOption,
     DeviceOption,
@@ -65,9 +66,7 @@ def evaluate(
     dataset: DatasetOption = None,
     root: RootOption = None,
     split: Annotated[str | None, typer.Option("--split", help="trn, val or test.", show_default="test")] = None,
-    categories: Annotated[
-        str | None, typer.Option("--categories", help="Only these, e.g. cat,dog.", show_default="all")
-    ] = None,
+    categories: CategoriesOption = None,
     layers: Annotated[
         str | None,
         typer.Option(

@@ -11,11 +11,13 @@ from cli.options import (
     AlignOption,
     AlphasOption,
     BatchOption,
+    CategoriesOption,
     DeviceOption,
     DinoOption,
     DtypeOption,
     FallbackOption,
     JsonOption,
+    PromptOption,
     PromptsOption,
     ReadoutsOption,
     RootOption,
@@ -58,9 +60,7 @@ def grid(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="trn, val or test.", show_default="val")] = None,
-    categories: Annotated[
-        str | None, typer.Option("--categories", help="Only these, e.g. cat,dog.", show_default="all")
-    ] = None,
+    categories: CategoriesOption = None,
     max_pairs: Annotated[
         int | None, typer.Option("--max-pairs", min=1, help="A seeded choice of so many pairs.", show_default="all")
     ] = None,
@@ -72,14 +72,7 @@ def grid(
     ] = "corners",
     upsample: Annotated[str, typer.Option("--upsample", help="Factors on the finest map, e.g. 1x,2x.")] = "1x",
     upsample_align: AlignOption = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            help="Text prompt; {category} stands for the image's category.",
-            show_default=options.DEFAULT_PROMPT,
-        ),
-    ] = None,
+    prompt: PromptOption = None,
     prompts: PromptsOption = None,
     fallback: FallbackOption = None,
     dino: DinoOption = None,

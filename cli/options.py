@@ -79,6 +79,16 @@ WeightsOption = Annotated[
     str | None,
     typer.Option("--weights", help="One weight a layer, e.g. 0.8,0.6.", show_default="0.8 for layer 2, 0.6 for 3"),
 ]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt", help="Text prompt; {category} stands for the image's category.", show_default=DEFAULT_PROMPT
+    ),
+]
+OnlySplitOption = Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")]
+CategoriesOption = Annotated[
+    str | None, typer.Option("--categories", help="Only these, e.g. cat,dog.", show_default="all")
+]
 PromptsOption = Annotated[
     Path | None,
     typer.Option(
