@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import option_values, options
 from cli.layer_names import check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     BatchOption,
@@ -98,7 +98,7 @@ def build(
     and model need not be named again. Any number of jobs may fill one store at once, each with a --part of the images;
     under torchrun each process takes one.
     """
-    timesteps = tuple(dict.fromkeys(options.parse_timesteps(t)))
+    timesteps = tuple(dict.fromkeys(option_values.parse_timesteps(t)))
     from cli.output import check_writable, human_bytes, print_bad, print_disk, say, write_json
     from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
     from featstore.backbone.latents import Latents
@@ -214,10 +214,10 @@ def maps(
     from featstore.stages.plan import extractor_of
     from featstore.store.store import open_store
 
-    kept_as = options.parse_stored(stored)
+    kept_as = option_values.parse_stored(stored)
     check_writable(json)
     opened = open_store(store)
-    dataset = options.dataset_of(opened, root)
+    dataset = option_values.dataset_of(opened, root)
     processes = join_processes()
     share = part_for(part, ALONE if dry_run else processes)  # what is only said is said of all
     compute = choose_compute(device, dtype, batch_size)
@@ -226,7 +226,7 @@ def maps(
     choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
     choice.check_categories({opened.images.categories[row] for row in rows})
     text = choice.of_images("cache maps")
-    usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
+    usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
     steps = timesteps_of(names, t, usual)
     wanted = [(int(name), step) for name, step in zip(names, steps, strict=True) if step is not None]
     asked = AskedDino(dino, dino_size)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import option_values, options
 from cli.options import BatchOption, DeviceOption, JsonOption, RootOption, StoreOption
 from matcher.errors import InputError
 
@@ -60,8 +60,8 @@ def verify(
         found = care.verify(opened, progress)
         _print_found(opened, found)
         if repair and not found.sound:
-            dataset = options.dataset_of(opened, root)
-            compute = options.choose_compute(device, "auto", batch_size)
+            dataset = option_values.dataset_of(opened, root)
+            compute = option_values.choose_compute(device, "auto", batch_size)
             outcome = repair_store(opened, dataset, found, _learned_here(opened), compute, progress)
             given_up = list(outcome.given_up)
         elif drop:
@@ -108,8 +108,8 @@ def prune(
     from featstore.store.store import open_store
 
     check_writable(json)
-    chosen_layers = None if layers is None else options.parse_layers(layers)
-    timesteps = None if t is None else options.parse_timesteps(t)
+    chosen_layers = None if layers is None else option_values.parse_layers(layers)
+    timesteps = None if t is None else option_values.parse_timesteps(t)
     age = None if older_than is None else care.parse_age(older_than)
     if noisy and (prompt, extractor, layers) != (None, None, None):
         raise InputError("--noisy goes with --t and --older-than: noisy latents have no prompt, extractor or layer.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
+from cli import option_values, options
 from cli.layer_names import check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     BatchOption,
@@ -98,18 +98,18 @@ def export(
 
     kind = _parse_layout(layout, names)
     check_out(kind, out)
-    kept_as = options.parse_stored(stored)
+    kept_as = option_values.parse_stored(stored)
     check_writable(json)
     opened = open_store(store)
-    dataset = options.dataset_of(opened, root)
-    compute = options.choose_compute(device, dtype, batch_size)
+    dataset = option_values.dataset_of(opened, root)
+    compute = option_values.choose_compute(device, dtype, batch_size)
     chosen = set(opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ())))
     images = [image for image in dataset.images() if image.id in chosen]
     rows = [opened.images.row(image.id) for image in images]
     numbers = unet_layers(names)
     choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
     choice.check_categories({image.category for image in images})
-    usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
+    usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
     wanted = [LayerSpec(name, step) for name, step in zip(names, timesteps_of(names, t, usual), strict=True)]
     of_unet = [(int(layer.layer), layer.timestep) for layer in wanted if layer.timestep is not None]
     with TerminalProgress() as progress:

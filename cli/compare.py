@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import option_values
 from cli.options import ByOption, CsvOption, FrameOption, JsonOption
 from matcher.errors import InputError
 
@@ -49,15 +49,15 @@ def compare(
     Pairs that share an image are not independent. The 95 % interval of a difference resamples images; its p value is
     that of a permutation test that flips what images do to the difference, not pairs.
     """
-    average, chosen_frame = options.parse_average(by), options.parse_frame(frame)
-    wanted = options.parse_readouts(readout)
+    average, chosen_frame = option_values.parse_average(by), option_values.parse_frame(frame)
+    wanted = option_values.parse_readouts(readout)
     if len(wanted) != 1:
         raise InputError(f"--readout takes one readout, not {readout!r}.")
     if not 2 <= len(runs) <= MOST_RUNS:
         raise InputError(
             f"compare takes 2 to {MOST_RUNS} runs, of which the first is what the others are compared with."
         )
-    typed = None if alphas is None else options.parse_alphas(alphas)
+    typed = None if alphas is None else option_values.parse_alphas(alphas)
 
     from cli.evaluate import describe
     from cli.output import check_writable, print_table, say, write_csv, write_json

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import option_values, options
 from cli.layer_names import check_names, check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     AlignOption,
@@ -146,18 +146,18 @@ def evaluate(
 
     check_writable(json, csv)
     check_place(out)
-    average = options.parse_average(by)
-    shape = options.parse_geometry(geometry, "--geometry")
-    align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
+    average = option_values.parse_average(by)
+    shape = option_values.parse_geometry(geometry, "--geometry")
+    align = shape if upsample_align is None else option_values.parse_geometry(upsample_align, "--upsample-align")
     processes = join_processes()
     compute = choose_compute(device, dtype, batch_size)
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
-    wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
-    factor = options.parse_upsample(upsample)
-    kept_as = options.parse_stored(stored)
+    wanted_readouts, wanted_alphas = option_values.parse_readouts(readouts), option_values.parse_alphas(alphas)
+    factor = option_values.parse_upsample(upsample)
+    kept_as = option_values.parse_stored(stored)
 
     def scoring(image_size: int, names: tuple[str, ...], timesteps: tuple[int | None, ...]) -> Scoring:
-        shares = options.weights_for(names, weights)
+        shares = option_values.weights_for(names, weights)
         specs = tuple(LayerSpec(*spec) for spec in zip(names, timesteps, shares, strict=True))
         settings = MatchSettings(image_size, shape, factor, align)
         return Scoring(specs, wanted_readouts, wanted_alphas, settings)
@@ -175,7 +175,7 @@ def evaluate(
         }
         for option in [option for option, value in of_a_store.items() if value is not None]:
             raise InputError(f"{option} goes with a store, not with features from a file.")
-        options.check_kept(kept_as, "features from a file")
+        option_values.check_kept(kept_as, "features from a file")
         if dataset is None or size is None:
             raise InputError(
                 "--features needs --dataset (and its --root), and --size: the side of the images in pixels."
@@ -207,16 +207,16 @@ def evaluate(
         numbers = None if typed is None else unet_layers(typed)
         choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=numbers != ())
         if choice.prompts is None:
-            options.check_kept(kept_as, "prompts of pairs (cpm)")
+            option_values.check_kept(kept_as, "prompts of pairs (cpm)")
         processes.check_same(dict(choice.describe()), "prompts")  # the newest run's, which another may be just now
         names = typed or tuple(map(str, layers_of(choice, None)))
-        usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
+        usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
         draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)
         result = _from_store(
             opened, root, split, chosen, settled, choice, asked, draws, compute, kept_as, skip_bad, processes
         )
-        measured = options.dataset_of(opened, root)
+        measured = option_values.dataset_of(opened, root)
         place = root if root is not None or opened.header.dataset_root is None else Path(opened.header.dataset_root)
     if not processes.is_main:
         return
@@ -321,7 +321,7 @@ def _from_store(
     from featstore.stages.needed import model_of, require_maps
     from featstore.store.source import StoredMaps
 
-    dataset = options.dataset_of(opened, root)
+    dataset = option_values.dataset_of(opened, root)
     split = split or default_split(dataset)
     pairs = choose_pairs(dataset, split, categories)
     choice.check_categories({pair.category for pair in pairs})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
+from cli import option_values, options
 from cli.options import (
     AlignOption,
     AlphasOption,
@@ -100,17 +100,17 @@ def grid(
     """
     if t is None:
         raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
-    numbers = options.parse_layers(layers)
-    timesteps = tuple(dict.fromkeys(options.parse_timesteps(t)))
+    numbers = option_values.parse_layers(layers)
+    timesteps = tuple(dict.fromkeys(option_values.parse_timesteps(t)))
     if len(numbers) == 1 and weights is not None:
         raise InputError("--weights weighs several layers, but --layers names one.")
-    weightings = options.weightings_for(numbers, weights)
-    shapes = tuple(options.parse_geometry(part.strip(), "--geometry") for part in geometry.split(","))
-    factors = tuple(options.parse_upsample(part.strip()) for part in upsample.split(","))
-    align = None if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
-    wanted_readouts, wanted_alphas = options.parse_readouts(readouts), options.parse_alphas(alphas)
+    weightings = option_values.weightings_for(numbers, weights)
+    shapes = tuple(option_values.parse_geometry(part.strip(), "--geometry") for part in geometry.split(","))
+    factors = tuple(option_values.parse_upsample(part.strip()) for part in upsample.split(","))
+    align = None if upsample_align is None else option_values.parse_geometry(upsample_align, "--upsample-align")
+    wanted_readouts, wanted_alphas = option_values.parse_readouts(readouts), option_values.parse_alphas(alphas)
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
-    kept_as = options.parse_stored(stored)
+    kept_as = option_values.parse_stored(stored)
 
     from cli.command_line import describe_origin, now
     from cli.grid_output import print_cost, print_scores, print_winners
@@ -163,8 +163,8 @@ def grid(
     opened = open_store(store)
     choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
     if choice.prompts is None:
-        options.check_kept(kept_as, "prompts of pairs (cpm)")
-    dataset = options.dataset_of(opened, root)
+        option_values.check_kept(kept_as, "prompts of pairs (cpm)")
+    dataset = option_values.dataset_of(opened, root)
     split = split or ("val" if "val" in dataset.splits else dataset.splits[-1])
     pairs = choose_some(choose_pairs(dataset, split, chosen), max_pairs)
     check_folder(out)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from cli import options
-from cli.options import TEXT_TIMESTEPS
+from cli import option_values
+from cli.option_values import TEXT_TIMESTEPS
 from featstore.backbone.dino_name import DINO
 from matcher.errors import InputError
 
@@ -16,7 +16,7 @@ def parse_names(text: str) -> tuple[str, ...]:
         raise InputError(f"--layers {text} names a layer twice.")
     if not others:
         return (DINO,)
-    numbers = map(str, options.parse_layers(",".join(others)))
+    numbers = map(str, option_values.parse_layers(",".join(others)))
     return tuple(DINO if part == DINO else next(numbers) for part in parts)
 
 
@@ -31,22 +31,22 @@ def timesteps_of(
     """One timestep a layer of the UNet: those typed, else the usual ones; None for `dino`. Raises `InputError` where
     counts disagree."""
     numbers = unet_layers(names)
-    if text is not None and DINO in names and len(options.parse_timesteps(text)) != len(numbers):
+    if text is not None and DINO in names and len(option_values.parse_timesteps(text)) != len(numbers):
         raise InputError(
             f"--t takes one timestep a layer of the UNet, {len(numbers)} for --layers {','.join(names)} (dino has "
             f"none), not {text}."
         )
-    timesteps = iter(options.timesteps_for(numbers, text, usual))
+    timesteps = iter(option_values.timesteps_for(numbers, text, usual))
     return tuple(None if name == DINO else next(timesteps) for name in names)
 
 
 def check_names(names: tuple[str, ...] | None, t: str | None, weights: str | None) -> None:
-    """`cli.options.check_typed` for layers by name."""
+    """`cli.option_values.check_typed` for layers by name."""
     if names is None:
-        options.check_typed(None, t, weights)
+        option_values.check_typed(None, t, weights)
     else:
         timesteps_of(names, t)
-        options.weights_for(names, weights)
+        option_values.weights_for(names, weights)
 
 
 def check_of_use(

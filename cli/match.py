@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
+from cli import option_values, options
 from cli.options import (
     AlignOption,
     BatchOption,
@@ -89,18 +89,18 @@ def match(
     json: JsonOption = None,
 ) -> None:
     """Find points of one photograph in another; prints them in pixels of B. Needs no store."""
-    typed = None if layers is None else options.parse_layers(layers)
-    options.check_typed(typed, t, weights)
+    typed = None if layers is None else option_values.parse_layers(layers)
+    option_values.check_typed(typed, t, weights)
     wanted_points = _parse_points(points)
-    shape = options.parse_geometry(geometry, "--geometry")
-    align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
+    shape = option_values.parse_geometry(geometry, "--geometry")
+    align = shape if upsample_align is None else option_values.parse_geometry(upsample_align, "--upsample-align")
     if heatmap and out is None:
         raise InputError("--heatmap needs --out FILE, beside which it is written.")
     if heatmap and len(wanted_points) > HEATMAP_POINTS:
         raise InputError(
             f"--heatmap draws a row a point, for at most {HEATMAP_POINTS} points, not {len(wanted_points)}."
         )
-    chosen, *others = options.parse_readouts(readout)
+    chosen, *others = option_values.parse_readouts(readout)
     if others or chosen.value == "pixel":
         raise InputError(
             f"--readout takes one readout: nn, bilinear, softmax, kernelsoftmax or window, not {readout!r}."
@@ -137,16 +137,16 @@ def match(
         known = open_store(store)
         opened, size = model_of(known), known.header.image_size
         seed, latents = known.header.seed, known.header.latents
-    compute = options.choose_compute(device, dtype, batch_size)
+    compute = option_values.choose_compute(device, dtype, batch_size)
     if prompt is None and prompts is None:
         prompt = DEFAULT_TEMPLATE if category else "a photo"
     choice = choose_prompts(opened.location.id, opened.fingerprint, (), typed, prompt, prompts, None, or_newest=False)
     numbers = layers_of(choice, typed)
-    usual = options.TEXT_TIMESTEPS if choice.learned is None else options.LEARNED_TIMESTEPS
-    timesteps = options.timesteps_for(numbers, t, usual)
-    shares = options.weights_for(tuple(map(str, numbers)), weights)
+    usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
+    timesteps = option_values.timesteps_for(numbers, t, usual)
+    shares = option_values.weights_for(tuple(map(str, numbers)), weights)
     told, text = photo_prompt(choice, category, photos, opened.location, dino, compute)
-    settings = MatchSettings(size, shape, options.parse_upsample(upsample), align)
+    settings = MatchSettings(size, shape, option_values.parse_upsample(upsample), align)
     wanted = list(zip(numbers, timesteps, strict=True))
     print_shapes(opened.shape(layer, size) for layer in numbers)
     with TerminalProgress() as progress:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from cli import options
+from cli import option_values
 from cli.progress import TerminalProgress
 from featstore.processes import launched
 from featstore.progress import Silent
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":
-    """`options.choose_compute` where each of several processes takes a GPU of its own."""
+    """`option_values.choose_compute` where each of several processes takes a GPU of its own."""
     own = launched()
     if own.count > 1:
         check_device(device)
         if device == "auto":
             device = gpu_of(own.local_rank) or "cpu"
-    return options.choose_compute(device, dtype, batch_size)
+    return option_values.choose_compute(device, dtype, batch_size)
 
 
 def check_device(device: str) -> None:
@@ -73,7 +73,7 @@ def part_for(text: str | None, processes: "Processes") -> "Part":
     """The share of images that `--part` names, else this process's. Raises `InputError` where both divide them."""
     if text is None:
         return processes.part
-    part = options.parse_part(text)
+    part = option_values.parse_part(text)
     if processes.count > 1:
         raise InputError("--part and torchrun both divide the images: leave --part out, each process takes its share.")
     return part

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
+from cli import option_values
 from cli.options import BatchOption, DeviceOption, DinoOption, DtypeOption, JsonOption, RevisionOption
 from matcher.errors import InputError
 
@@ -104,7 +104,7 @@ def reproduce(
     place = Workplace(
         work,
         open_model(name, revision),
-        options.choose_compute(device, dtype, batch_size),
+        option_values.choose_compute(device, dtype, batch_size),
         Means(device, dtype, batch_size, dino, accumulate, gradient_checkpointing),
         recipes,
         roots,

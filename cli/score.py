@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options
+from cli import option_values
 from cli.options import ByOption, CsvOption, FrameOption, JsonOption
 
 EXAMPLES = (
@@ -33,9 +33,9 @@ def score(
     In the original frame, predictions and target points are mapped back to pixels of the target image as it came, and
     theta is measured there: with aspect ratios kept, as many published protocols do.
     """
-    average, chosen_frame = options.parse_average(by), options.parse_frame(frame)
-    chosen_alphas = None if alphas is None else options.parse_alphas(alphas)
-    chosen_readouts = None if readouts is None else options.parse_readouts(readouts)
+    average, chosen_frame = option_values.parse_average(by), option_values.parse_frame(frame)
+    chosen_alphas = None if alphas is None else option_values.parse_alphas(alphas)
+    chosen_readouts = None if readouts is None else option_values.parse_readouts(readouts)
 
     from cli.evaluate import report
     from cli.output import check_writable

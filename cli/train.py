@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
+from cli import option_values, options
 from cli.options import AlignOption, DeviceOption, JsonOption, RootOption, StoreLocation, WeightsOption
 from featstore.store.location import parse_location
 from matcher.errors import InputError
@@ -177,7 +177,7 @@ def train(
         "seed": seed,
     }
     typed = typed_settings(size, mode, layers, t, val_t, weights, sampler, noise, geometry, upsample_align, numbers)
-    dataset, model = options.dataset_of(opened, root), model_of(opened)
+    dataset, model = option_values.dataset_of(opened, root), model_of(opened)
     pairs = choose_pairs(dataset, "trn", ())
     processes = open_processes(device, dtype if earlier is None else dtype or earlier.settings.dtype, batch_size)
     typed["dtype"] = processes.compute.dtype_name

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from cli import options
+from cli import option_values
 from cli.processes import check_device
 from featstore.processes import PATIENCE, launched, meeting
 from featstore.stages.compute import Compute
@@ -48,7 +48,7 @@ def open_processes(device: str, dtype: str | None, batch_size: int) -> Processes
     several = launched().count > 1
     if several:
         check_device(device)
-    compute = options.choose_compute(device, _precision(device, dtype), batch_size)
+    compute = option_values.choose_compute(device, _precision(device, dtype), batch_size)
     on_cpu = compute.device.type == "cpu"
     if on_cpu and compute.dtype is torch.float16:
         raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")

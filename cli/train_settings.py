@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cli import options
+from cli import option_values
 from featstore.backbone.model import Model
 from featstore.errors import TuningError
 from featstore.prompts.learned import Mode
@@ -54,7 +54,7 @@ def published(typed: Mapping[str, Any], dataset: str, pairs: int, model: Model, 
         mode=mode,
         layers=layers,
         timesteps=timesteps,
-        weights=typed["weights"] or options.weights_for(tuple(map(str, layers)), None),
+        weights=typed["weights"] or option_values.weights_for(tuple(map(str, layers)), None),
         length=LENGTH,
         steps=steps,
         sampling=sampling,
@@ -93,17 +93,17 @@ def typed_settings(
     be read."""
     typed: dict[str, Any] = {
         "mode": _choice(mode, Mode, "--mode"),
-        "layers": None if layers is None else options.parse_layers(layers),
-        "timesteps": None if t is None else options.parse_timesteps(t),
-        "validation_timesteps": None if val_t is None else options.parse_timesteps(val_t),
-        "weights": None if weights is None else options.parse_numbers(weights, "--weights"),
+        "layers": None if layers is None else option_values.parse_layers(layers),
+        "timesteps": None if t is None else option_values.parse_timesteps(t),
+        "validation_timesteps": None if val_t is None else option_values.parse_timesteps(val_t),
+        "weights": None if weights is None else option_values.parse_numbers(weights, "--weights"),
         "sampling": _choice(sampler, Sampling, "--sampler"),
         "noise": _choice(noise, Noise, "--noise"),
         **numbers,
     }
     if geometry is not None or upsample_align is not None:
-        shape = options.parse_geometry(geometry or "corners", "--geometry")
-        align = shape if upsample_align is None else options.parse_geometry(upsample_align, "--upsample-align")
+        shape = option_values.parse_geometry(geometry or "corners", "--geometry")
+        align = shape if upsample_align is None else option_values.parse_geometry(upsample_align, "--upsample-align")
         typed["matching"] = MatchSettings(image_size, shape, 1, align)
     return typed
 

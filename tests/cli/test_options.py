@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 
-from cli.options import parse_alphas
+from cli.option_values import parse_alphas
 from matcher.errors import InputError
 
 

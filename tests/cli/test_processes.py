@@ -315,7 +315,7 @@ def test_each_process_takes_a_gpu_of_its_machine(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert [gpu_of(local) for local in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     taken: list[str] = []
-    monkeypatch.setattr("cli.options.choose_compute", lambda device, *_: taken.append(device))
+    monkeypatch.setattr("cli.option_values.choose_compute", lambda device, *_: taken.append(device))
     choose_compute("auto", "auto", 4)
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("RANK", "5")

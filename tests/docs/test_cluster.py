@@ -4,7 +4,7 @@ import os
 import shlex
 import subprocess
 
-from cli.options import parse_part
+from cli.option_values import parse_part
 from featstore.stages.part import Part
 from tests.docs.pages import DOCS, Block, blocks
 from tests.docs.test_commands import parse
