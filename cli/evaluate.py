@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import option_values, options
+from cli.evaluate_sources import from_file, from_store
 from cli.layer_names import check_names, check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     AlignOption,
@@ -33,18 +34,10 @@ from cli.options import (
     UpsampleOption,
     WeightsOption,
 )
-from featstore.backbone.dino_name import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from cli.prompt_choice import PromptChoice
-    from featstore.errors import ImageError
     from featstore.evaluation import Result, Scoring
-    from featstore.processes import Processes
-    from featstore.stages.compute import Compute
-    from featstore.stages.dino_maps import AskedDino
-    from featstore.store.store import Store
-    from featstore.store.stored import Stored
     from matcher.match import MatchSettings
     from matcher.pck import Average
     from matcher.readout import Readout
@@ -184,7 +177,7 @@ def evaluate(
             raise InputError("--features needs --layers: the names of the file's layers.")
         names = tuple(part.strip() for part in layers.split(","))
         settled = scoring(size, names, (None,) * len(names))
-        result = _from_file(features, dataset, root, split, chosen, settled, compute, processes)
+        result = from_file(features, dataset, root, split, chosen, settled, compute, processes)
         measured, place = open_dataset(dataset, root), root
     else:
         if dataset is not None or size is not None:
@@ -213,7 +206,7 @@ def evaluate(
         usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
         draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)
-        result = _from_store(
+        result = from_store(
             opened, root, split, chosen, settled, choice, asked, draws, compute, kept_as, skip_bad, processes
         )
         measured = option_values.dataset_of(opened, root)
@@ -287,119 +280,3 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
         frame += ", pixel in the original frame"
     return f"{layers}{upsampling}; {frame}; {origin}"
-
-
-def _from_store(
-    opened: "Store",
-    root: Path | None,
-    split: str | None,
-    categories: tuple[str, ...],
-    scoring: "Scoring",
-    choice: "PromptChoice",
-    dino: "AskedDino",
-    ensemble: int,
-    compute: "Compute",
-    stored: "Stored",
-    skip_bad: bool,
-    processes: "Processes",
-) -> "Result":
-    from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
-    from cli.processes import progress_of
-    from featstore.evaluation import (
-        choose_pairs,
-        default_split,
-        describe_dino,
-        describe_features,
-        images_of,
-        in_resized_frame,
-        score,
-        unreadable,
-        without_images,
-    )
-    from featstore.stages.dino_maps import require_dino_maps
-    from featstore.stages.images import check_unchanged
-    from featstore.stages.needed import model_of, require_maps
-    from featstore.store.source import StoredMaps
-
-    dataset = option_values.dataset_of(opened, root)
-    split = split or default_split(dataset)
-    pairs = choose_pairs(dataset, split, categories)
-    choice.check_categories({pair.category for pair in pairs})
-    images = images_of(pairs)
-    share = processes.part.of(images)
-    rows = [opened.images.row(image) for image in share]
-    size = opened.header.image_size
-    wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
-    with progress_of(processes) as progress:
-        check_unchanged(opened, dataset, share, progress)
-        patches = None
-        without_patches: tuple[ImageError, ...] = ()
-        if any(layer.layer == DINO for layer in scoring.layers):
-            patches = require_dino_maps(opened, dataset, rows, dino, compute, progress, stored)
-            if patches.images:
-                print_dino_shape(patches.extractor, patches.shape)
-            without_patches = unreadable(*processes.gather(patches.bad))
-            if without_patches and not skip_bad:
-                raise without_patches[0]
-        about_dino = {} if patches is None else describe_dino(patches.extractor)
-        if choice.prompts is None:
-            from cli.output import print_pairwise_cost
-            from featstore.pairwise import open_pair_maps, score_pairwise
-
-            print_pairwise_cost(len(pairs), len(wanted), ensemble)
-            framed = in_resized_frame(dataset, pairs, opened.images.size, size, progress)
-            assert choice.learned is not None, "only learned prompts belong to pairs"
-            pair_maps = open_pair_maps(
-                opened, dataset, framed, wanted, choice.learned, dino.name, ensemble, compute, progress, processes
-            )
-            features = describe_features(opened, None, choice.describe(), ensemble, compute) | about_dino
-            beside = None if patches is None else StoredMaps(opened, None, patches.extractor)
-            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside, processes)
-        made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress, stored)
-        if made.images_times_timesteps:
-            model = model_of(opened)
-            print_shapes(model.shape(layer, size) for layer, _ in wanted)
-        without_maps = unreadable(*processes.gather(made.bad))  # from here on all processes find all maps
-        if without_maps and not skip_bad:
-            raise without_maps[0]
-        bad = unreadable(without_maps, without_patches)
-        print_bad(bad)
-        readable = without_images(pairs, bad)
-        print_left_out(len(pairs), len(readable))
-        about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
-        framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
-        maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
-        return score(dataset, split, framed, maps, scoring, about | about_dino, compute.device, progress, processes)
-
-
-def _from_file(
-    path: Path,
-    dataset_name: str,
-    root: Path | None,
-    split: str | None,
-    categories: tuple[str, ...],
-    scoring: "Scoring",
-    compute: "Compute",
-    processes: "Processes",
-) -> "Result":
-    from cli.processes import progress_of
-    from featstore.datasets.registry import open_dataset
-    from featstore.evaluation import (
-        choose_pairs,
-        default_split,
-        images_of,
-        in_resized_frame,
-        score,
-        sizes_from_files,
-    )
-    from featstore.store.source import open_features
-
-    maps = open_features(path)
-    dataset = open_dataset(dataset_name, root)
-    split = split or default_split(dataset)
-    pairs = choose_pairs(dataset, split, categories)
-    with progress_of(processes) as progress:
-        sizes = sizes_from_files(dataset, images_of(pairs))
-        framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)
-        features = {"features": str(path)}
-        return score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)
