@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
 
 import torch
+from accelerate.state import AcceleratorState
 
 SECONDS = 240
 """After which a process that hangs is given up."""
@@ -52,6 +53,8 @@ def together(count: int, task: Callable[[], object]) -> list[int | None]:
         def run() -> object:
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+            # what accelerate remembers of the process that it was forked from, which may have trained alone
+            AcceleratorState._reset_state(reset_partial_state=True)
             return task()
 
         return run
