@@ -1,4 +1,4 @@
-"""`dualsd cache build | maps | info`."""
+"""`dualsd cache build | maps`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -289,56 +289,3 @@ def _print_cost(store: "StoreLocation", images: int, cost: "MapsCost", patches: 
     say(f"{human_bytes(total['bytes_to_write'])} in {total['files_to_write']} files to write")
     print_disk(store, total["bytes_to_write"])
     return total
-
-
-@app.command("info")
-def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) -> None:
-    """What a store holds: made from what, which arrays, how complete, how large."""
-    from cli.output import human_bytes, print_table, say, write_json
-    from featstore.store.store import open_store
-    from featstore.store.summary import summarise
-
-    opened = open_store(store)
-    header = opened.header
-    arrays = summarise(opened)
-    root = f" in {header.dataset_root}" if header.dataset_root else ""
-    say(f"{store}: {len(opened.images)} images of {header.dataset}{root}, {header.image_size} pixels a side")
-    say(
-        f"model {header.model_id}{f' at {header.model_revision}' if header.model_revision else ''}, fingerprint "
-        f"{header.model_fingerprint[:8]}; latents {header.latents.value}, seed {header.seed}; made by dualsd "
-        f"{header.creator}"
-    )
-    print_table(
-        "arrays",
-        ["array", "a row", "rows", "complete", "size", "what"],
-        [
-            [
-                array.path,
-                "x".join(map(str, array.row_shape)),
-                f"{array.present}/{array.rows}",
-                f"{100 * array.present // max(array.rows, 1)} %",  # 100 % is all of them
-                human_bytes(array.bytes),
-                array.what,
-            ]
-            for array in arrays
-        ],
-    )
-    total = sum(array.bytes for array in arrays)
-    say(f"{human_bytes(total)} in {sum(array.present for array in arrays)} rows")
-    write_json(
-        json,
-        {
-            **header.to_attributes(),
-            "images": len(opened.images),
-            "arrays": [
-                {
-                    "path": array.path,
-                    "row_shape": list(array.row_shape),
-                    "rows": array.rows,
-                    "present": array.present,
-                    "bytes": array.bytes,
-                }
-                for array in arrays
-            ],
-        },
-    )

@@ -10,6 +10,7 @@ from cli import (
     cache,
     cache_care,
     cache_export,
+    cache_info,
     compare,
     demo,
     doctor,
@@ -102,6 +103,7 @@ def _options(
     check_divided(context.invoked_subcommand, DIVIDED)
 
 
+cache.app.command("info")(cache_info.info)
 cache.app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify)
 cache.app.command("prune", epilog=cache_care.PRUNE_EXAMPLES)(cache_care.prune)
 cache.app.command("pack", epilog=cache_care.PACK_EXAMPLES)(cache_care.pack)
