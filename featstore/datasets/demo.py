@@ -1,18 +1,27 @@
-"""The demo dataset: pictures of birds, cars, fish and persons drawn in code, 128x128 pixels, with keypoints. No file
-is read: a picture is a function of its category, split and number (`featstore.datasets.demo_drawing`)."""
+"""The demo dataset: drawn birds, cars, fish and persons, 128x128 pixels, with keypoints and boxes.
+
+It ships as `featstore/assets/demo_pictures`: `<category>/<split><number>.webp`, and `annotations.json` with each
+picture's visible keypoints and its object's box, in pixels. `tools/write_demo_pictures.py` draws them.
+"""
 
 import hashlib
-from collections.abc import Iterator
+import io
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from featstore.datasets.demo_drawing.figure import Figure, clipped
-from featstore.datasets.demo_drawing.picture import SUBJECTS, compose, render
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule
+from featstore.datasets.records import Box, ImageRecord, Pair, ThetaRule
 from featstore.errors import DatasetError
+
+FOLDER = Path(__file__).parents[1] / "assets" / "demo_pictures"
+
+CATEGORIES = ("bird", "car", "fish", "person")
 
 SIZES = {"trn": 60, "val": 12, "test": 24}
 """Pictures of each category in a split."""
@@ -38,35 +47,48 @@ class DemoDataset:
         return ThetaRule.BOX
 
     def images(self) -> tuple[ImageRecord, ...]:
-        records = [record for split in SIZES for category in SUBJECTS for record in _records(category, split)]
+        records = [record for split in SIZES for category in CATEGORIES for record in _records(category, split)]
         return tuple(sorted(records, key=lambda record: record.id))
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         if split not in SIZES:
             raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
-        return tuple(pair for category in SUBJECTS for pair in _pairs(category, split))
+        return tuple(pair for category in CATEGORIES for pair in _pairs(category, split))
 
     def read(self, image: ImageRecord) -> bytes:
-        """The picture as a binary PPM: a few bytes of header and the pixels, the same whatever writes PNG or JPEG."""
-        picture = render(*_parse(image))
-        return b"P6\n%d %d\n255\n" % picture.size + picture.tobytes()
+        """The picture as a binary PPM: a few bytes of header and the pixels, the same whatever reads or writes WebP."""
+        if image.id not in _annotations() or image.file != f"{image.id}.webp":
+            raise DatasetError(
+                f"{image.id} ({image.file!r}) is no picture of the demo dataset; list them with images()."
+            )
+        with Image.open(io.BytesIO((FOLDER / image.file).read_bytes())) as picture:
+            return b"P6\n%d %d\n255\n" % picture.size + picture.convert("RGB").tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotation:
+    """What a picture shows: its object's box and the keypoints that can be seen, by name, in pixels."""
+
+    box: Box
+    keypoints: Mapping[str, tuple[float, float]]
+
+
+@cache
+def _annotations() -> Mapping[str, _Annotation]:
+    """By image id."""
+    read = json.loads((FOLDER / "annotations.json").read_bytes())
+    return {
+        name: _Annotation(
+            box=tuple(own["box"]), keypoints={point: (x, y) for point, (x, y) in own["keypoints"].items()}
+        )
+        for name, own in read.items()
+    }
 
 
 def _records(category: str, split: str) -> Iterator[ImageRecord]:
     for number in range(SIZES[split]):
-        yield ImageRecord(id=f"{category}/{split}{number:04d}", category=category, file=f"{category}:{split}:{number}")
-
-
-def _parse(image: ImageRecord) -> tuple[str, str, int]:
-    category, split, number = ([*image.file.split(":"), "", ""])[:3]
-    if category not in SUBJECTS or split not in SIZES or not number.isdecimal() or int(number) >= SIZES[split]:
-        raise DatasetError(f"{image.id} ({image.file!r}) is no picture of the demo dataset; list them with images().")
-    return category, split, int(number)
-
-
-@cache
-def _figure(category: str, split: str, number: int) -> Figure:
-    return compose(category, split, number)
+        name = f"{category}/{split}{number:04d}"
+        yield ImageRecord(id=name, category=category, file=f"{name}.webp")
 
 
 def _pairs(category: str, split: str) -> Iterator[Pair]:
@@ -76,10 +98,8 @@ def _pairs(category: str, split: str) -> Iterator[Pair]:
         by_chance = sorted(chosen, key=lambda pair: _lot(*pair))
         chosen = sorted(by_chance[:TEST_PAIRS], key=lambda pair: (pair[0].id, pair[1].id))
     for source, target in chosen:
-        ours, theirs = _figure(*_parse(source)), _figure(*_parse(target))
-        names = tuple(
-            name for name in SUBJECTS[category].keypoints if name in ours.keypoints and name in theirs.keypoints
-        )
+        ours, theirs = _annotations()[source.id], _annotations()[target.id]
+        names = tuple(name for name in ours.keypoints if name in theirs.keypoints)
         if names:
             yield Pair(
                 source=source.id,
@@ -88,8 +108,8 @@ def _pairs(category: str, split: str) -> Iterator[Pair]:
                 source_points=np.array([ours.keypoints[name] for name in names]),
                 target_points=np.array([theirs.keypoints[name] for name in names]),
                 names=names,
-                source_box=clipped(ours.box),
-                target_box=clipped(theirs.box),
+                source_box=ours.box,
+                target_box=theirs.box,
             )
 
 

@@ -36,7 +36,7 @@ class ImageRecord:
 
     id: `<category>/<file stem>`, with `~mirrored` appended for a mirrored one; unique in the dataset.
     category: the object's category, as the dataset spells it.
-    file: where the dataset finds it: a path relative to its root, or the demo's drawing seed as text.
+    file: where the dataset finds it: a path relative to its root.
     mirrored: read mirrored left to right.
     """
 

@@ -11,7 +11,7 @@ DATASET_NAMES = ("demo", "folder", "pf-pascal", "pf-willow", "spair")
 
 
 def open_dataset(name: str, root: Path | None) -> Dataset:
-    """The dataset `name` in the folder `root`; the demo, which is drawn in code, takes none.
+    """The dataset `name` in the folder `root`; the demo, which comes along, takes none.
 
     A folder that holds the dataset in the sub-folder that SD4Match uses (SPair-71k, pf-pascal, pf-willow) is accepted
     as well. Raises `DatasetError` for a name that is not in `DATASET_NAMES`, for a root that is missing, does not exist
@@ -22,7 +22,7 @@ def open_dataset(name: str, root: Path | None) -> Dataset:
             from featstore.datasets.demo import DemoDataset
 
             if root is not None:
-                raise DatasetError(f"The demo dataset is drawn in code and takes no root; leave out {root}.")
+                raise DatasetError(f"The demo dataset comes with dualsd and takes no root; leave out {root}.")
             return DemoDataset()
         case "folder":
             from featstore.datasets import folder

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featstore.datasets.demo_drawing.picture import SUBJECTS, render
+from tools.demo_drawing.picture import SUBJECTS, render
 
 CATEGORIES = tuple(SUBJECTS)
 

@@ -35,7 +35,7 @@ def test_opens_each(
 def test_the_demo_takes_no_root(tmp_path: Path) -> None:
     pytest.importorskip("featstore.datasets.demo")
     assert open_dataset("demo", None).name == "demo"
-    with pytest.raises(DatasetError, match="The demo dataset is drawn in code and takes no root"):
+    with pytest.raises(DatasetError, match="The demo dataset comes with dualsd and takes no root"):
         open_dataset("demo", tmp_path)
 
 
