@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cli.recipe import Recipe
 from cli.reproduction.plan import Cell, Training
 from cli.reproduction.training import settings_of
-from cli.reproduction.work import Latent, MatchKind, Noisy, Patches, PromptName, Work
+from cli.reproduction.work import Latent, Noisy, Patches, PromptName, Work
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
 from featstore.evaluation import images_of
@@ -32,9 +32,8 @@ def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFo
     """Of scoring a cell. pairs: of the test split. run: of its prompts where they are learned already."""
     recipe = place.recipes[cell.recipe]
     own = recipe.inference
-    matched = Counter({MatchKind(own.layers.value, own.upsample.value, own.readout.value): len(pairs)})
     store, images = place.store_if_there(cell.dataset), images_of(pairs)
-    work = Work(matched=matched)
+    work = Work(matched=len(pairs))
     if own.dino_size is not None:
         size = own.dino_size.value if place.image_size == own.image_size.value else place.dino_shape.usual_size
         work |= Work(patches=_patch_maps(place, cell.dataset, store, images, size))
@@ -89,7 +88,7 @@ def work_of_training(
         patches=_patch_tokens(place, training.dataset, store, everyone) if pairwise else frozenset(),
         forward=Counter(dict.fromkeys(settings.layers, validations * tapped)),
         backward=Counter(dict.fromkeys(settings.layers, passes)),
-        matched=Counter({MatchKind(tuple(map(str, settings.layers)), 1, "nn"): validations * len(held_out)}),
+        matched=validations * len(held_out),
     )
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cli.output import human_bytes, print_disk, print_table, say
-from cli.reproduction.calibration import calibrate
+from cli.output import human_bytes, print_disk, print_table
 from cli.reproduction.work import Work
 from cli.reproduction.workplace import Workplace
 
@@ -20,7 +19,7 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a piece takes. encode: VAE passes. dino: DINOv2's. passes: of the UNet, backward: with a gradient. pairs: to
-    be matched. bytes_to_write: of stores' rows. seconds: as foreseen."""
+    be matched. flops: of the VAE and the UNet. bytes_to_write: of stores' rows."""
 
     name: str
     encode: int
@@ -28,16 +27,15 @@ class Price:
     passes: int
     backward: int
     pairs: int
+    flops: int
     bytes_to_write: int
-    seconds: float
 
 
 def prices(place: Workplace, left: Sequence[Piece]) -> list[Price]:
-    """Of each piece, and of all together, last; the times from a short calibration on this machine."""
+    """Of each piece, and of all together, last."""
     total = Work()
     for piece in left:
         total |= piece.work
-    pace = calibrate(place.model, total, place.compute)
     return [
         Price(
             name=piece.name,
@@ -45,9 +43,9 @@ def prices(place: Workplace, left: Sequence[Piece]) -> list[Price]:
             dino=len(piece.work.patches),
             passes=sum(piece.work.passes.values()),
             backward=sum(piece.work.backward.values()),
-            pairs=sum(piece.work.matched.values()),
+            pairs=piece.work.matched,
+            flops=place.flops_of(piece.work),
             bytes_to_write=place.bytes_of(piece.work),
-            seconds=pace.seconds(piece.work),
         )
         for piece in (*left, Piece("all", total))
     ]
@@ -59,23 +57,11 @@ def print_prices(place: Workplace, found: Sequence[Price]) -> None:
         [
             price.name,
             *map(str, (price.encode, price.dino, price.passes, price.backward, price.pairs)),
+            f"{price.flops / 1e12:.3g}",
             human_bytes(price.bytes_to_write),
-            spell_seconds(price.seconds),
         ]
         for price in found
     ]
-    header = ["what is left", "VAE passes", "DINOv2", "UNet passes", "with gradient", "pairs", "to write", "about"]
+    header = ["what is left", "VAE passes", "DINOv2", "UNet passes", "with gradient", "pairs", "TFLOP", "to write"]
     print_table("What it takes; what several need is counted where it is made first", header, rows)
-    say(
-        f"times from a short calibration on this machine ({place.compute.device}, {place.compute.dtype_name}, batches "
-        f"of {place.compute.batch_size}); reading, writing and DINOv2 are not in them"
-    )
     print_disk(place.folder, found[-1].bytes_to_write)
-
-
-def spell_seconds(seconds: float) -> str:
-    """`2 h 05 min`, `4 min`, `12 s`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -2,7 +2,7 @@
 ask for counts once."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -30,15 +30,6 @@ Patches = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class MatchKind:
-    """What the time of matching a pair depends on: layers by name, factor of upsampling, readout."""
-
-    layers: tuple[str, ...]
-    upsample: int
-    readout: str
-
-
-@dataclass(frozen=True, slots=True)
 class Work:
     """latents, noisy, maps, patches: rows of stores. forward: UNet passes whose maps are not kept. backward: passes
     with a gradient. Both by the layer that they end at. matched: pairs."""
@@ -49,7 +40,7 @@ class Work:
     patches: frozenset[Patches] = frozenset()
     forward: Counter[int] = field(default_factory=Counter)
     backward: Counter[int] = field(default_factory=Counter)
-    matched: Counter[MatchKind] = field(default_factory=Counter)
+    matched: int = 0
 
     def __or__(self, other: "Work") -> "Work":
         """Both, shared rows once."""
@@ -87,26 +78,6 @@ class Work:
         for (*_, ensemble, _, _), layer in last.items():
             found[layer] += ensemble
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Seconds on this machine. encode: an image through the VAE. forward, backward: a pass that ends at a layer. match:
-    a pair."""
-
-    encode: float
-    forward: Mapping[int, float]
-    backward: Mapping[int, float]
-    match: Mapping[MatchKind, float]
-
-    def seconds(self, work: Work) -> float:
-        """Of all of it; reading, writing and DINOv2 are not counted."""
-        return (
-            self.encode * len(work.latents)
-            + sum(self.forward[layer] * count for layer, count in work.passes.items())
-            + sum(self.backward[layer] * count for layer, count in work.backward.items())
-            + sum(self.match[kind] * count for kind, count in work.matched.items())
-        )
 
 
 def bytes_of(work: Work, latent_bytes: int, map_bytes: Callable[[int], int], patch_bytes: Callable[[int], int]) -> int:

@@ -108,6 +108,15 @@ class Workplace:
         latent_bytes = 2 * self.model.latent_channels * side**2 + 4
         return bytes_of(work, latent_bytes, map_bytes, lambda tokens: 2 * channels * tokens + 4)
 
+    def flops_of(self, work: Work) -> int:
+        """Of the VAE's and the UNet's passes of a work; DINOv2's and the matching's are not counted."""
+        from featstore.backbone.flops import encode_flops, gradient_flops, pass_flops
+
+        size = self.image_size
+        found = len(work.latents) * encode_flops(self.model, size) if work.latents else 0
+        found += sum(count * pass_flops(self.model, layer, size) for layer, count in work.passes.items())
+        return found + sum(count * gradient_flops(self.model, layer, size) for layer, count in work.backward.items())
+
     @property
     def dino_shape(self) -> DinoShape:
         """The DINOv2's that is asked for, where it has a folder; B/14's where it may have to be fetched first."""

@@ -10,8 +10,7 @@ from cli.reproduction.layout import blocks, narrow_blocks
 from cli.reproduction.notes import missing, notes, stand_ins
 from cli.reproduction.paper import FILE, TABLES, contradictions, load_figures, load_table
 from cli.reproduction.plan import Cell, Plan, Row, Training, choose_rows, plan_table
-from cli.reproduction.pricing import spell_seconds
-from cli.reproduction.work import MatchKind, Pace, PromptName, Work, bytes_of
+from cli.reproduction.work import PromptName, Work, bytes_of
 from cli.table_text import to_latex, to_markdown
 from matcher.bootstrap import Interval
 from matcher.errors import InputError
@@ -276,23 +275,15 @@ def test_layers_share_a_pass_where_their_prompts_are_one() -> None:
     assert (dift | both(text, (261, 200))).passes == {2: 8, 3: 8}
 
 
-def test_time_and_bytes_add_up() -> None:
-    kind = MatchKind(("2",), 1, "nn")
+def test_bytes_add_up() -> None:
     text = PromptName("a photo", separate=False)
     work = Work(
         frozenset([("demo", "cat/1"), ("demo", "cat/2")]),
         frozenset([("demo", "cat/1", 261, 0)]),
         frozenset([("demo", "cat/1", text, 8, 261, 2)]),
         frozenset([("demo", "cat/1", 224, 257)]),
-        forward=Counter({3: 10}),
-        backward=Counter({2: 4}),
-        matched=Counter({kind: 100}),
     )
-    pace = Pace(encode=2.0, forward={2: 0.5, 3: 1.0}, backward={2: 3.0}, match={kind: 0.01})
-    assert pace.seconds(work) == pytest.approx(2 * 2 + 8 * 0.5 + 10 * 1.0 + 4 * 3.0 + 1.0)
     assert bytes_of(work, latent_bytes=100, map_bytes={2: 1000, 3: 5000}.__getitem__, patch_bytes=int) == 1300 + 257
-    spelled = [spell_seconds(seconds) for seconds in (12.4, 61, 3599, 7500)]
-    assert spelled == ["12 s", "1 min", "1 h 00 min", "2 h 05 min"]
 
 
 def test_a_number_that_is_the_papers_is_not_outside() -> None:
