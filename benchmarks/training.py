@@ -33,7 +33,7 @@ from featstore.prompts.learned import Mode
 from featstore.prompts.token_embeddings import frame
 from featstore.tuning.latents import NoisySource
 from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
-from featstore.tuning.settings import Noise, Sampling, TuningSettings
+from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks, batch_loss, batch_maps
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
@@ -53,9 +53,7 @@ SETTINGS = TuningSettings(
     weights=(0.8, 0.6),
     length=75,
     steps=1,
-    sampling=Sampling.PAIRS,
     batch=BATCH,
-    clique=6,
     accumulate=1,
     noise=Noise.CACHED,
     draws=1,

@@ -29,7 +29,7 @@ INFO_EXAMPLES = (
 )
 
 FORMATS = ("sd4match",)
-TRAINED = ("steps", "sampling", "batch", "clique", "rate", "network_rate", "kernel", "noise", "draws", "seed", "dtype")
+TRAINED = ("steps", "batch", "rate", "network_rate", "kernel", "noise", "draws", "seed", "dtype")
 """The settings of a training run that `info` prints."""
 
 RunOrFile = Annotated[Path, typer.Argument(help="A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")]

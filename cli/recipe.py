@@ -80,7 +80,6 @@ class Training:
     timesteps: Stated[tuple[int, ...]]
     ensemble: Stated[int]
     batch: Stated[int]
-    sampling: Stated[str]
     optimiser: Stated[str]
     rate: Stated[float]
     length: Stated[int]

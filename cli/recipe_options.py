@@ -50,7 +50,6 @@ def train_options(recipe: Recipe, steps: int) -> Options:
         "weights": _joined(own.weights.value),
         "steps": steps,
         "batch": training.batch.value,
-        "sampler": training.sampling.value,
         "lr": training.rate.value,
         "length": training.length.value,
         "kernel": training.kernel.value,

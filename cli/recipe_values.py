@@ -73,7 +73,6 @@ READERS: dict[str, Reader] = {
     "dino": _text,
     "dino_size": _whole,
     "batch": _whole,
-    "sampling": _one_of("pairs", "cliques"),
     "optimiser": _one_of("adam"),
     "rate": _positive,
     "network_rate": _positive,

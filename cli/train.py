@@ -51,19 +51,10 @@ def train(
         int | None,
         typer.Option("--steps", min=1, help="Of the optimiser.", show_default="the published epochs; on the demo 300"),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            "--sampler", help="pairs (as published) or cliques (all pairs of a few images).", show_default="pairs"
-        ),
-    ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(
-            "--batch", min=1, help="Pairs a step; with cliques, cliques a step.", show_default="9 pairs or 1 clique"
-        ),
+        typer.Option("--batch", min=1, help="Pairs per optimiser step.", show_default="9; on the demo 3"),
     ] = None,
-    clique: Annotated[int | None, typer.Option("--clique", min=2, help="Images a clique.", show_default="6")] = None,
     accumulate: Annotated[
         int | None, typer.Option("--accumulate", min=1, help="Parts a batch is taken in.", show_default="1")
     ] = None,
@@ -164,7 +155,6 @@ def train(
     numbers = {
         "steps": steps,
         "batch": batch,
-        "clique": clique,
         "accumulate": accumulate,
         "rate": lr,
         "network_rate": network_lr,
@@ -176,7 +166,7 @@ def train(
         "checkpoint_every": checkpoint_every,
         "seed": seed,
     }
-    typed = typed_settings(size, mode, layers, t, val_t, weights, sampler, noise, geometry, upsample_align, numbers)
+    typed = typed_settings(size, mode, layers, t, val_t, weights, noise, geometry, upsample_align, numbers)
     dataset, model = option_values.dataset_of(opened, root), model_of(opened)
     pairs = choose_pairs(dataset, "trn", ())
     processes = open_processes(device, dtype if earlier is None else dtype or earlier.settings.dtype, batch_size)
@@ -240,13 +230,8 @@ def describe(settings: "TuningSettings", pairs: int, held_out: int, run: Path) -
     layers = " + ".join(
         f"layer {layer} at t = {timestep}" for layer, timestep in zip(settings.layers, settings.timesteps, strict=True)
     )
-    batch = (
-        f"{settings.batch} pairs a step"
-        if settings.sampling.value == "pairs"
-        else f"{settings.batch} clique(s) of {settings.clique} images a step"
-    )
     return (
-        f"{settings.mode.value} prompts of {settings.length} vectors for {layers}; {pairs} pairs, {batch}, "
-        f"{settings.steps} steps, kernel {settings.kernel} cells, noise {settings.noise.value}; "
-        f"{held_out} pairs of val every {settings.validate_every} steps; {run}"
+        f"{settings.mode.value} prompts of {settings.length} vectors for {layers}; {pairs} pairs, "
+        f"{settings.batch} per step, {settings.steps} steps, kernel {settings.kernel} cells, "
+        f"noise {settings.noise.value}; {held_out} pairs of val every {settings.validate_every} steps; {run}"
     )

@@ -11,7 +11,7 @@ from featstore.backbone.model import Model
 from featstore.errors import TuningError
 from featstore.prompts.learned import Mode
 from featstore.tuning.loss import default_kernel
-from featstore.tuning.settings import Noise, Sampling, TuningSettings
+from featstore.tuning.settings import Noise, TuningSettings
 from matcher.errors import InputError
 from matcher.match import MatchSettings
 
@@ -25,7 +25,7 @@ PF_PASCAL_EPOCHS = 50
 Kind = TypeVar("Kind", bound=Enum)
 
 LAYERS = (2, 3)
-BATCH, CLIQUES, CLIQUE = 9, 1, 6
+BATCH = 9
 LENGTH = 75
 RATE, NETWORK_RATE = 1e-2, 1e-3
 DRAWS = 4
@@ -38,10 +38,9 @@ DEMO_CPM_PAIRS = 100
 
 
 def published(typed: Mapping[str, Any], dataset: str, pairs: int, model: Model, image_size: int) -> TuningSettings:
-    """The published settings for the mode, layers and sampler that were typed; on the demo fewer steps of fewer pairs.
+    """The published settings for the mode and layers that were typed; on the demo fewer steps of fewer pairs.
     pairs: of the training split."""
     mode, layers = typed["mode"], typed["layers"] or LAYERS
-    sampling = typed["sampling"] or Sampling.PAIRS
     batch = DEMO_BATCH if dataset == DEMO else BATCH
     epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else EPOCHS[mode]
     steps = DEMO_STEPS if dataset == DEMO else max(round(epochs * pairs / batch), 1)
@@ -57,9 +56,7 @@ def published(typed: Mapping[str, Any], dataset: str, pairs: int, model: Model, 
         weights=typed["weights"] or option_values.weights_for(tuple(map(str, layers)), None),
         length=LENGTH,
         steps=steps,
-        sampling=sampling,
-        batch=batch if sampling is Sampling.PAIRS else CLIQUES,
-        clique=CLIQUE,
+        batch=batch,
         accumulate=1,
         noise=Noise.CACHED,
         draws=DRAWS,
@@ -83,7 +80,6 @@ def typed_settings(
     t: str | None,
     val_t: str | None,
     weights: str | None,
-    sampler: str | None,
     noise: str | None,
     geometry: str | None,
     upsample_align: str | None,
@@ -97,7 +93,6 @@ def typed_settings(
         "timesteps": None if t is None else option_values.parse_timesteps(t),
         "validation_timesteps": None if val_t is None else option_values.parse_timesteps(val_t),
         "weights": None if weights is None else option_values.parse_numbers(weights, "--weights"),
-        "sampling": _choice(sampler, Sampling, "--sampler"),
         "noise": _choice(noise, Noise, "--noise"),
         **numbers,
     }

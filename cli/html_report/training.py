@@ -19,7 +19,7 @@ from featstore.errors import TuningError
 from featstore.prompts.learned import Mode
 from featstore.store.schema import creator_version
 from featstore.tuning.run_folder import RunFolder
-from featstore.tuning.settings import Sampling, TuningSettings
+from featstore.tuning.settings import TuningSettings
 from featstore.tuning.validation import ALPHA
 from matcher.plot_scores import Learning, learning_figure, running_mean
 from matcher.readout import Readout
@@ -134,7 +134,7 @@ def _highlights(run: RunFolder, course: Course) -> tuple[Fact, ...]:
         Fact("Learned at", "; ".join(f"layer {layer}: t\u00a0=\u00a0{timestep}" for layer, timestep in layers)),
         Fact("Steps", f"{course.steps[-1]} of {settings.steps}"),
         Fact("Loss", f"{course.loss[0]:.3f} at first, {smooth[-1]:.3f} at last (running mean)"),
-        Fact("Batch", _batch(settings)),
+        Fact("Batch", f"{settings.batch} pairs"),
         Fact("Model", str(_model(run, "id"))),
     )
 
@@ -152,7 +152,7 @@ def _settings(run: RunFolder, settings: TuningSettings) -> tuple[FactGroup, ...]
     ]
     course = [
         Fact("Steps", str(settings.steps)),
-        Fact("Batch", _batch(settings)),
+        Fact("Batch", f"{settings.batch} pairs"),
         Fact("Parts a batch is taken in", str(settings.accumulate)),
         Fact("Learning rate", f"{settings.rate:g}"),
         *(
@@ -229,12 +229,6 @@ def _commands(run: RunFolder, course: Course, settings: TuningSettings) -> list[
     found.append(Command("Measure these prompts on test:", evaluated))
     found.append(Command("Make this page again:", report_command(run.path)))
     return list(found)
-
-
-def _batch(settings: TuningSettings) -> str:
-    if settings.sampling is Sampling.PAIRS:
-        return f"{settings.batch} pairs"
-    return f"{settings.batch} clique(s) of {settings.clique} images"
 
 
 def _model(run: RunFolder, part: str) -> Any:

@@ -14,7 +14,7 @@ from featstore.tuning.settings import TuningSettings
 NUMBERS = {"lr": "rate", "network_lr": "network_rate", "val_pairs": "validation_pairs"}
 """Options of `train` whose settings have another name."""
 
-TEXTS = ("mode", "layers", "t", "weights", "sampler", "noise", "geometry", "upsample_align")
+TEXTS = ("mode", "layers", "t", "weights", "noise", "geometry", "upsample_align")
 """Options of `train` that are read, not numbers."""
 
 

@@ -13,13 +13,6 @@ from matcher.geometry import Geometry
 from matcher.match import MatchSettings
 
 
-class Sampling(Enum):
-    """PAIRS: pairs drawn at random, as published. CLIQUES: k images of a category and all listed pairs among them."""
-
-    PAIRS = "pairs"
-    CLIQUES = "cliques"
-
-
 class Noise(Enum):
     """CACHED: one of the store's draws, picked anew each step. FRESH: drawn each step, as SD4Match does."""
 
@@ -27,14 +20,18 @@ class Noise(Enum):
     FRESH = "fresh"
 
 
+_OF_SAMPLERS = ("sampling", "clique")
+"""What runs of dualsd 0.1 say besides: how batches were drawn, which is always at random now."""
+
+
 @dataclass(frozen=True, slots=True)
 class TuningSettings:
     """layers, timesteps, weights: one each a layer. length: learned vectors a prompt. steps: of the optimiser.
 
-    batch: pairs a step; with cliques, cliques a step, each of `clique` images. accumulate: parts that a batch is taken
-    in. draws: cached noise draws to pick from. rate: Adam's, network_rate: for the two linear maps of a cpm. kernel: k
-    of the loss in cells. matching: geometry, upsampling and temperature. validate_every, checkpoint_every: steps.
-    validation_pairs: at most. validation_timesteps: one a layer.
+    batch: pairs per step. accumulate: parts that a batch is taken in. draws: cached noise draws to pick from. rate:
+    Adam's, network_rate: for the two linear maps of a cpm. kernel: k of the loss in cells. matching: geometry,
+    upsampling and temperature. validate_every, checkpoint_every: steps. validation_pairs: at most.
+    validation_timesteps: one a layer.
     """
 
     mode: Mode
@@ -43,9 +40,7 @@ class TuningSettings:
     weights: tuple[float, ...]
     length: int
     steps: int
-    sampling: Sampling
     batch: int
-    clique: int
     accumulate: int
     noise: Noise
     draws: int
@@ -61,19 +56,12 @@ class TuningSettings:
     dtype: str
 
     def __post_init__(self) -> None:
-        if self.mode is Mode.CPM and self.sampling is Sampling.CLIQUES:
-            raise TuningError(
-                "A cpm's prompts belong to pairs: every pair of a clique would need passes of its own, which is what "
-                "--sampler pairs does."
-            )
         gaussian(self.kernel)  # raises for a kernel that cannot be
         if self.mode is Mode.CPM and self.length != GLOBAL_LENGTH + CONDITIONAL_LENGTH:
             raise TuningError(
                 f"A cpm makes prompts of {GLOBAL_LENGTH} + {CONDITIONAL_LENGTH} vectors, not of {self.length}: "
                 "--length goes with single and class."
             )
-        if self.sampling is Sampling.CLIQUES and self.clique < 2:
-            raise TuningError("A clique takes at least 2 images: see --clique.")
 
     def to_json(self) -> dict[str, Any]:
         """As a run's `run.json` has it."""
@@ -86,13 +74,15 @@ class TuningSettings:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        if values.get("sampling", "pairs") != "pairs":
+            raise ValueError("it trains on cliques, which dualsd 0.1 alone does; its prompts file can be used")
+        values = {name: value for name, value in values.items() if name not in _OF_SAMPLERS}
         matching = dict(values["matching"])
         for name in ("geometry", "upsample_align"):
             matching[name] = Geometry(matching[name])
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         enums = {
             "mode": Mode(values["mode"]),
-            "sampling": Sampling(values["sampling"]),
             "noise": Noise(values["noise"]),
         }
         return cls(**{**values, **lists, **enums, "matching": MatchSettings(**matching)})

@@ -19,7 +19,7 @@ from featstore.tuning.latents import NoiseAhead, NoisySource
 from featstore.tuning.processes import share, sum_gradients, sum_numbers, wait_for_all
 from featstore.tuning.prompt_sets import PromptSet
 from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder
-from featstore.tuning.sampling import Sampler, open_sampler
+from featstore.tuning.sampling import RandomPairs
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.state import TrainingState
 from featstore.tuning.step import Networks, batch_loss
@@ -82,7 +82,7 @@ def _learn(
     progress: Progress,
     state: TrainingState,
 ) -> Outcome:
-    sampler = open_sampler(problem.pairs, settings)
+    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
     recorder = _Recorder(run, problem, state.step) if accelerator.is_main_process else None
     progress.start("training", settings.steps - state.step, "steps")
     passes, learned, best, last_pck = 0, 0, state.best, None
@@ -135,7 +135,7 @@ def _left(problem: Problem, state: TrainingState, settings: TuningSettings) -> N
     return Needed(state.largest_bytes + 2 * len(prompts_bytes(_snapshot(problem))) + lines, 5, 1)
 
 
-def _expect(problem: Problem, sampler: Sampler, step: int, accelerator: "Accelerator") -> None:
+def _expect(problem: Problem, sampler: RandomPairs, step: int, accelerator: "Accelerator") -> None:
     """Have this step's and the next one's noisy latents read meanwhile, where they are read ahead."""
     if isinstance(problem.noisy, NoiseAhead):
         for coming in (step, step + 1):

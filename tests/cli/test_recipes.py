@@ -79,7 +79,6 @@ def test_settings_of_training_are_the_papers(name: str) -> None:
     assert value(training.network_rate) == (0.001 if name.endswith("cpm") else None)
     assert (training.kernel.value, training.beta.value) == (7, 0.04)
     assert training.selection.value == "nn PCK@0.1, image average, on val"
-    assert training.sampling.value == "pairs"
 
 
 def test_lengths_of_training() -> None:

@@ -41,7 +41,7 @@ STORE = ("--store", "dualsd.zarr")
 )
 def test_the_published_lengths(dataset: str, mode: str, pairs: int, steps: int) -> None:
     """The report's epochs at 9 pairs a batch (docs/method.md, Settings), on the datasets' own numbers of pairs."""
-    typed = typed_settings(768, mode, *(None,) * 8, numbers={})
+    typed = typed_settings(768, mode, *(None,) * 7, numbers={})
     assert published(typed, dataset, pairs, open_model("demo", None), 128).steps == steps
 
 
@@ -192,7 +192,6 @@ def test_settings_of_a_run_cannot_change_midway(train: Callable[..., Result]) ->
     [
         ([], "--mode single, class or cpm"),
         (["--mode", "many"], "--mode is single, class, cpm, not 'many'"),
-        (["--mode", "cpm", "--length", "75", "--sampler", "cliques"], "belong to pairs"),
         (["--mode", "cpm", "--length", "40"], "25 + 50 vectors"),
         (["--mode", "single", "--length", "76"], "77 positions"),
         (["--mode", "single", "--t", "261"], "2 layer(s) but 1 timestep(s)"),

@@ -19,7 +19,7 @@ from featstore.prompts.learned import Mode
 from featstore.prompts.token_embeddings import frame
 from featstore.store.patch_tokens import PatchTokens
 from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
-from featstore.tuning.settings import Noise, Sampling, TuningSettings
+from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
@@ -36,9 +36,7 @@ SETTINGS = TuningSettings(
     weights=(0.8, 0.6),
     length=LENGTH,
     steps=4,
-    sampling=Sampling.PAIRS,
     batch=3,
-    clique=3,
     accumulate=1,
     noise=Noise.CACHED,
     draws=2,
