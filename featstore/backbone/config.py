@@ -19,12 +19,6 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
     return config
 
 
-def noise_schedule(location: ModelLocation) -> dict[str, Any]:
-    """The scheduler's settings, without diffusers' own bookkeeping (an underscore before the name), which changes with
-    its version."""
-    return {key: value for key, value in read_config(location, "scheduler").items() if not key.startswith("_")}
-
-
 def force_upcast(location: ModelLocation) -> bool:
     """Whether the VAE is to stay in float32; diffusers takes that to be so where the configuration is silent."""
     return bool(read_config(location, "vae").get("force_upcast", True))
