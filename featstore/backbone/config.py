@@ -19,6 +19,11 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
     return config
 
 
+def stated(value: object) -> str:
+    """A value as a configuration states it, short enough for a sentence."""
+    return json.dumps(value, default=str)[:80]
+
+
 def force_upcast(location: ModelLocation) -> bool:
     """Whether the VAE is to stay in float32; diffusers takes that to be so where the configuration is silent."""
     return bool(read_config(location, "vae").get("force_upcast", True))

@@ -6,7 +6,6 @@ UNet was trained on follows from the betas alone, and is what is computed here.
 """
 
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.backbone.config import read_config
+from featstore.backbone.config import read_config, stated
 from featstore.backbone.location import ModelLocation
 from featstore.errors import ModelError
 from featstore.plain_text import shown
@@ -46,8 +45,7 @@ _SILENT: Mapping[str, Any] = {
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes the noise, and what the model predicts, out of a scheduler's configuration, as it stands there; what
     diffusers takes where it is silent."""
-    stated = {key: config[key] for key in _SILENT if config.get(key) is not None}
-    return {**_SILENT, **stated}
+    return {**_SILENT, **{key: config[key] for key in _SILENT if config.get(key) is not None}}
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,9 @@ class NoiseSchedule:
         """Read a scheduler's configuration. where: the file, or the store whose header it is. Raises `ModelError` for
         one of another process than this, and for values that are none."""
         _check_process(config, where)
-        stated = settings_of(config)
+        found = settings_of(config)
         timesteps, zero_snr, prediction = (
-            stated[key] for key in ("num_train_timesteps", "rescale_betas_zero_snr", "prediction_type")
+            found[key] for key in ("num_train_timesteps", "rescale_betas_zero_snr", "prediction_type")
         )
         if prediction not in PREDICTIONS:
             raise _wrong(where, "prediction_type", prediction, f"must be one of {', '.join(PREDICTIONS)}")
@@ -85,10 +83,10 @@ class NoiseSchedule:
             raise _wrong(where, "rescale_betas_zero_snr", zero_snr, "must be true or false")
         if zero_snr and timesteps == 1:
             raise _wrong(where, "num_train_timesteps", timesteps, "must be more than 1 with rescale_betas_zero_snr")
-        kind, start, end = stated["beta_schedule"], 0.0, 0.0
+        kind, start, end = found["beta_schedule"], 0.0, 0.0
         trained: tuple[float, ...] = ()
-        if stated["trained_betas"] is not None:
-            kind, trained = "trained", _trained(stated["trained_betas"], timesteps, where)
+        if found["trained_betas"] is not None:
+            kind, trained = "trained", _trained(found["trained_betas"], timesteps, where)
         elif kind is None:
             raise ModelError(
                 f"{where} states no betas (beta_schedule or trained_betas), so how its model was noised is not known: "
@@ -97,7 +95,7 @@ class NoiseSchedule:
         elif kind not in KINDS:
             raise _wrong(where, "beta_schedule", kind, f"must be one of {', '.join(KINDS)}")
         elif kind in SPACED:
-            start, end = (_beta(stated[key], key, where) for key in ("beta_start", "beta_end"))
+            start, end = (_beta(found[key], key, where) for key in ("beta_start", "beta_end"))
             if start > end or end == 0:
                 raise ModelError(
                     f"{where} has beta_start {start:g} and beta_end {end:g}, but betas rise from the first to the "
@@ -244,8 +242,8 @@ def _check_process(config: Mapping[str, Any], where: str) -> None:
     for process, keys in others.items():
         if keys:
             raise ModelError(
-                f"{where} says {keys[0]} {config[keys[0]]!r}: that process is {process}, not noise by betas alone; "
-                "take a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
+                f"{where} says {keys[0]} {stated(config[keys[0]])}: that process is {process}, not noise by betas "
+                "alone; take a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
             )
 
 
@@ -270,8 +268,7 @@ def _beta(value: object, key: str, where: str) -> float:
 
 
 def _wrong(where: str, key: str, value: object, what: str) -> ModelError:
-    found = shown(value) if isinstance(value, str) else json.dumps(value)[:80]
-    return ModelError(f"{where} has {key} {found}, which {what}: correct it, or restore the model's own file.")
+    return ModelError(f"{where} has {key} {stated(value)}, which {what}: correct it, or restore the model's own file.")
 
 
 def _cosine(share: float) -> float:
