@@ -124,12 +124,16 @@ def build(
         size = header.image_size if size is None else size
         seed = header.seed if seed is None else seed
         kind = header.latents if latents is None else kind
-    chosen = open_dataset(dataset or "demo", root)
-    opened = open_model(model or "demo", revision)
+    dataset = dataset or "demo"
+    named = option_values.model_for(dataset, model)
+    chosen = open_dataset(dataset, root)
+    opened = open_model(named, revision)
     processes = join_processes()
     share = part_for(part, ALONE if dry_run else processes)  # what is only said is said of all
     request = stage.BuildRequest(store, root, size, kind, seed or 0, timesteps, ensemble, share)
     compute = choose_compute(device, dtype, batch_size)
+    side = opened.image_size if size is None else size
+    say(f"model {opened.location.id}, images of {side} pixels; noise: {opened.schedule.spell()}")
     with progress_of(processes) as progress:
         if dry_run:
             cost = stage.estimate(chosen, opened, request, progress)
@@ -229,6 +233,7 @@ def maps(
     usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
     steps = timesteps_of(names, t, usual)
     wanted = [(int(name), step) for name, step in zip(names, steps, strict=True) if step is not None]
+    say(f"model {opened.header.model_id}, images of {opened.header.image_size} pixels")
     asked = AskedDino(dino, dino_size)
     with progress_of(processes) as progress:
         check_unchanged(opened, dataset, images, progress)

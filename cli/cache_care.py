@@ -37,7 +37,7 @@ def verify(
     batch_size: BatchOption = 8,
     json: JsonOption = None,
 ) -> None:
-    """Read all that a store holds and hold it against its checksums.
+    """Read all that a store holds and hold it against its checksums, and noisy latents against the model's betas.
 
     Damaged rows and metadata, and files that killed runs left, are listed. A row that is missing is no damage: whatever
     needs it makes it. Without --drop or --repair damage ends in exit code 2. What --repair makes comes out as it was
@@ -46,6 +46,7 @@ def verify(
     from cli.output import check_writable, print_bad, say, write_json
     from cli.progress import TerminalProgress
     from featstore.errors import StoreError
+    from featstore.stages.noisy import with_noise_checked
     from featstore.stages.repair import repair as repair_store
     from featstore.store import verify as care
     from featstore.store.store import open_store
@@ -57,7 +58,7 @@ def verify(
     outcome: Repaired | None = None
     given_up: list[str] = []
     with TerminalProgress() as progress:
-        found = care.verify(opened, progress)
+        found = with_noise_checked(opened, care.verify(opened, progress), progress)
         _print_found(opened, found)
         if repair and not found.sound:
             dataset = option_values.dataset_of(opened, root)

@@ -1,7 +1,13 @@
 """`dualsd cache info`: what a store holds."""
 
+from typing import TYPE_CHECKING
+
 from cli import options
 from cli.options import JsonOption, StoreOption
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.store.schema import StoreHeader
 
 
 def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) -> None:
@@ -20,6 +26,8 @@ def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) ->
         f"{header.model_fingerprint[:8]}; latents {header.latents.value}, seed {header.seed}; made by dualsd "
         f"{header.creator}"
     )
+    shifted = f"; latents shifted by {header.latent_shift:g}" if header.latent_shift else ""
+    say(f"noise: {_noise(header)}{shifted}")
     print_table(
         "arrays",
         ["array", "a row", "rows", "complete", "size", "what"],
@@ -54,3 +62,11 @@ def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) ->
             ],
         },
     )
+
+
+def _noise(header: "StoreHeader") -> str:
+    """What noise is added by; for a store that can only be looked at, why."""
+    try:
+        return header.schedule.spell()
+    except InputError as error:
+        return str(error)

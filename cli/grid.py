@@ -182,7 +182,8 @@ def grid(
     )
     say(
         f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
-        f"prompt {choice.label!r}, ensemble {ensemble}, model {opened.header.model_id}"
+        f"prompt {choice.label!r}, ensemble {ensemble}, model {opened.header.model_id}, "
+        f"images resized to {size} pixels"
     )
     if split == "test":
         say("note: this chooses on test; choose on val where there is one, and report on test")

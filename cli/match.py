@@ -16,7 +16,6 @@ from cli.options import (
     EnsembleOption,
     GeometryOption,
     JsonOption,
-    ModelOption,
     PromptsOption,
     RevisionOption,
     SizeOption,
@@ -36,7 +35,7 @@ HEATMAP_POINTS = 20
 
 EXAMPLES = (
     "Examples:\n\n"
-    "dualsd match a.jpg b.jpg --points '120,80;200,150' --out matches.png\n\n"
+    "dualsd match a.jpg b.jpg --points '120,80;200,150' --model sd2-1 --out matches.png\n\n"
     "dualsd match a.jpg b.jpg --points '120,80' --category cat --model sd2-1 --out m.png --heatmap\n\n"
     "dualsd match a.jpg b.jpg --points '120,80' --store spair.zarr --json found.json"
 )
@@ -68,7 +67,14 @@ def match(
             help="Take model, size, latents and seed from this store.",
         ),
     ] = None,
-    model: ModelOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
+            show_default="the store's; without --store it must be named",
+        ),
+    ] = None,
     revision: RevisionOption = None,
     size: SizeOption = None,
     layers: Annotated[
@@ -129,7 +135,7 @@ def match(
     _check_inside(pixels, photos[0].picture.size, source)
     latents = Latents.SAMPLE
     if store is None:
-        opened = open_model(model or "demo", revision)
+        opened = open_model(option_values.model_for(None, model), revision)
         size = opened.image_size if size is None else size
     else:
         if any(given is not None for given in (model, revision, size, seed)):
@@ -161,7 +167,10 @@ def match(
     matched = match_points(final[0], final[1], queries, [chosen], settings)[chosen].cpu().numpy() * scale_b.astype(
         np.float32
     )
-    say(f"prompt {text!r}, readout {chosen.value}, ensemble {ensemble}, geometry {shape.value}, {size} pixels")
+    say(
+        f"model {opened.location.id}, prompt {text!r}, readout {chosen.value}, ensemble {ensemble}, geometry "
+        f"{shape.value}, images resized to {size} pixels"
+    )
     print_table(
         f"{source.name} -> {target.name}, pixels",
         ["point", "x in A", "y in A", "x in B", "y in B"],

@@ -272,6 +272,21 @@ def check_kept(stored: "Stored", what: str) -> None:
         raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
 
 
+def model_for(dataset: str | None, model: str | None) -> str:
+    """The model that was typed; on the dataset demo the demo's. dataset: what the model is for, None for photographs or
+    prompts of no dataset. Raises `InputError` where a model must be named."""
+    from featstore.backbone.location import ALIASES, DEMO
+
+    if model is not None:
+        return model
+    if dataset == DEMO:
+        return DEMO
+    raise InputError(
+        f"Name the model with --model: {', '.join(ALIASES)}, a hub name owner/model, or a folder in diffusers' layout; "
+        f"--model {DEMO} is a toy that knows drawn pictures only, and is taken by itself on the dataset {DEMO} alone."
+    )
+
+
 def dataset_of(store: "Store", root: Path | None) -> "Dataset":
     """The dataset that a store was made from, in `root` where it was moved."""
     from featstore.datasets.registry import open_dataset

@@ -32,7 +32,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
-        show_default="demo",
+        show_default="demo on the dataset demo; elsewhere it must be named",
     ),
 ]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")]

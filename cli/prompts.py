@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import option_values
 from cli.options import JsonOption, RevisionOption
 from matcher.errors import InputError
 
@@ -38,10 +39,15 @@ RunOrFile = Annotated[Path, typer.Argument(help="A run's folder, or a .safetenso
 @app.command("import", epilog=IMPORT_EXAMPLES)
 def import_prompts(
     file: Annotated[Path, typer.Argument(help="SD4Match's caption.pt or ckpt.pt.", metavar="FILE.pt")],
-    model: Annotated[
-        str, typer.Option("--model", help="What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.")
-    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.",
+            show_default="it must be named",
+        ),
+    ] = None,
     source: Annotated[str, typer.Option("--from", help="Whose file it is: sd4match.")] = FORMATS[0],
     revision: RevisionOption = None,
     layer: Annotated[int, typer.Option("--layer", help="Decoder layer, 1 to 4, that they were learned for.")] = 2,
@@ -52,21 +58,22 @@ def import_prompts(
 ) -> None:
     """Read SD4Match's published prompts into a file that --prompts takes. Nothing in the pickle is executed."""
     _check_format("--from", source)
+    named = option_values.model_for(None, model)
     from cli.output import check_writable, say
 
     check_writable(out)
     import torch
 
-    from featstore.backbone.layers import check_layers, check_timesteps
+    from featstore.backbone.layers import check_layers
     from featstore.backbone.load import load_text_encoder, load_tokenizer
     from featstore.backbone.model import open_model
     from featstore.prompts.file import save_prompts
     from featstore.prompts.sd4match import read_published, to_learned
 
     check_layers([layer])
-    check_timesteps([t])
     published = read_published(file, None if mode is None else _parse_mode(mode))
-    opened = open_model(model, revision)
+    opened = open_model(named, revision)
+    opened.schedule.check_timesteps([t])
     encoder = load_text_encoder(opened.location, torch.device("cpu"), torch.float32)
     learned = to_learned(published, opened, load_tokenizer(opened.location), encoder, layer, t)
     save_prompts(learned, out)

@@ -96,8 +96,10 @@ def reproduce(
     check_alone()
     recipes = load_recipes()
     roots = {**find_datasets(dataset_root), **({} if on is None else {DEMO: None})}
-    name = model or ("sd2-1" if on is None else DEMO)
     plan = None if what == FIGURE else _plan(what, rows, recipes, roots, on)
+    real = {"spair"} & roots.keys() if plan is None else {*plan.datasets} - {DEMO}
+    # the report's model; the demo's stands for it on drawn pictures alone
+    name = model or ("sd2-1" if on is None else option_values.model_for(min(real, default=DEMO), None))
     if dry_run and not is_at_hand(name, revision):
         say(f"The model {name} is not on this machine: what this takes can be counted once it is.")
         return
@@ -110,6 +112,7 @@ def reproduce(
         roots,
         train_steps,
     )
+    say(f"model {place.model.location.id}, images of {place.image_size} pixels")
     if plan is None:
         from cli.reproduction.figure import reproduce_figure
 

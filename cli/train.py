@@ -176,6 +176,7 @@ def train(
     else:
         settings = check_resumed(earlier.settings, typed, earlier.path)
         dino = earlier.dino if dino is None else dino
+    model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
     with TerminalProgress() if processes.is_main else Silent() as progress:
         check_unchanged(opened, dataset, images_of([*pairs, *held_out]), progress)
@@ -201,6 +202,7 @@ def train(
         run = earlier or run_folder(processes, lambda: create_run(runs, name, opened, settings, about))
         if processes.is_main:
             print_shapes(model.shape(layer, size) for layer in settings.layers)
+            say(f"model {opened.header.model_id}, images of {size} pixels")
             say(describe(settings, len(framed), len(framed_held_out), run.path))
         outcome = learn(problem, run, settings, processes.accelerator, progress)
     if not processes.is_main:

@@ -23,7 +23,7 @@ from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
 from featstore.stages.needed import model_of
-from featstore.stages.noisy import add_noise
+from featstore.stages.noisy import add_noise, check_noise
 from featstore.stages.pair_inputs import missing_inputs
 from featstore.stages.patch_tokens import cache_patch_tokens
 from featstore.store.full_disk import naming_missing_bytes
@@ -117,13 +117,14 @@ def open_pair_maps(
     steps = sorted({timestep for _, timestep in wanted})
     name, folder = locate_dino(dino, location)
     check_dino(learned, name)
+    check_noise(store, own, steps)
     sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
     noisy = [(own, step, ensemble) for step in steps]
     with naming_missing_bytes(store.path, lambda: missing_inputs(store, own, noisy, (name, folder))):
         bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
         if bad:
             raise bad[0]
-        add_noise(store, location, own, steps, ensemble, progress)
+        add_noise(store, own, steps, ensemble, progress)
         tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
     processes.wait()
     encoder = load_text_encoder(location, compute.device, compute.dtype)

@@ -19,10 +19,9 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
     return config
 
 
-def noise_schedule(location: ModelLocation) -> dict[str, Any]:
-    """The scheduler's settings, without diffusers' own bookkeeping (an underscore before the name), which changes with
-    its version."""
-    return {key: value for key, value in read_config(location, "scheduler").items() if not key.startswith("_")}
+def stated(value: object) -> str:
+    """A value as a configuration states it, short enough for a sentence."""
+    return json.dumps(value, default=str)[:80]
 
 
 def force_upcast(location: ModelLocation) -> bool:

@@ -2,15 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbone.config import force_upcast, read_config
+from featstore.backbone.config import force_upcast
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.quiet import quiet_libraries
 from featstore.errors import ModelError
@@ -51,18 +49,6 @@ def load_tokenizer(location: ModelLocation) -> CLIPTokenizer:
     """The tokenizer of the text encoder."""
     with _speaking_of(location, "tokenizer"):
         return CLIPTokenizer.from_pretrained(location.folder, subfolder="tokenizer", local_files_only=True)
-
-
-def load_scheduler(location: ModelLocation) -> Any:
-    """The noise schedule that the model's folder states (any of diffusers' schedulers that can `add_noise`)."""
-    import diffusers
-
-    name = str(read_config(location, "scheduler").get("_class_name"))
-    kind = getattr(diffusers, name, None)
-    if kind is None or not issubclass(kind, SchedulerMixin) or not hasattr(kind, "add_noise"):
-        raise ModelError(f"{location.folder}/scheduler names {name!r}, which diffusers cannot add noise with.")
-    with _speaking_of(location, "scheduler"):
-        return kind.from_pretrained(location.folder, subfolder="scheduler", local_files_only=True)
 
 
 @contextlib.contextmanager

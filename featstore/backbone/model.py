@@ -6,8 +6,10 @@ from typing import Any
 
 from featstore.backbone.config import read_config
 from featstore.backbone.fingerprint import default_memory, fingerprint
+from featstore.backbone.latents import LatentScale
 from featstore.backbone.layers import LAYERS, LayerShape, layer_shape
 from featstore.backbone.location import COMPONENTS, ModelLocation, locate
+from featstore.backbone.schedule import NoiseSchedule, read_schedule
 from featstore.errors import ModelError
 
 LATENT_MULTIPLE = 8
@@ -17,14 +19,17 @@ LATENT_MULTIPLE = 8
 @dataclass(frozen=True, slots=True)
 class Model:
     """A located model. fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels.
-    latent_factor: pixels a latent cell. unet_config: diffusers' configuration of the UNet."""
+    latent_factor: pixels a latent cell. latent_scale: from the VAE's latents to the UNet's. unet_config: diffusers'
+    configuration of the UNet. schedule: of the noise that it was trained on."""
 
     location: ModelLocation
     fingerprint: str
     image_size: int
     latent_factor: int
     latent_channels: int
+    latent_scale: LatentScale
     unet_config: Mapping[str, Any]
+    schedule: NoiseSchedule
 
     def latent_side(self, image_size: int) -> int:
         """Cells a side of the latents of an image of `image_size` pixels. Raises `ModelError` where the UNet cannot
@@ -62,5 +67,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         image_size=image_size,
         latent_factor=factor,
         latent_channels=int(vae.get("latent_channels", 4)),
+        latent_scale=LatentScale.parse(vae, f"{location.folder}/vae/config.json"),
         unet_config=unet,
+        schedule=read_schedule(location),
     )

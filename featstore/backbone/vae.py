@@ -4,12 +4,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from featstore.backbone.latents import LatentScale
 from featstore.backbone.memory import saying_batch_size
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -> Tensor:
-    """Latents (b, 4, h, w), float32, times the VAE's scaling factor: ready for `add_noise`.
+    """Latents (b, 4, h, w), float32, shifted and scaled as the VAE's configuration states: ready for noise.
 
     images: (b, 3, S, S) in [-1, 1]. posterior_noise: (b, 4, h, w) standard normal for `Latents.SAMPLE`, None for the
     posterior's mean. Raises `ModelError` with a batch size to try where memory runs out.
@@ -20,4 +21,5 @@ def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -
         latents = posterior.mean.float()
         if posterior_noise is not None:
             latents = latents + posterior.std.float() * posterior_noise.to(latents)
-    return latents * vae.config.scaling_factor
+    scale = LatentScale.parse(vae.config, "the VAE's configuration")
+    return (latents - scale.shift) * scale.factor

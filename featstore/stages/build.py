@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.backbone.config import noise_schedule
 from featstore.backbone.latents import Latents
-from featstore.backbone.layers import check_timesteps
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreExistsError
@@ -69,10 +67,11 @@ class BuildCost:
 
 
 def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHeader:
-    """The header of the store that a request asks for. Raises `ModelError` for a size that the model cannot take."""
+    """The header of the store that a request asks for. Raises `ModelError` for a size or a timestep
+    that the model does not take."""
     size = request.image_size if request.image_size is not None else model.image_size
     model.latent_side(size)
-    check_timesteps(request.timesteps)
+    model.schedule.check_timesteps(request.timesteps)
     return StoreHeader(
         dataset=dataset.name,
         dataset_root=None if request.root is None else str(request.root.resolve()),
@@ -81,8 +80,9 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
         model_fingerprint=model.fingerprint,
         image_size=size,
         latents=request.latents,
-        scheduler=noise_schedule(model.location),
+        scheduler=model.schedule.describe(),
         seed=request.seed,
+        latent_shift=model.latent_scale.shift,
     )
 
 
@@ -190,7 +190,7 @@ def _complete(
     encoded, bad = encode_images(store, dataset, model.location, rows, compute, progress)
     broken = {store.images.row(error.image_id) for error in bad}
     good = [row for row in rows if row not in broken]
-    return encoded, add_noise(store, model.location, good, request.timesteps, request.draws, progress), bad
+    return encoded, add_noise(store, good, request.timesteps, request.draws, progress), bad
 
 
 def _left(model: Model, header: StoreHeader, request: BuildRequest, images: int) -> Needed:

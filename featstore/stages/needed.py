@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featstore.backbone.layers import check_layers, check_timesteps
+from featstore.backbone.layers import check_layers
 from featstore.backbone.model import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreError
 from featstore.progress import Progress
 from featstore.prompts.prompts import Prompts
 from featstore.stages.compute import Compute
+from featstore.stages.noisy import add_noise, check_noise
 from featstore.stages.plan import extractor_of, missing_latents, missing_noisy, plan_maps
 from featstore.store.full_disk import Needed, naming_missing_bytes
 from featstore.store.keys import LATENTS, Extractor, map_path, noisy_path
@@ -49,7 +50,7 @@ def require_maps(
     """
     pairs = list(wanted)
     check_layers([layer for layer, _ in pairs])
-    check_timesteps([timestep for _, timestep in pairs])
+    check_noise(store, rows, [timestep for _, timestep in pairs])
     extractor = extractor_of(store, prompt, ensemble, compute, stored)
     steps = {timestep for _, timestep in pairs}
     arrays = [map_path(extractor, layer, timestep) for layer, timestep in pairs]
@@ -60,7 +61,6 @@ def require_maps(
     # Only now: loading the model's libraries takes longer than an evaluation from the cache.
     from featstore.stages.latents import encode_images
     from featstore.stages.maps import extract_maps
-    from featstore.stages.noisy import add_noise
 
     model = model_of(store)
     lacking = sorted({row for part in plan.rows.values() for row in part})
@@ -74,7 +74,7 @@ def require_maps(
         unreadable = {store.images.row(error.image_id) for error in bad}
         plan = plan.without(unreadable)
         for timestep, part in plan.rows.items():
-            add_noise(store, model.location, part, [timestep], ensemble, progress)
+            add_noise(store, part, [timestep], ensemble, progress)
         extract_maps(store, model.location, extractor, prompt, plan, compute, progress)
     return MadeMaps(extractor, encoded, plan.images, tuple(bad))
 
@@ -111,6 +111,8 @@ def estimate_maps(
     store: Store, rows: Sequence[int], wanted: Iterable[tuple[int, int]], extractor: Extractor, prompt: Prompts
 ) -> MapsCost:
     """What `require_maps` would do now; nothing is written, and no model is looked for where nothing is missing."""
+    wanted = list(wanted)
+    store.header.schedule.check_timesteps(timestep for _, timestep in wanted)
     plan = plan_maps(store, extractor, rows, wanted, prompt)
     if not plan.parts:
         return MapsCost(0, 0, 0, 0, 0)
@@ -137,5 +139,11 @@ def model_of(store: Store) -> Model:
         raise StoreError(
             f"{store.path} was made with {store.header.model_id} (fingerprint {store.header.model_fingerprint[:8]}), "
             f"but what lies there now has fingerprint {model.fingerprint[:8]}: rebuild the store, or restore the model."
+        )
+    made, now = (store.header.schedule, store.header.latent_shift), (model.schedule, model.latent_scale.shift)
+    if made != now:
+        raise StoreError(
+            f"The header of {store.path} says {made[0].spell()}, latents shifted by {made[1]:g}, but its model "
+            f"{model.location.id} has {now[0].spell()}, {now[1]:g}: restore the header, or build another --store."
         )
     return model

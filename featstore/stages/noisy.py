@@ -1,26 +1,25 @@
 """Stage 1, second half: noise is added to the cached latents at each timestep, and kept. No network is run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from featstore.backbone.load import load_scheduler
-from featstore.backbone.location import ModelLocation
 from featstore.backbone.noise import noise
+from featstore.errors import StoreError
 from featstore.progress import Progress
 from featstore.stages.plan import missing_noisy
-from featstore.store.keys import noisy_path
+from featstore.store.keys import LATENTS, MAPS, NOISY, noisy_path
 from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
 from featstore.store.store import Store
+from featstore.store.verify import BadRow, Verification
 from matcher.read_ahead import read_ahead
 
 
 def add_noise(
     store: Store,
-    location: ModelLocation,
     rows: Sequence[int],
     timesteps: Sequence[int],
     draws: int,
@@ -28,14 +27,15 @@ def add_noise(
 ) -> int:
     """Noisy latents of the images of `rows` at each timestep, `draws` draws each: how many were made.
 
-    The noise of a draw depends on (seed, image key, timestep, draw) alone. Latents of `rows` must be cached.
+    The noise of a draw depends on (seed, image key, timestep, draw) alone. Latents of `rows` must be cached. Raises
+    `StoreError` where those that are there are others.
     """
+    check_noise(store, rows, timesteps)
     missing = {step: part for step in timesteps if (part := missing_noisy(store, rows, step, draws))}
     total = sum(len(part) for part in missing.values())
     if total == 0:
         return 0
     unpack(store, [noisy_path(timestep) for timestep in missing], progress)
-    scheduler = load_scheduler(location)
     latents = store.latents()
     progress.start("adding noise", total, "latents")
     with row_writer(store.path) as write:
@@ -47,17 +47,97 @@ def add_noise(
             for row, stored in read_ahead(wanted, lambda row: latents.read((row,)), reads_ahead(store.path)):
                 clean = stored.astype(np.float32)
                 for draw in wanted[row]:
-                    write(array, (row, draw), noisy_latent(scheduler, store, clean, row, timestep, draw))
+                    write(array, (row, draw), noisy_latent(store, clean, row, timestep, draw))
                     progress.advance()
     return total
 
 
-def noisy_latent(
-    scheduler: object, store: Store, clean: NDArray[np.float32], row: int, timestep: int, draw: int
-) -> NDArray[np.float32]:
+def noisy_latent(store: Store, clean: NDArray[np.float32], row: int, timestep: int, draw: int) -> NDArray[np.float32]:
     """One draw of an image's noisy latents, (4, h, w), of its clean ones."""
     drawn = noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
-    mixed: torch.Tensor = scheduler.add_noise(  # type: ignore[attr-defined]
-        torch.from_numpy(clean)[None], torch.from_numpy(drawn)[None], torch.tensor([timestep])
-    )
-    return mixed[0].numpy()
+    return store.header.schedule.mix(clean, drawn, timestep)
+
+
+def check_noise(store: Store, rows: Sequence[int], timesteps: Iterable[int]) -> None:
+    """Raise `StoreError` where a store's noisy latents are not those of its betas: one row of each timestep is looked
+    at, of the images of `rows` where there is one.
+
+    A dualsd before this one called the scheduler class that the model's folder names, and most samplers' noise is not
+    that which the model was trained on. What it made would be taken for what is made today. Raises `ModelError` for a
+    timestep that the model does not have.
+    """
+    steps = sorted(set(timesteps))
+    store.header.schedule.check_timesteps(steps)
+    wrong = [step for step in steps if (found := _row_of(store, rows, step)) and not is_mixed(store, *found, step)]
+    if wrong:
+        raise StoreError(
+            f"The noisy latents of {store.path} at t = {', '.join(map(str, wrong))} are not noise by its betas "
+            f"({store.header.schedule.spell()}): run `dualsd cache verify --repair --store {store.path}`, which makes "
+            "them and their maps anew."
+        )
+
+
+def is_mixed(store: Store, row: int, draw: int, timestep: int) -> bool:
+    """Whether a cached row of noisy latents is its latents and its noise, mixed by the header's betas."""
+    array = store.noisy(timestep)
+    assert array is not None, "a row of it was found"
+    clean = store.latents().read((row,)).astype(np.float32)
+    drawn = noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
+    return store.header.schedule.has_mixed(array.read((row, draw)), clean, drawn, timestep)
+
+
+def _row_of(store: Store, rows: Sequence[int], timestep: int) -> tuple[int, int] | None:
+    """(image row, draw) of noisy latents that are cached, and whose latents are."""
+    array = store.noisy(timestep)
+    if array is None:
+        return None
+    present = array.present() & store.latents().present()[:, None]
+    asked = np.zeros_like(present)
+    asked[list(rows)] = True
+    for chosen in (present & asked, present):
+        places = np.argwhere(chosen)
+        if len(places):
+            return int(places[0][0]), int(places[0][1])
+    return None
+
+
+def with_noise_checked(store: Store, found: Verification, progress: Progress) -> Verification:
+    """What `verify` found, and all noisy latents that are whole but not noise by the store's betas, with the UNet's
+    maps that were made from them."""
+    damaged = {(bad.array, bad.row) for bad in found.bad}
+    checked = {array.path for array in found.arrays}
+    places: dict[str, list[tuple[int, int]]] = {}
+    latents = store.latents().present() if LATENTS in checked else np.zeros(len(store.images), dtype=np.bool_)
+    for path in sorted(path for path in checked if path.startswith(f"{NOISY}/")):
+        array = store.array(path)
+        assert array is not None, "its rows were read"
+        places[path] = [
+            (row, draw)
+            for row, draw in np.argwhere(array.present() & latents[:, None]).tolist()
+            if (path, (row, draw)) not in damaged and (LATENTS, (row,)) not in damaged
+        ]
+    progress.start("checking noise", sum(map(len, places.values())), "rows")
+    wrong: dict[str, list[BadRow]] = {}
+    for path, rows in places.items():
+        step = path.rpartition("/")[2]
+        images = set[int]()
+        for row, draw in rows:
+            if not is_mixed(store, row, draw, int(step.removeprefix("t"))):
+                images.add(row)
+                wrong.setdefault(path, []).append(
+                    _bad(store, path, (row, draw), "it is not noise by the store's betas")
+                )
+            progress.advance()
+        for maps in (path for path in checked if images and path.startswith(f"{MAPS}/") and path.endswith(f"/{step}")):
+            array = store.array(maps)
+            present = set() if array is None else {int(row) for row in np.flatnonzero(array.present())}
+            wrong[maps] = [
+                _bad(store, maps, (row,), "it was made from noise that is not by the store's betas")
+                for row in sorted(present & images)
+                if (maps, (row,)) not in damaged
+            ]
+    return replace(found, arrays=tuple(replace(one, bad=(*one.bad, *wrong.get(one.path, ()))) for one in found.arrays))
+
+
+def _bad(store: Store, path: str, row: tuple[int, ...], why: str) -> BadRow:
+    return BadRow(path, row, store.images.ids[row[0]], why)

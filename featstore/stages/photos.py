@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbone.latents import Latents
-from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae_encoder
+from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet, load_vae_encoder
 from featstore.backbone.model import Model
 from featstore.backbone.noise import noise, posterior_noise
 from featstore.backbone.unet import CutUNet
@@ -84,6 +84,7 @@ def photo_maps(
                 f"{photo.name} asks to be turned when it is shown (EXIF orientation {photo.orientation}); its pixels "
                 f"are taken as stored, {width}x{height}, and points count in those."
             )
+    model.schedule.check_timesteps(timestep for _, timestep in wanted)
     side = model.latent_side(settings.image_size)
     shape = (model.latent_channels, side, side)
     steps: dict[tuple[int, int | None], list[int]] = {}
@@ -93,7 +94,6 @@ def photo_maps(
     vae = load_vae_encoder(model.location, compute.device, compute.dtype)
     latents = [_latents(vae, photo, shape, settings, compute) for photo in photos]
     progress.advance(len(photos))
-    scheduler = load_scheduler(model.location)
     encoder = load_text_encoder(model.location, compute.device, compute.dtype)
     tokenizer = load_tokenizer(model.location)
     embeddings = {key: prompt.embedding(layers[0], tokenizer, encoder) for key, layers in steps.items()}
@@ -105,10 +105,8 @@ def photo_maps(
             timestep = key[0]
             sums: dict[int, Tensor] = {}
             for draws in chunks(range(settings.ensemble), compute.batch_size):
-                drawn = torch.from_numpy(
-                    np.stack([noise(settings.seed, photo.key, timestep, draw, shape) for draw in draws])
-                )
-                noisy = scheduler.add_noise(clean.expand_as(drawn), drawn, torch.full((len(draws),), timestep))
+                drawn = np.stack([noise(settings.seed, photo.key, timestep, draw, shape) for draw in draws])
+                noisy = torch.from_numpy(model.schedule.mix(clean.numpy(), drawn, timestep))
                 with torch.no_grad():
                     taps = unet.tap(
                         noisy.to(compute.device), timestep, embeddings[key].expand(len(draws), -1, -1), layers

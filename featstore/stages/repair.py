@@ -128,7 +128,7 @@ class _Makers:
         unreadable = {self.store.images.row(error.image_id) for error in bad}
         good = [row for row in rows if row not in unreadable]
         timestep, draws = int(path.rpartition("/t")[2]), array.rows_shape[1]
-        add_noise(self.store, self.model.location, good, [timestep], draws, self.progress)
+        add_noise(self.store, good, [timestep], draws, self.progress)
         return bad
 
     def _maps(self, path: str, rows: Sequence[int]) -> Sequence[ImageError] | str:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbone.load import load_scheduler, load_unet
+from featstore.backbone.load import load_unet
 from featstore.backbone.unet import CutUNet
 from featstore.errors import StoreError
 from featstore.progress import Progress
@@ -35,7 +35,6 @@ class MapStream:
 
     store: Store
     unet: CutUNet
-    scheduler: Any
     prompts: LayerEmbeddings
     share_passes: bool
     wanted: tuple[tuple[int, int], ...]
@@ -58,7 +57,7 @@ class MapStream:
 
             def noisy(place: Row, timestep: int = timestep) -> NDArray[np.float16]:
                 row, draw = place
-                made = noisy_latent(self.scheduler, self.store, clean[row], row, timestep, draw)
+                made = noisy_latent(self.store, clean[row], row, timestep, draw)
                 return made.astype(STORED_DTYPE)
 
             passes = Passes(self.unet, noisy, self.prompts.of(layers[0]), self.store.images.categories, self.ensemble)
@@ -98,11 +97,11 @@ def open_stream(
     stored: Stored = Stored.FLOAT16,
 ) -> MapStream:
     """Load what making maps takes. Raises `ModelError` and `StoreError` where the store's model is not at hand."""
+    store.header.schedule.check_timesteps(timestep for _, timestep in wanted)
     location = model_of(store).location
     return MapStream(
         store,
         CutUNet(load_unet(location, compute.device, compute.dtype), max(layer for layer, _ in wanted)),
-        load_scheduler(location),
         LayerEmbeddings(location, prompt, categories, compute),
         not prompt.differ_by_layer,
         tuple(wanted),

@@ -3,11 +3,13 @@ itself back; two headers that disagree are told apart in one sentence (docs/stor
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
 from featstore.backbone.latents import Latents
-from featstore.errors import StoreError
+from featstore.backbone.schedule import NoiseSchedule, settings_of
+from featstore.errors import ModelError, StoreError
 
 FORMAT = "dualsd"
 VERSION = 2
@@ -28,12 +30,13 @@ def creator_version() -> str:
         return "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoreHeader:
     """Everything up to the UNet's input that shapes the cached arrays.
 
     dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
-    model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its configuration. seed: of all noise.
+    model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what
+    goes with them, under diffusers' names. seed: of all noise. latent_shift: what the VAE's latents were shifted by.
     creator: version of dualsd that made the store. version: of the store's format, the lowest that has all it holds.
     """
 
@@ -46,6 +49,7 @@ class StoreHeader:
     latents: Latents
     scheduler: Mapping[str, Any]
     seed: int
+    latent_shift: float = 0.0
     creator: str = field(default_factory=creator_version)
     version: int = 1
 
@@ -60,6 +64,7 @@ class StoreHeader:
             "latents": self.latents.value,
             "scheduler": dict(self.scheduler),
             "seed": self.seed,
+            **({"latent_shift": self.latent_shift} if self.latent_shift else {}),
             "dtype": STORED_DTYPE,
             "creator": self.creator,
         }
@@ -92,11 +97,24 @@ class StoreHeader:
                 latents=Latents(attributes["latents"]),
                 scheduler=dict(attributes["scheduler"]),
                 seed=int(attributes["seed"]),
+                latent_shift=float(attributes.get("latent_shift", 0)),
                 creator=str(attributes["creator"]),
                 version=found,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where} has a damaged header: {error!r}.") from error
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """What noise is added by. Raises `ModelError` where the header states none that is by betas."""
+        return NoiseSchedule.parse(self.scheduler, "The store's header")
+
+    def _noise(self) -> dict[str, Any]:
+        """The schedule, to be compared: a dualsd before this one copied the whole configuration."""
+        try:
+            return self.schedule.describe()
+        except ModelError:
+            return settings_of(self.scheduler)
 
     def check_same(self, asked: "StoreHeader", where: str) -> None:
         """Raise `StoreError`, naming both sides, where `asked` would cache other arrays than this store holds."""
@@ -105,7 +123,8 @@ class StoreHeader:
             ("image size", self.image_size, asked.image_size),
             ("latents", self.latents.value, asked.latents.value),
             ("seed", self.seed, asked.seed),
-            ("noise schedule", dict(self.scheduler), dict(asked.scheduler)),
+            ("latents shifted by", self.latent_shift, asked.latent_shift),
+            ("noise schedule", self._noise(), asked._noise()),
         ]
         if self.model_fingerprint != asked.model_fingerprint:
             raise StoreError(

@@ -3,7 +3,7 @@ not called."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,12 +74,11 @@ class NoiseAhead:
 class FreshNoise:
     """Noise of its own for each image, timestep and step."""
 
-    def __init__(self, store: Store, scheduler: Any) -> None:
-        self._store, self._scheduler = store, scheduler
-        self._latents = store.latents()
+    def __init__(self, store: Store) -> None:
+        self._store, self._latents = store, store.latents()
 
     def load(self, image: str, timestep: int, step: int) -> NDArray[np.float32]:
         """See `NoisySource.load`."""
         row = self._store.images.row(image)
         clean = self._latents.read((row,)).astype(np.float32)
-        return noisy_latent(self._scheduler, self._store, clean, row, timestep, FRESH + step)
+        return noisy_latent(self._store, clean, row, timestep, FRESH + step)

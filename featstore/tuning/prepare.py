@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featstore.backbone.dino_location import locate_dino
-from featstore.backbone.load import load_scheduler, load_text_encoder, load_tokenizer, load_unet
+from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.unet import CutUNet
 from featstore.datasets.records import Dataset
@@ -21,7 +21,7 @@ from featstore.prompts.learned import LearnedPrompts, Mode
 from featstore.prompts.token_embeddings import frame
 from featstore.stages.compute import Compute
 from featstore.stages.latents import encode_images
-from featstore.stages.noisy import add_noise
+from featstore.stages.noisy import add_noise, check_noise
 from featstore.stages.pair_inputs import missing_inputs
 from featstore.stages.patch_tokens import cache_patch_tokens
 from featstore.store.full_disk import naming_missing_bytes
@@ -75,6 +75,8 @@ def fill_caches(
     noisy = [(validation_rows, step, 1) for step in settings.validation_timesteps]
     if settings.noise is Noise.CACHED:
         noisy = [*((rows, step, settings.draws) for step in settings.timesteps), *noisy]
+    for part, timestep, _ in noisy:
+        check_noise(store, part, [timestep])
     found = locate_dino(dino, location) if settings.mode is Mode.CPM else None
     sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
     with naming_missing_bytes(store.path, lambda: missing_inputs(store, everyone, noisy, found)):
@@ -82,7 +84,7 @@ def fill_caches(
         if bad:
             raise bad[0]
         for part, timestep, draws in noisy:
-            add_noise(store, location, part, [timestep], draws, progress)
+            add_noise(store, part, [timestep], draws, progress)
         if found is not None:
             cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
 
@@ -132,7 +134,7 @@ def prepare(
     noisy: NoisySource = (
         CachedNoise(store, settings.timesteps, settings.draws, settings.seed)
         if settings.noise is Noise.CACHED
-        else FreshNoise(store, load_scheduler(location))
+        else FreshNoise(store)
     )
     if not isinstance(store.path, Path):
         noisy = NoiseAhead(noisy, settings.timesteps)
