@@ -69,17 +69,20 @@ def doctor(
 
 def _check_model(name: str, revision: str | None) -> bool:
     from cli.output import print_shapes, say
+    from featstore.backbone.dino_location import SUBFOLDER, locate_dino
     from featstore.backbone.layers import LAYERS
-    from featstore.backbone.location import DEMO, downloaded, hub_name_of, probe_hub
+    from featstore.backbone.location import DEMO, check_on_hub, downloaded, hub_name_of
     from featstore.backbone.model import open_model
     from matcher.errors import InputError
 
     try:
         if name != DEMO and not Path(name).expanduser().is_dir() and downloaded(hub_name_of(name), revision) is None:
-            probe_hub(hub_name_of(name))
+            check_on_hub(hub_name_of(name), revision)
             say(f"model {name}: the hub has it; it is not downloaded yet")
             return True
         model = open_model(name, revision)
+        if (model.location.folder / SUBFOLDER).is_dir():
+            locate_dino(None, model.location)
     except InputError as error:
         say(f"model {name}: {error}")
         return False

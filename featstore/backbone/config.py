@@ -1,22 +1,15 @@
 """A model's configuration files, read as they are: no library and no weights are loaded for them."""
 
-import json
 from typing import Any
 
 from featstore.backbone.location import ModelLocation
-from featstore.errors import ModelError
+from featstore.backbone.model_file import read_object
 
 
 def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
-    """The configuration of `vae`, `unet` or `scheduler`. Raises `ModelError` where it cannot be read."""
-    path = location.folder / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a diffusers configuration: {error}.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is no diffusers configuration: it holds no object.")
-    return config
+    """The configuration of a component. Raises `ModelError` where it cannot be read."""
+    file = "scheduler_config.json" if component == "scheduler" else "config.json"
+    return read_object(location.folder / component / file, "a diffusers configuration")
 
 
 def stated(value: object) -> str:

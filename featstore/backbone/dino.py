@@ -12,6 +12,7 @@ from transformers import BitImageProcessorPil, Dinov2Model
 
 from featstore.backbone.memory import saying_batch_size
 from featstore.backbone.quiet import quiet_libraries
+from featstore.backbone.weights import PUBLISHED, check_loaded
 from featstore.errors import ModelError
 from featstore.plain_text import one_line
 
@@ -65,8 +66,11 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
     """Load it. Raises `ModelError` where its files are not what they should be."""
     try:
         with quiet_libraries():
-            network = Dinov2Model.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)
+            network, loaded = Dinov2Model.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
+            )
             processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded as a DINOv2: {one_line(error)}") from error
+    check_loaded(folder, loaded, PUBLISHED["dinov2"])
     return Dino(network.to(device).eval().requires_grad_(False), processor)

@@ -1,12 +1,13 @@
 """Where a DINOv2 lies, and the shapes that follow from its configuration. No library and no weights are loaded."""
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.backbone.dino_name import DinoName
-from featstore.backbone.fingerprint import default_memory, fingerprint
-from featstore.backbone.location import ModelLocation, probe_hub
+from featstore.backbone.fingerprint import default_memory, fingerprint, pass_once
+from featstore.backbone.location import ModelLocation, asking_hub
+from featstore.backbone.model_file import read_object
 from featstore.errors import ModelError
 
 HUB_NAME = "facebook/dinov2-base"
@@ -54,28 +55,27 @@ class DinoShape:
 
 def locate_dino(name: str | None, model: ModelLocation) -> tuple[DinoName, Path]:
     """A DINOv2's name and folder: that of `name` (a folder or a hub name); where none is said the one that the model's
-    folder brings, else `facebook/dinov2-base`. Raises `ModelError` where it is out of reach."""
-    if name is None and (model.folder / SUBFOLDER / "config.json").is_file():
+    folder brings, else `facebook/dinov2-base`. Raises `ModelError` where it is out of reach, or its weights are not
+    those of its configuration."""
+    if name is None and (model.folder / SUBFOLDER).is_dir():
         folder = model.folder / SUBFOLDER
-        return DinoName(f"{model.id}/{SUBFOLDER}", _fingerprint(folder)), folder
+        return DinoName(f"{model.id}/{SUBFOLDER}", _checked(folder)), folder
     wanted = name or HUB_NAME
     folder = Path(wanted).expanduser()
     if not folder.is_dir():
         hub_folder = _downloaded(wanted) or _download(wanted)
-        _check(hub_folder)
-        return DinoName(wanted, _fingerprint(hub_folder)), hub_folder
-    _check(folder)
-    return DinoName(str(folder.resolve()), _fingerprint(folder)), folder
+        return DinoName(wanted, _checked(hub_folder)), hub_folder
+    return DinoName(str(folder.resolve()), _checked(folder)), folder
 
 
 def read_shape(folder: Path) -> DinoShape:
     """What a DINOv2's configuration says. Raises `ModelError` where it cannot be read or is another network's."""
     path = folder / "config.json"
+    config = read_object(path, "a DINOv2's configuration")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         kind = config["model_type"]
         shape = DinoShape(int(config["hidden_size"]), int(config["patch_size"]), int(config["image_size"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read as a DINOv2's configuration: {error!r}.") from error
     if kind != "dinov2":  # transformers would load others, too, and leave out the weights it does not know
         raise ModelError(f"{folder} holds a network of the type {kind!r}: name a DINOv2 (type 'dinov2') with --dino.")
@@ -86,22 +86,35 @@ def read_tokens_shape(folder: Path) -> tuple[int, int]:
     """(1 + patches, width) of an image's tokens, the class token first. Raises `ModelError` where a configuration
     cannot be read."""
     shape, path = read_shape(folder), folder / "preprocessor_config.json"
+    preprocessing = read_object(path, "a DINOv2's preprocessing")
     try:
-        cropped = json.loads(path.read_text(encoding="utf-8"))["crop_size"]
+        cropped = preprocessing["crop_size"]
         side = int(cropped["height"] if isinstance(cropped, dict) else cropped) // shape.patch
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read as a DINOv2's preprocessing: {error!r}.") from error
     return 1 + side * side, shape.channels
 
 
 def _missing(folder: Path) -> list[str]:
-    return [file for file in _FILES if not (folder / file).is_file()]
+    return [file for file in _FILES if not (folder / file).exists()]
 
 
-def _check(folder: Path) -> None:
+def _checked(folder: Path) -> str:
+    """The fingerprint of a DINOv2's folder, if its weights are those of its configuration."""
     missing = _missing(folder)
     if missing:
         raise ModelError(f"{folder} is no DINOv2 in transformers' layout: {', '.join(missing)} is missing.")
+    read_shape(folder)
+    print_of_files = fingerprint(folder, (".",), default_memory())
+
+    def check() -> None:
+        # only now: the libraries take seconds to load
+        from featstore.backbone.weights import check_dino
+
+        check_dino(folder)
+
+    pass_once(print_of_files, default_memory(), check)
+    return print_of_files
 
 
 def _downloaded(name: str) -> Path | None:
@@ -117,17 +130,13 @@ def _downloaded(name: str) -> Path | None:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download
 
+    if os.path.lexists(name):
+        raise ModelError(f"{name} is a file; a folder is needed, with {', '.join(_FILES)}.")
     if name.count("/") != 1:
         raise ModelError(f"There is no DINOv2 {name!r}: it is neither a folder nor a hub name owner/model.")
-    probe_hub(name, f"a folder with {', '.join(_FILES)} works in place of the name: say where it lies with --dino.")
-    try:
+    with asking_hub(name, None, f"a folder with {', '.join(_FILES)} works in place of the name: say where with --dino"):
+        # by itself snapshot_download would wait for ever for the first answer
+        HfApi().model_info(name, revision="main", timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return Path(snapshot_download(name, allow_patterns=_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"Downloading {name!r} failed: {error}") from error
-
-
-def _fingerprint(folder: Path) -> str:
-    return fingerprint(folder, (".",), default_memory())

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from featstore.backbone.location import is_variant
+from featstore.backbone.model_file import check_file
 
 _HASHED = ("*.safetensors", "*.json", "*.txt")
 
@@ -14,7 +17,7 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     """32 hex digits of the contents of a model's component folders.
 
     memory: a JSON file in which hashes of files are remembered by path, size and time of change; unreadable or
-    missing it is made anew.
+    missing it is made anew. Raises `ModelError` for a file that cannot be read, such as a pipe.
     """
     remembered = _recall(memory)
     known = dict(remembered)
@@ -23,6 +26,7 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
         for path in sorted({path for pattern in _HASHED for path in (folder / component).glob(pattern)}):
             if is_variant(path):
                 continue
+            check_file(path)
             status = path.stat()
             key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
             if key not in known:
@@ -32,6 +36,15 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     if known != remembered:
         _remember(memory, known)
     return digest.hexdigest()
+
+
+def pass_once(fingerprint: str, memory: Path, check: Callable[[], None]) -> None:
+    """Run a check of weights, which takes seconds, unless the memory says that it was passed: for these contents and by
+    these versions of the libraries that load them. What it raises is not remembered."""
+    mark = "|".join(["weights 1", fingerprint, *map(version, ("diffusers", "transformers"))])
+    if mark not in _recall(memory):
+        check()
+        _remember(memory, {**_recall(memory), mark: "passed"})
 
 
 def default_memory() -> Path:

@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from featstore.backbone.config import force_upcast
 from featstore.backbone.location import ModelLocation
 from featstore.backbone.quiet import quiet_libraries
+from featstore.backbone.weights import PUBLISHED, check_loaded
 from featstore.errors import ModelError
 
 
@@ -19,9 +20,15 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
     if force_upcast(location):
         dtype = torch.float32
     with _speaking_of(location, "vae"):
-        vae = AutoencoderKL.from_pretrained(
-            location.folder, subfolder="vae", use_safetensors=True, local_files_only=True, dtype=dtype
+        vae, loaded = AutoencoderKL.from_pretrained(
+            location.folder,
+            subfolder="vae",
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
         )
+    check_loaded(location.folder / "vae", loaded, PUBLISHED["vae"])
     vae.decoder = None
     vae.post_quant_conv = None
     return vae.to(device).eval().requires_grad_(False)
@@ -30,18 +37,30 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
 def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, frozen; `featstore.backbone.unet.CutUNet` takes from it what it does not need."""
     with _speaking_of(location, "unet"):
-        unet = UNet2DConditionModel.from_pretrained(
-            location.folder, subfolder="unet", use_safetensors=True, local_files_only=True, dtype=dtype
+        unet, loaded = UNet2DConditionModel.from_pretrained(
+            location.folder,
+            subfolder="unet",
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
         )
+    check_loaded(location.folder / "unet", loaded, PUBLISHED["unet"])
     return unet.to(device).eval().requires_grad_(False)
 
 
 def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
     """The text encoder, frozen."""
     with _speaking_of(location, "text_encoder"):
-        encoder = CLIPTextModel.from_pretrained(
-            location.folder, subfolder="text_encoder", use_safetensors=True, local_files_only=True, dtype=dtype
+        encoder, loaded = CLIPTextModel.from_pretrained(
+            location.folder,
+            subfolder="text_encoder",
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
         )
+    check_loaded(location.folder / "text_encoder", loaded, PUBLISHED["text_encoder"])
     return encoder.to(device).eval().requires_grad_(False)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featstore.backbone.config import read_config
-from featstore.backbone.fingerprint import default_memory, fingerprint
+from featstore.backbone.fingerprint import default_memory, fingerprint, pass_once
 from featstore.backbone.latents import LatentScale
 from featstore.backbone.layers import LAYERS, LayerShape, layer_shape
 from featstore.backbone.location import COMPONENTS, ModelLocation, locate
@@ -50,20 +50,25 @@ class Model:
 
 
 def open_model(name: str, revision: str | None = None) -> Model:
-    """Locate a model (see `featstore.backbone.location.locate`) and read its configuration; no weights are loaded."""
+    """Locate a model (see `featstore.backbone.location.locate`), read its configuration, and compare its weights with
+    it (once: what passed is remembered beside the fingerprint). Raises `ModelError` where they do not fit."""
     location = locate(name, revision)
     vae, unet = read_config(location, "vae"), read_config(location, "unet")
     try:
         factor = 2 ** (len(vae["block_out_channels"]) - 1)  # the encoder halves the image between its blocks
-        image_size = int(unet["sample_size"]) * factor
+        image_size = _side(unet["sample_size"]) * factor
         blocks = len(unet["block_out_channels"])
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise ModelError(f"{location.folder} has a UNet or VAE configuration without {error}.") from error
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{location.folder} has a UNet or VAE configuration that cannot be used: {error}.") from error
     if blocks != len(LAYERS):
         raise ModelError(f"{location.folder} has a UNet of {blocks} up blocks; Stable Diffusion's has {len(LAYERS)}.")
+    print_of_files = fingerprint(location.folder, COMPONENTS, default_memory())
+    _check_weights(location, print_of_files, image_size)
     return Model(
         location=location,
-        fingerprint=fingerprint(location.folder, COMPONENTS, default_memory()),
+        fingerprint=print_of_files,
         image_size=image_size,
         latent_factor=factor,
         latent_channels=int(vae.get("latent_channels", 4)),
@@ -71,3 +76,21 @@ def open_model(name: str, revision: str | None = None) -> Model:
         unet_config=unet,
         schedule=read_schedule(location),
     )
+
+
+def _side(sample_size: Any) -> int:
+    """Cells a side of the latents that a UNet was trained on."""
+    sides = sample_size if isinstance(sample_size, list) else [sample_size]
+    if not all(isinstance(side, int) and side == sides[0] > 0 for side in sides) or not sides:
+        raise ValueError(f"its sample_size is {sample_size!r}, not a number of cells")
+    return sides[0]
+
+
+def _check_weights(location: ModelLocation, print_of_files: str, image_size: int) -> None:
+    def check() -> None:
+        # only now: the libraries take seconds to load
+        from featstore.backbone.weights import check_model
+
+        check_model(location.folder, image_size)
+
+    pass_once(print_of_files, default_memory(), check)

@@ -1,0 +1,96 @@
+"""A model's files as other people's tools leave them: read only where they are regular files that say one thing."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from featstore.errors import ModelError
+from featstore.plain_text import one_line, shown
+
+_LONGEST_JSON = 50_000_000
+"""Bytes; the longest that are published, lists of shards, have a few hundred thousand."""
+
+_DEEPEST = 50
+"""Levels of a configuration; published ones have up to five."""
+
+_LFS = b"version https://git-lfs"
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def check_file(path: Path) -> None:
+    """Raise `ModelError` unless a file can be read without waiting for anybody (a pipe would hang for ever, a device
+    has no end) and is the file itself, not what git-lfs left in its place."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind != stat.S_IFREG:
+            raise ModelError(
+                f"{path} is {_KINDS.get(kind, 'a device')}, not a regular file: put the model's file in its place."
+            )
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError as error:
+        lost = path.is_symlink() and not path.exists()
+        why = f"it is a link to {path.readlink()}, where there is no file" if lost else one_line(error)
+        raise ModelError(f"{path} cannot be read ({why}): download the model again.") from error
+    if start == _LFS:
+        raise ModelError(
+            f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` in the model's folder."
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """`check_file` for all files of a folder, of which the libraries read what they please, before any is opened."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            check_file(path)
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The object that a JSON file holds. what: it is, for the sentence, e.g. "a diffusers configuration".
+
+    Raises `ModelError` where it cannot be read, or where readers could differ on what it says: a key that stands twice
+    or a NaN.
+    """
+    check_file(path)
+    try:
+        if path.stat().st_size > _LONGEST_JSON:
+            raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        _check_depth(found)
+    except RecursionError as error:
+        raise ModelError(f"{path} cannot be read as {what}: it is nested too deeply.") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as {what}: {one_line(error)}.") from error
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} stands twice")
+    return found
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("a value is NaN")
+    return float(name)  # diffusers writes -Infinity for DPM-Solver's lambda_min_clipped
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise RecursionError
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
