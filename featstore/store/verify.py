@@ -24,7 +24,8 @@ from featstore.store.row_file import Row, row_of_name
 from featstore.store.rows import METADATA, RowArray, create_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from featstore.store.sweep import PARTIAL, REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
+from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
+from featstore.whole_file import PARTIAL
 
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""
