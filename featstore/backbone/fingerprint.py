@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from featstore.backbone.location import is_variant
+from featstore.errors import StoreError
+from featstore.whole_file import write_whole
 
 _HASHED = ("*.safetensors", "*.json", "*.txt")
 
@@ -34,6 +36,22 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     return digest.hexdigest()
 
 
+def forget(folder: Path, memory: Path) -> None:
+    """Drop what is remembered of the files below a folder, so that they are read anew: a file whose bytes changed under
+    the size and the date that it had is not told from the one that was hashed."""
+    remembered = _recall(memory)
+    below = f"{folder.resolve()}{os.sep}"
+    # a hub's files are links to where their contents lie
+    files = {str(file.resolve()) for file in folder.rglob("*")}
+    kept = {
+        key: digest
+        for key, digest in remembered.items()
+        if not key.startswith(below) and key.rsplit("|", 2)[0] not in files
+    }
+    if kept != remembered:
+        _remember(memory, kept)
+
+
 def default_memory() -> Path:
     """Where fingerprints are remembered: `$XDG_CACHE_HOME/dualsd/fingerprints.json`, or below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dualsd" / "fingerprints.json"
@@ -51,8 +69,6 @@ def _remember(memory: Path, known: dict[str, str]) -> None:
     """Write the memory atomically; a home that cannot be written only costs the next command its time."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = memory.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(known), encoding="utf-8")
-        partial.replace(memory)
-    except OSError:
+        write_whole(memory, json.dumps(known).encode())
+    except (OSError, StoreError):
         return
