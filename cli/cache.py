@@ -104,7 +104,7 @@ def build(
     from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
     from featstore.datasets.registry import open_dataset
-    from featstore.processes import ALONE, join_processes
+    from featstore.processes import ONE, join_processes, launched
     from featstore.stages import build as stage
     from featstore.store.store import open_if_there
     from matcher.errors import InputError
@@ -128,10 +128,10 @@ def build(
     named = option_values.model_for(dataset, model)
     chosen = open_dataset(dataset, root)
     opened = open_model(named, revision)
-    processes = join_processes()
-    share = part_for(part, ALONE if dry_run else processes)  # what is only said is said of all
+    share = part_for(part, ONE if dry_run else launched())  # what is only said is said of all
     request = stage.BuildRequest(store, root, size, kind, seed or 0, timesteps, ensemble, share)
     compute = choose_compute(device, dtype, batch_size)
+    processes = join_processes()
     side = opened.image_size if size is None else size
     say(f"model {opened.location.id}, images of {side} pixels; noise: {opened.schedule.spell()}")
     with progress_of(processes) as progress:
@@ -211,7 +211,7 @@ def maps(
     from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
     from cli.prompt_choice import choose_for_store
     from featstore.evaluation import choose_pairs, images_of, unreadable
-    from featstore.processes import ALONE, join_processes
+    from featstore.processes import ONE, join_processes, launched
     from featstore.stages.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import estimate_maps, model_of, require_maps
@@ -222,8 +222,7 @@ def maps(
     check_writable(json)
     opened = open_store(store)
     dataset = option_values.dataset_of(opened, root)
-    processes = join_processes()
-    share = part_for(part, ALONE if dry_run else processes)  # what is only said is said of all
+    share = part_for(part, ONE if dry_run else launched())  # what is only said is said of all
     compute = choose_compute(device, dtype, batch_size)
     images = share.of(opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ())))
     rows = [opened.images.row(image) for image in images]
@@ -235,6 +234,7 @@ def maps(
     wanted = [(int(name), step) for name, step in zip(names, steps, strict=True) if step is not None]
     say(f"model {opened.header.model_id}, images of {opened.header.image_size} pixels")
     asked = AskedDino(dino, dino_size)
+    processes = join_processes()
     with progress_of(processes) as progress:
         check_unchanged(opened, dataset, images, progress)
         cost = estimate_maps(opened, rows, wanted, extractor_of(opened, text, ensemble, compute, kept_as), text)

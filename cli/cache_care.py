@@ -10,12 +10,18 @@ from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from featstore.prompts.learned import LearnedPrompts
+    from featstore.stages.recompute import Recomputed
     from featstore.stages.repair import Repaired
     from featstore.store.location import StoreLocation
     from featstore.store.store import Store
     from featstore.store.verify import Verification
 
-VERIFY_EXAMPLES = "Examples:\n\ndualsd cache verify\n\ndualsd cache verify --store spair.zarr --repair"
+VERIFY_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache verify\n\n"
+    "dualsd cache verify --recompute 16\n\n"
+    "dualsd cache verify --store spair.zarr --repair"
+)
 PRUNE_EXAMPLES = (
     "Examples:\n\n"
     "dualsd cache prune --layers 3 --t 350 --dry-run\n\n"
@@ -32,6 +38,15 @@ def verify(
     store: StoreOption = options.DEFAULT_STORE,
     drop: Annotated[bool, typer.Option("--drop", help="Delete what is damaged; it is made anew when needed.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Delete what is damaged and make it anew.")] = False,
+    recompute: Annotated[
+        str | None,
+        typer.Option(
+            "--recompute",
+            metavar="N",
+            help="Rows of each array to make anew from the images and compare, or all; noisy latents are always all.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of rows for --recompute.")] = 0,
     root: RootOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 8,
@@ -42,23 +57,41 @@ def verify(
     Damaged rows and metadata, and files that killed runs left, are listed. A row that is missing is no damage: whatever
     needs it makes it. Without --drop or --repair damage ends in exit code 2. What --repair makes comes out as it was
     where the batch size is the same; maps of learned prompts need their run under ./runs.
+
+    Checksums agree with rows of another image, an edited header or weights that changed. --recompute N finds those:
+    all noisy latents are compared with the formula, the model's files are hashed anew, images are read anew, and N rows
+    of each array go through the model again. Half of the N are those that fit their image's latents least, the rest
+    is chosen at random.
     """
     from cli.output import check_writable, print_bad, say, write_json
     from cli.progress import TerminalProgress
     from featstore.errors import StoreError
     from featstore.stages.noisy import with_noise_checked
     from featstore.stages.repair import repair as repair_store
+    from featstore.stages.repair import rows_at_hand
     from featstore.store import verify as care
     from featstore.store.store import open_store
 
     if drop and repair:
         raise InputError("--drop and --repair exclude each other: delete, or delete and make anew.")
+    count = None if recompute is None else option_values.parse_count(recompute, "--recompute")
     check_writable(json)
     opened = open_store(store)
     outcome: Repaired | None = None
     given_up: list[str] = []
+    anew: Recomputed | None = None
     with TerminalProgress() as progress:
-        found = with_noise_checked(opened, care.verify(opened, progress), progress)
+        found = care.verify(opened, progress, rows_at_hand(opened, progress))
+        if recompute is None:
+            found = with_noise_checked(opened, found, progress)
+        else:
+            from featstore.stages.recompute import recompute as make_anew
+
+            dataset = option_values.dataset_of(opened, root)
+            compute = option_values.choose_compute(device, "auto", batch_size)
+            anew = make_anew(opened, dataset, found, _learned_here(opened), count, seed, compute, progress)
+            found = anew.added_to(found)
+            _print_recomputed(anew)
         _print_found(opened, found)
         if repair and not found.sound:
             dataset = option_values.dataset_of(opened, root)
@@ -77,7 +110,14 @@ def verify(
     for sentence in given_up:
         say(sentence)
     print_bad(outcome.bad if outcome else ())
-    write_json(json, {**_verification_json(store, found), "given_up": given_up, **_made_json(outcome)})
+    written = {**_verification_json(store, found), "given_up": given_up, **_made_json(outcome)}
+    write_json(json, written | ({} if anew is None else _recomputed_json(anew)))
+    if anew is not None and anew.images:
+        first = anew.images[0]
+        raise StoreError(
+            f"Of {len(anew.images)} image(s) of {store} the table of images is not right, e.g. of {first.image!r} "
+            f"{first.why}: run `dualsd cache build`, which writes it and what was made of those images anew."
+        )
     if not found.sound and not (drop or repair):
         raise StoreError(
             f"{len(found.bad)} damaged row(s) and {len(found.metadata)} damaged metadata file(s) in {store}: --repair "
@@ -211,6 +251,31 @@ def _print_found(store: "Store", found: "Verification") -> None:
     say(f"{store.path}: {present} rows read, {len(found.bad)} of them damaged")
 
 
+def _print_recomputed(anew: "Recomputed") -> None:
+    from cli.output import print_table, say
+
+    print_table(
+        "made anew",
+        ["array", "rows", "largest deviation", "of a cell (1 - cosine)", "others"],
+        [
+            [
+                own.path,
+                str(own.rows),
+                f"{own.relative:.2g}",
+                "" if own.cell is None else f"{own.cell:.2g}",
+                str(len(own.bad)),
+            ]
+            for own in anew.arrays
+            if not own.skipped
+        ],
+    )
+    for own in anew.arrays:
+        if own.skipped:
+            say(f"{own.path} was not compared: {own.skipped}")
+    if anew.unreadable:
+        say(f"{anew.unreadable} image(s) could not be read; their rows were not compared")
+
+
 def _learned_here(store: "Store") -> "list[LearnedPrompts]":
     """The prompts of all runs under ./runs that were trained on this store."""
     from featstore.errors import PromptError
@@ -245,6 +310,23 @@ def _verification_json(store: "StoreLocation", found: "Verification") -> dict[st
         "bad": [{"array": bad.array, "row": list(bad.row), "image": bad.image, "why": bad.why} for bad in found.bad],
         "metadata": [{"path": damaged.path, "why": damaged.why} for damaged in found.metadata],
         "left_over": [{"path": own.path, "bytes": own.bytes} for own in found.left_over],
+    }
+
+
+def _recomputed_json(anew: "Recomputed") -> dict[str, Any]:
+    return {
+        "recomputed": [
+            {
+                "path": own.path,
+                "rows": own.rows,
+                "relative": own.relative,
+                "cell": own.cell,
+                "others": [list(bad.row) for bad in own.bad],
+                "skipped": own.skipped,
+            }
+            for own in anew.arrays
+        ],
+        "images": [{"image": bad.image, "why": bad.why} for bad in anew.images],
     }
 
 

@@ -132,7 +132,7 @@ def evaluate(
     from featstore.datasets.registry import open_dataset
     from featstore.evaluation import Scoring
     from featstore.evaluation_run import check_place, save_evaluation
-    from featstore.processes import join_processes
+    from featstore.processes import launched
     from featstore.store.location import absolute
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
@@ -142,7 +142,6 @@ def evaluate(
     average = option_values.parse_average(by)
     shape = option_values.parse_geometry(geometry, "--geometry")
     align = shape if upsample_align is None else option_values.parse_geometry(upsample_align, "--upsample-align")
-    processes = join_processes()
     compute = choose_compute(device, dtype, batch_size)
     chosen = tuple(part.strip() for part in categories.split(",")) if categories else ()
     wanted_readouts, wanted_alphas = option_values.parse_readouts(readouts), option_values.parse_alphas(alphas)
@@ -177,7 +176,7 @@ def evaluate(
             raise InputError("--features needs --layers: the names of the file's layers.")
         names = tuple(part.strip() for part in layers.split(","))
         settled = scoring(size, names, (None,) * len(names))
-        result = from_file(features, dataset, root, split, chosen, settled, compute, processes)
+        result = from_file(features, dataset, root, split, chosen, settled, compute)
         measured, place = open_dataset(dataset, root), root
     else:
         if dataset is not None or size is not None:
@@ -201,17 +200,14 @@ def evaluate(
         choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=numbers != ())
         if choice.prompts is None:
             option_values.check_kept(kept_as, "prompts of pairs (cpm)")
-        processes.check_same(dict(choice.describe()), "prompts")  # the newest run's, which another may be just now
         names = typed or tuple(map(str, layers_of(choice, None)))
         usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
         draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)
-        result = from_store(
-            opened, root, split, chosen, settled, choice, asked, draws, compute, kept_as, skip_bad, processes
-        )
+        result = from_store(opened, root, split, chosen, settled, choice, asked, draws, compute, kept_as, skip_bad)
         measured = option_values.dataset_of(opened, root)
         place = root if root is not None or opened.header.dataset_root is None else Path(opened.header.dataset_root)
-    if not processes.is_main:
+    if launched().rank > 0:
         return
     report(result, average, json, csv)
     about = {

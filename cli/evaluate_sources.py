@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from cli.prompt_choice import PromptChoice
     from featstore.errors import ImageError
     from featstore.evaluation import Result, Scoring
-    from featstore.processes import Processes
     from featstore.stages.compute import Compute
     from featstore.stages.dino_maps import AskedDino
     from featstore.store.store import Store
@@ -29,10 +28,9 @@ def from_store(
     compute: "Compute",
     stored: "Stored",
     skip_bad: bool,
-    processes: "Processes",
 ) -> "Result":
-    """Match a split from a store's maps; those that lack are made and kept. Of several processes each makes its share,
-    and matches its share of the target images."""
+    """Match a split from a store's maps; those that lack are made and kept. Of several processes, which meet
+    once what was typed is found to be right, each makes its share, and matches its share of the target images."""
     from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
     from cli.processes import progress_of
     from featstore.evaluation import (
@@ -46,6 +44,7 @@ def from_store(
         unreadable,
         without_images,
     )
+    from featstore.processes import join_processes
     from featstore.stages.dino_maps import require_dino_maps
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import model_of, require_maps
@@ -56,6 +55,8 @@ def from_store(
     pairs = choose_pairs(dataset, split, categories)
     choice.check_categories({pair.category for pair in pairs})
     images = images_of(pairs)
+    processes = join_processes()
+    processes.check_same(dict(choice.describe()), "prompts")  # the newest run's, which another may be just now
     share = processes.part.of(images)
     rows = [opened.images.row(image) for image in share]
     size = opened.header.image_size
@@ -110,7 +111,6 @@ def from_file(
     categories: tuple[str, ...],
     scoring: "Scoring",
     compute: "Compute",
-    processes: "Processes",
 ) -> "Result":
     """Match a split from a file of anybody's features; no store and no model is needed."""
     from cli.processes import progress_of
@@ -123,12 +123,14 @@ def from_file(
         score,
         sizes_from_files,
     )
+    from featstore.processes import join_processes
     from featstore.store.source import open_features
 
     maps = open_features(path)
     dataset = open_dataset(dataset_name, root)
     split = split or default_split(dataset)
     pairs = choose_pairs(dataset, split, categories)
+    processes = join_processes()
     with progress_of(processes) as progress:
         sizes = sizes_from_files(dataset, images_of(pairs))
         framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)

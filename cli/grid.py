@@ -158,7 +158,6 @@ def grid(
     if by not in (average.value for average in Average):
         raise InputError(f"--by is image or point, not {by!r}.")
     check_writable(json, csv)
-    processes = join_processes()
     compute = choose_compute(device, dtype, batch_size)
     opened = open_store(store)
     choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
@@ -188,6 +187,7 @@ def grid(
     if split == "test":
         say("note: this chooses on test; choose on val where there is one, and report on test")
     images = images_of(pairs)
+    processes = join_processes()
     with progress_of(processes) as progress:
         share = processes.part.of(images)
         check_unchanged(opened, dataset, share, progress)

@@ -51,6 +51,15 @@ def parse_part(text: str) -> "Part":
     return Part(number, count)
 
 
+def parse_count(text: str, option: str) -> int | None:
+    """`16` to 16, `all` to None. Raises `InputError` for anything else."""
+    if text == "all":
+        return None
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise InputError(f"{option} takes how many rows of each array, e.g. 16, or all, not {text!r}.")
+    return int(text)
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     """`2,3` to layers. Raises `InputError` for one that is not in 1..4 or is named twice."""
     if DINO in (part.strip() for part in text.split(",")):

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 from cli import option_values
 from cli.progress import TerminalProgress
-from featstore.processes import launched
+from featstore.processes import Launch, launched
 from featstore.progress import Silent
+from featstore.stages.part import Part
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from featstore.processes import Processes
     from featstore.stages.compute import Compute
-    from featstore.stages.part import Part
 
 
 def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":
@@ -69,11 +69,11 @@ def spell_part(text: str | None) -> str:
     return "" if text is None else f"part {text.strip()}, "
 
 
-def part_for(text: str | None, processes: "Processes") -> "Part":
-    """The share of images that `--part` names, else this process's. Raises `InputError` where both divide them."""
+def part_for(text: str | None, launch: Launch) -> Part:
+    """The share of images that `--part` names, else that of a process. Raises `InputError` where both divide them."""
     if text is None:
-        return processes.part
+        return Part(launch.rank + 1, launch.count)
     part = option_values.parse_part(text)
-    if processes.count > 1:
+    if launch.count > 1:
         raise InputError("--part and torchrun both divide the images: leave --part out, each process takes its share.")
     return part

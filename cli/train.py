@@ -135,7 +135,7 @@ def train(
     if resume is not None and name is not None:
         raise InputError("--name goes with a new run: one that is resumed keeps its own.")
     from cli.progress import TerminalProgress
-    from cli.train_processes import open_processes, run_folder, when_main
+    from cli.train_processes import open_processes, run_folder, training_compute, when_main
     from cli.train_settings import check_resumed, published, typed_settings, with_typed
     from featstore.evaluation import choose_pairs, images_of, in_resized_frame
     from featstore.gridsearch import choose_some
@@ -169,8 +169,8 @@ def train(
     typed = typed_settings(size, mode, layers, t, val_t, weights, noise, geometry, upsample_align, numbers)
     dataset, model = option_values.dataset_of(opened, root), model_of(opened)
     pairs = choose_pairs(dataset, "trn", ())
-    processes = open_processes(device, dtype if earlier is None else dtype or earlier.settings.dtype, batch_size)
-    typed["dtype"] = processes.compute.dtype_name
+    compute = training_compute(device, dtype if earlier is None else dtype or earlier.settings.dtype, batch_size)
+    typed["dtype"] = compute.dtype_name
     if earlier is None:
         settings = with_typed(published(typed, dataset.name, len(pairs), model, size), typed)
     else:
@@ -178,6 +178,7 @@ def train(
         dino = earlier.dino if dino is None else dino
     model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    processes = open_processes(compute)
     with TerminalProgress() if processes.is_main else Silent() as progress:
         check_unchanged(opened, dataset, images_of([*pairs, *held_out]), progress)
         framed, framed_held_out = (

@@ -12,7 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cli import option_values
 from cli.processes import check_device
-from featstore.processes import PATIENCE, launched, meeting
+from featstore.processes import PATIENCE, joining, launched, meeting, not_found
 from featstore.stages.compute import Compute
 from featstore.tuning.processes import wait_for_all
 from featstore.tuning.run_folder import RunFolder
@@ -43,22 +43,29 @@ class Processes:
         return bool(self.accelerator.is_main_process)
 
 
-def open_processes(device: str, dtype: str | None, batch_size: int) -> Processes:
-    """Join the other processes, if there are any. Raises `InputError` for a precision that cannot train here."""
-    several = launched().count > 1
-    if several:
+def training_compute(device: str, dtype: str | None, batch_size: int) -> Compute:
+    """Where networks run. Raises `InputError` for a precision that cannot train here."""
+    if launched().count > 1:
         check_device(device)
     compute = option_values.choose_compute(device, _precision(device, dtype), batch_size)
-    on_cpu = compute.device.type == "cpu"
-    if on_cpu and compute.dtype is torch.float16:
+    if compute.device.type == "cpu" and compute.dtype is torch.float16:
         raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")
+    return compute
+
+
+def open_processes(compute: Compute) -> Processes:
+    """Join the other processes, if there are any, once what was typed is found to be right (`join_processes` says why).
+    Raises `ProcessError` where they do not find each other."""
+    own, on_cpu = launched(), compute.device.type == "cpu"
     mixed = MIXED.get(compute.dtype, "no")
     # the others wait while one fills the store, which takes longer than NCCL's and gloo's own patience
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[patient])
-    if several and accelerator.num_processes == 1:
-        raise InputError("Several processes were started, but they do not find each other: start them with torchrun.")
-    if several:
+    with joining(own.count):
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[patient])
+    if own.count > 1:
+        if accelerator.num_processes == 1:
+            raise not_found()
+        wait_for_all(accelerator)
         compute = replace(compute, device=accelerator.device)
     autocast = contextlib.nullcontext if mixed == "no" else accelerator.autocast
     return Processes(accelerator, compute, autocast)

@@ -29,16 +29,19 @@ class Launch:
     local_rank: int
 
 
+ONE = Launch(0, 1, 0)
+
+
 def launched() -> Launch:
     """As torchrun and accelerate tell it. Raises `ProcessError` where a process among several does not know which."""
     try:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
-            return Launch(0, 1, 0)
+            return ONE
         rank = int(os.environ["RANK"])
         return Launch(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
     except (KeyError, ValueError):
-        raise _not_found() from None
+        raise not_found() from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +105,39 @@ ALONE = Processes(0, 1, None)
 
 def join_processes() -> Processes:
     """Meet the other processes, where a launcher started several. They talk over TCP, with gloo, whatever they compute
-    on. Raises `ProcessError` where they do not find each other."""
+    on. What can be seen to be wrong with what was typed is refused before: a process that waits for others has no use
+    for those that will not come. None goes on before all have met, so that one that fails at once is not taken for one
+    that never came. Raises `ProcessError` where they do not find each other."""
     own = launched()
     if own.count == 1:
         return ALONE
     import torch.distributed
 
-    try:
+    with joining(own.count):
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
             atexit.register(torch.distributed.destroy_process_group)
-        group = torch.distributed.new_group(timeout=PATIENCE, backend="gloo")
-    except (RuntimeError, ValueError) as error:
-        raise _not_found() from error
-    return Processes(own.rank, own.count, group)
+        joined = Processes(own.rank, own.count, torch.distributed.new_group(timeout=PATIENCE, backend="gloo"))
+    joined.wait()
+    return joined
 
 
-def _not_found() -> ProcessError:
+@contextmanager
+def joining(count: int) -> Iterator[None]:
+    """Around the first meeting of `count` processes. Raises `ProcessError`: one that was not told where they meet is no
+    process of torchrun's, and one that was has been left, or does not reach the others."""
+    try:
+        yield
+    except ValueError as error:
+        raise not_found() from error
+    except RuntimeError as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ProcessError(
+            f"Another of the {count} processes ended before all had met, as it says itself, or {place}, where they "
+            "meet, is out of reach: mend what that one says, and run the same command again."
+        ) from error
+
+
+def not_found() -> ProcessError:
+    """What to raise in one of several processes that were started without being told of each other."""
     return ProcessError("Several processes were started, but they do not find each other: start them with torchrun.")

@@ -1,5 +1,6 @@
 """A model's configuration files, read as they are: no library and no weights are loaded for them."""
 
+import json
 from typing import Any
 
 from featstore.backbone.location import ModelLocation

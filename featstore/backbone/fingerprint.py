@@ -9,6 +9,8 @@ from pathlib import Path
 
 from featstore.backbone.location import is_variant
 from featstore.backbone.model_file import check_file
+from featstore.errors import StoreError
+from featstore.whole_file import write_whole
 
 _HASHED = ("*.safetensors", "*.json", "*.txt")
 
@@ -47,6 +49,22 @@ def pass_once(fingerprint: str, memory: Path, check: Callable[[], None]) -> None
         _remember(memory, {**_recall(memory), mark: "passed"})
 
 
+def forget(folder: Path, memory: Path) -> None:
+    """Drop what is remembered of the files below a folder, so that they are read anew: a file whose bytes changed under
+    the size and the date that it had is not told from the one that was hashed."""
+    remembered = _recall(memory)
+    below = f"{folder.resolve()}{os.sep}"
+    # a hub's files are links to where their contents lie
+    files = {str(file.resolve()) for file in folder.rglob("*")}
+    kept = {
+        key: digest
+        for key, digest in remembered.items()
+        if not key.startswith(below) and key.rsplit("|", 2)[0] not in files
+    }
+    if kept != remembered:
+        _remember(memory, kept)
+
+
 def default_memory() -> Path:
     """Where fingerprints are remembered: `$XDG_CACHE_HOME/dualsd/fingerprints.json`, or below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dualsd" / "fingerprints.json"
@@ -64,8 +82,6 @@ def _remember(memory: Path, known: dict[str, str]) -> None:
     """Write the memory atomically; a home that cannot be written only costs the next command its time."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = memory.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(known), encoding="utf-8")
-        partial.replace(memory)
-    except OSError:
+        write_whole(memory, json.dumps(known).encode())
+    except (OSError, StoreError):
         return

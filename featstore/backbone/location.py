@@ -109,6 +109,11 @@ def _conversion(file: Path) -> str:
     )
 
 
+def is_at_hand(name: str, revision: str | None) -> bool:
+    """Whether a model lies on this machine; the hub is not asked. Raises `ModelError` where the name can be none."""
+    return name == DEMO or Path(name).expanduser().is_dir() or downloaded(hub_name_of(name), revision) is not None
+
+
 def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
     """A hub model that lies complete in the local cache, used as it is, online or not; None where it does not. Raises
     `ModelError` where it is no Stable Diffusion."""

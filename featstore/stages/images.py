@@ -102,6 +102,32 @@ def check_same_images(store: Store, survey: Survey) -> None:
         raise StoreError(f"{store.path} was made from other images: {_difference(store.images.ids, ids)}.")
 
 
+def image_faults(store: Store, survey: Survey) -> list[tuple[int, str]]:
+    """What the table of images says otherwise than the dataset and its files, by row. The dataset has the store's
+    images."""
+    table = store.images
+    found = []
+    for row, record in enumerate(survey.records):
+        if survey.keys[row] not in (None, table.keys[row]):
+            found.append((row, "its file is not the one that the store was made from"))
+            continue
+        faults = [] if survey.keys[row] is None else _size_fault(table, row, tuple(survey.sizes[row].tolist()))
+        faults += _category_fault(table, row, record)
+        found += [(row, fault) for fault in faults]
+    return found
+
+
+def _size_fault(table: ImageTable, row: int, size: tuple[int, ...]) -> list[str]:
+    stored = tuple(table.sizes[row].tolist())
+    spelt = " where the file has ".join(f"{width} x {height}" for width, height in (stored, size))
+    return [] if stored == size else [f"the table says {spelt} pixels"]
+
+
+def _category_fault(table: ImageTable, row: int, record: ImageRecord) -> list[str]:
+    stored = table.categories[row]
+    return [] if stored == record.category else [f"the table says category {stored!r}, the dataset {record.category!r}"]
+
+
 def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, int]:
     """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`. Packed arrays
     are unpacked for it.

@@ -1,12 +1,15 @@
 """`cache verify --repair`: what is damaged is deleted and made anew, each row from what it was made from."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from featstore.backbone.dino_location import SUBFOLDER
 from featstore.backbone.dino_name import DINO, DinoName
+from featstore.backbone.location import is_at_hand
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
@@ -16,20 +19,23 @@ from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.compute import Compute
 from featstore.stages.needed import model_of, require_maps
 from featstore.stages.plan import extractor_of
-from featstore.store.keys import LATENTS, MAPS, NOISY, PATCH_TOKENS, Extractor
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, PATCH_TOKENS, DinoExtractor, Extractor
 from featstore.store.ledger import GRIDS
+from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from featstore.store.stored import Stored
 from featstore.store.verify import (
-    BadMetadata,
     BadRow,
+    Expected,
     Verification,
     check_arrays,
     drop_metadata,
     drop_rows,
     restore_metadata,
     sweep,
+    unknown,
 )
+from matcher.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +66,10 @@ def repair(
     given_up: list[str] = []
     restored: list[str] = []
     for damaged in found.metadata:
-        shape = _row_shape(store, model, damaged)
-        if shape is None:
+        expected = rows_of_model(store, model, damaged.path) if damaged.is_array else None
+        if expected is None:
             given_up.append(drop_metadata(store, damaged))
-        elif restore_metadata(store, damaged, shape, _stored(store, damaged).value):
+        elif restore_metadata(store, damaged, *expected):
             restored.append(damaged.path)
         else:
             given_up.append(f"{damaged.path} was removed: how much it held is not known; it is made anew when needed")
@@ -74,7 +80,7 @@ def repair(
     images: dict[str, list[int]] = {}
     for row in rows:
         images.setdefault(row.array, []).append(row.row[0])
-    makers = _Makers(store, dataset, model, learned, compute, progress)
+    makers = Makers(store, dataset, model, learned, compute, progress)
     made: dict[str, int] = {}
     bad: dict[str, ImageError] = {}
     for path in sorted(images, key=_order):
@@ -89,8 +95,8 @@ def repair(
 
 
 @dataclass(frozen=True, slots=True)
-class _Makers:
-    """What makes rows anew."""
+class Makers:
+    """What makes rows anew, in the store that they belong to or in one like it."""
 
     store: Store
     dataset: Dataset
@@ -133,6 +139,8 @@ class _Makers:
 
     def _maps(self, path: str, rows: Sequence[int]) -> Sequence[ImageError] | str:
         _, key, layer, timestep = path.split("/")
+        if layer == DINO:
+            return self._dino_maps(key, rows)
         description = self.store.attributes(f"{MAPS}/{key}")
         prompt = description.get("prompt")
         prompts = prompts_of(prompt, self.learned) if isinstance(prompt, Mapping) else None
@@ -151,10 +159,23 @@ class _Makers:
         )
         return made.bad
 
+    def _dino_maps(self, key: str, rows: Sequence[int]) -> Sequence[ImageError] | str:
+        from featstore.stages.dino_maps import AskedDino, require_dino_maps
+
+        extractor = DinoExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
+        dino = None if extractor is None else find_dino(self.model, extractor.dino)
+        dtype = None if extractor is None else getattr(torch, extractor.dtype, None)
+        if extractor is None or dino is None or not isinstance(dtype, torch.dtype):
+            return "the DINOv2 that they were made with is not at hand; such maps are made anew when needed"
+        asked = AskedDino(None if dino[0].id.endswith(f"/{SUBFOLDER}") else dino[0].id, extractor.size)
+        compute = replace(self.compute, dtype=dtype)
+        made = require_dino_maps(self.store, self.dataset, rows, asked, compute, self.progress, extractor.stored)
+        return made.bad
+
     def _patch_tokens(self, rows: Sequence[int]) -> Sequence[ImageError] | str:
         from featstore.stages.patch_tokens import cache_patch_tokens
 
-        dino = _find_dino(self.store, self.model)
+        dino = find_dino(self.model, _maker_of_tokens(self.store))
         if dino is None:
             return "the DINOv2 that they were made with is not at hand; `dualsd train --mode cpm` makes them anew"
         known = {record.id for record in self.dataset.images()}
@@ -168,41 +189,58 @@ class _Makers:
         return []
 
 
-def _find_dino(store: Store, model: Model) -> tuple[DinoName, Path] | None:
-    """The DINOv2 of a store's tokens: the model's own, or the one that they name."""
+def find_dino(model: Model, wanted: DinoName | None) -> tuple[DinoName, Path] | None:
+    """The DINOv2 of that fingerprint, where it is at hand: the model's own, or the one of that name."""
     from featstore.backbone.dino_location import locate_dino
 
-    made_by = store.attributes(PATCH_TOKENS.split("/")[0])
-    for name in (None, str(made_by.get("id"))):
+    if wanted is None:
+        return None
+    for name in (None, wanted.id):
         try:
             found = locate_dino(name, model.location)
         except ModelError:
             continue
-        if found[0].fingerprint == made_by.get("fingerprint"):
+        if found[0].fingerprint == wanted.fingerprint:
             return found
     return None
 
 
-def _row_shape(store: Store, model: Model, damaged: BadMetadata) -> tuple[int, ...] | None:
-    """Of an array whose metadata are lost; None where it cannot be told."""
-    kind, *rest = damaged.path.split("/")
-    if not damaged.is_array or kind not in (LATENTS, NOISY, MAPS):
-        return None
+def _maker_of_tokens(store: Store) -> DinoName | None:
+    made_by = store.attributes(CONDITIONING)
+    return DinoName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
+
+
+def rows_at_hand(store: Store, progress: Progress) -> Expected:
+    """`rows_of_model`, where the store's model lies on this machine; nothing is downloaded for it."""
+    try:
+        model = model_of(store) if is_at_hand(store.header.model_id, store.header.model_revision) else None
+        why = "is not on this machine"
+    except InputError as error:
+        model, why = None, f"cannot be used ({error})"
+    if model is None:
+        progress.note(
+            f"The model {store.header.model_id} {why}: shapes of rows are not held against it, only against each other."
+        )
+        return unknown
+    found = model
+    return lambda path: rows_of_model(store, found, path)
+
+
+def rows_of_model(store: Store, model: Model, path: str) -> tuple[tuple[int, ...], str] | None:
+    """The shape of an array's rows and how they lie on the disk, as header and model make them; None where that cannot
+    be told. No weights are loaded."""
+    kind, *rest = path.split("/")
     size = store.header.image_size
-    if kind == MAPS and rest[1] == DINO:  # of a DINOv2 that nobody has named here
+    if kind in (LATENTS, NOISY):
+        side = model.latent_side(size)
+        return (model.latent_channels, side, side), STORED_DTYPE
+    named = re.fullmatch(r"layer([1-4])", rest[1]) if kind == MAPS else None
+    if named is None:  # of a DINOv2 that nobody has named here, or hits of a grid
         return None
-    if kind == MAPS:
-        shape = model.shape(int(rest[1].removeprefix("layer")), size)
-        return shape.channels, shape.side, shape.side
-    side = model.latent_side(size)
-    return model.latent_channels, side, side
-
-
-def _stored(store: Store, damaged: BadMetadata) -> Stored:
-    """In which precision the rows of an array lie on the disk, whose metadata are lost."""
-    kind, *rest = damaged.path.split("/")
-    extractor = Extractor.from_description(store.attributes(f"{MAPS}/{rest[0]}")) if kind == MAPS else None
-    return Stored.FLOAT16 if extractor is None else extractor.stored
+    extractor = Extractor.from_description(store.attributes(f"{MAPS}/{rest[0]}"))
+    shape = model.shape(int(named[1]), size)
+    stored = Stored.FLOAT16 if extractor is None else extractor.stored
+    return (shape.channels, shape.side, shape.side), stored.value
 
 
 def _order(path: str) -> tuple[int, str]:

@@ -1,4 +1,5 @@
-"""One process at a time does what rearranges a store: packs, unpacks, removes, forgets the rows of changed images.
+"""One process at a time does what rearranges a store: packs, unpacks, removes, forgets the rows of changed images. And
+one at a time trains a run.
 
 Rows are read and written without it: each is one object, and whole."""
 
@@ -11,6 +12,7 @@ from featstore.store.bucket import open_bucket
 from featstore.store.bucket_lock import exclusive_in
 from featstore.store.full_disk import writing
 from featstore.store.location import StoreLocation
+from matcher.errors import InputError
 
 try:
     import fcntl
@@ -39,10 +41,40 @@ def _exclusive_folder(store: Path) -> Iterator[None]:
         os.close(lock)
 
 
+@contextmanager
+def held(file: Path, busy: InputError) -> Iterator[None]:
+    """Holds the lock of a file that is there, until this process ends, however it does. Raises `busy` where another
+    process holds it; nobody is kept waiting."""
+    with writing(f"{file}"):
+        lock = os.open(file, os.O_RDWR)
+    try:
+        if fcntl is not None:
+            _try(lock, fcntl.LOCK_EX, busy)
+        yield
+    finally:
+        os.close(lock)
+
+
+def check_free(file: Path, busy: InputError) -> None:
+    """Raise `busy` where another process holds a file's lock just now. Several may ask at once."""
+    with file.open("rb") as opened:
+        if fcntl is not None:
+            _try(opened.fileno(), fcntl.LOCK_SH, busy)
+
+
 def _take(lock: int) -> None:
     if fcntl is None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks: two processes at once are not kept apart there
+        return
+
+
+def _try(lock: int, kind: int, busy: InputError) -> None:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
     except OSError:  # a file system without locks: two processes at once are not kept apart there
         return

@@ -33,7 +33,8 @@ from featstore.store.lock import exclusive
 from featstore.store.row_file import Row, RowFiles, row_name, row_values
 from featstore.store.rows import METADATA, RowArray, create_rows
 from featstore.store.shard_file import ShardFiles
-from featstore.store.sweep import PARTIAL, strays, sweep_strays
+from featstore.store.sweep import strays, sweep_strays
+from featstore.whole_file import PARTIAL
 
 if TYPE_CHECKING:
     from featstore.store.store import Store

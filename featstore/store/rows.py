@@ -15,7 +15,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from featstore.errors import MetadataError, StoreError
 from featstore.store.create import create_missing
@@ -307,6 +307,25 @@ def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
     if fault is not None:
         raise damaged_metadata(group, path, fault)
     return RowArray(found, leading) if isinstance(found, zarr.Array) else None
+
+
+def unlike(array: RowArray, row_shape: Sequence[int], dtype: str) -> str | None:
+    """What of an array's metadata is not what is written for rows of `row_shape` that lie on the disk as `dtype`; None
+    where all is. Its values may read well all the same: in another order of bytes, of cells or of channels."""
+    made = zarr.create_group(MemoryStore())
+    leading = len(array.rows_shape)
+    shards = array.array.shards
+    try:
+        create_rows(made, "x", array.rows_shape, row_shape, dtype, None if shards is None else shards[:leading])
+    except ValueError as error:
+        return str(error)
+    expected = made["x"]
+    assert isinstance(expected, zarr.Array)
+    ours, theirs = (one.metadata.to_dict() for one in (expected, array.array))
+    for name in ("shape", "data_type", "fill_value", "chunk_grid", "codecs", "chunk_key_encoding"):
+        if str(ours[name]) != str(theirs[name]):  # as text: the NaN that rows are filled with differs from itself
+            return f"its {name} is {theirs[name]} where {ours[name]} belongs"
+    return None
 
 
 def damaged_metadata(group: zarr.Group, path: str, fault: str) -> MetadataError:

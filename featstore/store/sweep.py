@@ -10,12 +10,7 @@ from featstore.store.bucket import open_bucket
 from featstore.store.location import StoreLocation
 from featstore.store.row_file import row_of_name
 from featstore.store.rows import RowArray
-
-PARTIAL = ".partial"
-
-IN_FLIGHT_SECONDS = 60.0
-"""A younger half-written file may be another process's, about to be renamed: a row is written in well under a second,
-and a file's time is that of the last bytes that went into it."""
+from featstore.whole_file import IN_FLIGHT_SECONDS, PARTIAL, sweep_old
 
 MAKING = ".making"
 """Ends the name of a folder beside a store, or a run, that is being made and will take its place whole."""
@@ -40,16 +35,7 @@ def folders_of(store: StoreLocation, arrays: Iterable[str]) -> list[Path]:
 
 def sweep_partial(folders: Iterable[Path]) -> int:
     """Delete the half-written files in some arrays' folders that are older than `IN_FLIGHT_SECONDS`: how many."""
-    swept = 0
-    for folder in folders:
-        for file in partial_files(folder):
-            try:
-                if time.time() - file.stat().st_mtime > IN_FLIGHT_SECONDS:
-                    file.unlink()
-                    swept += 1
-            except OSError:  # finished or swept by another meanwhile, or a store that may only be read
-                continue
-    return swept
+    return sum(sweep_old(partial_files(folder)) for folder in folders)
 
 
 def sweep_making(beside: Path, names: str) -> None:

@@ -1,6 +1,7 @@
 """Read everything that a store holds against its checksums, and take away what is damaged."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ from featstore.store.lock import exclusive
 from featstore.store.pack import shard_rows, unpack_array
 from featstore.store.row_encoding import encoding_for, row_bytes
 from featstore.store.row_file import Row, row_of_name
-from featstore.store.rows import METADATA, RowArray, create_rows
+from featstore.store.rows import METADATA, RowArray, create_rows, unlike
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from featstore.store.sweep import PARTIAL, REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
+from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
+from featstore.whole_file import PARTIAL
 
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""
@@ -97,10 +99,20 @@ class Verification:
         return not self.bad and not self.metadata
 
 
-def verify(store: Store, progress: Progress) -> Verification:
-    """Read every chunk of every array of an open store; its header and its table of images were read in opening it.
+Expected = Callable[[str], tuple[Sequence[int], str] | None]
+"""Of an array's path the shape of its rows and how they lie on the disk, as model, header and layer make them; None
+where that is not known."""
 
-    What is damaged is reported, never raised.
+
+def unknown(_: str) -> None:
+    """Where no model is at hand: arrays are held against what they say of themselves."""
+
+
+def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Verification:
+    """Read every chunk of every array of an open store, and hold its metadata against what is `expected` of it; the
+    header and the table of images were read in opening it.
+
+    What is damaged is reported, not raised; but for a header that contradicts all that lies there (`StoreError`).
     """
     paths, metadata = _arrays(store)
     if LATENTS not in paths:
@@ -112,10 +124,33 @@ def verify(store: Store, progress: Progress) -> Verification:
         except MetadataError as error:
             metadata.append(BadMetadata(path, error.fault))
             continue
-        if array is not None:
+        if array is None:
+            continue
+        row_shape, dtype = expected(path) or (array.row_shape, _usual_dtype(array))
+        fault = unlike(array, row_shape, dtype)
+        if fault is None:
             opened.append(array)
+        elif path == LATENTS and _reads_well(array) and math.prod(array.row_shape) != math.prod(row_shape):
+            raise StoreError(
+                f"The header of {store.path} says images of {store.header.image_size} pixels and the model "
+                f"{store.header.model_id}, whose latents are {tuple(row_shape)}, but whole ones of {array.row_shape} "
+                f"lie there: the header was edited; set it right in {METADATA}, or build the store anew."
+            )
+        else:
+            metadata.append(BadMetadata(path, fault))
     checked = [_column(store, path) for path in COLUMNS] + check_arrays(store, opened, progress)
     return Verification(tuple(checked), tuple(metadata), tuple(_left_over(store, opened)))
+
+
+def _usual_dtype(array: RowArray) -> str:
+    """How its rows lie on the disk where nothing else is known: maps may be of 8 bits."""
+    return array.dtype if array.path.startswith(f"{MAPS}/") else STORED_DTYPE
+
+
+def _reads_well(array: RowArray) -> bool:
+    """Whether a row is there that is what the metadata say."""
+    rows = np.argwhere(array.present())
+    return len(rows) > 0 and array.damage(tuple(rows[0].tolist())) is None
 
 
 def check_arrays(store: Store, arrays: Sequence[RowArray], progress: Progress) -> list[CheckedArray]:

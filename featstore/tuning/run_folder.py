@@ -15,7 +15,8 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -26,13 +27,17 @@ from featstore.errors import TuningError
 from featstore.prompts.file import FILE
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from featstore.store.location import StoreLocation, absolute, parse_location
+from featstore.store.lock import check_free, held
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning.settings import TuningSettings
-from featstore.whole_file import write_whole
+from featstore.whole_file import PARTIAL, write_whole
 
 RUNS = Path("runs")
+RUN = "run.json"
+"""Of a run's folder. A process that trains the run holds the file's lock."""
+
 FORMAT = "dualsd run"
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
@@ -110,7 +115,7 @@ class RunFolder:
     def open(cls, path: Path) -> Self:
         """An existing run. Raises `TuningError` where there is none."""
         try:
-            description = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            description = json.loads((path / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.") from error
         if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -174,29 +179,50 @@ def create_run(
     }
     content = (json.dumps(description, indent=2) + "\n").encode()
     sweep_making(parent, glob.escape(name) if name else f"{usual}-*")
-    if path.exists():
+    if name is not None and path.exists():
         raise _exists(path)
     with naming_missing_bytes(path, lambda: Needed(len(content), 1, 1)), writing(f"The run's folder {path}"):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=parent) as folder:
             making = Path(folder) / "run"
             making.mkdir()
-            write_whole(making / "run.json", content)
-            try:
-                making.rename(path)
-            except OSError as error:
-                if path.exists():  # another process took the name in between
-                    raise _exists(path) from error
-                raise
-    return RunFolder(path, description)
+            write_whole(making / RUN, content)
+            while True:
+                try:
+                    making.rename(path)
+                    return RunFolder(path, description)
+                except OSError as error:
+                    if not path.exists():
+                        raise
+                    if name is not None:
+                        raise _exists(path) from error
+                    path = parent / free_name(parent, usual)  # another training took the name in between
 
 
 def resume_run(path: Path) -> RunFolder:
     """A run that is to go on; what a kill left beside it when it was being made is swept. Raises what `RunFolder.open`
-    raises."""
+    raises, and `TuningError` where a process trains it."""
     run = RunFolder.open(path)
+    check_free(path / RUN, _is_trained(path))
     sweep_making(path.parent, glob.escape(path.name))
     return run
+
+
+@contextmanager
+def trained_alone(run: RunFolder) -> Iterator[None]:
+    """Keeps other processes from training a run, until this one ends, however it does. What a kill left half written in
+    it is swept: nobody else writes there. Raises `TuningError` where another one trains it."""
+    with held(run.path / RUN, _is_trained(run.path)):
+        for partial in run.path.glob(f"*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        yield
+
+
+def _is_trained(path: Path) -> TuningError:
+    return TuningError(
+        f"{path} is being trained by another process, which holds {path / RUN}: wait until it ends, or stop it, and "
+        "then run the same command again."
+    )
 
 
 def _exists(path: Path) -> TuningError:

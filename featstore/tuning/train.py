@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from featstore.tuning.board import EVENT_BYTES, Board
 from featstore.tuning.latents import NoiseAhead, NoisySource
 from featstore.tuning.processes import share, sum_gradients, sum_numbers, wait_for_all
 from featstore.tuning.prompt_sets import PromptSet
-from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder
+from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder, trained_alone
 from featstore.tuning.sampling import RandomPairs
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.state import TrainingState
@@ -63,15 +64,17 @@ def train(
     """Learn prompts, from the run's checkpoint on where it has one, until all steps are done or a signal comes.
 
     Ends in the same prompts however often it was stopped or killed in between (on a CPU bit by bit). Raises
-    `TuningError` where the loss is no number any more, `DiskFullError` with the bytes that are missing where the disk
-    fills up; the last checkpoint is kept.
+    `TuningError` where the loss is no number any more or another process trains the run, `DiskFullError` with the bytes
+    that are missing where the disk fills up; the last checkpoint is kept.
     """
-    state = _open_state(problem, settings, accelerator)
-    if run.checkpoint.exists():
-        state.load(run.checkpoint)
-    way_on = f"go on with `dualsd train --resume {run.path}`"
-    with naming_missing_bytes(run.path, lambda: _left(problem, state, settings), way_on):
-        return _learn(problem, run, settings, accelerator, progress, state)
+    # of several processes the one that writes holds the run for all of them
+    with trained_alone(run) if accelerator.is_main_process else nullcontext():
+        state = _open_state(problem, settings, accelerator)
+        if run.checkpoint.exists():
+            state.load(run.checkpoint)
+        way_on = f"go on with `dualsd train --resume {run.path}`"
+        with naming_missing_bytes(run.path, lambda: _left(problem, state, settings), way_on):
+            return _learn(problem, run, settings, accelerator, progress, state)
 
 
 def _learn(

@@ -23,8 +23,10 @@ from featstore.backbone.model import open_model
 from featstore.errors import DiskFullError
 from featstore.prompts.file import load_prompts
 from featstore.store.rows import RowArray
+from featstore.tuning.run_folder import RunFolder, free_name, trained_alone
 from tests.cli.conftest import Run
 from tests.featstore.trainable import write_trainable
+from tests.forked import at_once
 
 SMALL = ("--length", "4", "--batch", "2", "--draws", "2", "--device", "cpu", "--batch-size", "4")
 STORE = ("--store", "dualsd.zarr")
@@ -90,6 +92,41 @@ def assert_same(first: str, second: str) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), file
     numbers = [[(row["step"], row["loss"], row["pck"]) for row in metrics(name)] for name in (first, second)]
     assert numbers[0] == numbers[1]
+
+
+def test_two_that_start_at_once_take_two_names(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both look for a free name before either has taken it."""
+    names = iter([0, 0])
+
+    def stale(parent: Path, prefix: str) -> str:
+        return f"{prefix}-001" if next(names, None) is not None else free_name(parent, prefix)
+
+    monkeypatch.setattr("featstore.tuning.run_folder.free_name", stale)
+    for _ in range(2):
+        ok(train("--mode", "single", "--steps", "1", "--val-pairs", "1"))
+    assert sorted(folder.name for folder in Path("runs").iterdir()) == ["single-2+3-001", "single-2+3-002"]
+
+
+def test_a_run_that_another_process_trains_is_not_resumed(train: Callable[..., Result]) -> None:
+    """The one that trains it holds it until it ends, also by a kill."""
+    ok(train("--mode", "single", "--steps", "1", "--val-pairs", "1", "--name", "r"))
+    before = {file: file.read_bytes() for file in Path("runs/r").rglob("*") if file.is_file()}
+    with trained_alone(RunFolder.open(Path("runs/r"))):
+        refused = train("--resume", "runs/r", "--steps", "2")
+    assert refused.exit_code == 2
+    assert refused.stderr.strip().splitlines() == [refused.stderr.strip()]
+    assert "runs/r is being trained by another process" in refused.stderr
+    assert {file: file.read_bytes() for file in Path("runs/r").rglob("*") if file.is_file()} == before
+
+    def killed() -> None:
+        with trained_alone(RunFolder.open(Path("runs/r"))):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert at_once(killed) == [-signal.SIGKILL]
+    left = Path("runs/r/checkpoint.safetensors.0123456789abcdef.partial")  # young, but nobody else's
+    left.write_bytes(b"half")
+    ok(train("--resume", "runs/r", "--steps", "2"))
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("mode", ["single", "class", "cpm"])

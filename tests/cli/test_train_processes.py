@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cli.train_processes import Processes, open_processes, run_folder, when_main
+from cli.train_processes import Processes, open_processes, run_folder, training_compute, when_main
 from featstore.errors import DiskFullError, ProcessError
 from featstore.tuning.processes import sum_gradients, sum_numbers, wait_for_all
 from featstore.tuning.run_folder import RunFolder
@@ -38,7 +38,7 @@ def test_those_that_wait_for_one_that_ended_are_told(where: str) -> None:
     """The first fails, as where its disk is full; the other says so in a sentence, wherever it waits."""
 
     def task() -> None:
-        processes = open_processes("cpu", "float32", 1)
+        processes = open_processes(training_compute("cpu", "float32", 1))
         assert sum_numbers([1.0, 2.0], processes.accelerator, CPU) == [2.0, 4.0]
         if processes.is_main:
             raise SystemExit(2)

@@ -4,10 +4,12 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed
 
 from featstore.errors import ImageError, ProcessError
 from featstore.processes import ALONE, Launch, join_processes, launched
@@ -92,6 +94,38 @@ def test_those_that_wait_for_one_that_ended_are_told(tmp_path: Path, end: str) -
 
     assert together(3, task) == [0, -signal.SIGKILL if end == "kill" else 2, 0]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "2"]
+
+
+def test_one_that_is_left_before_all_have_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, where they meet, ends in the middle of it: the other is not told to start them with torchrun."""
+    plain = torch.distributed.new_group
+
+    def leaving(**settings: Any) -> Any:
+        if launched().rank == 0:
+            os._exit(2)
+        return plain(**settings)
+
+    monkeypatch.setattr(torch.distributed, "new_group", leaving)
+
+    def task() -> None:
+        with pytest.raises(ProcessError, match=r"Another of the 2 processes ended before all had met.* 127\.0\.0\.1:"):
+            join_processes()
+
+    assert together(2, task) == [2, 0]
+
+
+def test_none_goes_on_before_all_have_met(tmp_path: Path) -> None:
+    """One that ends at once afterwards does not take the others for ones that never came."""
+
+    def task() -> None:
+        processes = join_processes()
+        if processes.rank == 0:
+            os._exit(2)
+        (tmp_path / str(processes.rank)).touch()
+
+    for _ in range(3):
+        assert together(3, task) == [2, 0, 0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_what_is_not_the_same_is_noticed() -> None:

@@ -4,12 +4,13 @@ import errno
 import os
 import resource
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from featstore.errors import DiskFullError, StoreError
-from featstore.whole_file import write_whole
+from featstore.whole_file import IN_FLIGHT_SECONDS, open_whole, write_whole
 
 OLD, NEW = b"old", b"new" * 1000
 
@@ -22,9 +23,21 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_it_replaces_what_lies_there_and_what_a_kill_left(file: Path) -> None:
-    file.with_name("file.partial").write_bytes(b"half")
+    left, young, other = (file.with_name(f"file{name}.partial") for name in (".0a", ".0b", "-2.0c"))
+    for partial in (left, young, other):
+        partial.write_bytes(b"half")
+    for partial in (left, other):
+        os.utime(partial, (time.time() - IN_FLIGHT_SECONDS - 5,) * 2)
     write_whole(file, NEW)
     assert file.read_bytes() == NEW
+    assert sorted(file.parent.iterdir()) == sorted([file, young, other])  # the young one may be another process's
+
+
+def test_two_that_write_one_file_do_not_touch_each_other(file: Path) -> None:
+    with open_whole(file) as first, open_whole(file) as second:
+        first.write(b"first")
+        second.write(NEW)
+    assert file.read_bytes() == b"first"  # the last that was done
     assert list(file.parent.iterdir()) == [file]
 
 

@@ -179,7 +179,10 @@ def test_published_configurations_are_taken(config: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler'.*not known to add noise"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "'FlowMatchEulerDiscreteScheduler'.*not known to add noise",
+        ),
         ({"_class_name": "IPNDMScheduler", "trained_betas": [0.1] * 1000}, "IPNDMScheduler.*not known"),
         ({"_class_name": "NoSuchScheduler"}, "NoSuchScheduler.*name DDIMScheduler"),
         ({"_class_name": "SchedulerMixin"}, "SchedulerMixin.*not known"),

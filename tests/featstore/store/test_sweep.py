@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from featstore.store.store import Store
-from featstore.store.sweep import IN_FLIGHT_SECONDS, folders_of, sweep_making, sweep_partial
+from featstore.store.sweep import folders_of, sweep_making, sweep_partial
+from featstore.whole_file import IN_FLIGHT_SECONDS
 from tests.featstore.store.small_store import MAP_PATH, contents, row_values, write_small_store
 
 

@@ -1,0 +1,268 @@
+"""`cache verify --recompute`: rows are made anew from the images and compared with what is stored, the one check that
+finds what every checksum agrees with: rows of other images, an edited header, weights or a driver that changed.
+
+- Noisy latents need no network: every row is compared with the formula, from the stored latents.
+- Of latents, maps and tokens a choice goes through the networks again, in a scratch store beside nobody's, by the code
+  that made them: rows that something speaks against first (noisy latents that do not fit, `featstore.stages.suspects`),
+  then a random choice, the same images for every array.
+"""
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.backbone.fingerprint import default_memory, forget
+from featstore.backbone.location import locate
+from featstore.backbone.model import Model
+from featstore.datasets.records import Dataset
+from featstore.progress import Progress
+from featstore.prompts.learned import LearnedPrompts
+from featstore.stages.batches import chunks
+from featstore.stages.compute import Compute
+from featstore.stages.images import check_same_images, image_faults, survey_images
+from featstore.stages.needed import model_of
+from featstore.stages.noisy import noisy_latent
+from featstore.stages.repair import Makers
+from featstore.stages.suspects import by_suspicion
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY
+from featstore.store.rows import Row, RowArray
+from featstore.store.store import Store, create_store
+from featstore.store.stored import Stored
+from featstore.store.verify import BadRow, Verification
+
+LAST_BIT = 1e-6
+"""By which noise may differ where it is drawn on another machine, whose mathematical library rounds otherwise: less
+than the last bit of a float16 near 1, and far less than any other noise."""
+
+BLOCK = 256
+"""Rows that lie in the scratch store at once: 3 GB of the largest maps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How far a row that is made anew may be from the stored one. relative: the difference's norm over the row's. cell:
+    1 - cosine of a cell's descriptors."""
+
+    relative: float
+    cell: float
+
+
+BOUNDS: Mapping[str, Bound] = {
+    "float64": Bound(5e-3, 1e-3),
+    "float32": Bound(5e-3, 1e-3),
+    "float16": Bound(2e-2, 1e-2),
+    "bfloat16": Bound(1e-1, 1e-1),
+}
+"""By the precision that a row was computed in; latents do not say theirs and have float16's."""
+
+INT8 = Bound(2e-2, 2e-2)
+"""What rounding to 8 bits adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An array of which `rows` were compared. relative, cell: the largest deviations, see `Bound`; None of latents,
+    whose cells have no direction. skipped: why none was compared."""
+
+    path: str
+    rows: int
+    relative: float
+    cell: float | None
+    bad: tuple[BadRow, ...]
+    skipped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """images: those whose files, sizes or categories are not what the table of images says. unreadable: how many
+    could not be read, whose rows are not compared."""
+
+    arrays: tuple[Compared, ...]
+    images: tuple[BadRow, ...]
+    unreadable: int
+
+    def added_to(self, found: Verification) -> Verification:
+        """What was found, with the rows that came out otherwise among the damaged ones."""
+        bad = {own.path: own.bad for own in self.arrays}
+        arrays = (replace(own, bad=(*own.bad, *bad.get(own.path, ()))) for own in found.arrays)
+        return replace(found, arrays=tuple(arrays))
+
+
+def recompute(
+    store: Store,
+    dataset: Dataset,
+    found: Verification,
+    learned: Sequence[LearnedPrompts],
+    count: int | None,
+    seed: int,
+    compute: Compute,
+    progress: Progress,
+) -> Recomputed:
+    """Compare every noisy latent with the formula, and `count` rows of each other array (None: all) with what the model
+    makes of the images now; `seed` chooses them. found: the damage that is known already.
+
+    The model's files are hashed anew: `StoreError` where they are not those that the store was made with, or where the
+    dataset has other images.
+    """
+    model = _model_hashed_anew(store)
+    survey = survey_images(dataset, progress)
+    check_same_images(store, survey)
+    images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
+    changed = {bad.row[0] for bad in images}
+    unreadable = {row for row, key in enumerate(survey.keys) if key is None}
+    known = {(bad.array, bad.row) for bad in found.bad}
+    arrays = [array for checked in found.arrays if (array := _comparable(store, checked.path)) is not None]
+    noisy = [_against_formula(store, array, known, progress) for array in arrays if len(array.rows_shape) == 2]
+
+    order = np.random.default_rng(seed).permutation(len(store.images)).tolist()
+    whole = {
+        array.path: {
+            row
+            for (row,) in np.argwhere(array.present()).tolist()
+            if (array.path, (row,)) not in known and row not in unreadable and row not in changed
+        }
+        for array in arrays
+        if len(array.rows_shape) == 1
+    }
+    there = whole.pop(LATENTS, set())
+    misfits = [{bad.row[0] for bad in own.bad} for own in noisy]
+    unfit = there.intersection(*misfits) if misfits else set()
+    chosen = {
+        path: _choose(rows, _suspected(store, path, there & rows, count, progress), order, count)
+        for path, rows in whole.items()
+    }
+    first = {row for rows in chosen.values() for row in rows} & there
+    first |= {*_choose(there, sorted(unfit), order, count)}
+    compared: list[Compared] = []
+    with _scratch(store) as scratch:
+        makers = Makers(scratch, dataset, model, learned, compute, progress)
+        latents = _against_model(store, makers, LATENTS, sorted(first))
+        if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
+            latents = _against_model(store, makers, LATENTS, sorted(first | unfit))
+        for path, rows in chosen.items():
+            compared.append(_against_model(store, makers, path, sorted(rows)))
+    return Recomputed((latents, *noisy, *compared), images, len(unreadable))
+
+
+def _model_hashed_anew(store: Store) -> Model:
+    location = locate(store.header.model_id, store.header.model_revision)
+    forget(location.folder, default_memory())
+    return model_of(store)
+
+
+def _comparable(store: Store, path: str) -> RowArray | None:
+    return store.array(path) if path.split("/")[0] in (LATENTS, NOISY, MAPS, CONDITIONING) else None
+
+
+def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
+    """Every row of noisy latents."""
+    timestep = int(array.path.rpartition("/t")[2])
+    latents = store.latents()
+    there = latents.present()
+    rows = [
+        (row, draw)
+        for row, draw in np.argwhere(array.present()).tolist()
+        if there[row] and (LATENTS, (row,)) not in known and (array.path, (row, draw)) not in known
+    ]
+    progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
+    bad, largest = list[BadRow](), 0.0
+    clean, of = np.empty(0, np.float32), -1
+    for row, draw in rows:
+        if row != of:
+            clean, of = latents.read((row,)).astype(np.float32), row
+        made = noisy_latent(store, clean, row, timestep, draw).astype(np.float16)
+        kept = array.read((row, draw))
+        off = np.abs(kept.astype(np.float32) - made.astype(np.float32))
+        if (off > np.spacing(np.maximum(np.abs(kept), np.abs(made))).astype(np.float32) + LAST_BIT).any():
+            differ = f"{int((off > 0).sum())} of {off.size} values differ"
+            why = f"it is not its latents with its noise at t = {timestep}: {differ}"
+            bad.append(BadRow(array.path, (row, draw), store.images.ids[row], why))
+        largest = max(largest, _relative(kept, made))
+        progress.advance()
+    return Compared(array.path, len(rows), largest, None, tuple(bad))
+
+
+def _suspected(store: Store, path: str, rows: Collection[int], count: int | None, progress: Progress) -> Sequence[int]:
+    """Half as many rows of an array as are made anew: those that look most as if they were another image's."""
+    array, latents = store.array(path), store.latents()
+    if count is None or count >= len(rows) or array is None:
+        return ()
+    order = by_suspicion(sorted(rows), lambda row: latents.read((row,)), lambda row: array.read((row,)), progress)
+    return order[: (count + 1) // 2]
+
+
+def _choose(rows: Collection[int], first: Sequence[int], order: Sequence[int], count: int | None) -> list[int]:
+    """`count` of some rows: `first`, then as `order` has them."""
+    ordered = dict.fromkeys([*first, *(row for row in order if row in rows)])
+    return list(ordered)[:count]
+
+
+@contextmanager
+def _scratch(store: Store) -> Iterator[Store]:
+    """An empty store of the same images, which is gone with the block; extractors are described as they are."""
+    with tempfile.TemporaryDirectory(prefix="dualsd-verify-") as folder:
+        channels, height, width = store.latents().row_shape
+        made = create_store(Path(folder) / "scratch.zarr", store.header, store.images, (channels, height, width))
+        described = {"/".join(path.split("/")[:2]) for path in store.array_paths() if path.startswith(f"{MAPS}/")}
+        for path in sorted(described | {CONDITIONING}):
+            made.group.require_group(path).update_attributes(store.attributes(path))
+        yield made
+
+
+def _against_model(store: Store, makers: Makers, path: str, rows: Sequence[int]) -> Compared:
+    """Some rows of an array, made anew in the makers' scratch store."""
+    kept, bound = store.array(path), _bound(store, path)
+    assert kept is not None, "its rows were listed"
+    bad, number, relative, cell = list[BadRow](), 0, 0.0, None if path == LATENTS else 0.0
+    for block in chunks(rows, BLOCK):
+        outcome = makers.make(path, block)
+        if isinstance(outcome, str):
+            return Compared(path, 0, 0.0, None, (), outcome)
+        made = makers.store.array(path)
+        assert made is not None, "its rows were made just now"
+        present = made.present()
+        for row in (row for row in block if present[row]):
+            ours, theirs = kept.read((row,)), made.read((row,))
+            apart = _relative(ours, theirs)
+            turned = 0.0 if cell is None else _cell(ours, theirs)
+            if apart > bound.relative or turned > bound.cell:
+                why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
+                bad.append(BadRow(path, (row,), store.images.ids[row], why))
+            elif path == LATENTS:  # so that what is made of them is made of the same bits
+                made.write((row,), ours)
+            number, relative = number + 1, max(relative, apart)
+            cell = None if cell is None else max(cell, turned)
+        if path != LATENTS:
+            made.delete_rows([(row,) for row in block])
+    return Compared(path, number, relative, cell, tuple(bad))
+
+
+def _bound(store: Store, path: str) -> Bound:
+    if not path.startswith(f"{MAPS}/"):
+        return BOUNDS["float16"]
+    description = store.attributes("/".join(path.split("/")[:2]))
+    bound = BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
+    if description.get("stored") != Stored.INT8.value:
+        return bound
+    return Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+
+
+def _relative(kept: NDArray[Any], made: NDArray[Any]) -> float:
+    ours, theirs = kept.astype(np.float32), made.astype(np.float32)
+    return float(np.linalg.norm(ours - theirs)) / max(float(np.linalg.norm(theirs)), 1e-12)
+
+
+def _cell(kept: NDArray[Any], made: NDArray[Any]) -> float:
+    """The largest 1 - cosine of a cell of maps (C, h, w) or a token of (P, C); of cells that are next to nothing, whose
+    direction is rounding, none."""
+    axis = 0 if kept.ndim == 3 else 1
+    ours, theirs = kept.astype(np.float32), made.astype(np.float32)
+    norms = np.linalg.norm(ours, axis=axis) * np.linalg.norm(theirs, axis=axis)
+    apart = 1 - (ours * theirs).sum(axis=axis) / np.maximum(norms, 1e-12)
+    return float(apart[norms >= 1e-4 * norms.mean()].max(initial=0.0))
