@@ -144,6 +144,7 @@ def train(
         raise InputError("Say what is to be learned: --mode single, class or cpm.")
     if resume is not None and name is not None:
         raise InputError("--name goes with a new run: one that is resumed keeps its own.")
+    option_values.check_typed(None, None, weights)
     from cli.progress import TerminalProgress
     from cli.train_processes import open_processes, run_folder, when_main
     from cli.train_settings import check_resumed, published, typed_settings, with_typed
