@@ -177,7 +177,7 @@ def build(
 def maps(
     store: StoreOption = options.DEFAULT_STORE,
     root: RootOption = None,
-    layers: LayersOption = "2,3",
+    layers: LayersOption = None,
     t: TimestepsOption = None,
     prompt: PromptOption = None,
     prompts: PromptsOption = None,
@@ -200,16 +200,15 @@ def maps(
     One timestep a layer of the UNet; dino has none. `dualsd eval` makes the maps that it needs by itself; this is for
     making them beforehand. --part and torchrun divide the images as for `cache build`.
     """
-    names = parse_names(layers)
-    numbers = unet_layers(names)
+    typed = None if layers is None else parse_names(layers)
     check_of_use(
-        names,
+        typed,
         {"--dino": dino, "--dino-size": dino_size},
         {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback},
     )
     from cli.output import check_writable, print_bad, print_dino_shape, print_shapes, say, write_json
     from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
-    from cli.prompt_choice import choose_for_store
+    from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.evaluation import choose_pairs, images_of, unreadable
     from featstore.processes import ONE, join_processes, launched
     from featstore.stages.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
@@ -226,7 +225,13 @@ def maps(
     compute = choose_compute(device, dtype, batch_size)
     images = share.of(opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ())))
     rows = [opened.images.row(image) for image in images]
-    choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
+    choice = choose_for_store(
+        opened, TypedPrompts(None if typed is None else unet_layers(typed), t, prompt, prompts, fallback)
+    )
+    names = typed or tuple(map(str, layers_of(choice, None)))
+    numbers = unet_layers(names)
+    if numbers:
+        say(choice.line)
     choice.check_categories({opened.images.categories[row] for row in rows})
     text = choice.of_images("cache maps")
     usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS

@@ -283,7 +283,7 @@ def _learned_here(store: "Store") -> "list[LearnedPrompts]":
     from featstore.tuning.run_folder import runs_newest_first
 
     found = []
-    for run in runs_newest_first(store):
+    for run in runs_newest_first(store, on_damage=lambda _: None):
         for file in (run.prompts, run.last_prompts):
             try:
                 found.append(load_prompts(file))

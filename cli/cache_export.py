@@ -48,7 +48,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The file to write, or the folder of dift and dift-images.")],
     store: StoreOption = options.DEFAULT_STORE,
     root: RootOption = None,
-    layers: LayersOption = "2,3",
+    layers: LayersOption = None,
     t: TimestepsOption = None,
     layout: Annotated[
         str,
@@ -77,17 +77,17 @@ def export(
     Maps that the store lacks are made first. The .pt layouts hold one layer, in float32; the safetensors file holds
     any, in float16, as stored. Images are as `cache build` resized them.
     """
-    names = parse_names(layers)
+    typed = None if layers is None else parse_names(layers)
     check_of_use(
-        names,
+        typed,
         {"--dino": dino, "--dino-size": dino_size},
         {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback},
     )
     from cli.output import check_writable, human_bytes, print_bad, print_dino_shape, print_shapes, say, write_json
     from cli.progress import TerminalProgress
-    from cli.prompt_choice import choose_for_store
+    from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.evaluation import choose_pairs, describe_dino, describe_features, images_of, unreadable
-    from featstore.export.layouts import Export, check_out
+    from featstore.export.layouts import Export, Layout, check_out
     from featstore.export.layouts import export as write
     from featstore.stages.dino_maps import AskedDino, require_dino_maps
     from featstore.stages.images import check_unchanged
@@ -96,7 +96,7 @@ def export(
     from featstore.store.store import open_store
     from matcher.maps import LayerSpec
 
-    kind = _parse_layout(layout, names)
+    kind = _parse_layout(layout)
     check_out(kind, out)
     kept_as = option_values.parse_stored(stored)
     check_writable(json)
@@ -106,8 +106,14 @@ def export(
     chosen = set(opened.images.ids if split is None else images_of(choose_pairs(dataset, split, ())))
     images = [image for image in dataset.images() if image.id in chosen]
     rows = [opened.images.row(image.id) for image in images]
-    numbers = unet_layers(names)
-    choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
+    choice = choose_for_store(
+        opened, TypedPrompts(None if typed is None else unet_layers(typed), t, prompt, prompts, fallback)
+    )
+    names = typed or tuple(map(str, layers_of(choice, None)))
+    if kind is not Layout.FEATURES and len(names) != 1:
+        raise InputError(f"--layout {layout} holds one layer: name one with --layers, e.g. --layers 2.")
+    if unet_layers(names):
+        say(choice.line)
     choice.check_categories({image.category for image in images})
     usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
     wanted = [LayerSpec(name, step) for name, step in zip(names, timesteps_of(names, t, usual), strict=True)]
@@ -146,14 +152,11 @@ def _stored_shape(store: "Store", extractor: "Extractor", layer: int, timestep: 
     return LayerShape(layer, channels, side, store.header.image_size // side)
 
 
-def _parse_layout(text: str, names: tuple[str, ...]) -> "Layout":
+def _parse_layout(text: str) -> "Layout":
     from featstore.export.layouts import Layout
 
     try:
-        kind = Layout(text)
+        return Layout(text)
     except ValueError as error:
         known = ", ".join(layout.value for layout in Layout)
         raise InputError(f"--layout is one of {known}, not {text!r}.") from error
-    if kind is not Layout.FEATURES and len(names) != 1:
-        raise InputError(f"--layout {text} holds one layer: name one with --layers, e.g. --layers 2.")
-    return kind

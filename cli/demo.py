@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DeviceOption
+from cli.options import DEFAULT_PROMPT, DeviceOption
 
 
 def demo(
@@ -60,5 +60,13 @@ def draw_demo_pair(store: Path, picture: Path, device: str) -> None:
         files.append(file)
     points = ";".join(f"{x:.1f},{y:.1f}" for x, y in pair.source_points)
     match(
-        files[0], files[1], points=points, out=picture, category=pair.category, store=store, device=device, ensemble=2
+        files[0],
+        files[1],
+        points=points,
+        out=picture,
+        category=pair.category,
+        prompt=DEFAULT_PROMPT,
+        store=store,
+        device=device,
+        ensemble=2,
     )

@@ -24,6 +24,7 @@ from cli.options import (
     FallbackOption,
     GeometryOption,
     JsonOption,
+    PromptOption,
     PromptsOption,
     ReadoutsOption,
     RootOption,
@@ -76,14 +77,7 @@ def evaluate(
     readouts: ReadoutsOption = "nn,bilinear,softmax,kernelsoftmax",
     alphas: AlphasOption = options.DEFAULT_ALPHAS,
     by: Annotated[str, typer.Option("--by", help="Average of the printed table: image or point.")] = "image",
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            help="Text prompt; {category} stands for the image's category.",
-            show_default=f"the newest run's under ./runs, else {options.DEFAULT_PROMPT!r}",
-        ),
-    ] = None,
+    prompt: PromptOption = None,
     prompts: PromptsOption = None,
     fallback: FallbackOption = None,
     dino: DinoOption = None,
@@ -191,16 +185,18 @@ def evaluate(
         }
         check_of_use(typed, {"--dino-size": dino_size}, of_the_unet)
         check_names(typed, t, weights)
-        from cli.prompt_choice import choose_for_store, layers_of
+        from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
         from featstore.stages.dino_maps import AskedDino
         from featstore.store.store import open_store
 
         opened = open_store(store)
         numbers = None if typed is None else unet_layers(typed)
-        choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=numbers != ())
+        choice = choose_for_store(opened, TypedPrompts(numbers, t, prompt, prompts, fallback))
         if choice.prompts is None:
             option_values.check_kept(kept_as, "prompts of pairs (cpm)")
         names = typed or tuple(map(str, layers_of(choice, None)))
+        if unet_layers(names):
+            say(choice.line)
         usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
         settled = scoring(opened.header.image_size, names, timesteps_of(names, t, usual))
         draws, asked = ensemble or options.DEFAULT_ENSEMBLE, AskedDino(dino, dino_size)

@@ -130,9 +130,11 @@ def from_file(
     dataset = open_dataset(dataset_name, root)
     split = split or default_split(dataset)
     pairs = choose_pairs(dataset, split, categories)
+    images = images_of(pairs)
     processes = join_processes()
     with progress_of(processes) as progress:
-        sizes = sizes_from_files(dataset, images_of(pairs))
+        maps.check(images, scoring.layers)
+        sizes = sizes_from_files(dataset, images)
         framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)
         features = {"features": str(path)}
         return score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)

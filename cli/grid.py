@@ -125,7 +125,7 @@ def grid(
         write_json,
     )
     from cli.processes import choose_compute, progress_of
-    from cli.prompt_choice import choose_for_store
+    from cli.prompt_choice import TypedPrompts, choose_for_store
     from featstore.evaluation import (
         choose_pairs,
         default_split,
@@ -160,7 +160,8 @@ def grid(
     check_writable(json, csv)
     compute = choose_compute(device, dtype, batch_size)
     opened = open_store(store)
-    choice = choose_for_store(opened, numbers, prompt, prompts, fallback, or_newest=False)
+    choice = choose_for_store(opened, TypedPrompts(numbers, t, prompt, prompts, fallback))
+    say(choice.line)
     if choice.prompts is None:
         option_values.check_kept(kept_as, "prompts of pairs (cpm)")
     dataset = option_values.dataset_of(opened, root)
@@ -242,8 +243,8 @@ def grid(
     again += "" if root is None else f" --root {shlex.quote(str(root))}"
     again += "" if dtype == "auto" else f" --dtype {dtype}"
     again += "" if stored == options.DEFAULT_STORED else f" --stored {stored}"
-    # eval takes the newest run's prompts where none are named
-    again += f" --prompt {shlex.quote(choice.label)}" if prompts is None else f" --prompts {shlex.quote(str(prompts))}"
+    named = choice.source
+    again += f" --prompt {shlex.quote(choice.label)}" if named is None else f" --prompts {shlex.quote(str(named))}"
     again += "" if fallback is None else f" --fallback {fallback}"
     again += "" if dino is None else f" --dino {shlex.quote(dino)}"
     again += "" if ensemble == options.DEFAULT_ENSEMBLE else f" --ensemble {ensemble}"

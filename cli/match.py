@@ -117,7 +117,7 @@ def match(
     from cli.output import check_writable, print_shapes, print_table, say, write_json
     from cli.photo_prompt import photo_prompt
     from cli.progress import TerminalProgress
-    from cli.prompt_choice import choose_prompts, layers_of
+    from cli.prompt_choice import NEWEST, TypedPrompts, choose_for_store, choose_prompts, layers_of
     from featstore.backbone.latents import Latents
     from featstore.backbone.model import open_model
     from featstore.prompts.text import DEFAULT_TEMPLATE
@@ -144,9 +144,14 @@ def match(
         opened, size = model_of(known), known.header.image_size
         seed, latents = known.header.seed, known.header.latents
     compute = option_values.choose_compute(device, dtype, batch_size)
-    if prompt is None and prompts is None:
-        prompt = DEFAULT_TEMPLATE if category else "a photo"
-    choice = choose_prompts(opened.location.id, opened.fingerprint, (), typed, prompt, prompts, None, or_newest=False)
+    asked = TypedPrompts(typed, t, prompt, prompts, None, DEFAULT_TEMPLATE if category else "a photo")
+    if store is not None:
+        choice = choose_for_store(known, asked)
+    elif prompts == NEWEST:
+        raise InputError("--prompts newest is the newest run on a store: name the store with --store, or name the run.")
+    else:
+        choice = choose_prompts(opened.location.id, opened.fingerprint, tuple, asked)
+    say(choice.line)
     numbers = layers_of(choice, typed)
     usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
     timesteps = option_values.timesteps_for(numbers, t, usual)

@@ -41,9 +41,11 @@ SizeOption = Annotated[
     typer.Option("--size", help="Side S in pixels that images are resized to.", show_default="the model's own"),
 ]
 LayersOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--layers", help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3, and dino (DINOv2)."
+        "--layers",
+        help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3, and dino (DINOv2).",
+        show_default="2,3, or those of the prompts",
     ),
 ]
 TimestepsOption = Annotated[
@@ -61,7 +63,9 @@ WeightsOption = Annotated[
 PromptOption = Annotated[
     str | None,
     typer.Option(
-        "--prompt", help="Text prompt; {category} stands for the image's category.", show_default=DEFAULT_PROMPT
+        "--prompt",
+        help="Text prompt; {category} stands for the image's category.",
+        show_default=f"{DEFAULT_PROMPT}; where neither --layers, --t nor prompts are typed, see --prompts",
     ),
 ]
 OnlySplitOption = Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")]
@@ -71,13 +75,18 @@ CategoriesOption = Annotated[
 PromptsOption = Annotated[
     Path | None,
     typer.Option(
-        "--prompts", metavar="RUN", help="Learned prompts: a run's folder, or a .safetensors file of prompts."
+        "--prompts",
+        metavar="RUN",
+        help="Learned prompts: a run's folder, a .safetensors file of prompts, or newest: the newest finished run on "
+        "the store that has exactly the layers used.",
+        show_default="the newest finished run, where no --layers, --t or --prompt is typed and its layers are 2,3",
     ),
 ]
 FallbackOption = Annotated[
     str | None,
     typer.Option(
-        "--fallback", help="For categories without a learned prompt: text, or single (the newest run of that mode)."
+        "--fallback",
+        help="For categories without a learned prompt: text, or single (the newest finished run of that mode).",
     ),
 ]
 DinoOption = Annotated[

@@ -1,8 +1,8 @@
-"""Which prompts a command uses: `--prompts RUN`, `--prompt TEXT`, or, for `eval`, the newest run's; and what to do for
-categories that have none."""
+"""Which prompts a command uses, one rule for all: `--prompts RUN|newest`, `--prompt TEXT`, or, where nothing is typed,
+those of the newest run where they fit; and what to do for categories that have none."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,53 @@ from featstore.store.store import Store
 from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
 from matcher.errors import InputError
 
+DUAL = (2, 3)
+"""The report's two layers, which are used where none are typed."""
+
+NEWEST = Path("newest")
+"""What `--prompts` takes for the newest finished run on the store that has the layers used."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypedPrompts:
+    """What was typed that decides on prompts, None where it was not: decoder layers (none of them where only `dino` is
+    named), `--t`, `--prompt`, `--prompts`, `--fallback`. template: the text where none is typed."""
+
+    layers: tuple[int, ...] | None
+    t: str | None
+    prompt: str | None
+    prompts: Path | None
+    fallback: str | None
+    template: str = DEFAULT_TEMPLATE
+
 
 @dataclass(frozen=True, slots=True)
 class PromptChoice:
-    """label: as it is printed and recorded. prompts: those that belong to images; None for a cpm's. learned: those of a
-    run or file, None for a text."""
+    """label: as it is recorded. prompts: those that belong to images; None for a cpm's. learned: those of a run or
+    file, `source`, None for a text. newest: whether that is the newest run, which nobody named."""
 
     label: str
     prompts: Prompts | None
     learned: LearnedPrompts | None
+    source: Path | None = None
+    newest: bool = False
+
+    @property
+    def line(self) -> str:
+        """The line that says which prompts are used."""
+        if self.learned is None:
+            return f"prompt: the text {self.label!r}"
+        layers = ",".join(map(str, self.learned.layers))
+        origin = f", the newest finished run on this store, for layers {layers}" if self.newest else ""
+        return f"prompt: {self.label}{origin}"
 
     def of_images(self, command: str) -> Prompts:
         """Raises `InputError` for prompts that belong to pairs."""
         if self.prompts is None:
-            raise InputError(f"{self.label} belong to pairs: `{command}` takes text, single or class prompts.")
+            raise InputError(
+                f"{self.label} belong to pairs: `{command}` takes text, single or class prompts, named with --prompt "
+                "or --prompts."
+            )
         return self.prompts
 
     def check_categories(self, categories: Collection[str]) -> None:
@@ -47,50 +80,40 @@ class PromptChoice:
 
 
 def choose_prompts(
-    model_id: str,
-    fingerprint: str,
-    runs: Sequence[RunFolder],
-    layers: tuple[int, ...] | None,
-    prompt: str | None,
-    prompts: Path | None,
-    fallback: str | None,
-    *,
-    or_newest: bool,
+    model_id: str, fingerprint: str, runs: Callable[[], Sequence[RunFolder]], typed: TypedPrompts
 ) -> PromptChoice:
-    """What was typed; else, where `or_newest`, those of the first of `runs` that has all the layers asked for; else the
-    text template.
+    """The rule of every command: learned prompts where they are named; or where none of layers, timesteps and prompt is
+    typed and the newest finished run has exactly the layers used; else the text.
 
-    model_id, fingerprint: of the model at hand. runs: that were trained with it, the newest first. Raises `InputError`
-    for a text and learned prompts at once, `PromptError` for prompts that this model or these layers cannot use.
+    model_id, fingerprint: of the model at hand. runs: that were finished with it, the newest first. Raises `InputError`
+    for a text and learned prompts at once, `PromptError` for prompts that this model or these layers cannot use,
+    `TuningError` where a run that might be the newest is damaged.
     """
-    if prompt is not None and prompts is not None:
+    if typed.prompt is not None and typed.prompts is not None:
         raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
-    if prompts is not None:
-        return _learned(prompts, model_id, fingerprint, runs, layers, fallback)
-    for newest in runs if or_newest and prompt is None else ():
-        learned = load_prompts(newest.prompts)
-        if layers is None or set(layers) <= set(learned.layers):
-            return _learned(newest.path, model_id, fingerprint, runs, layers, fallback)
-    if fallback is not None:
+    if typed.prompts == NEWEST:
+        path = _newest_for(runs(), DUAL if typed.layers is None else typed.layers).path
+        return replace(_learned(path, model_id, fingerprint, runs, typed), newest=True)
+    if typed.prompts is not None:
+        return _learned(typed.prompts, model_id, fingerprint, runs, typed)
+    if typed.layers is None and typed.t is None and typed.prompt is None:
+        newest = next(iter(runs()), None)
+        if newest is not None and set(newest.settings.layers) == set(DUAL):
+            return replace(_learned(newest.path, model_id, fingerprint, runs, typed), newest=True)
+    if typed.fallback is not None:
         raise InputError("--fallback goes with learned prompts: name them with --prompts.")
-    text = TextPrompt(DEFAULT_TEMPLATE if prompt is None else prompt)
+    text = TextPrompt(typed.template if typed.prompt is None else typed.prompt)
     return PromptChoice(text.template, text, None)
 
 
-def choose_for_store(
-    store: Store,
-    layers: tuple[int, ...] | None,
-    prompt: str | None,
-    prompts: Path | None,
-    fallback: str | None,
-    *,
-    or_newest: bool,
-) -> PromptChoice:
-    """`choose_prompts` for a store's model and the runs that were trained on it."""
-    header, runs = store.header, runs_newest_first(store)
-    return choose_prompts(
-        header.model_id, header.model_fingerprint, runs, layers, prompt, prompts, fallback, or_newest=or_newest
-    )
+def choose_for_store(store: Store, typed: TypedPrompts) -> PromptChoice:
+    """`choose_prompts` for a store's model and the runs that were finished on it."""
+    header = store.header
+
+    def finished() -> list[RunFolder]:
+        return [run for run in runs_newest_first(store) if run.is_finished]
+
+    return choose_prompts(header.model_id, header.model_fingerprint, finished, typed)
 
 
 def layers_of(choice: PromptChoice, typed: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -98,36 +121,43 @@ def layers_of(choice: PromptChoice, typed: tuple[int, ...] | None) -> tuple[int,
     return typed or (DUAL if choice.learned is None else choice.learned.layers)
 
 
-DUAL = (2, 3)
+def _newest_for(runs: Sequence[RunFolder], layers: tuple[int, ...]) -> RunFolder:
+    for run in runs:
+        if set(run.settings.layers) == set(layers):
+            return run
+    known = "; ".join(f"{run.path} has {','.join(map(str, run.settings.layers))}" for run in runs[:3])
+    raise PromptError(
+        f"There is no finished run on this store under {RUNS} with exactly the layers {','.join(map(str, layers))} "
+        f"({known or 'there is none at all'}): train one, or name layers with --layers or a run with --prompts."
+    )
 
 
 def _learned(
     path: Path,
     model_id: str,
     fingerprint: str,
-    runs: Sequence[RunFolder],
-    layers: tuple[int, ...] | None,
-    fallback: str | None,
+    runs: Callable[[], Sequence[RunFolder]],
+    typed: TypedPrompts,
 ) -> PromptChoice:
-    learned = load_prompts(path)
-    check_usable(learned, fingerprint, model_id, layers or learned.layers)
+    learned, fallback = load_prompts(path), typed.fallback
+    check_usable(learned, fingerprint, model_id, typed.layers or learned.layers)
     label = f"{learned.mode.value} prompts of {path}"
     if learned.mode is Mode.CPM:
         if fallback is not None:
             raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
-        return PromptChoice(label, None, learned)
+        return PromptChoice(label, None, learned, path)
     way_out = None if fallback is None else _fallback(runs, learned, fallback)
     return PromptChoice(
-        label if fallback is None else f"{label}, else {fallback}", SavedPrompts(learned, way_out), learned
+        label if fallback is None else f"{label}, else {fallback}", SavedPrompts(learned, way_out), learned, path
     )
 
 
-def _fallback(runs: Sequence[RunFolder], learned: LearnedPrompts, name: str) -> TextPrompt | SavedPrompts:
+def _fallback(runs: Callable[[], Sequence[RunFolder]], learned: LearnedPrompts, name: str) -> TextPrompt | SavedPrompts:
     if name == "text":
         return TextPrompt()
     if name != "single":
         raise InputError(f"--fallback is text or single, not {name!r}.")
-    for run in runs:
+    for run in runs():
         found = load_prompts(run.prompts)
         if found.mode is Mode.SINGLE and set(learned.layers) <= set(found.layers):
             return SavedPrompts(found)

@@ -124,7 +124,8 @@ def train(
     """Learn prompts for one layer (SD4Match) or for two (the dual method), a set a layer, trained together.
 
     Steps never call the VAE: latents and noisy latents come from the store, which is filled first. `dualsd eval`,
-    `grid` and `match` use the prompts with --prompts RUN; `eval` takes those of the newest run on its own.
+    `grid` and `match` use the prompts with --prompts RUN, and take those of the newest finished run where neither
+    --layers, --t nor --prompt is typed and it has the layers 2,3.
     """
     from cli.command_line import typed_command
     from cli.output import check_writable, print_shapes, say, write_json
@@ -134,6 +135,7 @@ def train(
         raise InputError("Say what is to be learned: --mode single, class or cpm.")
     if resume is not None and name is not None:
         raise InputError("--name goes with a new run: one that is resumed keeps its own.")
+    option_values.check_typed(None, None, weights)
     from cli.progress import TerminalProgress
     from cli.train_processes import open_processes, run_folder, training_compute, when_main
     from cli.train_settings import check_resumed, published, typed_settings, with_typed

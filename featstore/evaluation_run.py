@@ -38,7 +38,7 @@ from matcher.pairs import Frame
 from matcher.pck import MatchedPair
 from matcher.readout import Readout
 
-FORMAT = "dualsd evaluation"
+FORMAT = run_folder.EVALUATION
 VERSION = 1
 _RUN, _PREDICTIONS, _RESULTS = "run.json", "predictions.safetensors", "results.json"
 

@@ -1,12 +1,14 @@
 """What the matcher asks of feature maps: which layers make up a feature, and something that hands their maps out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from matcher.errors import MapError
+from matcher.fusion import LARGEST, SMALLEST_NORM
 from matcher.read_ahead import AHEAD
 
 
@@ -49,17 +51,84 @@ def images_ahead(maps: MapSource, layers: Sequence[LayerSpec]) -> int:
     return maps.images_ahead(layers) if isinstance(maps, FarMapSource) else AHEAD
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What maps may be kept in."""
+
+SAME = 1e-3
+"""Unit vectors that are no further apart have cosines that differ by 5e-7, float32's own rounding."""
+
+
+def check_map(features: Tensor, name: str) -> None:
+    """Raise `MapError`, naming the map, for what cannot be a map (C, h, w) of an image that was resized to a square, or
+    cannot be matched: values that are not finite or too large, cells that vanish when they are normalised, cells that
+    all point the same way."""
+    if features.dtype not in FLOATS or features.ndim != 3 or 0 in features.shape:
+        kind = str(features.dtype).removeprefix("torch.")
+        raise MapError(
+            f"{name} is {kind} of shape {tuple(features.shape)} where float16, bfloat16, float32 or float64 of shape "
+            "(C, h, w), none of them 0, is needed."
+        )
+    channels, height, width = features.shape
+    if height != width:
+        reading = "it is (h, w, C), it seems: move the channels to the front" if channels == height else "resize both"
+        raise MapError(
+            f"{name} has shape {tuple(features.shape)}, which as (C, h, w) has {height} x {width} cells where images "
+            f"are square and have as many cells both ways: {reading}."
+        )
+    if not features.abs().max() <= LARGEST:
+        raise MapError(f"{name} holds values that are not finite, or larger than {LARGEST:g}; check how it was made.")
+    values = features.float()
+    norms = values.norm(dim=0)  # (h, w)
+    vanishing = int((norms < SMALLEST_NORM).sum())
+    if vanishing or features.abs().max() < torch.finfo(features.dtype).tiny:
+        cells = "every cell is" if vanishing in (0, norms.numel()) else f"{vanishing} of its {norms.numel()} cells are"
+        fault = "zero" if not norms.min() > 0 else f"too small (norms from {norms.min():.2g})"
+        raise MapError(
+            f"{name} cannot be matched: {cells} {fault}, and a descriptor is divided by its norm plus 1e-6; scale the "
+            f"layer's maps until norms are above {SMALLEST_NORM:g}, or make them again."
+        )
+    units = values / norms
+    if (units.amax(dim=(1, 2)) - units.amin(dim=(1, 2))).norm() < SAME:
+        raise MapError(
+            f"{name} cannot be matched: all its {norms.numel()} cells point the same way; check how it was made."
+        )
+
+
+def check_maps(maps: Iterable[tuple[Hashable, str, Tensor]]) -> None:
+    """`check_map` of each map, given as (its layer, its name, its values), and that those of a layer have one number of
+    channels and one dtype. Raises `MapError`."""
+    first: dict[Hashable, tuple[str, tuple[int, str]]] = {}
+    for layer, name, features in maps:
+        check_map(features, name)
+        own = features.shape[0], str(features.dtype).removeprefix("torch.")
+        other, theirs = first.setdefault(layer, (name, own))
+        if own != theirs:
+            raise MapError(
+                f"{name} has {own[0]} channels in {own[1]}, but {other} of the same layer has {theirs[0]} in "
+                f"{theirs[1]}: all maps of a layer come from one network, in one precision."
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class MapsInMemory:
     """Maps held in a dictionary keyed by (image id, layer name, timestep or None): the shortest way to evaluate
-    features of one's own."""
+    features of one's own. Raises `MapError` for maps that cannot be matched, see `check_maps`."""
 
     maps: Mapping[tuple[str, str, int | None], Tensor]
+
+    def __post_init__(self) -> None:
+        check_maps(
+            ((layer, timestep), f"The map of {image!r}, layer {layer!r}{_at(timestep)}", features)
+            for (image, layer, timestep), features in self.maps.items()
+        )
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """See `MapSource.load`."""
         found = self.maps.get((image, layer.layer, layer.timestep))
         if found is None:
-            at = "" if layer.timestep is None else f" at t = {layer.timestep}"
-            raise MapError(f"There is no map of image {image!r} for layer {layer.layer!r}{at}.")
+            raise MapError(f"There is no map of image {image!r} for layer {layer.layer!r}{_at(layer.timestep)}.")
         return found
+
+
+def _at(timestep: int | None) -> str:
+    return "" if timestep is None else f" at t = {timestep}"

@@ -1,5 +1,6 @@
 """Match points between two images whose final maps are given: the plain version, one pair at a time."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from matcher.readout import (
     WINDOW_BETA,
     Readout,
     blend_nearest,
+    check_predictions,
     integer_neighbours,
     kernel_soft_argmax,
     nearest,
@@ -45,6 +47,11 @@ class MatchSettings:
             raise MatchError(f"An image size of {self.image_size} pixels is too small: it must be at least 2.")
         if self.upsample < 1:
             raise MatchError(f"Maps cannot be upsampled {self.upsample} times: the factor must be at least 1.")
+        for name in ("beta", "sigma", "window_beta"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise MatchError(f"{name} is {getattr(self, name)}: it must be finite and above 0.")
+        if self.window < 0:
+            raise MatchError(f"A window of {self.window} cells cannot be: it must be at least 0.")
 
 
 def match_points(
@@ -55,14 +62,16 @@ def match_points(
     source, target: final maps (C, h, w) and (C, H, W), see `matcher.fusion.fuse`. points: (n, 2), (x, y) in pixels of
     the resized frame. Returns (n, 2) in pixels of the resized frame, a readout.
 
-    Raises `MatchError` where the maps' channels differ, and for `pixel`, which needs the original images' sizes: see
-    `matcher.pixel.match_pixels`.
+    Raises `MatchError` where the maps' channels differ, a point or a match is not finite, and for `pixel`, which needs
+    the original images' sizes: see `matcher.pixel.match_pixels`.
     """
     if source.shape[0] != target.shape[0]:
         raise MatchError(
             f"The source map has {source.shape[0]} channels and the target map {target.shape[0]}: "
             "both must come from the same layers of the same model."
         )
+    if not points.isfinite().all():
+        raise MatchError("A point is not finite: drop the points that an image lacks.")
     source_size, target_size = _size(source), _size(target)
     points = points.to(source)
     cells = pixels_to_cells(points, settings.image_size, source_size, settings.geometry)
@@ -85,10 +94,13 @@ def match_points(
             case Readout.PIXEL:
                 raise MatchError("The readout pixel needs the original images' sizes: use matcher.pixel.match_pixels.")
 
-    return {
+    found = {
         readout: cells_to_pixels(read(readout), settings.image_size, target_size, settings.geometry)
         for readout in readouts
     }
+    for readout, positions in found.items():
+        check_predictions(positions, readout, "the source to the target map")
+    return found
 
 
 def _size(features: Tensor) -> tuple[int, int]:

@@ -64,6 +64,20 @@ class MatchingPair:
     names: tuple[str, ...] | None = None
     flags: Mapping[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        # NaN is no miss: points that an image lacks are dropped, on both sides
+        frames = (self,) if self.original is None else (self, self.original)
+        if not all(
+            np.isfinite(frame.source_points).all()
+            and np.isfinite(frame.target_points).all()
+            and np.isfinite(frame.theta)
+            for frame in frames
+        ):
+            raise MatchError(
+                f"The pair {self.source} -> {self.target} has a point or a theta that is not finite: drop the points "
+                "that an image lacks, on both sides."
+            )
+
     def truth(self, frame: Frame) -> tuple[FramePoints, float]:
         """Target points (n, 2) and theta in a frame. Raises `MatchError` where the original frame is not known."""
         if frame is Frame.RESIZED:

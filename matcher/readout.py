@@ -9,6 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from matcher.errors import MatchError
 from matcher.pairs import Frame
 
 SIGMA = 7.0
@@ -38,8 +39,27 @@ class Readout(Enum):
 
 
 def nearest(correlation: Tensor) -> Tensor:
-    """The cell of the largest correlation: (n, h, w) to (n, 2). Of equal ones the first in reading order."""
-    return cells_of(largest(correlation), (correlation.shape[-2], correlation.shape[-1]))
+    """The cell of the largest correlation: (n, h, w) to (n, 2). Of equal ones the first in reading order; NaN where a
+    correlation is none."""
+    best = largest(correlation)
+    return cells_of(best, (correlation.shape[-2], correlation.shape[-1])) + doubt(correlation, best)[:, None]
+
+
+def doubt(correlation: Tensor, best: Tensor) -> Tensor:
+    """0 where the largest correlation is finite, else NaN, (n,): argmax takes NaN for the largest, and gives its cell.
+    best: what `largest` gives."""
+    top = correlation.flatten(1).gather(1, best[:, None])[:, 0]
+    return top - top
+
+
+def check_predictions(positions: Tensor, readout: Readout, pair: str) -> None:
+    """Raise `MatchError` for predictions (..., 2) that are not finite: scored, they would count as misses. Everything
+    that predicts ends here. pair: what was matched with what."""
+    if not positions.isfinite().all():
+        raise MatchError(
+            f"The points of {pair} have no match by {readout.value}: correlations of the two are not finite in "
+            "float32; look for values in their maps that are not finite, or too large."
+        )
 
 
 def largest(correlation: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from matcher.maps import LayerSpec, MapSource, images_ahead
 from matcher.pairs import Frame, MatchingPair
 from matcher.queries import Samples, distinct_keypoints, join, sample
 from matcher.read_ahead import read_ahead
-from matcher.readout import Readout
+from matcher.readout import Readout, check_predictions
 from matcher.target import check_channels
 from matcher.target_cells import match_cells
 from matcher.target_pixels import match_pixels_of_target
@@ -55,8 +55,8 @@ def sweep(
     descriptors of one category's keypoints, `KEPT_BYTES`, the maps of four images (of more from a source that is far
     away, see `FarMapSource`), and blocks of correlations.
 
-    Raises `MapError` and `MatchError` where maps are missing or do not fit together, or a pair lacks what a readout
-    needs.
+    Raises `MapError` and `MatchError` where maps are missing or do not fit together, a pair lacks what a readout
+    needs, or a match is not finite.
     """
     if not configurations or not readouts:
         raise MatchError("There is nothing to match: name at least one layer and one readout.")
@@ -88,7 +88,25 @@ def sweep(
                 columns = torch.tensor([readouts.index(readout) for readout in layout.readouts], device=device)
                 found[torch.tensor(layout.members, device=device)[:, None], columns] = positions
             # all pairs of the target leave the device together
-            yield TargetMatches(members, found.cpu().numpy())
+            predictions = found.cpu()
+            if not predictions.isfinite().all():
+                _refuse(pairs, members, rows, readouts, predictions)
+            yield TargetMatches(members, predictions.numpy())
+
+
+def _refuse(
+    pairs: Sequence[MatchingPair],
+    members: Sequence[int],
+    rows: Mapping[int, NDArray[np.int64]],
+    readouts: Sequence[Readout],
+    predictions: Tensor,
+) -> None:
+    """Raise `MatchError` naming the first pair and readout without a match. predictions: (configurations, readouts,
+    points of all members in turn, 2)."""
+    own = predictions.split([len(rows[index]) for index in members], dim=2)
+    for index, found in zip(members, own, strict=True):
+        for readout, positions in zip(readouts, found.unbind(dim=1), strict=True):
+            check_predictions(positions, readout, f"{pairs[index].source} -> {pairs[index].target}")
 
 
 def grouped(

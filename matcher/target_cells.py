@@ -16,6 +16,7 @@ from matcher.readout import (
     Readout,
     blend_nearest,
     cells_of,
+    doubt,
     kernel_soft_argmax,
     largest,
     soft_argmax,
@@ -47,6 +48,7 @@ def match_cells(
     lengths = {key: _lengths(norm) for key, norm in norms.items()}
     blends, places = _distinct([_blend(configurations[index], lengths) for index in layout.members])
     best = torch.empty(len(blends), len(rows), dtype=torch.long, device=rows.device)
+    doubts = torch.empty(len(blends), len(rows), device=rows.device)
     found = torch.empty(len(blends), len(layout.readouts), len(rows), 2, device=rows.device)
     block = block_of(layout, size)
     chunk = max(CHUNK_CELLS // (size[0] * size[1]), 1) if rows.device.type == "cpu" else block
@@ -65,13 +67,14 @@ def match_cells(
                 # a correlation is linear in its descriptor: that of the blend is the blend of the corners'
                 whole = total[:, 0] if layout.rows == 1 else torch.einsum("nrhw,nr->nhw", total, shares[part])
                 best[member, into] = largest(whole)
+                doubts[member, into] = doubt(whole, best[member, into])
                 if layout.readouts != (Readout.NN,):
                     scale = blend.scale([squares[key][part] for key in blend.keys])
                     centre = cells_of(best[member, into], size)
                     for column, position in enumerate(_read(layout, total, shares[part], whole, scale, centre)):
                         found[member, column, into] = position
     if Readout.NN in layout.readouts:
-        found[:, layout.readouts.index(Readout.NN)] = cells_of(best, size)
+        found[:, layout.readouts.index(Readout.NN)] = cells_of(best, size) + doubts[..., None]
     return cells_to_pixels(found[places], layout.settings.image_size, size, layout.settings.geometry)
 
 

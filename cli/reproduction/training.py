@@ -35,10 +35,7 @@ def open_run(place: Workplace, training: Training, pairs: int) -> RunFolder | No
 
 def is_finished(run: RunFolder | None) -> bool:
     """Whether all its steps are done."""
-    if run is None or not run.prompts.is_file():
-        return False
-    done = run.metrics_until(run.settings.steps)
-    return bool(done) and int(done[-1][0]) == run.settings.steps
+    return run is not None and run.is_finished
 
 
 def learn(place: Workplace, training: Training, pairs: int) -> RunFolder:

@@ -24,6 +24,7 @@ from featstore.errors import DatasetError
 from featstore.progress import Progress
 from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
+from matcher.errors import MapError
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def photo_maps(
     progress: Progress,
 ) -> list[Mapping[tuple[int, int], Tensor]]:
     """For each photograph its maps (C, h, w), float32, by (layer, timestep): those of a store but
-    for its roundings to float16. A photograph that asks to be turned is noted (`featstore.datasets.pixels`)."""
+    for its roundings to float16. A photograph that asks to be turned is noted (`featstore.datasets.pixels`). Raises
+    `MapError` for a map that is not finite."""
     for photo in photos:
         if photo.orientation != 1:
             width, height = photo.picture.size
@@ -114,6 +116,13 @@ def photo_maps(
                 for layer, features in taps.items():
                     sums[layer] = sums.get(layer, torch.zeros(())) + features.float().sum(dim=0).cpu()
                 progress.advance(len(draws))
+            for layer, total in sums.items():
+                if not total.isfinite().all():
+                    raise MapError(
+                        f"The map of {photo.name}, layer {layer} at t = {timestep}, is not finite in "
+                        f"{compute.dtype_name}: the model overflowed; try "
+                        f"{'another model' if compute.dtype is torch.float32 else '--dtype float32'}."
+                    )
             maps |= {(layer, timestep): total / settings.ensemble for layer, total in sums.items()}
         found.append(maps)
     return found

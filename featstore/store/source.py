@@ -17,13 +17,8 @@ from featstore.store.overlap import AHEAD_BYTES, REQUESTS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.errors import MapError
-from matcher.maps import LayerSpec, MapSource, images_ahead
+from matcher.maps import LayerSpec, MapSource, check_maps, images_ahead
 from matcher.read_ahead import AHEAD
-
-_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-_LARGEST = 1e17
-"""Of a value: beyond it a descriptor's norm overflows float32, and every match would silently be the first cell."""
 
 _NAMED = "'<image id>|<layer name>'"
 
@@ -94,28 +89,30 @@ class FeatureFile:
     names: frozenset[str]
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w). Raises `MapError` where it is missing, of another shape or not finite."""
-        name = f"{image}|{layer.layer}"
-        if name not in self.names:
-            raise MapError(f"{self.path} has no tensor {name!r}; {self._what_it_has()}.")
+        """The raw map (C, h, w). Raises `MapError` where it is missing or cannot be read; whether it can be matched is
+        known from `check`."""
+        name = self._name(image, layer)
         try:
             features: Tensor = self.handle.get_tensor(name)
         except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # of a type torch lacks
             raise MapError(
                 f"{self.path}: tensor {name!r} cannot be read ({one_line(error)}); write it again."
             ) from error
-        if features.dtype not in _NUMBERS or features.ndim != 3 or 0 in features.shape:
-            kind = str(features.dtype).removeprefix("torch.")
-            raise MapError(
-                f"{self.path}: tensor {name!r} is {kind} of shape {tuple(features.shape)} where float16, bfloat16, "
-                "float32 or float64 of shape (C, h, w), none of them 0, is needed."
-            )
-        if not features.abs().max() <= _LARGEST:
-            raise MapError(
-                f"{self.path}: tensor {name!r} holds values that are not finite, or larger than {_LARGEST:g}; check "
-                "how it was made."
-            )
         return features
+
+    def check(self, images: Sequence[str], layers: Sequence[LayerSpec]) -> None:
+        """Read the maps of some images, one at a time. Raises `MapError` for the first one that is missing or cannot be
+        matched."""
+        wanted = [(image, layer, self._name(image, layer)) for image in images for layer in layers]
+        check_maps(
+            (layer.layer, f"{self.path}: tensor {name!r}", self.load(image, layer)) for image, layer, name in wanted
+        )
+
+    def _name(self, image: str, layer: LayerSpec) -> str:
+        name = f"{image}|{layer.layer}"
+        if name not in self.names:
+            raise MapError(f"{self.path} has no tensor {name!r}; {self._what_it_has()}.")
+        return name
 
     def _what_it_has(self) -> str:
         layers = sorted({name.rpartition("|")[2] for name in self.names})

@@ -15,7 +15,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,8 @@ RUN = "run.json"
 """Of a run's folder. A process that trains the run holds the file's lock."""
 
 FORMAT = "dualsd run"
+EVALUATION = "dualsd evaluation"
+"""What lies among the runs, too: `featstore.evaluation_run`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
 METRICS_LINE_BYTES = 48
@@ -97,6 +99,13 @@ class RunFolder:
             return TuningSettings.from_json(self.description["settings"])
         except (KeyError, TypeError, ValueError) as error:
             raise TuningError(f"{self.path}/run.json has damaged settings: {error!r}.") from error
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all its steps are done and its prompts are there."""
+        steps = self.settings.steps
+        done = self.metrics_until(steps)
+        return self.prompts.is_file() and bool(done) and int(done[-1][0]) == steps
 
     def metrics_until(self, step: int) -> list[tuple[str, ...]]:
         """Rows of `METRICS` of the steps up to `step`."""
@@ -229,17 +238,39 @@ def _exists(path: Path) -> TuningError:
     return TuningError(f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name.")
 
 
-def runs_newest_first(store: Store, parent: Path = RUNS) -> list[RunFolder]:
-    """The runs that were trained on this store and have prompts, the one made last first."""
+def _refuse(damaged: TuningError) -> None:
+    raise damaged
+
+
+def runs_newest_first(
+    store: Store, parent: Path = RUNS, on_damage: Callable[[TuningError], None] = _refuse
+) -> list[RunFolder]:
+    """The runs that were trained on this store and have prompts, the one made last first. on_damage: is told of each
+    run that cannot be opened, which may be the newest; without it that is raised."""
     found = []
     for file in parent.glob("*/run.json"):
+        if _is_of_others(file):
+            continue
         try:
             run = RunFolder.open(file.parent)
-        except TuningError:
+        except TuningError as error:
+            on_damage(error)
             continue
         if run.prompts.is_file() and run.identity == identity(store):
             found.append((str(run.description.get("created")), str(run.path), run))
     return [run for _, _, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+
+
+def _is_of_others(file: Path) -> bool:
+    """Whether a `run.json` is of no training: of an evaluation, or of another program. One that is damaged is not known
+    to be."""
+    try:
+        description = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(description, dict):
+        return True
+    return description.get("format") == EVALUATION or not {"format", "creator"} & description.keys()
 
 
 def free_name(parent: Path, prefix: str) -> str:

@@ -1,11 +1,17 @@
 """Whatever is wrong with the input: one sentence on stderr, exit code 2, no traceback."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import zarr
 
 from tests.cli.conftest import Run
+
+if TYPE_CHECKING:
+    import torch
 
 
 @pytest.mark.parametrize(
@@ -170,6 +176,80 @@ def test_features_that_do_not_fit(run: Run, photographs: Path) -> None:
     for typed in (("--t", "1"), ("--fallback", "text"), ("--dino-size", "224"), ("--skip-bad",)):
         result = run("eval", "--features", "few.safetensors", *typed, *arguments)
         assert (result.exit_code, f"{typed[0]} goes with a store" in result.stderr) == (2, True)
+
+
+FEATURES: list[tuple[Callable[["torch.Tensor"], "torch.Tensor"], str]] = [
+    (lambda it: it.permute(1, 2, 0).contiguous(), "move the channels to the front"),
+    (lambda it: it[:, :3].contiguous(), "as many cells both ways"),
+    (lambda it: (100 * it).int(), "is int32"),
+    (lambda it: 0 * it, "every cell is zero"),
+    (lambda it: 0 * it + 1, "point the same way"),
+    (lambda it: 1e-9 * it, "every cell is too small"),
+    (lambda it: 1e25 * it, "larger than 1e+17"),
+    (lambda it: it / 0, "not finite"),
+    (lambda it: it[:7].contiguous(), "7 channels in float32, but f.safetensors: tensor 'cat/0|s8'"),
+    (lambda it: it.half(), "8 channels in float16"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), FEATURES)
+def test_features_that_cannot_be_matched(
+    run: Run, photographs: Path, change: "Callable[[torch.Tensor], torch.Tensor]", words: str
+) -> None:
+    """Before anything is matched, the map is named."""
+    import torch
+    from safetensors.torch import save_file
+
+    maps = {f"{category}/{index}|s8": torch.randn(8, 4, 4) for category in ("cat", "dog") for index in range(3)}
+    maps["dog/2|s8"] = change(maps["dog/2|s8"])
+    save_file(maps, "f.safetensors")
+    arguments = ("--dataset", "folder", "--root", str(photographs), "--size", "64", "--layers", "s8")
+    result = run("eval", "--features", "f.safetensors", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "f.safetensors: tensor 'dog/2|s8'" in result.stderr
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("weights", ["1e30,1e30", "nan,1", "inf,1", "-1,1", "0,0", "1e-30,1e-30"])
+def test_weights_that_no_command_takes(run: Run, photographs: Path, weights: str) -> None:
+    files = [str(photographs / "cat" / f"{index}.png") for index in range(2)]
+    for command in (
+        ("eval", "--layers", "2,3"),
+        ("grid", "--t", "50"),
+        ("match", *files, "--points", "3,3", "--model", "demo", "--layers", "2,3"),
+        ("train", "--mode", "single"),
+    ):
+        typed = weights.replace(",", ":") if command[0] == "grid" else weights
+        result = run(*command, f"--weights={typed}")
+        assert (result.exit_code, "cannot be used" in result.stderr) == (2, True), (command, result.stderr)
+
+
+@pytest.mark.parametrize("points", ["nan,3", "inf,3", "3", "3,4;nan,nan", "1e400,3", "-1,3"])
+def test_points_that_no_image_has(run: Run, photographs: Path, points: str) -> None:
+    file = str(photographs / "cat" / "0.png")
+    result = run("match", file, file, f"--points={points}", "--model", "demo")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+
+
+def test_case_06_match_not_finite(run: Run, photographs: Path, tmp_path: Path) -> None:
+    """A UNet whose layer overflows: not two matches at (0, 0), but a sentence that names the map."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from featstore.backbone.demo_model import demo_folder
+
+    shutil.copytree(demo_folder(), tmp_path / "model")
+    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["up_blocks.1.resnets.0.conv2.weight"] *= torch.tensor(1e38)
+    save_file(tensors, weights, {"format": "pt"})
+    files = [str(photographs / "cat" / f"{index}.png") for index in range(2)]
+    typed = ("--points", "6,6;10,8", "--layers", "2", "--t", "261", "--ensemble", "1", "--out", "m.png")
+    result = run("match", *files, "--model", str(tmp_path / "model"), *typed)
+    assert result.exit_code == 2
+    assert "The map of 0.png, layer 2 at t = 261, is not finite in float32: the model overflowed" in result.stderr
+    assert not Path("m.png").exists()
 
 
 def test_a_point_outside_the_image(run: Run, photographs: Path) -> None:

@@ -9,6 +9,7 @@ from matcher.maps import LayerSpec, MapsInMemory
 from matcher.match import MatchSettings, match_points
 from matcher.pairs import MatchingPair
 from matcher.readout import Readout
+from tests.matcher.unchecked import Unchecked
 
 CPU = torch.device("cpu")
 
@@ -57,7 +58,7 @@ def test_pairs_come_back_in_order_and_layers_are_weighed() -> None:
 
 
 def test_what_does_not_fit_together() -> None:
-    maps = MapsInMemory({("a", "x", None): torch.zeros(3, 4, 4), ("b", "x", None): torch.zeros(5, 4, 4)})
+    maps = Unchecked({("a", "x", None): torch.zeros(3, 4, 4), ("b", "x", None): torch.zeros(5, 4, 4)})
     point = np.ones((1, 2), dtype=np.float32)
     pair = MatchingPair("a", "b", "c", point, point, 1.0)
     with pytest.raises(MatchError, match="3 channels and the target map 5"):
@@ -79,6 +80,4 @@ def test_an_image_whose_maps_have_other_channels(image: str) -> None:
     point = np.array([[30.0, 30.0]], dtype=np.float32)
     pairs = [MatchingPair(source, "c", "cat", point, point, 10.0) for source in "ab"]
     with pytest.raises(MatchError, match="channels"):
-        evaluate(
-            pairs, MapsInMemory(maps), [LayerSpec("f", None)], [Readout.NN], MatchSettings(64, Geometry.CORNERS), CPU
-        )
+        evaluate(pairs, Unchecked(maps), [LayerSpec("f", None)], [Readout.NN], MatchSettings(64, Geometry.CORNERS), CPU)

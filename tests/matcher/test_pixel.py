@@ -11,11 +11,12 @@ from torch.nn import functional
 from matcher.evaluate import evaluate
 from matcher.fusion import fuse
 from matcher.geometry import Geometry
-from matcher.maps import LayerSpec, MapsInMemory
+from matcher.maps import LayerSpec, MapSource
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair, OriginalFrame
 from matcher.readout import Readout
 from tests.matcher.test_against_reference import CPU, LAYERS, SIZE, smooth_maps, some_pairs
+from tests.matcher.unchecked import Unchecked
 
 SIZES = {"i0": (61, 40), "i1": (33, 75), "i2": (96, 96), "i3": (50, 20)}
 """(width, height) of the original images."""
@@ -43,7 +44,7 @@ def in_both_frames(pairs: list[MatchingPair]) -> list[MatchingPair]:
 
 
 def upsampling_everything(
-    pair: MatchingPair, maps: MapsInMemory, layers: list[LayerSpec], settings: MatchSettings
+    pair: MatchingPair, maps: MapSource, layers: list[LayerSpec], settings: MatchSettings
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Cosines (n, H, W) of each point with every pixel of the original target, and the best pixels (n, 2)."""
     assert pair.original is not None
@@ -93,7 +94,7 @@ def test_a_case_by_hand() -> None:
     counts."""
     left, right = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     source, target = torch.stack([left, right], dim=1)[:, None], torch.stack([right, left], dim=1)[:, None]
-    maps = MapsInMemory({("a", "x", None): source, ("b", "x", None): target})
+    maps = Unchecked({("a", "x", None): source, ("b", "x", None): target})
     points = np.array([[3.2, 1.0]], dtype=np.float32)
     pair = MatchingPair("a", "b", "c", points, points, 1.0, OriginalFrame((8, 4), (8, 4), points, points, 1.0))
     (found,) = evaluate([pair], maps, [LayerSpec("x", None)], [Readout.PIXEL], MatchSettings(8), CPU)

@@ -29,6 +29,7 @@ from matcher.readout import Readout
 from matcher.reference import evaluate_plainly
 from matcher.sweep import sweep
 from tests.matcher.test_against_reference import CPU, ON_CELLS, SIZE, smooth_maps, some_pairs
+from tests.matcher.unchecked import Unchecked
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FEATURES = DATA / "pf-willow-effnet-features.safetensors"
@@ -291,7 +292,7 @@ def test_only_maps_that_a_configuration_asks_for_are_loaded() -> None:
     assert {(layer.layer, layer.timestep) for _, layer in maps.asked} == {("coarse", 50), ("fine", 400)}
 
 
-def uneven_maps(holes: Callable[[str, Tensor], None]) -> MapsInMemory:
+def uneven_maps(holes: Callable[[str, Tensor], None]) -> Unchecked:
     """Maps wider than high and higher than wide, of another size in every image; `holes` may change them."""
     random = torch.Generator().manual_seed(35)
     maps = {}
@@ -300,7 +301,7 @@ def uneven_maps(holes: Callable[[str, Tensor], None]) -> MapsInMemory:
             features = 4 * torch.randn(channels, height, width, generator=random)
             holes(f"i{image}", features)
             maps[f"i{image}", layer, None] = features.half()
-    return MapsInMemory(maps)
+    return Unchecked(maps)
 
 
 def nothing(image: str, features: Tensor) -> None:
@@ -358,7 +359,7 @@ def test_bilinear_beside_a_cell_of_zeros() -> None:
     source, target = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
     source[0, 1, 2] = target[0, 2, 3] = 5
     target[1, 0, 1] = 5
-    maps = MapsInMemory({("a", "x", None): source, ("b", "x", None): target})
+    maps = Unchecked({("a", "x", None): source, ("b", "x", None): target})
     point = np.array([[17.5, 10.0]], dtype=np.float32)
     pair = MatchingPair("a", "b", "c", point, point, 1.0)
     found = swept([pair], maps, one_layer_each({"x": (None,)}, MatchSettings(31)), [Readout.BILINEAR, Readout.NN])
@@ -402,7 +403,7 @@ def cosines_of(pair: MatchingPair, maps: MapSource, configuration: Configuration
 
 def test_points_on_zeros_match_the_first_cell() -> None:
     """Their cosine with every cell is 0, and of equal cells the first in reading order counts; softmax is flat."""
-    maps = MapsInMemory({("a", "x", None): torch.zeros(3, 5, 5), ("b", "x", None): torch.ones(3, 5, 5)})
+    maps = Unchecked({("a", "x", None): torch.zeros(3, 5, 5), ("b", "x", None): torch.ones(3, 5, 5)})
     point = np.array([[40.0, 70.0]], dtype=np.float32)
     pairs = [MatchingPair(*names, "c", point, point, 1.0) for names in (("a", "b"), ("b", "a"), ("a", "a"))]
     found = swept(pairs, maps, [Configuration((LayerSpec("x", None),), MatchSettings(81))])[0]  # (readouts, 3, 2)
