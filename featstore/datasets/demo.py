@@ -46,6 +46,9 @@ class DemoDataset:
             raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
         return tuple(pair for category in SUBJECTS for pair in _pairs(category, split))
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def read(self, image: ImageRecord) -> bytes:
         """The picture as a binary PPM: a few bytes of header and the pixels, the same whatever writes PNG or JPEG."""
         picture = render(*_parse(image))
