@@ -71,6 +71,9 @@ class DrawnImages:
         assert split in self.splits
         return tuple(self._pair(number, (number + CATEGORIES) % self.count) for number in range(self.count))
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def read(self, image: ImageRecord) -> bytes:
         pixels = np.random.default_rng(int(image.file)).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         return b"P6\n%d %d\n255\n" % (SIDE, SIDE) + pixels.tobytes()

@@ -39,7 +39,7 @@ def from_store(
         describe_dino,
         describe_features,
         images_of,
-        in_resized_frame,
+        in_frame_of_store,
         score,
         unreadable,
         without_images,
@@ -63,6 +63,7 @@ def from_store(
     wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
     with progress_of(processes) as progress:
         check_unchanged(opened, dataset, share, progress)
+        framed = in_frame_of_store(opened, dataset, pairs, progress)
         patches = None
         without_patches: tuple[ImageError, ...] = ()
         if any(layer.layer == DINO for layer in scoring.layers):
@@ -78,7 +79,6 @@ def from_store(
             from featstore.pairwise import open_pair_maps, score_pairwise
 
             print_pairwise_cost(len(pairs), len(wanted), ensemble)
-            framed = in_resized_frame(dataset, pairs, opened.images.size, size, progress)
             assert choice.learned is not None, "only learned prompts belong to pairs"
             pair_maps = open_pair_maps(
                 opened, dataset, framed, wanted, choice.learned, dino.name, ensemble, compute, progress, processes
@@ -95,12 +95,11 @@ def from_store(
             raise without_maps[0]
         bad = unreadable(without_maps, without_patches)
         print_bad(bad)
-        readable = without_images(pairs, bad)
+        readable = without_images(framed, bad)
         print_left_out(len(pairs), len(readable))
         about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
-        framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
         maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
-        return score(dataset, split, framed, maps, scoring, about | about_dino, compute.device, progress, processes)
+        return score(dataset, split, readable, maps, scoring, about | about_dino, compute.device, progress, processes)
 
 
 def from_file(

@@ -131,7 +131,7 @@ def grid(
         default_split,
         describe_features,
         images_of,
-        in_resized_frame,
+        in_frame_of_store,
         unreadable,
         without_images,
     )
@@ -192,6 +192,7 @@ def grid(
     with progress_of(processes) as progress:
         share = processes.part.of(images)
         check_unchanged(opened, dataset, share, progress)
+        everything = in_frame_of_store(opened, dataset, pairs, progress)
         rows = [opened.images.row(image) for image in share]
         text = choice.prompts
         bad: Sequence[ImageError] = ()
@@ -211,9 +212,8 @@ def grid(
         if bad and not skip_bad:
             raise bad[0]
         print_bad(bad)
-        readable = without_images(pairs, bad)
-        print_left_out(len(pairs), len(readable))
-        framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
+        framed = without_images(everything, bad)
+        print_left_out(len(pairs), len(framed))
         features = describe_features(opened, extractor, choice.describe(), ensemble, compute)
         ledger = grid_ledger(opened, framed, tried, features)
         if ledger.done:

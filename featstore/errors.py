@@ -9,6 +9,10 @@ class DatasetError(InputError):
     """A dataset's folder, split list, annotation or image is missing or malformed."""
 
 
+class UnmarkedError(DatasetError):
+    """A data set has images, but nobody has marked keypoints in them, so that nothing can be scored."""
+
+
 class ImageError(DatasetError):
     """One image cannot be read. `image_id` names it, so that `--skip-bad` can list it and go on."""
 

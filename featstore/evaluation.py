@@ -3,11 +3,12 @@ depend on."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from featstore.datasets.frame import count_outside, to_resized_frame
+from featstore.datasets.agreement import agreeing
+from featstore.datasets.frame import to_resized_frame
 from featstore.datasets.pixels import original_size
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.selection import select_categories
@@ -26,6 +27,8 @@ from matcher.pairs import Frame, MatchingPair, PixelFrame
 from matcher.pck import MatchedPair, PckTable, tabulate
 from matcher.readout import Readout
 from matcher.report import to_json
+
+AnyPair = TypeVar("AnyPair", Pair, MatchingPair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +131,21 @@ def in_resized_frame(
 ) -> list[MatchingPair]:
     """The pairs as the matcher takes them; `size_of` gives an image's original (width, height).
 
-    Keypoints outside their image are clamped into it, and noted once.
+    They are held against the images first (`featstore.datasets.agreement`), which notes slips and raises `DatasetError`
+    for what cannot be meant.
     """
-    outside = sum(count_outside(pair, size_of(pair.source), size_of(pair.target)) for pair in pairs)
-    if outside:
-        progress.note(f"{outside} keypoints of {dataset.name} lie outside their image and are moved to its border.")
     return [
         to_resized_frame(pair, dataset.theta_rule, size_of(pair.source), size_of(pair.target), image_size)
-        for pair in pairs
+        for pair in agreeing(dataset, pairs, size_of, progress.note)
     ]
+
+
+def in_frame_of_store(store: Store, dataset: Dataset, pairs: Sequence[Pair], progress: Progress) -> list[MatchingPair]:
+    """The same in a store's frame, of the pairs whose images could be read when it was built. The others' sizes are not
+    known; whoever makes their maps says why."""
+    known = store.images
+    readable = [pair for pair in pairs if known.sizes[[known.row(pair.source), known.row(pair.target)]].all()]
+    return in_resized_frame(dataset, readable, known.size, store.header.image_size, progress)
 
 
 def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -187,7 +196,7 @@ def unreadable(*errors: Sequence[ImageError]) -> tuple[ImageError, ...]:
     return tuple({error.image_id: error for part in errors for error in part}.values())
 
 
-def without_images(pairs: Sequence[Pair], unreadable: Sequence[ImageError]) -> tuple[Pair, ...]:
+def without_images(pairs: Sequence[AnyPair], unreadable: Sequence[ImageError]) -> tuple[AnyPair, ...]:
     """The pairs that need none of some images."""
     bad = {error.image_id for error in unreadable}
     return tuple(pair for pair in pairs if pair.source not in bad and pair.target not in bad)

@@ -55,6 +55,9 @@ class DemoDataset:
             raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
         return tuple(pair for category in CATEGORIES for pair in _pairs(category, split))
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def read(self, image: ImageRecord) -> bytes:
         """The picture as a binary PPM: a few bytes of header and the pixels, the same whatever reads or writes WebP."""
         if image.id not in _annotations() or image.file != f"{image.id}.webp":

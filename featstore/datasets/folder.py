@@ -1,14 +1,15 @@
 """Anybody's photographs: subfolders are categories.
 
     <root>/<category>/<stem>.jpg
-    <root>/keypoints.csv          image,name,x,y        optional; pixels of the image as stored (EXIF does not turn it)
+    <root>/keypoints.csv          image,name,x,y        optional; pixels of the image as stored (EXIF does not turn it);
+                                                        x and y empty or nan, or a column `visible` of 0, where absent
     <root>/pairs.csv              source,target         optional; else all ordered pairs that share a keypoint
 
 An image is named in both lists by `<category>/<file name>` or `<category>/<stem>`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 
@@ -16,14 +17,28 @@ import numpy as np
 
 from featstore.datasets.reading import Row, file_names, is_file, read_image, read_rows, subfolders
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
-from featstore.errors import DatasetError
+from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import is_plain, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """What image files end in, in lower or upper case."""
 
-Marks = Mapping[str, tuple[float, float]]
-"""An image's keypoints: (x, y) in pixels by name."""
+_COLUMNS = ("image", "name", "x", "y")
+
+_VISIBILITY = ("visible", "visibility", "vis", "v")
+"""What a column is called, in lower or upper case, that says whether the image shows the keypoint."""
+
+_SHOWN = {"0": False, "1": True, "2": True, "false": False, "true": True, "no": False, "yes": True}
+"""COCO's 0 (not labelled), 1 (labelled, hidden by something) and 2 (visible), or true and false. As COCO's own scores
+do, what is labelled is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """An image's keypoints: (x, y) in pixels by name, and where the list begins to name them."""
+
+    place: str = ""
+    points: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ class FolderDataset:
             raise DatasetError(f"A folder of photographs has no split {split!r}, it has test; choose that.")
         marked = self.root / "keypoints.csv"
         if not is_file(marked):
-            raise DatasetError(
+            raise UnmarkedError(
                 f"{self.root} has no keypoints.csv, so there is nothing to score; it should hold the header "
                 "image,name,x,y and a row for each keypoint, in pixels of the original image."
             )
@@ -75,6 +90,16 @@ class FolderDataset:
                 f"{marked}: no two images of one category share a keypoint's name; mark the same parts in both."
             )
         return pairs
+
+    def notes(self) -> tuple[str, ...]:
+        """The columns of keypoints.csv that are not known."""
+        path = self.root / "keypoints.csv"
+        header = read_rows(path, _COLUMNS)[0].values if is_file(path) else ()
+        unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
+        if not unknown:
+            return ()
+        names = ", ".join(column[:40] if is_plain(column) else shown(column) for column in unknown)
+        return (f"{path}: no use is made of {names}, only of {', '.join(_COLUMNS)} and {_VISIBILITY[0]}.",)
 
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
@@ -112,11 +137,28 @@ def _image(row: Row, column: str, images: Mapping[str, ImageRecord]) -> ImageRec
     return images[name]
 
 
-def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Keypoints by image id, in the order of the file."""
-    marks: dict[str, dict[str, tuple[float, float]]] = {}
+def _visibility(columns: Iterable[str]) -> str | None:
+    """The first of some columns that says whether keypoints are visible."""
+    return next((column for column in columns if column.lower() in _VISIBILITY), None)
+
+
+def _is_shown(row: Row, column: str) -> bool:
+    value = row.text(column)
+    whole = value.lower().removesuffix(".0")  # what a spreadsheet or pandas makes of a whole number
+    if whole not in _SHOWN:
+        raise DatasetError(
+            f"{row.where}: {column} is {shown(value)} where {', '.join(_SHOWN)} are known; correct the row."
+        )
+    return _SHOWN[whole]
+
+
+def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Marks]:
+    """Present keypoints by image id, in the order of the file."""
+    marks: dict[str, Marks] = {}
     lines: dict[tuple[str, str], int] = {}
-    for row in read_rows(path, ("image", "name", "x", "y")):
+    rows = read_rows(path, _COLUMNS)
+    visibility = _visibility(rows[0].values)
+    for row in rows:
         image, name = _image(row, "image", images).id, row.text("name")
         first = lines.setdefault((image, name), row.line)
         if first != row.line:
@@ -124,7 +166,11 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, dict
                 f"{row.where}: the keypoint {shown(name)} of {image} is there already, in line {first}; remove one "
                 "of them."
             )
-        marks.setdefault(image, {})[name] = (row.coordinate("x"), row.coordinate("y"))
+        if visibility is not None and not _is_shown(row, visibility):
+            continue
+        point = row.point("x", "y")
+        if point is not None:
+            marks.setdefault(image, Marks(f"{path}, from line {row.line}")).points[name] = point
     return marks
 
 
@@ -156,15 +202,17 @@ def _all_pairs(images: tuple[ImageRecord, ...], marks: Mapping[str, Marks]) -> I
 
 def _pair(source: ImageRecord, target: ImageRecord, marks: Mapping[str, Marks]) -> Pair | None:
     """The pair with the keypoints that both images have, in the source's order; None where there is none."""
-    ours, theirs = marks.get(source.id, {}), marks.get(target.id, {})
-    names = tuple(name for name in ours if name in theirs)
+    ours, theirs = marks.get(source.id, Marks()), marks.get(target.id, Marks())
+    names = tuple(name for name in ours.points if name in theirs.points)
     if not names:
         return None
     return Pair(
         source=source.id,
         target=target.id,
         category=source.category,
-        source_points=np.array([ours[name] for name in names]),
-        target_points=np.array([theirs[name] for name in names]),
+        source_points=np.array([ours.points[name] for name in names]),
+        target_points=np.array([theirs.points[name] for name in names]),
         names=names,
+        source_place=ours.place,
+        target_place=theirs.place,
     )

@@ -45,14 +45,6 @@ def to_resized_frame(
     )
 
 
-def count_outside(pair: Pair, source_size: tuple[int, int], target_size: tuple[int, int]) -> int:
-    """How many keypoints of both images lie outside their image: x not in [0, W] or y not in [0, H].
-
-    source_size, target_size: (width, height) of the original images, in pixels.
-    """
-    return _outside(pair.source_points, source_size) + _outside(pair.target_points, target_size)
-
-
 def _resized(points: Points, original: tuple[int, int], frame: tuple[int, int]) -> Points:
     return points * np.asarray(frame, dtype=np.float64) / np.asarray(original, dtype=np.float64)  # (n, 2)
 
@@ -61,18 +53,15 @@ def _clamped(points: Points, frame: tuple[int, int]) -> NDArray[np.float32]:
     return np.clip(points, _MARGIN, np.asarray(frame) - 1 - _MARGIN).astype(np.float32)
 
 
-def _outside(points: Points, original: tuple[int, int]) -> int:
-    limits = np.asarray(original, dtype=np.float64)
-    return int(np.count_nonzero(((points < 0) | (points > limits)).any(axis=1)))
-
-
 def _theta(pair: Pair, rule: ThetaRule, target_size: tuple[int, int], frame: tuple[int, int]) -> float:
     """In pixels of the target image resized to `frame` = (width, height), of points that are not clamped."""
     match rule:
         case ThetaRule.IMAGE:
             return float(max(frame))
         case ThetaRule.KEYPOINTS:
-            theta = float(np.ptp(_resized(pair.target_points, target_size, frame), axis=0).max())
+            # all that the target shows: theta is a matter of its own annotation, whatever the source lacks
+            points = np.vstack([pair.target_points, *pair.target_only.values()])
+            theta = float(np.ptp(_resized(points, target_size, frame), axis=0).max())
         case ThetaRule.BOX:
             if pair.target_box is None:
                 raise _no_theta(pair, rule, "the target has no bounding box")

@@ -30,7 +30,7 @@ from featstore.datasets.reading import (
     sorted_images,
     split_list,
 )
-from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule
+from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule, in_both
 from featstore.errors import DatasetError
 from featstore.plain_text import shown
 
@@ -93,6 +93,9 @@ class PfPascalDataset:
         annotations = _Annotations(self.root)
         return tuple(_pair(self.root, row, annotations) for row in _rows(path))
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
 
@@ -140,10 +143,14 @@ class _Annotations:
     keypoints: dict[Path, Points] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
 
+    def file(self, image: ImageRecord) -> Path:
+        """Where the annotation of an image lies."""
+        folder = self.root / (_data_folder(self.root) or "") / "Annotations" / image.category
+        return folder / f"{Path(image.file).stem}.mat"
+
     def points(self, row: Row, image: ImageRecord) -> Points:
         """All keypoints of an image, (n, 2), NaN where absent, in pixels of the image as the record reads it."""
-        folder = self.root / (_data_folder(self.root) or "") / "Annotations" / image.category
-        path = folder / f"{Path(image.file).stem}.mat"
+        path = self.file(image)
         if path not in self.keypoints:
             if not is_file(path):
                 raise DatasetError(
@@ -167,7 +174,7 @@ def _pair(root: Path, row: Row, annotations: _Annotations) -> Pair:
             f"{row.where}: the pair {source.id} -> {target.id} has {len(source_points)} keypoints in the source's "
             f"annotation and {len(target_points)} in the target's; correct the annotations or remove the row."
         )
-    common = ~np.isnan(np.hstack([source_points, target_points])).any(axis=1)  # (n,)
+    common = in_both(source_points, target_points)
     if not common.any():
         raise DatasetError(
             f"{row.where}: the pair {source.id} -> {target.id} has no keypoint that both images show; remove the row."
@@ -179,4 +186,6 @@ def _pair(root: Path, row: Row, annotations: _Annotations) -> Pair:
         source_points=source_points[common],
         target_points=target_points[common],
         names=tuple(str(number + 1) for number in np.flatnonzero(common)),
+        source_place=str(annotations.file(source)),
+        target_place=str(annotations.file(target)),
     )

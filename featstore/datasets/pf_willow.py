@@ -1,10 +1,12 @@
 """PF-Willow (Ham et al. 2016) in SD4Match's layout: 100 photographs, 10 keypoints each, 900 pairs, 10 categories.
 
 <root>/test_pairs.csv                              imageA,imageB,XA1..XA10,YA1..YA10,XB1..XB10,YB1..YB10
+                                                   nan or empty where a keypoint is absent
 <root>/PF-dataset/<category>/<file>.png            categories like car(G)
 """
 
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from featstore.datasets.reading import (
     sorted_images,
     split_list,
 )
-from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
+from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule, in_both
 from featstore.errors import DatasetError
 from featstore.plain_text import shown
 
@@ -66,6 +68,9 @@ class PfWillowDataset:
         path = split_list(find_lists(self.root), split, EXPECTED, self.root)
         return tuple(_pair(self.root, row) for row in read_rows(path, _COLUMNS))
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
 
@@ -91,16 +96,27 @@ def _pair(root: Path, row: Row) -> Pair:
         raise DatasetError(
             f"{row.where}: pairs {source.id} with {target.id}, which is of another category; remove the row."
         )
+    source_points, target_points = _points(row, "A"), _points(row, "B")
+    common = in_both(source_points, target_points)
+    if not common.any():
+        raise DatasetError(
+            f"{row.where}: the pair {source.id} -> {target.id} has no keypoint that both images show; remove the row."
+        )
+    only = ~np.isnan(target_points).any(axis=1) & ~common
     return Pair(
         source=source.id,
         target=target.id,
         category=source.category,
-        source_points=_points(row, "A"),
-        target_points=_points(row, "B"),
-        names=_KEYPOINTS,
+        source_points=source_points[common],
+        target_points=target_points[common],
+        names=tuple(compress(_KEYPOINTS, common)),
+        source_place=row.where,
+        target_place=row.where,
+        target_only={_KEYPOINTS[place]: tuple(target_points[place].tolist()) for place in np.flatnonzero(only)},
     )
 
 
 def _points(row: Row, side: str) -> Points:
-    """(10, 2) of the image that `side`, A or B, stands for."""
-    return np.array([[row.coordinate(f"X{side}{name}"), row.coordinate(f"Y{side}{name}")] for name in _KEYPOINTS])
+    """(10, 2) of the image that `side`, A or B, stands for; NaN where a keypoint is absent."""
+    absent = (np.nan, np.nan)
+    return np.array([row.point(f"X{side}{name}", f"Y{side}{name}") or absent for name in _KEYPOINTS])

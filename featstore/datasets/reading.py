@@ -23,6 +23,9 @@ LARGEST_IMAGE = 512 << 20
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """What float() takes beyond it (1_000, nan, digits of other scripts) is a slip in a list."""
 
+_ABSENT = ("", "nan", "-nan")
+"""What stands in lists, in lower or upper case, for a coordinate of a keypoint that an image does not show."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -64,6 +67,20 @@ class Row:
                 f"{self.where}: {column} is {value:g}, which is no coordinate in pixels; correct the file."
             )
         return value
+
+    def point(self, x: str, y: str) -> tuple[float, float] | None:
+        """The point of two columns; None for an absent one, of which both are empty or nan. Raises `DatasetError` where
+        one of them is, or as `coordinate`."""
+        absent = [self.values[column].strip().lower() in _ABSENT for column in (x, y)]
+        if all(absent):
+            return None
+        if any(absent):
+            column, other = (x, y) if absent[0] else (y, x)
+            raise DatasetError(
+                f"{self.where}: {column} is {shown(self.values[column])}, so absent, where {other} is "
+                f"{shown(self.values[other])}; fill in both, or leave both empty."
+            )
+        return self.coordinate(x), self.coordinate(y)
 
 
 def read_limited(path: Path, limit: int) -> bytes:

@@ -1,7 +1,8 @@
 """The records that every dataset gives: images, and pairs of images with keypoints. Coordinates are in pixels of the
 original image, (x, y), origin at the top left; `featstore.datasets.frame` moves them to the resized frame."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -63,6 +64,10 @@ class Pair:
 
     source, target: image ids. source_points, target_points: (n, 2), n >= 1, row i of both is the same keypoint.
     names: n keypoint names. source_box, target_box: the objects' bounding boxes where the dataset has them.
+    source_size, target_size: (width, height) of the images where the annotation states them. source_place,
+    target_place: where the annotations stand, for sentences: a file, or a file and its line; "" for drawn ones.
+    target_only: (x, y) by name of the keypoints that the target shows and the source does not. They are matched by
+    nothing, but belong to the extent of the target's keypoints.
     """
 
     source: str
@@ -74,6 +79,17 @@ class Pair:
     source_box: Box | None = None
     target_box: Box | None = None
     difficulty: Difficulty | None = None
+    source_size: tuple[float, float] | None = None
+    target_size: tuple[float, float] | None = None
+    source_place: str = ""
+    target_place: str = ""
+    target_only: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def in_both(source_points: Points, target_points: Points) -> NDArray[np.bool_]:
+    """Which keypoints, (n,), both images show; the coordinates of an absent keypoint are NaN."""
+    present: NDArray[np.bool_] = np.isfinite(source_points + target_points)
+    return present[:, 0] & present[:, 1]
 
 
 class Dataset(Protocol):
@@ -98,6 +114,9 @@ class Dataset(Protocol):
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         """The pairs of a split, in the order of the dataset's own list; their ids are among `images()`."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What of its files is not used, a sentence each."""
 
     def read(self, image: ImageRecord) -> bytes:
         """The bytes of the image file (not mirrored: `featstore.datasets.pixels` does that)."""

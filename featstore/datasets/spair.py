@@ -8,6 +8,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from featstore.datasets.reading import (
@@ -19,7 +20,7 @@ from featstore.datasets.reading import (
     sorted_images,
     split_list,
 )
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule
+from featstore.datasets.records import ImageRecord, Pair, ThetaRule, in_both
 from featstore.datasets.spair_annotation import read_annotation
 from featstore.errors import DatasetError
 from featstore.plain_text import is_plain, shown
@@ -79,6 +80,9 @@ class SpairDataset:
         if not pairs:
             raise DatasetError(f"{path} lists no pairs; restore the file from SPair-71k.")
         return pairs
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
@@ -148,7 +152,8 @@ def _pair(entry: _Entry, path: Path, photographs: _Photographs) -> Pair:
     target = photographs.record(entry, entry.target)
     annotation = read_annotation(path)
     _check_agreement(entry, path, annotation.names_by_field)
-    if not annotation.keypoints:
+    common = in_both(annotation.source_points, annotation.target_points)
+    if not common.any():
         raise DatasetError(
             f"{entry.where}: the pair {source.id} -> {target.id} has no common keypoint in {path}; remove the line."
         )
@@ -156,12 +161,16 @@ def _pair(entry: _Entry, path: Path, photographs: _Photographs) -> Pair:
         source=source.id,
         target=target.id,
         category=entry.category,
-        source_points=annotation.source_points,
-        target_points=annotation.target_points,
-        names=annotation.keypoints,
+        source_points=annotation.source_points[common],
+        target_points=annotation.target_points[common],
+        names=tuple(compress(annotation.keypoints, common)),
         source_box=annotation.source_box,
         target_box=annotation.target_box,
         difficulty=annotation.difficulty,
+        source_size=annotation.source_size,
+        target_size=annotation.target_size,
+        source_place=str(path),
+        target_place=str(path),
     )
 
 

@@ -1,6 +1,7 @@
 """One annotation of SPair-71k: a JSON file about a pair, checked field by field."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ class Annotation:
     """What an annotation says.
 
     names_by_field: the text fields `src_imname`, `trg_imname` and `category`. keypoints: n names.
-    source_points, target_points: (n, 2), pixels of the original images. difficulty: None where the file has no flags.
+    source_points, target_points: (n, 2), pixels of the original images, NaN where a keypoint is absent. source_size,
+    target_size: (width, height) of the images, None where the file does not state them. difficulty: None where the
+    file has no flags.
     """
 
     names_by_field: Mapping[str, str]
@@ -31,6 +34,8 @@ class Annotation:
     target_points: Points
     source_box: Box
     target_box: Box
+    source_size: tuple[float, float] | None
+    target_size: tuple[float, float] | None
     difficulty: Difficulty | None
 
 
@@ -50,6 +55,8 @@ def read_annotation(path: Path) -> Annotation:
         target_points=_points(path, content, "trg_kps", len(keypoints)),
         source_box=_box(path, content, "src_bndbox"),
         target_box=_box(path, content, "trg_bndbox"),
+        source_size=_size(path, content, "src_imsize"),
+        target_size=_size(path, content, "trg_imsize"),
         difficulty=_difficulty(path, content),
     )
 
@@ -96,8 +103,33 @@ def _points(path: Path, content: Mapping[str, Any], field: str, count: int) -> P
         raise _wrong(path, f"{field} has {len(value)} points where kps_ids has {count}")
     numbers = [number for point in value if isinstance(point, list) and len(point) == 2 for number in point]
     if len(numbers) != 2 * count or not all(map(_is_coordinate, numbers)):
-        raise _wrong(path, f"{field} has a point that is not two finite numbers [x, y] of pixels")
+        numbers = [number for point in value for number in _point(path, field, point)]
     return np.array(numbers, dtype=np.float64).reshape(count, 2)
+
+
+def _point(path: Path, field: str, point: object) -> tuple[float, float]:
+    """One of points among which some are absent: null, or two values that are null or NaN each."""
+    if point is None or (isinstance(point, list) and len(point) == 2 and all(map(_is_absent, point))):
+        return math.nan, math.nan
+    if not isinstance(point, list) or len(point) != 2 or not all(map(_is_coordinate, point)):
+        raise _wrong(
+            path, f"{field} has a point that is not two finite numbers [x, y] of pixels, nor null for an absent one"
+        )
+    return point[0], point[1]
+
+
+def _is_absent(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _size(path: Path, content: Mapping[str, Any], field: str) -> tuple[float, float] | None:
+    """Of [width, height, channels]; the published files have it, and nothing but a check needs it."""
+    value = content.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) not in (2, 3) or not all(map(_is_coordinate, value)):
+        raise _wrong(path, f"{field} is not [width, height, channels] in pixels")
+    return float(value[0]), float(value[1])
 
 
 def _box(path: Path, content: Mapping[str, Any], field: str) -> Box:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from featstore.backbone.latents import Latents
 from featstore.backbone.model import Model
+from featstore.datasets.agreement import agreeing
 from featstore.datasets.records import Dataset
-from featstore.errors import ImageError, StoreExistsError
+from featstore.errors import ImageError, StoreExistsError, UnmarkedError
 from featstore.progress import Progress
 from featstore.stages.compute import Compute
-from featstore.stages.images import check_same_images, refresh, survey_images
+from featstore.stages.images import Survey, check_same_images, refresh, survey_images
 from featstore.stages.part import WHOLE, Part
 from featstore.stages.plan import missing_latents, missing_noisy
 from featstore.store.full_disk import Needed, naming_missing_bytes
@@ -141,6 +142,8 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
         sweep_making(request.path.parent, glob.escape(request.path.name))
     with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
         if store is None:
+            if request.root is not None:  # what is drawn in code needs no check
+                _check_annotations(dataset, survey, progress)
             side = model.latent_side(header.image_size)
             try:
                 return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
@@ -161,6 +164,8 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     side = model.latent_side(header.image_size)
     rows = request.part.of(range(len(survey.records)))
     encode, noise = len(rows), len(rows) * len(request.timesteps) * request.draws
+    if store is None and request.root is not None:
+        _check_annotations(dataset, survey, progress)
     if store is not None:
         check_same_images(store, survey)
         fresh = [row for row in rows if survey.keys[row] in (None, store.images.keys[row])]
@@ -168,6 +173,19 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
     return BuildCost(len(rows), encode, noise, (encode + noise) * _row_bytes(model, side), encode + noise)
+
+
+def _check_annotations(dataset: Dataset, survey: Survey, progress: Progress) -> None:
+    """Hold the annotations of all splits against the images, before anything is made of these."""
+    read = zip(survey.records, survey.sizes.tolist(), strict=True)
+    sizes = {record.id: (width, height) for record, (width, height) in read if width and height}
+    for split in dataset.splits:
+        try:
+            pairs = dataset.pairs(split)
+        except (ImageError, UnmarkedError):  # encoding will say of the first; the second is no fault yet
+            continue
+        readable = [pair for pair in pairs if pair.source in sizes and pair.target in sizes]
+        agreeing(dataset, readable, sizes.__getitem__, progress.note)
 
 
 def _complete(

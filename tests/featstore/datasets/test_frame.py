@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.datasets.frame import count_outside, to_resized_frame
+from featstore.datasets.frame import to_resized_frame
 from featstore.datasets.records import Pair, ThetaRule
 from featstore.errors import DatasetError
 
@@ -75,14 +75,6 @@ def test_the_pair_is_left_alone() -> None:
 def test_no_theta(changes: dict[str, Any], rule: ThetaRule, sentence: str) -> None:
     with pytest.raises(DatasetError, match=rf"Pair cat/a -> cat/b: .*{sentence}; correct the annotation"):
         to_resized_frame(make_pair(**changes), rule, SOURCE_SIZE, TARGET_SIZE, 100)
-
-
-def test_count_outside() -> None:
-    assert count_outside(make_pair(), SOURCE_SIZE, TARGET_SIZE) == 0  # the border itself is inside
-    pair = make_pair(
-        source_points=np.array([[-0.5, 120.0], [20.0, 20.0]]), target_points=np.array([[50.5, 1.0], [1.0, 401.0]])
-    )
-    assert count_outside(pair, SOURCE_SIZE, TARGET_SIZE) == 3
 
 
 @pytest.mark.parametrize(
