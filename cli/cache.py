@@ -125,9 +125,8 @@ def build(
         seed = header.seed if seed is None else seed
         kind = header.latents if latents is None else kind
     dataset = dataset or "demo"
-    named = option_values.model_for(dataset, model)
     chosen = open_dataset(dataset, root)
-    opened = open_model(named, revision)
+    opened = open_model(option_values.model_for(dataset, model), revision)
     processes = join_processes()
     share = part_for(part, ALONE if dry_run else processes)  # what is only said is said of all
     request = stage.BuildRequest(store, root, size, kind, seed or 0, timesteps, ensemble, share)
