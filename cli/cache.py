@@ -125,9 +125,8 @@ def build(
         seed = header.seed if seed is None else seed
         kind = header.latents if latents is None else kind
     dataset = dataset or "demo"
-    named = option_values.model_for(dataset, model)
     chosen = open_dataset(dataset, root)
-    opened = open_model(named, revision)
+    opened = open_model(option_values.model_for(dataset, model), revision)
     share = part_for(part, ONE if dry_run else launched())  # what is only said is said of all
     request = stage.BuildRequest(store, root, size, kind, seed or 0, timesteps, ensemble, share)
     compute = choose_compute(device, dtype, batch_size)

@@ -64,13 +64,14 @@ def import_prompts(
     check_writable(out)
     import torch
 
-    from featstore.backbone.layers import check_layers
+    from featstore.backbone.layers import check_layers, check_timesteps
     from featstore.backbone.load import load_text_encoder, load_tokenizer
     from featstore.backbone.model import open_model
     from featstore.prompts.file import save_prompts
     from featstore.prompts.sd4match import read_published, to_learned
 
     check_layers([layer])
+    check_timesteps([t])
     published = read_published(file, None if mode is None else _parse_mode(mode))
     opened = open_model(named, revision)
     opened.schedule.check_timesteps([t])

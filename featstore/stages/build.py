@@ -14,6 +14,7 @@ from featstore.errors import ImageError, StoreExistsError, UnmarkedError
 from featstore.progress import Progress
 from featstore.stages.compute import Compute
 from featstore.stages.images import Survey, check_same_images, refresh, survey_images
+from featstore.stages.noisy import add_noise, check_noise
 from featstore.stages.part import WHOLE, Part
 from featstore.stages.plan import missing_latents, missing_noisy
 from featstore.store.full_disk import Needed, naming_missing_bytes
@@ -198,12 +199,12 @@ def _complete(
     progress: Progress,
 ) -> tuple[int, int, list[ImageError]]:
     """Make what is missing of `rows`: (images encoded, noisy latents made, images that could not be read)."""
+    check_noise(store, rows, request.timesteps)
     lacks_noise = any(missing_noisy(store, rows, timestep, request.draws) for timestep in request.timesteps)
     if not missing_latents(store, rows) and not lacks_noise:
         return 0, 0, []
     # Only now: the model's libraries take longer to load than it takes to see that nothing is missing.
     from featstore.stages.latents import encode_images
-    from featstore.stages.noisy import add_noise
 
     encoded, bad = encode_images(store, dataset, model.location, rows, compute, progress)
     broken = {store.images.row(error.image_id) for error in bad}

@@ -87,18 +87,17 @@ def is_mixed(store: Store, row: int, draw: int, timestep: int) -> bool:
 
 
 def _row_of(store: Store, rows: Sequence[int], timestep: int) -> tuple[int, int] | None:
-    """(image row, draw) of noisy latents that are cached, and whose latents are."""
-    array = store.noisy(timestep)
+    """(image row, draw) of noisy latents that are cached, and whose latents are; damaged ones are told where they are
+    used."""
+    array, latents = store.noisy(timestep), store.latents()
     if array is None:
         return None
-    present = array.present() & store.latents().present()[:, None]
+    present = array.present() & latents.present()[:, None]
     asked = np.zeros_like(present)
     asked[list(rows)] = True
-    for chosen in (present & asked, present):
-        places = np.argwhere(chosen)
-        if len(places):
-            return int(places[0][0]), int(places[0][1])
-    return None
+    places = [(row, draw) for chosen in (asked, ~asked) for row, draw in np.argwhere(present & chosen).tolist()]
+    whole = (place for place in places if array.damage(place) is None and latents.damage(place[:1]) is None)
+    return next(whole, None)
 
 
 def with_noise_checked(store: Store, found: Verification, progress: Progress) -> Verification:

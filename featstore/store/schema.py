@@ -35,9 +35,10 @@ class StoreHeader:
     """Everything up to the UNet's input that shapes the cached arrays.
 
     dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
-    model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what
-    goes with them, under diffusers' names. seed: of all noise. latent_shift: what the VAE's latents were shifted by.
+    model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what goes with them,
+    under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's latents.
     creator: version of dualsd that made the store. version: of the store's format, the lowest that has all it holds.
+    where: the store's place, for sentences.
     """
 
     dataset: str
@@ -52,6 +53,7 @@ class StoreHeader:
     latent_shift: float = 0.0
     creator: str = field(default_factory=creator_version)
     version: int = 1
+    where: str = field(default="a store", compare=False)
 
     def to_attributes(self) -> dict[str, Any]:
         """The root group's attributes."""
@@ -100,6 +102,7 @@ class StoreHeader:
                 latent_shift=float(attributes.get("latent_shift", 0)),
                 creator=str(attributes["creator"]),
                 version=found,
+                where=where,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where} has a damaged header: {error!r}.") from error
@@ -107,7 +110,7 @@ class StoreHeader:
     @cached_property
     def schedule(self) -> NoiseSchedule:
         """What noise is added by. Raises `ModelError` where the header states none that is by betas."""
-        return NoiseSchedule.parse(self.scheduler, "The store's header")
+        return NoiseSchedule.parse(self.scheduler, f"The header of {self.where}")
 
     def _noise(self) -> dict[str, Any]:
         """The schedule, to be compared: a dualsd before this one copied the whole configuration."""

@@ -60,8 +60,8 @@ def defaults(kind: Any) -> dict[str, Any]:
 
 
 def formula(config: Mapping[str, Any], x: NDArray[Any], noise: NDArray[Any], timestep: int) -> NDArray[np.float64]:
-    """sqrt(abar) x + sqrt(1 - abar) noise, in float64, from the configuration alone; only 1 - beta is rounded to float32,
-    which is what all schedulers multiply."""
+    """sqrt(abar) x + sqrt(1 - abar) noise, in float64, from the configuration alone; only 1 - beta is rounded to
+    float32, which is what all schedulers multiply."""
     count = config["num_train_timesteps"]
     match config["beta_schedule"]:
         case "linear":
@@ -92,12 +92,13 @@ def test_every_scheduler_class_gives_the_formula_or_is_refused(name: str, own: b
     config = {**defaults(CLASSES[name]), **({} if own else {**BETAS, "num_train_timesteps": 1000})}
     location = folder_of(tmp_path, {"_class_name": name, **config})
     parameters = inspect.signature(CLASSES[name].__init__).parameters
-    try:
-        schedule = read_schedule(location)
-    except ModelError as error:
-        assert name in str(error)
-        assert "beta_schedule" not in parameters or "snr_shift_scale" in parameters
+    # one that stands for a class whose packages are missing takes anything; its configuration decides
+    unknown = "args" in parameters and inspect.isclass(CLASSES[name]) and not own
+    if not unknown and ("beta_schedule" not in parameters or "snr_shift_scale" in parameters):
+        with pytest.raises(ModelError, match=name):
+            read_schedule(location)
         return
+    schedule = read_schedule(location)
     x, noise = drawn()
     for timestep in TIMESTEPS:
         np.testing.assert_allclose(
@@ -223,7 +224,7 @@ def test_what_is_no_schedule_is_refused_in_a_sentence(change: dict[str, Any], wo
     with pytest.raises(ModelError, match=words) as refusal:
         read_schedule(folder_of(tmp_path, {**DEMO, **change}))
     assert str(tmp_path) in str(refusal.value)
-    assert "\n" not in str(refusal.value) and "\x1b" not in str(refusal.value)
+    assert str(refusal.value).isprintable()
 
 
 def test_timesteps_are_the_models() -> None:
