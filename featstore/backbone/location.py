@@ -40,7 +40,7 @@ _DOWNLOADED = [
         for shard in ("", "-?????-of-?????")
     ),
 ]
-_CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_CHECKPOINTS = (".safetensors", ".ckpt")
 """What single files of a whole model end in."""
 
 
@@ -84,9 +84,9 @@ def hub_name_of(name: str) -> str:
     """The hub name that a model's name stands for. Raises `ModelError` where it can be none."""
     file = Path(name).expanduser()
     if os.path.lexists(file):
-        raise ModelError(f"{file} is a file; a folder is needed{_conversion(file)}.")
+        raise ModelError(f"{file} is a file; a folder is needed{_conversion(str(file.resolve()))}.")
     if file.suffix in _CHECKPOINTS:
-        raise ModelError(f"There is no file {file}, and a folder would be needed{_conversion(file)}.")
+        raise ModelError(f"There is no file {file}, and a folder in diffusers' layout would be needed.")
     hub_name = ALIASES.get(name, name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", hub_name, re.ASCII) or re.search(r"--|\.\.", hub_name):
         raise ModelError(
@@ -96,15 +96,17 @@ def hub_name_of(name: str) -> str:
     return hub_name
 
 
-def _conversion(file: Path) -> str:
-    """How a single-file checkpoint becomes a folder, as the end of a sentence; nothing for other files."""
-    if file.suffix not in _CHECKPOINTS[:2]:
+def _conversion(source: str) -> str:
+    """How a single-file checkpoint becomes a folder, as the end of a sentence; nothing for other files. source: its
+    path or page."""
+    folder, ending = os.path.splitext(source)
+    if ending not in _CHECKPOINTS:
         return " in diffusers' layout"
     # without `config` diffusers asks the hub for stabilityai's withdrawn SD 2-1
     return (
         f": convert it once in Python with `from diffusers import StableDiffusionPipeline` and "
-        f"`StableDiffusionPipeline.from_single_file({str(file.resolve())!r}, config={ALIASES['sd2-1']!r})"
-        f".save_pretrained({str(file.resolve().with_suffix(''))!r})` (config {ALIASES['sd1-5']!r} for SD 1.x), and "
+        f"`StableDiffusionPipeline.from_single_file({source!r}, config={ALIASES['sd2-1']!r})"
+        f".save_pretrained({folder.rpartition('/blob/main/')[2]!r})` (config {ALIASES['sd1-5']!r} for SD 1.x), and "
         "name the new folder"
     )
 
@@ -177,13 +179,18 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
                 raise ModelError(f"The hub's model {hub_name!r} {said}.") from raised
             case RevisionNotFoundError():
                 raise ModelError(
-                    f"The hub's model {hub_name!r} has no revision {revision!r}: see its branches and tags at "
+                    f"The hub's model {hub_name!r} has no revision {revision or 'main'!r}: see its branches and tags at "
                     f"{constants.ENDPOINT}/{hub_name}/refs."
                 ) from raised
             case RepositoryNotFoundError():
                 raise ModelError(
                     f"The hub has no model {hub_name!r}, or none that your token may see (HTTP "
                     f"{error.response.status_code}), and there is no folder of that name: {way_out}{mirror}."
+                ) from raised
+            case HfHubHTTPError() if error.response.status_code in (401, 403):
+                raise ModelError(
+                    f"The hub does not let you have the model {hub_name!r} (HTTP {error.response.status_code}): log in "
+                    f"with `hf auth login`, or {way_out}{mirror}."
                 ) from raised
             case HfHubHTTPError():
                 raise ModelError(
@@ -194,6 +201,11 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
                 raise ModelError(
                     f"The hub ({constants.ENDPOINT}) {_how_it_failed(error)} for the model {hub_name!r} "
                     f"({one_line(error)}): try again, or {way_out}{mirror}."
+                ) from raised
+            case ValueError() | KeyError() | TypeError():
+                raise ModelError(
+                    f"What {constants.ENDPOINT} answered for the model {hub_name!r} is no hub's answer "
+                    f"({one_line(error)}): look at HF_ENDPOINT and your proxy, or {way_out}{mirror}."
                 ) from raised
             case _:
                 raise ModelError(
@@ -238,9 +250,10 @@ def _lacking(where: str, names: Set[str]) -> str | None:
     """What a model of these files lacks, as a sentence with the way out; None where it lacks nothing. where: a folder,
     or the model's page on the hub."""
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS[:2]))
+    checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS))
     if checkpoints and folders.isdisjoint(_WEIGHTS):
-        return f"{where}/{checkpoints[0]} is a file; a folder is needed{_conversion(Path(where) / checkpoints[0])}."
+        source = f"{where}/{checkpoints[0]}" if _is_local(where) else f"{where}/blob/main/{checkpoints[0]}"
+        return f"{source} is a file; a folder is needed{_conversion(source)}."
     for component in COMPONENTS:
         if component not in folders:
             return (
@@ -264,17 +277,22 @@ def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> 
             return (
                 f"it has shards ({match[0]}), but not their list {weights}.safetensors.index.json; download it as well"
             )
-        kind = "StableDiffusionPipeline"
-        rename = "" if shard else f"rename it to {weights}.safetensors, or "
+        kind, source = "StableDiffusionPipeline", where if _is_local(where) else "/".join(where.split("/")[-2:])
+        rename = f"rename it to {weights}.safetensors, or " if _is_local(where) and not shard else ""
         return (
             f"it has the variant {variant!r} only ({match[0]}); {rename}write the model anew without a variant, in "
-            f"Python: `from diffusers import {kind}` and `{kind}.from_pretrained('{where}', variant={variant!r})"
+            f"Python: `from diffusers import {kind}` and `{kind}.from_pretrained({source!r}, variant={variant!r})"
             ".save_pretrained('NEW FOLDER')`"
         )
     return (
         "dualsd reads safetensors only, never pickles; convert the model once with diffusers' save_pretrained"
         f"{'' if files else f' ({component} is empty)'}"
     )
+
+
+def _is_local(where: str) -> bool:
+    """Whether this is a folder, not a page."""
+    return Path(where).is_absolute()
 
 
 def check_index(index: Path) -> None:
