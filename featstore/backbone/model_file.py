@@ -47,23 +47,27 @@ def check_folder(folder: Path) -> None:
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The object that a JSON file holds. what: it is, for the sentence, e.g. "a diffusers configuration".
-
-    Raises `ModelError` where it cannot be read, or where readers could differ on what it says: a key that stands twice
-    or a NaN.
-    """
-    check_file(path)
+    """The object that a JSON file holds. what: it is, for the sentence, e.g. "a diffusers configuration". Raises
+    `ModelError` where it cannot be read."""
     try:
-        if path.stat().st_size > _LONGEST_JSON:
-            raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
+        return parse_object(path)
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read as {what}: {one_line(error)}.") from error
+
+
+def parse_object(path: Path) -> dict[str, Any]:
+    """`read_object` for sentences of other words: raises `ValueError` with the reason where the content is at fault, as
+    where readers could differ on what it says (a key that stands twice, a NaN)."""
+    check_file(path)
+    if path.stat().st_size > _LONGEST_JSON:
+        raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
+    try:
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
         _check_depth(found)
     except RecursionError as error:
-        raise ModelError(f"{path} cannot be read as {what}: it is nested too deeply.") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as {what}: {one_line(error)}.") from error
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it holds no object")
     return found
 
 
