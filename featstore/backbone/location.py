@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featstore.backbone.demo_model import demo_folder
 from featstore.backbone.kind import check_configurations, check_pipeline, read_index
-from featstore.backbone.model_file import parse_object
+from featstore.backbone.model_file import check_folder, parse_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
@@ -237,6 +237,8 @@ def _checked(folder: Path) -> Path:
     check_pipeline(str(folder), read_index(folder), names)
     if sentence := _lacking(str(folder), names):
         raise ModelError(sentence)
+    for component in COMPONENTS:
+        check_folder(folder / component)
     for component, weights in _WEIGHTS.items():
         check_index(folder / component / f"{weights}.safetensors.index.json")
     check_configurations(folder)

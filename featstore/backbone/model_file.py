@@ -19,14 +19,9 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 
 
 def check_file(path: Path) -> None:
-    """Raise `ModelError` unless a file can be read without waiting for anybody (a pipe would hang for ever, a device
-    has no end) and is the file itself, not what git-lfs left in its place."""
+    """Raise `ModelError` unless this is a regular file that can be read, and not what git-lfs left in its place."""
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-        if kind != stat.S_IFREG:
-            raise ModelError(
-                f"{path} is {_KINDS.get(kind, 'a device')}, not a regular file: put the model's file in its place."
-            )
+        _check_regular(path)
         with path.open("rb") as file:
             start = file.read(len(_LFS))
     except OSError as error:
@@ -40,10 +35,19 @@ def check_file(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """`check_file` for all files of a folder, of which the libraries read what they please, before any is opened."""
+    """Raise `ModelError` where a folder has a pipe or a device, which a library might open: the one would be waited for
+    for ever, the other has no end."""
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():
-            check_file(path)
+        if path.exists() and not path.is_dir():
+            _check_regular(path)
+
+
+def _check_regular(path: Path) -> None:
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise ModelError(
+            f"{path} is {_KINDS.get(kind, 'a device')}, not a regular file: put the model's file in its place."
+        )
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:

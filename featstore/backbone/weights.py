@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
-from featstore.backbone.model_file import check_file, check_folder, read_object
+from featstore.backbone.model_file import check_file, read_object
 from featstore.backbone.quiet import quiet_libraries
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
@@ -226,7 +226,6 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _built(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
     """A component's network without memory. Raises `ModelError` where its configuration describes none."""
-    check_folder(folder)
     config = read_object(folder / "config.json", "a configuration")
     try:
         with quiet_libraries(), torch.device("meta"):
@@ -247,7 +246,6 @@ def _dry_run(folder: Path, run: Callable[[], Any]) -> Any:
 
 def _check_tokenizer(folder: Path, config: Any) -> None:
     """Raise `ModelError` where the tokenizer is not the text encoder's. config: of the text encoder."""
-    check_folder(folder)
     try:
         with quiet_libraries():
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

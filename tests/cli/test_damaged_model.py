@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from tests.cli.conftest import Run
 from tests.featstore.backbone.damaged import A_TENSOR, DAMAGES, WEIGHTS, change_json, change_tensors, copied
+from tests.featstore.trainable import write_trainable
 
 
 def refused(run: Run, *arguments: str) -> str:
@@ -38,27 +41,33 @@ def test_each_command_refuses(run: Run, photographs: Path, small_model: Path, tm
     for command in (
         ("cache", "build", "--dataset", "folder", "--root", str(photographs), "--dry-run"),
         ("match", picture, picture, "--points", "1,1"),
-        ("prompts", "import", picture, "--out", "p.safetensors"),
     ):
         assert "an inpainting model" in refused(run, *command, "--model", str(copy))
     result = run("doctor", "--model", str(copy))
     assert (result.exit_code, "an inpainting model" in result.output) == (2, True)
 
 
+@pytest.fixture(scope="module")
+def trainable_store(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of a data set with all splits; nothing of DINOv2's is in it."""
+    folder = tmp_path_factory.mktemp("trainable")
+    write_trainable(folder / "spair")
+    dataset = ("--dataset", "spair", "--root", str(folder / "spair"), "--model", str(small_model), "--size", "64")
+    result = CliRunner().invoke(app, ["cache", "build", *dataset, "--store", str(folder / "s.zarr"), "--t", "261"])
+    assert result.exit_code == 0, result.output
+    return folder / "s.zarr"
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_dinov2(run: Run, store: Path, small_model: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_dinov2(run: Run, trainable_store: Path, small_model: Path, tmp_path: Path, damage: str) -> None:
     """By `--dino`, and as the one that a model brings."""
     copy = copied(small_model, tmp_path / "copy")
     change_tensors(copy / WEIGHTS["dinov2"], lambda tensors: DAMAGES[damage](tensors, A_TENSOR["dinov2"]))
-    dino = str(copy / "dinov2")
-    for command in (
-        ("eval", "--layers", "dino", "--dino", dino),
-        ("train", "--mode", "cpm", "--dino", dino, "--steps", "1", "--batch", "1"),
-    ):
-        said = refused(run, *command)
+    for command in (("eval", "--layers", "dino"), ("train", "--mode", "cpm", "--steps", "1", "--batch", "1")):
+        said = refused(run, *command, "--dino", str(copy / "dinov2"), "--store", str(trainable_store))
         assert WEIGHTS["dinov2"] in said
         assert A_TENSOR["dinov2"] in said
-    assert not (store / "cond").exists()
+    assert not list(trainable_store.rglob("*dino*"))
     result = run("doctor", "--model", str(copy))
     assert (result.exit_code, A_TENSOR["dinov2"] in result.output.replace("\n", "")) == (2, True)
 

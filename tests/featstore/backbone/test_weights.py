@@ -1,4 +1,4 @@
-"""Weights that are not those of their configuration are refused when a model is opened; published ones load bit-equal."""
+"""Weights that are not their configuration's are refused when a model is opened; published ones load bit-equal."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_case_03_text_encoder_missing_weights(small_model: Path, tmp_path: Path)
 
     change_tensors(lacking / WEIGHTS["text_encoder"], drop_a_layer)
     assert re.search(
-        r"text_encoder/model\.safetensors does not hold .*: 16 missing \('encoder\.layers\.1\.layer_norm1\.bias', .*\.\.\.\)",
+        r"text_encoder/model\.safetensors does not hold .*: 16 missing \('encoder\.layers\.1\.layer_norm1\.bias', .*\.\.\.",
         refusal(lacking),
     )
     prefixed = copied(small_model, tmp_path / "prefixed")
@@ -132,12 +132,12 @@ def header(content: bytes, change: Callable[[dict[str, dict[str, list[int]]]], o
     ("damage", "words"),
     [
         (lambda content: content[:-100], "incomplete metadata"),
-        (lambda content: b"", "header too small"),
+        (lambda _: b"", "header too small"),
         (lambda content: (2**62).to_bytes(8, "little") + content[8:], "header too large"),
         (lambda content: header(content, lambda found: found["conv_in.bias"]["data_offsets"].reverse()), "invalid"),
         (lambda content: header(content, lambda found: found["conv_in.bias"]["shape"].append(2)), "invalid"),
-        (lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 34\n", "`git lfs pull`"),
-        (lambda content: b"<!DOCTYPE html><html></html>", "header too large"),
+        (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 34\n", "`git lfs pull`"),
+        (lambda _: b"<!DOCTYPE html><html></html>", "header too large"),
     ],
 )
 def test_a_damaged_file(small_model: Path, tmp_path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
@@ -264,17 +264,17 @@ def test_published_dinov2s(small_model: Path, tmp_path: Path) -> None:
     assert all(torch.equal(own[name], tensor) for name, tensor in whole.items() if name != "embeddings.mask_token")
 
 
-def test_what_passed_is_not_checked_again(
-    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_passed_is_not_checked_again(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     copy = copied(small_model, tmp_path / "copy")
     asked: list[Path] = []
-    monkeypatch.setattr("featstore.backbone.weights.check_model", lambda folder, size: asked.append(folder))
+    monkeypatch.setattr("featstore.backbone.weights.check_model", lambda folder, _: asked.append(folder))
     for _ in range(2):
         open_model(str(copy))
     assert asked == [copy]
-    change_tensors(copy / WEIGHTS["unet"], lambda tensors: tensors.update({"conv_in.bias": tensors["conv_in.bias"] + 1}))
+    change_tensors(
+        copy / WEIGHTS["unet"], lambda tensors: tensors.update({"conv_in.bias": tensors["conv_in.bias"] + 1})
+    )
     open_model(str(copy))
     assert asked == [copy, copy]
 
