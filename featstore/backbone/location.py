@@ -164,7 +164,7 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
 
     try:
         yield
-    except (HTTPError, OSError, ValueError, KeyError, TypeError) as raised:
+    except (HTTPError, OSError, RuntimeError, ValueError, KeyError, TypeError) as raised:
         error: BaseException = raised
         while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
             error = error.__cause__  # it tells of every fault as of a lost connection
@@ -200,7 +200,7 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
                     f"The hub did not hand out the model {hub_name!r} (HTTP {error.response.status_code}): try again "
                     f"later, or {way_out}{mirror}."
                 ) from raised
-            case HTTPError() | ConnectionError() | TimeoutError():
+            case HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():  # a client that others have closed
                 raise ModelError(
                     f"The hub ({constants.ENDPOINT}) {_how_it_failed(error)} for the model {hub_name!r} "
                     f"({one_line(error)}): try again, or {way_out}{mirror}."

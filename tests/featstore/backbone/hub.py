@@ -76,7 +76,8 @@ def serving(hub: Hub) -> Iterator[str]:
                 content = (hub.folder / path.split("/resolve/")[1].split("/", 1)[1]).read_bytes()
                 self.send(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT)
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

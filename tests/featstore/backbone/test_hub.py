@@ -17,6 +17,8 @@ from featstore.errors import ModelError
 from tests.featstore.backbone.damaged import change_json, copied
 from tests.featstore.backbone.hub import Hub, serving
 
+FILES = "/{repo_id}/resolve/{revision}/{filename}"
+
 Point = Callable[[str], None]
 
 
@@ -26,6 +28,7 @@ def point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Point:
 
     def to(address: str) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + FILES)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 

@@ -50,7 +50,7 @@ def test_case_03_text_encoder_missing_weights(small_model: Path, tmp_path: Path)
 
     change_tensors(lacking / WEIGHTS["text_encoder"], drop_a_layer)
     assert re.search(
-        r"text_encoder/model\.safetensors does not hold .*: 16 missing \('encoder\.layers\.1\.layer_norm1\.bias', .*\.\.\.",
+        r"text_encoder/model\.safetensors does not .*: 16 missing \('encoder\.layers\.1\.layer_norm1\.bias', .*\.\.",
         refusal(lacking),
     )
     prefixed = copied(small_model, tmp_path / "prefixed")
