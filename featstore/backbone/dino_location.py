@@ -7,7 +7,7 @@ from pathlib import Path
 from featstore.backbone.dino_name import DinoName
 from featstore.backbone.fingerprint import default_memory, fingerprint, pass_once
 from featstore.backbone.location import ModelLocation, asking_hub
-from featstore.backbone.model_file import read_object
+from featstore.backbone.model_file import check_folder, read_object
 from featstore.errors import ModelError
 
 HUB_NAME = "facebook/dinov2-base"
@@ -104,6 +104,7 @@ def _checked(folder: Path) -> str:
     missing = _missing(folder)
     if missing:
         raise ModelError(f"{folder} is no DINOv2 in transformers' layout: {', '.join(missing)} is missing.")
+    check_folder(folder)
     read_shape(folder)
     print_of_files = fingerprint(folder, (".",), default_memory())
 

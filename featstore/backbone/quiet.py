@@ -9,15 +9,18 @@ from transformers.utils import logging as transformers_logging
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No warnings of diffusers' and no progress bars of transformers' inside; afterwards both are as they were."""
-    logger = logging.getLogger("diffusers")
-    before = logger.level
+    """No warnings of diffusers' and transformers' and no progress bars inside; afterwards all are as they were. What
+    weights lack is a refusal of ours (`featstore.backbone.weights`)."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [logger.level for logger in loggers]
     bars = transformers_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()

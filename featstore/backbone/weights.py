@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
-from featstore.backbone.model_file import check_file, check_folder, read_object
+from featstore.backbone.model_file import check_file, read_object
 from featstore.backbone.quiet import quiet_libraries
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
@@ -89,11 +89,11 @@ def check_dino(folder: Path) -> None:
     _check_by_loading(folder, Dinov2Model, PUBLISHED["dinov2"])
 
 
-def check_loaded(folder: Path, loaded: Mapping[str, Iterable[Any]], published: Published) -> None:
-    """Raise `ModelError` where a library says that it did not find, or did not use, a tensor. loaded: its
-    `output_loading_info`."""
+def check_loaded(where: Path, loaded: Mapping[str, Iterable[Any]], published: Published) -> None:
+    """Raise `ModelError` where a library says that it did not find, or did not use, a tensor. where: the file or
+    folder that it read. loaded: its `output_loading_info`."""
     _check_difference(
-        folder,
+        where,
         {name for name in loaded["missing_keys"] if not re.search(published.optional, name)},
         {name for name in loaded["unexpected_keys"] if not re.search(published.unused, name)},
         [
@@ -116,7 +116,7 @@ def _check_names(folder: Path, weights: str, network: nn.Module, published: Publ
         found[new] = shape
     both = sorted(expected.keys() & found.keys())
     check_loaded(
-        folder,
+        _source(folder, weights),
         {
             "missing_keys": expected.keys() - found.keys(),
             "unexpected_keys": found.keys() - expected.keys(),
@@ -141,21 +141,27 @@ def _check_by_loading(folder: Path, kind: type[CLIPTextModel] | type[Dinov2Model
             )
     except Exception as error:  # the libraries check little: any value of a stranger's file can raise anything
         raise ModelError(f"{folder} cannot be loaded ({one_line(error)}): {WAY_OUT}.") from error
-    check_loaded(folder, loaded, published)
+    check_loaded(_source(folder, "model"), loaded, published)
 
 
-def _check_difference(folder: Path, missing: Set[str], unexpected: Set[str], shaped: list[str]) -> None:
+def _check_difference(where: Path, missing: Set[str], unexpected: Set[str], shaped: list[str]) -> None:
     groups = {
         "missing": [shown(name) for name in sorted(missing)],
         "unexpected": [shown(name) for name in sorted(unexpected)],
         "of another shape": shaped,
     }
     if told := "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in groups.items() if names):
-        raise ModelError(f"The weights in {folder} are not those of its config.json: {told}: {WAY_OUT}.")
+        raise ModelError(f"{where} does not hold the weights that its config.json describes: {told}: {WAY_OUT}.")
 
 
 def _some(names: list[str]) -> str:
     return ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
+
+
+def _source(folder: Path, weights: str) -> Path:
+    """The file that says where a component's weights lie: the list of its shards, or the only one."""
+    index = folder / f"{weights}.safetensors.index.json"
+    return index if index.exists() else folder / f"{weights}.safetensors"
 
 
 def _read_shapes(folder: Path, weights: str, published: Published) -> dict[str, tuple[int, ...]]:
@@ -220,7 +226,6 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _built(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
     """A component's network without memory. Raises `ModelError` where its configuration describes none."""
-    check_folder(folder)
     config = read_object(folder / "config.json", "a configuration")
     try:
         with quiet_libraries(), torch.device("meta"):
@@ -241,7 +246,6 @@ def _dry_run(folder: Path, run: Callable[[], Any]) -> Any:
 
 def _check_tokenizer(folder: Path, config: Any) -> None:
     """Raise `ModelError` where the tokenizer is not the text encoder's. config: of the text encoder."""
-    check_folder(folder)
     try:
         with quiet_libraries():
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -257,8 +261,10 @@ def _check_tokenizer(folder: Path, config: Any) -> None:
             f"{folder} has tokens up to {highest}, but the text encoder beside it knows {config.vocab_size}: take the "
             "tokenizer that belongs to the text encoder."
         )
-    if tokenizer.model_max_length != config.max_position_embeddings:
+    length, positions = tokenizer.model_max_length, config.max_position_embeddings
+    if length != positions:
+        said = f"model_max_length {length}" if length < 1e6 else "no model_max_length"  # 1e30 where it is silent
         raise ModelError(
-            f"{folder}/tokenizer_config.json says model_max_length {tokenizer.model_max_length}, but the text encoder "
-            f"beside it has {config.max_position_embeddings} positions: take the tokenizer that belongs to it."
+            f"{folder}/tokenizer_config.json says {said}, but the text encoder beside it has {positions} positions: "
+            "take the tokenizer that belongs to the text encoder."
         )

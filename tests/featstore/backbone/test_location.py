@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,11 @@ def test_no_trick_gets_a_pickle_read(
         if trick == "listed":
             index = {"metadata": {"total_size": 1}, "weight_map": {"a": pickled}}
             file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
-        words = f"index.json names '{pickled}': dualsd reads" if trick == "listed" else f"{component} cannot be loaded"
+        words = {
+            "disguised": f"{component} cannot be loaded",
+            "beside": f"{component} has no {weights}.safetensors: dualsd reads safetensors only",
+            "listed": f"index.json names '{pickled}': dualsd reads",
+        }[trick]
         with pytest.raises(ModelError, match=words):
             loader(locate(str(copy)), torch.device("cpu"), torch.float32)
         assert not marker.exists()
@@ -129,32 +132,6 @@ def test_a_truncated_dino_is_named(tmp_path: Path) -> None:
         load_dino(copy, torch.device("cpu"), torch.float32)
 
 
-def test_a_hub_that_cannot_be_reached_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
-    with socket.socket() as taken:  # a port on which nobody listens
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"cannot be reached.*local folder.*sd2-community"):
-        locate("sd2-1")
-
-
-def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        with pytest.raises(ModelError, match="cannot be reached"):
-            locate("sd2-1")
-
-
 def test_a_download_that_broke_off_is_not_taken_for_a_model(
     small_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -172,13 +149,32 @@ def test_a_download_that_broke_off_is_not_taken_for_a_model(
         locate("o/m")
 
 
-def test_another_precision_alone_is_no_model(small_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["vae", "unet", "text_encoder"])
+def test_another_precision_alone_is_no_model(small_model: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "half"
     shutil.copytree(small_model, copy)
-    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    weights.rename(copy / "vae" / "diffusion_pytorch_model.fp16.safetensors")
-    with pytest.raises(ModelError, match=r"no diffusion_pytorch_model\.safetensors"):
+    weights = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+    (copy / name / f"{weights}.safetensors").rename(copy / name / f"{weights}.fp16.safetensors")
+    words = (
+        rf"no {weights}\.safetensors: it has the variant 'fp16' only .* rename it to {weights}\.safetensors, or write"
+    )
+    with pytest.raises(ModelError, match=words):
         locate(str(copy))
+    (copy / name / f"{weights}.fp16.safetensors").rename(copy / name / f"{weights}.safetensors")
+    assert open_model(str(copy)).fingerprint == open_model(str(small_model)).fingerprint  # the first way out
+
+
+def test_the_ways_out_of_variants_and_pickles(small_model: Path, tmp_path: Path) -> None:
+    """What the sentences tell to type."""
+    from diffusers import StableDiffusionPipeline
+
+    copy = tmp_path / "half"
+    StableDiffusionPipeline.from_pretrained(small_model, dtype=torch.float16).save_pretrained(copy, variant="fp16")
+    with pytest.raises(ModelError) as refused:
+        locate(str(copy))
+    assert f"`StableDiffusionPipeline.from_pretrained('{copy}', variant='fp16').save_pretrained(" in str(refused.value)
+    StableDiffusionPipeline.from_pretrained(str(copy), variant="fp16").save_pretrained(tmp_path / "new")
+    assert open_model(str(tmp_path / "new")).image_size == 128
 
 
 def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
