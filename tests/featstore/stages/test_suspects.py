@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from featstore.progress import Silent
 from featstore.stages.suspects import by_suspicion
 
-IMAGES = 40
+IMAGES = 24
 
 
 def latents(row: int) -> NDArray[np.float32]:
@@ -23,7 +23,7 @@ def map_of(row: int, side: int) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("side", [32, 16])
-@pytest.mark.parametrize(("one", "other"), [(3, 31), (0, 1)])
+@pytest.mark.parametrize(("one", "other"), [(3, 21), (0, 1)])
 def test_two_swapped_maps_are_suspected_most(side: int, one: int, other: int) -> None:
     swapped = {one: other, other: one}
     order = by_suspicion(range(IMAGES), latents, lambda row: map_of(swapped.get(row, row), side), Silent())
@@ -36,9 +36,9 @@ def test_tokens_are_cells_after_the_class_token() -> None:
         cells = map_of(row, 16).reshape(24, -1).T
         return np.concatenate([np.full((1, 24), 9, dtype=np.float32), cells])
 
-    swapped = {3: 31, 31: 3}
+    swapped = {3: 21, 21: 3}
     order = by_suspicion(range(IMAGES), latents, lambda row: tokens(swapped.get(row, row)), Silent())
-    assert set(order[:2]) == {3, 31}
+    assert set(order[:2]) == {3, 21}
 
 
 def test_of_two_images_none_can_be_told() -> None:
