@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.backbone.config import noise_schedule
 from featstore.backbone.fingerprint import default_memory, forget
 from featstore.backbone.load import load_scheduler
 from featstore.backbone.location import locate
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
+from featstore.errors import StoreError
 from featstore.progress import Progress
 from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.batches import chunks
@@ -119,6 +121,12 @@ def recompute(
     dataset has other images.
     """
     model = _model_hashed_anew(store)
+    schedule = noise_schedule(model.location)
+    if dict(store.header.scheduler) != schedule:
+        raise StoreError(
+            f"The header of {store.path} says the noise schedule {dict(store.header.scheduler)}, but that of the model "
+            f"{store.header.model_id} is {schedule}: the header was edited; set it right in zarr.json."
+        )
     survey = survey_images(dataset, progress)
     check_same_images(store, survey)
     images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
@@ -150,11 +158,12 @@ def recompute(
     compared: list[Compared] = []
     with _scratch(store) as scratch:
         makers = Makers(scratch, dataset, model, learned, compute, progress)
-        latents = _against_model(store, makers, LATENTS, sorted(first))
+        (latents,) = _against_model(store, makers, {LATENTS: sorted(first)})
         if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
-            latents = _against_model(store, makers, LATENTS, sorted(first | unfit))
-        for path, rows in chosen.items():
-            compared.append(_against_model(store, makers, path, sorted(rows)))
+            (latents,) = _against_model(store, makers, {LATENTS: sorted(first | unfit)})
+        for group in dict.fromkeys(map(_group, chosen)):
+            own = {path: sorted(rows) for path, rows in chosen.items() if _group(path) == group}
+            compared += _against_model(store, makers, own)
     return Recomputed((latents, *noisy, *compared), images, len(unreadable))
 
 
@@ -219,37 +228,49 @@ def _scratch(store: Store) -> Iterator[Store]:
     with tempfile.TemporaryDirectory(prefix="dualsd-verify-") as folder:
         channels, height, width = store.latents().row_shape
         made = create_store(Path(folder) / "scratch.zarr", store.header, store.images, (channels, height, width))
-        described = {"/".join(path.split("/")[:2]) for path in store.array_paths() if path.startswith(f"{MAPS}/")}
-        for path in sorted(described | {CONDITIONING}):
+        for path in sorted({_group(path) for path in store.array_paths() if path.startswith((MAPS, CONDITIONING))}):
             made.group.require_group(path).update_attributes(store.attributes(path))
         yield made
 
 
-def _against_model(store: Store, makers: Makers, path: str, rows: Sequence[int]) -> Compared:
-    """Some rows of an array, made anew in the makers' scratch store."""
-    kept, bound = store.array(path), _bound(store, path)
+def _group(path: str) -> str:
+    """What describes an array: an extractor's group, which its arrays share."""
+    return "/".join(path.split("/")[:2]) if path.startswith(f"{MAPS}/") else path.split("/")[0]
+
+
+def _against_model(store: Store, makers: Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
+    """Some rows of arrays of one group, made anew in the makers' scratch store."""
+    outcomes = {path: Compared(path, 0, 0.0, None if path == LATENTS else 0.0, ()) for path in chosen}
+    for block in chunks(sorted({row for rows in chosen.values() for row in rows}), BLOCK):
+        made = makers.maps([*chosen], block) if len(chosen) > 1 else makers.make(next(iter(chosen)), block)
+        if isinstance(made, str):
+            return [Compared(path, 0, 0.0, None, (), made) for path in chosen]
+        for path, rows in chosen.items():
+            outcomes[path] = _compared(store, makers.store, outcomes[path], sorted({*rows} & {*block}))
+    return [*outcomes.values()]
+
+
+def _compared(store: Store, scratch: Store, before: Compared, rows: Sequence[int]) -> Compared:
+    """What came of an array's rows `before`, and of these, which lie in the scratch store."""
+    path, bound = before.path, _bound(store, before.path)
+    kept, made = store.array(path), scratch.array(path)
     assert kept is not None, "its rows were listed"
-    bad, number, relative, cell = list[BadRow](), 0, 0.0, None if path == LATENTS else 0.0
-    for block in chunks(rows, BLOCK):
-        outcome = makers.make(path, block)
-        if isinstance(outcome, str):
-            return Compared(path, 0, 0.0, None, (), outcome)
-        made = makers.store.array(path)
-        assert made is not None, "its rows were made just now"
-        present = made.present()
-        for row in (row for row in block if present[row]):
-            ours, theirs = kept.read((row,)), made.read((row,))
-            apart = _relative(ours, theirs)
-            turned = 0.0 if cell is None else _cell(ours, theirs)
-            if apart > bound.relative or turned > bound.cell:
-                why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
-                bad.append(BadRow(path, (row,), store.images.ids[row], why))
-            elif path == LATENTS:  # so that what is made of them is made of the same bits
-                made.write((row,), ours)
-            number, relative = number + 1, max(relative, apart)
-            cell = None if cell is None else max(cell, turned)
-        if path != LATENTS:
-            made.delete_rows([(row,) for row in block])
+    assert made is not None, "its rows were made just now"
+    present = made.present()
+    bad, number, relative, cell = [*before.bad], before.rows, before.relative, before.cell
+    for row in (row for row in rows if present[row]):
+        ours, theirs = kept.read((row,)), made.read((row,))
+        apart = _relative(ours, theirs)
+        turned = 0.0 if cell is None else _cell(ours, theirs)
+        if apart > bound.relative or turned > bound.cell:
+            why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
+            bad.append(BadRow(path, (row,), store.images.ids[row], why))
+        elif path == LATENTS:  # so that what is made of them is made of the same bits
+            made.write((row,), ours)
+        number, relative = number + 1, max(relative, apart)
+        cell = None if cell is None else max(cell, turned)
+    if path != LATENTS:
+        made.delete_rows([(int(row),) for row in np.flatnonzero(present)])
     return Compared(path, number, relative, cell, tuple(bad))
 
 
@@ -258,7 +279,7 @@ def _bound(store: Store, path: str) -> Bound:
         return LATENTS_BOUND
     if not path.startswith(f"{MAPS}/"):  # tokens do not say in which precision they were computed
         return BOUNDS["float16"]
-    description = store.attributes("/".join(path.split("/")[:2]))
+    description = store.attributes(_group(path))
     bound = BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
     if description.get("stored") != Stored.INT8.value:
         return bound
