@@ -34,10 +34,12 @@ from featstore.stages.noisy import noisy_latent
 from featstore.stages.repair import Makers
 from featstore.stages.suspects import by_suspicion
 from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY
+from featstore.store.overlap import reads_ahead
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 from featstore.store.stored import Stored
 from featstore.store.verify import BadRow, Verification
+from matcher.read_ahead import read_ahead
 
 LAST_BIT = 1e-6
 """By which noise may differ where it is drawn on another machine, whose mathematical library rounds otherwise: less
@@ -192,11 +194,10 @@ def _against_formula(
     progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
     bad, largest = list[BadRow](), 0.0
     clean, of = np.empty(0, np.float32), -1
-    for row, draw in rows:
+    for (row, draw), kept in read_ahead(rows, array.read, reads_ahead(store.path)):
         if row != of:
             clean, of = latents.read((row,)).astype(np.float32), row
         made = noisy_latent(scheduler, store, clean, row, timestep, draw).astype(np.float16)
-        kept = array.read((row, draw))
         off = np.abs(kept.astype(np.float32) - made.astype(np.float32))
         if (off > np.spacing(np.maximum(np.abs(kept), np.abs(made))).astype(np.float32) + LAST_BIT).any():
             differ = f"{int((off > 0).sum())} of {off.size} values differ"

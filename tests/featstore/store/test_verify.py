@@ -386,4 +386,4 @@ def test_a_header_of_another_size_is_not_taken_for_damaged_latents(store: Store)
     with pytest.raises(
         StoreError, match=r"says images of 64 pixels .* \(4, 16, 16\), but whole ones of \(4, 8, 8\) lie"
     ):
-        verify(store, Silent(), lambda path: ((4, 16, 16), "float16"))
+        verify(store, Silent(), lambda _: ((4, 16, 16), "float16"))
