@@ -178,7 +178,7 @@ def test_a_damaged_header(store: Store, nonsense: dict[str, object]) -> None:
 def test_an_image_that_stands_twice(store: Store) -> None:
     table = store.images
     write_images(store.group, replace(table, ids=(table.ids[0], table.ids[0], *table.ids[2:])))
-    with pytest.raises(StoreError, match=r"has the image 'cat/0' more than once"):
+    with pytest.raises(StoreError, match=r"has the image 'cat/a' more than once"):
         open_store(store.path)
 
 
