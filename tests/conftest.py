@@ -33,7 +33,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """A `folder` dataset: 2 categories of 3 pictures each, 4 keypoints a picture, sizes 60x40 and so on."""
-    root = tmp_path / "photographs"
+    return write_photographs(tmp_path / "photographs")
+
+
+def write_photographs(root: Path) -> Path:
+    """The same bytes each time."""
     rows = ["image,name,x,y"]
     random = np.random.default_rng(5)
     for category in ("cat", "dog"):

@@ -75,24 +75,52 @@ def survey_images(dataset: Dataset, progress: Progress) -> Survey:
 
 def check_unchanged(store: Store, dataset: Dataset, images: Collection[str], progress: Progress) -> None:
     """Raise `StoreError` where an image's bytes are not those that the store was made from: its maps would be matched
-    against keypoints of another picture."""
+    against keypoints of another picture. Or where the table of images has another size or category of it: keypoints
+    would be scaled by a wrong size, and its maps be another prompt's."""
     wanted = set(images)
     records = [record for record in dataset.images() if record.id in wanted]
     progress.start("checking images", len(records), "images")
 
-    def key_of(record: ImageRecord) -> str:
+    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int]]:
         try:
-            return image_key(record, dataset.read(record))
+            data = dataset.read(record)
         except ImageError:
-            return UNREADABLE
+            return None, (0, 0)
+        return image_key(record, data), _size_of(record, data)
 
     with ThreadPoolExecutor(READERS) as pool:
-        for record, key in zip(records, pool.map(key_of, records), strict=True):
-            if key not in (UNREADABLE, store.images.keys[store.images.row(record.id)]):
+        for record, (key, size) in zip(records, pool.map(inspect, records), strict=True):
+            row = store.images.row(record.id)
+            check_category(store, row, record)
+            if key not in (None, store.images.keys[row]):
                 raise StoreError(
                     f"The file of image {record.id!r} has changed since `cache build`: run `dualsd cache build` again."
                 )
+            fault = _size_fault(store.images, row, size)
+            if fault is not None:
+                raise StoreError(
+                    f"Of image {record.id!r} in {store.path} {fault}: run `dualsd cache build`, which writes the table "
+                    "of images anew."
+                )
             progress.advance()
+
+
+def check_category(store: Store, row: int, record: ImageRecord) -> None:
+    """Raise `StoreError` where the table of images has another category of an image than the dataset."""
+    fault = _category_fault(store.images, row, record)
+    if fault is not None:
+        raise StoreError(
+            f"Of image {record.id!r} in {store.path} {fault}: its maps may be of the wrong category's prompt; make the "
+            "store anew with `dualsd cache build` and another --store."
+        )
+
+
+def _size_of(record: ImageRecord, data: bytes) -> tuple[int, int]:
+    """Original width and height, 0 for what is no readable image."""
+    try:
+        return original_size(record, data)
+    except ImageError:
+        return 0, 0
 
 
 def check_same_images(store: Store, survey: Survey) -> None:
@@ -111,42 +139,68 @@ def image_faults(store: Store, survey: Survey) -> list[tuple[int, str]]:
         if survey.keys[row] not in (None, table.keys[row]):
             found.append((row, "its file is not the one that the store was made from"))
             continue
-        faults = [] if survey.keys[row] is None else _size_fault(table, row, tuple(survey.sizes[row].tolist()))
-        faults += _category_fault(table, row, record)
-        found += [(row, fault) for fault in faults]
+        size = tuple(survey.sizes[row].tolist())
+        faults = (_size_fault(table, row, size), _category_fault(table, row, record))
+        found += [(row, fault) for fault in faults if fault is not None]
     return found
 
 
-def _size_fault(table: ImageTable, row: int, size: tuple[int, ...]) -> list[str]:
+def _size_fault(table: ImageTable, row: int, size: tuple[int, ...]) -> str | None:
     stored = tuple(table.sizes[row].tolist())
-    spelt = " where the file has ".join(f"{width} x {height}" for width, height in (stored, size))
-    return [] if stored == size else [f"the table says {spelt} pixels"]
+    if stored == size or 0 in size:  # one that cannot be read now says nothing
+        return None
+    spelt = " where its file has ".join(f"{width} x {height}" for width, height in (stored, size))
+    return f"the table of images says {spelt} pixels"
 
 
-def _category_fault(table: ImageTable, row: int, record: ImageRecord) -> list[str]:
+def _category_fault(table: ImageTable, row: int, record: ImageRecord) -> str | None:
     stored = table.categories[row]
-    return [] if stored == record.category else [f"the table says category {stored!r}, the dataset {record.category!r}"]
+    if stored == record.category:
+        return None
+    return f"the table of images says category {stored!r} where the dataset says {record.category!r}"
 
 
 def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, int]:
     """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`. Packed arrays
-    are unpacked for it.
+    are unpacked for it. A size in the table of images that is not the file's is set right, with a note.
 
-    Raises `StoreError` where the dataset has other images than the store.
+    Raises `StoreError` where the dataset has other images than the store, or other categories of them.
     """
     check_same_images(store, survey)
-    if _keys_now(store, survey) == store.images.keys:
+    for row, record in enumerate(survey.records):
+        check_category(store, row, record)
+    if _is_current(store, survey):
         return store, 0
-    given = np.array([key is not None for key in survey.keys])[:, None]
     with exclusive(store.path):  # nobody packs a row of what an image was while it is forgotten
         store = open_store(store.path)
-        keys = _keys_now(store, survey)
-        if keys == store.images.keys:  # another process was first, and may have made rows of the new ones since
+        if _is_current(store, survey):  # another process was first, and may have made rows of the new ones since
             return store, 0
-        for array in store.arrays().values():
+        keys, sizes = _keys_now(store, survey), _sizes_now(store, survey)
+        same = np.array(keys) == np.array(store.images.keys)
+        resized = same & (sizes != store.images.sizes).any(axis=1)
+        if resized.any():
+            first = store.images.ids[int(np.flatnonzero(resized)[0])]
+            progress.note(
+                f"Of {int(resized.sum())} image(s), e.g. {first}, the table of images said another size than the file "
+                "has; it is set right."
+            )
+        for array in store.arrays().values() if not same.all() else ():
             if array.packed:
                 unpack_array(array, progress)
-        return replace_stale(store, keys, np.where(given, survey.sizes, store.images.sizes))
+        return replace_stale(store, keys, sizes)
+
+
+def _is_current(store: Store, survey: Survey) -> bool:
+    return _keys_now(store, survey) == store.images.keys and np.array_equal(
+        _sizes_now(store, survey), store.images.sizes
+    )
+
+
+def _sizes_now(store: Store, survey: Survey) -> NDArray[np.int32]:
+    """Of a file that is no readable image just now the size that is known."""
+    given = np.array([key is not None for key in survey.keys])[:, None] & (survey.sizes > 0)
+    changed = np.array([now not in (None, then) for now, then in zip(survey.keys, store.images.keys, strict=True)])
+    return np.where(given | changed[:, None], survey.sizes, store.images.sizes)
 
 
 def _keys_now(store: Store, survey: Survey) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from featstore.backbone.fingerprint import default_memory, forget
 from featstore.backbone.location import locate
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
+from featstore.errors import StoreError
 from featstore.progress import Progress
 from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.batches import chunks
@@ -31,10 +32,12 @@ from featstore.stages.noisy import noisy_latent
 from featstore.stages.repair import Makers
 from featstore.stages.suspects import by_suspicion
 from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY
+from featstore.store.overlap import reads_ahead
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 from featstore.store.stored import Stored
 from featstore.store.verify import BadRow, Verification
+from matcher.read_ahead import read_ahead
 
 LAST_BIT = 1e-6
 """By which noise may differ where it is drawn on another machine, whose mathematical library rounds otherwise: less
@@ -56,13 +59,20 @@ class Bound:
 BOUNDS: Mapping[str, Bound] = {
     "float64": Bound(5e-3, 1e-3),
     "float32": Bound(5e-3, 1e-3),
-    "float16": Bound(2e-2, 1e-2),
-    "bfloat16": Bound(1e-1, 1e-1),
+    "float16": Bound(1e-2, 1e-2),
+    "bfloat16": Bound(5e-2, 1e-2),
 }
-"""By the precision that a row was computed in; latents do not say theirs and have float16's."""
+"""By the precision that maps and tokens were computed in. Measured on the demo, batches of 1 to 32 and 1 or 2 threads:
+2e-5 and 3e-7 in float32; against float32, float16 is off by 5e-4 and 7e-7, bfloat16 by 5e-3 and 5e-5. The bounds are
+far above, since a GPU may multiply with fewer bits (TF32: 1e-3) or in another order, and far below the
+1 of another image's row."""
+
+LATENTS_BOUND = Bound(1e-2, 0.0)
+"""Latents do not say in which precision they were computed. Measured on the demo: 2e-5 in float32, 6e-4 in float16,
+5e-3 in bfloat16; another draw of the posterior, or its mean, is off by 3e-2 to 5e-2."""
 
 INT8 = Bound(2e-2, 2e-2)
-"""What rounding to 8 bits adds."""
+"""What rounding to 8 bits adds, where two maps that differ in the last bit are rounded apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,11 @@ def recompute(
     dataset has other images.
     """
     model = _model_hashed_anew(store)
+    if store.header.schedule.describe() != model.schedule.describe():
+        raise StoreError(
+            f"The header of {store.path} says the noise schedule {store.header.schedule.spell()}, but that of the "
+            f"model {store.header.model_id} is {model.schedule.spell()}: the header was edited; set it right in zarr.json."
+        )
     survey = survey_images(dataset, progress)
     check_same_images(store, survey)
     images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
@@ -142,11 +157,12 @@ def recompute(
     compared: list[Compared] = []
     with _scratch(store) as scratch:
         makers = Makers(scratch, dataset, model, learned, compute, progress)
-        latents = _against_model(store, makers, LATENTS, sorted(first))
+        (latents,) = _against_model(store, makers, {LATENTS: sorted(first)})
         if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
-            latents = _against_model(store, makers, LATENTS, sorted(first | unfit))
-        for path, rows in chosen.items():
-            compared.append(_against_model(store, makers, path, sorted(rows)))
+            (latents,) = _against_model(store, makers, {LATENTS: sorted(first | unfit)})
+        for group in dict.fromkeys(map(_group, chosen)):
+            own = {path: sorted(rows) for path, rows in chosen.items() if _group(path) == group}
+            compared += _against_model(store, makers, own)
     return Recomputed((latents, *noisy, *compared), images, len(unreadable))
 
 
@@ -173,11 +189,10 @@ def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str,
     progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
     bad, largest = list[BadRow](), 0.0
     clean, of = np.empty(0, np.float32), -1
-    for row, draw in rows:
+    for (row, draw), kept in read_ahead(rows, array.read, reads_ahead(store.path)):
         if row != of:
             clean, of = latents.read((row,)).astype(np.float32), row
         made = noisy_latent(store, clean, row, timestep, draw).astype(np.float16)
-        kept = array.read((row, draw))
         off = np.abs(kept.astype(np.float32) - made.astype(np.float32))
         if (off > np.spacing(np.maximum(np.abs(kept), np.abs(made))).astype(np.float32) + LAST_BIT).any():
             differ = f"{int((off > 0).sum())} of {off.size} values differ"
@@ -209,44 +224,58 @@ def _scratch(store: Store) -> Iterator[Store]:
     with tempfile.TemporaryDirectory(prefix="dualsd-verify-") as folder:
         channels, height, width = store.latents().row_shape
         made = create_store(Path(folder) / "scratch.zarr", store.header, store.images, (channels, height, width))
-        described = {"/".join(path.split("/")[:2]) for path in store.array_paths() if path.startswith(f"{MAPS}/")}
-        for path in sorted(described | {CONDITIONING}):
+        for path in sorted({_group(path) for path in store.array_paths() if path.startswith((MAPS, CONDITIONING))}):
             made.group.require_group(path).update_attributes(store.attributes(path))
         yield made
 
 
-def _against_model(store: Store, makers: Makers, path: str, rows: Sequence[int]) -> Compared:
-    """Some rows of an array, made anew in the makers' scratch store."""
-    kept, bound = store.array(path), _bound(store, path)
+def _group(path: str) -> str:
+    """What describes an array: an extractor's group, which its arrays share."""
+    return "/".join(path.split("/")[:2]) if path.startswith(f"{MAPS}/") else path.split("/")[0]
+
+
+def _against_model(store: Store, makers: Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
+    """Some rows of arrays of one group, made anew in the makers' scratch store."""
+    outcomes = {path: Compared(path, 0, 0.0, None if path == LATENTS else 0.0, ()) for path in chosen}
+    for block in chunks(sorted({row for rows in chosen.values() for row in rows}), BLOCK):
+        made = makers.maps([*chosen], block) if len(chosen) > 1 else makers.make(next(iter(chosen)), block)
+        if isinstance(made, str):
+            return [Compared(path, 0, 0.0, None, (), made) for path in chosen]
+        for path, rows in chosen.items():
+            outcomes[path] = _compared(store, makers.store, outcomes[path], sorted({*rows} & {*block}))
+    return [*outcomes.values()]
+
+
+def _compared(store: Store, scratch: Store, before: Compared, rows: Sequence[int]) -> Compared:
+    """What came of an array's rows `before`, and of these, which lie in the scratch store."""
+    path, bound = before.path, _bound(store, before.path)
+    kept, made = store.array(path), scratch.array(path)
     assert kept is not None, "its rows were listed"
-    bad, number, relative, cell = list[BadRow](), 0, 0.0, None if path == LATENTS else 0.0
-    for block in chunks(rows, BLOCK):
-        outcome = makers.make(path, block)
-        if isinstance(outcome, str):
-            return Compared(path, 0, 0.0, None, (), outcome)
-        made = makers.store.array(path)
-        assert made is not None, "its rows were made just now"
-        present = made.present()
-        for row in (row for row in block if present[row]):
-            ours, theirs = kept.read((row,)), made.read((row,))
-            apart = _relative(ours, theirs)
-            turned = 0.0 if cell is None else _cell(ours, theirs)
-            if apart > bound.relative or turned > bound.cell:
-                why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
-                bad.append(BadRow(path, (row,), store.images.ids[row], why))
-            elif path == LATENTS:  # so that what is made of them is made of the same bits
-                made.write((row,), ours)
-            number, relative = number + 1, max(relative, apart)
-            cell = None if cell is None else max(cell, turned)
-        if path != LATENTS:
-            made.delete_rows([(row,) for row in block])
+    assert made is not None, "its rows were made just now"
+    present = made.present()
+    bad, number, relative, cell = [*before.bad], before.rows, before.relative, before.cell
+    for row in (row for row in rows if present[row]):
+        ours, theirs = kept.read((row,)), made.read((row,))
+        apart = _relative(ours, theirs)
+        turned = 0.0 if cell is None else _cell(ours, theirs)
+        if apart > bound.relative or turned > bound.cell:
+            why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
+            bad.append(BadRow(path, (row,), store.images.ids[row], why))
+        elif path == LATENTS:  # so that what is made of them is made of the same bits
+            made.write((row,), ours)
+        number, relative = number + 1, max(relative, apart)
+        cell = None if cell is None else max(cell, turned)
+    if path != LATENTS:
+        made.delete_rows([(int(row),) for row in np.flatnonzero(present)])
     return Compared(path, number, relative, cell, tuple(bad))
 
 
 def _bound(store: Store, path: str) -> Bound:
-    if not path.startswith(f"{MAPS}/"):
+    if path == LATENTS:
+        return LATENTS_BOUND
+    if not path.startswith(f"{MAPS}/"):  # tokens do not say in which precision they were computed
         return BOUNDS["float16"]
-    description = store.attributes("/".join(path.split("/")[:2]))
+    description = store.attributes(_group(path))
     bound = BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
     if description.get("stored") != Stored.INT8.value:
         return bound

@@ -113,7 +113,7 @@ class Makers:
         if kind == NOISY:
             return self._noisy(path, rows)
         if kind == MAPS:
-            return self._maps(path, rows)
+            return self.maps([path], rows)
         if path == PATCH_TOKENS:
             return self._patch_tokens(rows)
         if kind == GRIDS:
@@ -137,9 +137,11 @@ class Makers:
         add_noise(self.store, good, [timestep], draws, self.progress)
         return bad
 
-    def _maps(self, path: str, rows: Sequence[int]) -> Sequence[ImageError] | str:
-        _, key, layer, timestep = path.split("/")
-        if layer == DINO:
+    def maps(self, paths: Sequence[str], rows: Sequence[int]) -> Sequence[ImageError] | str:
+        """The same for several arrays of one extractor, which share passes."""
+        places = [path.split("/")[1:] for path in paths]
+        key = places[0][0]
+        if places[0][1] == DINO:
             return self._dino_maps(key, rows)
         description = self.store.attributes(f"{MAPS}/{key}")
         prompt = description.get("prompt")
@@ -153,7 +155,7 @@ class Makers:
         stored = Stored(description.get("stored", Stored.FLOAT16.value))
         if extractor_of(self.store, prompts, ensemble, compute, stored).key != key:
             return "their extractor's description does not say all that they were made with"
-        wanted = [(int(layer.removeprefix("layer")), int(timestep.removeprefix("t")))]
+        wanted = [(int(layer.removeprefix("layer")), int(step.removeprefix("t"))) for _, layer, step in places]
         made = require_maps(
             self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress, stored=stored
         )

@@ -1,5 +1,6 @@
 """The store's table of images: which row is which image, from which bytes, of what original size."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -98,5 +99,11 @@ def read_images(group: zarr.Group, where: str) -> ImageTable:
     lost += [name for name in ("width", "height") if (columns[name] < 0).any()]
     if len(lengths) != 1 or lost:
         raise StoreError(f"The table of images of {where} is incomplete: delete the store and build it again.")
+    doubled = [str(image) for image, count in Counter(columns["id"].tolist()).items() if count > 1]
+    if doubled:
+        raise StoreError(
+            f"The table of images of {where} has the image {doubled[0]!r} more than once: delete the store and "
+            "build it again."
+        )
     ids, categories, keys = (tuple(str(value) for value in columns[name]) for name in _TEXT_COLUMNS)
     return ImageTable(ids, categories, keys, np.stack([columns["width"], columns["height"]], axis=1).astype(np.int32))

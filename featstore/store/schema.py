@@ -1,6 +1,7 @@
 """The store's header: what was cached, by what and how. It prints itself into the root group's attributes and reads
 itself back; two headers that disagree are told apart in one sentence (docs/store.md, Header)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,23 +90,27 @@ class StoreHeader:
             )
         try:
             model, dataset = attributes["model"], attributes["dataset"]
+            if attributes["dtype"] != STORED_DTYPE:
+                raise ValueError(f"its dtype is {attributes['dtype']!r}, not {STORED_DTYPE!r}")
             return cls(
-                dataset=str(dataset["name"]),
-                dataset_root=dataset["root"],
-                model_id=str(model["id"]),
-                model_revision=model["revision"],
-                model_fingerprint=str(model["fingerprint"]),
-                image_size=int(attributes["preprocessing"]["size"]),
+                dataset=_text(dataset, "name"),
+                dataset_root=None if dataset["root"] is None else _text(dataset, "root"),
+                model_id=_text(model, "id"),
+                model_revision=None if model["revision"] is None else _text(model, "revision"),
+                model_fingerprint=_text(model, "fingerprint"),
+                image_size=_whole(attributes["preprocessing"], "size", 1),
                 latents=Latents(attributes["latents"]),
                 scheduler=dict(attributes["scheduler"]),
-                seed=int(attributes["seed"]),
-                latent_shift=float(attributes.get("latent_shift", 0)),
+                seed=_whole(attributes, "seed", None),
+                latent_shift=_finite(attributes.get("latent_shift", 0.0), "latent_shift"),
                 creator=str(attributes["creator"]),
                 version=found,
                 where=where,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{where} has a damaged header: {error!r}.") from error
+            raise StoreError(
+                f"{where} has a damaged header: {error!r}; set it right in its zarr.json, or build the store anew."
+            ) from error
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
@@ -137,3 +142,26 @@ class StoreHeader:
         for what, mine, theirs in sides:
             if mine != theirs:
                 raise StoreError(f"{where} was made with {what} {mine}, not {theirs}: name another --store.")
+
+
+def _text(holder: Mapping[str, Any], name: str) -> str:
+    """A text that is not empty. Raises ValueError for anything else."""
+    value = holder[name]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"its {name} is {value!r}, no text")
+    return value
+
+
+def _whole(holder: Mapping[str, Any], name: str, least: int | None) -> int:
+    """A whole number, `least` at least. Raises ValueError for anything else: 0.5 is no seed, and is not read as 0."""
+    value = holder[name]
+    if type(value) is not int or (least is not None and value < least):
+        raise ValueError(f"its {name} is {value!r}, no whole number" + ("" if least is None else f" from {least} on"))
+    return value
+
+
+def _finite(value: object, name: str) -> float:
+    """A finite number. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"its {name} is {value!r}, no finite number")
+    return float(value)

@@ -242,9 +242,9 @@ def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32])
     In that order, so that a run killed in between finds them stale again. No array may be packed.
     """
     stale = [row for row, (old, new) in enumerate(zip(store.images.keys, keys, strict=True)) if old != new]
-    if not stale:
+    if not stale and np.array_equal(sizes, store.images.sizes):
         return store, 0
-    for array in store.arrays().values():
+    for array in store.arrays().values() if stale else ():
         array.delete_rows([(row, *rest) for row in stale for rest in np.ndindex(array.rows_shape[1:])])
     table = store.images.with_contents(keys, sizes)
     with writing(f"The table of images of {store.path}"):

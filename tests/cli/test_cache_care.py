@@ -139,6 +139,34 @@ def test_metadata_that_are_damaged(run: Run, store: Path, maps: str) -> None:
     assert contents(store) == before
 
 
+def test_rows_of_another_image_are_code_2_until_they_are_mended(run: Run, store: Path, maps: str) -> None:
+    before = contents(store)
+    layer = store / maps / "layer3" / "t0050"
+    for one, other in (
+        (layer / "c.1.0.0.0", layer / "c.4.0.0.0"),
+        (store / "latents/c.0.0.0.0", store / "latents/c.3.0.0.0"),
+    ):
+        ours, theirs = one.read_bytes(), other.read_bytes()
+        one.write_bytes(theirs)
+        other.write_bytes(ours)
+    ok(run("cache", "verify"))  # their checksums are right
+    refused = run("cache", "verify", "--recompute", "all", "--batch-size", "4", "--json", "v.json")
+    assert refused.exit_code == 2
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert "8 damaged row(s) and 0 damaged metadata file(s) in dualsd.zarr: --repair" in refused.stderr
+    found = {own["path"]: own["others"] for own in read_json("v.json")["recomputed"] if own["others"]}
+    noisy = {f"noisy/t{step}": [[0, 0], [3, 0]] for step in ("0050", "0261")}
+    assert found == {"latents": [[0], [3]], f"{maps}/layer3/t0050": [[1], [4]], **noisy}
+    ok(run("cache", "verify", "--recompute", "all", "--repair", "--batch-size", "4"))
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "some", "1.5"])
+def test_how_many_rows_are_made_anew(run: Run, store: Path, count: str) -> None:
+    result = run("cache", "verify", f"--recompute={count}")
+    assert (result.exit_code, "--recompute takes how many rows" in result.stderr) == (2, True)
+
+
 def test_drop_and_repair_exclude_each_other(run: Run, store: Path) -> None:
     result = run("cache", "verify", "--drop", "--repair")
     assert (result.exit_code, "exclude each other" in result.stderr) == (2, True)

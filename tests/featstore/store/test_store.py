@@ -8,7 +8,7 @@ import zarr
 from featstore.backbone.dino_name import DinoName
 from featstore.backbone.latents import Latents
 from featstore.errors import StoreError
-from featstore.store.images import ImageTable
+from featstore.store.images import ImageTable, write_images
 from featstore.store.keys import DinoExtractor, Extractor, dino_path, map_path, noisy_path
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_store, replace_stale
@@ -149,9 +149,36 @@ def test_a_newer_store_is_refused_with_the_version_that_wrote_it(store: Store) -
         open_store(store.path)
 
 
-def test_a_damaged_header(store: Store) -> None:
-    store.group.attrs.update({"model": "x"})
-    with pytest.raises(StoreError, match="damaged header"):
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"model": "x"},
+        {"model": {"id": 3, "revision": None, "fingerprint": "ab"}},
+        {"model": {"id": "m", "revision": 1, "fingerprint": "ab"}},
+        {"dataset": {"name": "", "root": None}},
+        {"preprocessing": {"size": -64}},
+        {"preprocessing": {"size": 0}},
+        {"preprocessing": {"size": 64.5}},
+        {"preprocessing": {"size": "64"}},
+        {"preprocessing": {"size": True}},
+        {"seed": 0.5},
+        {"seed": None},
+        {"seed": "7"},
+        {"latents": "median"},
+        {"dtype": "float32"},
+        {"scheduler": 3},
+    ],
+)
+def test_a_damaged_header(store: Store, nonsense: dict[str, object]) -> None:
+    store.group.attrs.update(nonsense)
+    with pytest.raises(StoreError, match=r"damaged header.*set it right in its zarr\.json"):
+        open_store(store.path)
+
+
+def test_an_image_that_stands_twice(store: Store) -> None:
+    table = store.images
+    write_images(store.group, replace(table, ids=(table.ids[0], table.ids[0], *table.ids[2:])))
+    with pytest.raises(StoreError, match=r"has the image 'cat/a' more than once"):
         open_store(store.path)
 
 
