@@ -1,15 +1,18 @@
 """Everything that decides what a training run ends in."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Self
 
+from featstore.backbone.layers import check_layers, check_timesteps
 from featstore.errors import TuningError
 from featstore.prompts.conditional import CONDITIONAL_LENGTH, GLOBAL_LENGTH
 from featstore.prompts.learned import Mode
+from featstore.sealed import parse
 from featstore.tuning.loss import gaussian
-from matcher.geometry import Geometry
+from matcher.fusion import check_weights
 from matcher.match import MatchSettings
 
 
@@ -25,6 +28,15 @@ class Noise(Enum):
 
     CACHED = "cached"
     FRESH = "fresh"
+
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+"""Precisions of the networks."""
+
+_POSITIVE = (
+    *("length", "steps", "batch", "clique", "accumulate", "draws", "validate_every", "validation_pairs"),
+    "checkpoint_every",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,20 @@ class TuningSettings:
     dtype: str
 
     def __post_init__(self) -> None:
+        check_layers(self.layers)
+        for name in ("timesteps", "validation_timesteps", "weights"):
+            if len(getattr(self, name)) != len(self.layers) or len(set(self.layers)) != len(self.layers):
+                raise TuningError(f"{name} are not one for each of the different layers {list(self.layers)}.")
+        check_timesteps((*self.timesteps, *self.validation_timesteps))
+        check_weights(len(self.layers), self.weights)
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise TuningError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        for name in ("rate", "network_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TuningError(f"{name} is {getattr(self, name)}: it must be finite and not negative.")
+        if self.dtype not in DTYPES:
+            raise TuningError(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}.")
         if self.mode is Mode.CPM and self.sampling is Sampling.CLIQUES:
             raise TuningError(
                 "A cpm's prompts belong to pairs: every pair of a clique would need passes of its own, which is what "
@@ -85,14 +111,6 @@ class TuningSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        matching = dict(values["matching"])
-        for name in ("geometry", "upsample_align"):
-            matching[name] = Geometry(matching[name])
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        enums = {
-            "mode": Mode(values["mode"]),
-            "sampling": Sampling(values["sampling"]),
-            "noise": Noise(values["noise"]),
-        }
-        return cls(**{**values, **lists, **enums, "matching": MatchSettings(**matching)})
+        """The inverse of `to_json`. Raises ValueError naming the field, or `InputError` for values that cannot be."""
+        found: Self = parse(cls, values, "settings")
+        return found
