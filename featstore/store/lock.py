@@ -46,3 +46,20 @@ def _take(lock: int) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:  # a file system without locks: two processes at once are not kept apart there
         return
+
+
+def take_if_free(file: Path) -> int | None:
+    """The lock of a file, to be let go with `os.close` or by ending; None where there is none, or another has it."""
+    try:
+        lock = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:  # see `_take`
+        pass
+    return lock

@@ -111,7 +111,9 @@ class RunFolder:
             return []
         try:
             with file.open(newline="", encoding="utf-8") as stream:
-                header, *rows = csv.reader(stream)
+                header, *rows = map(tuple, csv.reader(stream))
+            if header not in (METRICS, (*METRICS, _CHECKSUM)):
+                raise ValueError("its first line does not name its columns")
             return [_metrics_row(header, number, row) for number, row in enumerate(rows, start=1)][:step]
         except (OSError, ValueError, csv.Error) as error:
             raise TuningError(
@@ -186,13 +188,10 @@ def _crc(row: Sequence[str]) -> str:
     return f"{zlib.crc32(','.join(row).encode()):08x}"
 
 
-def _metrics_row(header: Sequence[str], number: int, row: Sequence[str]) -> tuple[str, ...]:
+def _metrics_row(header: tuple[str, ...], number: int, row: tuple[str, ...]) -> tuple[str, ...]:
     """The row of a step, numbered from 1, without its checksum, which older files lack. Raises ValueError."""
-    sealed = tuple(header) == (*METRICS, _CHECKSUM)
-    own = tuple(row[: len(METRICS)])
-    if not sealed and tuple(header) != METRICS:
-        raise ValueError("its first line does not name its columns")
-    if tuple(row) != ((*own, _crc(own)) if sealed else own) or len(own) != len(METRICS) or own[0] != str(number):
+    own = row[: len(METRICS)]
+    if row != (own if header == METRICS else (*own, _crc(own))) or len(own) != len(METRICS) or own[0] != str(number):
         raise ValueError(f"line {number + 1} is not that of step {number}, or its checksum does not fit")
     for value in own[1:]:
         float(value or 0)
