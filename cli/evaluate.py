@@ -125,7 +125,7 @@ def evaluate(
     from cli.processes import choose_compute
     from featstore.datasets.registry import open_dataset
     from featstore.evaluation import Scoring
-    from featstore.evaluation_run import check_place, save_evaluation
+    from featstore.evaluation_run import check_place, kept_evaluation
     from featstore.processes import launched
     from featstore.store.location import absolute
     from matcher.maps import LayerSpec
@@ -213,11 +213,12 @@ def evaluate(
         "store": None if features is not None else absolute(store),
         "root": None if place is None else str(place.resolve()),
     }
-    kept = save_evaluation(result, out, about=about)
-    say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
     from cli.html_report.evaluation import report_evaluation
 
-    say(f"report: {report_evaluation(kept)}, with table.md and table.tex beside it")
+    with kept_evaluation(result, out, about) as kept:
+        say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
+        page = report_evaluation(kept)
+    say(f"report: {page}, with table.md and table.tex beside it")
 
 
 def report(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:

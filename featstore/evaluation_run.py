@@ -5,7 +5,9 @@ runs/eval-2+3-001/
     predictions.safetensors   see `featstore.predictions`
     results.json              what `dualsd eval --json` writes
 
-A folder appears whole or not at all: it is written beside its place, under a hidden name, and renamed.
+A folder appears whole or not at all: it is written beside its place, under a hidden name, and renamed. Until its report
+is there, too, `.unfinished` lies in it, whose lock the process holds that makes it: a run that was killed is so known
+from one that is at work, and the same evaluation takes its place.
 """
 
 import errno
@@ -14,7 +16,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -22,37 +25,40 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from featstore.errors import EvaluationError
+from featstore.backbone.layers import check_timesteps
+from featstore.errors import EvaluationError, ModelError
 from featstore.evaluation import Result, Scoring, tabulated
 from featstore.predictions import check_version, load_predictions, predictions_bytes
+from featstore.sealed import check_seal, parse_known, seal
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
+from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning import run_folder
 from featstore.whole_file import write_whole
+from matcher.configuration import Configuration
 from matcher.errors import MatchError
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec
-from matcher.match import MatchSettings
 from matcher.pairs import Frame
-from matcher.pck import MatchedPair
+from matcher.pck import Average, MatchedPair
 from matcher.readout import Readout
 
 FORMAT = run_folder.EVALUATION
 VERSION = 1
 _RUN, _PREDICTIONS, _RESULTS = "run.json", "predictions.safetensors", "results.json"
+_UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationRun:
-    """An evaluation as it was kept. features: where its maps came from. matched: its pairs and what was predicted.
-    description: all that `run.json` holds."""
+    """An evaluation as it was kept. features: where its maps came from. average: that of the printed table. matched:
+    its pairs and what was predicted. description: all that `run.json` holds."""
 
     path: Path
     dataset: str
     split: str
     scoring: Scoring
     features: Mapping[str, Any]
+    average: Average
     matched: tuple[MatchedPair, ...]
     description: Mapping[str, Any]
 
@@ -61,20 +67,23 @@ class EvaluationRun:
         """Raises `EvaluationError` where there is none, or a newer dualsd wrote it, or it is damaged."""
         description = _read(path)
         try:
-            run = cls(
-                path=path,
-                dataset=str(description["dataset"]),
-                split=str(description["split"]),
-                scoring=_scoring(description["scoring"]),
-                features=dict(description["features"]),
-                matched=load_predictions(path / _PREDICTIONS),
-                description=description,
-            )
-        except (KeyError, TypeError, ValueError, MatchError) as error:
-            raise EvaluationError(f"{path / _RUN} is damaged ({error!r}): evaluate again.") from error
-        if set(run.scoring.readouts) != set(run.matched[0].predictions):
-            raise EvaluationError(f"{path} is damaged: its predictions are of other readouts than {_RUN} says.")
-        return run
+            said: _Described = parse_known(_Described, description)
+            said.check()
+            matched = load_predictions(path / _PREDICTIONS)
+            said.check_against(matched)
+            check_seal(description)
+        except (ValueError, MatchError, ModelError) as error:
+            raise EvaluationError(f"{path / _RUN} is damaged or was changed ({error}): evaluate again.") from error
+        return cls(
+            path=path,
+            dataset=said.dataset,
+            split=said.split,
+            scoring=said.scoring,
+            features=said.features,
+            average=said.average,
+            matched=matched,
+            description=description,
+        )
 
     def scored(
         self,
@@ -105,11 +114,56 @@ class EvaluationRun:
             raise EvaluationError(f"{self.path} has no readout {readout.value}: it was evaluated with {known}.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What `run.json` says and is read again."""
+
+    dataset: str
+    split: str
+    categories: tuple[str, ...]
+    n_pairs: int
+    n_points: int
+    scoring: Scoring
+    features: Mapping[str, Any]
+    average: Average = Average.IMAGE
+    theta: str | None = None
+    store: str | None = None
+    root: str | None = None
+    created: str | None = None
+    creator: str | None = None
+    command: str | None = None
+    versions: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise ValueError, `MatchError` or `ModelError` for values that no evaluation has."""
+        scoring = self.scoring
+        Configuration(scoring.layers, scoring.settings)  # raises for weights that cannot be
+        check_timesteps([layer.timestep for layer in scoring.layers if layer.timestep is not None])
+        for name, values in (("readouts", scoring.readouts), ("alphas", scoring.alphas)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"scoring.{name} is empty, or names one twice")
+        if not all(0 < alpha <= 1 for alpha in scoring.alphas):
+            raise ValueError(f"scoring.alphas is {list(scoring.alphas)}, which are not all above 0 and at most 1")
+
+    def check_against(self, matched: Sequence[MatchedPair]) -> None:
+        """Raise ValueError where the predictions are others than is said."""
+        if set(self.scoring.readouts) != set(matched[0].predictions):
+            raise ValueError("its predictions are of other readouts than scoring.readouts says")
+        found = {
+            "n_pairs": len(matched),
+            "n_points": sum(len(match.pair.target_points) for match in matched),
+            "categories": tuple(sorted({match.pair.category for match in matched})),
+        }
+        for name, value in found.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)}, and the predictions have {value}")
+
+
 def check_place(path: Path | None) -> None:
     """Raise `EvaluationError`, before any work is done, where a run cannot be kept. path: None for the next free place
     under ./runs."""
     place = run_folder.RUNS / "eval" if path is None else path
-    if path is not None and not _is_free(path):
+    if path is not None and not _is_free(path) and not _was_left(path):
         raise _in_the_way(path)
     existing = next(parent for parent in place.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -125,14 +179,85 @@ def save_evaluation(
     Raises `EvaluationError` where something lies there, `DiskFullError` with the bytes that are missing where the disk
     is full, `StoreError` where it does not take it for another reason.
     """
-    layers = "+".join(re.sub(r"[^\w.-]", "_", layer.layer) for layer in result.scoring.layers)
+    return _save(result, path, parent, {**about, **_describe(result)}, lambda _: None)
+
+
+@contextmanager
+def kept_evaluation(
+    result: Result, path: Path | None, about: Mapping[str, Any], parent: Path = run_folder.RUNS
+) -> Iterator[Path]:
+    """`save_evaluation`, while more is written into the folder that it gives: until that is done the run is known as
+    unfinished. One that a kill left so gives its place: that in `path`, or of the same evaluation in `parent`."""
+    described = {**about, **_describe(result)}
+    locks: list[int] = []
+
+    def begin(making: Path) -> None:
+        write_whole(making / _UNFINISHED, b"")
+        locks.extend(lock for lock in [take_if_free(making / _UNFINISHED)] if lock is not None)
+
+    try:
+        candidates = sorted(parent.glob(f"eval-{_layers(result)}-*")) if path is None else [path]
+        for left in candidates:
+            if path is None and not _same_evaluation(left, described):
+                continue
+            lock = take_if_free(left / _UNFINISHED) if left.is_dir() else None
+            if lock is not None:
+                locks.append(lock)
+                shutil.rmtree(left)
+                path = left
+                break
+        place = _save(result, path, parent, described, begin)
+        yield place
+        (place / _UNFINISHED).unlink()
+    finally:
+        for lock in locks:
+            os.close(lock)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether an evaluation lies there whose report was written."""
+    return path.exists() and not (path / _UNFINISHED).exists()
+
+
+def _was_left(path: Path) -> bool:
+    """Whether a kill left an evaluation there unfinished."""
+    lock = take_if_free(path / _UNFINISHED) if path.is_dir() else None
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
+
+
+def _same_evaluation(path: Path, described: Mapping[str, Any]) -> bool:
+    """Whether a folder's `run.json` says what `described` does, but for when and by which versions it was made."""
+    try:
+        before = _read(path)
+    except EvaluationError:
+        return False
+    own = described.keys() - {"created", "creator", "versions", "command"}
+    return {name: before.get(name) for name in own} == json.loads(json.dumps({name: described[name] for name in own}))
+
+
+def _layers(result: Result) -> str:
+    """As a run's folder names them."""
+    return "+".join(re.sub(r"[^\w.-]", "_", layer.layer) for layer in result.scoring.layers)
+
+
+def _save(
+    result: Result,
+    path: Path | None,
+    parent: Path,
+    described: Mapping[str, Any],
+    begin: Callable[[Path], None],
+) -> Path:
+    """begin: is given the folder before it appears in its place."""
+    layers = _layers(result)
     beside = parent if path is None else path.parent
     sweep_making(beside, f".eval-{layers}")
     making = beside / f".eval-{layers}.{secrets.token_hex(4)}{MAKING}"
     contents = {
         _PREDICTIONS: predictions_bytes(result.matched),
         _RESULTS: _json_bytes(result.to_json()),
-        _RUN: _json_bytes({**about, **_describe(result)}),
+        _RUN: _json_bytes(seal(described)),
     }
     needed = Needed(sum(map(len, contents.values())), len(contents), 1)
     place = path or parent
@@ -141,6 +266,7 @@ def save_evaluation(
             making.mkdir(parents=True)
             for name, content in contents.items():
                 write_whole(making / name, content)
+            begin(making)
             if path is not None:
                 return _moved(making, path)
             while True:
@@ -204,23 +330,10 @@ def _describe(result: Result) -> dict[str, Any]:
     }
 
 
-def _scoring(described: Mapping[str, Any]) -> Scoring:
-    settings = dict(described["settings"])
-    for name in ("geometry", "upsample_align"):
-        settings[name] = Geometry(settings[name])
-    return Scoring(
-        layers=tuple(LayerSpec(**layer) for layer in described["layers"]),
-        readouts=tuple(Readout(name) for name in described["readouts"]),
-        alphas=tuple(float(alpha) for alpha in described["alphas"]),
-        settings=MatchSettings(**settings),
-        frame=None if described["frame"] is None else Frame(described["frame"]),
-    )
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         description = json.loads((path / _RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path} is no run of `dualsd eval`: it has no {_RUN} that can be read.") from error
     if isinstance(description, dict) and description.get("format") == run_folder.FORMAT:
         raise EvaluationError(f"{path} is a run of `dualsd train`: evaluate it with `dualsd eval --prompts {path}`.")

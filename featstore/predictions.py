@@ -17,18 +17,19 @@ P pairs, N points of all pairs in turn, P_i of pair i. Points are (x, y), the fr
 The metadata's `dualsd` is JSON: format, version, creator, images, categories, names.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from featstore.errors import EvaluationError
+from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
+from matcher.errors import MatchError
 from matcher.pairs import MatchingPair, OriginalFrame
 from matcher.pck import MatchedPair
 from matcher.readout import Readout
@@ -78,24 +79,25 @@ def predictions_bytes(matched: Sequence[MatchedPair]) -> bytes:
         "names": names,
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return bytes(save(contiguous, metadata={"dualsd": json.dumps(description, ensure_ascii=False)}))
+    return seal_tensors(description, lambda metadata: save(contiguous, metadata=metadata))
 
 
 def load_predictions(file: Path) -> tuple[MatchedPair, ...]:
     """Read them, in the order in which they were written. Raises `EvaluationError` for what is no such file."""
     try:
-        with safe_open(file, framework="np") as opened:
-            description = json.loads((opened.metadata() or {}).get("dualsd", "{}"))
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+        content, description = read_tensors(file)
+        arrays = load(content)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise EvaluationError(f"{file} cannot be read as predictions ({error}): evaluate again.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise EvaluationError(f"{file} holds no predictions: its metadata do not name the format {FORMAT!r}.")
     check_version(description, VERSION, str(file))
     try:
         _check(arrays, description)
-        return _parse(arrays, description)
-    except (KeyError, TypeError, ValueError) as error:
+        matched = _parse(arrays, description)
+        check_tensors_seal(content, description)
+        return matched
+    except (KeyError, TypeError, ValueError, IndexError, MatchError) as error:
         raise EvaluationError(f"{file} is damaged ({error}): evaluate again.") from error
 
 

@@ -47,7 +47,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     says why not. Raises `EvaluationError` where there is no evaluation, `InputError` where nothing can be written.
     """
     run = EvaluationRun.open(path)
-    average = Average(run.description.get("average", Average.IMAGE.value))
+    average = run.average
     scoring = run.scoring
     by_average = {
         kind: pck_intervals(run.matched, scoring.readouts, scoring.alphas, kind, scoring.pixels)

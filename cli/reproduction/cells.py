@@ -21,8 +21,9 @@ from cli.reproduction.comparison import CellFigures
 from cli.reproduction.plan import Cell
 from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
-from featstore.evaluation_run import EvaluationRun
+from featstore.evaluation_run import EvaluationRun, is_finished
 from featstore.prompts.file import load_prompts
+from featstore.sealed import check_seal, seal
 from featstore.whole_file import write_whole
 from matcher.bootstrap import Interval
 from matcher.intervals import pck_intervals
@@ -67,6 +68,7 @@ def kept_figures(place: Workplace, cell: OpenCell) -> CellFigures | None:
     """Of a cell that was scored before; None where it was not."""
     try:
         kept = json.loads((cell.folder(place) / FIGURES).read_text(encoding="utf-8"))
+        check_seal(kept)  # damaged, they are made again from the predictions
         return {
             float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
             for alpha, by_category in kept["figures"].items()
@@ -80,7 +82,7 @@ def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
     from cli.evaluate import evaluate
 
     folder = cell.folder(place)
-    if not folder.exists():  # else it was stopped before its figures were written
+    if not is_finished(folder):  # else it was stopped before its figures were written
         arguments = eval_arguments(place, cell.recipe, cell.cell, cell.run)
         say(f"\n$ {to_command('eval', {**arguments, 'out': folder})}")
         evaluate(**arguments, out=folder)
@@ -93,7 +95,7 @@ def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
             for alpha, by_category in figures.items()
         },
     }
-    write_whole(folder / FIGURES, (json.dumps(written, indent=2) + "\n").encode())
+    write_whole(folder / FIGURES, (json.dumps(seal(written), indent=2) + "\n").encode())
     return figures
 
 

@@ -1,18 +1,21 @@
 """Learned prompts on disk: safetensors with a description in its metadata, never a pickle."""
 
-import json
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from featstore.backbone.dino_name import DinoName
-from featstore.errors import PromptError
+from featstore.backbone.layers import check_layers, check_timesteps
+from featstore.errors import ModelError, PromptError
+from featstore.prompts.conditional import module_of
 from featstore.prompts.learned import LearnedPrompts, Mode
+from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 from featstore.whole_file import write_whole
 
@@ -47,7 +50,7 @@ def prompts_bytes(prompts: LearnedPrompts) -> bytes:
         "dino": None if prompts.dino is None else asdict(prompts.dino),
         "training": dict(prompts.training),
     }
-    return bytes(save(tensors, metadata={"dualsd": json.dumps(description)}))
+    return seal_tensors(description, lambda metadata: save(tensors, metadata=metadata))
 
 
 def file_of(path: Path) -> Path:
@@ -61,15 +64,21 @@ def load_prompts(path: Path) -> LearnedPrompts:
     if not file.is_file():
         raise PromptError(f"There are no prompts at {file}: name a run's folder or a .safetensors file of prompts.")
     try:
-        with safe_open(file, framework="pt") as opened:
-            description = json.loads((opened.metadata() or {}).get("dualsd", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+        content, description = read_tensors(file)
+        tensors = load(content)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: of a type torch lacks
         raise PromptError(
             f"{file} is no safetensors file of prompts ({error}); prompts of SD4Match are read by "
             "`dualsd prompts import`."
         ) from error
-    return _parse(description, tensors, file)
+    prompts = _parse(description, tensors, file)
+    try:
+        check_tensors_seal(content, description)
+    except ValueError as error:
+        raise PromptError(
+            f"{file} is damaged: {error}; copy it again from where it is whole, or train again."
+        ) from error
+    return prompts
 
 
 def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedPrompts:
@@ -105,4 +114,38 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
         raise PromptError(
             f"{file} is damaged: it holds other prompts than mode {prompts.mode.value} has, one set a layer."
         )
+    try:
+        check_layers(prompts.layers)
+        check_timesteps(prompts.timesteps)
+        _check_numbers(prompts)
+    except (ValueError, ModelError) as error:
+        raise PromptError(
+            f"{file} cannot be used: {error}; copy it again from where it is whole, or train again."
+        ) from error
     return prompts
+
+
+def _check_numbers(prompts: LearnedPrompts) -> None:
+    """Raise ValueError unless all are finite float32 and of one shape, with room for the vectors that they say."""
+    lengths = set()
+    shapes: dict[tuple[int, ...], str] = {}
+    for layer, own in prompts.tensors.items():
+        for name, tensor in own.items():
+            where = f"layer{layer}|{name}"
+            if tensor.dtype is not torch.float32 or not tensor.isfinite().all():
+                kind = "not all finite" if tensor.dtype is torch.float32 else str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{where} is {kind}, where prompts are finite float32")
+            if prompts.mode is not Mode.CPM:
+                shapes.setdefault(tuple(tensor.shape), where)
+        if prompts.mode is Mode.CPM:
+            module = module_of(dict(own))
+            lengths.add(module.length)
+            shapes.setdefault(tuple(module.global_embeds.shape), f"layer{layer}|global_embeds")
+    if len(shapes) > 1 or len(next(iter(shapes))) != (3 if prompts.mode is Mode.CPM else 2):
+        spelled = " and ".join(f"{where} {'x'.join(map(str, shape))}" for shape, where in shapes.items())
+        raise ValueError(f"its prompts are not of one shape (positions, width): {spelled}")
+    if prompts.mode is not Mode.CPM:
+        positions = next(iter(shapes))[0]
+        lengths = {min(prompts.length, positions - 2)}
+    if lengths != {prompts.length} or prompts.length < 1:
+        raise ValueError(f"it says prompts of {prompts.length} vectors, and has room for {min(lengths)}")

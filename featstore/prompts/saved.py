@@ -50,6 +50,7 @@ class SavedPrompts:
         found: dict[str, Tensor] = {}
         if own:
             names = sorted(set(own.values()))
+            _check_shape(self.learned, layer, text_encoder)
             rows = torch.stack([self.learned.tensors[layer][name] for name in names]).to(text_encoder.device)
             encoded = dict(zip(names, encode_token_embeddings(text_encoder, rows), strict=True))
             found = {category: encoded[name] for category, name in own.items()}
@@ -86,6 +87,17 @@ def check_usable(learned: LearnedPrompts, fingerprint: str, model_id: str, layer
         raise PromptError(
             f"These prompts are for layer(s) {', '.join(map(str, learned.layers))}, not for layer {missing[0]}: name "
             "those with --layers, or other prompts."
+        )
+
+
+def _check_shape(learned: LearnedPrompts, layer: int, text_encoder: "CLIPTextModel") -> None:
+    """Raise `PromptError` where a layer's prompts are not what the text encoder takes."""
+    ours = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
+    theirs = tuple(next(iter(learned.tensors[layer].values())).shape)
+    if theirs != ours:
+        raise PromptError(
+            f"These prompts are of shape {theirs} (positions, width), and the text encoder of the model takes {ours}: "
+            "they are for another model; SD 1-5 is 768 wide, SD 2-1 1024."
         )
 
 

@@ -136,15 +136,11 @@ def _check_fits(published: Published, model: str, positions: int, width: int) ->
     """positions, width: of the model's text encoder."""
     cpm = published.mode is Mode.CPM
     sample = published.tensors["global_embeds"] if cpm else next(iter(published.tensors.values()))
-    if sample.shape[-1] != width:
+    ours = (*sample.shape[:-1], width) if cpm else (positions, width)
+    if tuple(sample.shape) != ours:
         raise PromptError(
-            f"{published.name} holds prompts that are {sample.shape[-1]} wide, and the text encoder of {model} is "
-            f"{width} wide: they are for another model, probably SD 1-5 (768) against SD 2-1 (1024)."
-        )
-    if not cpm and len(sample) != positions:
-        raise PromptError(
-            f"{published.name} holds prompts of {len(sample)} positions, and the text encoder of {model} has "
-            f"{positions}: they are for another model, or not SD4Match's."
+            f"{published.name} holds prompts of shape {tuple(sample.shape)}, {sample.shape[-1]} wide, and the text "
+            f"encoder of {model} takes {ours}: they are for another model, SD 1-5 is 768 wide, SD 2-1 1024."
         )
     if cpm and module_of(dict(published.tensors)).length > positions - 2:
         raise PromptError(

@@ -124,7 +124,8 @@ def recompute(
     if store.header.schedule.describe() != model.schedule.describe():
         raise StoreError(
             f"The header of {store.path} says the noise schedule {store.header.schedule.spell()}, but that of the "
-            f"model {store.header.model_id} is {model.schedule.spell()}: the header was edited; set it right in zarr.json."
+            f"model {store.header.model_id} is {model.schedule.spell()}: the header was edited; set it right in "
+            "zarr.json."
         )
     survey = survey_images(dataset, progress)
     check_same_images(store, survey)

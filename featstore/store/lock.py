@@ -48,8 +48,8 @@ def held(file: Path, busy: InputError) -> Iterator[None]:
     with writing(f"{file}"):
         lock = os.open(file, os.O_RDWR)
     try:
-        if fcntl is not None:
-            _try(lock, fcntl.LOCK_EX, busy)
+        if not _try(lock, "LOCK_EX"):
+            raise busy
         yield
     finally:
         os.close(lock)
@@ -58,8 +58,8 @@ def held(file: Path, busy: InputError) -> Iterator[None]:
 def check_free(file: Path, busy: InputError) -> None:
     """Raise `busy` where another process holds a file's lock just now. Several may ask at once."""
     with file.open("rb") as opened:
-        if fcntl is not None:
-            _try(opened.fileno(), fcntl.LOCK_SH, busy)
+        if not _try(opened.fileno(), "LOCK_SH"):
+            raise busy
 
 
 def _take(lock: int) -> None:
@@ -71,10 +71,25 @@ def _take(lock: int) -> None:
         return
 
 
-def _try(lock: int, kind: int, busy: InputError) -> None:
+def take_if_free(file: Path) -> int | None:
+    """The lock of a file, to be let go with `os.close` or by ending; None where there is none, or another has it."""
     try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        lock = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    if _try(lock, "LOCK_EX"):
+        return lock
+    os.close(lock)
+    return None
+
+
+def _try(lock: int, kind: str) -> bool:
+    """Whether a lock could be had at once."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, getattr(fcntl, kind) | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise busy from None
-    except OSError:  # a file system without locks: two processes at once are not kept apart there
-        return
+        return False
+    except OSError:  # see `_take`
+        pass
+    return True

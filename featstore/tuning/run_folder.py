@@ -15,7 +15,8 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from typing import Any, Self
 
 from featstore.errors import TuningError
 from featstore.prompts.file import FILE
+from featstore.sealed import check_seal, parse_known, seal
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from featstore.store.location import StoreLocation, absolute, parse_location
 from featstore.store.lock import check_free, held
@@ -33,6 +35,7 @@ from featstore.store.store import Store
 from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning.settings import TuningSettings
 from featstore.whole_file import PARTIAL, write_whole
+from matcher.errors import InputError
 
 RUNS = Path("runs")
 RUN = "run.json"
@@ -43,8 +46,10 @@ EVALUATION = "dualsd evaluation"
 """What lies among the runs, too: `featstore.evaluation_run`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
-METRICS_LINE_BYTES = 48
+METRICS_LINE_BYTES = 57
 """Of a step in `metrics.csv`, at most."""
+
+_CHECKSUM = "crc32"
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "zarr", "safetensors")
 
@@ -94,11 +99,8 @@ class RunFolder:
 
     @property
     def settings(self) -> TuningSettings:
-        """Raises `TuningError` where they cannot be read."""
-        try:
-            return TuningSettings.from_json(self.description["settings"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise TuningError(f"{self.path}/run.json has damaged settings: {error!r}.") from error
+        """What was asked."""
+        return TuningSettings.from_json(self.description["settings"])
 
     @property
     def is_finished(self) -> bool:
@@ -108,13 +110,20 @@ class RunFolder:
         return self.prompts.is_file() and bool(done) and int(done[-1][0]) == steps
 
     def metrics_until(self, step: int) -> list[tuple[str, ...]]:
-        """Rows of `METRICS` of the steps up to `step`."""
+        """Rows of `METRICS` of the steps up to `step`. Raises `TuningError` where the file is damaged."""
         file = self.path / "metrics.csv"
         if not file.exists():
             return []
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = [tuple(row) for row in csv.reader(stream)][1:]
-        return [row for row in rows if len(row) == len(METRICS) and int(row[0]) <= step]
+        try:
+            with file.open(newline="", encoding="utf-8") as stream:
+                header, *rows = map(tuple, csv.reader(stream))
+            if header not in (METRICS, (*METRICS, _CHECKSUM)):
+                raise ValueError("its first line does not name its columns")
+            return [_metrics_row(header, number, row) for number, row in enumerate(rows, start=1)][:step]
+        except (OSError, ValueError, csv.Error) as error:
+            raise TuningError(
+                f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run."
+            ) from error
 
     def write_metrics(self, rows: list[tuple[str, ...]]) -> None:
         """Write them all; the file appears whole or not at all. Raises what `write_whole` raises."""
@@ -125,7 +134,7 @@ class RunFolder:
         """An existing run. Raises `TuningError` where there is none."""
         try:
             description = json.loads((path / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.") from error
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise TuningError(f"{path} is no run of `dualsd train`: its run.json is another program's.")
@@ -134,16 +143,64 @@ class RunFolder:
                 f"{path} was written by dualsd {description.get('creator')} in a format that this dualsd "
                 f"{creator_version()} does not know: upgrade it."
             )
-        if not isinstance(description.get("store"), dict) or not {"path", "identity"} <= description["store"].keys():
-            raise TuningError(f"{path}/run.json is damaged: it does not say what the run was trained on.")
+        try:
+            parse_known(_Described, description)
+            check_seal(description)
+        except (ValueError, InputError) as error:
+            raise TuningError(
+                f"{path}/run.json is damaged or was changed ({error}): put it back as it was, or start a new run."
+            ) from error
         return cls(path, description)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a store lay, and what it is, see `identity`."""
+
+    path: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What `run.json` says and is read again."""
+
+    store: _Place
+    settings: TuningSettings
+    dataset: str | None = None
+    model: _Model | None = None
+    dino: str | None = None
+    created: str | None = None
+    creator: str | None = None
+    command: str | None = None
+    versions: Mapping[str, Any] | None = None
+
+
 def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:
-    """What a file of such rows of `METRICS` holds."""
+    """What a file of such rows of `METRICS` holds: each with its checksum."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([METRICS, *rows])
+    csv.writer(text).writerows([(*METRICS, _CHECKSUM), *((*row, _crc(row)) for row in rows)])
     return text.getvalue().encode()
+
+
+def _crc(row: Sequence[str]) -> str:
+    return f"{zlib.crc32(','.join(row).encode()):08x}"
+
+
+def _metrics_row(header: tuple[str, ...], number: int, row: tuple[str, ...]) -> tuple[str, ...]:
+    """The row of a step, numbered from 1, without its checksum, which older files lack. Raises ValueError."""
+    own = row[: len(METRICS)]
+    if row != (own if header == METRICS else (*own, _crc(own))) or len(own) != len(METRICS) or own[0] != str(number):
+        raise ValueError(f"line {number + 1} is not that of step {number}, or its checksum does not fit")
+    for value in own[1:]:
+        float(value or 0)
+    return own
 
 
 def format_of(path: Path) -> str | None:
@@ -186,6 +243,7 @@ def create_run(
         "settings": settings.to_json(),
         "versions": library_versions(),
     }
+    description = seal(description)
     content = (json.dumps(description, indent=2) + "\n").encode()
     sweep_making(parent, glob.escape(name) if name else f"{usual}-*")
     if name is not None and path.exists():

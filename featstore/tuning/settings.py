@@ -1,15 +1,18 @@
 """Everything that decides what a training run ends in."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Self
 
+from featstore.backbone.layers import check_layers, check_timesteps
 from featstore.errors import TuningError
 from featstore.prompts.conditional import CONDITIONAL_LENGTH, GLOBAL_LENGTH
 from featstore.prompts.learned import Mode
+from featstore.sealed import parse
 from featstore.tuning.loss import gaussian
-from matcher.geometry import Geometry
+from matcher.fusion import check_weights
 from matcher.match import MatchSettings
 
 
@@ -22,6 +25,20 @@ class Noise(Enum):
 
 _OF_SAMPLERS = ("sampling", "clique")
 """What runs of dualsd 0.1 say besides: how batches were drawn, which is always at random now."""
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+"""Precisions of the networks."""
+
+_POSITIVE = (
+    "length",
+    "steps",
+    "batch",
+    "accumulate",
+    "draws",
+    "validate_every",
+    "validation_pairs",
+    "checkpoint_every",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,20 @@ class TuningSettings:
     dtype: str
 
     def __post_init__(self) -> None:
+        check_layers(self.layers)
+        for name in ("timesteps", "validation_timesteps", "weights"):
+            if len(getattr(self, name)) != len(self.layers) or len(set(self.layers)) != len(self.layers):
+                raise TuningError(f"{name} are not one for each of the different layers {list(self.layers)}.")
+        check_timesteps((*self.timesteps, *self.validation_timesteps))
+        check_weights(len(self.layers), self.weights)
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise TuningError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        for name in ("rate", "network_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TuningError(f"{name} is {getattr(self, name)}: it must be finite and not negative.")
+        if self.dtype not in DTYPES:
+            raise TuningError(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}.")
         gaussian(self.kernel)  # raises for a kernel that cannot be
         if self.mode is Mode.CPM and self.length != GLOBAL_LENGTH + CONDITIONAL_LENGTH:
             raise TuningError(
@@ -73,16 +104,9 @@ class TuningSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `to_json`. Raises ValueError naming the field, or `InputError` for values that cannot be."""
         if values.get("sampling", "pairs") != "pairs":
             raise ValueError("it trains on cliques, which dualsd 0.1 alone does; its prompts file can be used")
         values = {name: value for name, value in values.items() if name not in _OF_SAMPLERS}
-        matching = dict(values["matching"])
-        for name in ("geometry", "upsample_align"):
-            matching[name] = Geometry(matching[name])
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        enums = {
-            "mode": Mode(values["mode"]),
-            "noise": Noise(values["noise"]),
-        }
-        return cls(**{**values, **lists, **enums, "matching": MatchSettings(**matching)})
+        found: Self = parse(cls, values, "settings")
+        return found

@@ -1,17 +1,17 @@
 """Where a run stands: step, parameters, optimiser, the best score so far. It saves and loads itself, as safetensors."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import nn
 
 from featstore.errors import TuningError
+from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.whole_file import write_whole
 
 _DESCRIBED_BYTES = 512
@@ -42,7 +42,7 @@ class TrainingState:
                 tensors[f"{index}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
         scaler = None if self.scaler is None else self.scaler.state_dict()
         written = {"step": self.step, "best": self.best, "scaler": scaler}
-        return bytes(save(tensors, metadata={"dualsd": json.dumps(written)}))
+        return seal_tensors(written, lambda metadata: save(tensors, metadata=metadata))
 
     @property
     def largest_bytes(self) -> int:
@@ -50,23 +50,31 @@ class TrainingState:
         return sum(3 * parameter.nbytes + _DESCRIBED_BYTES for parameter in self.parameters) + _DESCRIBED_BYTES
 
     def load(self, file: Path) -> None:
-        """Take over what `save` wrote. Raises `TuningError` where the file does not fit this run."""
+        """Take over what `save` wrote. Raises `TuningError` where the file is damaged or does not fit this run."""
         try:
-            with safe_open(file, framework="pt") as opened:
-                written = json.loads((opened.metadata() or {})["dualsd"])
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            content, written = read_tensors(file)
+            check_tensors_seal(content, written)
+            tensors = load(content)
             for index, parameter in enumerate(self.parameters):
+                own = tensors.pop(f"{index}")
+                if (own.shape, own.dtype) != (parameter.shape, parameter.dtype):  # copying would broadcast and convert
+                    raise ValueError(
+                        f"parameter {index} is {own.dtype} of shape {tuple(own.shape)}, in this run {parameter.dtype} "
+                        f"of shape {tuple(parameter.shape)}"
+                    )
                 with torch.no_grad():
-                    parameter.copy_(tensors.pop(f"{index}"))
+                    parameter.copy_(own)
                 prefix = f"{index}|"
-                own = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
-                if own:
+                adam = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+                if adam:
                     # Adam keeps its count of steps on the CPU
                     self.optimiser.state[parameter] = {
-                        name: value if name == "step" else value.to(parameter.device) for name, value in own.items()
+                        name: value if name == "step" else value.to(parameter.device) for name, value in adam.items()
                     }
             self.step, self.best = int(written["step"]), float(written["best"])
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise TuningError(f"The checkpoint {file} cannot be used: {error}") from error
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TuningError(
+                f"The checkpoint {file} cannot be used ({error}): copy it again from where it is whole, or train anew."
+            ) from error
         if self.scaler is not None and written["scaler"]:
             self.scaler.load_state_dict(written["scaler"])

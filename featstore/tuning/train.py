@@ -203,6 +203,11 @@ class _Recorder:
     def __init__(self, run: RunFolder, problem: Problem, step: int) -> None:
         self._run, self._problem = run, problem
         self._rows = run.metrics_until(step)
+        if len(self._rows) != step:
+            raise TuningError(
+                f"{run.path}/metrics.csv has {len(self._rows)} of the {step} steps that the checkpoint has: copy both "
+                "again from where they are whole, or start a new run."
+            )
         self._before = float(self._rows[-1][3]) if self._rows else 0.0
         self._started = time.monotonic()
         self._board = Board(run.tensorboard, step + 1)

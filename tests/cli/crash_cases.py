@@ -155,7 +155,7 @@ def files(folder: Path) -> Mapping[str, object]:
         elif name == f"{RUN}/report.html":  # says when the run was made, and how long it took
             found[name] = None
         elif name == f"{RUN}/metrics.csv":
-            found[name] = [row[:-1] for row in csv.reader(content.decode().splitlines())]
+            found[name] = [row[:3] for row in csv.reader(content.decode().splitlines())]
     return found
 
 

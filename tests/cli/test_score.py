@@ -100,6 +100,30 @@ def test_features_of_ones_own(run: Run, photographs: Path) -> None:
     assert read("runs/eval-s8-001/run.json")["features"] == {"features": "f.safetensors"}
 
 
+@pytest.mark.parametrize("out", [(), ("--out", "mine")])
+def test_an_evaluation_that_was_stopped_before_its_report_is_completed(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, out: tuple[str, ...]
+) -> None:
+    """By the same command, under the same name, with the numbers of one that was never stopped."""
+    ok(run(*EVAL, "--out", "never-stopped"))
+
+    def stopped(_: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cli.html_report.evaluation.report_evaluation", stopped)
+        assert run(*EVAL, *out).exit_code != 0
+    place = Path("mine" if out else KEPT)
+    assert not (place / "report.html").exists()
+    assert f"kept in {place}:" in ok(run(*EVAL, *out)).stdout
+    assert not Path("runs/eval-2+3-002").exists()
+    assert read(f"{place}/results.json") == read("never-stopped/results.json")
+    names = [sorted(file.name for file in folder.iterdir()) for folder in (place, Path("never-stopped"))]
+    assert names[0] == names[1]
+    if out:
+        refused(run(*EVAL, *out), "mine exists already")
+
+
 def test_evaluations_among_the_runs_are_no_prompts(run: Run, store: Path) -> None:
     """`eval` looks for the newest prompts in the same folder."""
     ok(run(*EVAL))

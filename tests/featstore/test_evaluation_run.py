@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from featstore.datasets.records import ThetaRule
 from featstore.errors import DiskFullError, EvaluationError
 from featstore.evaluation import Result
-from featstore.evaluation_run import EvaluationRun, check_place, save_evaluation
+from featstore.evaluation_run import EvaluationRun, check_place, is_finished, kept_evaluation, save_evaluation
 from matcher.pairs import Frame
 from matcher.pck import ALL, Average
 from matcher.readout import Readout
@@ -224,6 +225,69 @@ def test_killed_in_the_middle_no_run_is_there(result: Result, tmp_path: Path, pl
     assert list(tmp_path.glob("eval-*")) == []
     assert list(tmp_path.rglob("run.json")) == []
     assert save_evaluation(result, None, tmp_path).name == "eval-2+3-001"
+
+
+UNFINISHED = """
+import os, signal, sys
+from pathlib import Path
+from featstore.evaluation_run import kept_evaluation
+from matcher.readout import Readout
+from tests.featstore.evaluations import guessed, many_pairs, result_of
+pairs = many_pairs(3)
+result = result_of(pairs, {{Readout.NN: guessed(pairs, 0.1, 1)}})
+with kept_evaluation(result, {path}, {{"average": "image"}}, Path({parent!r})) as place:
+    print(place, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_killed_before_its_report_the_same_evaluation_takes_its_place(tmp_path: Path, named: bool) -> None:
+    """While it lives it keeps its place: the same evaluation takes the next name, or is refused."""
+    place = tmp_path / "mine"
+    path = place if named else None
+    code = UNFINISHED.format(path=f"Path({str(place)!r})" if named else None, parent=str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    begun = Path(process.stdout.readline().decode().strip())
+    pairs = many_pairs(3)
+    result = result_of(pairs, {Readout.NN: guessed(pairs, 0.1, 1)})
+    about = {"average": "image"}
+    assert not is_finished(begun)
+    assert EvaluationRun.open(begun).scored().table == result.table
+    if named:
+        with pytest.raises(EvaluationError, match="exists already"):
+            check_place(path)
+        with pytest.raises(EvaluationError, match="exists already"), kept_evaluation(result, path, about, tmp_path):
+            pass
+    else:
+        with kept_evaluation(result, None, about, tmp_path) as other:
+            assert other.name == "eval-2+3-002"
+        shutil.rmtree(other)
+    process.kill()
+    process.wait()
+    check_place(path)
+    with kept_evaluation(result, path, about, tmp_path) as again:
+        assert again == begun
+        (again / "report.html").write_text("page")
+    assert is_finished(begun)
+    assert EvaluationRun.open(begun).scored().to_json() == result.to_json()
+    assert sorted(file.name for file in begun.iterdir()) == [
+        *("predictions.safetensors", "report.html", "results.json", "run.json")
+    ]
+    if named:
+        with pytest.raises(EvaluationError, match="exists already"):
+            check_place(path)
+
+
+def test_another_evaluation_leaves_an_unfinished_one_alone(result: Result, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), kept_evaluation(result, None, {"average": "image"}, tmp_path):
+        raise KeyboardInterrupt
+    for about, name in (({"average": "point"}, "eval-2+3-002"), ({"average": "image"}, "eval-2+3-001")):
+        with kept_evaluation(result, None, about, tmp_path) as place:
+            assert place.name == name
 
 
 def damage(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

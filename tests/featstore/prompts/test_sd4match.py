@@ -296,7 +296,7 @@ def test_another_mode_than_was_told(file: Path, name: str, mode: Mode, words: st
 
 
 def test_prompts_of_another_width_or_length(small: Small, file: Path) -> None:
-    wide = "are 768 wide, and the text encoder of .* is 64 wide: .* probably SD 1-5 .* against SD 2-1"
+    wide = r"of shape \(.*, 768\), 768 wide, and the text encoder of .* takes \(.*, 64\): .* SD 1-5 is 768 wide"
     torch.save({"cat": noise(1, 77, 768), "dog": noise(1, 77, 768)}, file)
     with pytest.raises(PromptError, match=wide):
         small.learned(file)
@@ -308,7 +308,7 @@ def test_prompts_of_another_width_or_length(small: Small, file: Path) -> None:
         with pytest.raises(PromptError, match=r"makes more vectors than .*: 75"):
             small.learned(file)
     torch.save({"cat": noise(1, 75, WIDTH)}, file)
-    with pytest.raises(PromptError, match=r"of 75 positions, and the text encoder of .* has 77"):
+    with pytest.raises(PromptError, match=r"of shape \(75, 64\), .* and the text encoder of .* takes \(77, 64\)"):
         small.learned(file)
 
 
