@@ -87,8 +87,12 @@ class _Marks:
 
     def picture(self, side: int) -> str:
         """A side's image with its size, in words."""
+        return f"{self.images[self.image[side]]} ({self.extent(side)} pixels)"
+
+    def extent(self, side: int) -> str:
+        """The size of a side's image, in words."""
         width, height = self.sizes[self.image[side]]
-        return f"{self.images[self.image[side]]} ({width:g}x{height:g} pixels)"
+        return f"{width:g}x{height:g}"
 
     def keypoint(self, row: int) -> str:
         """A keypoint in words."""
@@ -381,8 +385,8 @@ def _check_inside(marks: _Marks, dataset: Dataset) -> list[str]:
             advice = "exchange x and y, which puts them inside" if not turned[chosen].any() else "correct them"
             raise DatasetError(
                 f"{marks.place(side)}{count} keypoints of {dataset.name} lie far outside their image, e.g. "
-                f"{marks.keypoint(row)}, where {marks.picture(side)} ends; {advice}: x, y count in pixels of the image "
-                "as stored."
+                f"{marks.keypoint(row)} of its {marks.extent(side)} pixels; {advice}: x, y count in pixels of the "
+                "image as stored."
             )
     outside = _either(beyond > 0)
     if not outside.any():
