@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.folder import FolderDataset
+from featstore.datasets.frame import to_resized_frame
 from featstore.datasets.pf_willow import PfWillowDataset
 from featstore.datasets.records import MIRRORED, Dataset, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "padding_frames.safetensors"
 SIZE = (500, 375)
 IMAGES, NAMES = 6, 12
 
@@ -208,6 +211,27 @@ def test_padding_is_absent(pad: tuple[float, float]) -> None:
         f"12 keypoints of spair, e.g. '10' of car/0 at {pad[0]:g}, {pad[1]:g}, only pad its lists and are taken as "
         "absent."
     ]
+
+
+def test_padding_as_geoaware_sc_pads() -> None:
+    """Its loader gives invisible keypoints as 0, 0 among 10 rows; a point counts where source and target are visible.
+    Theta is the longer side of the target's box, times the frame's scale."""
+    golden = load_file(GOLDEN)
+    kps, sizes = golden["kps"], golden["size_wh"].astype(int)
+    pairs = []
+    for source, target in golden["pairs"].astype(int):
+        rows = [kps[image, :, :2] * kps[image, :, 2:] for image in (source, target)]
+        pairs.append(Pair(str(source), str(target), "cat", rows[0], rows[1], tuple(map(str, range(10)))))
+    found = agreeing(Stub(), pairs, lambda image: tuple(sizes[int(image)]), lambda _: None)  # type: ignore[arg-type]
+    for place, pair in enumerate(found):
+        source, target = int(pair.source), int(pair.target)
+        expected = np.flatnonzero(kps[source, :, 2] * kps[target, :, 2])
+        assert pair.names == tuple(map(str, expected))
+        np.testing.assert_array_equal(pair.target_points, kps[target, expected, :2])
+        boxed = replace(pair, target_box=tuple(golden["box_xyxy"][target].tolist()))
+        frame = to_resized_frame(boxed, ThetaRule.BOX, tuple(sizes[source]), tuple(sizes[target]), 840)
+        theta = frame.in_original_frame().theta * golden["scale_840"][target]
+        assert theta == pytest.approx(golden["loaded_theta_840"][place], rel=1e-6)
 
 
 def test_a_corner_of_one_image_is_a_keypoint() -> None:
