@@ -141,6 +141,8 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     if isinstance(request.path, Path):  # on object storage nothing is made beside its place
         sweep_making(request.path.parent, glob.escape(request.path.name))
     with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
+        if store is not None:
+            check_same_images(store, survey)
         _check_annotations(dataset, request, store, survey, progress)
         if store is None:
             side = model.latent_side(header.image_size)
@@ -163,13 +165,13 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     side = model.latent_side(header.image_size)
     rows = request.part.of(range(len(survey.records)))
     encode, noise = len(rows), len(rows) * len(request.timesteps) * request.draws
-    _check_annotations(dataset, request, store, survey, progress)
     if store is not None:
         check_same_images(store, survey)
         fresh = [row for row in rows if survey.keys[row] in (None, store.images.keys[row])]
         encode -= len(fresh) - len(missing_latents(store, fresh))
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
+    _check_annotations(dataset, request, store, survey, progress)
     return BuildCost(len(rows), encode, noise, (encode + noise) * _row_bytes(model, side), encode + noise)
 
 
