@@ -26,6 +26,9 @@ _PIXELS, _SHARE = 2, 0.02
 _MANY = 0.05
 """Keypoints far outside their images are no slips any more from this share of a data set on."""
 
+_MOST = 0.15
+"""The same of keypoints far outside their boxes, which may leave out what is thin (masts, tails, handles)."""
+
 _FEW = 3
 """So many keypoints are too few to say anything of a data set."""
 
@@ -334,11 +337,15 @@ def _check_boxes(marks: _Marks, name: str) -> list[str]:
     few = (missed > 1) & (2 * missed > total)
     held = [f"{count - left} of the {count}" for count, left in zip(total[few], missed[few], strict=True)][:1]
     _refuse_box(marks, sides, few, f"holds only {''.join(held)} keypoints that the object shows")
-    sized = np.hstack([low, low + high])  # as x, y, width, height
-    fits = not _far(_beyond(sized[:, 2:], np.zeros_like(sizes), sizes), sizes).any()
-    left = _far(_beyond(points, sized[owner, :2], sized[owner, 2:]), sizes[owner])
-    if fits and out.sum() >= _FEW and out.mean() > _MANY and 4 * left.sum() <= out.sum():
-        _refuse_box(marks, sides, missed > 0, "leaves keypoints out that it holds as x, y, width and height")
+    if out.sum() >= _FEW and out.mean() > _MANY:
+        far_high = _far(_beyond(low + high, np.zeros_like(sizes), sizes), sizes)
+        as_extent = _far(_beyond(points, low[owner], (low + high)[owner]), sizes[owner]) | far_high.any()
+        turned = _far(_beyond(points[:, ::-1], low[owner], high[owner]), sizes[owner])
+        for left, reading in ((as_extent, "as x, y, width, height"), (turned, "with x and y exchanged")):
+            what = f"leaves keypoints out that it holds {reading}"
+            _refuse_box(marks, sides, (missed > 0) & (4 * left.sum() <= out.sum()), what)
+        share = f"{int(out.sum())} of {len(out)} keypoints of {name} lie outside their boxes"
+        _refuse_box(marks, sides, (missed > 0) & (out.mean() > _MOST), f"leaves keypoints out, as others do: {share}")
     recurring = np.bincount(marks.image[sides], minlength=len(marks.images)) > 1
     return [
         *_counted(_either(over > 0), f"boxes of {name} reach beyond their image a little."),
@@ -358,8 +365,8 @@ def _refuse_box(marks: _Marks, sides: Places, wrong: Mask, what: str) -> None:
     side = int(sides[wrong][0])
     box = ", ".join(f"{value:g}" for value in marks.boxes[side])
     raise DatasetError(
-        f"{marks.place(side)}the bounding box {box} of {marks.picture(side)} {what}; write it as x1, y1, x2, y2 in "
-        "pixels of this image."
+        f"{marks.place(side)}the bounding box {box} of {marks.picture(side)} {what}; write keypoints and box in pixels "
+        "of this image, the box as x1, y1, x2, y2."
     )
 
 
