@@ -5,7 +5,7 @@ their boxes and against each other. A slip is what lies at most 2 pixels or 2 % 
 benchmarks have such. Nothing here changes a number but padding, which becomes absent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
@@ -25,6 +25,9 @@ _PIXELS, _SHARE = 2, 0.02
 
 _MANY = 0.05
 """Keypoints far outside their images are no slips any more from this share of a data set on."""
+
+_MOST = 0.15
+"""The same of keypoints far outside their boxes, which may leave out what is thin (masts, tails, handles)."""
 
 _FEW = 3
 """So many keypoints are too few to say anything of a data set."""
@@ -87,8 +90,12 @@ class _Marks:
 
     def picture(self, side: int) -> str:
         """A side's image with its size, in words."""
+        return f"{self.images[self.image[side]]} ({self.extent(side)} pixels)"
+
+    def extent(self, side: int) -> str:
+        """The size of a side's image, in words."""
         width, height = self.sizes[self.image[side]]
-        return f"{self.images[self.image[side]]} ({width:g}x{height:g} pixels)"
+        return f"{width:g}x{height:g}"
 
     def keypoint(self, row: int) -> str:
         """A keypoint in words."""
@@ -106,8 +113,9 @@ def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Not
     marks = _collect(pairs, size_of)
     padded = _padding(marks)
     kept = _without(marks, padded)
-    distinct = _distinct(marks.chosen(~padded))
-    sentences = [*_check_sizes(marks), *_check_units(distinct), *_check_boxes(marks, distinct, dataset.name)]
+    shown = marks.chosen(~padded)
+    distinct = _distinct(shown)
+    sentences = [*_check_sizes(marks), *_check_units(distinct), *_check_boxes(shown, dataset.name)]
     sentences += _check_inside(distinct, dataset)
     sentences += _doubts(marks, padded, distinct, dataset.name)
     for sentence in (*dataset.notes(), *sentences):
@@ -299,7 +307,7 @@ def _check_units(marks: _Marks) -> list[str]:
     return []
 
 
-def _check_boxes(marks: _Marks, distinct: _Marks, name: str) -> list[str]:
+def _check_boxes(marks: _Marks, name: str) -> list[str]:
     """Boxes against the picture and the keypoints inside."""
     boxed = np.flatnonzero(~np.isnan(marks.boxes[:, 0]))
     if not len(boxed):
@@ -317,51 +325,48 @@ def _check_boxes(marks: _Marks, distinct: _Marks, name: str) -> list[str]:
     _refuse_box(marks, sides, _either(low > high), "is inverted: x1 is beyond x2, or y1 beyond y2")
     _refuse_box(marks, sides, _far(over, sizes), f"reaches over {_PIXELS} pixels and {_SHARE:.0%} beyond the image")
 
-    # keypoints by box: of one image, those that stand in annotations with this box
-    box_of_side = np.full(len(marks.image), -1)
-    box_of_side[boxed] = inverse.reshape(-1)
-    owner = box_of_side[marks.side]
-    pairs_of = np.unique(np.column_stack([owner, marks.name]), axis=0, return_index=True)[1] if len(owner) else owner
-    rows = pairs_of[owner[pairs_of] >= 0]
-    kept = np.isin(marks.key[rows], distinct.key)  # padding is in no box
-    rows = rows[kept]
+    # each box's keypoints once: those in annotations that have this box
+    box_of = np.full(len(marks.image), -1)
+    box_of[boxed] = inverse.reshape(-1)
+    owner = box_of[marks.side]
+    _, rows = np.unique(owner * len(marks.names) + marks.name, return_index=True)
+    rows = rows[owner[rows] >= 0]
     owner, points = owner[rows], marks.points[rows]
     out = _far(_beyond(points, low[owner], high[owner]), sizes[owner])
     total, missed = (np.bincount(some, minlength=len(boxes)) for some in (owner, owner[out]))
     few = (missed > 1) & (2 * missed > total)
-    _refuse_box(
-        marks,
-        sides,
-        few,
-        "holds fewer than half of the object's keypoints",
-        {int(place): f"{total[place] - missed[place]} of {total[place]}" for place in np.flatnonzero(few)},
-    )
-    sized = np.hstack([low, low + high])  # as x, y, width, height
-    fits = not _far(_beyond(sized[:, 2:], np.zeros_like(sizes), sizes), sizes).any()
-    left = _far(_beyond(points, sized[owner, :2], sized[owner, 2:]), sizes[owner])
-    if fits and out.sum() >= _FEW and out.mean() > _MANY and 4 * left.sum() <= out.sum():
-        _refuse_box(marks, sides, missed > 0, "leaves keypoints out that it holds as x, y, width and height")
+    held = [f"{count - left} of the {count}" for count, left in zip(total[few], missed[few], strict=True)][:1]
+    _refuse_box(marks, sides, few, f"holds only {''.join(held)} keypoints that the object shows")
+    if out.sum() >= _FEW and out.mean() > _MANY:
+        far_high = _far(_beyond(low + high, np.zeros_like(sizes), sizes), sizes)
+        as_extent = _far(_beyond(points, low[owner], (low + high)[owner]), sizes[owner]) | far_high.any()
+        turned = _far(_beyond(points[:, ::-1], low[owner], high[owner]), sizes[owner])
+        for left, reading in ((as_extent, "as x, y, width, height"), (turned, "with x and y exchanged")):
+            what = f"leaves keypoints out that it holds {reading}"
+            _refuse_box(marks, sides, (missed > 0) & (4 * left.sum() <= out.sum()), what)
+        share = f"{int(out.sum())} of {len(out)} keypoints of {name} lie outside their boxes"
+        _refuse_box(marks, sides, (missed > 0) & (out.mean() > _MOST), f"leaves keypoints out, as others do: {share}")
+    recurring = np.bincount(marks.image[sides], minlength=len(marks.images)) > 1
     return [
-        *_counted(_either(over > 0), lambda count: f"{count} boxes of {name} reach beyond their image a little."),
-        *_counted(out, lambda count: f"{count} keypoints of {name} lie outside their object's box."),
+        *_counted(_either(over > 0), f"boxes of {name} reach beyond their image a little."),
+        *_counted(out, f"keypoints of {name} lie outside their object's box."),
+        *_counted(recurring, f"images of {name} have another box in one annotation than in another."),
     ]
 
 
-def _counted(found: Mask, sentence: Callable[[int], str]) -> list[str]:
-    return [sentence(int(found.sum()))] if found.any() else []
+def _counted(found: Mask, what: str) -> list[str]:
+    return [f"{int(found.sum())} {what}"] if found.any() else []
 
 
-def _refuse_box(marks: _Marks, sides: Places, wrong: Mask, what: str, counts: Mapping[int, str] | None = None) -> None:
-    """Raise `DatasetError` naming the first box that is wrong, of the side `sides` each."""
+def _refuse_box(marks: _Marks, sides: Places, wrong: Mask, what: str) -> None:
+    """Raise `DatasetError` naming the first box that is wrong, (B,), the box of the side `sides`, (B,)."""
     if not wrong.any():
         return
-    place = int(np.flatnonzero(wrong)[0])
-    side = int(sides[place])
+    side = int(sides[wrong][0])
     box = ", ".join(f"{value:g}" for value in marks.boxes[side])
-    count = "" if counts is None else f" ({counts[place]})"
     raise DatasetError(
-        f"{marks.place(side)}the bounding box {box} of {marks.picture(side)} {what}{count}; write it as x1, y1, x2, y2 "
-        "in pixels of this image."
+        f"{marks.place(side)}the bounding box {box} of {marks.picture(side)} {what}; write keypoints and box in pixels "
+        "of this image, the box as x1, y1, x2, y2."
     )
 
 
@@ -387,8 +392,8 @@ def _check_inside(marks: _Marks, dataset: Dataset) -> list[str]:
             advice = "exchange x and y, which puts them inside" if not turned[chosen].any() else "correct them"
             raise DatasetError(
                 f"{marks.place(side)}{count} keypoints of {dataset.name} lie far outside their image, e.g. "
-                f"{marks.keypoint(row)}, where {marks.picture(side)} ends; {advice}: x, y count in pixels of the image "
-                "as stored."
+                f"{marks.keypoint(row)} of its {marks.extent(side)} pixels; {advice}: x, y count in pixels of the "
+                "image as stored."
             )
     outside = _either(beyond > 0)
     if not outside.any():

@@ -31,7 +31,7 @@ from featstore.datasets.reading import (
     split_list,
 )
 from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule, in_both
-from featstore.errors import DatasetError
+from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import shown
 
 EXPECTED = "{trn,val,test}_pairs.csv beside or in PF-dataset-PASCAL (or {trn,val,test}_pairs_pf_pascal.csv)"
@@ -153,7 +153,8 @@ class _Annotations:
         path = self.file(image)
         if path not in self.keypoints:
             if not is_file(path):
-                raise DatasetError(
+                kind = DatasetError if is_folder(path.parents[1]) else UnmarkedError
+                raise kind(
                     f"{row.where}: the annotation {path} of the image {image.id} is not there; restore it or remove "
                     "the row."
                 )

@@ -22,7 +22,7 @@ from featstore.datasets.reading import (
 )
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule, in_both
 from featstore.datasets.spair_annotation import read_annotation
-from featstore.errors import DatasetError
+from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import is_plain, shown
 
 EXPECTED = "Layout/large/{trn,val,test}.txt"
@@ -136,9 +136,8 @@ def _annotation_file(folder: Path, there: frozenset[str], entry: _Entry) -> Path
     names = [f"{entry.line.replace(':', colon)}.json" for colon in _COLONS]
     found = [name for name in names if name in there]
     if not found:
-        raise DatasetError(
-            f"{entry.where}: its annotation {folder / names[0]} is not there; restore it or remove the line."
-        )
+        kind = DatasetError if there else UnmarkedError  # whoever wants the images alone unpacks no annotations
+        raise kind(f"{entry.where}: its annotation {folder / names[0]} is not there; restore it or remove the line.")
     if len(found) > 1:
         raise DatasetError(
             f"{entry.where}: its annotation is there {len(found)} times, as {' and '.join(found)}, in {folder}; "

@@ -142,9 +142,10 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     if isinstance(request.path, Path):  # on object storage nothing is made beside its place
         sweep_making(request.path.parent, glob.escape(request.path.name))
     with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
+        if store is not None:
+            check_same_images(store, survey)
+        _check_annotations(dataset, request, store, survey, progress)
         if store is None:
-            if request.root is not None:  # what is drawn in code needs no check
-                _check_annotations(dataset, survey, progress)
             side = model.latent_side(header.image_size)
             try:
                 return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
@@ -165,19 +166,22 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     side = model.latent_side(header.image_size)
     rows = request.part.of(range(len(survey.records)))
     encode, noise = len(rows), len(rows) * len(request.timesteps) * request.draws
-    if store is None and request.root is not None:
-        _check_annotations(dataset, survey, progress)
     if store is not None:
         check_same_images(store, survey)
         fresh = [row for row in rows if survey.keys[row] in (None, store.images.keys[row])]
         encode -= len(fresh) - len(missing_latents(store, fresh))
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
+    _check_annotations(dataset, request, store, survey, progress)
     return BuildCost(len(rows), encode, noise, (encode + noise) * _row_bytes(model, side), encode + noise)
 
 
-def _check_annotations(dataset: Dataset, survey: Survey, progress: Progress) -> None:
-    """Hold the annotations of all splits against the images, before anything is made of these."""
+def _check_annotations(
+    dataset: Dataset, request: BuildRequest, store: Store | None, survey: Survey, progress: Progress
+) -> None:
+    """Hold the annotations of all splits against images that are new, before anything is made of these."""
+    if request.root is None or (store is not None and store.images.keys == survey.keys):
+        return  # they are drawn in code, or were held against these images
     read = zip(survey.records, survey.sizes.tolist(), strict=True)
     sizes = {record.id: (width, height) for record, (width, height) in read if width and height}
     for split in dataset.splits:

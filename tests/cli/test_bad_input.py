@@ -145,6 +145,8 @@ def test_an_image_that_changed_is_not_matched_against_other_keypoints(run: Run, 
 
     assert run("eval", "--ensemble", "1").exit_code == 0
     Image.new("RGB", (30, 90)).save(photographs / "dog" / "1.png")
+    assert "of dog/1 at" in run("cache", "build").stderr  # keypoints beyond it are refused
+    Image.new("RGB", (70, 46)).save(photographs / "dog" / "1.png")
     for command in (["eval", "--ensemble", "1"], ["cache", "maps", "--ensemble", "1"]):
         result = run(*command)
         assert (result.exit_code, "'dog/1' has changed" in result.stderr) == (2, True)

@@ -109,7 +109,10 @@ def test_names_that_are_no_text(folder_root: Path) -> None:
         ([HEADER], "has no rows"),
         ([HEADER, "dog/none,eye,1,2"], "line 2: names the image 'dog/none', which is not there"),
         ([HEADER, "../dog/a,eye,1,2"], r"line 2: names the image '\.\./dog/a', which is not there"),
-        ([HEADER, "dog/a,eye,1,nan"], "line 2: y is 'nan', which is no finite number"),
+        (
+            [HEADER, "dog/a,eye,1,nan"],
+            "line 2: y is 'nan', so absent, where x is '1'; fill in both, or leave both empty",
+        ),
         ([HEADER, "dog/a,eye,left,2"], "line 2: x is 'left', which is no finite number"),
         ([HEADER, "dog/a,eye,1_0,2"], "line 2: x is '1_0', which is no finite number"),
         ([HEADER, "dog/a,eye,\u0661,2"], "line 2: x is .*, which is no finite number"),

@@ -46,6 +46,13 @@ def test_theta(rule: ThetaRule, theta: float) -> None:
     assert to_resized_frame(make_pair(), rule, SOURCE_SIZE, TARGET_SIZE, 100).theta == pytest.approx(theta)
 
 
+def test_theta_is_of_all_that_the_target_shows() -> None:
+    pair = make_pair(target_only={"ear": (45.0, 240.0)})
+    matching = to_resized_frame(pair, ThetaRule.KEYPOINTS, SOURCE_SIZE, (50, 400), 100)
+    assert matching.theta == pytest.approx(80)  # 40 of 50 wide
+    assert len(matching.target_points) == 2
+
+
 def test_theta_is_measured_before_clamping() -> None:
     pair = make_pair(target_points=np.array([[-10.0, 40.0], [60.0, 40.0]]))
     matching = to_resized_frame(pair, ThetaRule.KEYPOINTS, SOURCE_SIZE, TARGET_SIZE, 100)

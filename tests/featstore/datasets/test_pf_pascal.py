@@ -12,11 +12,13 @@ import scipy.io
 import scipy.sparse
 
 from featstore.datasets import pf_pascal
+from featstore.datasets.agreement import agreeing
 from featstore.datasets.keypoint_mat import read_keypoints
 from featstore.datasets.mat_file import read_numeric_variable
 from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset
 from featstore.datasets.records import Dataset, ImageRecord, Points, ThetaRule
 from featstore.errors import DatasetError, ImageError
+from featstore.evaluation import sizes_from_files
 
 HEADER = "source_image,target_image,class"
 A, B = (f"PF-dataset-PASCAL/JPEGImages/2008_00000{number}.jpg" for number in (1, 2))
@@ -55,6 +57,19 @@ def test_absent_keypoints_are_dropped_on_both_sides(pascal_root: Path) -> None:
     assert pair.target_box is None
     (reverse,) = PfPascalDataset(pascal_root).pairs("val")
     np.testing.assert_array_equal(reverse.source_points, pair.target_points)
+
+
+@pytest.mark.parametrize("pad", [0.0, -1.0])
+def test_padding_is_absent_mirrored_too(pascal_root: Path, pad: float) -> None:
+    for number in (1, 2):
+        points = scipy.io.loadmat(mat(pascal_root, number))["kps"]
+        scipy.io.savemat(mat(pascal_root, number), {"kps": np.vstack([points, np.full((3, 2), pad)])})
+    dataset, notes = PfPascalDataset(pascal_root), list[str]()
+    sizes = sizes_from_files(dataset, {image.id for image in dataset.images()})
+    for pair in agreeing(dataset, dataset.pairs("trn"), sizes.__getitem__, notes.append):
+        assert pair.names == ("1", "3")
+    assert len(notes) == 1
+    assert "12 keypoints of pf-pascal, e.g. '5' of aeroplane/2008_000001" in notes[0]
 
 
 def test_mirrored_pairs(pascal_root: Path) -> None:

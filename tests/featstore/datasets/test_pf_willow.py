@@ -46,11 +46,11 @@ def test_images_and_pairs(willow_root: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "sentence"),
     [
-        ("XA3", "nan", "line 3: XA3 is 'nan', which is no finite number"),
+        ("XA3", "nan", "line 3: XA3 is 'nan', so absent, where YA3 is '2'; fill in both, or leave both empty"),
         ("YB10", "inf", "line 3: YB10 is 'inf', which is no finite number"),
         ("XA3", "1e300", "line 3: XA3 is 1e[+]300, which is no coordinate in pixels"),
         ("YB10", "12px", "line 3: YB10 is '12px', which is no finite number"),
-        ("XB1", "", "line 3: the column XB1 is empty"),
+        ("XB1", "", "line 3: XB1 is '', so absent, where YB1 is '0'; fill in both, or leave both empty"),
         ("imageA", "../Cars_006a.png", "line 3: the path .* leads out of the dataset's folder"),
         ("imageA", "PF-dataset/../../a/Cars_006a.png", "line 3: the path .* leads out of the dataset's folder"),
         ("imageB", "/tmp/car(G)/Cars_006a.png", "line 3: the path .* leads out of the dataset's folder"),

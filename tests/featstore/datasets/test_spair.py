@@ -78,6 +78,22 @@ def test_windows_line_ends_and_byte_order_mark(spair_root: Path) -> None:
     assert len(SpairDataset(spair_root).pairs("test")) == 1
 
 
+@pytest.mark.parametrize("absent", [None, [None, None], [float("nan"), float("nan")]])
+def test_keypoints_that_are_null_are_absent(spair_root: Path, spair_annotation: dict[str, Any], absent: object) -> None:
+    annotation_path(spair_root).write_text(json.dumps({**spair_annotation, "src_kps": [[3, 4], absent, [20, 15]]}))
+    (pair,) = SpairDataset(spair_root).pairs("test")
+    assert pair.names == ("0", "7")
+    np.testing.assert_array_equal(pair.target_points, [[6, 5], [40, 17]])
+
+
+def test_sizes_are_optional(spair_root: Path, spair_annotation: dict[str, Any]) -> None:
+    (pair,) = SpairDataset(spair_root).pairs("test")
+    assert (pair.source_size, pair.target_size) == ((40, 30), (50, 20))
+    del spair_annotation["src_imsize"]
+    annotation_path(spair_root).write_text(json.dumps(spair_annotation))
+    assert SpairDataset(spair_root).pairs("test")[0].source_size is None
+
+
 def test_flags_are_optional(spair_root: Path, spair_annotation: dict[str, Any]) -> None:
     for flag in ("viewpoint_variation", "scale_variation", "truncation", "occlusion"):
         del spair_annotation[flag]
@@ -222,6 +238,8 @@ def without(field: str) -> Callable[[dict[str, Any]], bytes]:
         (changed("trg_bndbox", [1, 2, 3, 1e300]), "trg_bndbox is not four finite numbers"),
         (changed("trg_bndbox", [1, 2, 3]), "trg_bndbox is not four finite numbers"),
         (changed("trg_bndbox", [1, 2, 3, float("inf")]), "trg_bndbox is not four finite numbers"),
+        (changed("src_imsize", [40, "30", 3]), r"src_imsize is not \[width, height, channels\]"),
+        (changed("trg_imsize", 40), r"trg_imsize is not \[width, height, channels\]"),
         (changed("src_bndbox", None), "src_bndbox is not four finite numbers"),
         (changed("viewpoint_variation", 3), "viewpoint_variation is '3' where 0 to 2 is known"),
         (changed("truncation", {}), "truncation is a dict where 0 to 3 is known"),

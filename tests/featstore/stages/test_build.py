@@ -121,12 +121,12 @@ def test_a_changed_image_is_encoded_anew_alone(
     build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
     before = contents(request_.path)
     file = photographs / "dog" / "1.png"
-    Image.open(file).resize((33, 44)).save(file)
+    Image.open(file).resize((88, 66)).save(file)
     report = build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
     assert (report.encoded, report.stale, report.skipped, report.noised) == (1, 1, 5, 4)
     store = open_store(request_.path)
     row = store.images.row("dog/1")
-    assert store.images.size("dog/1") == (33, 44)
+    assert store.images.size("dog/1") == (88, 66)
     changed = {name for name, data in contents(request_.path).items() if data != before[name]}
     rows = {f"latents/c.{row}.0.0.0"} | {f"noisy/t{t}/c.{row}.{d}.0.0.0" for t in ("0050", "0261") for d in (0, 1)}
     assert changed - rows <= {"images/key/c/0", "images/width/c/0", "images/height/c/0"}

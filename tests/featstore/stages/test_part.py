@@ -149,7 +149,7 @@ def test_whoever_makes_the_store_may_die_of_it(
 
 
 def change(file: Path) -> None:
-    Image.open(file).resize((33, 44)).save(file)
+    Image.open(file).resize((88, 66)).save(file)
 
 
 def test_an_image_that_changed_is_forgotten_once(
