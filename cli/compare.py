@@ -13,8 +13,9 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.evaluation_run import EvaluationRun
     from matcher.comparison import Difference
+    from matcher.pck import Columns
 
-    Differences = Mapping[float, Mapping[str, Difference]]
+    Differences = Mapping[float, Columns[Difference]]
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -80,7 +81,7 @@ def compare(
         say(f"{letter} = {other.path}: {describe(other.scoring, other.features)}")
         for alpha, columns in differences.items():
             header = ["category", "A", letter, f"{letter} - A", "95 % interval", "p"]
-            rows = [[name, *_spelled(difference)] for name, difference in columns.items()]
+            rows = [[name, *_spelled(difference)] for name, difference in columns.named().items()]
             print_table(f"{letter} - A at {alpha:g}", header, rows)
     say(
         "Intervals resample images, p values flip images. Each stands for itself: of many categories, thresholds and "
@@ -115,7 +116,7 @@ def _to_json(differences: "Differences") -> dict[str, Any]:
                 "lead": {"mean": difference.lead.mean, "low": difference.lead.low, "high": difference.lead.high},
                 "p": difference.p,
             }
-            for name, difference in columns.items()
+            for name, difference in columns.named().items()
         }
         for alpha, columns in differences.items()
     }
@@ -126,7 +127,7 @@ def _to_rows(
 ) -> Iterator[tuple[str, ...]]:
     for other, differences in found:
         for alpha, columns in differences.items():
-            for name, difference in columns.items():
+            for name, difference in columns.named().items():
                 lead = difference.lead
                 fractions = (difference.first, difference.second, lead.mean, lead.low, lead.high)
                 percent = (f"{100 * value:.4f}" for value in fractions)

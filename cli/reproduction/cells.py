@@ -101,7 +101,7 @@ def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
     """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
     (readout,) = run.scoring.readouts
     found = pck_intervals(run.matched, [readout], run.scoring.alphas, average, run.scoring.pixels)
-    return found[readout]
+    return {alpha: columns.named() for alpha, columns in found[readout].items()}
 
 
 def eval_arguments(place: Workplace, recipe: Recipe, cell: Cell, run: Path | None) -> dict[str, Any]:

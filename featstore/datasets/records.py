@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import DatasetError
+from matcher.pairs import ALL
+
 Points = NDArray[np.float64]
 """Keypoints, shape (n, 2), (x, y) in pixels."""
 
@@ -44,6 +47,13 @@ class ImageRecord:
     category: str
     file: str
     mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.category.strip() == ALL:
+            raise DatasetError(
+                f"Image {self.id} is of a category called {ALL}, which is reserved for the score over all pairs; "
+                "rename the category (its folder, and in the lists that name it)."
+            )
 
 
 @dataclass(frozen=True, slots=True)
