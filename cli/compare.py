@@ -63,6 +63,7 @@ def compare(
     from cli.evaluate import describe
     from cli.output import check_writable, print_table, say, write_csv, write_json
     from featstore.evaluation_run import EvaluationRun
+    from featstore.pair_list import describe_list, spell_list
     from featstore.run_comparison import compare_runs
 
     check_writable(json, csv)
@@ -70,10 +71,10 @@ def compare(
     chosen = first.scoring.alphas if typed is None else typed
     found = [(other, compare_runs(first, other, wanted[0], chosen, average, chosen_frame)) for other in others]
     measured = chosen_frame or first.scoring.frame_of(wanted[0])
-    points = sum(len(match.pair.target_points) for match in first.matched)
+    pairs = [match.pair for match in first.matched]
     say(
         f"PCK in percent, {wanted[0].value}, {average.value} average, {measured.value} frame: {first.dataset} "
-        f"{first.split}, {len(first.matched)} pairs, {points} points"
+        f"{first.split}, {spell_list(first.split, pairs)}"
     )
     say(f"A = {first.path}: {describe(first.scoring, first.features)}")
     for place, (other, differences) in enumerate(found):
@@ -88,7 +89,7 @@ def compare(
         "runs, one in 20 has p below 0.05 where nothing differs."
     )
     settings = {"readout": wanted[0].value, "average": average.value, "frame": measured.value}
-    about = {"dataset": first.dataset, "split": first.split, "n_pairs": len(first.matched), "n_points": points}
+    about = {"dataset": first.dataset, "split": first.split, **describe_list(first.split, pairs)}
     comparisons = [{"run": str(other.path), "results": _to_json(differences)} for other, differences in found]
     write_json(json, {**about, **settings, "first": str(first.path), "comparisons": comparisons})
     write_csv(csv, CSV_HEADER, _to_rows(first, found, tuple(settings.values())))

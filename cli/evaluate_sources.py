@@ -35,6 +35,7 @@ def from_store(
     and matches its share of the target images."""
     from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
     from cli.processes import progress_of
+    from featstore.datasets.records import canonical_split
     from featstore.evaluation import (
         choose_pairs,
         default_split,
@@ -46,13 +47,14 @@ def from_store(
         unreadable,
         without_images,
     )
+    from featstore.pair_list import note_oddities
     from featstore.stages.dino_maps import require_dino_maps
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import model_of, require_maps
     from featstore.store.source import StoredMaps
 
     dataset = option_values.dataset_of(opened, root)
-    split = split or default_split(dataset)
+    split = canonical_split(split or default_split(dataset))
     pairs = choose_pairs(dataset, split, categories)
     choice.check_categories({pair.category for pair in pairs})
     images = images_of(pairs)
@@ -62,6 +64,7 @@ def from_store(
     wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
     with progress_of(processes) as progress:
         check_unchanged(opened, dataset, share, progress)
+        note_oddities(dataset, [split], images, opened.images.known_keys, progress)
         patches = None
         without_patches: tuple[ImageError, ...] = ()
         if any(layer.layer == DINO for layer in scoring.layers):
@@ -114,23 +117,28 @@ def from_file(
 ) -> "Result":
     """Match a split from a file of anybody's features; no store and no model is needed."""
     from cli.processes import progress_of
+    from featstore.datasets.records import canonical_split
     from featstore.datasets.registry import open_dataset
     from featstore.evaluation import (
         choose_pairs,
         default_split,
         images_of,
         in_resized_frame,
+        keys_from_files,
         score,
         sizes_from_files,
     )
+    from featstore.pair_list import note_oddities
     from featstore.store.source import open_features
 
     maps = open_features(path)
     dataset = open_dataset(dataset_name, root)
-    split = split or default_split(dataset)
+    split = canonical_split(split or default_split(dataset))
     pairs = choose_pairs(dataset, split, categories)
     with progress_of(processes) as progress:
-        sizes = sizes_from_files(dataset, images_of(pairs))
+        images = images_of(pairs)
+        sizes = sizes_from_files(dataset, images)
+        note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
         framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)
         features = {"features": str(path)}
         return score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)

@@ -196,7 +196,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     say(f"report: {report_reproduction(place.folder)}, with every table made in {place.folder}")
     if outcome.failures:
         for name, sentence in outcome.failures.items():
-            typer.echo(f"dualsd: {name} was not run: {sentence}", err=True)
+            typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
         raise typer.Exit(EXIT_INPUT)
 
 

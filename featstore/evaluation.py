@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from featstore.datasets.frame import count_outside, to_resized_frame
-from featstore.datasets.pixels import original_size
-from featstore.datasets.records import Dataset, Pair
+from featstore.datasets.pixels import image_key, original_size
+from featstore.datasets.records import Dataset, Pair, canonical_split
 from featstore.datasets.selection import select_categories
 from featstore.errors import DatasetError, ImageError
+from featstore.pair_list import describe_list
 from featstore.processes import ALONE, Processes
 from featstore.progress import Progress
 from featstore.shares import Shares, by_target
@@ -67,8 +68,7 @@ class Result:
         return {
             "dataset": self.dataset,
             "split": self.split,
-            "n_pairs": self.table.n_pairs,
-            "n_points": self.table.n_points,
+            **describe_list(self.split, [match.pair for match in self.matched]),
             "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
             "t": [layer.timestep for layer in layers],
             "weights": [layer.weight for layer in layers],
@@ -92,7 +92,7 @@ def tabulated(
 ) -> Result:
     """Matches with their table. Raises `MatchError` where there is no pair."""
     table = tabulate(matched, scoring.alphas, scoring.pixels)
-    return Result(dataset, split, scoring, features, tuple(matched), table)
+    return Result(dataset, canonical_split(split), scoring, features, tuple(matched), table)
 
 
 def common_frame(readouts: Sequence[Readout]) -> str:
@@ -103,7 +103,7 @@ def common_frame(readouts: Sequence[Readout]) -> str:
 
 def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
     """The pairs of a split, of some categories or (where none is named) of all. Raises `DatasetError` for none."""
-    pairs = dataset.pairs(split)
+    pairs = dataset.pairs(canonical_split(split))
     if not pairs:
         raise DatasetError(f"The split {split!r} of {dataset.name} has no pairs: choose another --split.")
     return select_categories(pairs, dataset.name, categories) if categories else pairs
@@ -137,6 +137,12 @@ def in_resized_frame(
         to_resized_frame(pair, dataset.theta_rule, size_of(pair.source), size_of(pair.target), image_size)
         for pair in pairs
     ]
+
+
+def keys_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, str]:
+    """The keys of images' contents by id, as a store has them."""
+    wanted = set(images)
+    return {image.id: image_key(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
 
 
 def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tuple[int, int]]:

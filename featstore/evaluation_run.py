@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from featstore.errors import EvaluationError
 from featstore.evaluation import Result, Scoring, tabulated
+from featstore.pair_list import describe_list
 from featstore.predictions import check_version, load_predictions, predictions_bytes
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from featstore.store.schema import creator_version
@@ -187,8 +188,7 @@ def _describe(result: Result) -> dict[str, Any]:
         "dataset": result.dataset,
         "split": result.split,
         "categories": list(result.table.categories),
-        "n_pairs": result.table.n_pairs,
-        "n_points": result.table.n_points,
+        **describe_list(result.split, [match.pair for match in result.matched]),
         "scoring": {
             "layers": [asdict(layer) for layer in scoring.layers],
             "readouts": [readout.value for readout in scoring.readouts],

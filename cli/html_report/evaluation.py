@@ -24,6 +24,7 @@ from cli.table_text import Block, write_tables
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.evaluation_run import EvaluationRun
+from featstore.pair_list import list_hash
 from featstore.store.schema import creator_version
 from matcher.errors import InputError
 from matcher.extremes import RULE, RankedPair, best_and_worst
@@ -185,6 +186,7 @@ def _measured(run: EvaluationRun, average: Average) -> FactGroup:
             Fact("Categories", ", ".join(name for name in _pair_counts(run) if name != ALL)),
             Fact("Pairs", str(len(run.matched))),
             Fact("Keypoints", str(points)),
+            Fact("Hash of the list", list_hash(run.split, [match.pair for match in run.matched])),
             Fact("Average of the headline", average.value),
             Fact("Alphas", ", ".join(f"{alpha:g}" for alpha in scoring.alphas)),
             *([Fact("Theta", theta)] if isinstance(theta, str) else []),

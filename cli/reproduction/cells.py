@@ -82,7 +82,7 @@ def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
     folder = cell.folder(place)
     if not folder.exists():  # else it was stopped before its figures were written
         arguments = eval_arguments(place, cell.recipe, cell.cell, cell.run)
-        say(f"\n$ {to_command('eval', {**arguments, 'out': folder})}")
+        say("", f"$ {to_command('eval', {**arguments, 'out': folder})}")
         evaluate(**arguments, out=folder)
     own = cell.recipe.inference
     figures = figures_of(EvaluationRun.open(folder), Average(own.average.value))

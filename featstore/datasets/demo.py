@@ -11,7 +11,7 @@ import numpy as np
 
 from featstore.datasets.demo_drawing.figure import Figure, clipped
 from featstore.datasets.demo_drawing.picture import SUBJECTS, compose, render
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule
+from featstore.datasets.records import ImageRecord, Pair, ThetaRule, canonical_split
 from featstore.errors import DatasetError
 
 SIZES = {"trn": 60, "val": 12, "test": 24}
@@ -42,9 +42,16 @@ class DemoDataset:
         return tuple(sorted(records, key=lambda record: record.id))
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
+        split = canonical_split(split)
         if split not in SIZES:
             raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
         return tuple(pair for category in SUBJECTS for pair in _pairs(category, split))
+
+    def members(self, split: str) -> frozenset[str]:
+        return frozenset(image for pair in self.pairs(split) for image in (pair.source, pair.target))
+
+    def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (nothing is odd about what is drawn)
+        return ()
 
     def read(self, image: ImageRecord) -> bytes:
         """The picture as a binary PPM: a few bytes of header and the pixels, the same whatever writes PNG or JPEG."""

@@ -25,6 +25,15 @@ MIRRORED = "~mirrored"
 """Suffix of the id of an image that is read mirrored left to right."""
 
 
+_SPLITS = {"train": "trn"}
+"""Other names of splits."""
+
+
+def canonical_split(name: str) -> str:
+    """The name of a split as lists, files and JSON have it: `trn` for `train`."""
+    return _SPLITS.get(name, name)
+
+
 class ThetaRule(Enum):
     """What PCK's base threshold theta is measured on, in the resized frame (docs/method.md, PCK)."""
 
@@ -108,6 +117,13 @@ class Dataset(Protocol):
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         """The pairs of a split, in the order of the dataset's own list; their ids are among `images()`."""
+
+    def members(self, split: str) -> frozenset[str]:
+        """The ids of the images that a split's list names; no annotation is opened."""
+
+    def notes(self, split: str | None) -> tuple[str, ...]:
+        """Sentences on what is odd about the images' files and, where a split is named, about its list, but is no
+        reason to refuse either."""
 
     def read(self, image: ImageRecord) -> bytes:
         """The bytes of the image file (not mirrored: `featstore.datasets.pixels` does that)."""

@@ -37,13 +37,25 @@ def test_all_pairs_that_share_a_keypoint(folder_root: Path) -> None:
 
 
 def test_listed_pairs_keep_the_lists_order(folder_root: Path) -> None:
-    (folder_root / "pairs.csv").write_text("source,target\ndog/b.PNG,dog/a\ndog/a.jpg,dog/b\ndog/b,dog/a.jpg\n")
+    (folder_root / "pairs.csv").write_text("source,target\ndog/b.PNG,dog/a\ndog/a.jpg,dog/b\n")
     pairs = FolderDataset(folder_root).pairs("test")
     assert [(pair.source, pair.target) for pair in pairs] == [
         ("dog/b", "dog/a"),
         ("dog/a", "dog/b"),
-        ("dog/b", "dog/a"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("again", "sentence"),
+    [
+        ("dog/b,dog/a.jpg", r"pairs\.csv, line 4: the pair dog/b -> dog/a is there already, in line 2; remove one"),
+        ("dog/a,dog/a.jpg", r"pairs\.csv, line 4: pairs dog/a with itself, .*; remove the line"),
+    ],
+)
+def test_listed_pairs_that_say_nothing_new(folder_root: Path, again: str, sentence: str) -> None:
+    (folder_root / "pairs.csv").write_text(f"source,target\ndog/b.PNG,dog/a\ndog/a.jpg,dog/b\n{again}\n")
+    with pytest.raises(DatasetError, match=sentence):
+        FolderDataset(folder_root).pairs("test")
 
 
 def test_stems_with_dots(folder_root: Path) -> None:
