@@ -64,10 +64,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, InputError):
         typer.echo(f"dualsd: {printable(str(error))}", err=True)
         return EXIT_INPUT
-    reason = f"{type(error).__name__}: {error}"
-    typer.echo(
-        f"dualsd: this is a fault of dualsd's own ({printable(reason)}); `dualsd {DEBUG} ...` shows where.", err=True
-    )
+    reason = printable(f"{type(error).__name__}: {error}")
+    typer.echo(f"dualsd: this is a fault of dualsd's own ({reason}); `dualsd {DEBUG} ...` shows where.", err=True)
     return EXIT_FAULT
 
 

@@ -100,6 +100,6 @@ def overlap(dataset: Dataset, split: str, keys: Mapping[str, str]) -> tuple[str,
     if not shared:
         return ()
     return (
-        f"{len(shared)} of {len(own)} photographs of {dataset.name} {split} are in {TRAINING} as well, e.g. {shared[0]}; "
-        f"prompts that were learned on {TRAINING} have seen them.",
+        f"{len(shared)} of {len(own)} photographs of {dataset.name} {split} are in {TRAINING} as well, e.g. "
+        f"{shared[0]}; prompts that were learned on {TRAINING} have seen them.",
     )
