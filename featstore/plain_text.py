@@ -18,6 +18,12 @@ def is_plain(text: str) -> bool:
     return len(text) <= LONGEST and not any(unicodedata.category(letter) in _NOT_PLAIN for letter in text)
 
 
+def nfc(text: str) -> str:
+    """A name in Unicode's composed form. An accented letter has two spellings, one code point (NFC) or two (NFD, which
+    disks and archives of Macs have), that look alike; ids are in NFC, whatever lists and disks have."""
+    return unicodedata.normalize("NFC", text)
+
+
 def printable(text: str) -> str:
     """Text as a terminal may get it: what would control one, or turn the order of letters, is spelled out (`\\x1b`)."""
     return "".join(ascii(letter)[1:-1] if _controls(letter) else letter for letter in text)

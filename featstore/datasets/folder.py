@@ -21,7 +21,6 @@ from featstore.datasets.reading import (
     entries,
     is_file,
     is_folder,
-    nfc,
     read_image,
     read_rows,
     refuse_repeated,
@@ -29,7 +28,7 @@ from featstore.datasets.reading import (
 )
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
 from featstore.errors import DatasetError
-from featstore.plain_text import is_plain, shown
+from featstore.plain_text import is_plain, nfc, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """What image files end in, in lower or upper case."""

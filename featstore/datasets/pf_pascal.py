@@ -29,7 +29,6 @@ from featstore.datasets.reading import (
     check_inside,
     is_file,
     is_folder,
-    nfc,
     note_repeated,
     read_image,
     read_rows,
@@ -39,7 +38,7 @@ from featstore.datasets.reading import (
 )
 from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
-from featstore.plain_text import shown
+from featstore.plain_text import nfc, shown
 
 EXPECTED = (
     "{trn,val,test}_pairs.csv beside or in PF-dataset-PASCAL (or {trn,val,test}_pairs_pf_pascal.csv; train for trn; "

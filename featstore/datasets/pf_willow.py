@@ -17,7 +17,6 @@ from featstore.datasets.reading import (
     check_inside,
     is_file,
     is_folder,
-    nfc,
     read_image,
     read_rows,
     refuse_repeated,
@@ -26,7 +25,7 @@ from featstore.datasets.reading import (
 )
 from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
-from featstore.plain_text import shown
+from featstore.plain_text import nfc, shown
 
 EXPECTED = "test_pairs.csv"
 """The list file that a root of this dataset holds, for error sentences."""

@@ -6,14 +6,13 @@ import io
 import math
 import re
 import stat
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord, canonical_split
 from featstore.errors import DatasetError, ImageError
-from featstore.plain_text import is_plain, shown
+from featstore.plain_text import is_plain, nfc, shown
 
 LARGEST_LIST = 64 << 20
 """Bytes of a list or an annotation that is read: some million rows."""
@@ -189,12 +188,6 @@ def is_folder(path: Path) -> bool:
 def subfolders(folder: Path) -> tuple[Path, ...]:
     """The visible folders in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
     return tuple(path for path in entries(folder) if is_folder(path))
-
-
-def nfc(text: str) -> str:
-    """A name in Unicode's composed form. An accented letter has two spellings, one code point (NFC) or two (NFD, which
-    disks and archives of Macs have), that look alike; ids are in NFC, whatever lists and disks have."""
-    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Sequence
 
-from featstore.datasets.reading import nfc
 from featstore.datasets.records import Pair
 from featstore.errors import DatasetError
+from featstore.plain_text import nfc
 
 
 def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Collection[str]) -> tuple[Pair, ...]:

@@ -15,7 +15,6 @@ from featstore.datasets.reading import (
     Tree,
     all_lists,
     is_file,
-    nfc,
     note_repeated,
     read_image,
     read_lines,
@@ -26,7 +25,7 @@ from featstore.datasets.reading import (
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule, canonical_split
 from featstore.datasets.spair_annotation import read_annotation
 from featstore.errors import DatasetError
-from featstore.plain_text import is_plain, shown
+from featstore.plain_text import is_plain, nfc, shown
 
 EXPECTED = "Layout/large/{trn,val,test}.txt"
 """The list files that a root of this dataset holds, for error sentences."""

@@ -256,8 +256,8 @@ def test_box_bounds_the_painted_object() -> None:
 
 
 def test_unknown_splits_and_pictures_are_refused() -> None:
-    with pytest.raises(DatasetError, match="train"):
-        DATASET.pairs("train")
+    with pytest.raises(DatasetError, match="training"):
+        DATASET.pairs("training")
     image = DATASET.images()[0]
     for file in ("", "bird", "bird:trn:60", "bird:pretrain-0:1", "whale:trn:1", "bird:trn:-1"):
         with pytest.raises(DatasetError, match="no picture of the demo"):
