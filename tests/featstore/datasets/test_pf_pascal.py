@@ -17,6 +17,7 @@ from featstore.datasets.mat_file import read_numeric_variable
 from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset
 from featstore.datasets.records import Dataset, ImageRecord, Points, ThetaRule
 from featstore.errors import DatasetError, ImageError
+from featstore.pair_list import overlap
 
 HEADER = "source_image,target_image,class"
 A, B = (f"PF-dataset-PASCAL/JPEGImages/2008_00000{number}.jpg" for number in (1, 2))
@@ -303,3 +304,31 @@ def test_doubled_lines(pascal_root: Path) -> None:
     path.write_text(path.read_text() + f"{A},{A},1,1\n")
     with pytest.raises(DatasetError, match=r"line 5: pairs aeroplane/2008_000001~mirrored with itself"):
         dataset.pairs("trn")
+
+
+def test_photographs_of_test_that_are_trained_on(pascal_root: Path) -> None:
+    dataset: Dataset = PfPascalDataset(pascal_root)
+    (sentence,) = overlap(dataset, "test", {})
+    assert sentence == (
+        "2 of 2 photographs of pf-pascal test are in trn as well, e.g. aeroplane/2008_000001; prompts that were "
+        "learned on trn have seen them."
+    )
+    assert overlap(dataset, "val", {})[0].startswith("2 of 2 photographs of pf-pascal val are in trn as well")
+
+
+def test_copies_of_test_photographs_that_are_trained_on(pascal_root: Path) -> None:
+    """Known by their content, whatever their names; mirrored or not."""
+    path = pascal_root / "trn_pairs.csv"
+    rows = path.read_text()
+    for number in (1, 2):
+        old, new = (f"2008_00000{value}" for value in (number, number + 7))
+        for name in (f"JPEGImages/{old}.jpg", f"Annotations/aeroplane/{old}.mat"):
+            file = pascal_root / "PF-dataset-PASCAL" / name
+            (file.parent / file.name.replace(old, new)).write_bytes(file.read_bytes())
+        rows = rows.replace(old, new)
+    path.write_text(rows)
+    dataset = PfPascalDataset(pascal_root)
+    keys = {image.id: str(len(dataset.read(image))) for image in dataset.images() if not image.mirrored}
+    assert overlap(dataset, "test", {}) == ()
+    (sentence,) = overlap(dataset, "test", keys)
+    assert sentence.startswith("2 of 2 photographs of pf-pascal test are in trn as well")
