@@ -71,6 +71,13 @@ class DrawnImages:
         assert split in self.splits
         return tuple(self._pair(number, (number + CATEGORIES) % self.count) for number in range(self.count))
 
+    def members(self, split: str) -> frozenset[str]:
+        assert split in self.splits
+        return frozenset(image.id for image in self.images())
+
+    def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (nothing is odd about what is drawn)
+        return ()
+
     def read(self, image: ImageRecord) -> bytes:
         pixels = np.random.default_rng(int(image.file)).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         return b"P6\n%d %d\n255\n" % (SIDE, SIDE) + pixels.tobytes()

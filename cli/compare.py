@@ -62,6 +62,7 @@ def compare(
 
     from cli.evaluate import describe
     from cli.output import check_writable, print_table, say, write_csv, write_json
+    from cli.progress import TerminalProgress
     from featstore.evaluation_run import EvaluationRun
     from featstore.pair_list import describe_list, spell_list
     from featstore.run_comparison import compare_runs
@@ -70,6 +71,8 @@ def compare(
     first, *others = (EvaluationRun.open(path) for path in runs)
     chosen = first.scoring.alphas if typed is None else typed
     found = [(other, compare_runs(first, other, wanted[0], chosen, average, chosen_frame)) for other in others]
+    for sentence in dict.fromkeys(sentence for run in (first, *others) for sentence in run.notes):
+        TerminalProgress().note(sentence)
     measured = chosen_frame or first.scoring.frame_of(wanted[0])
     pairs = [match.pair for match in first.matched]
     say(

@@ -1,5 +1,6 @@
 """Where `dualsd eval` takes its maps from: a store, or somebody's file of features."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def from_store(
     wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
     with progress_of(processes) as progress:
         check_unchanged(opened, dataset, share, progress)
-        note_oddities(dataset, [split], images, opened.images.known_keys, progress)
+        notes = note_oddities(dataset, [split], images, opened.images.known_keys, progress)
         patches = None
         without_patches: tuple[ImageError, ...] = ()
         if any(layer.layer == DINO for layer in scoring.layers):
@@ -87,7 +88,8 @@ def from_store(
             )
             features = describe_features(opened, None, choice.describe(), ensemble, compute) | about_dino
             beside = None if patches is None else StoredMaps(opened, None, patches.extractor)
-            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside, processes)
+            result = score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside, processes)
+            return replace(result, notes=notes)
         made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress, stored)
         if made.images_times_timesteps:
             model = model_of(opened)
@@ -102,7 +104,9 @@ def from_store(
         about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
         framed = in_resized_frame(dataset, readable, opened.images.size, size, progress)
         maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
-        return score(dataset, split, framed, maps, scoring, about | about_dino, compute.device, progress, processes)
+        about |= about_dino
+        result = score(dataset, split, framed, maps, scoring, about, compute.device, progress, processes)
+        return replace(result, notes=notes)
 
 
 def from_file(
@@ -138,7 +142,8 @@ def from_file(
     with progress_of(processes) as progress:
         images = images_of(pairs)
         sizes = sizes_from_files(dataset, images)
-        note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
+        notes = note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
         framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)
         features = {"features": str(path)}
-        return score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)
+        result = score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)
+        return replace(result, notes=notes)

@@ -53,7 +53,7 @@ class Scoring:
 @dataclass(frozen=True, slots=True)
 class Result:
     """A PCK table with what it was measured on. features: where the maps came from, for the record. matched: the pairs
-    and what was predicted."""
+    and what was predicted. notes: what is odd about the list, as `featstore.pair_list.note_oddities` said."""
 
     dataset: str
     split: str
@@ -61,6 +61,7 @@ class Result:
     features: Mapping[str, Any]
     matched: tuple[MatchedPair, ...]
     table: PckTable
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd eval --json` writes it; PCK values are fractions."""
@@ -83,6 +84,7 @@ class Result:
             "window": settings.window,
             "window_beta": settings.window_beta,
             "features": dict(self.features),
+            "notes": list(self.notes),
             "results": to_json(self.table),
         }
 

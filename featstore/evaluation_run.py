@@ -97,7 +97,13 @@ class EvaluationRun:
             MatchedPair(match.pair, {readout: match.predictions[readout] for readout in chosen})
             for match in self.matched
         ]
-        return tabulated(self.dataset, self.split, scoring, self.features, matched)
+        return replace(tabulated(self.dataset, self.split, scoring, self.features, matched), notes=self.notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was odd about the list when it was evaluated; nothing where an older dualsd did."""
+        kept = self.description.get("notes")
+        return tuple(map(str, kept)) if isinstance(kept, list) else ()
 
     def check_readout(self, readout: Readout) -> None:
         """Raise `EvaluationError` for one that the run lacks."""
@@ -200,6 +206,7 @@ def _describe(result: Result) -> dict[str, Any]:
             },
         },
         "features": dict(result.features),
+        "notes": list(result.notes),
         "versions": run_folder.library_versions(),
     }
 

@@ -54,9 +54,9 @@ def _points(source: FramePoints, target: FramePoints) -> list[str]:
 
 def note_oddities(
     dataset: Dataset, splits: Sequence[str], images: Sequence[str], keys: Mapping[str, str], progress: Progress
-) -> None:
-    """Say once what is odd about the lists of some splits and the photographs `images`, which are scored or trained on.
-    keys: of images' contents by image id, of as many as are known."""
+) -> tuple[str, ...]:
+    """Say once what is odd about the lists of some splits and the photographs `images`, which are scored or trained on;
+    returns what was said. keys: of images' contents by image id, of as many as are known."""
     found = [sentence for split in splits for sentence in dataset.notes(split)]
     found += copies(dataset.name, images, keys)
     if TRAINING in dataset.splits:
@@ -67,8 +67,10 @@ def note_oddities(
             if split in others
             for sentence in overlap(dataset, split, keys)
         ]
-    for sentence in dict.fromkeys(found):
+    said = tuple(dict.fromkeys(found))
+    for sentence in said:
         progress.note(sentence)
+    return said
 
 
 def copies(name: str, images: Sequence[str], keys: Mapping[str, str]) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class DemoDataset:
         return tuple(pair for category in SUBJECTS for pair in _pairs(category, split))
 
     def members(self, split: str) -> frozenset[str]:
-        return frozenset(record.id for category in SUBJECTS for record in _records(category, split))
+        return frozenset(record.id for category in SUBJECTS for record in _records(category, canonical_split(split)))
 
     def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (nothing is odd about what is drawn)
         return ()
