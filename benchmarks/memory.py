@@ -71,7 +71,11 @@ class DrawnImages:
         assert split in self.splits
         return tuple(self._pair(number, (number + CATEGORIES) % self.count) for number in range(self.count))
 
-    def notes(self) -> tuple[str, ...]:
+    def members(self, split: str) -> frozenset[str]:
+        assert split in self.splits
+        return frozenset(image.id for image in self.images())
+
+    def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (nothing is odd about what is drawn)
         return ()
 
     def read(self, image: ImageRecord) -> bytes:

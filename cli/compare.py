@@ -13,8 +13,9 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.evaluation_run import EvaluationRun
     from matcher.comparison import Difference
+    from matcher.pck import Columns
 
-    Differences = Mapping[float, Mapping[str, Difference]]
+    Differences = Mapping[float, Columns[Difference]]
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -61,18 +62,22 @@ def compare(
 
     from cli.evaluate import describe
     from cli.output import check_writable, print_table, say, write_csv, write_json
+    from cli.progress import TerminalProgress
     from featstore.evaluation_run import EvaluationRun
+    from featstore.pair_list import describe_list, spell_list
     from featstore.run_comparison import compare_runs
 
     check_writable(json, csv)
     first, *others = (EvaluationRun.open(path) for path in runs)
     chosen = first.scoring.alphas if typed is None else typed
     found = [(other, compare_runs(first, other, wanted[0], chosen, average, chosen_frame)) for other in others]
+    for sentence in dict.fromkeys(sentence for run in (first, *others) for sentence in run.notes):
+        TerminalProgress().note(sentence)
     measured = chosen_frame or first.scoring.frame_of(wanted[0])
-    points = sum(len(match.pair.target_points) for match in first.matched)
+    pairs = [match.pair for match in first.matched]
     say(
         f"PCK in percent, {wanted[0].value}, {average.value} average, {measured.value} frame: {first.dataset} "
-        f"{first.split}, {len(first.matched)} pairs, {points} points"
+        f"{first.split}, {spell_list(first.split, pairs)}"
     )
     say(f"A = {first.path}: {describe(first.scoring, first.features)}")
     for place, (other, differences) in enumerate(found):
@@ -80,14 +85,14 @@ def compare(
         say(f"{letter} = {other.path}: {describe(other.scoring, other.features)}")
         for alpha, columns in differences.items():
             header = ["category", "A", letter, f"{letter} - A", "95 % interval", "p"]
-            rows = [[name, *_spelled(difference)] for name, difference in columns.items()]
+            rows = [[name, *_spelled(difference)] for name, difference in columns.named().items()]
             print_table(f"{letter} - A at {alpha:g}", header, rows)
     say(
         "Intervals resample images, p values flip images. Each stands for itself: of many categories, thresholds and "
         "runs, one in 20 has p below 0.05 where nothing differs."
     )
     settings = {"readout": wanted[0].value, "average": average.value, "frame": measured.value}
-    about = {"dataset": first.dataset, "split": first.split, "n_pairs": len(first.matched), "n_points": points}
+    about = {"dataset": first.dataset, "split": first.split, **describe_list(first.split, pairs)}
     comparisons = [{"run": str(other.path), "results": _to_json(differences)} for other, differences in found]
     write_json(json, {**about, **settings, "first": str(first.path), "comparisons": comparisons})
     write_csv(csv, CSV_HEADER, _to_rows(first, found, tuple(settings.values())))
@@ -115,7 +120,7 @@ def _to_json(differences: "Differences") -> dict[str, Any]:
                 "lead": {"mean": difference.lead.mean, "low": difference.lead.low, "high": difference.lead.high},
                 "p": difference.p,
             }
-            for name, difference in columns.items()
+            for name, difference in columns.named().items()
         }
         for alpha, columns in differences.items()
     }
@@ -126,7 +131,7 @@ def _to_rows(
 ) -> Iterator[tuple[str, ...]]:
     for other, differences in found:
         for alpha, columns in differences.items():
-            for name, difference in columns.items():
+            for name, difference in columns.named().items():
                 lead = difference.lead
                 fractions = (difference.first, difference.second, lead.mean, lead.low, lead.high)
                 percent = (f"{100 * value:.4f}" for value in fractions)

@@ -29,7 +29,7 @@ def demo(
     say(f"$ dualsd cache build --store {store}")
     build(store=store, device=device)
     for name, layers in (("layer 2 alone", "2"), ("layer 3 alone", "3"), ("both layers", "2,3")):
-        say(f"\n{name}:\n$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
+        say("", f"{name}:", f"$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
         runs = out / "runs"
         evaluate(
             store=store,
@@ -42,7 +42,7 @@ def demo(
         )
     picture = out / "matches.png"
     draw_demo_pair(store, picture, device)
-    say(f"\n{picture} shows one pair of the test split; {store} is an ordinary store: try `dualsd cache info`.")
+    say("", f"{picture} shows one pair of the test split; {store} is an ordinary store: try `dualsd cache info`.")
 
 
 def draw_demo_pair(store: Path, picture: Path, device: str) -> None:

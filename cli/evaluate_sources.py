@@ -1,5 +1,6 @@
 """Where `dualsd eval` takes its maps from: a store, or somebody's file of features."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ def from_store(
     once what was typed is found to be right, each makes its share, and matches its share of the target images."""
     from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
     from cli.processes import progress_of
+    from featstore.datasets.records import canonical_split
     from featstore.evaluation import (
         choose_pairs,
         default_split,
@@ -44,6 +46,7 @@ def from_store(
         unreadable,
         without_images,
     )
+    from featstore.pair_list import note_oddities
     from featstore.processes import join_processes
     from featstore.stages.dino_maps import require_dino_maps
     from featstore.stages.images import check_unchanged
@@ -51,7 +54,7 @@ def from_store(
     from featstore.store.source import StoredMaps
 
     dataset = option_values.dataset_of(opened, root)
-    split = split or default_split(dataset)
+    split = canonical_split(split or default_split(dataset))
     pairs = choose_pairs(dataset, split, categories)
     choice.check_categories({pair.category for pair in pairs})
     images = images_of(pairs)
@@ -64,6 +67,7 @@ def from_store(
     with progress_of(processes) as progress:
         check_unchanged(opened, dataset, share, progress)
         framed = in_frame_of_store(opened, dataset, pairs, progress)
+        notes = note_oddities(dataset, [split], images, opened.images.known_keys, progress)
         patches = None
         without_patches: tuple[ImageError, ...] = ()
         if any(layer.layer == DINO for layer in scoring.layers):
@@ -85,7 +89,8 @@ def from_store(
             )
             features = describe_features(opened, None, choice.describe(), ensemble, compute) | about_dino
             beside = None if patches is None else StoredMaps(opened, None, patches.extractor)
-            return score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside, processes)
+            result = score_pairwise(dataset, split, framed, pair_maps, scoring, features, progress, beside, processes)
+            return replace(result, notes=notes)
         made = require_maps(opened, dataset, rows, wanted, choice.prompts, ensemble, compute, progress, stored)
         if made.images_times_timesteps:
             model = model_of(opened)
@@ -99,7 +104,8 @@ def from_store(
         print_left_out(len(pairs), len(readable))
         about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
         maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
-        return score(dataset, split, readable, maps, scoring, about | about_dino, compute.device, progress, processes)
+        result = score(dataset, split, readable, maps, scoring, about | about_dino, compute.device, progress, processes)
+        return replace(result, notes=notes)
 
 
 def from_file(
@@ -113,27 +119,32 @@ def from_file(
 ) -> "Result":
     """Match a split from a file of anybody's features; no store and no model is needed."""
     from cli.processes import progress_of
+    from featstore.datasets.records import canonical_split
     from featstore.datasets.registry import open_dataset
     from featstore.evaluation import (
         choose_pairs,
         default_split,
         images_of,
         in_resized_frame,
+        keys_from_files,
         score,
         sizes_from_files,
     )
+    from featstore.pair_list import note_oddities
     from featstore.processes import join_processes
     from featstore.store.source import open_features
 
     maps = open_features(path)
     dataset = open_dataset(dataset_name, root)
-    split = split or default_split(dataset)
+    split = canonical_split(split or default_split(dataset))
     pairs = choose_pairs(dataset, split, categories)
     images = images_of(pairs)
     processes = join_processes()
     with progress_of(processes) as progress:
         maps.check(images, scoring.layers)
         sizes = sizes_from_files(dataset, images)
+        notes = note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
         framed = in_resized_frame(dataset, pairs, sizes.__getitem__, scoring.settings.image_size, progress)
         features = {"features": str(path)}
-        return score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)
+        result = score(dataset, split, framed, maps, scoring, features, compute.device, progress, processes)
+        return replace(result, notes=notes)

@@ -126,6 +126,7 @@ def grid(
     )
     from cli.processes import choose_compute, progress_of
     from cli.prompt_choice import TypedPrompts, choose_for_store
+    from featstore.datasets.records import canonical_split
     from featstore.evaluation import (
         choose_pairs,
         default_split,
@@ -144,6 +145,7 @@ def grid(
         score_cached,
         score_streamed,
     )
+    from featstore.pair_list import note_oddities, spell_list
     from featstore.pairwise import open_pair_maps, score_grid_pairwise
     from featstore.processes import join_processes
     from featstore.stages.images import check_unchanged
@@ -165,7 +167,7 @@ def grid(
     if choice.prompts is None:
         option_values.check_kept(kept_as, "prompts of pairs (cpm)")
     dataset = option_values.dataset_of(opened, root)
-    split = split or ("val" if "val" in dataset.splits else dataset.splits[-1])
+    split = canonical_split(split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
     pairs = choose_some(choose_pairs(dataset, split, chosen), max_pairs)
     check_folder(out)
     choice.check_categories({pair.category for pair in pairs})
@@ -193,6 +195,7 @@ def grid(
         share = processes.part.of(images)
         check_unchanged(opened, dataset, share, progress)
         everything = in_frame_of_store(opened, dataset, pairs, progress)
+        note_oddities(dataset, [split], images, opened.images.known_keys, progress)
         rows = [opened.images.row(image) for image in share]
         text = choice.prompts
         bad: Sequence[ImageError] = ()
@@ -238,6 +241,7 @@ def grid(
     if not processes.is_main:
         return
     average = Average(by)
+    say(f"PCK over {dataset.name} {split}, {spell_list(split, scores.pairs)}")
     print_scores(scores, average)
     again = f"dualsd eval --store {shlex.quote(str(store))}"
     again += "" if root is None else f" --root {shlex.quote(str(root))}"

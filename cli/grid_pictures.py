@@ -9,6 +9,7 @@ import numpy as np
 from cli.grid_output import full_name, settings_of, shown_alpha
 from cli.output import say
 from featstore.evaluation import common_frame
+from featstore.pair_list import describe_list
 from matcher.bootstrap import Interval
 from matcher.errors import InputError
 from matcher.grid import GridScores, winners
@@ -112,8 +113,7 @@ def to_json(
     return {
         "dataset": dataset,
         "split": split,
-        "n_pairs": len(scores.pairs),
-        "n_points": int(scores.points.sum()),
+        **describe_list(split, scores.pairs),
         "frame": common_frame(scores.readouts),
         "frames": {readout.value: readout.frame.value for readout in scores.readouts},
         "image_size": settings.image_size,

@@ -58,12 +58,13 @@ def _is_usage(error: Exception) -> bool:
 
 def _report(error: Exception) -> int:
     """Print one sentence and give the exit code."""
+    from featstore.plain_text import printable
     from matcher.errors import InputError
 
     if isinstance(error, InputError):
-        typer.echo(f"dualsd: {error}", err=True)
+        typer.echo(f"dualsd: {printable(str(error))}", err=True)
         return EXIT_INPUT
-    reason = f"{type(error).__name__}: {error}"
+    reason = printable(f"{type(error).__name__}: {error}")
     typer.echo(f"dualsd: this is a fault of dualsd's own ({reason}); `dualsd {DEBUG} ...` shows where.", err=True)
     return EXIT_FAULT
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featstore.plain_text import printable
 from featstore.processes import launched
 from featstore.sizes import free_bytes as free_bytes
 from featstore.sizes import human_bytes as human_bytes
@@ -41,9 +43,9 @@ def _speaks() -> bool:
     return launched().rank == 0
 
 
-def say(text: str) -> None:
-    """One plain line."""
-    console().print(text, highlight=False, markup=False, soft_wrap=True)
+def say(*lines: str) -> None:
+    """Plain lines; nothing in them controls the terminal."""
+    console().print("\n".join(map(printable, lines)), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int = 1) -> None:
@@ -51,23 +53,22 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     say(title)  # rich would fold a title to its table's width
     table = Table()
     for index, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if index < left_columns else "right", no_wrap=True)
+        table.add_column(Text(printable(name)), justify="left" if index < left_columns else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))  # Text: a name in brackets is no markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # Text: a name in brackets is no markup
     console().print(table)
 
 
 def print_result(result: "Result", average: "Average") -> None:
     """PCK by category: a row a readout and alpha as in the paper's Tables 3 and 4, or, where that is wider than the
     terminal, a row a category, a table a readout."""
+    from featstore.pair_list import spell_list
     from matcher.report import paper_rows
 
     table = result.table
     header, rows = paper_rows(table, average)
-    title = (
-        f"PCK in percent, {average.value} average: {result.dataset} {result.split}, "
-        f"{table.n_pairs} pairs, {table.n_points} points"
-    )
+    listed = spell_list(result.split, [match.pair for match in result.matched])
+    title = f"PCK in percent, {average.value} average: {result.dataset} {result.split}, {listed}"
     if sum(max(len(name), 5) + 3 for name in header) <= console().width:
         print_table(title, header, rows, left_columns=2)
         return
@@ -143,8 +144,19 @@ def write_csv(file: Path | None, header: Sequence[str], rows: Iterable[Sequence[
     if file is None or not _speaks():
         return
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *rows])
+    csv.writer(text).writerows([_harmless(cell) for cell in row] for row in [header, *rows])
     _write_text(file, text.getvalue())
+
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?(e[+-]?\d+)?|inf|nan)", re.ASCII)
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a spreadsheet takes for the start of a formula, in full width as well, or strips before it looks for one."""
+
+
+def _harmless(cell: str) -> str:
+    """A cell that a spreadsheet shows and does not run: text that starts like a formula gets an apostrophe."""
+    return f"'{cell}" if cell.lstrip(" ").startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
 
 
 def _write_text(file: Path, text: str) -> None:

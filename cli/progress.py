@@ -9,6 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from featstore.plain_text import printable
+
 SHOW_AFTER_SECONDS = 1.0
 LINE_EVERY_SECONDS = 10.0
 
@@ -59,7 +61,9 @@ class TerminalProgress:
 
     def note(self, sentence: str) -> None:
         """See `featstore.progress.Progress.note`."""
-        (self._bars.console if self._bars else self._console).print(f"note: {sentence}", highlight=False, markup=False)
+        (self._bars.console if self._bars else self._console).print(
+            f"note: {printable(sentence)}", highlight=False, markup=False, soft_wrap=True
+        )
 
     def _draw(self, seconds: float) -> None:
         if self._bars is None:

@@ -195,11 +195,12 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     write_json(json, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")
     from cli.html_report.reproduction import report_reproduction
+    from featstore.plain_text import printable
 
     say(f"report: {report_reproduction(place.folder)}, with every table made in {place.folder}")
     if outcome.failures:
         for name, sentence in outcome.failures.items():
-            typer.echo(f"dualsd: {name} was not run: {sentence}", err=True)
+            typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
         raise typer.Exit(EXIT_INPUT)
 
 

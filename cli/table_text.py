@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featstore.plain_text import printable
 from featstore.store.full_disk import AGAIN, writing
 from featstore.whole_file import write_whole
 
@@ -69,7 +70,8 @@ def to_latex(parts: Sequence[Block], notes: Sequence[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """One line, in which nothing controls a terminal that shows the file."""
+    return printable(" ".join(text.split()))
 
 
 def _as_prose(text: str) -> str:

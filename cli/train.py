@@ -141,6 +141,7 @@ def train(
     from cli.train_settings import check_resumed, published, typed_settings, with_typed
     from featstore.evaluation import choose_pairs, images_of, in_resized_frame
     from featstore.gridsearch import choose_some
+    from featstore.pair_list import describe_list, note_oddities, spell_list
     from featstore.progress import Silent
     from featstore.stages.images import check_unchanged
     from featstore.stages.needed import model_of
@@ -182,7 +183,10 @@ def train(
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
     processes = open_processes(compute)
     with TerminalProgress() if processes.is_main else Silent() as progress:
-        check_unchanged(opened, dataset, images_of([*pairs, *held_out]), progress)
+        images = images_of([*pairs, *held_out])
+        check_unchanged(opened, dataset, images, progress)
+        splits = ["trn", *(["val"] if held_out else [])]
+        note_oddities(dataset, splits, images, opened.images.known_keys, progress)
         framed, framed_held_out = (
             in_resized_frame(dataset, part, opened.images.size, size, progress) for part in (pairs, held_out)
         )
@@ -201,12 +205,13 @@ def train(
             Sparing(gradient_checkpointing, compile),
             processes.autocast,
         )
-        about = {"dino": dino, "processes": processes.count, "command": typed_command()}
+        listed = describe_list("trn", framed)
+        about = {"dino": dino, "processes": processes.count, "command": typed_command(), **listed}
         run = earlier or run_folder(processes, lambda: create_run(runs, name, opened, settings, about))
         if processes.is_main:
             print_shapes(model.shape(layer, size) for layer in settings.layers)
             say(f"model {opened.header.model_id}, images of {size} pixels")
-            say(describe(settings, len(framed), len(framed_held_out), run.path))
+            say(describe(settings, spell_list("trn", framed), len(framed_held_out), run.path))
         outcome = learn(problem, run, settings, processes.accelerator, progress)
     if not processes.is_main:
         return
@@ -221,7 +226,10 @@ def train(
         )
         say(f"{run.prompts}: {outcome.steps} steps{best}")
         say(f"  dualsd eval --store {shlex.quote(str(opened.path))} --prompts {shlex.quote(str(run.path))}")
-        write_json(json, {"run": str(run.path), "steps": outcome.steps, "best": outcome.best, "passes": outcome.passes})
+        write_json(
+            json,
+            {"run": str(run.path), "steps": outcome.steps, "best": outcome.best, "passes": outcome.passes, **listed},
+        )
     # last: the run is kept, whatever becomes of its page
     from cli.html_report.training import report_training
 
@@ -230,13 +238,13 @@ def train(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def describe(settings: "TuningSettings", pairs: int, held_out: int, run: Path) -> str:
+def describe(settings: "TuningSettings", pairs: str, held_out: int, run: Path) -> str:
     """What is learned, from what, with which settings."""
     layers = " + ".join(
         f"layer {layer} at t = {timestep}" for layer, timestep in zip(settings.layers, settings.timesteps, strict=True)
     )
     return (
-        f"{settings.mode.value} prompts of {settings.length} vectors for {layers}; {pairs} pairs, "
+        f"{settings.mode.value} prompts of {settings.length} vectors for {layers}; {pairs}, "
         f"{settings.batch} per step, {settings.steps} steps, kernel {settings.kernel} cells, "
         f"noise {settings.noise.value}; {held_out} pairs of val every {settings.validate_every} steps; {run}"
     )

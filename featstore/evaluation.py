@@ -9,10 +9,11 @@ import torch
 
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.frame import to_resized_frame
-from featstore.datasets.pixels import original_size
-from featstore.datasets.records import Dataset, Pair
+from featstore.datasets.pixels import image_key, original_size
+from featstore.datasets.records import Dataset, Pair, canonical_split
 from featstore.datasets.selection import select_categories
 from featstore.errors import DatasetError, ImageError
+from featstore.pair_list import describe_list
 from featstore.processes import ALONE, Processes
 from featstore.progress import Progress
 from featstore.shares import Shares, by_target
@@ -55,7 +56,7 @@ class Scoring:
 @dataclass(frozen=True, slots=True)
 class Result:
     """A PCK table with what it was measured on. features: where the maps came from, for the record. matched: the pairs
-    and what was predicted."""
+    and what was predicted. notes: what is odd about the list, as `featstore.pair_list.note_oddities` said."""
 
     dataset: str
     split: str
@@ -63,6 +64,7 @@ class Result:
     features: Mapping[str, Any]
     matched: tuple[MatchedPair, ...]
     table: PckTable
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd eval --json` writes it; PCK values are fractions."""
@@ -70,8 +72,7 @@ class Result:
         return {
             "dataset": self.dataset,
             "split": self.split,
-            "n_pairs": self.table.n_pairs,
-            "n_points": self.table.n_points,
+            **describe_list(self.split, [match.pair for match in self.matched]),
             "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
             "t": [layer.timestep for layer in layers],
             "weights": [layer.weight for layer in layers],
@@ -86,6 +87,7 @@ class Result:
             "window": settings.window,
             "window_beta": settings.window_beta,
             "features": dict(self.features),
+            "notes": list(self.notes),
             "results": to_json(self.table),
         }
 
@@ -95,7 +97,7 @@ def tabulated(
 ) -> Result:
     """Matches with their table. Raises `MatchError` where there is no pair."""
     table = tabulate(matched, scoring.alphas, scoring.pixels)
-    return Result(dataset, split, scoring, features, tuple(matched), table)
+    return Result(dataset, canonical_split(split), scoring, features, tuple(matched), table)
 
 
 def common_frame(readouts: Sequence[Readout]) -> str:
@@ -106,7 +108,7 @@ def common_frame(readouts: Sequence[Readout]) -> str:
 
 def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
     """The pairs of a split, of some categories or (where none is named) of all. Raises `DatasetError` for none."""
-    pairs = dataset.pairs(split)
+    pairs = dataset.pairs(canonical_split(split))
     if not pairs:
         raise DatasetError(f"The split {split!r} of {dataset.name} has no pairs: choose another --split.")
     return select_categories(pairs, dataset.name, categories) if categories else pairs
@@ -146,6 +148,12 @@ def in_frame_of_store(store: Store, dataset: Dataset, pairs: Sequence[Pair], pro
     known = store.images
     readable = [pair for pair in pairs if known.sizes[[known.row(pair.source), known.row(pair.target)]].all()]
     return in_resized_frame(dataset, readable, known.size, store.header.image_size, progress)
+
+
+def keys_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, str]:
+    """The keys of images' contents by id, as a store has them."""
+    wanted = set(images)
+    return {image.id: image_key(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
 
 
 def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tuple[int, int]]:

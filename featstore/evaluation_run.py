@@ -28,6 +28,7 @@ from typing import Any, Self
 from featstore.backbone.layers import check_timesteps
 from featstore.errors import EvaluationError, ModelError
 from featstore.evaluation import Result, Scoring, tabulated
+from featstore.pair_list import describe_list
 from featstore.predictions import check_version, load_predictions, predictions_bytes
 from featstore.sealed import check_seal, parse_known, seal
 from featstore.store.full_disk import Needed, naming_missing_bytes, writing
@@ -105,7 +106,13 @@ class EvaluationRun:
             MatchedPair(match.pair, {readout: match.predictions[readout] for readout in chosen})
             for match in self.matched
         ]
-        return tabulated(self.dataset, self.split, scoring, self.features, matched)
+        return replace(tabulated(self.dataset, self.split, scoring, self.features, matched), notes=self.notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was odd about the list when it was evaluated; nothing where an older dualsd did."""
+        kept = self.description.get("notes")
+        return tuple(map(str, kept)) if isinstance(kept, list) else ()
 
     def check_readout(self, readout: Readout) -> None:
         """Raise `EvaluationError` for one that the run lacks."""
@@ -313,8 +320,7 @@ def _describe(result: Result) -> dict[str, Any]:
         "dataset": result.dataset,
         "split": result.split,
         "categories": list(result.table.categories),
-        "n_pairs": result.table.n_pairs,
-        "n_points": result.table.n_points,
+        **describe_list(result.split, [match.pair for match in result.matched]),
         "scoring": {
             "layers": [asdict(layer) for layer in scoring.layers],
             "readouts": [readout.value for readout in scoring.readouts],
@@ -326,6 +332,7 @@ def _describe(result: Result) -> dict[str, Any]:
             },
         },
         "features": dict(result.features),
+        "notes": list(result.notes),
         "versions": run_folder.library_versions(),
     }
 

@@ -9,9 +9,28 @@ _NOT_PLAIN = ("Cc", "Cs", "Zl", "Zp")
 """Control characters, bytes that were no UTF-8, and the separators of lines and paragraphs."""
 
 
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of the signs that show the letters after them in another order."""
+
+
 def is_plain(text: str) -> bool:
     """Whether a text can be a name: one line of at most `LONGEST` characters, none of which controls anything."""
     return len(text) <= LONGEST and not any(unicodedata.category(letter) in _NOT_PLAIN for letter in text)
+
+
+def nfc(text: str) -> str:
+    """A name in Unicode's composed form. An accented letter has two spellings, one code point (NFC) or two (NFD, which
+    disks and archives of Macs have), that look alike; ids are in NFC, whatever lists and disks have."""
+    return unicodedata.normalize("NFC", text)
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may get it: what would control one, or turn the order of letters, is spelled out (`\\x1b`)."""
+    return "".join(ascii(letter)[1:-1] if _controls(letter) else letter for letter in text)
+
+
+def _controls(letter: str) -> bool:
+    return unicodedata.category(letter) in _NOT_PLAIN or unicodedata.bidirectional(letter) in _TURNING
 
 
 def shown(text: str) -> str:

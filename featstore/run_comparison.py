@@ -9,7 +9,7 @@ from featstore.errors import EvaluationError
 from featstore.evaluation_run import EvaluationRun
 from matcher.comparison import Difference, compare
 from matcher.pairs import Frame, MatchingPair, PixelFrame
-from matcher.pck import Average, Distances, MatchedPair, distances
+from matcher.pck import Average, Columns, Distances, MatchedPair, distances
 from matcher.readout import Readout
 
 _CLOSE = 0.01
@@ -23,8 +23,8 @@ def compare_runs(
     alphas: Sequence[float],
     average: Average,
     frame: Frame | None,
-) -> dict[float, dict[str, Difference]]:
-    """How far `other` leads, `[alpha][category or ALL]`, see `matcher.comparison.compare`. frame: None for the one in
+) -> dict[float, Columns[Difference]]:
+    """How far `other` leads, by alpha, see `matcher.comparison.compare`. frame: None for the one in
     which both were scored.
 
     Raises `EvaluationError` for a readout that one lacks, for different pairs or keypoints, and for different frames

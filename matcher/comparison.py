@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from matcher.bootstrap import Interval, bootstrap
+from matcher.bootstrap import Interval, Intervals, bootstrap
 from matcher.errors import MatchError
 from matcher.pairs import MatchingPair
-from matcher.pck import ALL, Average, Distances, averaged
+from matcher.pck import Average, Columns, Distances, averaged
 from matcher.permutation import permutation_test
-from matcher.spread import graphs_of
+from matcher.spread import Floats, graphs_of
 
 SEED = 0
 """Of resamples and flips: the same two runs are compared alike whenever that is."""
@@ -29,8 +30,8 @@ class Difference:
 
 def compare(
     pairs: Sequence[MatchingPair], first: Distances, second: Distances, alphas: Sequence[float], average: Average
-) -> dict[float, dict[str, Difference]]:
-    """`[alpha][category or ALL]`, categories sorted, ALL last.
+) -> dict[float, Columns[Difference]]:
+    """By alpha.
 
     first, second: over `pairs`, in their order. Raises `MatchError` where there is no pair, or the points differ.
     """
@@ -43,11 +44,19 @@ def compare(
     leads, lead_of_each = bootstrap(graphs, values, SEED)
     p, p_of_each = permutation_test(graphs, values, SEED)
     # in the order of the pairs, as a table is made: sums are the same to the last bit
-    members = [np.sort(graph.pairs) for graph in graphs] + [np.arange(len(pairs))]
-    names = [graph.category for graph in graphs] + [ALL]
-    found: dict[float, dict[str, Difference]] = {alpha: {} for alpha in alphas}
-    for name, own, intervals, chances in zip(names, members, (*lead_of_each, leads), (*p_of_each, p), strict=True):
-        for row, alpha in enumerate(alphas):
-            one, other = (float(averaged(run[row, own], counts[own], average)) for run in hits)
-            found[alpha][name] = Difference(one, other, intervals[row].within(-1, 1), float(chances[row]))
-    return found
+    everyone = np.arange(len(pairs))
+
+    def difference(row: int, own: NDArray[np.int64], intervals: Intervals, chances: Floats) -> Difference:
+        one, other = (float(averaged(run[row, own], counts[own], average)) for run in hits)
+        return Difference(one, other, intervals[row].within(-1, 1), float(chances[row]))
+
+    return {
+        alpha: Columns(
+            difference(row, everyone, leads, p),
+            {
+                graph.category: difference(row, np.sort(graph.pairs), lead, chances)
+                for graph, lead, chances in zip(graphs, lead_of_each, p_of_each, strict=True)
+            },
+        )
+        for row, alpha in enumerate(alphas)
+    }

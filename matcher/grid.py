@@ -13,7 +13,7 @@ from matcher.configuration import Configuration
 from matcher.errors import MatchError
 from matcher.maps import MapSource
 from matcher.pairs import MatchingPair
-from matcher.pck import ALL, Average, averaged
+from matcher.pck import Average, Columns, averaged
 from matcher.readout import Readout
 from matcher.sweep import grouped, sweep
 
@@ -61,10 +61,15 @@ class GridScores:
         """Those that occur, sorted."""
         return tuple(sorted({pair.category for pair in self.pairs}))
 
-    def pck(self, average: Average, category: str = ALL) -> NDArray[np.float64]:
-        """Fractions, (configurations, readouts, alphas), over all pairs or those of a category."""
-        chosen = np.array([category in (ALL, pair.category) for pair in self.pairs])
-        return averaged(self.hits[..., chosen], self.points[chosen], average)
+    def pck(self, average: Average) -> NDArray[np.float64]:
+        """Fractions over all pairs, (configurations, readouts, alphas)."""
+        return averaged(self.hits, self.points, average)
+
+    def columns(self, average: Average) -> Columns[NDArray[np.float64]]:
+        """Fractions, (configurations, readouts, alphas) each."""
+        members = {name: np.array([pair.category == name for pair in self.pairs]) for name in self.categories}
+        by_category = {name: averaged(self.hits[..., own], self.points[own], average) for name, own in members.items()}
+        return Columns(self.pck(average), by_category)
 
     def of_pairs(self, configuration: int, readout: Readout, alpha: float) -> NDArray[np.float64]:
         """The PCK of each pair, (pairs,), fractions."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from matcher.configuration import Configuration
 from matcher.grid import GridScores
 from matcher.match import MatchSettings
-from matcher.pck import ALL, Average
+from matcher.pairs import ALL
+from matcher.pck import Average
 
 
 def describe(configuration: Configuration) -> dict[str, Any]:
@@ -28,11 +29,7 @@ def describe(configuration: Configuration) -> dict[str, Any]:
 
 def to_dictionaries(scores: GridScores) -> list[dict[str, Any]]:
     """A dictionary a configuration, `results` as `dualsd eval --json` writes them: fractions."""
-    tables = {
-        (average, category): scores.pck(average, category)
-        for average in Average
-        for category in (ALL, *scores.categories)
-    }
+    tables = {average: scores.columns(average) for average in Average}
     return [
         {
             **describe(configuration),
@@ -40,8 +37,11 @@ def to_dictionaries(scores: GridScores) -> list[dict[str, Any]]:
                 readout.value: {
                     average.value: {
                         f"{alpha:g}": {
-                            category: float(tables[average, category][index, column, row])
-                            for category in (ALL, *scores.categories)
+                            name: float(table[index, column, row])
+                            for name, table in {
+                                ALL: tables[average].overall,
+                                **tables[average].by_category,
+                            }.items()
                         }
                         for row, alpha in enumerate(scores.alphas)
                     }

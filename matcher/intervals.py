@@ -6,14 +6,14 @@ import numpy as np
 
 from matcher.bootstrap import Interval, bootstrap
 from matcher.pairs import PixelFrame
-from matcher.pck import ALL, Average, MatchedPair, distances
+from matcher.pck import Average, Columns, MatchedPair, distances
 from matcher.readout import Readout
 from matcher.spread import graphs_of
 
 SEED = 0
 
-PckIntervals = Mapping[float, Mapping[str, Interval]]
-"""Fractions by alpha, and by category or `ALL`, which is last."""
+PckIntervals = Mapping[float, Columns[Interval]]
+"""Fractions by alpha."""
 
 
 def pck_intervals(
@@ -30,12 +30,12 @@ def pck_intervals(
     sizes = measured[0].counts.astype(np.float64) if average is Average.POINT else None
     graphs = graphs_of([match.pair for match in matched], sizes)
     over_all, of_each = bootstrap(graphs, values, SEED)
-    names = [*(graph.category for graph in graphs), ALL]
-    columns = (*of_each, over_all)
+
+    def columns(value: int) -> Columns[Interval]:
+        own = {graph.category: found[value].within(0, 1) for graph, found in zip(graphs, of_each, strict=True)}
+        return Columns(over_all[value].within(0, 1), own)
+
     return {
-        readout: {
-            alpha: {name: own[place * len(alphas) + row].within(0, 1) for name, own in zip(names, columns, strict=True)}
-            for row, alpha in enumerate(alphas)
-        }
+        readout: {alpha: columns(place * len(alphas) + row) for row, alpha in enumerate(alphas)}
         for place, readout in enumerate(readouts)
     }

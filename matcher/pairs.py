@@ -13,6 +13,10 @@ FramePoints = NDArray[np.float32]
 """Points, shape (n, 2), (x, y) in pixels of a frame."""
 
 
+ALL = "all"
+"""The score over all pairs or points (not over categories) in tables, JSON and CSV. No category has this name."""
+
+
 class Frame(Enum):
     """In whose pixels points, theta and distances are measured: of the image resized to S x S, or as it came."""
 
@@ -65,6 +69,11 @@ class MatchingPair:
     flags: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.category.strip() == ALL:
+            raise MatchError(
+                f"The pair {self.source} -> {self.target} is of a category called {ALL}, which is reserved for the "
+                "score over all pairs; rename the category."
+            )
         # NaN is no miss: points that an image lacks are dropped, on both sides
         frames = (self,) if self.original is None else (self, self.original)
         if not all(

@@ -3,17 +3,28 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matcher.errors import MatchError
-from matcher.pairs import Frame, FramePoints, MatchingPair, PixelFrame
+from matcher.pairs import ALL, Frame, FramePoints, MatchingPair, PixelFrame
 from matcher.readout import Readout
 
-ALL = "all"
-"""The column over all pairs or points (not over categories)."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns(Generic[T]):
+    """A score (a fraction, an interval, a difference) over all pairs or points, and that of each category, sorted."""
+
+    overall: T
+    by_category: Mapping[str, T]
+
+    def named(self) -> dict[str, T]:
+        """As tables show them: the categories, then `ALL`."""
+        return {**self.by_category, ALL: self.overall}
 
 
 class Average(Enum):
@@ -33,9 +44,9 @@ class MatchedPair:
 
 @dataclass(frozen=True, slots=True)
 class PckTable:
-    """PCK as fractions: `values[readout][average][alpha][category or ALL]`."""
+    """PCK as fractions: `values[readout][average][alpha]`."""
 
-    values: Mapping[Readout, Mapping[Average, Mapping[float, Mapping[str, float]]]]
+    values: Mapping[Readout, Mapping[Average, Mapping[float, Columns[float]]]]
     categories: tuple[str, ...]
     n_pairs: int
     n_points: int
@@ -103,17 +114,16 @@ def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float], frame: Pix
         raise MatchError("There is no pair to score.")
     categories = np.array([match.pair.category for match in matched])
     counts = np.array([len(match.pair.target_points) for match in matched])
-    columns = {ALL: np.ones(len(matched), dtype=bool)} | {
-        str(category): categories == category for category in sorted(set(categories))
-    }
-    values: dict[Readout, dict[Average, dict[float, dict[str, float]]]] = {}
+    members = {str(category): categories == category for category in sorted(set(categories))}
+    values: dict[Readout, dict[Average, dict[float, Columns[float]]]] = {}
     for readout in matched[0].predictions:
         measured = distances(matched, readout, frame)
         values[readout] = {average: {} for average in Average}
         for alpha in alphas:
             right = measured.hits(alpha)
             for average in Average:
-                values[readout][average][alpha] = {
-                    name: float(averaged(right[chosen], counts[chosen], average)) for name, chosen in columns.items()
-                }
-    return PckTable(values, tuple(name for name in columns if name != ALL), len(matched), int(counts.sum()))
+                values[readout][average][alpha] = Columns(
+                    float(averaged(right, counts, average)),
+                    {name: float(averaged(right[own], counts[own], average)) for name, own in members.items()},
+                )
+    return PckTable(values, tuple(members), len(matched), int(counts.sum()))

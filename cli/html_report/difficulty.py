@@ -10,7 +10,7 @@ from cli.table_text import Block
 from matcher.bootstrap import Interval
 from matcher.intervals import pck_intervals
 from matcher.pairs import PixelFrame
-from matcher.pck import ALL, Average, MatchedPair
+from matcher.pck import Average, MatchedPair
 from matcher.plot_scores import bar_figure
 from matcher.readout import Readout
 
@@ -45,7 +45,7 @@ def levels(
         for value in sorted({flags[flag] for flags in flagged}):
             own = [match for match, flags in zip(matched, flagged, strict=True) if flags[flag] == value]
             by_alpha = pck_intervals(own, [readout], alphas, average, frame)[readout]
-            scored = {alpha: columns[ALL] for alpha, columns in by_alpha.items()}
+            scored = {alpha: columns.overall for alpha, columns in by_alpha.items()}
             found.append(Level(flag, _name(flag, value), len(own), scored))
     return found
 

@@ -24,11 +24,13 @@ from cli.table_text import Block, write_tables
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.evaluation_run import EvaluationRun
+from featstore.pair_list import list_hash
 from featstore.store.schema import creator_version
 from matcher.errors import InputError
 from matcher.extremes import RULE, RankedPair, best_and_worst
 from matcher.intervals import PckIntervals, pck_intervals
-from matcher.pck import ALL, Average
+from matcher.pairs import ALL
+from matcher.pck import Average
 from matcher.readout import Readout
 from matcher.report import paper_rows
 
@@ -96,7 +98,7 @@ def _page(
     ]
     graded = levels(run.matched, readout, scoring.alphas, average, scoring.pixels)
     if graded:
-        over_all = found[readout][alpha][ALL].mean
+        over_all = found[readout][alpha].overall.mean
         chart = difficulty_chart(graded, readout, alpha, over_all)
         sections.append(Section("By difficulty", [chart, Table(difficulty_block(graded, readout, average))]))
     sections.append(Section("Best and worst pairs", _pairs(run, readout, alpha, root)))
@@ -120,7 +122,7 @@ def _page(
 
 
 def _headline(run: EvaluationRun, average: Average, readout: Readout, alpha: float, found: PckIntervals) -> Headline:
-    pck = found[alpha][ALL]
+    pck = found[alpha].overall
     mean = "averaged over pairs" if average is Average.IMAGE else "all in one heap"
     return Headline(
         f"PCK@{alpha:g}, {readout.value}, {average.value} average",
@@ -184,6 +186,7 @@ def _measured(run: EvaluationRun, average: Average) -> FactGroup:
             Fact("Categories", ", ".join(name for name in _pair_counts(run) if name != ALL)),
             Fact("Pairs", str(len(run.matched))),
             Fact("Keypoints", str(points)),
+            Fact("Hash of the list", list_hash(run.split, [match.pair for match in run.matched])),
             Fact("Average of the headline", average.value),
             Fact("Alphas", ", ".join(f"{alpha:g}" for alpha in scoring.alphas)),
             *([Fact("Theta", theta)] if isinstance(theta, str) else []),

@@ -37,6 +37,7 @@ from cli.html_report.page import (
 from cli.html_report.settings import feature_group, matching_group, origin_group, when
 from cli.html_report.write import write_report
 from cli.table_text import write_tables
+from featstore.pair_list import list_hash
 from featstore.store.schema import creator_version
 from matcher.configuration import Configuration
 from matcher.grid import GridScores, Winner, winners
@@ -130,6 +131,7 @@ def _tried(scores: GridScores, average: Average, record: GridRecord) -> FactGrou
             Fact("Categories", ", ".join(scores.categories)),
             Fact("Pairs", str(len(scores.pairs))),
             Fact("Keypoints", str(scores.points.sum())),
+            Fact("Hash of the list", list_hash(record.split, scores.pairs)),
             Fact("Layers", ", ".join(layers)),
             Fact("Timesteps", _timesteps(scores)),
             *([Fact("Weightings", "; ".join(weightings))] if weightings else []),

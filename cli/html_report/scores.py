@@ -10,7 +10,7 @@ from cli.table_text import Block
 from matcher.bootstrap import Interval
 from matcher.intervals import PckIntervals
 from matcher.pairs import Frame
-from matcher.pck import ALL, Average, PckTable
+from matcher.pck import Average, Columns, PckTable
 from matcher.plot_scores import Bar, Curve, bar_figure, curve_figure
 from matcher.readout import Readout
 
@@ -33,7 +33,7 @@ def overall_block(found: Mapping[Readout, PckIntervals], average: Average, frame
     rows = tuple(
         (
             f"{readout.value}, {frames[readout].value} frame" if several else readout.value,
-            *(spelled(by_alpha[alpha][ALL]) for alpha in alphas),
+            *(spelled(by_alpha[alpha].overall) for alpha in alphas),
         )
         for readout, by_alpha in found.items()
     )
@@ -43,8 +43,8 @@ def overall_block(found: Mapping[Readout, PckIntervals], average: Average, frame
 
 def category_block(readout: Readout, found: PckIntervals, pairs: Mapping[str, int], average: Average) -> Block:
     """A row a category, `all` last. pairs: how many each has."""
-    names = list(next(iter(found.values())))
-    rows = tuple((name, str(pairs[name]), *(spelled(own[name]) for own in found.values())) for name in names)
+    columns = [own.named() for own in found.values()]
+    rows = tuple((name, str(pairs[name]), *(spelled(own[name]) for own in columns)) for name in columns[0])
     title = f"{readout.value}, {average.value} average, PCK in percent [95 % interval]"
     return Block(title, ("category", "pairs", *(f"@{alpha:g}" for alpha in found)), rows)
 
@@ -52,7 +52,7 @@ def category_block(readout: Readout, found: PckIntervals, pairs: Mapping[str, in
 def curve_block(table: PckTable, average: Average) -> Block:
     """The curves' points: a row an alpha, a column a readout."""
     rows = tuple(
-        (f"{alpha:g}", *(f"{100 * by_average[average][alpha][ALL]:.2f}" for by_average in table.values.values()))
+        (f"{alpha:g}", *(f"{100 * by_average[average][alpha].overall:.2f}" for by_average in table.values.values()))
         for alpha in CURVE_ALPHAS
     )
     header = ("alpha", *(readout.value for readout in table.values))
@@ -65,7 +65,7 @@ def curve_chart(table: PckTable, average: Average, marked: float) -> Chart:
         Curve(
             readout.value,
             np.array(CURVE_ALPHAS),
-            np.array([100 * by_average[average][alpha][ALL] for alpha in CURVE_ALPHAS]),
+            np.array([100 * by_average[average][alpha].overall for alpha in CURVE_ALPHAS]),
         )
         for readout, by_average in table.values.items()
     ]
@@ -78,12 +78,12 @@ def curve_chart(table: PckTable, average: Average, marked: float) -> Chart:
     )
 
 
-def category_chart(readout: Readout, found: Mapping[str, Interval], alpha: float) -> Chart:
+def category_chart(readout: Readout, found: Columns[Interval], alpha: float) -> Chart:
     """Bars a category, with all pairs as the dotted line."""
-    bars = [bar(name, interval) for name, interval in found.items() if name != ALL]
-    values = ", ".join(f"{name} {100 * interval.mean:.1f}" for name, interval in found.items())
+    bars = [bar(name, interval) for name, interval in found.by_category.items()]
+    values = ", ".join(f"{name} {100 * interval.mean:.1f}" for name, interval in found.named().items())
     return Chart(
-        inline_svg(bar_figure(bars, 100 * found[ALL].mean), "categories"),
+        inline_svg(bar_figure(bars, 100 * found.overall.mean), "categories"),
         f"PCK@{alpha:g} in percent by category: {values}.",
         f"PCK@{alpha:g} by category, {readout.value}; orange: 95 % intervals, dotted: all pairs.",
     )

@@ -174,6 +174,11 @@ def _settings(run: RunFolder, settings: TuningSettings) -> tuple[FactGroup, ...]
     )
     model = [
         Fact("Dataset", str(run.description.get("dataset", "unknown"))),
+        *(
+            Fact(name, str(run.description[key]))
+            for name, key in (("Pairs", "n_pairs"), ("Keypoints", "n_points"), ("Hash of the list", "pairs_hash"))
+            if key in run.description
+        ),
         Fact("Model", str(_model(run, "id"))),
         Fact("Model fingerprint", str(_model(run, "fingerprint"))),
         *([] if run.dino is None else [Fact("DINOv2", run.dino)]),

@@ -84,7 +84,7 @@ def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
     folder = cell.folder(place)
     if not is_finished(folder):  # else it was stopped before its figures were written
         arguments = eval_arguments(place, cell.recipe, cell.cell, cell.run)
-        say(f"\n$ {to_command('eval', {**arguments, 'out': folder})}")
+        say("", f"$ {to_command('eval', {**arguments, 'out': folder})}")
         evaluate(**arguments, out=folder)
     own = cell.recipe.inference
     figures = figures_of(EvaluationRun.open(folder), Average(own.average.value))
@@ -103,7 +103,7 @@ def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
     """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
     (readout,) = run.scoring.readouts
     found = pck_intervals(run.matched, [readout], run.scoring.alphas, average, run.scoring.pixels)
-    return found[readout]
+    return {alpha: columns.named() for alpha, columns in found[readout].items()}
 
 
 def eval_arguments(place: Workplace, recipe: Recipe, cell: Cell, run: Path | None) -> dict[str, Any]:

@@ -59,12 +59,12 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
     command = f"{to_command('grid', arguments)} --stream"
     if dry_run:
         write_json(file, {"figure": "figure2", "left": [asdict(price) for price in priced]})
-        say(f"The same by hand:\n  {to_command('cache build', place.build_arguments(dataset))}\n  {command}")
+        say("The same by hand:", f"  {to_command('cache build', place.build_arguments(dataset))}", f"  {command}")
         return
     with TerminalProgress() as progress:
         place.open_store(dataset, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"\n$ {command}")
+    say("", f"$ {command}")
     from cli.grid import grid
 
     grid(**arguments, stream=True)

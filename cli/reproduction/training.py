@@ -46,7 +46,7 @@ def learn(place: Workplace, training: Training, pairs: int) -> RunFolder:
     run = open_run(place, training, pairs)
     if run is None or not is_finished(run):
         arguments = train_arguments(place, training, pairs, run)
-        say(f"\n$ {to_command('train', arguments)}")
+        say("", f"$ {to_command('train', arguments)}")
         train(**arguments, gradient_checkpointing=place.means.gradient_checkpointing)
     return RunFolder.open(place.run_path(training, settings_of(place, training, pairs).steps))
 

@@ -118,7 +118,7 @@ def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Not
     sentences = [*_check_sizes(marks), *_check_units(distinct), *_check_boxes(shown, dataset.name)]
     sentences += _check_inside(distinct, dataset)
     sentences += _doubts(marks, padded, distinct, dataset.name)
-    for sentence in (*dataset.notes(), *sentences):
+    for sentence in sentences:
         note(sentence)
     return kept
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featstore.datasets.records import Box, ImageRecord, Pair, ThetaRule
+from featstore.datasets.records import Box, ImageRecord, Pair, ThetaRule, canonical_split
 from featstore.errors import DatasetError
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo_pictures"
@@ -51,11 +51,15 @@ class DemoDataset:
         return tuple(sorted(records, key=lambda record: record.id))
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
+        split = canonical_split(split)
         if split not in SIZES:
             raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
         return tuple(pair for category in CATEGORIES for pair in _pairs(category, split))
 
-    def notes(self) -> tuple[str, ...]:
+    def members(self, split: str) -> frozenset[str]:
+        return frozenset(record.id for category in CATEGORIES for record in _records(category, canonical_split(split)))
+
+    def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (nothing is odd about what is drawn)
         return ()
 
     def read(self, image: ImageRecord) -> bytes:

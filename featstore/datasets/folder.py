@@ -5,9 +5,10 @@
                                                         x and y empty or nan, or a column `visible` of 0, where absent
     <root>/pairs.csv              source,target         optional; else all ordered pairs that share a keypoint
 
-An image is named in both lists by `<category>/<file name>` or `<category>/<stem>`.
+An image is named in both lists by `<category>/<file name>` or `<category>/<stem>`, in either Unicode normal form.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -15,13 +16,33 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.datasets.reading import Row, file_names, is_file, read_image, read_rows, subfolders
+from featstore.datasets.reading import (
+    ListedPair,
+    Row,
+    entries,
+    is_file,
+    is_folder,
+    read_image,
+    read_rows,
+    refuse_repeated,
+    subfolders,
+)
 from featstore.datasets.records import ImageRecord, Pair, ThetaRule
 from featstore.errors import DatasetError, UnmarkedError
-from featstore.plain_text import is_plain, shown
+from featstore.plain_text import is_plain, nfc, shown
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """What image files end in, in lower or upper case."""
+
+OTHER_PHOTOGRAPHS = (
+    *(".avif", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".jxr", ".pgm", ".psd", ".svg", ".tga"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srw"),
+)
+"""What photographs end in that are not read. Beside the categories' own files, where lists and notes may lie as well,
+these and `SUFFIXES` tell what was left out."""
+
+NO_PHOTOGRAPHS = ("thumbs.db", "desktop.ini")
+"""Files that systems put beside photographs; hidden ones are passed over anyway."""
 
 _COLUMNS = ("image", "name", "x", "y")
 
@@ -62,7 +83,15 @@ class FolderDataset:
         return ThetaRule.IMAGE
 
     def images(self) -> tuple[ImageRecord, ...]:
-        records = [record for folder in subfolders(self.root) for record in _records(folder)]
+        folders: dict[str, Path] = {}
+        for folder in subfolders(self.root):
+            other = folders.setdefault(nfc(folder.name), folder)
+            if other != folder:
+                raise DatasetError(
+                    f"{self.root} has the sub-folders {other.name!a} and {folder.name!a}, which differ in "
+                    "their Unicode normal form only; rename one of them."
+                )
+        records = [record for folder in folders.values() for record in _records(folder)]
         if not records:
             raise DatasetError(
                 f"{self.root} has no sub-folder with images ({' '.join(SUFFIXES)}); put the images in sub-folders, "
@@ -83,7 +112,14 @@ class FolderDataset:
         marks = _read_marks(marked, images)
         listed = self.root / "pairs.csv"
         if is_file(listed):
-            return tuple(_listed_pair(row, images, marks) for row in read_rows(listed, ("source", "target")))
+            rows = read_rows(listed, ("source", "target"))
+            refuse_repeated(
+                [
+                    ListedPair(listed, row.line, _image(row, "source", images).id, _image(row, "target", images).id)
+                    for row in rows
+                ]
+            )
+            return tuple(_listed_pair(row, images, marks) for row in rows)
         pairs = tuple(_all_pairs(self.images(), marks))
         if not pairs:
             raise DatasetError(
@@ -91,50 +127,105 @@ class FolderDataset:
             )
         return pairs
 
-    def notes(self) -> tuple[str, ...]:
-        """The columns of keypoints.csv that are not known."""
-        path = self.root / "keypoints.csv"
-        header = read_rows(path, _COLUMNS)[0].values if is_file(path) else ()
-        unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
-        if not unknown:
-            return ()
-        names = ", ".join(column[:40] if is_plain(column) else shown(column) for column in unknown)
-        return (f"{path}: no use is made of {names}, only of {', '.join(_COLUMNS)} and {_VISIBILITY[0]}.",)
+    def members(self, split: str) -> frozenset[str]:
+        return frozenset(image for pair in self.pairs(split) for image in (pair.source, pair.target))
+
+    def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (what is odd about the lists is refused)
+        """What was left out of the images, and the columns of keypoints.csv that are not known."""
+        return (*_left_out_note(self.root), *_columns_note(self.root / "keypoints.csv"))
 
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
 
 
+def _is_read(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and is_file(path)
+
+
+def _left_out(root: Path) -> Iterator[Path]:
+    """All files of categories that are not read, and the photographs above and below the categories' folders."""
+    for path in entries(root):
+        if not is_folder(path):
+            yield from [path] if _is_photograph(path) else []
+            continue
+        for inner in entries(path):
+            if is_folder(inner):
+                yield from filter(_is_photograph, _below(inner))
+            elif not _is_read(inner) and inner.name.lower() not in NO_PHOTOGRAPHS:
+                yield inner
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The visible files in a folder and its own, links to folders not followed: they may lead in a circle."""
+    for path in entries(folder):
+        if not is_folder(path):
+            yield path
+        elif not path.is_symlink():
+            yield from _below(path)
+
+
+def _is_photograph(path: Path) -> bool:
+    return path.suffix.lower() in (*SUFFIXES, *OTHER_PHOTOGRAPHS)
+
+
+def _kind(path: Path) -> str:
+    """What a note counts a file as that is left out."""
+    if not is_file(path):
+        return "that cannot be opened (e.g. a broken link)"
+    if path.suffix.lower() in SUFFIXES:
+        return f"{path.suffix.lower()} outside of the categories' folders"
+    return path.suffix.lower() or "without a suffix"
+
+
 def _records(folder: Path) -> Iterator[ImageRecord]:
     by_stem: dict[str, str] = {}
-    for name in file_names(folder):
-        if Path(name).suffix.lower() not in SUFFIXES:
-            continue
+    for name in [path.name for path in entries(folder) if _is_read(path)]:
         relative = f"{folder.name}/{name}"
         if not is_plain(relative):  # bytes that are no UTF-8 among them: no table or store could hold the id
             raise DatasetError(f"The name {relative!a} in {folder.parent} is no plain text; rename the file.")
-        other = by_stem.setdefault(Path(name).stem, name)
+        identifier = nfc(f"{folder.name}/{Path(name).stem}")
+        other = by_stem.setdefault(identifier, name)
         if other != name:
+            forms = f" ({other!a} and {name!a})" if nfc(other) == nfc(name) else ""
             raise DatasetError(
-                f"{folder / other} and {folder / name} would both be the image {folder.name}/{Path(name).stem}; "
-                "rename one of them."
+                f"{folder / other} and {folder / name}{forms} would both be the image {identifier}; rename one of them."
             )
-        yield ImageRecord(id=f"{folder.name}/{Path(name).stem}", category=folder.name, file=relative)
+        yield ImageRecord(id=identifier, category=nfc(folder.name), file=relative)
 
 
 def _by_name(images: tuple[ImageRecord, ...]) -> dict[str, ImageRecord]:
     """Images by both names that lists may use. Where a.jpg and a.jpg.png meet, the file's name wins."""
-    return {image.id: image for image in images} | {image.file: image for image in images}
+    return {image.id: image for image in images} | {nfc(image.file): image for image in images}
 
 
 def _image(row: Row, column: str, images: Mapping[str, ImageRecord]) -> ImageRecord:
-    name = row.text(column)
+    name = nfc(row.text(column))
     if name not in images:
         raise DatasetError(
             f"{row.where}: names the image {shown(name)}, which is not there; name it <category>/<file name>, or "
             "remove the row."
         )
     return images[name]
+
+
+def _left_out_note(root: Path) -> tuple[str, ...]:
+    left = Counter(_kind(path) for path in _left_out(root))
+    if not left:
+        return ()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
+    return (
+        f"{left.total()} files in {root} are left out, as only {' '.join(SUFFIXES)} in the sub-folder of a category "
+        f"are read: {kinds}.",
+    )
+
+
+def _columns_note(path: Path) -> tuple[str, ...]:
+    header = read_rows(path, _COLUMNS)[0].values if is_file(path) else ()
+    unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
+    if not unknown:
+        return ()
+    names = ", ".join(column[:40] if is_plain(column) else shown(column) for column in unknown)
+    return (f"{path}: no use is made of {names}, only of {', '.join(_COLUMNS)} and {_VISIBILITY[0]}.",)
 
 
 def _visibility(columns: Iterable[str]) -> str | None:
@@ -159,7 +250,7 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Mark
     rows = read_rows(path, _COLUMNS)
     visibility = _visibility(rows[0].values)
     for row in rows:
-        image, name = _image(row, "image", images).id, row.text("name")
+        image, name = _image(row, "image", images).id, nfc(row.text("name"))
         first = lines.setdefault((image, name), row.line)
         if first != row.line:
             raise DatasetError(

@@ -12,19 +12,22 @@ from pathlib import Path
 import numpy as np
 
 from featstore.datasets.reading import (
+    ListedPair,
     Row,
+    Tree,
     all_lists,
     check_inside,
     is_file,
     is_folder,
     read_image,
     read_rows,
+    refuse_repeated,
     sorted_images,
     split_list,
 )
 from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule, in_both
 from featstore.errors import DatasetError
-from featstore.plain_text import shown
+from featstore.plain_text import nfc, shown
 
 EXPECTED = "test_pairs.csv"
 """The list file that a root of this dataset holds, for error sentences."""
@@ -61,37 +64,48 @@ class PfWillowDataset:
 
     def images(self) -> tuple[ImageRecord, ...]:
         (path,) = all_lists(find_lists(self.root), EXPECTED, self.root)
-        rows = read_rows(path, _COLUMNS)
-        return sorted_images((_record(self.root, row, column), row.where) for row in rows for column in _COLUMNS[:2])
+        rows, tree = read_rows(path, _COLUMNS), Tree(self.root)
+        return sorted_images((_record(tree, row, column), row.where) for row in rows for column in _COLUMNS[:2])
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         path = split_list(find_lists(self.root), split, EXPECTED, self.root)
-        return tuple(_pair(self.root, row) for row in read_rows(path, _COLUMNS))
+        rows, tree = read_rows(path, _COLUMNS), Tree(self.root)
+        pairs = tuple(_pair(tree, row) for row in rows)
+        refuse_repeated(
+            [ListedPair(path, row.line, pair.source, pair.target) for row, pair in zip(rows, pairs, strict=True)]
+        )
+        return pairs
 
-    def notes(self) -> tuple[str, ...]:
+    def members(self, split: str) -> frozenset[str]:
+        split_list(find_lists(self.root), split, EXPECTED, self.root)
+        return frozenset(image.id for image in self.images())
+
+    def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (what is odd about the list is refused)
         return ()
 
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
 
 
-def _record(root: Path, row: Row, column: str) -> ImageRecord:
+def _record(tree: Tree, row: Row, column: str) -> ImageRecord:
     path = check_inside(row.text(column), row.where)
     if len(path.parts) < 2:
         raise DatasetError(
             f"{row.where}: {column} is {shown(str(path))}, without its category's folder; "
             "list it as PF-dataset/<category>/<file>."
         )
-    if not is_file(root / path):
+    found = tree.find(str(path))
+    if found is None or not is_file(tree.root / found):
         raise DatasetError(
-            f"{row.where}: names the image {shown(str(path))}, which is not in {root}; restore the image or "
+            f"{row.where}: names the image {shown(str(path))}, which is not in {tree.root}; restore the image or "
             "remove the row."
         )
-    return ImageRecord(id=f"{path.parts[-2]}/{path.stem}", category=path.parts[-2], file=str(path))
+    category = nfc(path.parts[-2])
+    return ImageRecord(id=f"{category}/{nfc(path.stem)}", category=category, file=found)
 
 
-def _pair(root: Path, row: Row) -> Pair:
-    source, target = _record(root, row, "imageA"), _record(root, row, "imageB")
+def _pair(tree: Tree, row: Row) -> Pair:
+    source, target = _record(tree, row, "imageA"), _record(tree, row, "imageB")
     if source.category != target.category:
         raise DatasetError(
             f"{row.where}: pairs {source.id} with {target.id}, which is of another category; remove the row."

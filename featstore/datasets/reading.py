@@ -7,12 +7,12 @@ import math
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord
+from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord, canonical_split
 from featstore.errors import DatasetError, ImageError
-from featstore.plain_text import is_plain, shown
+from featstore.plain_text import is_plain, nfc, shown
 
 LARGEST_LIST = 64 << 20
 """Bytes of a list or an annotation that is read: some million rows."""
@@ -204,25 +204,108 @@ def is_folder(path: Path) -> bool:
 
 def subfolders(folder: Path) -> tuple[Path, ...]:
     """The visible folders in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
-    return tuple(path for path in _listing(folder) if is_folder(path))
+    return tuple(path for path in entries(folder) if is_folder(path))
 
 
-def file_names(folder: Path) -> tuple[str, ...]:
-    """The names of the visible files in a folder, sorted. Raises `DatasetError` where it cannot be listed."""
-    return tuple(path.name for path in _listing(folder) if is_file(path))
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Files by the paths that a list names, in whichever normal form either is. Each folder below `root` is listed
+    once, instead of asked for each of 71k pairs; `folders` keeps names as on the disk by names in NFC."""
+
+    root: Path
+    folders: dict[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+
+    def find(self, relative: str) -> str | None:
+        """The path as on the disk, relative to `root`; None where nothing lies there, or outside of `root`.
+
+        Raises `DatasetError` where two names on the disk would both be it.
+        """
+        found = ""
+        for part in PurePosixPath(relative).parts:
+            names = self._names(found).get(nfc(part), ()) if part != ".." else ()
+            if len(names) > 1:
+                raise DatasetError(
+                    f"{self.root / found} holds {' and '.join(map(ascii, names))}, which differ in their Unicode "
+                    "normal form only; rename or remove one of them."
+                )
+            # a disk that ignores case has names which its listing spells otherwise
+            spelled = self.root / found / part
+            if not names and (part == ".." or not (is_file(spelled) or is_folder(spelled))):
+                return None
+            found = f"{found}/{names[0] if names else part}".lstrip("/")
+        return found
+
+    def _names(self, folder: str) -> Mapping[str, Sequence[str]]:
+        if folder not in self.folders:
+            known: dict[str, list[str]] = {}
+            for name in _entry_names(self.root / folder):
+                known.setdefault(nfc(name), []).append(name)
+            self.folders[folder] = known
+        return self.folders[folder]
 
 
-def entry_names(folder: Path) -> frozenset[str]:
-    """The names of all that lies in a folder, for look-ups among thousands of files; empty where it does not exist."""
+def _entry_names(folder: Path) -> list[str]:
+    """Sorted; none where there is no folder."""
     try:
-        return frozenset(path.name for path in folder.iterdir())
+        return sorted(path.name for path in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
-        return frozenset()
+        return []
     except (OSError, ValueError) as error:
         raise DatasetError(f"{folder} cannot be listed ({error}); check that it is a readable folder.") from error
 
 
-def _listing(folder: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class ListedPair:
+    """The pair of image ids that a line (1-based) of a list names."""
+
+    file: Path
+    line: int
+    source: str
+    target: str
+
+
+def repeated_pairs(listed: Iterable[ListedPair]) -> dict[int, int]:
+    """The lines whose pair stands in an earlier line already, with the first such line. Raises `DatasetError` for an
+    image that is paired with itself."""
+    first: dict[tuple[str, str], int] = {}
+    repeated: dict[int, int] = {}
+    for pair in listed:
+        if pair.source == pair.target:
+            raise DatasetError(
+                f"{pair.file}, line {pair.line}: pairs {pair.source} with itself, which says nothing of matching; "
+                "remove the line."
+            )
+        earlier = first.setdefault((pair.source, pair.target), pair.line)
+        if earlier != pair.line:
+            repeated[pair.line] = earlier
+    return repeated
+
+
+def refuse_repeated(listed: Sequence[ListedPair]) -> None:
+    """Raise `DatasetError` for a pair that stands twice, and for an image that is paired with itself."""
+    repeated = repeated_pairs(listed)
+    for pair in listed:
+        if pair.line in repeated:
+            raise DatasetError(
+                f"{pair.file}, line {pair.line}: the pair {pair.source} -> {pair.target} is there already, in line "
+                f"{repeated[pair.line]}; remove one of them."
+            )
+
+
+def note_repeated(listed: Sequence[ListedPair]) -> tuple[str, ...]:
+    """A sentence where pairs of a published list stand twice, which `repeated_pairs` finds."""
+    repeated = repeated_pairs(listed)
+    if not repeated:
+        return ()
+    line, first = next(iter(repeated.items()))
+    return (
+        f"{len(repeated)} of {len(listed)} lines of {listed[0].file} repeat a pair of an earlier line, e.g. line "
+        f"{line} that of line {first}; each pair is counted once.",
+    )
+
+
+def entries(folder: Path) -> list[Path]:
+    """All that is visible in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -269,6 +352,7 @@ def all_lists(lists: Mapping[str, Path], expected: str, root: Path) -> tuple[Pat
 def split_list(lists: Mapping[str, Path], split: str, expected: str, root: Path) -> Path:
     """The list file of one split. Raises `DatasetError` naming the splits that there are."""
     all_lists(lists, expected, root)
+    split = canonical_split(split)
     if split not in lists:
         raise DatasetError(
             f"{root} has no split {split!r}, it has {', '.join(lists)}; choose one of these, or add the missing list "

@@ -9,6 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import DatasetError
+from matcher.pairs import ALL
+
 Points = NDArray[np.float64]
 """Keypoints, shape (n, 2), (x, y) in pixels."""
 
@@ -21,6 +24,15 @@ and with it every score, meaningless."""
 
 MIRRORED = "~mirrored"
 """Suffix of the id of an image that is read mirrored left to right."""
+
+
+_SPLITS = {"train": "trn"}
+"""Other names of splits."""
+
+
+def canonical_split(name: str) -> str:
+    """The name of a split as lists, files and JSON have it: `trn` for `train`."""
+    return _SPLITS.get(name, name)
 
 
 class ThetaRule(Enum):
@@ -45,6 +57,13 @@ class ImageRecord:
     category: str
     file: str
     mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.category.strip() == ALL:
+            raise DatasetError(
+                f"Image {self.id} is of a category called {ALL}, which is reserved for the score over all pairs; "
+                "rename the category (its folder, and in the lists that name it)."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +134,12 @@ class Dataset(Protocol):
     def pairs(self, split: str) -> tuple[Pair, ...]:
         """The pairs of a split, in the order of the dataset's own list; their ids are among `images()`."""
 
-    def notes(self) -> tuple[str, ...]:
-        """What of its files is not used, a sentence each."""
+    def members(self, split: str) -> frozenset[str]:
+        """The ids of the images that a split's list names; no annotation is opened."""
+
+    def notes(self, split: str | None) -> tuple[str, ...]:
+        """Sentences on what is odd about the images' files and, where a split is named, about its list, but is no
+        reason to refuse either."""
 
     def read(self, image: ImageRecord) -> bytes:
         """The bytes of the image file (not mirrored: `featstore.datasets.pixels` does that)."""

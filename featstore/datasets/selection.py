@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from featstore.datasets.records import Pair
 from featstore.errors import DatasetError
+from featstore.plain_text import nfc
 
 
 def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Collection[str]) -> tuple[Pair, ...]:
@@ -12,6 +13,7 @@ def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Coll
     Raises `DatasetError` for a category that no pair has (listing those that there are), and where no pair remains.
     """
     known = sorted({pair.category for pair in pairs})
+    categories = {nfc(category) for category in categories}
     unknown = sorted(set(categories) - set(known))
     if unknown:
         raise DatasetError(

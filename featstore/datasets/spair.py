@@ -9,21 +9,25 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import compress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from featstore.datasets.reading import (
+    ListedPair,
+    Tree,
     all_lists,
-    entry_names,
     is_file,
+    is_folder,
+    note_repeated,
     read_image,
     read_lines,
+    repeated_pairs,
     sorted_images,
     split_list,
 )
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule, in_both
+from featstore.datasets.records import ImageRecord, Pair, ThetaRule, canonical_split, in_both
 from featstore.datasets.spair_annotation import read_annotation
 from featstore.errors import DatasetError, UnmarkedError
-from featstore.plain_text import is_plain, shown
+from featstore.plain_text import is_plain, nfc, shown
 
 EXPECTED = "Layout/large/{trn,val,test}.txt"
 """The list files that a root of this dataset holds, for error sentences."""
@@ -63,9 +67,9 @@ class SpairDataset:
     def images(self) -> tuple[ImageRecord, ...]:
         """The images that the lists of all splits name; no annotation is opened."""
         lists = all_lists(find_lists(self.root), EXPECTED, self.root)
-        photographs = _Photographs(self.root, {})
+        tree = Tree(self.root)
         return sorted_images(
-            (photographs.record(entry, stem), entry.where)
+            (_record(tree, entry, stem), entry.where)
             for path in lists
             for entry in _entries(path)
             for stem in (entry.source, entry.target)
@@ -73,16 +77,27 @@ class SpairDataset:
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         path = split_list(find_lists(self.root), split, EXPECTED, self.root)
-        folder = self.root / "PairAnnotation" / split
-        there = entry_names(folder)
-        photographs = _Photographs(self.root, {})
-        pairs = tuple(_pair(entry, _annotation_file(folder, there, entry), photographs) for entry in _entries(path))
+        folder = PurePosixPath("PairAnnotation", canonical_split(split))
+        tree, entries = Tree(self.root), tuple(_entries(path))
+        repeated = repeated_pairs(entry.pair for entry in entries)
+        pairs = tuple(
+            _pair(tree, entry, _annotation_file(tree, folder, entry))
+            for entry in entries
+            if entry.pair.line not in repeated
+        )
         if not pairs:
             raise DatasetError(f"{path} lists no pairs; restore the file from SPair-71k.")
         return pairs
 
-    def notes(self) -> tuple[str, ...]:
-        return ()
+    def members(self, split: str) -> frozenset[str]:
+        path = split_list(find_lists(self.root), split, EXPECTED, self.root)
+        return frozenset(image for entry in _entries(path) for image in (entry.pair.source, entry.pair.target))
+
+    def notes(self, split: str | None) -> tuple[str, ...]:
+        if split is None:
+            return ()
+        path = split_list(find_lists(self.root), split, EXPECTED, self.root)
+        return note_repeated([entry.pair for entry in _entries(path)])
 
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
@@ -97,6 +112,7 @@ class _Entry:
     source: str
     target: str
     category: str
+    pair: ListedPair
 
 
 def _entries(path: Path) -> Iterator[_Entry]:
@@ -107,48 +123,43 @@ def _entries(path: Path) -> Iterator[_Entry]:
                 f"{path}, line {number}: {shown(line)} is not <number>-<source>-<target>:<category>; "
                 "restore the file from SPair-71k."
             )
-        yield _Entry(line, f"{path}, line {number}", match["source"], match["target"], match["category"])
+        source, target, category = match["source"], match["target"], match["category"]
+        pair = ListedPair(path, number, nfc(f"{category}/{source}"), nfc(f"{category}/{target}"))
+        yield _Entry(line, f"{path}, line {number}", source, target, category, pair)
 
 
-@dataclass(frozen=True, slots=True)
-class _Photographs:
-    """The image files of a root; each category's folder is listed once instead of asked for each of 71k pairs."""
-
-    root: Path
-    names: dict[str, frozenset[str]]
-
-    def record(self, entry: _Entry, stem: str) -> ImageRecord:
-        category = entry.category
-        if category not in self.names:
-            # A category of '..' would list another folder than JPEGImages'.
-            folder = self.root / "JPEGImages" / category
-            self.names[category] = frozenset() if category.startswith(".") else entry_names(folder)
-        file = f"JPEGImages/{category}/{stem}.jpg"
-        if f"{stem}.jpg" not in self.names[category]:
-            raise DatasetError(
-                f"{entry.where}: names the image {shown(file)}, which is not in {self.root}; "
-                "restore the image or remove the line."
-            )
-        return ImageRecord(id=f"{category}/{stem}", category=category, file=file)
+def _record(tree: Tree, entry: _Entry, stem: str) -> ImageRecord:
+    file = f"JPEGImages/{entry.category}/{stem}.jpg"
+    # A category of '..' would be another folder than JPEGImages'.
+    found = None if entry.category.startswith(".") else tree.find(file)
+    if found is None:
+        raise DatasetError(
+            f"{entry.where}: names the image {shown(file)}, which is not in {tree.root}; "
+            "restore the image or remove the line."
+        )
+    return ImageRecord(id=nfc(f"{entry.category}/{stem}"), category=nfc(entry.category), file=found)
 
 
-def _annotation_file(folder: Path, there: frozenset[str], entry: _Entry) -> Path:
+def _annotation_file(tree: Tree, folder: PurePosixPath, entry: _Entry) -> Path:
     names = [f"{entry.line.replace(':', colon)}.json" for colon in _COLONS]
-    found = [name for name in names if name in there]
+    found = [path for name in names if (path := tree.find(str(folder / name))) is not None]
     if not found:
-        kind = DatasetError if there else UnmarkedError  # whoever wants the images alone unpacks no annotations
-        raise kind(f"{entry.where}: its annotation {folder / names[0]} is not there; restore it or remove the line.")
+        # whoever wants the images alone unpacks no annotations
+        kind = DatasetError if is_folder(tree.root / folder) else UnmarkedError
+        raise kind(
+            f"{entry.where}: its annotation {tree.root / folder / names[0]} is not there; restore it or remove the "
+            "line."
+        )
     if len(found) > 1:
         raise DatasetError(
-            f"{entry.where}: its annotation is there {len(found)} times, as {' and '.join(found)}, in {folder}; "
-            "remove all but one."
+            f"{entry.where}: its annotation is there {len(found)} times, as "
+            f"{' and '.join(Path(path).name for path in found)}, in {tree.root / folder}; remove all but one."
         )
-    return folder / found[0]
+    return tree.root / found[0]
 
 
-def _pair(entry: _Entry, path: Path, photographs: _Photographs) -> Pair:
-    source = photographs.record(entry, entry.source)
-    target = photographs.record(entry, entry.target)
+def _pair(tree: Tree, entry: _Entry, path: Path) -> Pair:
+    source, target = _record(tree, entry, entry.source), _record(tree, entry, entry.target)
     annotation = read_annotation(path)
     _check_agreement(entry, path, annotation.names_by_field)
     common = in_both(annotation.source_points, annotation.target_points)
@@ -159,7 +170,7 @@ def _pair(entry: _Entry, path: Path, photographs: _Photographs) -> Pair:
     return Pair(
         source=source.id,
         target=target.id,
-        category=entry.category,
+        category=source.category,
         source_points=annotation.source_points[common],
         target_points=annotation.target_points[common],
         names=tuple(compress(annotation.keypoints, common)),
@@ -180,7 +191,7 @@ def _check_agreement(entry: _Entry, path: Path, names_by_field: Mapping[str, str
         "category": entry.category,
     }
     for field, value in expected.items():
-        if names_by_field[field] != value:
+        if nfc(names_by_field[field]) != nfc(value):
             raise DatasetError(
                 f"{path}: its {field} is {shown(names_by_field[field])} where {entry.where} says {value!r}; "
                 "restore both from SPair-71k."

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from featstore.datasets.pixels import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
+from featstore.pair_list import copies
 from featstore.progress import Progress
 from featstore.store.images import ImageTable
 from featstore.store.lock import exclusive
@@ -70,6 +71,9 @@ def survey_images(dataset: Dataset, progress: Progress) -> Survey:
             f"{len(turned)} images of {dataset.name}, e.g. {turned[0]}, ask to be turned when they are shown (EXIF "
             "orientation); their pixels are taken as stored, and keypoints must count in those."
         )
+    known = {record.id: key for record, key in zip(records, keys, strict=True) if key is not None}
+    for sentence in (*dataset.notes(None), *copies(dataset.name, [record.id for record in records], known)):
+        progress.note(sentence)
     return Survey(records, tuple(keys), np.array(sizes, dtype=np.int32).reshape(-1, 2))
 
 

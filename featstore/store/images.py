@@ -36,6 +36,11 @@ class ImageTable:
         """Row by image id."""
         return {image: row for row, image in enumerate(self.ids)}
 
+    @cached_property
+    def known_keys(self) -> dict[str, str]:
+        """Key by image id, of the images that could be read."""
+        return {image: key for image, key, (width, _) in zip(self.ids, self.keys, self.sizes, strict=True) if width}
+
     def row(self, image: str) -> int:
         """The row of an image. Raises `StoreError` for one that is not in the store."""
         if image not in self.rows:

@@ -1,6 +1,6 @@
 """A store's maps, and a file's, as the matcher asks for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featstore.backbone.dino_name import DINO
 from featstore.errors import StoreError
-from featstore.plain_text import is_plain, one_line, shown
+from featstore.plain_text import is_plain, nfc, one_line, shown
 from featstore.store.keys import DinoExtractor, Extractor
 from featstore.store.overlap import AHEAD_BYTES, REQUESTS
 from featstore.store.rows import RowArray
@@ -82,18 +82,19 @@ class WithDino:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Somebody's own features: a safetensors file of tensors named `<image id>|<layer name>`, each (C, h, w)."""
+    """Somebody's own features: a safetensors file of tensors named `<image id>|<layer name>`, each (C, h, w). names: as
+    in the file, by the names in NFC, which ids are in."""
 
     path: Path
     handle: Any
-    names: frozenset[str]
+    names: Mapping[str, str]
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """The raw map (C, h, w). Raises `MapError` where it is missing or cannot be read; whether it can be matched is
         known from `check`."""
         name = self._name(image, layer)
         try:
-            features: Tensor = self.handle.get_tensor(name)
+            features: Tensor = self.handle.get_tensor(self.names[name])
         except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # of a type torch lacks
             raise MapError(
                 f"{self.path}: tensor {name!r} cannot be read ({one_line(error)}); write it again."
@@ -109,7 +110,7 @@ class FeatureFile:
         )
 
     def _name(self, image: str, layer: LayerSpec) -> str:
-        name = f"{image}|{layer.layer}"
+        name = nfc(f"{image}|{layer.layer}")
         if name not in self.names:
             raise MapError(f"{self.path} has no tensor {name!r}; {self._what_it_has()}.")
         return name
@@ -134,4 +135,8 @@ def open_features(path: Path) -> FeatureFile:
     wrong = [name for name in names if not is_plain(name) or not all(name.rpartition("|")[::2])]
     if wrong:
         raise MapError(f"{path} must hold tensors named {_NAMED}, and has {shown(min(wrong))}.")
-    return FeatureFile(path, handle, names)
+    composed = {nfc(name): name for name in sorted(names)}
+    if len(composed) < len(names):
+        twice = min(names - set(composed.values()))
+        raise MapError(f"{path} has two tensors {twice!a}, in both Unicode normal forms; remove one of them.")
+    return FeatureFile(path, handle, composed)

@@ -144,11 +144,18 @@ def test_eval_writes_what_the_contract_says(run: Run, store: Path) -> None:
     assert float(chosen[0]["pck_percent"]) == pytest.approx(100 * out["results"]["nn"]["image"]["0.5"]["cat"], abs=1e-3)
 
 
-def test_an_image_matched_with_itself_is_found(run: Run, photographs: Path, store: Path) -> None:
+def test_a_photograph_matched_with_its_copy_is_found(run: Run, photographs: Path, store: Path) -> None:
     """Identical maps: every query's nearest cell is the one it lies in, within a cell of 4 pixels of 64."""
-    (photographs / "pairs.csv").write_text("source,target\ncat/0,cat/0\ndog/2,dog/2\n")
+    shutil.copy(photographs / "cat" / "0.png", photographs / "cat" / "1.png")
+    (photographs / "pairs.csv").write_text("source,target\ncat/0,cat/1\n")
+    marks = [row for row in (photographs / "keypoints.csv").read_text().splitlines() if not row.startswith("cat/1")]
+    copied = [row.replace("cat/0", "cat/1") for row in marks if row.startswith("cat/0")]
+    (photographs / "keypoints.csv").write_text("\n".join([*marks, *copied]) + "\n")
+    said = "1 of 6 images of folder are the same files as others under another name, e.g. cat/1 as cat/0"
+    assert said in run("cache", "build", "--t", "50,261").stderr
     result = run(*EVAL, "--json", "out.json", "--alphas", "0.1", "--readouts", "nn")
     assert result.exit_code == 0, result.output
+    assert "1 of 2 images of folder are the same files" in result.stderr
     assert json.loads(Path("out.json").read_text())["results"]["nn"]["point"]["0.1"]["all"] == 1.0
 
 

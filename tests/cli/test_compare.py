@@ -13,8 +13,8 @@ import pytest
 from featstore.evaluation import Result, tabulated
 from featstore.evaluation_run import save_evaluation
 from matcher.bootstrap import bootstrap_mean
-from matcher.pairs import MatchingPair
-from matcher.pck import ALL, Average, hits
+from matcher.pairs import ALL, MatchingPair
+from matcher.pck import Average, hits
 from matcher.permutation import permutation_test
 from matcher.readout import Readout
 from matcher.spread import graphs_of
@@ -65,7 +65,7 @@ def test_every_number(two: Run, average: Average) -> None:
         lead = right(second, alpha) - right(first, alpha)
         for name in found:
             for key, own in (("first", first), ("run", second)):
-                assert found[name][key] == own.table.values[Readout.NN][average][alpha][name]
+                assert found[name][key] == own.table.values[Readout.NN][average][alpha].named()[name]
             assert found[name]["lead"]["mean"] == pytest.approx(found[name]["run"] - found[name]["first"])
             assert found[name]["lead"]["low"] < found[name]["lead"]["mean"] < found[name]["lead"]["high"]
         alone = bootstrap_mean(PAIRS, lead, seed=0, sizes=sizes)
@@ -111,7 +111,7 @@ def test_other_readouts_and_thresholds(two: Run) -> None:
     ok(two("compare", "a", "b", "--readout", "softmax", "--alphas", "0.05..0.2:0.05", "--json", "c.json"))
     found = read("c.json")["comparisons"][0]["results"]
     assert list(found) == ["0.05", "0.1", "0.15", "0.2"]
-    expected = evaluation(0.04, 2).table.values[Readout.SOFTMAX][Average.IMAGE][0.1]
+    expected = evaluation(0.04, 2).table.values[Readout.SOFTMAX][Average.IMAGE][0.1].named()
     assert {name: own["run"] for name, own in found["0.1"].items()} == expected
 
 

@@ -21,7 +21,7 @@ from featstore.errors import DiskFullError, EvaluationError
 from featstore.evaluation import Result
 from featstore.evaluation_run import EvaluationRun, check_place, is_finished, kept_evaluation, save_evaluation
 from matcher.pairs import Frame
-from matcher.pck import ALL, Average
+from matcher.pck import Average
 from matcher.readout import Readout
 from tests.featstore.evaluations import annotated, framed, guessed, many_pairs, result_of
 
@@ -74,7 +74,7 @@ def test_pairs_without_names(result: Result, tmp_path: Path) -> None:
 
 
 def pck(run: EvaluationRun, readout: Readout, alpha: float, frame: Frame | None) -> float:
-    return run.scored([readout], [alpha], frame).table.values[readout][Average.POINT][alpha][ALL]
+    return run.scored([readout], [alpha], frame).table.values[readout][Average.POINT][alpha].overall
 
 
 @pytest.mark.parametrize(

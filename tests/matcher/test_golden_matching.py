@@ -11,7 +11,7 @@ from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.pck import ALL, Average, MatchedPair, tabulate
+from matcher.pck import Average, MatchedPair, tabulate
 from matcher.readout import Readout
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "matching.safetensors"
@@ -65,4 +65,4 @@ def test_pck(golden: dict[str, torch.Tensor], matched: list[MatchedPair], averag
     expected = golden[f"pck_{average.value}"].numpy()
     for row, readout in enumerate(SD4MATCH):
         for column, alpha in enumerate(ALPHAS):
-            assert table.values[readout][average][alpha][ALL] == pytest.approx(expected[row, column], abs=1e-6)
+            assert table.values[readout][average][alpha].overall == pytest.approx(expected[row, column], abs=1e-6)

@@ -22,10 +22,10 @@ def test_each_is_what_it_is_alone(average: Average) -> None:
     table = tabulate(matched, ALPHAS)
     for readout in READOUTS:
         for alpha in ALPHAS:
-            own = found[readout][alpha]
+            own = found[readout][alpha].named()
             assert list(own) == ["cat", "dog", "all"]
             for category, interval in own.items():
-                expected = table.values[readout][average][alpha][category]
+                expected = table.values[readout][average][alpha].named()[category]
                 assert interval.mean == pytest.approx(expected, abs=1e-12)
                 assert 0 <= interval.low <= interval.mean <= interval.high <= 1
             values = np.array(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from matcher.errors import MatchError
-from matcher.pairs import Frame, MatchingPair, OriginalFrame, PixelFrame
-from matcher.pck import ALL, Average, MatchedPair, hits, tabulate
+from matcher.pairs import ALL, Frame, MatchingPair, OriginalFrame, PixelFrame
+from matcher.pck import Average, MatchedPair, hits, tabulate
 from matcher.readout import Readout
 from matcher.report import paper_rows, to_json, to_rows
 
@@ -26,14 +26,14 @@ def test_both_averages_by_hand() -> None:
     matched = [pair("cat", [1, 1, 1, 9], 50), pair("cat", [9], 50), pair("dog", [9, 1], 50)]
     table = tabulate(matched, [0.1])
     image, point = table.values[Readout.NN][Average.IMAGE][0.1], table.values[Readout.NN][Average.POINT][0.1]
-    assert image == pytest.approx({ALL: (0.75 + 0 + 0.5) / 3, "cat": 0.375, "dog": 0.5})
-    assert point == pytest.approx({ALL: 4 / 7, "cat": 3 / 5, "dog": 0.5})
+    assert image.named() == pytest.approx({ALL: (0.75 + 0 + 0.5) / 3, "cat": 0.375, "dog": 0.5})
+    assert point.named() == pytest.approx({ALL: 4 / 7, "cat": 3 / 5, "dog": 0.5})
     assert (table.n_pairs, table.n_points, table.categories) == (3, 7, ("cat", "dog"))
 
 
 def test_theta_belongs_to_the_pair() -> None:
     table = tabulate([pair("cat", [6], 50), pair("cat", [6], 70)], [0.1])
-    assert table.values[Readout.NN][Average.POINT][0.1][ALL] == 0.5
+    assert table.values[Readout.NN][Average.POINT][0.1].overall == 0.5
 
 
 def test_nothing_to_score() -> None:
@@ -65,4 +65,4 @@ def test_the_other_frame_by_hand() -> None:
     for frame, alpha in ((Frame.ORIGINAL, 8 / 120), (Frame.RESIZED, 4 / 50)):
         for nudge, right in ((1e-6, 1.0), (-1e-6, 0.0)):
             table = tabulate(matched, [alpha + nudge], PixelFrame(frame, 100))
-            assert table.values[Readout.NN][Average.IMAGE][alpha + nudge][ALL] == right
+            assert table.values[Readout.NN][Average.IMAGE][alpha + nudge].overall == right

@@ -71,8 +71,8 @@ def test_pairs_share_category_and_keypoints(split: str) -> None:
 
 
 def test_unknown_splits_and_pictures_are_refused() -> None:
-    with pytest.raises(DatasetError, match="train"):
-        DATASET.pairs("train")
+    with pytest.raises(DatasetError, match="training"):
+        DATASET.pairs("training")
     image = DATASET.images()[0]
     for file in ("", "bird", "../bird/trn0000.webp", "bird/trn0001.webp", "/bird/test0000.webp"):
         with pytest.raises(DatasetError, match="no picture of the demo"):

@@ -1,10 +1,12 @@
 """Anybody's photographs."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from featstore.datasets.folder import FolderDataset
 from featstore.datasets.records import Dataset, ImageRecord, ThetaRule
@@ -37,13 +39,25 @@ def test_all_pairs_that_share_a_keypoint(folder_root: Path) -> None:
 
 
 def test_listed_pairs_keep_the_lists_order(folder_root: Path) -> None:
-    (folder_root / "pairs.csv").write_text("source,target\ndog/b.PNG,dog/a\ndog/a.jpg,dog/b\ndog/b,dog/a.jpg\n")
+    (folder_root / "pairs.csv").write_text("source,target\ndog/b.PNG,dog/a\ndog/a.jpg,dog/b\n")
     pairs = FolderDataset(folder_root).pairs("test")
     assert [(pair.source, pair.target) for pair in pairs] == [
         ("dog/b", "dog/a"),
         ("dog/a", "dog/b"),
-        ("dog/b", "dog/a"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("again", "sentence"),
+    [
+        ("dog/b,dog/a.jpg", r"pairs\.csv, line 4: the pair dog/b -> dog/a is there already, in line 2; remove one"),
+        ("dog/a,dog/a.jpg", r"pairs\.csv, line 4: pairs dog/a with itself, .*; remove the line"),
+    ],
+)
+def test_listed_pairs_that_say_nothing_new(folder_root: Path, again: str, sentence: str) -> None:
+    (folder_root / "pairs.csv").write_text(f"source,target\ndog/b.PNG,dog/a\ndog/a.jpg,dog/b\n{again}\n")
+    with pytest.raises(DatasetError, match=sentence):
+        FolderDataset(folder_root).pairs("test")
 
 
 def test_stems_with_dots(folder_root: Path) -> None:
@@ -156,3 +170,78 @@ def test_malformed_pairs(folder_root: Path, rows: list[str], sentence: str) -> N
     with pytest.raises(DatasetError, match=sentence) as caught:
         FolderDataset(folder_root).pairs("test")
     assert str(path) in str(caught.value)
+
+
+def test_case_17_duplicate_pairs(folder_root: Path) -> None:
+    """A pair that stands three times was counted three times in every average."""
+    (folder_root / "pairs.csv").write_text("source,target\n" + "dog/a,dog/b\n" * 3 + "dog/b,dog/a\n")
+    with pytest.raises(DatasetError, match=r"line 3: the pair dog/a -> dog/b is there already, in line 2; remove one"):
+        FolderDataset(folder_root).pairs("test")
+
+
+def test_case_24_photos_left_out(folder_root: Path) -> None:
+    """What is no picture that is read is counted, wherever it lies; hidden files and what systems leave are not."""
+    Image.new("RGB", (8, 8)).save(folder_root / "dog" / "e.jfif", format="JPEG")
+    for name in ("f.HEIC", "g.avif", "h.gif", "i.jpg.jpeg~", "no suffix", "Thumbs.db", ".DS_Store", ".k.heic"):
+        (folder_root / "dog" / name).write_bytes(b"x")
+    (folder_root / "dog" / "link.png").symlink_to("none")
+    (folder_root / "dog" / "old" / "older").mkdir(parents=True)
+    for name in ("dog/old/l.png", "dog/old/older/m.heic", "dog/old/notes.txt", "n.jpg", "readme.md"):
+        (folder_root / name).write_bytes(b"x")
+    dataset = FolderDataset(folder_root)
+    assert "dog/e" in [image.id for image in dataset.images()]
+    (sentence,) = dataset.notes(None)
+    assert sentence.startswith(f"10 files in {folder_root} are left out, as only .jpg .jpeg .jpe .jif .jfif .png ")
+    assert sentence.endswith(
+        ": 1 .avif, 1 .gif, 2 .heic, 1 .jpeg~, 1 .jpg outside of the categories' folders, "
+        "1 .png outside of the categories' folders, 1 .txt, 1 that cannot be opened (e.g. a broken link), "
+        "1 without a suffix."
+    )
+
+
+def test_nothing_left_out(folder_root: Path) -> None:
+    (folder_root / "dog" / "notes.txt").unlink()
+    assert FolderDataset(folder_root).notes("test") == ()
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_in_either_normal_form(tmp_path: Path, write_image: Callable[[Path, tuple[int, int]], None]) -> None:
+    """As a Mac's archive unpacks on Linux: the disk has one form, the lists have the other; ids are composed."""
+    write_image(tmp_path / DECOMPOSED / f"{DECOMPOSED}1.jpg", (8, 8))
+    write_image(tmp_path / DECOMPOSED / f"{COMPOSED}2.jpg", (8, 8))
+    rows = [f"{COMPOSED}/{COMPOSED}1.jpg,{COMPOSED},1,2", f"{DECOMPOSED}/{DECOMPOSED}2,{DECOMPOSED},3,4"]
+    (tmp_path / "keypoints.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    (tmp_path / "pairs.csv").write_text(f"source,target\n{COMPOSED}/{DECOMPOSED}1,{COMPOSED}/{COMPOSED}2\n")
+    dataset = FolderDataset(tmp_path)
+    (pair,) = dataset.pairs("test")
+    assert (pair.source, pair.target) == (f"{COMPOSED}/{COMPOSED}1", f"{COMPOSED}/{COMPOSED}2")
+    assert (pair.category, pair.names) == (COMPOSED, (COMPOSED,))
+    assert all(dataset.read(image) for image in dataset.images())
+    with (tmp_path / "pairs.csv").open("a") as stream:
+        stream.write(f"{COMPOSED}/{COMPOSED}1.jpg,{DECOMPOSED}/{COMPOSED}2\n")
+    with pytest.raises(DatasetError, match=r"line 3: .* is there already, in line 2"):
+        dataset.pairs("test")
+
+
+def test_two_files_of_one_name(tmp_path: Path, write_image: Callable[[Path, tuple[int, int]], None]) -> None:
+    write_image(tmp_path / "dog" / f"{DECOMPOSED}.jpg", (8, 8))
+    write_image(tmp_path / "dog" / f"{COMPOSED}.jpg", (8, 8))
+    with pytest.raises(
+        DatasetError, match=r"\('cafe\\u0301\.jpg' and 'caf\\xe9\.jpg'\) would both be the image dog/caf"
+    ):
+        FolderDataset(tmp_path).images()
+    write_image(tmp_path / DECOMPOSED / "a.jpg", (8, 8))
+    write_image(tmp_path / COMPOSED / "a.jpg", (8, 8))
+    with pytest.raises(DatasetError, match=r"sub-folders 'cafe\\u0301' and 'caf\\xe9', which differ in their Unicode"):
+        FolderDataset(tmp_path).images()
+
+
+def test_a_category_called_all(folder_root: Path) -> None:
+    """It replaced the score over all pairs in every table."""
+    (folder_root / "dog").rename(folder_root / "all")
+    with pytest.raises(DatasetError, match=r"Image all/a is of a category called all, which is reserved .*; rename"):
+        FolderDataset(folder_root).images()
+    (folder_root / "all").rename(folder_root / "All")
+    assert {image.category for image in FolderDataset(folder_root).images()} == {"All", "cat"}

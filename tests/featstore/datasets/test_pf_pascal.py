@@ -19,6 +19,7 @@ from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset
 from featstore.datasets.records import Dataset, ImageRecord, Points, ThetaRule
 from featstore.errors import DatasetError, ImageError
 from featstore.evaluation import sizes_from_files
+from featstore.pair_list import overlap
 
 HEADER = "source_image,target_image,class"
 A, B = (f"PF-dataset-PASCAL/JPEGImages/2008_00000{number}.jpg" for number in (1, 2))
@@ -98,7 +99,7 @@ def test_lists_inside_the_data_folder(pascal_folder: Path) -> None:
 
 
 def test_each_annotation_is_read_once(pascal_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (pascal_root / "test_pairs.csv").write_text("\n".join([HEADER, *[f"{A},{B},1"] * 7]))
+    (pascal_root / "test_pairs.csv").write_text("\n".join([HEADER, f"{A},{B},1", f"{B},{A},1"]))
     loads: list[Path] = []
 
     def counting(path: Path) -> Points:
@@ -106,7 +107,7 @@ def test_each_annotation_is_read_once(pascal_root: Path, monkeypatch: pytest.Mon
         return read_keypoints(path)
 
     monkeypatch.setattr(pf_pascal, "read_keypoints", counting)
-    assert len(PfPascalDataset(pascal_root).pairs("test")) == 7
+    assert len(PfPascalDataset(pascal_root).pairs("test")) == 2
     assert sorted(loads) == [mat(pascal_root, 1), mat(pascal_root, 2)]
 
 
@@ -267,3 +268,82 @@ def test_files_that_matlab_wrote_read_as_scipy_reads_them() -> None:
         assert points is not None
         assert points.shape == (2, 10)
         np.testing.assert_array_equal(points, scipy.io.loadmat(path)["pts_coord"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train_pairs.csv", "trn_pairs_pf_pascal.csv", "train_pairs_pf_pascal.csv"),
+        *("PF-dataset-PASCAL/train_pairs_pf_pascal.csv", "image_pairs/train_pairs.csv"),
+    ],
+)
+def test_case_15_pf_pascal_train_list_name(pascal_root: Path, name: str) -> None:
+    """The training list is found under the names in which it circulates, and its split is `trn` or `train`."""
+    expected = [(pair.source, pair.target) for pair in PfPascalDataset(pascal_root).pairs("trn")]
+    (pascal_root / name).parent.mkdir(exist_ok=True)
+    (pascal_root / "trn_pairs.csv").rename(pascal_root / name)
+    dataset = PfPascalDataset(pascal_root)
+    assert dataset.splits == ("trn", "val", "test")
+    for split in ("trn", "train"):
+        assert [(pair.source, pair.target) for pair in dataset.pairs(split)] == expected
+    assert len(dataset.images()) == 4
+    (pascal_root / name).write_text(f"{HEADER}\n{A},{B},1\n")
+    with pytest.raises(DatasetError, match="has no column flip"):
+        dataset.pairs("trn")
+
+
+def test_two_training_lists(pascal_root: Path) -> None:
+    """Copies, in whichever order and with whichever folders before the names, are one list; others are two."""
+    header, first, second = (pascal_root / "trn_pairs.csv").read_text().splitlines()
+    other = pascal_root / "PF-dataset-PASCAL" / "train_pairs_pf_pascal.csv"
+    other.write_text("\n".join([header, second.replace("PF-dataset-PASCAL/", ""), first]) + "\n")
+    assert len(PfPascalDataset(pascal_root).pairs("trn")) == 2
+    other.write_text(f"{header}\n{first}\n")
+    with pytest.raises(
+        DatasetError, match=r"trn_pairs\.csv and .*train_pairs_pf_pascal\.csv are both lists of trn, but"
+    ):
+        PfPascalDataset(pascal_root).pairs("trn")
+
+
+def test_doubled_lines(pascal_root: Path) -> None:
+    """They count once, and are noted; a pair and the same mirrored are two."""
+    path = pascal_root / "trn_pairs.csv"
+    path.write_text(path.read_text() + f"elsewhere/{Path(A).name},{B},1,0\n")
+    dataset = PfPascalDataset(pascal_root)
+    assert [pair.source for pair in dataset.pairs("trn")] == [
+        "aeroplane/2008_000001",
+        "aeroplane/2008_000001~mirrored",
+    ]
+    (sentence,) = dataset.notes("trn")
+    assert sentence.startswith(f"1 of 3 lines of {path} repeat a pair of an earlier line, e.g. line 4 that of line 2")
+    path.write_text(path.read_text() + f"{A},{A},1,1\n")
+    with pytest.raises(DatasetError, match=r"line 5: pairs aeroplane/2008_000001~mirrored with itself"):
+        dataset.pairs("trn")
+
+
+def test_photographs_of_test_that_are_trained_on(pascal_root: Path) -> None:
+    dataset: Dataset = PfPascalDataset(pascal_root)
+    (sentence,) = overlap(dataset, "test", {})
+    assert sentence == (
+        "2 of 2 photographs of pf-pascal test are in trn as well, e.g. aeroplane/2008_000001; prompts that were "
+        "learned on trn have seen them."
+    )
+    assert overlap(dataset, "val", {})[0].startswith("2 of 2 photographs of pf-pascal val are in trn as well")
+
+
+def test_copies_of_test_photographs_that_are_trained_on(pascal_root: Path) -> None:
+    """Known by their content, whatever their names; mirrored or not."""
+    path = pascal_root / "trn_pairs.csv"
+    rows = path.read_text()
+    for number in (1, 2):
+        old, new = (f"2008_00000{value}" for value in (number, number + 7))
+        for name in (f"JPEGImages/{old}.jpg", f"Annotations/aeroplane/{old}.mat"):
+            file = pascal_root / "PF-dataset-PASCAL" / name
+            (file.parent / file.name.replace(old, new)).write_bytes(file.read_bytes())
+        rows = rows.replace(old, new)
+    path.write_text(rows)
+    dataset = PfPascalDataset(pascal_root)
+    keys = {image.id: str(len(dataset.read(image))) for image in dataset.images() if not image.mirrored}
+    assert overlap(dataset, "test", {}) == ()
+    (sentence,) = overlap(dataset, "test", keys)
+    assert sentence.startswith("2 of 2 photographs of pf-pascal test are in trn as well")

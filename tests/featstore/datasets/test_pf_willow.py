@@ -122,3 +122,14 @@ def test_real_data() -> None:
     np.testing.assert_array_equal(first.source_points[9], [131.176976, 61.709622])
     np.testing.assert_array_equal(first.target_points[0], [38.448020, 159.210732])
     np.testing.assert_array_equal(first.target_points[9], [97.285792, 127.612669])
+
+
+def test_a_doubled_pair_and_one_of_an_image_with_itself(willow_root: Path) -> None:
+    path = willow_root / "test_pairs.csv"
+    header, first, second = path.read_text().splitlines()
+    path.write_text("\n".join([header, first, second, first]) + "\n")
+    with pytest.raises(DatasetError, match=r"line 4: the pair .*Cars_006a -> .*Cars_007a is there already, in line 2"):
+        PfWillowDataset(willow_root).pairs("test")
+    path.write_text("\n".join([header, first.replace("Cars_007a", "Cars_006a")]) + "\n")
+    with pytest.raises(DatasetError, match=r"line 2: pairs car\(G\)/Cars_006a with itself"):
+        PfWillowDataset(willow_root).pairs("test")

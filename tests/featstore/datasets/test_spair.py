@@ -267,3 +267,40 @@ def test_unreadable_list(spair_root: Path) -> None:
     (spair_root / "Layout" / "large" / "test.txt").chmod(0)
     with pytest.raises(DatasetError, match=r"test\.txt cannot be read \(Permission denied\)"):
         SpairDataset(spair_root).images()
+
+
+def test_case_17_duplicate_pairs(spair_root: Path) -> None:
+    """A doubled line of a published list counts once, and is noted."""
+    path = spair_root / "Layout" / "large" / "trn.txt"
+    path.write_text(path.read_text() * 3)
+    dataset = SpairDataset(spair_root)
+    assert [(pair.source, pair.target) for pair in dataset.pairs("train")] == [
+        ("cat/2009_000001", "cat/2009_000002"),
+        ("cat/2009_000002", "cat/2009_000001"),
+    ]
+    (sentence,) = dataset.notes("trn")
+    assert sentence == (
+        f"4 of 6 lines of {path} repeat a pair of an earlier line, e.g. line 3 that of line 1; each pair is counted "
+        "once."
+    )
+    assert dataset.notes("test") == dataset.notes(None) == ()
+
+
+def test_an_image_paired_with_itself(spair_root: Path) -> None:
+    path = spair_root / "Layout" / "large" / "val.txt"
+    path.write_text("000001-2008_004100-2008_004100:aeroplane\n")
+    with pytest.raises(DatasetError, match=r"val\.txt, line 1: pairs aeroplane/2008_004100 with itself"):
+        SpairDataset(spair_root).pairs("val")
+
+
+def test_names_in_either_normal_form(spair_root: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    (spair_root / "JPEGImages" / "cat").rename(spair_root / "JPEGImages" / decomposed)
+    path = spair_root / "Layout" / "large" / "trn.txt"
+    path.write_text(path.read_text().replace("cat", composed))
+    for old in list((spair_root / "PairAnnotation" / "trn").iterdir()):
+        content = old.read_text().replace('"cat"', json.dumps(decomposed))
+        old.rename(old.with_name(old.name.replace("cat", decomposed))).write_text(content)
+    dataset = SpairDataset(spair_root)
+    assert [pair.category for pair in dataset.pairs("trn")] == [composed, composed]
+    assert all(dataset.read(image) for image in dataset.images())

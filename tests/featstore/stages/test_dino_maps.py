@@ -57,6 +57,12 @@ class WithMirrored:
     def pairs(self, split: str) -> tuple[Pair, ...]:
         return self.plain.pairs(split)
 
+    def members(self, split: str) -> frozenset[str]:
+        return self.plain.members(split)
+
+    def notes(self, split: str | None) -> tuple[str, ...]:
+        return self.plain.notes(split)
+
     def read(self, image: ImageRecord) -> bytes:
         return self.plain.read(image)
 
