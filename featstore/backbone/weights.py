@@ -240,7 +240,7 @@ def _dry_run(folder: Path, run: Callable[[], Any]) -> Any:
             return run()
     except Exception as error:  # as above
         raise ModelError(
-            f"The network of {folder}/config.json cannot be run with the model's others ({one_line(error)}): {WAY_OUT}."
+            f"The network of {folder}/config.json cannot be run in its place ({one_line(error)}): {WAY_OUT}."
         ) from error
 
 
