@@ -103,7 +103,10 @@ def _checked(folder: Path) -> str:
     """The fingerprint of a DINOv2's folder, if its weights are those of its configuration."""
     missing = _missing(folder)
     if missing:
-        raise ModelError(f"{folder} is no DINOv2 in transformers' layout: {', '.join(missing)} is missing.")
+        raise ModelError(
+            f"{folder} is no DINOv2 in transformers' layout: {', '.join(missing)} is missing (a variant, such as "
+            "model.fp16.safetensors, is to be renamed; pickles are never read, write them anew with save_pretrained)."
+        )
     check_folder(folder)
     read_shape(folder)
     print_of_files = fingerprint(folder, (".",), default_memory())

@@ -252,8 +252,12 @@ def _checked(folder: Path) -> Path:
 
 def _names(folder: Path) -> set[str]:
     """Paths of a folder's files and of those in its folders, as the hub lists them."""
-    inside = [folder, *(path for path in folder.iterdir() if path.is_dir())]
-    return {path.relative_to(folder).as_posix() for parent in inside for path in parent.iterdir() if not path.is_dir()}
+    try:
+        inside = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+        files = [path for parent in inside for path in parent.iterdir() if not path.is_dir()]
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {one_line(error)}.") from error
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def _lacking(where: str, names: Set[str]) -> str | None:

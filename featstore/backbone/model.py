@@ -81,7 +81,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
 def _side(sample_size: Any) -> int:
     """Cells a side of the latents that a UNet was trained on."""
     sides = sample_size if isinstance(sample_size, list) else [sample_size]
-    if not all(isinstance(side, int) and side == sides[0] > 0 for side in sides) or not sides:
+    if not all(type(side) is int and side == sides[0] > 0 for side in sides) or not sides:
         raise ValueError(
             f"the UNet's sample_size is {sample_size!r}, not the side of the latents that it was trained on (64 or 96)"
         )

@@ -69,12 +69,12 @@ def check_model(folder: Path, image_size: int) -> None:
     unet = _built(folder / "unet", UNet2DConditionModel.from_config)
     encoder = _built(folder / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)))
     _check_tokenizer(folder / "tokenizer", encoder.config)
-    with torch.device("meta"):
-        pixels = torch.empty(1, 3, image_size, image_size)
-        ids = torch.zeros(1, encoder.config.max_position_embeddings, dtype=torch.long)
-        latents = _dry_run(folder / "vae", lambda: vae.encode(pixels).latent_dist.mean)
-        prompt = _dry_run(folder / "text_encoder", lambda: encoder(ids).last_hidden_state)
-        _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
+    side, positions = image_size, encoder.config.max_position_embeddings
+    latents = _dry_run(folder / "vae", lambda: vae.encode(torch.empty(1, 3, side, side)).latent_dist.mean)
+    prompt = _dry_run(
+        folder / "text_encoder", lambda: encoder(torch.zeros(1, positions, dtype=torch.long)).last_hidden_state
+    )
+    _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
     for name, network in (("vae", vae), ("unet", unet)):
         _check_names(folder / name, "diffusion_pytorch_model", network, PUBLISHED[name])
     _check_by_loading(folder / "text_encoder", CLIPTextModel, PUBLISHED["text_encoder"])
@@ -83,9 +83,8 @@ def check_model(folder: Path, image_size: int) -> None:
 def check_dino(folder: Path) -> None:
     """`check_model` for the folder of a DINOv2."""
     dino = _built(folder, lambda config: Dinov2Model(Dinov2Config.from_dict(config)))
-    with torch.device("meta"):
-        pixels = torch.empty(1, 3, dino.config.image_size, dino.config.image_size)
-        _dry_run(folder, lambda: dino(pixels).last_hidden_state)
+    side = dino.config.image_size
+    _dry_run(folder, lambda: dino(torch.empty(1, 3, side, side)).last_hidden_state)
     _check_by_loading(folder, Dinov2Model, PUBLISHED["dinov2"])
 
 
@@ -236,11 +235,11 @@ def _built(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
 
 def _dry_run(folder: Path, run: Callable[[], Any]) -> Any:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("meta"):
             return run()
     except Exception as error:  # as above
         raise ModelError(
-            f"The network of {folder}/config.json cannot be run with the model's others ({one_line(error)}): {WAY_OUT}."
+            f"The network of {folder}/config.json cannot be run in its place ({one_line(error)}): {WAY_OUT}."
         ) from error
 
 
@@ -254,7 +253,7 @@ def _check_tokenizer(folder: Path, config: Any) -> None:
     except Exception as error:  # as above
         raise ModelError(f"{folder} cannot be loaded as CLIP's tokenizer ({one_line(error)}): {WAY_OUT}.") from error
     inner = [token for token in ids[1:-1] if token != tokenizer.unk_token_id]
-    if (ids[0], ids[-1]) != (tokenizer.bos_token_id, tokenizer.eos_token_id) or not inner:
+    if (ids[:1], ids[-1:]) != ([tokenizer.bos_token_id], [tokenizer.eos_token_id]) or not inner:
         raise ModelError(f"{folder} is no tokenizer of CLIP's (it makes {ids} of 'a photo of a cat'): {WAY_OUT}.")
     if highest >= config.vocab_size:
         raise ModelError(
