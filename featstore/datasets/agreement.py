@@ -26,7 +26,7 @@ _PIXELS, _SHARE = 2, 0.02
 _MANY = 0.05
 """Keypoints far outside their images are no slips any more from this share of a data set on."""
 
-_MOST = 0.15
+_MOST = 0.2
 """The same of keypoints far outside their boxes, which may leave out what is thin (masts, tails, handles)."""
 
 _FEW = 3
@@ -323,7 +323,9 @@ def _check_boxes(marks: _Marks, name: str) -> list[str]:
     over = np.maximum(_beyond(low, np.zeros_like(sizes), sizes), _beyond(high, np.zeros_like(sizes), sizes))  # (B, 2)
     _refuse_box(marks, sides, tiny, "lies within one pixel of the corner, as coordinates from 0 to 1 do")
     _refuse_box(marks, sides, _either(low > high), "is inverted: x1 is beyond x2, or y1 beyond y2")
-    _refuse_box(marks, sides, _far(over, sizes), f"reaches over {_PIXELS} pixels and {_SHARE:.0%} beyond the image")
+    _refuse_box(
+        marks, sides, _far(over, sizes), f"reaches over {_PIXELS} pixels and {100 * _SHARE:g} % beyond the image"
+    )
 
     # each box's keypoints once: those in annotations that have this box
     box_of = np.full(len(marks.image), -1)

@@ -145,8 +145,8 @@ def test_a_single_keypoint_that_is_absurd() -> None:
     [
         ((400, 50, 90, 350), "is inverted"),
         ((90, 350, 400, 50), "is inverted"),
-        ((50, 50, 515, 350), "reaches over 2 pixels and 2% beyond the image"),
-        ((-20, 50, 450, 350), "reaches over 2 pixels and 2% beyond the image"),
+        ((50, 50, 515, 350), "reaches over 2 pixels and 2 % beyond the image"),
+        ((-20, 50, 450, 350), "reaches over 2 pixels and 2 % beyond the image"),
         ((0.1, 0.1, 0.9, 0.9), "lies within one pixel of the corner"),
         ((0, 0, 60, 60), "keypoints that the object shows"),
     ],
@@ -180,16 +180,16 @@ def test_boxes_as_width_and_height() -> None:
     assert refusal(pairs_of(points, boxes))
 
 
-@pytest.mark.parametrize(("out", "refused"), [(1, False), (10, False), (12, True)])
+@pytest.mark.parametrize(("out", "refused"), [(1, False), (14, False), (15, True)])
 def test_keypoints_outside_their_boxes_are_counted_until_they_are_many(out: int, refused: bool) -> None:
-    """Of 72, two in an image."""
+    """Of 72, three in an image at most."""
     points = drawn()
     boxes = [around(own) for own in points]
     for place in range(out):
-        points[place % IMAGES][place // IMAGES] = (2, 2 + place)
+        points[place % IMAGES][place // IMAGES] = (2, 2 + place / 10)
     if refused:
         sentence = refusal(pairs_of(points, boxes))
-        assert "of car/0 (500x375 pixels) leaves keypoints out, as others do: 12 of 72 keypoints of spair" in sentence
+        assert "of car/0 (500x375 pixels) leaves keypoints out, as others do: 15 of 72 keypoints of spair" in sentence
     else:
         assert notes_of(pairs_of(points, boxes)) == [f"{out} keypoints of spair lie outside their object's box."]
 
@@ -202,6 +202,11 @@ def test_exchanged_axes_of_boxes_or_keypoints(points_too: bool) -> None:
     exchanged_boxes = [(top, left, bottom, right) for left, top, right, bottom in boxes]
     pairs = pairs_of([own[:, ::-1] for own in points], boxes) if points_too else pairs_of(points, exchanged_boxes)
     refusal(pairs, size=(500, 500))
+
+
+def test_no_pairs() -> None:
+    """What is left of broken images."""
+    assert notes_of([]) == []
 
 
 def test_sizes() -> None:
@@ -455,7 +460,8 @@ def test_wrong_keypoints_are_never_silent(wrong: str, boxed: bool, images: int) 
         boxes = [around(own) for own in points] if boxed else None
         changed = [edit(own, parameter) if place < images else own for place, own in enumerate(points)]
         shrunk = not boxed and np.nanmax(changed[0] / SIZE) < 1 and parameter != 1
-        if images == 1 and (wrong == "axes" or shrunk):
+        inside = not boxed and all((own <= SIZE).all() for own in changed)
+        if (images == 1 and (wrong == "axes" or shrunk)) or (wrong == "axes" and inside):
             return  # docs/numbers.md, what no check can see
         assert answer(pairs_of(changed, boxes)), (seed, parameter)
 
