@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from featstore.datasets.reading import (
     ListedPair,
     Tree,
@@ -80,14 +82,16 @@ class SpairDataset:
         folder = PurePosixPath("PairAnnotation", canonical_split(split))
         tree, entries = Tree(self.root), tuple(_entries(path))
         repeated = repeated_pairs(entry.pair for entry in entries)
-        pairs = tuple(
-            _pair(tree, entry, _annotation_file(tree, folder, entry))
-            for entry in entries
-            if entry.pair.line not in repeated
-        )
+        pairs = {entry.pair.line: _pair(tree, entry, _annotation_file(tree, folder, entry)) for entry in entries}
+        for line, first in repeated.items():
+            if not _is_same(pairs.pop(line), pairs[first]):
+                raise DatasetError(
+                    f"{path}, line {line}: names the pair of line {first}, but its annotation has other keypoints or "
+                    "boxes; remove one of the lines."
+                )
         if not pairs:
             raise DatasetError(f"{path} lists no pairs; restore the file from SPair-71k.")
-        return pairs
+        return tuple(pairs.values())
 
     def members(self, split: str) -> frozenset[str]:
         path = split_list(find_lists(self.root), split, EXPECTED, self.root)
@@ -182,6 +186,13 @@ def _pair(tree: Tree, entry: _Entry, path: Path) -> Pair:
         source_place=str(path),
         target_place=str(path),
     )
+
+
+def _is_same(one: Pair, other: Pair) -> bool:
+    same_points = np.array_equal(one.source_points, other.source_points) and np.array_equal(
+        one.target_points, other.target_points
+    )
+    return same_points and (one.source_box, one.target_box) == (other.source_box, other.target_box)
 
 
 def _check_agreement(entry: _Entry, path: Path, names_by_field: Mapping[str, str]) -> None:

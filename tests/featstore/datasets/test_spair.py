@@ -286,6 +286,19 @@ def test_case_17_duplicate_pairs(spair_root: Path) -> None:
     assert dataset.notes("test") == dataset.notes(None) == ()
 
 
+def test_a_doubled_pair_with_two_annotations(spair_root: Path) -> None:
+    """The same pair under another number counts once where both annotations agree, and is refused where not."""
+    path, folder = spair_root / "Layout" / "large" / "val.txt", spair_root / "PairAnnotation" / "val"
+    first, again = (f"00000{number}-2008_004100-2008_002719:aeroplane" for number in (1, 2))
+    path.write_text(f"{first}\n{again}\n")
+    content = json.loads((folder / f"{first}.json").read_text())
+    (folder / f"{again}.json").write_text(json.dumps(content))
+    assert len(SpairDataset(spair_root).pairs("val")) == 1
+    (folder / f"{again}.json").write_text(json.dumps(content | {"src_kps": [[4, 4], *content["src_kps"][1:]]}))
+    with pytest.raises(DatasetError, match="line 2: names the pair of line 1, but its annotation has other keypoints"):
+        SpairDataset(spair_root).pairs("val")
+
+
 def test_an_image_paired_with_itself(spair_root: Path) -> None:
     path = spair_root / "Layout" / "large" / "val.txt"
     path.write_text("000001-2008_004100-2008_004100:aeroplane\n")
