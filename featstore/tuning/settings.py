@@ -74,9 +74,12 @@ class TuningSettings:
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
-        for name in ("timesteps", "validation_timesteps", "weights"):
-            if len(getattr(self, name)) != len(self.layers) or len(set(self.layers)) != len(self.layers):
-                raise TuningError(f"{name} are not one for each of the different layers {list(self.layers)}.")
+        if not self.layers or len(set(self.layers)) != len(self.layers):
+            raise TuningError(f"layers is {list(self.layers)}: name at least one, and each once.")
+        for name, what in (("timesteps", "timestep"), ("validation_timesteps", "timestep"), ("weights", "weight")):
+            count = len(getattr(self, name))
+            if count != len(self.layers):
+                raise TuningError(f"{len(self.layers)} layer(s) but {count} {what}(s) ({name}): give one a layer.")
         check_timesteps((*self.timesteps, *self.validation_timesteps))
         check_weights(len(self.layers), self.weights)
         for name in _POSITIVE:

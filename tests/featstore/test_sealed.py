@@ -234,8 +234,8 @@ def test_a_value_that_no_evaluation_has(tmp_path: Path, path: str, value: object
 NONE_OF_A_TRAINING = [
     ("settings.mode", "many", "settings.mode is 'many', not one of 'single', 'class', 'cpm'"),
     ("settings.layers", [2, 7], "no layer 7"),
-    ("settings.layers", [2, 2], "different layers"),
-    ("settings.timesteps", [50], "timesteps are not one for each"),
+    ("settings.layers", [2, 2], "each once"),
+    ("settings.timesteps", [50], "2 layer(s) but 1 timestep(s) (timesteps)"),
     ("settings.timesteps", [50, 1000], "no timestep 1000"),
     ("settings.weights", [float("nan"), 1.0], "settings.weights[0] is nan"),
     ("settings.weights", [1e30, 1.0], "cannot be used"),
