@@ -125,7 +125,7 @@ class FaultyProxy:
 def _ask(
     upstream: int, method: str, path: str, headers: dict[str, str], body: bytes
 ) -> tuple[int, list[tuple[str, str]], bytes]:
-    connection = HTTPConnection("127.0.0.1", upstream, timeout=60)
+    connection = HTTPConnection("127.0.0.1", upstream, timeout=600)
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()

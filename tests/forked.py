@@ -11,7 +11,7 @@ from multiprocessing.synchronize import Barrier
 import torch
 from accelerate.state import AcceleratorState
 
-SECONDS = 240
+SECONDS = 1800
 """After which a process that hangs is given up."""
 
 

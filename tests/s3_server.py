@@ -37,7 +37,7 @@ def running(python: str) -> Iterator[int]:
     command = [python, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        for _ in range(6000):
             try:
                 _request(port, "GET", "/moto-api/")
                 break
@@ -61,7 +61,7 @@ def make_public(port: int, path: str) -> None:
 
 def _request(port: int, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> int:
     signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = HTTPConnection("127.0.0.1", port, timeout=600)
     try:
         connection.request(method, path, headers={"Authorization": signed, "Content-Length": "0", **headers})
         return connection.getresponse().status

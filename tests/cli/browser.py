@@ -134,5 +134,5 @@ def open_browser(path: str) -> Iterator[Browser]:
         finally:
             os.close(to_write[1])
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=300)
             os.close(to_read[0])

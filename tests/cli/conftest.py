@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from tests.cli.crash_cases import Case, cases_in
 from tests.faults import Forks, open_forks
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a step that takes long is said on a busy machine only: it is no part of what is tested."""
+    monkeypatch.setattr("cli.progress.SHOW_AFTER_SECONDS", math.inf)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_how_far(ahead: int) -> None:
     values = read_ahead(range(20), load, ahead)
     next(values)
     for _ in range(ahead + 1):
-        assert enough.acquire(timeout=30)
+        assert enough.acquire(timeout=300)
     assert sorted(loaded) == list(range(ahead + 1))
 
 

@@ -184,7 +184,7 @@ def test_lock_of_a_killed_process(place: S3Location, bucket: Bucket, monkeypatch
     assert not entered.wait(timeout=0.2)
     assert bytes(bucket.read(".lock") or b"") == killed
     monkeypatch.setattr(bucket_lock, "LEASE_SECONDS", -1.0)
-    assert entered.wait(timeout=30)
+    assert entered.wait(timeout=300)
     waiting.join()
     assert bucket.read(".lock") is None
 
@@ -259,7 +259,7 @@ def test_rows_are_written_while_others_are_computed(place: S3Location) -> None:
 
         def write(self, row: tuple[int, ...], values: np.ndarray) -> None:
             if row == (0,):
-                late.append(computed.wait(timeout=30))
+                late.append(computed.wait(timeout=300))
             latents.write(row, values)
 
     with row_writer(place) as write:
@@ -301,7 +301,7 @@ def test_maps_are_read_while_others_are_matched(place: S3Location) -> None:
         [Readout.NN],
         MatchSettings(64),
         torch.device("cpu"),
-        lambda: before.append(everything.wait(timeout=30)),
+        lambda: before.append(everything.wait(timeout=300)),
     )
     assert before == [True] * len(pairs)
 

@@ -28,7 +28,7 @@ def test_read_before_it_is_asked_for() -> None:
     ahead.expect(["a", "bb", "a"], 0)
     ahead.expect(["bb", "ccc"], 1)
     assert ahead.load("a", 50, 0)[0, 0, 0] == 1050
-    assert source.all_of_next.wait(timeout=30), "nobody has asked for step 1 yet"
+    assert source.all_of_next.wait(timeout=300), "nobody has asked for step 1 yet"
     assert ahead.load("ccc", 261, 1)[0, 0, 0] == 3262
     assert sorted(source.asked) == sorted(
         [(image, timestep, 0) for image in ("a", "bb") for timestep in (50, 261)]
