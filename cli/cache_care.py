@@ -66,7 +66,7 @@ def verify(
     from cli.output import check_writable, print_bad, say, write_json
     from cli.progress import TerminalProgress
     from featstore.errors import StoreError
-    from featstore.stages.noisy import with_noise_checked
+    from featstore.stages.noisy import with_maps_made_of, with_noise_checked
     from featstore.stages.repair import repair as repair_store
     from featstore.stages.repair import rows_at_hand
     from featstore.store import verify as care
@@ -90,7 +90,7 @@ def verify(
             dataset = option_values.dataset_of(opened, root)
             compute = option_values.choose_compute(device, "auto", batch_size)
             anew = make_anew(opened, dataset, found, _learned_here(opened), count, seed, compute, progress)
-            found = anew.added_to(found)
+            found = with_maps_made_of(opened, anew.added_to(found), [bad for own in anew.arrays for bad in own.bad])
             _print_recomputed(anew)
         _print_found(opened, found)
         if repair and not found.sound:

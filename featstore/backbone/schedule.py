@@ -210,9 +210,26 @@ def read_schedule(location: ModelLocation) -> NoiseSchedule:
     return schedule
 
 
+_USUAL = frozenset(
+    f"{sampler}Scheduler"
+    for sampler in (
+        "DDIM",
+        "DDPM",
+        "PNDM",
+        "EulerDiscrete",
+        "EulerAncestralDiscrete",
+        "LMSDiscrete",
+        "DPMSolverMultistep",
+    )
+)
+"""What nearly all published folders name. Those are known to be built from betas; diffusers takes seconds to load."""
+
+
 def _has_betas(name: object) -> bool:
     """Whether diffusers has a scheduler of this name, and builds it from betas. One that is not installed in full, for
     want of another package, is taken on its configuration's word."""
+    if name in _USUAL:
+        return True
     import diffusers
 
     # a configuration that Flax wrote names its own class, which diffusers takes for this one

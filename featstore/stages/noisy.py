@@ -101,8 +101,8 @@ def _row_of(store: Store, rows: Sequence[int], timestep: int) -> tuple[int, int]
 
 
 def with_noise_checked(store: Store, found: Verification, progress: Progress) -> Verification:
-    """What `verify` found, and all noisy latents that are whole but not noise by the store's betas, with the UNet's
-    maps that were made from them."""
+    """What `verify` found, and all noisy latents that are whole but not noise by the store's betas, with what else is
+    wrong then: the UNet's maps that were made from them, and latents that none of their noisy latents fits."""
     damaged = {(bad.array, bad.row) for bad in found.bad}
     checked = {array.path for array in found.arrays}
     places: dict[str, list[tuple[int, int]]] = {}
@@ -116,26 +116,53 @@ def with_noise_checked(store: Store, found: Verification, progress: Progress) ->
             if (path, (row, draw)) not in damaged and (LATENTS, (row,)) not in damaged
         ]
     progress.start("checking noise", sum(map(len, places.values())), "rows")
-    wrong: dict[str, list[BadRow]] = {}
+    wrong: list[BadRow] = []
+    fitting = {path: set[int]() for path in places}
     for path, rows in places.items():
-        step = path.rpartition("/")[2]
-        images = set[int]()
         for row, draw in rows:
-            if not is_mixed(store, row, draw, int(step.removeprefix("t"))):
-                images.add(row)
-                wrong.setdefault(path, []).append(
-                    _bad(store, path, (row, draw), "it is not noise by the store's betas")
-                )
+            if is_mixed(store, row, draw, int(path.rpartition("/t")[2])):
+                fitting[path].add(row)
+            else:
+                wrong.append(_bad(store, path, (row, draw), "it is not noise by the store's betas"))
             progress.advance()
-        for maps in (path for path in checked if images and path.startswith(f"{MAPS}/") and path.endswith(f"/{step}")):
-            array = store.array(maps)
-            present = set() if array is None else {int(row) for row in np.flatnonzero(array.present())}
-            wrong[maps] = [
-                _bad(store, maps, (row,), "it was made from noise that is not by the store's betas")
-                for row in sorted(present & images)
-                if (maps, (row,)) not in damaged
+    # Where others fit, the schedule is right; an image that then fits nowhere is more likely wrong itself.
+    fits_somewhere = set[int]().union(*fitting.values())
+    asked = {bad.row[0] for bad in wrong if fitting[bad.array]}
+    wrong += [
+        _bad(store, LATENTS, (row,), "none of its noisy latents is made of it")
+        for row in sorted(asked - fits_somewhere)
+    ]
+    return with_maps_made_of(store, _with(found, wrong), wrong)
+
+
+def with_maps_made_of(store: Store, found: Verification, wrong: Sequence[BadRow]) -> Verification:
+    """What was found, and the UNet's maps of images and timesteps whose noisy latents are `wrong`."""
+    damaged = {(bad.array, bad.row) for bad in found.bad}
+    images: dict[str, set[int]] = {}
+    for bad in wrong:
+        if bad.array.startswith(f"{NOISY}/"):
+            images.setdefault(bad.array.removeprefix(NOISY), set()).add(bad.row[0])
+    made: list[BadRow] = []
+    for path in (one.path for one in found.arrays if one.path.startswith(f"{MAPS}/")):
+        of_wrong = images.get(f"/{path.rpartition('/')[2]}", set())
+        array = store.array(path) if of_wrong else None
+        if array is not None:
+            rows = sorted(of_wrong.intersection(np.flatnonzero(array.present()).tolist()))
+            made += [
+                _bad(store, path, (row,), "it was made from noise that is not by the store's betas")
+                for row in rows
+                if (path, (row,)) not in damaged
             ]
-    return replace(found, arrays=tuple(replace(one, bad=(*one.bad, *wrong.get(one.path, ()))) for one in found.arrays))
+    return _with(found, made)
+
+
+def _with(found: Verification, wrong: Sequence[BadRow]) -> Verification:
+    by_array: dict[str, list[BadRow]] = {}
+    for bad in wrong:
+        by_array.setdefault(bad.array, []).append(bad)
+    return replace(
+        found, arrays=tuple(replace(one, bad=(*one.bad, *by_array.get(one.path, ()))) for one in found.arrays)
+    )
 
 
 def _bad(store: Store, path: str, row: tuple[int, ...], why: str) -> BadRow:

@@ -118,6 +118,25 @@ def test_one_row_of_other_noise_is_found_by_verify(run: Run, store: Path) -> Non
     assert (store / "noisy" / "t0050" / "c.3.0.0.0.0").read_bytes() == before
 
 
+def test_latents_of_another_image_do_not_become_what_noisy_ones_are_made_of(run: Run, store: Path) -> None:
+    """Nothing tells which of the two is wrong but that no noisy latent fits: both are made anew."""
+    expected = _scores(run)
+    one, other = (store / "latents" / f"c.{row}.0.0.0" for row in (2, 5))
+    before = one.read_bytes()
+    other.rename(one.with_suffix(".kept"))
+    one.rename(other)
+    one.with_suffix(".kept").rename(one)
+    found = run("cache", "verify", "--json", "v.json")
+    assert found.exit_code == 2
+    bad = json.loads(Path("v.json").read_text())["bad"]
+    assert {(one["array"].split("/")[0], one["row"][0]) for one in bad} == {
+        (array, row) for array in ("latents", "noisy", "maps") for row in (2, 5)
+    }
+    assert run("cache", "verify", "--repair", "--batch-size", "4").exit_code == 0
+    assert one.read_bytes() == before
+    assert _scores(run) == expected
+
+
 def test_several_timesteps_are_said_at_once(run: Run, store: Path) -> None:
     for timestep in (50, 261):
         _spoil(store, timestep, _mirrored)

@@ -6,6 +6,8 @@ import json
 import math
 import pkgutil
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -252,3 +254,16 @@ def test_stored_noise_is_told_from_other_noise() -> None:
         changed[0, 0, 0] = np.nextafter(np.nextafter(changed[0, 0, 0], np.float16(9)), np.float16(9))
         for other in (*others, changed):
             assert not schedule.has_mixed(other, x, noise, timestep)
+
+
+def test_a_model_that_was_looked_at_before_opens_without_the_libraries() -> None:
+    """They take seconds to load, and a `cache build` with nothing to do needs none of them."""
+    open_model("demo")
+    code = (
+        "import sys\n"
+        "from featstore.backbone.model import open_model\n"
+        "open_model('demo')\n"
+        "print(sorted({'diffusers', 'torch', 'transformers'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
