@@ -68,6 +68,9 @@ def check_model(folder: Path, image_size: int) -> None:
     vae = _built(folder / "vae", AutoencoderKL.from_config)
     unet = _built(folder / "unet", UNet2DConditionModel.from_config)
     encoder = _built(folder / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)))
+    for name, network in (("vae", vae), ("unet", unet)):
+        _check_names(folder / name, "diffusion_pytorch_model", network, PUBLISHED[name])
+    _check_by_loading(folder / "text_encoder", CLIPTextModel, PUBLISHED["text_encoder"])
     _check_tokenizer(folder / "tokenizer", encoder.config)
     side, positions = image_size, encoder.config.max_position_embeddings
     latents = _dry_run(folder / "vae", lambda: vae.encode(torch.empty(1, 3, side, side)).latent_dist.mean)
@@ -75,17 +78,14 @@ def check_model(folder: Path, image_size: int) -> None:
         folder / "text_encoder", lambda: encoder(torch.zeros(1, positions, dtype=torch.long)).last_hidden_state
     )
     _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
-    for name, network in (("vae", vae), ("unet", unet)):
-        _check_names(folder / name, "diffusion_pytorch_model", network, PUBLISHED[name])
-    _check_by_loading(folder / "text_encoder", CLIPTextModel, PUBLISHED["text_encoder"])
 
 
 def check_dino(folder: Path) -> None:
     """`check_model` for the folder of a DINOv2."""
     dino = _built(folder, lambda config: Dinov2Model(Dinov2Config.from_dict(config)))
+    _check_by_loading(folder, Dinov2Model, PUBLISHED["dinov2"])
     side = dino.config.image_size
     _dry_run(folder, lambda: dino(torch.empty(1, 3, side, side)).last_hidden_state)
-    _check_by_loading(folder, Dinov2Model, PUBLISHED["dinov2"])
 
 
 def check_loaded(where: Path, loaded: Mapping[str, Iterable[Any]], published: Published) -> None:

@@ -86,7 +86,7 @@ def test_case_05_dinov2_missing_weights(small_model: Path, tmp_path: Path) -> No
         load_dino(copy, CPU, torch.float32)
 
 
-@pytest.mark.parametrize(("component", "damage"), zip(LOADERS, DAMAGES, strict=True))
+@pytest.mark.parametrize(("component", "damage"), list(zip(LOADERS, DAMAGES, strict=True)))
 def test_loading_alone_refuses_as_well(small_model: Path, tmp_path: Path, component: str, damage: str) -> None:
     """Whoever loads a component without having opened the model."""
     copy = copied(small_model, tmp_path / "copy")
