@@ -139,6 +139,8 @@ def _learned(
     runs: Callable[[], Sequence[RunFolder]],
     typed: TypedPrompts,
 ) -> PromptChoice:
+    if (path / "run.json").exists():
+        RunFolder.open(path)  # raises for one that is damaged: what it says of its prompts is then not to be trusted
     learned, fallback = load_prompts(path), typed.fallback
     check_usable(learned, fingerprint, model_id, typed.layers or learned.layers)
     label = f"{learned.mode.value} prompts of {path}"

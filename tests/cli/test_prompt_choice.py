@@ -117,6 +117,17 @@ def test_a_run_that_is_damaged_may_be_the_newest(store: Path, keep: Keep, conten
     assert choose(store, prompt="a photo").learned is None  # nobody asks for runs
 
 
+@pytest.mark.parametrize("name", ["run.json", "prompts.safetensors"])
+def test_a_run_that_is_named_and_damaged(store: Path, keep: Keep, name: str) -> None:
+    file = keep("r", (2, 3)).path / name
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    for prompts in (Path("runs/r"), None, NEWEST):
+        with pytest.raises(InputError, match=f"runs/r/{name}|runs/r is no run"):
+            choose(store, prompts=prompts)
+
+
 def test_other_programs_may_keep_a_run_json_there(store: Path) -> None:
     Path("runs/other").mkdir(parents=True)
     Path("runs/other/run.json").write_text('{"name": "mine"}')
