@@ -119,9 +119,9 @@ def verify(
         )
     if anew is not None and anew.nothing_fits:
         raise StoreError(
-            f"Of the latents or the noisy latents of {store} none that was compared fits: rather the seed or the kind of "
-            "latents that its header (zarr.json) names, or the model's, are not those that it was made with. Nothing was "
-            "changed: set the header right, or remove the noisy latents with `dualsd cache prune --noisy`."
+            f"Of the latents or the noisy latents of {store} none that was compared fits: rather the seed or the kind "
+            "of latents that its header (zarr.json) names are not those that it was made with. Nothing was changed: "
+            "set the header right, or remove the noisy latents with `dualsd cache prune --noisy`."
         )
     if not found.sound and not (drop or repair):
         raise StoreError(
