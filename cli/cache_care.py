@@ -92,6 +92,8 @@ def verify(
             anew = make_anew(opened, dataset, found, _learned_here(opened), count, seed, compute, progress)
             found = with_maps_made_of(opened, anew.added_to(found), [bad for own in anew.arrays for bad in own.bad])
             _print_recomputed(anew)
+            # else all of a store would be made anew by a header that is wrong
+            drop, repair = drop and not anew.nothing_fits, repair and not anew.nothing_fits
         _print_found(opened, found)
         if repair and not found.sound:
             dataset = option_values.dataset_of(opened, root)
@@ -117,6 +119,12 @@ def verify(
         raise StoreError(
             f"Of {len(anew.images)} image(s) of {store} the table of images is not right, e.g. of {first.image!r} "
             f"{first.why}: run `dualsd cache build`, which writes it and what was made of those images anew."
+        )
+    if anew is not None and anew.nothing_fits:
+        raise StoreError(
+            f"Of the latents or the noisy latents of {store} none that was compared fits: rather the seed or the kind "
+            "of latents that its header (zarr.json) names are not those that it was made with. Nothing was changed: "
+            "set the header right, or remove the noisy latents with `dualsd cache prune --noisy`."
         )
     if not found.sound and not (drop or repair):
         raise StoreError(

@@ -43,6 +43,9 @@ LAST_BIT = 1e-6
 """By which noise may differ where it is drawn on another machine, whose mathematical library rounds otherwise: less
 than the last bit of a float16 near 1, and far less than any other noise."""
 
+FEW = 4
+"""Fewer rows may well all be wrong."""
+
 BLOCK = 256
 """Rows that lie in the scratch store at once: 3 GB of the largest maps."""
 
@@ -96,6 +99,16 @@ class Recomputed:
     arrays: tuple[Compared, ...]
     images: tuple[BadRow, ...]
     unreadable: int
+
+    @property
+    def nothing_fits(self) -> bool:
+        """Whether no latents, or no noisy latents, came out as they are stored: then rather the header is wrong."""
+        kinds = (
+            [own for own in self.arrays if own.path.split("/")[0] == kind and own.rows] for kind in (LATENTS, NOISY)
+        )
+        return any(
+            sum(one.rows for one in own) >= FEW and all(len(one.bad) == one.rows for one in own) for own in kinds
+        )
 
     def added_to(self, found: Verification) -> Verification:
         """What was found, with the rows that came out otherwise among the damaged ones."""
