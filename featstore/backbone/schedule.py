@@ -228,7 +228,7 @@ _USUAL = frozenset(
 def _has_betas(name: object) -> bool:
     """Whether diffusers has a scheduler of this name, and builds it from betas. One that is not installed in full, for
     want of another package, is taken on its configuration's word."""
-    if name in _USUAL:
+    if isinstance(name, str) and name in _USUAL:
         return True
     import diffusers
 
