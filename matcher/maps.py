@@ -79,16 +79,19 @@ def check_map(features: Tensor, name: str) -> None:
         raise MapError(f"{name} holds values that are not finite, or larger than {LARGEST:g}; check how it was made.")
     values = features.float()
     norms = values.norm(dim=0)  # (h, w)
-    vanishing = int((norms < SMALLEST_NORM).sum())
+    filled = norms > 0  # a cell of zeros may be meant: what was masked, or what no channel answers to
+    vanishing = int((norms[filled] < SMALLEST_NORM).sum())
+    if not filled.any():
+        raise MapError(f"{name} cannot be matched: every cell is zero; make it again.")
     if vanishing or features.abs().max() < torch.finfo(features.dtype).tiny:
         cells = "every cell is" if vanishing in (0, norms.numel()) else f"{vanishing} of its {norms.numel()} cells are"
-        fault = "zero" if not norms.min() > 0 else f"too small (norms from {norms.min():.2g})"
         raise MapError(
-            f"{name} cannot be matched: {cells} {fault}, and a descriptor is divided by its norm plus 1e-6; scale the "
-            f"layer's maps until norms are above {SMALLEST_NORM:g}, or make them again."
+            f"{name} cannot be matched: {cells} too small (norms from {norms[filled].min():.2g}), and a descriptor is "
+            f"divided by its norm plus 1e-6; scale the layer's maps until norms are above {SMALLEST_NORM:g}, or make "
+            "them again."
         )
-    units = values / norms
-    if (units.amax(dim=(1, 2)) - units.amin(dim=(1, 2))).norm() < SAME:
+    units = (values / norms)[:, filled]  # (C, cells)
+    if (units.amax(dim=1) - units.amin(dim=1)).norm() < SAME and filled.all():
         raise MapError(
             f"{name} cannot be matched: all its {norms.numel()} cells point the same way; check how it was made."
         )

@@ -103,7 +103,8 @@ def _scale(pair: MatchingPair, frame: PixelFrame) -> NDArray[np.float64]:
 def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArray[np.float64]:
     """PCK as fractions, (...), from hits (..., pairs) and points (pairs,) of each pair."""
     if average is Average.IMAGE:
-        return np.asarray((hit / points).mean(axis=-1))
+        # numpy adds in the order of memory: another one, as of a grid that was read back, would move the last digit
+        return np.asarray((np.ascontiguousarray(hit) / points).mean(axis=-1))
     return np.asarray(hit.sum(axis=-1) / points.sum())
 
 

@@ -142,8 +142,9 @@ def model_of(store: Store) -> Model:
         )
     made, now = (store.header.schedule, store.header.latent_shift), (model.schedule, model.latent_scale.shift)
     if made != now:
+        ours, theirs = (f"{schedule.spell()}, latents shifted by {shift:g}" for schedule, shift in (made, now))
         raise StoreError(
-            f"The header of {store.path} says {made[0].spell()}, latents shifted by {made[1]:g}, but its model "
-            f"{model.location.id} has {now[0].spell()}, {now[1]:g}: restore the header, or build another --store."
+            f"The header of {store.path} says {ours}, but its model {model.location.id} has {theirs}: restore the "
+            "header, or build another --store."
         )
     return model

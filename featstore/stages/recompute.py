@@ -21,7 +21,6 @@ from featstore.backbone.fingerprint import default_memory, forget
 from featstore.backbone.location import locate
 from featstore.backbone.model import Model
 from featstore.datasets.records import Dataset
-from featstore.errors import StoreError
 from featstore.progress import Progress
 from featstore.prompts.learned import LearnedPrompts
 from featstore.stages.batches import chunks
@@ -134,12 +133,6 @@ def recompute(
     dataset has other images.
     """
     model = _model_hashed_anew(store)
-    if store.header.schedule.describe() != model.schedule.describe():
-        raise StoreError(
-            f"The header of {store.path} says the noise schedule {store.header.schedule.spell()}, but that of the "
-            f"model {store.header.model_id} is {model.schedule.spell()}: the header was edited; set it right in "
-            "zarr.json."
-        )
     survey = survey_images(dataset, progress)
     check_same_images(store, survey)
     images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))

@@ -145,6 +145,7 @@ class RunFolder:
             )
         try:
             parse_known(_Described, description)
+            TuningSettings.from_json(description["settings"])
             check_seal(description)
         except (ValueError, InputError) as error:
             raise TuningError(
@@ -172,7 +173,7 @@ class _Described:
     """What `run.json` says and is read again."""
 
     store: _Place
-    settings: TuningSettings
+    settings: Mapping[str, Any]
     dataset: str | None = None
     model: _Model | None = None
     dino: str | None = None

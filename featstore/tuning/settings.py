@@ -110,6 +110,6 @@ class TuningSettings:
         """The inverse of `to_json`. Raises ValueError naming the field, or `InputError` for values that cannot be."""
         if values.get("sampling", "pairs") != "pairs":
             raise ValueError("it trains on cliques, which dualsd 0.1 alone does; its prompts file can be used")
-        values = {name: value for name, value in values.items() if name not in _OF_SAMPLERS}
-        found: Self = parse(cls, values, "settings")
+        own = {name: value for name, value in values.items() if name not in _OF_SAMPLERS}
+        found: Self = parse(cls, own, "settings")
         return found

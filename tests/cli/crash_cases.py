@@ -117,7 +117,8 @@ def assert_same(folder: Path, whole: Path, what: str) -> None:
         assert ours[path] == array, f"{what}: {path}"
     mine, other = files(folder), files(whole)
     assert sorted(mine) == sorted(other), what
-    assert not [name for name in other if mine[name] != other[name]], what
+    differ = [name for name in other if mine[name] != other[name]]
+    assert not differ, f"{what}: {differ}"
     if (whole / RUN).exists():
         assert shown(folder / RUN) == shown(whole / RUN), f"{what}: TensorBoard"
 
@@ -149,6 +150,7 @@ def files(folder: Path) -> Mapping[str, object]:
         if name == f"{RUN}/run.json":
             described = json.loads(content)
             described.pop("created")
+            described.pop("checksum")  # of what is left out here as well
             described.pop("command")  # none where the command was called within Python
             described["store"].pop("path")
             found[name] = described

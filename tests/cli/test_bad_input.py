@@ -235,7 +235,8 @@ def test_points_that_no_image_has(run: Run, photographs: Path, points: str) -> N
 
 
 def test_case_06_match_not_finite(run: Run, photographs: Path, tmp_path: Path) -> None:
-    """A UNet whose layer overflows: not two matches at (0, 0), but a sentence that names the map."""
+    """A UNet whose layer overflows: not two matches at (0, 0), but a sentence that names the map; or, where the weights
+    themselves are beyond float16, one that names their file."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -244,13 +245,17 @@ def test_case_06_match_not_finite(run: Run, photographs: Path, tmp_path: Path) -
     shutil.copytree(demo_folder(), tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
-    tensors["up_blocks.1.resnets.0.conv2.weight"] *= torch.tensor(1e38)
-    save_file(tensors, weights, {"format": "pt"})
+    tensor = tensors["up_blocks.1.resnets.0.conv2.weight"]
+    save_file({**tensors, "up_blocks.1.resnets.0.conv2.weight": tensor.float() * 1e30}, weights, {"format": "pt"})
     files = [str(photographs / "cat" / f"{index}.png") for index in range(2)]
     typed = ("--points", "6,6;10,8", "--layers", "2", "--t", "261", "--ensemble", "1", "--out", "m.png")
     result = run("match", *files, "--model", str(tmp_path / "model"), *typed)
     assert result.exit_code == 2
     assert "The map of 0.png, layer 2 at t = 261, is not finite in float32: the model overflowed" in result.stderr
+    save_file({**tensors, "up_blocks.1.resnets.0.conv2.weight": tensor * torch.tensor(1e38)}, weights, {"format": "pt"})
+    result = run("match", *files, "--model", str(tmp_path / "model"), *typed)
+    assert result.exit_code == 2
+    assert "holds 1 tensor(s) with values that are not finite ('up_blocks.1.resnets.0.conv2.weight')" in result.stderr
     assert not Path("m.png").exists()
 
 

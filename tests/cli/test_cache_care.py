@@ -18,6 +18,7 @@ from featstore.store.store import open_store
 from featstore.tuning.run_folder import identity
 from tests.cli.conftest import Run
 from tests.featstore.store.small_store import contents, flip
+from tests.featstore.tuning.conftest import SETTINGS
 
 MAPS = ("cache", "maps", "--layers", "2,3", "--t", "261,50", "--ensemble", "1", "--batch-size", "4")
 BUILD = ("cache", "build", "--t", "50,261", "--batch-size", "4")
@@ -108,7 +109,12 @@ def test_maps_of_learned_prompts_are_mended_from_their_run(run: Run, store: Path
     save_prompts(prompts, folder / "prompts.safetensors")
     about = {"path": str(store.resolve()), "identity": identity(open_store(store))}
     (folder / "run.json").write_text(
-        json.dumps({"format": "dualsd run", "version": 1, "created": "2026", "creator": "0.1.0", "store": about})
+        json.dumps(
+            {
+                **{"format": "dualsd run", "version": 1, "created": "2026", "creator": "0.1.0", "store": about},
+                "settings": SETTINGS.to_json(),
+            }
+        )
     )
     ok(run(*MAPS, "--prompts", "runs/mine"))
     before = contents(store)
@@ -139,21 +145,23 @@ def test_metadata_that_are_damaged(run: Run, store: Path, maps: str) -> None:
     assert contents(store) == before
 
 
+def swap(one: Path, other: Path) -> None:
+    ours, theirs = one.read_bytes(), other.read_bytes()
+    one.write_bytes(theirs)
+    other.write_bytes(ours)
+
+
 def test_rows_of_another_image_are_code_2_until_they_are_mended(run: Run, store: Path, maps: str) -> None:
     before = contents(store)
     layer = store / maps / "layer3" / "t0050"
-    for one, other in (
-        (layer / "c.1.0.0.0", layer / "c.4.0.0.0"),
-        (store / "latents/c.0.0.0.0", store / "latents/c.3.0.0.0"),
-    ):
-        ours, theirs = one.read_bytes(), other.read_bytes()
-        one.write_bytes(theirs)
-        other.write_bytes(ours)
+    swap(layer / "c.1.0.0.0", layer / "c.4.0.0.0")
     ok(run("cache", "verify"))  # their checksums are right
+    swap(store / "latents/c.0.0.0.0", store / "latents/c.3.0.0.0")
     refused = run("cache", "verify", "--recompute", "all", "--batch-size", "4", "--json", "v.json")
     assert refused.exit_code == 2
     assert len(refused.stderr.strip().splitlines()) == 1
-    assert "8 damaged row(s) and 0 damaged metadata file(s) in dualsd.zarr: --repair" in refused.stderr
+    # with the maps that were made of latents and noise that do not fit
+    assert "12 damaged row(s) and 0 damaged metadata file(s) in dualsd.zarr: --repair" in refused.stderr
     found = {own["path"]: own["others"] for own in read_json("v.json")["recomputed"] if own["others"]}
     noisy = {f"noisy/t{step}": [[0, 0], [3, 0]] for step in ("0050", "0261")}
     assert found == {"latents": [[0], [3]], f"{maps}/layer3/t0050": [[1], [4]], **noisy}

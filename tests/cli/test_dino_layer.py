@@ -110,8 +110,13 @@ def test_fused_with_a_layer_of_the_unet(run: Run, store: Path) -> None:
     assert three["t"] == [261, 50, None]
 
 
-def test_an_image_matched_with_itself_is_found(run: Run, photographs: Path, store: Path) -> None:
-    (photographs / "pairs.csv").write_text("source,target\ncat/0,cat/0\ndog/2,dog/2\n")
+def test_a_photograph_matched_with_its_copy_is_found(run: Run, photographs: Path, store: Path) -> None:
+    shutil.copy(photographs / "cat" / "0.png", photographs / "cat" / "1.png")
+    (photographs / "pairs.csv").write_text("source,target\ncat/0,cat/1\n")
+    marks = [row for row in (photographs / "keypoints.csv").read_text().splitlines() if not row.startswith("cat/1")]
+    copied = [row.replace("cat/0", "cat/1") for row in marks if row.startswith("cat/0")]
+    (photographs / "keypoints.csv").write_text("\n".join([*marks, *copied]) + "\n")
+    assert run("cache", "build", "--t", "50,261").exit_code == 0
     for layers in (("--layers", "dino"), ("--layers", "2,dino", "--t", "261")):
         _, out = done(run, "eval", *layers, *FEW)
         assert out["results"]["nn"]["point"]["0.1"]["all"] == 1.0

@@ -106,8 +106,9 @@ def map_files(store: Path) -> dict[str, bytes]:
 
 
 def test_it_says_what_it_does_before_and_after(finished: Finished, made: Made) -> None:
-    lines = finished.output.splitlines()
-    assert lines[0].startswith("8 configurations, 18 pairs of folder test; prompt 'a photo of a {category}', ensemble")
+    prompt, does, *_ = finished.output.splitlines()
+    assert prompt == "prompt: the text 'a photo of a {category}'"
+    assert does.startswith("8 configurations, 18 pairs")
     # 7 images at 2 timesteps; 4 maps an image, and their noise is there
     assert "7 images: 0 to encode (VAE passes), 14 UNet passes; peak memory about" in finished.output
     assert "in 28 files to write" in finished.output

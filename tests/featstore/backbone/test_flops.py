@@ -1,6 +1,7 @@
 """What a pass costs on SD 2-1's own configuration, counted on the meta device (multiply and add = 2)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from benchmarks.flops import UNET, VAE, whole_unet
 from featstore.backbone.flops import encode_flops, gradient_flops, pass_flops
 from featstore.backbone.layers import layer_shape
 from featstore.backbone.location import ModelLocation
-from featstore.backbone.model import Model
+from featstore.backbone.model import open_model
 from featstore.backbone.unet import CutUNet
 
 
@@ -42,7 +43,10 @@ def test_what_a_dry_run_counts_is_what_the_networks_take(tmp_path: Path) -> None
     lies before the first cross attention; that to the weights, which nobody takes, would cost it a second time."""
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae/config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **VAE}))
-    model = Model(ModelLocation("sd2-1", None, tmp_path), "", 768, 8, 4, dict(whole_unet().config))
+    location = ModelLocation("sd2-1", None, tmp_path)
+    model = replace(
+        open_model("demo"), location=location, image_size=768, latent_factor=8, unet_config=whole_unet().config
+    )
     assert encode_flops(model, 768) / 1e12 == pytest.approx(2.61, abs=0.005)
     for layer, expected in {1: 0.78, 2: 1.13, 3: 1.52, 4: 2.15}.items():
         assert pass_flops(model, layer, 768) / 1e12 == pytest.approx(expected, abs=0.005)

@@ -55,7 +55,7 @@ def test_a_configuration_without_a_factor_means_stable_diffusions_first() -> Non
     [
         ({"scaling_factor": None}, "scaling_factor null, which must be a number above 0"),
         ({"scaling_factor": "0.18"}, 'scaling_factor "0.18"'),
-        ({"scaling_factor": math.nan}, "scaling_factor NaN"),
+        ({"scaling_factor": math.nan}, "a value is NaN"),
         ({"scaling_factor": 0}, "scaling_factor 0,"),
         ({"scaling_factor": -0.18215}, "scaling_factor -0.18215"),
         ({"scaling_factor": True}, "scaling_factor true"),

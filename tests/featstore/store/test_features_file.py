@@ -23,7 +23,7 @@ def load(path: Path) -> Tensor:
 
 def refusal(path: Path) -> str:
     with pytest.raises(MapError) as caught:
-        load(path)
+        open_features(path).check(["cat/0"], [LAYER])
     sentence = str(caught.value)
     assert sentence.isprintable()
     assert str(path) in sentence
