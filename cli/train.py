@@ -245,6 +245,6 @@ def describe(settings: "TuningSettings", pairs: str, held_out: int, run: Path) -
     )
     return (
         f"{settings.mode.value} prompts of {settings.length} vectors for {layers}; {pairs}, "
-        f"{settings.batch} per step, {settings.steps} steps, kernel {settings.kernel} cells, "
+        f"{settings.batch} pairs per step, {settings.steps} steps, kernel {settings.kernel} cells, "
         f"noise {settings.noise.value}; {held_out} pairs of val every {settings.validate_every} steps; {run}"
     )
