@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -19,16 +20,7 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
     """The VAE without its decoder, frozen. It stays in float32 unless its configuration says that float16 is safe."""
     if force_upcast(location):
         dtype = torch.float32
-    with _speaking_of(location, "vae"):
-        vae, loaded = AutoencoderKL.from_pretrained(
-            location.folder,
-            subfolder="vae",
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-    check_loaded(location.folder / "vae", loaded, PUBLISHED["vae"])
+    vae: AutoencoderKL = _load(AutoencoderKL, location, "vae", dtype)
     vae.decoder = None
     vae.post_quant_conv = None
     return vae.to(device).eval().requires_grad_(False)
@@ -36,38 +28,33 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
 
 def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, frozen; `featstore.backbone.unet.CutUNet` takes from it what it does not need."""
-    with _speaking_of(location, "unet"):
-        unet, loaded = UNet2DConditionModel.from_pretrained(
-            location.folder,
-            subfolder="unet",
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-    check_loaded(location.folder / "unet", loaded, PUBLISHED["unet"])
-    return unet.to(device).eval().requires_grad_(False)
+    return _load(UNet2DConditionModel, location, "unet", dtype).to(device).eval().requires_grad_(False)
 
 
 def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
     """The text encoder, frozen."""
-    with _speaking_of(location, "text_encoder"):
-        encoder, loaded = CLIPTextModel.from_pretrained(
-            location.folder,
-            subfolder="text_encoder",
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-    check_loaded(location.folder / "text_encoder", loaded, PUBLISHED["text_encoder"])
-    return encoder.to(device).eval().requires_grad_(False)
+    return _load(CLIPTextModel, location, "text_encoder", dtype).to(device).eval().requires_grad_(False)
 
 
 def load_tokenizer(location: ModelLocation) -> CLIPTokenizer:
     """The tokenizer of the text encoder."""
     with _speaking_of(location, "tokenizer"):
         return CLIPTokenizer.from_pretrained(location.folder, subfolder="tokenizer", local_files_only=True)
+
+
+def _load(kind: Any, location: ModelLocation, component: str, dtype: torch.dtype) -> Any:
+    """A component's network. Raises `ModelError` where its files lack a tensor, or hold another."""
+    with _speaking_of(location, component):
+        network, loaded = kind.from_pretrained(
+            location.folder,
+            subfolder=component,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    check_loaded(location.folder / component, loaded, PUBLISHED[component])
+    return network
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Stage 1, second half: noise is added to the cached latents at each timestep, and kept. No network is run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -68,7 +68,14 @@ def check_noise(store: Store, rows: Sequence[int], timesteps: Iterable[int]) -> 
     """
     steps = sorted(set(timesteps))
     store.header.schedule.check_timesteps(steps)
-    wrong = [step for step in steps if (found := _row_of(store, rows, step)) and not is_mixed(store, *found, step)]
+    places = {step: found for step in steps if (found := _row_of(store, rows, step))}
+    mixed = store.header.schedule.has_mixed
+    wrong = [
+        step
+        for step, place in places.items()
+        for _, kept, clean, drawn in with_sources(store, noisy_path(step), [place])
+        if not mixed(kept, clean, drawn, step)
+    ]
     if wrong:
         raise StoreError(
             f"The noisy latents of {store.path} at t = {', '.join(map(str, wrong))} are not noise by its betas "
@@ -77,13 +84,24 @@ def check_noise(store: Store, rows: Sequence[int], timesteps: Iterable[int]) -> 
         )
 
 
-def is_mixed(store: Store, row: int, draw: int, timestep: int) -> bool:
-    """Whether a cached row of noisy latents is its latents and its noise, mixed by the header's betas."""
-    array = store.noisy(timestep)
-    assert array is not None, "a row of it was found"
-    clean = store.latents().read((row,)).astype(np.float32)
-    drawn = noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
-    return store.header.schedule.has_mixed(array.read((row, draw)), clean, drawn, timestep)
+def with_sources(
+    store: Store, path: str, places: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], NDArray[np.float16], NDArray[np.float32], NDArray[np.float32]]]:
+    """Cached noisy latents of an array, read ahead: (image row, draw), the row, the latents and the noise that it is to
+    be the mixture of. Latents are read once for the draws of an image, which stand together in `places`."""
+    if not places:  # nor are there latents, perhaps
+        return
+    array, latents, timestep = store.array(path), store.latents(), _timestep(path)
+    assert array is not None, "its rows were listed"
+    clean, of = np.empty(0, np.float32), -1
+    for (row, draw), kept in read_ahead(places, array.read, reads_ahead(store.path)):
+        if row != of:
+            clean, of = latents.read((row,)).astype(np.float32), row
+        yield (row, draw), kept, clean, noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
+
+
+def _timestep(path: str) -> int:
+    return int(path.rpartition("/t")[2])
 
 
 def _row_of(store: Store, rows: Sequence[int], timestep: int) -> tuple[int, int] | None:
@@ -119,8 +137,8 @@ def with_noise_checked(store: Store, found: Verification, progress: Progress) ->
     wrong: list[BadRow] = []
     fitting = {path: set[int]() for path in places}
     for path, rows in places.items():
-        for row, draw in rows:
-            if is_mixed(store, row, draw, int(path.rpartition("/t")[2])):
+        for (row, draw), kept, clean, drawn in with_sources(store, path, rows):
+            if store.header.schedule.has_mixed(kept, clean, drawn, _timestep(path)):
                 fitting[path].add(row)
             else:
                 wrong.append(_bad(store, path, (row, draw), "it is not noise by the store's betas"))

@@ -27,20 +27,14 @@ from featstore.stages.batches import chunks
 from featstore.stages.compute import Compute
 from featstore.stages.images import check_same_images, image_faults, survey_images
 from featstore.stages.needed import model_of
-from featstore.stages.noisy import noisy_latent
+from featstore.stages.noisy import with_sources
 from featstore.stages.repair import Makers
 from featstore.stages.suspects import by_suspicion
 from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY
-from featstore.store.overlap import reads_ahead
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 from featstore.store.stored import Stored
 from featstore.store.verify import BadRow, Verification
-from matcher.read_ahead import read_ahead
-
-LAST_BIT = 1e-6
-"""By which noise may differ where it is drawn on another machine, whose mathematical library rounds otherwise: less
-than the last bit of a float16 near 1, and far less than any other noise."""
 
 FEW = 4
 """Fewer rows may well all be wrong."""
@@ -186,23 +180,18 @@ def _comparable(store: Store, path: str) -> RowArray | None:
 def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
     """Every row of noisy latents."""
     timestep = int(array.path.rpartition("/t")[2])
-    latents = store.latents()
-    there = latents.present()
+    there = store.latents().present()
     rows = [
         (row, draw)
         for row, draw in np.argwhere(array.present()).tolist()
         if there[row] and (LATENTS, (row,)) not in known and (array.path, (row, draw)) not in known
     ]
     progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
-    bad, largest = list[BadRow](), 0.0
-    clean, of = np.empty(0, np.float32), -1
-    for (row, draw), kept in read_ahead(rows, array.read, reads_ahead(store.path)):
-        if row != of:
-            clean, of = latents.read((row,)).astype(np.float32), row
-        made = noisy_latent(store, clean, row, timestep, draw).astype(np.float16)
-        off = np.abs(kept.astype(np.float32) - made.astype(np.float32))
-        if (off > np.spacing(np.maximum(np.abs(kept), np.abs(made))).astype(np.float32) + LAST_BIT).any():
-            differ = f"{int((off > 0).sum())} of {off.size} values differ"
+    bad, largest, schedule = list[BadRow](), 0.0, store.header.schedule
+    for (row, draw), kept, clean, drawn in with_sources(store, array.path, rows):
+        made = schedule.mix(clean, drawn, timestep).astype(np.float16)
+        if not schedule.has_mixed(kept, clean, drawn, timestep):
+            differ = f"{int((kept != made).sum())} of {made.size} values differ"
             why = f"it is not its latents with its noise at t = {timestep}: {differ}"
             bad.append(BadRow(array.path, (row, draw), store.images.ids[row], why))
         largest = max(largest, _relative(kept, made))

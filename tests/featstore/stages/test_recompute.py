@@ -14,6 +14,7 @@ import torch
 
 from featstore.backbone.latents import Latents
 from featstore.backbone.model import open_model
+from featstore.backbone.noise import noise
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
@@ -148,8 +149,12 @@ def test_noise_that_another_machine_rounded_otherwise_is_no_other(
     store: Store, check: Callable[..., Recomputed]
 ) -> None:
     array = array_of(store, "noisy/t0261")
-    row = array.read((1, 1))
-    array.write((1, 1), np.nextafter(row, np.float16(np.inf)))
+    clean = array_of(store, "latents").read((1,)).astype(np.float32)
+    drawn = noise(store.header.seed, store.images.keys[1], 261, 1, clean.shape)
+    off = np.float32(1 + 3e-6)  # some 25 times float32's last bit
+    row = store.header.schedule.mix(off * clean, off * drawn, 261).astype(np.float16)
+    assert (row != array.read((1, 1))).any()
+    array.write((1, 1), row)
     assert others(check(1)) == {}
 
 
