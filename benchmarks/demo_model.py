@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from featstore.backbone.latents import Latents
-from featstore.backbone.model import open_model
+from featstore.backbones.latents import Latents
+from featstore.backbones.model import open_model
 from featstore.datasets.demo import DemoDataset
-from featstore.evaluation import images_of, in_resized_frame
+from featstore.pipeline.build import BuildRequest, build
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.evaluate import images_of, in_resized_frame
+from featstore.pipeline.needed import require_maps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
-from featstore.stages.build import BuildRequest, build
-from featstore.stages.compute import Compute
-from featstore.stages.needed import require_maps
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
-from matcher.bootstrap import Interval, bootstrap_mean
 from matcher.evaluate import evaluate
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
@@ -35,6 +34,7 @@ from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import hits
 from matcher.readout import Readout
+from matcher.statistics import Interval, bootstrap_mean
 
 TIMESTEP = 261
 DRAWS = 2

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from featstore.backbone.layers import LAYERS
-from featstore.backbone.unet import CutUNet
+from featstore.backbones.layers import LAYERS
+from featstore.backbones.unet import CutUNet
 
 UNET = {
     "sample_size": 96,

@@ -28,8 +28,8 @@ from matcher.maps import LayerSpec, MapsInMemory, MapSource
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.readout import Readout
-from matcher.reference import evaluate_plainly
 from matcher.sweep import sweep
+from tests.reference import evaluate_plainly
 
 CPU = torch.device("cpu")
 SETTINGS = MatchSettings(IMAGE_SIZE)

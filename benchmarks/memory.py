@@ -22,9 +22,9 @@ import torch
 import typer
 
 from cli.main import app
-from featstore.backbone.small_model import write_small_model
 from featstore.datasets import registry
 from featstore.datasets.records import Dataset, ImageRecord, Pair, ThetaRule
+from tools.demo_model.small_model import write_small_model
 
 SIDE = 32
 CATEGORIES = 20

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featstore.backbone.latents import Latents
+from featstore.backbones.latents import Latents
 from featstore.store.images import ImageTable
-from featstore.store.keys import Extractor
-from featstore.store.location import StoreLocation, parse_location
+from featstore.store.keys import Extractor, StoreLocation, parse_location
 from featstore.store.schema import StoreHeader
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store

@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from matcher.bootstrap import Intervals, bootstrap, draw_images
 from matcher.pairs import MatchingPair
-from matcher.permutation import permutation_test
 from matcher.spread import CategoryGraph, graphs_of
+from matcher.statistics import Intervals, bootstrap, draw_images, permutation_test
 
 Floats = NDArray[np.float64]
 

@@ -25,18 +25,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.flops import TEXT_ENCODER, UNET, VAE
-from featstore.backbone.noise import generator, noise
-from featstore.backbone.small_model import small_scheduler
-from featstore.backbone.unet import CutUNet
-from featstore.backbone.vae import encode
-from featstore.prompts.learned import Mode
-from featstore.prompts.token_embeddings import frame
-from featstore.tuning.latents import NoisySource
+from featstore.backbones.noise import generator, noise
+from featstore.backbones.unet import CutUNet
+from featstore.backbones.vae import encode
+from featstore.prompts.base import Mode
+from featstore.prompts.text import frame
+from featstore.tuning.data import NoisySource
 from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks, batch_loss, batch_maps
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
+from tools.demo_model.small_model import small_scheduler
 
 SIZE, LATENT_SIDE = 768, 96
 BATCH = 9

@@ -32,12 +32,12 @@ from cli.options import (
     StoreOption,
     TimestepsOption,
 )
-from featstore.backbone.dino_name import DINO
+from featstore.backbones.dino_name import DINO
 
 if TYPE_CHECKING:
-    from featstore.stages.dino_maps import DinoCost
-    from featstore.stages.needed import MapsCost
-    from featstore.store.location import StoreLocation
+    from featstore.pipeline.dino_maps import DinoCost
+    from featstore.pipeline.needed import MapsCost
+    from featstore.store.keys import StoreLocation
 
 app = typer.Typer(no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
 
@@ -101,11 +101,11 @@ def build(
     timesteps = tuple(dict.fromkeys(option_values.parse_timesteps(t)))
     from cli.output import check_writable, human_bytes, print_bad, print_disk, say, write_json
     from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
-    from featstore.backbone.latents import Latents
-    from featstore.backbone.model import open_model
+    from featstore.backbones.latents import Latents
+    from featstore.backbones.model import open_model
     from featstore.datasets.registry import open_dataset
-    from featstore.processes import ONE, join_processes, launched
-    from featstore.stages import build as stage
+    from featstore.pipeline import build as stage
+    from featstore.pipeline.distributed import ONE, join_processes, launched
     from featstore.store.store import open_if_there
     from matcher.errors import InputError
 
@@ -208,12 +208,12 @@ def maps(
     from cli.output import check_writable, print_bad, print_dino_shape, print_shapes, say, write_json
     from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
     from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
-    from featstore.evaluation import choose_pairs, images_of, unreadable
-    from featstore.processes import ONE, join_processes, launched
-    from featstore.stages.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
-    from featstore.stages.images import check_unchanged
-    from featstore.stages.needed import estimate_maps, model_of, require_maps
-    from featstore.stages.plan import extractor_of
+    from featstore.pipeline.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
+    from featstore.pipeline.distributed import ONE, join_processes, launched
+    from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
+    from featstore.pipeline.images import check_unchanged
+    from featstore.pipeline.needed import estimate_maps, model_of, require_maps
+    from featstore.pipeline.plan import extractor_of
     from featstore.store.store import open_store
 
     kept_as = option_values.parse_stored(stored)

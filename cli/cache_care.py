@@ -9,10 +9,10 @@ from cli.options import BatchOption, DeviceOption, JsonOption, RootOption, Store
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.prompts.learned import LearnedPrompts
-    from featstore.stages.recompute import Recomputed
-    from featstore.stages.repair import Repaired
-    from featstore.store.location import StoreLocation
+    from featstore.pipeline.recompute import Recomputed
+    from featstore.pipeline.repair import Repaired
+    from featstore.prompts.base import LearnedPrompts
+    from featstore.store.keys import StoreLocation
     from featstore.store.store import Store
     from featstore.store.verify import Verification
 
@@ -66,9 +66,9 @@ def verify(
     from cli.output import check_writable, print_bad, say, write_json
     from cli.progress import TerminalProgress
     from featstore.errors import StoreError
-    from featstore.stages.noisy import with_maps_made_of, with_noise_checked
-    from featstore.stages.repair import repair as repair_store
-    from featstore.stages.repair import rows_at_hand
+    from featstore.pipeline.noisy import with_maps_made_of, with_noise_checked
+    from featstore.pipeline.repair import repair as repair_store
+    from featstore.pipeline.repair import rows_at_hand
     from featstore.store import verify as care
     from featstore.store.store import open_store
 
@@ -85,7 +85,7 @@ def verify(
         if recompute is None:
             found = with_noise_checked(opened, found, progress)
         else:
-            from featstore.stages.recompute import recompute as make_anew
+            from featstore.pipeline.recompute import recompute as make_anew
 
             dataset = option_values.dataset_of(opened, root)
             compute = option_values.choose_compute(device, "auto", batch_size)

@@ -26,12 +26,12 @@ from cli.options import (
     StoreOption,
     TimestepsOption,
 )
-from featstore.backbone.dino_name import DINO
+from featstore.backbones.dino_name import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.backbone.layers import LayerShape
-    from featstore.export.layouts import Layout
+    from featstore.backbones.layers import LayerShape
+    from featstore.pipeline.export import Layout
     from featstore.store.keys import Extractor
     from featstore.store.store import Store
 
@@ -86,12 +86,12 @@ def export(
     from cli.output import check_writable, human_bytes, print_bad, print_dino_shape, print_shapes, say, write_json
     from cli.progress import TerminalProgress
     from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
-    from featstore.evaluation import choose_pairs, describe_dino, describe_features, images_of, unreadable
-    from featstore.export.layouts import Export, Layout, check_out
-    from featstore.export.layouts import export as write
-    from featstore.stages.dino_maps import AskedDino, require_dino_maps
-    from featstore.stages.images import check_unchanged
-    from featstore.stages.needed import require_maps
+    from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
+    from featstore.pipeline.evaluate import choose_pairs, describe_dino, describe_features, images_of, unreadable
+    from featstore.pipeline.export import Export, Layout, check_out
+    from featstore.pipeline.export import export as write
+    from featstore.pipeline.images import check_unchanged
+    from featstore.pipeline.needed import require_maps
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
     from matcher.maps import LayerSpec
@@ -144,7 +144,7 @@ def export(
 
 def _stored_shape(store: "Store", extractor: "Extractor", layer: int, timestep: int) -> "LayerShape":
     """From the store, so that no model need be at hand where all maps are."""
-    from featstore.backbone.layers import LayerShape
+    from featstore.backbones.layers import LayerShape
 
     array = store.maps(extractor, layer, timestep)
     assert array is not None, "they were made"
@@ -153,7 +153,7 @@ def _stored_shape(store: "Store", extractor: "Extractor", layer: int, timestep: 
 
 
 def _parse_layout(text: str) -> "Layout":
-    from featstore.export.layouts import Layout
+    from featstore.pipeline.export import Layout
 
     try:
         return Layout(text)

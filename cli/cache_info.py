@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) -> None:
     """What a store holds: made from what, which arrays, how complete, how large."""
     from cli.output import human_bytes, print_table, say, write_json
-    from featstore.store.store import open_store
-    from featstore.store.summary import summarise
+    from featstore.store.store import open_store, summarise
 
     opened = open_store(store)
     header = opened.header

@@ -11,9 +11,9 @@ from cli.options import ByOption, CsvOption, FrameOption, JsonOption
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.evaluation_run import EvaluationRun
-    from matcher.comparison import Difference
+    from featstore.pipeline.evaluation_run import EvaluationRun
     from matcher.pck import Columns
+    from matcher.statistics import Difference
 
     Differences = Mapping[float, Columns[Difference]]
 
@@ -63,9 +63,9 @@ def compare(
     from cli.evaluate import describe
     from cli.output import check_writable, print_table, say, write_csv, write_json
     from cli.progress import TerminalProgress
-    from featstore.evaluation_run import EvaluationRun
     from featstore.pair_list import describe_list, spell_list
-    from featstore.run_comparison import compare_runs
+    from featstore.pipeline.compare import compare_runs
+    from featstore.pipeline.evaluation_run import EvaluationRun
 
     check_writable(json, csv)
     first, *others = (EvaluationRun.open(path) for path in runs)

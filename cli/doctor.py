@@ -9,7 +9,7 @@ from cli import options
 from cli.options import ModelOption, RevisionOption, StoreOption
 
 if TYPE_CHECKING:
-    from featstore.store.location import StoreLocation
+    from featstore.store.keys import StoreLocation
 
 PACKAGES = (
     "dualsd",
@@ -69,10 +69,10 @@ def doctor(
 
 def _check_model(name: str, revision: str | None) -> bool:
     from cli.output import print_shapes, say
-    from featstore.backbone.dino_location import SUBFOLDER, locate_dino
-    from featstore.backbone.layers import LAYERS
-    from featstore.backbone.location import DEMO, check_on_hub, downloaded, hub_name_of
-    from featstore.backbone.model import open_model
+    from featstore.backbones.dino_location import SUBFOLDER, locate_dino
+    from featstore.backbones.layers import LAYERS
+    from featstore.backbones.location import DEMO, check_on_hub, downloaded, hub_name_of
+    from featstore.backbones.model import open_model
     from matcher.errors import InputError
 
     try:

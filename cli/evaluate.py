@@ -38,7 +38,7 @@ from cli.options import (
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.evaluation import Result, Scoring
+    from featstore.pipeline.evaluate import Result, Scoring
     from matcher.match import MatchSettings
     from matcher.pck import Average
     from matcher.readout import Readout
@@ -124,10 +124,10 @@ def evaluate(
     from cli.output import check_writable, say
     from cli.processes import choose_compute
     from featstore.datasets.registry import open_dataset
-    from featstore.evaluation import Scoring
-    from featstore.evaluation_run import check_place, kept_evaluation
-    from featstore.processes import launched
-    from featstore.store.location import absolute
+    from featstore.pipeline.distributed import launched
+    from featstore.pipeline.evaluate import Scoring
+    from featstore.pipeline.evaluation_run import check_place, kept_evaluation
+    from featstore.store.keys import absolute
     from matcher.maps import LayerSpec
     from matcher.match import MatchSettings
 
@@ -186,7 +186,7 @@ def evaluate(
         check_of_use(typed, {"--dino-size": dino_size}, of_the_unet)
         check_names(typed, t, weights)
         from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
-        from featstore.stages.dino_maps import AskedDino
+        from featstore.pipeline.dino_maps import AskedDino
         from featstore.store.store import open_store
 
         opened = open_store(store)
@@ -224,8 +224,8 @@ def evaluate(
 def report(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:
     """Print what was measured and the table, and write both where files are asked for."""
     from cli.output import print_result, say, write_csv, write_json
+    from matcher.pck import CSV_HEADER, to_rows
     from matcher.readout import Readout
-    from matcher.report import CSV_HEADER, to_rows
 
     say(describe(result.scoring, result.features))
     print_result(result, average)

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import option_values
-from featstore.backbone.dino_name import DINO
+from featstore.backbones.dino_name import DINO
 
 if TYPE_CHECKING:
     from cli.prompt_choice import PromptChoice
     from featstore.errors import ImageError
-    from featstore.evaluation import Result, Scoring
-    from featstore.stages.compute import Compute
-    from featstore.stages.dino_maps import AskedDino
+    from featstore.pipeline.compute import Compute
+    from featstore.pipeline.dino_maps import AskedDino
+    from featstore.pipeline.evaluate import Result, Scoring
+    from featstore.store.keys import Stored
     from featstore.store.store import Store
-    from featstore.store.stored import Stored
 
 
 def from_store(
@@ -35,7 +35,10 @@ def from_store(
     from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
     from cli.processes import progress_of
     from featstore.datasets.records import canonical_split
-    from featstore.evaluation import (
+    from featstore.pair_list import note_oddities
+    from featstore.pipeline.dino_maps import require_dino_maps
+    from featstore.pipeline.distributed import join_processes
+    from featstore.pipeline.evaluate import (
         choose_pairs,
         default_split,
         describe_dino,
@@ -46,11 +49,8 @@ def from_store(
         unreadable,
         without_images,
     )
-    from featstore.pair_list import note_oddities
-    from featstore.processes import join_processes
-    from featstore.stages.dino_maps import require_dino_maps
-    from featstore.stages.images import check_unchanged
-    from featstore.stages.needed import model_of, require_maps
+    from featstore.pipeline.images import check_unchanged
+    from featstore.pipeline.needed import model_of, require_maps
     from featstore.store.source import StoredMaps
 
     dataset = option_values.dataset_of(opened, root)
@@ -80,7 +80,7 @@ def from_store(
         about_dino = {} if patches is None else describe_dino(patches.extractor)
         if choice.prompts is None:
             from cli.output import print_pairwise_cost
-            from featstore.pairwise import open_pair_maps, score_pairwise
+            from featstore.pipeline.pairwise import open_pair_maps, score_pairwise
 
             print_pairwise_cost(len(pairs), len(wanted), ensemble)
             assert choice.learned is not None, "only learned prompts belong to pairs"
@@ -121,7 +121,9 @@ def from_file(
     from cli.processes import progress_of
     from featstore.datasets.records import canonical_split
     from featstore.datasets.registry import open_dataset
-    from featstore.evaluation import (
+    from featstore.pair_list import note_oddities
+    from featstore.pipeline.distributed import join_processes
+    from featstore.pipeline.evaluate import (
         choose_pairs,
         default_split,
         images_of,
@@ -130,8 +132,6 @@ def from_file(
         score,
         sizes_from_files,
     )
-    from featstore.pair_list import note_oddities
-    from featstore.processes import join_processes
     from featstore.store.source import open_features
 
     maps = open_features(path)

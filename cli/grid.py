@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from featstore.errors import ImageError
-    from featstore.pairwise import PairMaps
+    from featstore.pipeline.pairwise import PairMaps
     from matcher.configuration import Configuration
     from matcher.match import MatchSettings
 
@@ -127,7 +127,9 @@ def grid(
     from cli.processes import choose_compute, progress_of
     from cli.prompt_choice import TypedPrompts, choose_for_store
     from featstore.datasets.records import canonical_split
-    from featstore.evaluation import (
+    from featstore.pair_list import note_oddities, spell_list
+    from featstore.pipeline.distributed import join_processes
+    from featstore.pipeline.evaluate import (
         choose_pairs,
         default_split,
         describe_features,
@@ -136,7 +138,7 @@ def grid(
         unreadable,
         without_images,
     )
-    from featstore.gridsearch import (
+    from featstore.pipeline.grid import (
         Grid,
         choose_some,
         cost_cached,
@@ -145,15 +147,13 @@ def grid(
         score_cached,
         score_streamed,
     )
-    from featstore.pair_list import note_oddities, spell_list
-    from featstore.pairwise import open_pair_maps, score_grid_pairwise
-    from featstore.processes import join_processes
-    from featstore.stages.images import check_unchanged
-    from featstore.stages.needed import make_latents, require_maps
-    from featstore.stages.plan import extractor_of
+    from featstore.pipeline.images import check_unchanged
+    from featstore.pipeline.needed import make_latents, require_maps
+    from featstore.pipeline.pairwise import open_pair_maps, score_grid_pairwise
+    from featstore.pipeline.plan import extractor_of
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
-    from matcher.grid_report import CSV_HEADER, to_rows
+    from matcher.grid import CSV_HEADER, to_rows
     from matcher.match import MatchSettings
     from matcher.pck import Average
 
@@ -258,7 +258,7 @@ def grid(
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(scores, average, out)
     from cli.html_report.grid import GridRecord, report_grid
-    from featstore.store.location import absolute
+    from featstore.store.keys import absolute
 
     place = None if root is None else str(root.resolve())
     about = {"store": absolute(store), "root": place, "theta": dataset.theta_rule.value}

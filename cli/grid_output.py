@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from cli.output import human_bytes, print_disk, print_table, say
 from cli.table_text import Block
-from featstore.gridsearch import GridCost
-from featstore.store.location import StoreLocation
-from matcher.bootstrap import Interval
+from featstore.pipeline.grid import GridCost
+from featstore.store.keys import StoreLocation
 from matcher.configuration import Configuration
-from matcher.grid import GridScores, Winner, winners
-from matcher.grid_report import timestep_map, weights_of
+from matcher.grid import GridScores, Winner, timestep_map, weights_of, winners
 from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.readout import Readout
+from matcher.statistics import Interval
 
 ALPHA = 0.1
 """The alpha of the printed map of two layers, where it is asked for: that of the report's model selection."""

@@ -8,16 +8,15 @@ import numpy as np
 
 from cli.grid_output import full_name, settings_of, shown_alpha
 from cli.output import say
-from featstore.evaluation import common_frame
 from featstore.pair_list import describe_list
-from matcher.bootstrap import Interval
+from featstore.pipeline.evaluate import common_frame
 from matcher.errors import InputError
-from matcher.grid import GridScores, winners
-from matcher.grid_report import describe, timestep_map, timesteps_of, to_dictionaries, weights_of
+from matcher.grid import GridScores, describe, timestep_map, timesteps_of, to_dictionaries, weights_of, winners
 from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.plot_grid import AccuracyLine, AccuracyPanel, HeatPanel, draw_accuracy, draw_heat_maps
 from matcher.readout import Readout
+from matcher.statistics import Interval
 
 
 def check_folder(folder: Path) -> None:

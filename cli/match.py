@@ -24,7 +24,7 @@ from cli.options import (
     UpsampleOption,
     WeightsOption,
 )
-from featstore.store.location import parse_location
+from featstore.store.keys import parse_location
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,16 +118,15 @@ def match(
     from cli.photo_prompt import photo_prompt
     from cli.progress import TerminalProgress
     from cli.prompt_choice import NEWEST, TypedPrompts, choose_for_store, choose_prompts, layers_of
-    from featstore.backbone.latents import Latents
-    from featstore.backbone.model import open_model
+    from featstore.backbones.latents import Latents
+    from featstore.backbones.model import open_model
+    from featstore.pipeline.needed import model_of
+    from featstore.pipeline.photos import PhotoSettings, open_photo, photo_maps
     from featstore.prompts.text import DEFAULT_TEMPLATE
-    from featstore.stages.needed import model_of
-    from featstore.stages.photos import PhotoSettings, open_photo, photo_maps
     from featstore.store.store import open_store
-    from matcher.correlation import correlate
     from matcher.fusion import fuse
     from matcher.geometry import pixels_to_cells
-    from matcher.match import MatchSettings, match_points
+    from matcher.match import MatchSettings, correlate, match_points
 
     check_writable(out, json)
     photos = [open_photo(source), open_photo(target)]

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featstore.store.location import parse_location
+from featstore.store.keys import parse_location
 
 if TYPE_CHECKING:
-    from featstore.store.location import StoreLocation as StoreLocation
+    from featstore.store.keys import StoreLocation as StoreLocation
 
 if not TYPE_CHECKING:
     StoreLocation = str  # typer takes no unions; what the option's parser gives is one

@@ -13,19 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featstore.files import Needed, naming_missing_bytes, writing
+from featstore.pipeline.distributed import launched
+from featstore.plain_text import free_bytes as free_bytes
+from featstore.plain_text import human_bytes as human_bytes
 from featstore.plain_text import printable
-from featstore.processes import launched
-from featstore.sizes import free_bytes as free_bytes
-from featstore.sizes import human_bytes as human_bytes
-from featstore.store.full_disk import Needed, naming_missing_bytes, writing
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.backbone.layers import LayerShape
+    from featstore.backbones.layers import LayerShape
     from featstore.errors import ImageError
-    from featstore.evaluation import Result
-    from featstore.store.keys import DinoExtractor
-    from featstore.store.location import StoreLocation
+    from featstore.pipeline.evaluate import Result
+    from featstore.store.keys import DinoExtractor, StoreLocation
     from matcher.pck import Average
 
 PIPE_WIDTH = 240
@@ -63,7 +62,7 @@ def print_result(result: "Result", average: "Average") -> None:
     """PCK by category: a row a readout and alpha as in the paper's Tables 3 and 4, or, where that is wider than the
     terminal, a row a category, a table a readout."""
     from featstore.pair_list import spell_list
-    from matcher.report import paper_rows
+    from matcher.pck import paper_rows
 
     table = result.table
     header, rows = paper_rows(table, average)
@@ -109,7 +108,7 @@ def print_left_out(pairs: int, readable: int) -> None:
 
 def print_pairwise_cost(pairs: int, maps: int, ensemble: int) -> None:
     """What prompts cost that belong to pairs: their maps are made for each pair anew, and never cached."""
-    from featstore.pairwise import pairwise_passes
+    from featstore.pipeline.pairwise import pairwise_passes
 
     say(
         f"cpm's maps depend on the pair: {pairwise_passes(pairs, maps, ensemble)} UNet passes for {pairs} pairs "

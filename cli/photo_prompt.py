@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cli.prompt_choice import PromptChoice
-from featstore.backbone.dino import load_dino
-from featstore.backbone.dino_location import locate_dino
-from featstore.backbone.location import ModelLocation
-from featstore.prompts.learned import Mode
-from featstore.prompts.pairwise import check_dino, open_pair_prompts
+from featstore.backbones.dino import load_dino
+from featstore.backbones.dino_location import locate_dino
+from featstore.backbones.location import ModelLocation
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.photos import Photo, PhotoPrompt
+from featstore.prompts.base import Mode
+from featstore.prompts.cpm import check_dino, open_pair_prompts
 from featstore.prompts.text import TextPrompt
-from featstore.stages.compute import Compute
-from featstore.stages.photos import Photo, PhotoPrompt
 from matcher.errors import InputError
 
 if TYPE_CHECKING:

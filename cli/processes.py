@@ -4,16 +4,15 @@ from typing import TYPE_CHECKING
 
 from cli import option_values
 from cli.progress import TerminalProgress
-from featstore.processes import Launch, launched
+from featstore.pipeline.distributed import Launch, Part, launched
 from featstore.progress import Silent
-from featstore.stages.part import Part
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from featstore.processes import Processes
-    from featstore.stages.compute import Compute
+    from featstore.pipeline.compute import Compute
+    from featstore.pipeline.distributed import Processes
 
 
 def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from featstore.errors import PromptError
-from featstore.prompts import pairwise
+from featstore.prompts import cpm as pairwise
+from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.file import load_prompts
-from featstore.prompts.learned import LearnedPrompts, Mode
-from featstore.prompts.prompts import Prompts
 from featstore.prompts.saved import SavedPrompts, check_usable
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
 from featstore.store.store import Store

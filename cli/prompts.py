@@ -10,7 +10,7 @@ from cli.options import JsonOption, RevisionOption
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.prompts.learned import LearnedPrompts, Mode
+    from featstore.prompts.base import LearnedPrompts, Mode
 
 app = typer.Typer(no_args_is_help=True, help="Learned prompts: from and to SD4Match's files, and what is in them.")
 
@@ -64,9 +64,9 @@ def import_prompts(
     check_writable(out)
     import torch
 
-    from featstore.backbone.layers import check_layers, check_timesteps
-    from featstore.backbone.load import load_text_encoder, load_tokenizer
-    from featstore.backbone.model import open_model
+    from featstore.backbones.layers import check_layers, check_timesteps
+    from featstore.backbones.load import load_text_encoder, load_tokenizer
+    from featstore.backbones.model import open_model
     from featstore.prompts.file import save_prompts
     from featstore.prompts.sd4match import read_published, to_learned
 
@@ -172,7 +172,7 @@ def _check_format(option: str, name: str) -> None:
 
 
 def _parse_mode(name: str) -> "Mode":
-    from featstore.prompts.learned import Mode
+    from featstore.prompts.base import Mode
 
     try:
         return Mode(name)

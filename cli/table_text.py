@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featstore.files import AGAIN, write_whole, writing
 from featstore.plain_text import printable
-from featstore.store.full_disk import AGAIN, writing
-from featstore.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import typer
 
 from cli import option_values, options
 from cli.options import AlignOption, DeviceOption, JsonOption, RootOption, StoreLocation, WeightsOption
-from featstore.store.location import parse_location
+from featstore.store.keys import parse_location
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -139,12 +139,12 @@ def train(
     from cli.progress import TerminalProgress
     from cli.train_processes import open_processes, run_folder, training_compute, when_main
     from cli.train_settings import check_resumed, published, typed_settings, with_typed
-    from featstore.evaluation import choose_pairs, images_of, in_resized_frame
-    from featstore.gridsearch import choose_some
     from featstore.pair_list import describe_list, note_oddities, spell_list
+    from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
+    from featstore.pipeline.grid import choose_some
+    from featstore.pipeline.images import check_unchanged
+    from featstore.pipeline.needed import model_of
     from featstore.progress import Silent
-    from featstore.stages.images import check_unchanged
-    from featstore.stages.needed import model_of
     from featstore.store.store import open_store
     from featstore.tuning.prepare import Sparing, fill_caches, prepare
     from featstore.tuning.run_folder import create_run, identity, resume_run

@@ -12,10 +12,10 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cli import option_values
 from cli.processes import check_device
-from featstore.processes import PATIENCE, joining, launched, meeting, not_found
-from featstore.stages.compute import Compute
-from featstore.tuning.processes import wait_for_all
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.distributed import PATIENCE, joining, launched, meeting, not_found
 from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.state import wait_for_all
 from matcher.errors import InputError
 
 if TYPE_CHECKING:

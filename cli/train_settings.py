@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cli import option_values
-from featstore.backbone.model import Model
+from featstore.backbones.model import Model
 from featstore.errors import TuningError
-from featstore.prompts.learned import Mode
+from featstore.prompts.base import Mode
 from featstore.tuning.loss import default_kernel
 from featstore.tuning.settings import Noise, TuningSettings
 from matcher.errors import InputError

@@ -1,6 +1,8 @@
 """Names that come from files, which every table, store and sentence can hold."""
 
+import shutil
 import unicodedata
+from pathlib import Path
 
 LONGEST = 1000
 """Characters of a name or a path."""
@@ -42,3 +44,19 @@ def one_line(error: Exception) -> str:
     """What a library says was wrong, as part of a sentence: it may quote the file, control characters and all."""
     words = " ".join(str(error).split())[:200]
     return "".join(letter if letter.isprintable() else "?" for letter in words) or type(error).__name__
+
+
+def human_bytes(count: int) -> str:
+    """`1.2 GB`: powers of 1000."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes where `path` lies or will lie."""
+    existing = next(parent for parent in [path.resolve(), *path.resolve().parents] if parent.exists())
+    return shutil.disk_usage(existing).free

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featstore.whole_file import open_whole
+from featstore.files import open_whole
 
 
 def save_torch(tensors: Tensor | Mapping[str, Tensor], file: Path) -> None:

@@ -1,13 +1,14 @@
-"""Match points between two images whose final maps are given: the plain version, one pair at a time."""
+"""How alike a source point is to every cell of the target."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from matcher.correlation import BETA, correlate
 from matcher.errors import MatchError
+from matcher.fusion import normalise, sample
 from matcher.geometry import Geometry, cells_to_pixels, pixels_to_cells
 from matcher.readout import (
     SIGMA,
@@ -22,6 +23,19 @@ from matcher.readout import (
     soft_argmax,
     window_soft_argmax,
 )
+
+BETA = 0.04
+"""Temperature of the matching probability softmax(m / beta) (SD4Match; docs/method.md, Correlation)."""
+
+
+def correlate(source: Tensor, cells: Tensor, target: Tensor) -> Tensor:
+    """Correlation maps (n, H, W) in [-1, 1]: cosine of the source's descriptors with every target cell.
+
+    source, target: final maps (C, h, w) and (C, H, W). cells: (n, 2), (x, y) in cells of the source map, where the raw
+    map is sampled bilinearly before the sample is normalised.
+    """
+    descriptors = normalise(sample(source, cells), dim=1)  # (n, C)
+    return torch.einsum("nc,chw->nhw", descriptors, normalise(target, dim=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +77,7 @@ def match_points(
     the resized frame. Returns (n, 2) in pixels of the resized frame, a readout.
 
     Raises `MatchError` where the maps' channels differ, a point or a match is not finite, and for `pixel`, which needs
-    the original images' sizes: see `matcher.pixel.match_pixels`.
+    the original images' sizes: see `matcher.readout.match_pixels`.
     """
     if source.shape[0] != target.shape[0]:
         raise MatchError(
@@ -92,7 +106,9 @@ def match_points(
             case Readout.WINDOW:
                 return window_soft_argmax(correlation, settings.window_beta, settings.window)
             case Readout.PIXEL:
-                raise MatchError("The readout pixel needs the original images' sizes: use matcher.pixel.match_pixels.")
+                raise MatchError(
+                    "The readout pixel needs the original images' sizes: use matcher.readout.match_pixels."
+                )
 
     found = {
         readout: cells_to_pixels(read(readout), settings.image_size, target_size, settings.geometry)

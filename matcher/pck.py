@@ -1,6 +1,6 @@
 """PCK@alpha: the share of points with ||prediction - truth|| <= alpha theta, and its two averages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -128,3 +128,96 @@ def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float], frame: Pix
                     {name: float(averaged(right[own], counts[own], average)) for name, own in members.items()},
                 )
     return PckTable(values, tuple(members), len(matched), int(counts.sum()))
+
+
+LEAST_POINTS = 3
+RULE = (
+    f"Pairs are ranked by their own PCK, equal ones by the mean distance from the truth in units of theta; pairs of "
+    f"fewer than {LEAST_POINTS} keypoints are passed over where there are enough others, and in either list no image "
+    "is shown twice."
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedPair:
+    """index: its place among the pairs. right: which of its points count as right, (n,). error: mean distance from the
+    truth, as a share of theta."""
+
+    index: int
+    right: NDArray[np.bool_]
+    error: float
+
+    @property
+    def pck(self) -> float:
+        """A fraction."""
+        return float(self.right.mean())
+
+
+def best_and_worst(
+    matched: Sequence[MatchedPair], readout: Readout, alpha: float, frame: PixelFrame | None, count: int
+) -> tuple[list[RankedPair], list[RankedPair]]:
+    """At most `count` of each, the best first and the worst first, no pair in both: see `RULE`. Raises `MatchError`
+    where there is no pair."""
+    measured = distances(matched, readout, frame)
+    apart = np.split(measured.distances, np.cumsum(measured.counts)[:-1])
+    ranked = [
+        RankedPair(index, own <= alpha * theta, float(own.mean() / theta))
+        for index, (own, theta) in enumerate(zip(apart, measured.thetas, strict=True))
+    ]
+    telling = [one for one in ranked if len(one.right) >= LEAST_POINTS]
+    chosen = telling if len(telling) >= 2 * count else ranked
+    ordered = sorted(chosen, key=lambda one: (-one.pck, one.error, one.index))
+    best = _of_other_images(matched, ordered, count)
+    shown = {one.index for one in best}
+    worst = _of_other_images(matched, [one for one in reversed(ordered) if one.index not in shown], count)
+    return best, worst
+
+
+def _of_other_images(matched: Sequence[MatchedPair], ordered: Sequence[RankedPair], count: int) -> list[RankedPair]:
+    """The first ones, without those that show an image again."""
+    seen: set[str] = set()
+    found: list[RankedPair] = []
+    for one in ordered:
+        images = {matched[one.index].pair.source, matched[one.index].pair.target}
+        if len(found) < count and not images & seen:
+            seen |= images
+            found.append(one)
+    return found
+
+
+def to_json(table: PckTable) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """`{readout: {"image"|"point": {"0.05": {"all": 0.4121, category: ...}}}}`, values as fractions."""
+    return {
+        readout.value: {
+            average.value: {f"{alpha:g}": _over_all_first(columns) for alpha, columns in by_alpha.items()}
+            for average, by_alpha in by_average.items()
+        }
+        for readout, by_average in table.values.items()
+    }
+
+
+CSV_HEADER = ("readout", "average", "alpha", "category", "pck_percent")
+
+
+def to_rows(table: PckTable) -> Iterator[tuple[str, str, str, str, str]]:
+    """One row a number, in the order of `CSV_HEADER`."""
+    for readout, by_average in table.values.items():
+        for average, by_alpha in by_average.items():
+            for alpha, columns in by_alpha.items():
+                for category, value in _over_all_first(columns).items():
+                    yield readout.value, average.value, f"{alpha:g}", category, f"{100 * value:.4f}"
+
+
+def paper_rows(table: PckTable, average: Average) -> tuple[list[str], list[list[str]]]:
+    """Header and rows in the shape of the paper's Tables 3 and 4: a row a readout and alpha, a column a category,
+    "all" last; percent with two decimals."""
+    rows = [
+        [readout.value, f"{alpha:g}", *(f"{100 * value:.2f}" for value in columns.named().values())]
+        for readout, by_average in table.values.items()
+        for alpha, columns in by_average[average].items()
+    ]
+    return ["readout", "alpha", *table.categories, ALL], rows
+
+
+def _over_all_first(columns: Columns[float]) -> dict[str, float]:
+    return {ALL: columns.overall, **columns.by_category}

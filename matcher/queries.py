@@ -14,13 +14,11 @@ from torch import Tensor
 
 from matcher.configuration import Layout
 from matcher.errors import MatchError
-from matcher.fusion import NORM_EPSILON
+from matcher.fusion import NORM_EPSILON, upsampling
 from matcher.geometry import Geometry, pixels_to_cells, rectangle_to_cells
 from matcher.maps import LayerSpec
 from matcher.pairs import Frame, MatchingPair
-from matcher.pixel import nearest_pixels
-from matcher.readout import integer_neighbours
-from matcher.upsampling import upsampling
+from matcher.readout import integer_neighbours, nearest_pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """Match the points of many pairs in many configurations, reading each map once or twice and correlating it once.
 
 Pairs are taken a category and a target image at a time: all queries of a target share one matrix product a map,
-and configurations that differ in timesteps and weights share all of them. `matcher.reference` is the plain version that
+and configurations that differ in timesteps and weights share all of them. `tests.reference` is the plain version that
 this one is tested against.
 """
 
@@ -17,14 +17,11 @@ from torch import Tensor
 
 from matcher.configuration import Configuration, Layout, layouts
 from matcher.errors import MatchError
-from matcher.maps import LayerSpec, MapSource, images_ahead
+from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
 from matcher.pairs import Frame, MatchingPair
 from matcher.queries import Samples, distinct_keypoints, join, sample
-from matcher.read_ahead import read_ahead
 from matcher.readout import Readout, check_predictions
-from matcher.target import check_channels
-from matcher.target_cells import match_cells
-from matcher.target_pixels import match_pixels_of_target
+from matcher.target import check_channels, match_cells, match_pixels_of_target
 
 KEPT_BYTES = 2**30
 """Maps of a category's sources that are kept for when they are targets, as they came; those beyond are read again."""

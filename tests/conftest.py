@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featstore.backbone.small_model import write_small_model
 from featstore.store.bucket import Retries
 from tests.faulty_proxy import FaultyProxy
 from tests.s3_server import make_bucket, python_with_moto, running
+from tools.demo_model.small_model import write_small_model
 
 
 @pytest.fixture(scope="session")

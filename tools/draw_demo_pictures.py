@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cli.match import match
-from featstore.backbone.location import locate
+from featstore.backbones.location import locate
 from featstore.datasets.demo import DemoDataset
-from featstore.datasets.pixels import decode, resize_to_square
+from featstore.datasets.pictures import decode, resize_to_square
 from featstore.datasets.records import ImageRecord, Pair
 
 SHEET = 32

@@ -12,13 +12,12 @@ import torch
 import typer
 from transformers import CLIPTokenizer
 
-from featstore.backbone.small_model import write_components
-from featstore.backbone.small_tokenizer import write_tokenizer
 from tools.demo_model.card import write_card
 from tools.demo_model.dino_stage import train_dino
 from tools.demo_model.loop import ResumeError
 from tools.demo_model.pictures import draw_pictures
 from tools.demo_model.recipe import Recipe
+from tools.demo_model.small_model import write_components, write_tokenizer
 from tools.demo_model.unet_stage import train_unet
 from tools.demo_model.vae_stage import encode, train_vae
 

@@ -7,12 +7,11 @@ from cli.html_report.drawing import inline_svg
 from cli.html_report.page import Chart
 from cli.html_report.scores import bar, spelled
 from cli.table_text import Block
-from matcher.bootstrap import Interval
-from matcher.intervals import pck_intervals
 from matcher.pairs import PixelFrame
 from matcher.pck import Average, MatchedPair
 from matcher.plot_scores import bar_figure
 from matcher.readout import Readout
+from matcher.statistics import Interval, pck_intervals
 
 _VARIED, _HIDDEN = ("easy", "medium", "hard"), ("none", "source", "target", "both")
 LEVELS = {"viewpoint": _VARIED, "scale": _VARIED, "truncation": _HIDDEN, "occlusion": _HIDDEN}

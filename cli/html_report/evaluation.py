@@ -23,16 +23,14 @@ from cli.html_report.write import make_again, report_command, write_report
 from cli.table_text import Block, write_tables
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
-from featstore.evaluation_run import EvaluationRun
 from featstore.pair_list import list_hash
+from featstore.pipeline.evaluation_run import EvaluationRun
 from featstore.store.schema import creator_version
 from matcher.errors import InputError
-from matcher.extremes import RULE, RankedPair, best_and_worst
-from matcher.intervals import PckIntervals, pck_intervals
 from matcher.pairs import ALL
-from matcher.pck import Average
+from matcher.pck import RULE, Average, RankedPair, best_and_worst, paper_rows
 from matcher.readout import Readout
-from matcher.report import paper_rows
+from matcher.statistics import PckIntervals, pck_intervals
 
 PAIRS_SHOWN = 4
 """Of the best, and of the worst."""

@@ -40,8 +40,7 @@ from cli.table_text import write_tables
 from featstore.pair_list import list_hash
 from featstore.store.schema import creator_version
 from matcher.configuration import Configuration
-from matcher.grid import GridScores, Winner, winners
-from matcher.grid_report import weights_of
+from matcher.grid import GridScores, Winner, weights_of, winners
 from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.plot_grid import AccuracyPanel, HeatPanel, accuracy_figure, heat_map_figure

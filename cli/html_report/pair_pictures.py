@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cli.html_report.page import Chart
-from featstore.datasets.pixels import decode
+from featstore.datasets.pictures import decode
 from featstore.datasets.records import Dataset
 from featstore.errors import DatasetError
-from matcher.extremes import RankedPair
 from matcher.pairs import Frame
-from matcher.pck import MatchedPair
+from matcher.pck import MatchedPair, RankedPair
 from matcher.readout import Readout
 
 Places = NDArray[np.floating[Any]]

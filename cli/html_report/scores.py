@@ -7,12 +7,11 @@ import numpy as np
 from cli.html_report.drawing import inline_svg
 from cli.html_report.page import Chart
 from cli.table_text import Block
-from matcher.bootstrap import Interval
-from matcher.intervals import PckIntervals
 from matcher.pairs import Frame
 from matcher.pck import Average, Columns, PckTable
 from matcher.plot_scores import Bar, Curve, bar_figure, curve_figure
 from matcher.readout import Readout
+from matcher.statistics import Interval, PckIntervals
 
 CURVE_ALPHAS = tuple(number / 100 for number in range(1, 21))
 LONGEST_NAME = 22

@@ -16,11 +16,11 @@ from cli.html_report.settings import matching_group, origin_group, when
 from cli.html_report.write import make_again, report_command, write_report
 from cli.table_text import Block, write_tables
 from featstore.errors import TuningError
-from featstore.prompts.learned import Mode
+from featstore.prompts.base import Mode
 from featstore.store.schema import creator_version
 from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.settings import TuningSettings
-from featstore.tuning.validation import ALPHA
+from featstore.tuning.step import ALPHA
 from matcher.plot_scores import Learning, learning_figure, running_mean
 from matcher.readout import Readout
 

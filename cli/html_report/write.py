@@ -7,8 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cli.html_report.page import Page
-from featstore.store.full_disk import AGAIN
-from featstore.whole_file import write_whole
+from featstore.files import AGAIN, write_whole
 
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"

@@ -2,7 +2,7 @@
 
 cells/dual-single@spair on pf-willow-0f3a9c21/
     figures.json    what was scored with which settings, and PCK with its intervals
-    run.json ...    what `dualsd eval --out` keeps, see `featstore.evaluation_run`
+    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.evaluation_run`
 """
 
 import hashlib
@@ -21,13 +21,12 @@ from cli.reproduction.comparison import CellFigures
 from cli.reproduction.plan import Cell
 from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
-from featstore.evaluation_run import EvaluationRun, is_finished
+from featstore.files import write_whole
+from featstore.pipeline.evaluation_run import EvaluationRun, is_finished
 from featstore.prompts.file import load_prompts
 from featstore.sealed import check_seal, seal
-from featstore.whole_file import write_whole
-from matcher.bootstrap import Interval
-from matcher.intervals import pck_intervals
 from matcher.pck import Average
+from matcher.statistics import Interval, pck_intervals
 
 FIGURES = "figures.json"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.reproduction.paper import ALL
 from cli.reproduction.plan import Column, Plan, Row
-from matcher.bootstrap import Interval
+from matcher.statistics import Interval
 
 CellFigures = Mapping[float, Mapping[str, Interval]]
 """A cell's PCK as fractions with 95 % intervals: by alpha, and by category or `all`."""

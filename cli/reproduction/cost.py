@@ -10,18 +10,17 @@ from cli.reproduction.training import settings_of
 from cli.reproduction.work import Latent, Noisy, Patches, PromptName, Work
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
-from featstore.evaluation import images_of
+from featstore.pipeline.batches import chunks
+from featstore.pipeline.evaluate import images_of
+from featstore.pipeline.plan import extractor_of, missing_latents, missing_noisy
+from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.file import load_prompts
-from featstore.prompts.learned import Mode
-from featstore.prompts.prompts import Prompts
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
-from featstore.stages.batches import chunks
-from featstore.stages.plan import extractor_of, missing_latents, missing_noisy
 from featstore.store.keys import PATCH_TOKENS
 from featstore.store.store import Store
+from featstore.tuning.data import RandomPairs
 from featstore.tuning.run_folder import RunFolder
-from featstore.tuning.sampling import RandomPairs
 from featstore.tuning.settings import TuningSettings
 
 CROP = 224

@@ -17,8 +17,8 @@ from cli.reproduction.pricing import Piece, prices, print_prices
 from cli.reproduction.work import Work
 from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
-from featstore.evaluation import choose_pairs, images_of
-from featstore.stages.plan import missing_latents
+from featstore.pipeline.evaluate import choose_pairs, images_of
+from featstore.pipeline.plan import missing_latents
 from matcher.errors import InputError
 
 DATASET, SPLIT = "spair", "val"

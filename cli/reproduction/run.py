@@ -18,8 +18,8 @@ from cli.reproduction.training import is_finished, learn, open_run, settings_of,
 from cli.reproduction.work import Work
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
-from featstore.evaluation import choose_pairs, default_split
-from featstore.gridsearch import choose_some
+from featstore.pipeline.evaluate import choose_pairs, default_split
+from featstore.pipeline.grid import choose_some
 from featstore.tuning.run_folder import RunFolder
 from matcher.errors import InputError
 

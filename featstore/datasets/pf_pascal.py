@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.datasets.keypoint_mat import read_keypoints
-from featstore.datasets.pixels import stored_size
+from featstore.datasets.mat_file import read_keypoints
+from featstore.datasets.pictures import stored_size
 from featstore.datasets.reading import (
     ListedPair,
     Row,

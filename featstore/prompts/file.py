@@ -10,14 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from featstore.backbone.dino_name import DinoName
-from featstore.backbone.layers import check_layers, check_timesteps
+from featstore.backbones.dino_name import DinoName
+from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.errors import ModelError, PromptError
-from featstore.prompts.conditional import module_of
-from featstore.prompts.learned import LearnedPrompts, Mode
+from featstore.files import write_whole
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.cpm import module_of
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
-from featstore.whole_file import write_whole
 
 FORMAT = "dualsd prompts"
 VERSION = 1

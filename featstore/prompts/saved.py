@@ -1,16 +1,15 @@
 """Learned prompts in use: single and class ones as `Prompts`; what they can and cannot be used for."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from featstore.errors import PromptError
-from featstore.prompts.learned import LearnedPrompts, Mode
-from featstore.prompts.text import TextPrompt, plain_category
-from featstore.prompts.token_embeddings import encode_token_embeddings
+from featstore.errors import ModelError, PromptError
+from featstore.prompts.base import LearnedPrompts, Mode, Prompts
+from featstore.prompts.text import TextPrompt, encode_token_embeddings, plain_category
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -106,3 +105,24 @@ def _no_prompt(learned: LearnedPrompts, missing: Sequence[str]) -> PromptError:
         f"No prompt was learned for {', '.join(map(repr, missing))} (there are {', '.join(learned.categories)}): "
         "--fallback text takes the text prompt there, --fallback single a run of mode single."
     )
+
+
+def prompts_of(description: Mapping[str, Any], learned: Sequence[LearnedPrompts]) -> Prompts | None:
+    """The prompts whose `describe()` gives `description`: a text, which is all there, or one of those `learned`; None
+    where it is none of them."""
+    if description.get("kind") == "text":
+        try:
+            return TextPrompt(str(description.get("template")))
+        except ModelError:
+            return None
+    fallback = None
+    if isinstance(description.get("fallback"), Mapping):
+        fallback = prompts_of(description["fallback"], learned)
+    for prompts in learned:
+        if prompts.mode is Mode.CPM:  # its maps belong to pairs and are never kept
+            continue
+        if fallback is None or isinstance(fallback, TextPrompt | SavedPrompts):
+            found = SavedPrompts(prompts, fallback)
+            if found.describe() == description:
+                return found
+    return None

@@ -1,29 +1,67 @@
-"""SD4Match's prompt files to learned prompts, and back.
+"""Tensors from the pickles that `torch.save` writes. Nothing in them is executed, and nothing but tensors accepted."""
 
-`caption.pt` (single, class): `dataset`, or each category, to token embeddings (1, 77, D). `ckpt.pt` (cpm): the
-conditional module's parameters by name.
-"""
-
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino_location import HUB_NAME
-from featstore.backbone.dino_name import DinoName
-from featstore.backbone.model import Model
+from featstore.backbones.dino_location import HUB_NAME
+from featstore.backbones.dino_name import DinoName
+from featstore.backbones.model import Model
 from featstore.errors import PromptError
-from featstore.prompts.conditional import PARAMETERS, module_of
-from featstore.prompts.learned import LearnedPrompts, Mode
-from featstore.prompts.pickled import Keys, load_tensors
-from featstore.prompts.token_embeddings import length_of
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.cpm import PARAMETERS, module_of
+from featstore.prompts.text import length_of
 from featstore.torch_file import save_torch
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+
+Keys = tuple[str, ...]
+"""Where a tensor stands: the keys of the dictionaries that lead to it."""
+
+
+def load_tensors(file: Path) -> dict[Keys, Tensor]:
+    """All tensors of a file, on the CPU, by where they stand; those of a file that is one tensor stand at ().
+
+    Raises `PromptError` for a file that is missing or damaged, or holds anything but tensors and dictionaries of them.
+    """
+    if not file.is_file():
+        raise PromptError(f"There is no file {file}.")
+    found: dict[Keys, Tensor] = {}
+    left: list[tuple[Keys, Any]] = [((), _load(file))]
+    seen: set[int] = set()  # a dictionary may hold itself
+    while left:
+        keys, value = left.pop()
+        if isinstance(value, Tensor):
+            found[keys] = value
+        elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise PromptError(
+                f"{file} is refused: it holds a {type(value).__name__} where tensors, or tensors by name, are expected"
+                f"{f' (at {keys[-1]!r})' if keys else ''}."
+            )
+        elif id(value) not in seen:
+            seen.add(id(value))
+            left += [((*keys, key), own) for key, own in value.items()]
+    return found
+
+
+def _load(file: Path) -> Any:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what the pickle is like; it is read or refused
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever it comes upon
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = "is no file of torch.save's, or a damaged one" if wanted is None else f"asks for {wanted.group(1)}"
+        raise PromptError(
+            f"{file} is refused: it {reason}; only tensors are read, and nothing in a pickle is executed."
+        ) from error
+
 
 SINGLE_KEY = "dataset"
 """Under which SD4Match keeps a single prompt."""

@@ -1,4 +1,5 @@
-"""Text prompts: a template a category, through tokenizer and text encoder to prompt embeddings."""
+"""Prompts where CLIP's token and position embeddings come out: [SOS, learned vectors, EOS, padding], and from there
+through CLIP's causal transformer and final layer norm to what cross attention sees (docs/method.md, Prompts)."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -12,6 +13,70 @@ from featstore.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+
+PADDING = 0
+"""The token that fills a learned prompt up; SD4Match's choice, not the tokenizer's."""
+
+
+@torch.no_grad()
+def frame(text_encoder: "CLIPTextModel", start: int, end: int, length: int) -> Tensor:
+    """Token embeddings (positions, D) of [start, `length` vectors to be put in, end, padding], each with the position
+    embedding of the place where it stands. The vectors' places hold zeros.
+
+    start, end: ids of the tokenizer's SOS and EOS. Raises `ModelError` where `length` vectors do not fit between them.
+    """
+    positions: int = text_encoder.config.max_position_embeddings
+    if not 1 <= length <= positions - 2:
+        raise ModelError(
+            f"A prompt of {length} vectors does not fit: the text encoder has {positions} positions, two of them for "
+            f"start and end, so 1 to {positions - 2} vectors."
+        )
+    ids = torch.full((1, positions), PADDING, device=text_encoder.device)
+    ids[0, 0], ids[0, length + 1] = start, end
+    rows: Tensor = text_encoder.embeddings(input_ids=ids)[0]
+    rows[1 : length + 1] = 0
+    return rows
+
+
+@torch.no_grad()
+def length_of(text_encoder: "CLIPTextModel", start: int, end: int, rows: Tensor) -> int | None:
+    """How many vectors token embeddings (positions, D) have between their start and end; None where start, end and
+    padding are not this text encoder's, give or take 1 % (half precision rounds by less).
+
+    start, end: as for `frame`.
+    """
+
+    def is_token(token: int) -> Tensor:
+        ids = torch.full((1, len(rows)), token, device=device)
+        expected: Tensor = text_encoder.embeddings(input_ids=ids)[0].float()
+        return (rows.to(expected) - expected).norm(dim=1) <= 0.01 * expected.norm(dim=1)
+
+    device = next(text_encoder.parameters()).device
+    starts, ends, paddings = is_token(start), is_token(end), is_token(PADDING)
+    found = [place for place in range(2, len(rows)) if ends[place] and paddings[place + 1 :].all()]
+    return found[0] - 1 if starts[0] and found else None
+
+
+def fill(framed: Tensor, vectors: Tensor) -> Tensor:
+    """Token embeddings (b, positions, D): `frame`'s rows with vectors (b, N, D) in their places, as they are."""
+    count, length = vectors.shape[:2]
+    outer = framed.to(vectors).expand(count, -1, -1)
+    return torch.cat([outer[:, :1], vectors, outer[:, length + 1 :]], dim=1)
+
+
+def encode_token_embeddings(text_encoder: "CLIPTextModel", rows: Tensor) -> Tensor:
+    """Prompt embeddings (b, positions, D), after the final layer norm, of token embeddings of the same shape. Gradients
+    flow. Under autocast in its dtype, else in the text encoder's."""
+    # transformers 5 takes no embeddings in place of token ids, and its encoder called alone is silently not causal
+    weights = next(text_encoder.parameters())
+    handle = text_encoder.embeddings.register_forward_hook(lambda *_: rows.to(weights))
+    try:
+        ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=weights.device)
+        embeddings: Tensor = text_encoder(input_ids=ids).last_hidden_state
+        return embeddings
+    finally:
+        handle.remove()
+
 
 DEFAULT_TEMPLATE = "a photo of a {category}"
 

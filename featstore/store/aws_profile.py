@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.errors import StoreError
-from featstore.store.location import S3Location
+from featstore.store.keys import S3Location
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")

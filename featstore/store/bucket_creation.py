@@ -17,7 +17,7 @@ from featstore.store.rows import METADATA
 def open_zarr(bucket: Bucket) -> ZarrStore:
     """As zarr takes it."""
     # zarr's store is a class of obstore's, which only those have installed who need it
-    from featstore.store.bucket_store import BucketStore
+    from featstore.store.bucket import BucketStore
 
     return BucketStore(bucket)
 

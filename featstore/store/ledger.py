@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from featstore.errors import StoreError
-from featstore.store.full_disk import Needed, naming_missing_bytes
+from featstore.files import Needed, naming_missing_bytes
 from featstore.store.rows import RowArray, require_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featstore.store.bucket import open_bucket
-from featstore.store.bucket_lock import exclusive_in
-from featstore.store.full_disk import writing
-from featstore.store.location import StoreLocation
+from featstore.files import writing
+from featstore.store.bucket import exclusive_in, open_bucket
+from featstore.store.keys import StoreLocation
 from matcher.errors import InputError
 
 try:

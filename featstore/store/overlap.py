@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from featstore.store.location import StoreLocation
+from featstore.store.keys import StoreLocation
 from featstore.store.row_file import Row
 from featstore.store.rows import RowArray
 

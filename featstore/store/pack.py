@@ -26,15 +26,14 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from featstore.errors import StoreError
+from featstore.files import PARTIAL, Needed, missing_bytes, writing
+from featstore.plain_text import human_bytes
 from featstore.progress import Progress
-from featstore.sizes import human_bytes
-from featstore.store.full_disk import Needed, missing_bytes, writing
 from featstore.store.lock import exclusive
 from featstore.store.row_file import Row, RowFiles, row_name, row_values
 from featstore.store.rows import METADATA, RowArray, create_rows
 from featstore.store.shard_file import ShardFiles
 from featstore.store.sweep import strays, sweep_strays
-from featstore.whole_file import PARTIAL
 
 if TYPE_CHECKING:
     from featstore.store.store import Store

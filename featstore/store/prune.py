@@ -8,10 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from featstore.errors import StoreError
-from featstore.store.keys import MAPS, NOISY
-from featstore.store.listing import folders, names, objects
-from featstore.store.location import StoreLocation
+from featstore.store.keys import MAPS, NOISY, StoreLocation
 from featstore.store.lock import exclusive
+from featstore.store.row_file import folders, names, objects
 from featstore.store.rows import METADATA
 from featstore.store.store import Store
 from featstore.store.sweep import remove_folder, sweep_removed

@@ -1,7 +1,4 @@
-"""Read a row's object straight from a local disk.
-
-zarr reads an object, copies it, and copies it again into an array that it has filled with NaN; for rows of 12 MB that
-takes longer than the reading. A row is one object of plain values and a checksum, so its file is the array."""
+"""How a row lies: a file in a folder, an object in a bucket."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +12,51 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, Endian
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import LocalStore
+
+from featstore.store.bucket import Bucket, StoredObject, open_bucket
+from featstore.store.keys import StoreLocation
+
+
+def folders(store: StoreLocation, pattern: str) -> list[str]:
+    """Paths of the folders that a pattern such as `maps/*` names, sorted. On object storage a request a folder above
+    them, whatever they hold."""
+    if isinstance(store, Path):
+        return [folder.relative_to(store).as_posix() for folder in sorted(store.glob(pattern)) if folder.is_dir()]
+    bucket = open_bucket(store)
+    first, *rest = pattern.split("/*")
+    found = [first]
+    for _ in rest:
+        found = [below for folder in found for below in bucket.level(folder)[1]]
+    return sorted(found)
+
+
+def objects(store: StoreLocation, path: str = "") -> list[StoredObject]:
+    """All files or objects below a path, sorted; all of the store where it is empty."""
+    if isinstance(store, Path):
+        files = [file for file in sorted((store / path).rglob("*")) if file.is_file()]
+        return [
+            StoredObject(file.relative_to(store).as_posix(), stat.st_size, stat.st_mtime)
+            for file in files
+            for stat in [file.stat()]
+        ]
+    return sorted(open_bucket(store).objects(path), key=lambda found: found.path)
+
+
+def names(store: StoreLocation, path: str) -> list[str]:
+    """Names of the files or objects right below a path; none where it is not there."""
+    if isinstance(store, Path):
+        folder = store / path
+        return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    return sorted(key.rpartition("/")[2] for key in open_bucket(store).level(path)[0])
+
+
+def delete(store: StoreLocation, path: str) -> None:
+    """Delete a file or an object, be it there or not."""
+    if isinstance(store, Path):
+        (store / path).unlink(missing_ok=True)
+    else:
+        open_bucket(store).delete([path])
+
 
 Row = tuple[int, ...]
 """Index of a row: (image,) or (image, draw)."""
@@ -99,3 +141,40 @@ def _content(file: Path) -> NDArray[np.uint8] | None:
         return np.fromfile(file, dtype=np.uint8)
     except FileNotFoundError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class RowObjects:
+    """An array's rows in a bucket. path: the array's, within the store. shape, dtype: of a row."""
+
+    bucket: Bucket
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def read(self, row: Row) -> NDArray[Any] | None:
+        """One row, None where it is not there. Raises ValueError where its length or checksum is wrong."""
+        content = self.bucket.read(self._key(row))
+        # copied: whoever gets it may write to it, as to a row of a file
+        return None if content is None else row_values(np.array(content, dtype=np.uint8), self.shape, self.dtype)
+
+    def write(self, row: Row, values: NDArray[Any]) -> None:
+        """Write one row, of this shape and dtype."""
+        content = np.ascontiguousarray(values).tobytes()
+        checksum = google_crc32c.value(content).to_bytes(CHECKSUM_BYTES, "little")
+        self.bucket.write(self._key(row), content + checksum)
+
+    def delete(self, rows: Sequence[Row]) -> None:
+        """Delete rows, a thousand a request: whoever holds the bucket's lock for it holds it for a while only."""
+        self.bucket.delete([self._key(row) for row in rows])
+
+    def _key(self, row: Row) -> str:
+        return f"{self.path}/{row_name(row, len(self.shape))}"
+
+
+def row_objects(array: zarr.Array[Any], leading: int) -> RowObjects | None:
+    """An array's rows; None where they are no objects of a bucket, or stored otherwise than dualsd does."""
+    bucket: Bucket | None = getattr(array.store_path.store, "bucket", None)
+    if bucket is None or array.shards is not None or not is_plain(array):
+        return None
+    return RowObjects(bucket, array.path, tuple(array.shape[leading:]), array.dtype)

@@ -18,12 +18,11 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from featstore.errors import MetadataError, StoreError
-from featstore.store.create import create_missing
-from featstore.store.full_disk import writing
+from featstore.files import writing
 from featstore.store.row_encoding import encoding_for, encoding_of, row_bytes
 from featstore.store.row_file import Row as Row
-from featstore.store.row_file import RowFiles, row_folder, row_name, row_of_name
-from featstore.store.row_object import row_objects
+from featstore.store.row_file import RowFiles, row_folder, row_name, row_objects, row_of_name
+from featstore.store.schema import create_missing
 from featstore.store.shard_file import ShardFiles, shard_files
 
 METADATA = "zarr.json"

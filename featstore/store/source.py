@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from featstore.backbone.dino_name import DINO
+from featstore.backbones.dino_name import DINO
 from featstore.errors import StoreError
 from featstore.plain_text import is_plain, nfc, one_line, shown
 from featstore.store.keys import DinoExtractor, Extractor
@@ -17,8 +17,7 @@ from featstore.store.overlap import AHEAD_BYTES, REQUESTS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.errors import MapError
-from matcher.maps import LayerSpec, MapSource, check_maps, images_ahead
-from matcher.read_ahead import AHEAD
+from matcher.maps import AHEAD, LayerSpec, MapSource, check_maps, images_ahead
 
 _NAMED = "'<image id>|<layer name>'"
 

@@ -2,22 +2,24 @@
 
 import errno
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from numpy.typing import NDArray
+from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
-from featstore.backbone.dino_name import DinoName
+from featstore.backbones.dino_name import DinoName
 from featstore.errors import StoreError, StoreExistsError
+from featstore.files import writing
 from featstore.store.bucket import open_bucket
 from featstore.store.bucket_creation import create_in_bucket, open_zarr
-from featstore.store.create import create_missing
-from featstore.store.full_disk import writing
 from featstore.store.images import ImageTable, read_images, write_images
 from featstore.store.keys import (
     CONDITIONING,
@@ -27,16 +29,16 @@ from featstore.store.keys import (
     PATCH_TOKENS,
     DinoExtractor,
     Extractor,
+    Stored,
+    StoreLocation,
     dino_path,
     map_path,
     noisy_path,
 )
-from featstore.store.listing import folders
-from featstore.store.location import StoreLocation
 from featstore.store.lock import exclusive
+from featstore.store.row_file import folders
 from featstore.store.rows import METADATA, METADATA_ERRORS, RowArray, damaged_metadata, open_rows, require_rows
-from featstore.store.schema import STORED_DTYPE, VERSION_OF_INT8, StoreHeader
-from featstore.store.stored import Stored
+from featstore.store.schema import STORED_DTYPE, VERSION_OF_INT8, StoreHeader, create_missing
 from featstore.store.sweep import MAKING
 
 _BELOW = (f"{NOISY}/*", f"{MAPS}/*/*/*", f"{CONDITIONING}/*")
@@ -274,3 +276,63 @@ def _open_group(path: StoreLocation) -> zarr.Group | None:
         return zarr.open_group(place, mode="r+", zarr_format=3, use_consolidated=False)
     except (GroupNotFoundError, *METADATA_ERRORS) as error:
         raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error
+
+
+KEPT = 256
+"""Images whose tokens are kept in memory: 200 MB."""
+
+PatchTokens = Callable[[str], Tensor]
+"""The patch tokens of an image, (patches, width), float32 on the CPU."""
+
+
+def patch_tokens_of(store: Store, tokens: RowArray) -> PatchTokens:
+    """Reads a store's tokens, which have the class token first."""
+
+    @lru_cache(maxsize=KEPT)
+    def of(image: str) -> Tensor:
+        return torch.from_numpy(tokens.read((store.images.row(image),)).astype(np.float32)[1:])
+
+    return of
+
+
+def no_patches(image: str) -> Tensor:
+    """For prompts that are made from none."""
+    raise StoreError(f"No DINOv2 tokens were made of image {image!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySummary:
+    """path: in the store. row_shape: of one row. rows: that could be there; present: that are. bytes: on disk.
+    what: the extractor of maps in words, and whether its rows share files."""
+
+    path: str
+    row_shape: tuple[int, ...]
+    rows: int
+    present: int
+    bytes: int
+    what: str
+
+
+def summarise(store: Store) -> list[ArraySummary]:
+    """Every array of rows; rows are listed, none is read."""
+    found = []
+    for path, array in store.arrays().items():
+        present = array.present()
+        count = int(present.sum())
+        what = ", ".join(part for part in (_what(store, path), "packed" if array.packed else "") if part)
+        found.append(ArraySummary(path, array.row_shape, present.size, count, count * array.row_bytes, what))
+    return found
+
+
+def _what(store: Store, path: str) -> str:
+    kind, _, rest = path.partition("/")
+    if kind != MAPS:
+        return ""
+    attributes = store.attributes(f"{MAPS}/{rest.split('/')[0]}")
+    stored = f", kept as {attributes['stored']}" if "stored" in attributes else ""
+    dino = DinoExtractor.from_description(attributes)
+    if dino is not None:
+        return f"DINOv2 {dino.dino.id!r}, {dino.size} pixels, {dino.dtype}{stored}"
+    prompt = attributes.get("prompt")
+    words = prompt.get("template", prompt.get("kind")) if isinstance(prompt, dict) else "unknown prompt"
+    return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}{stored}"

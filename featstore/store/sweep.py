@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from featstore.files import IN_FLIGHT_SECONDS, PARTIAL, sweep_old
 from featstore.store.bucket import open_bucket
-from featstore.store.location import StoreLocation
+from featstore.store.keys import StoreLocation
 from featstore.store.row_file import row_of_name
 from featstore.store.rows import RowArray
-from featstore.whole_file import IN_FLIGHT_SECONDS, PARTIAL, sweep_old
 
 MAKING = ".making"
 """Ends the name of a folder beside a store, or a run, that is being made and will take its place whole."""

@@ -11,22 +11,19 @@ import numpy as np
 import zarr
 
 from featstore.errors import MetadataError, StoreError
+from featstore.files import PARTIAL, writing
 from featstore.progress import Progress
-from featstore.store.full_disk import writing
 from featstore.store.images import COLUMNS
-from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, DinoExtractor, Extractor
+from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, DinoExtractor, Extractor, StoreLocation
 from featstore.store.ledger import GRIDS
-from featstore.store.listing import delete, names, objects
-from featstore.store.location import StoreLocation
 from featstore.store.lock import exclusive
 from featstore.store.pack import shard_rows, unpack_array
 from featstore.store.row_encoding import encoding_for, row_bytes
-from featstore.store.row_file import Row, row_of_name
+from featstore.store.row_file import Row, delete, names, objects, row_of_name
 from featstore.store.rows import METADATA, RowArray, create_rows, unlike
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
-from featstore.whole_file import PARTIAL
 
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""

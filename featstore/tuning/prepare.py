@@ -9,32 +9,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino_location import locate_dino
-from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
-from featstore.backbone.location import ModelLocation
-from featstore.backbone.unet import CutUNet
+from featstore.backbones.dino_location import locate_dino
+from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
+from featstore.backbones.location import ModelLocation
+from featstore.backbones.unet import CutUNet
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
+from featstore.files import naming_missing_bytes
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.latents import encode_images
+from featstore.pipeline.noisy import add_noise, check_noise
+from featstore.pipeline.pair_inputs import missing_inputs
+from featstore.pipeline.patch_tokens import cache_patch_tokens
 from featstore.progress import Progress
-from featstore.prompts.conditional import ConditionalModule
-from featstore.prompts.learned import LearnedPrompts, Mode
-from featstore.prompts.token_embeddings import frame
-from featstore.stages.compute import Compute
-from featstore.stages.latents import encode_images
-from featstore.stages.noisy import add_noise, check_noise
-from featstore.stages.pair_inputs import missing_inputs
-from featstore.stages.patch_tokens import cache_patch_tokens
-from featstore.store.full_disk import naming_missing_bytes
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.cpm import ConditionalModule
+from featstore.prompts.text import frame
 from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
-from featstore.store.patch_tokens import no_patches, patch_tokens_of
-from featstore.store.store import Store
+from featstore.store.store import Store, no_patches, patch_tokens_of
 from featstore.store.sweep import folders_of, sweep_partial
-from featstore.tuning.latents import CachedNoise, FreshNoise, NoiseAhead, NoisySource
+from featstore.tuning.data import CachedNoise, FreshNoise, NoiseAhead, NoisySource
 from featstore.tuning.prompt_sets import initial_module, open_prompt_set, wide
 from featstore.tuning.settings import Noise, TuningSettings
-from featstore.tuning.step import Autocast, Networks
+from featstore.tuning.step import Autocast, LoadNoisy, Networks
 from featstore.tuning.train import Problem
-from featstore.tuning.validation import LoadNoisy
 from matcher.pairs import MatchingPair
 
 if TYPE_CHECKING:

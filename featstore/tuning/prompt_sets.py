@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from featstore.backbone.noise import generator
-from featstore.prompts.conditional import ConditionalModule
-from featstore.prompts.learned import Mode
-from featstore.prompts.token_embeddings import fill
-from featstore.store.patch_tokens import PatchTokens
+from featstore.backbones.noise import generator
+from featstore.prompts.base import Mode
+from featstore.prompts.cpm import ConditionalModule
+from featstore.prompts.text import fill
+from featstore.store.store import PatchTokens
 from matcher.pairs import MatchingPair
 
 if TYPE_CHECKING:

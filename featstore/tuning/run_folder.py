@@ -25,16 +25,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from featstore.errors import TuningError
+from featstore.files import PARTIAL, Needed, naming_missing_bytes, write_whole, writing
 from featstore.prompts.file import FILE
 from featstore.sealed import check_seal, parse_known, seal
-from featstore.store.full_disk import Needed, naming_missing_bytes, writing
-from featstore.store.location import StoreLocation, absolute, parse_location
+from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.lock import check_free, held
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning.settings import TuningSettings
-from featstore.whole_file import PARTIAL, write_whole
 from matcher.errors import InputError
 
 RUNS = Path("runs")
@@ -43,7 +42,7 @@ RUN = "run.json"
 
 FORMAT = "dualsd run"
 EVALUATION = "dualsd evaluation"
-"""What lies among the runs, too: `featstore.evaluation_run`."""
+"""What lies among the runs, too: `featstore.pipeline.evaluation_run`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
 METRICS_LINE_BYTES = 57

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Self
 
-from featstore.backbone.layers import check_layers, check_timesteps
+from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.errors import TuningError
-from featstore.prompts.conditional import CONDITIONAL_LENGTH, GLOBAL_LENGTH
-from featstore.prompts.learned import Mode
+from featstore.prompts.base import Mode
+from featstore.prompts.cpm import CONDITIONAL_LENGTH, GLOBAL_LENGTH
 from featstore.sealed import parse
 from featstore.tuning.loss import gaussian
 from matcher.fusion import check_weights

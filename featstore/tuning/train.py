@@ -1,35 +1,105 @@
-"""The training loop. Only prompts are learned; everything up to the UNet's input is read from the store."""
+"""A run that is asked to stop finishes its step and saves itself first: Ctrl-C, SIGTERM, SIGUSR1 (preemption)."""
 
+import contextlib
 import math
+import os
+import signal
+import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from featstore.errors import TuningError
+from featstore.files import Needed, naming_missing_bytes, writing
+from featstore.pipeline.batches import chunks
 from featstore.progress import Progress
+from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.file import prompts_bytes, save_prompts
-from featstore.prompts.learned import LearnedPrompts
-from featstore.stages.batches import chunks
-from featstore.store.full_disk import Needed, naming_missing_bytes
-from featstore.tuning.board import EVENT_BYTES, Board
-from featstore.tuning.latents import NoiseAhead, NoisySource
-from featstore.tuning.processes import share, sum_gradients, sum_numbers, wait_for_all
+from featstore.tuning.data import NoiseAhead, NoisySource, RandomPairs
 from featstore.tuning.prompt_sets import PromptSet
 from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder, trained_alone
-from featstore.tuning.sampling import RandomPairs
 from featstore.tuning.settings import TuningSettings
-from featstore.tuning.state import TrainingState
-from featstore.tuning.step import Networks, batch_loss
-from featstore.tuning.stopping import stop_requests
-from featstore.tuning.validation import LoadNoisy, sum_of_pck
+from featstore.tuning.state import TrainingState, share, sum_gradients, sum_numbers, wait_for_all
+from featstore.tuning.step import LoadNoisy, Networks, batch_loss, sum_of_pck
 from matcher.pairs import MatchingPair
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Inside, signals are only noted: the function that is given says whether one came. A second Ctrl-C interrupts at
+    once. Afterwards signals are handled as before."""
+    asked = threading.Event()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield asked.is_set
+        return
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+EVENT_BYTES = 96
+"""Of a number in the file, name and step included, at most."""
+
+_FORMAT = "brain.Event:2"
+
+
+class Board:
+    """Writes into a new file of a folder. Every method, and making one, raises `StoreError` or `DiskFullError` where
+    the disk does not take it."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """first_step: TensorBoard forgets what earlier files of the folder say of it and of later ones."""
+        self._file = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        with writing(str(self._file)):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = RecordWriter(self._file.open("wb"))
+        self._write(Event(file_version=_FORMAT))
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self.flush()
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """One number of one step."""
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
+
+    def flush(self) -> None:
+        """Hand everything so far to the disk."""
+        with writing(str(self._file)):
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        with writing(str(self._file)):
+            self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with writing(str(self._file)):
+            self._writer.write(event.SerializeToString())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

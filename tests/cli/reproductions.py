@@ -8,7 +8,7 @@ from cli.reproduction.comparison import compare, to_json
 from cli.reproduction.notes import notes
 from cli.reproduction.paper import load_table
 from cli.reproduction.plan import choose_rows, plan_table
-from matcher.bootstrap import Interval
+from matcher.statistics import Interval
 
 
 def write_reproduction(work: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
+from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.file import save_prompts
-from featstore.prompts.learned import LearnedPrompts, Mode
 from featstore.store.store import open_store
 from featstore.tuning.run_folder import identity
 from tests.cli.conftest import Run

@@ -13,9 +13,9 @@ import zarr
 from safetensors import safe_open
 from torch import Tensor
 
-from featstore.backbone.dino_name import DinoName
+from featstore.backbones.dino_name import DinoName
 from featstore.datasets.records import ImageRecord
-from featstore.export.layouts import sd4match_identifier
+from featstore.pipeline.export import sd4match_identifier
 from featstore.store.keys import DinoExtractor, Extractor
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store

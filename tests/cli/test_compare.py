@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.evaluation import Result, tabulated
-from featstore.evaluation_run import save_evaluation
-from matcher.bootstrap import bootstrap_mean
+from featstore.pipeline.evaluate import Result, tabulated
+from featstore.pipeline.evaluation_run import save_evaluation
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average, hits
-from matcher.permutation import permutation_test
 from matcher.readout import Readout
 from matcher.spread import graphs_of
+from matcher.statistics import bootstrap_mean, permutation_test
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok, read, refused
 from tests.featstore.evaluations import ALPHAS, guessed, many_pairs, result_of

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from tests.cli.conftest import Run
-from tests.featstore.backbone.damaged import A_TENSOR, DAMAGES, WEIGHTS, change_json, change_tensors, copied
+from tests.featstore.backbones.damaged import A_TENSOR, DAMAGES, WEIGHTS, change_json, change_tensors, copied
 from tests.featstore.trainable import write_trainable
 
 

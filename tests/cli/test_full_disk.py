@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from featstore.sizes import free_bytes
+from featstore.plain_text import free_bytes
 from tests.cli.crash_cases import NAMES, RUN, STORE, Case, assert_same, assert_usable, ok
 from tests.faults import LINUX, Ended, Fault, Forks, evenly
 from tests.small_disk import missing_bytes, resize

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from featstore.whole_file import PARTIAL
+from featstore.files import PARTIAL
 from tests.cli.crash_cases import NAMES, STORE, Case, age, assert_same, assert_usable
 from tests.faults import LINUX, ROOT, Fault, Forks, evenly
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featstore.backbone.noise import noise
+from featstore.backbones.noise import noise
 from featstore.store.store import Store, open_store
 from tests.cli.conftest import Run
 from tests.featstore.trainable import write_trainable

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.processes import choose_compute, gpu_of
-from featstore.processes import launched
+from featstore.pipeline.distributed import launched
 from featstore.store.images import ImageTable
 from featstore.store.row_file import Row
 from featstore.store.rows import RowArray

@@ -9,8 +9,8 @@ import pytest
 
 from cli.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store
 from featstore.errors import PromptError
+from featstore.prompts.base import Mode
 from featstore.prompts.file import save_prompts
-from featstore.prompts.learned import Mode
 from featstore.store.store import open_store
 from featstore.tuning.run_folder import RunFolder, create_run
 from featstore.tuning.settings import TuningSettings

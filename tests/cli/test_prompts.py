@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import Result
 
-from featstore.backbone.dino import load_dino
-from featstore.backbone.dino_location import locate_dino
-from featstore.backbone.dino_name import DinoName
-from featstore.backbone.load import load_text_encoder, load_tokenizer
-from featstore.backbone.model import open_model
-from featstore.prompts.conditional import module_of
+from featstore.backbones.dino import load_dino
+from featstore.backbones.dino_location import locate_dino
+from featstore.backbones.dino_name import DinoName
+from featstore.backbones.load import load_text_encoder, load_tokenizer
+from featstore.backbones.model import open_model
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.cpm import module_of
 from featstore.prompts.file import load_prompts, save_prompts
-from featstore.prompts.learned import LearnedPrompts, Mode
-from featstore.prompts.token_embeddings import fill, frame
+from featstore.prompts.text import fill, frame
 from tests.cli.conftest import Run
 from tests.featstore.prompts.made import layer_tensors, made, module_tensors, text_rows
 

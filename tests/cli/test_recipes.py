@@ -10,10 +10,10 @@ import pytest
 from cli.recipe import FOLDER, Recipe, load_recipe, load_recipes, parse_recipe
 from cli.recipe_options import TRAINING_PAIRS, steps_for
 from cli.show_recipes import commands
-from featstore.backbone.dino_location import HUB_NAME
+from featstore.backbones.dino_location import HUB_NAME
 from featstore.prompts.text import DEFAULT_TEMPLATE
-from matcher.correlation import BETA
 from matcher.errors import InputError
+from matcher.match import BETA
 from matcher.readout import Readout
 from tests.cli.conftest import Run
 

@@ -18,8 +18,8 @@ from cli.html_report.reproduction import report_reproduction
 from cli.html_report.training import report_training
 from cli.reproduction.paper import load_table
 from featstore.datasets.records import Difficulty
-from featstore.evaluation_run import save_evaluation
-from featstore.predictions import load_predictions
+from featstore.pipeline.evaluation_run import save_evaluation
+from featstore.pipeline.predictions import load_predictions
 from matcher.readout import Readout
 from tests.cli.conftest import Run
 from tests.cli.html_page import HtmlPage, read_page

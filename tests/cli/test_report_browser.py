@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from cli.html_report.evaluation import report_evaluation
 from cli.html_report.reproduction import report_reproduction
 from cli.main import app
-from featstore.evaluation_run import save_evaluation
+from featstore.pipeline.evaluation_run import save_evaluation
 from matcher.readout import Readout
 from tests.cli.browser import Browser, find_browser, open_browser
 from tests.cli.reproductions import write_reproduction

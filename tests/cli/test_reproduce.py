@@ -16,8 +16,8 @@ from typer.testing import Result
 from cli.recipe import load_recipes
 from cli.reproduction.workplace import find_datasets
 from featstore.datasets import demo
+from featstore.pipeline import latents
 from featstore.sealed import seal
-from featstore.stages import latents
 from matcher.errors import InputError
 from tests.cli.conftest import Run
 from tests.cli.html_page import read_page
@@ -284,7 +284,7 @@ def test_it_is_one_processs_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_model_that_is_not_here_cannot_be_counted(run: Run, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a dry run does not fetch it."""
-    monkeypatch.setattr("featstore.backbone.location.downloaded", lambda *_: None)
+    monkeypatch.setattr("featstore.backbones.location.downloaded", lambda *_: None)
     result = ok(run("reproduce", "table5", "--dataset-root", str(datasets), "--dry-run"))
     assert "sd2-1 is not on this machine" in result.output
     assert "Table 5: 7 row(s)" in result.output

@@ -12,8 +12,8 @@ from cli.reproduction.paper import FILE, TABLES, contradictions, load_figures, l
 from cli.reproduction.plan import Cell, Plan, Row, Training, choose_rows, plan_table
 from cli.reproduction.work import PromptName, Work, bytes_of
 from cli.table_text import to_latex, to_markdown
-from matcher.bootstrap import Interval
 from matcher.errors import InputError
+from matcher.statistics import Interval
 
 RECIPES = load_recipes()
 EVERYWHERE = ("spair", "pf-pascal", "pf-willow")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from featstore.store.bucket import Retries, open_bucket
-from featstore.store.location import S3Location, parse_location
+from featstore.store.keys import S3Location, parse_location
 from tests.cli.conftest import Run
 from tests.faulty_proxy import Faults, FaultyProxy
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from featstore.evaluation_run import save_evaluation
+from featstore.pipeline.evaluation_run import save_evaluation
 from featstore.store.store import open_store
 from featstore.tuning.run_folder import runs_newest_first
 from matcher.readout import Readout
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_made_is_known_before_matching(
     Path("taken").mkdir()
     Path("taken/mine").write_text("")
     Path("file").write_text("")
-    monkeypatch.setattr("featstore.evaluation.evaluate", lambda *_, **__: pytest.fail("it was matched"))
+    monkeypatch.setattr("featstore.pipeline.evaluate.evaluate", lambda *_, **__: pytest.fail("it was matched"))
     refused(run(*EVAL, "--out", "taken"), "taken exists already")
     refused(run(*EVAL, "--out", "file/run"), "file/run cannot be made")
     plain = os.access

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.train_settings import published, typed_settings
-from featstore.backbone.model import open_model
+from featstore.backbones.model import open_model
 from featstore.errors import DiskFullError
 from featstore.prompts.file import load_prompts
 from featstore.store.rows import RowArray
@@ -261,7 +261,7 @@ def test_a_disk_that_is_full_among_the_tokens(train: Callable[..., Result], monk
 
     with monkeypatch.context() as patch:
         patch.setattr(RowArray, "write", write)
-        patch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+        patch.setattr("featstore.files.free_bytes", lambda _: 1000)
         result = train("--mode", "cpm", "--steps", "1", "--length", "75")
     assert result.exit_code == 2
     # a block of 4,096 bytes a file more, and 16,384 an array: latents, tokens, and noise at two timesteps for both uses
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full_when_a_cpm_is_used(
     evaluate = ("eval", "--prompts", "runs/r", "--ensemble", "2", "--readouts", "nn", "--batch-size", "4")
     with monkeypatch.context() as patch:
         patch.setattr(RowArray, "write", write)
-        patch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+        patch.setattr("featstore.files.free_bytes", lambda _: 1000)
         result = run(*evaluate)
     assert result.exit_code == 2
     assert "is full, " in result.stderr, result.stderr

@@ -8,8 +8,8 @@ from torch import nn
 
 from cli.train_processes import Processes, open_processes, run_folder, training_compute, when_main
 from featstore.errors import DiskFullError, ProcessError
-from featstore.tuning.processes import sum_gradients, sum_numbers, wait_for_all
 from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.state import sum_gradients, sum_numbers, wait_for_all
 from tests.forked import together
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 
 from cli.option_values import parse_part
-from featstore.stages.part import Part
+from featstore.pipeline.distributed import Part
 from tests.docs.pages import DOCS, Block, blocks
 from tests.docs.test_commands import parse
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.datasets.frame import to_resized_frame
-from featstore.datasets.records import Pair, ThetaRule
-from featstore.evaluation import Result, Scoring, tabulated
+from featstore.datasets.records import Pair, ThetaRule, to_resized_frame
+from featstore.pipeline.evaluate import Result, Scoring, tabulated
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
 from matcher.match import MatchSettings

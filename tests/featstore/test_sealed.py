@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from featstore.backbone.load import load_text_encoder, load_tokenizer
-from featstore.backbone.location import locate
-from featstore.evaluation_run import EvaluationRun, save_evaluation
+from featstore.backbones.load import load_text_encoder, load_tokenizer
+from featstore.backbones.location import locate
+from featstore.pipeline.evaluation_run import EvaluationRun, save_evaluation
+from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.file import load_prompts, save_prompts
-from featstore.prompts.learned import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts
 from featstore.sealed import check_seal, read_tensors, seal, seal_tensors
 from featstore.tuning.run_folder import RunFolder, metrics_bytes

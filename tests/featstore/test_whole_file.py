@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import DiskFullError, StoreError
-from featstore.whole_file import IN_FLIGHT_SECONDS, open_whole, write_whole
+from featstore.files import IN_FLIGHT_SECONDS, open_whole, write_whole
 
 OLD, NEW = b"old", b"new" * 1000
 
@@ -68,7 +68,7 @@ def test_where_the_disk_refuses_it_the_old_one_stays(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(broken, fail)
-    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 100)
+    monkeypatch.setattr("featstore.files.free_bytes", lambda _: 100)
     with pytest.raises(StoreError, match=words) as error:
         write_whole(file, NEW)
     assert type(error.value) is kind

@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from matcher.evaluate import evaluate
-from matcher.fusion import upsample
+from matcher.fusion import squared_norms, upsample, upsampling
 from matcher.geometry import Geometry
-from matcher.gram import squared_norms
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.readout import Readout
-from matcher.reference import evaluate_plainly
-from matcher.upsampling import upsampling
+from tests.reference import evaluate_plainly
 
 CPU = torch.device("cpu")
 SIZE = 96
@@ -86,7 +84,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     settings = MatchSettings(SIZE)
     whole = evaluate(pairs, maps, LAYERS["two"], ON_CELLS, settings, CPU)
     monkeypatch.setattr("matcher.target.BLOCK_CELLS", 5 * 4 * 2 * 12 * 12)
-    monkeypatch.setattr("matcher.target_cells.CHUNK_CELLS", 2 * 4 * 12 * 12)
+    monkeypatch.setattr("matcher.target.CHUNK_CELLS", 2 * 4 * 12 * 12)
     blocks = evaluate(pairs, maps, LAYERS["two"], ON_CELLS, settings, CPU)
     for ours, theirs in zip(whole, blocks, strict=True):
         for readout in ON_CELLS:

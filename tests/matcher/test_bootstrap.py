@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from matcher.bootstrap import Interval, bootstrap, bootstrap_mean, draw_images
 from matcher.errors import MatchError
 from matcher.spread import graphs_of
+from matcher.statistics import Interval, bootstrap, bootstrap_mean, draw_images
 from tests.matcher.graphs import all_pairs, binomial_bounds, ends, pair
 
 

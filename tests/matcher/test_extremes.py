@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from matcher.extremes import best_and_worst
 from matcher.pairs import MatchingPair
-from matcher.pck import MatchedPair
+from matcher.pck import MatchedPair, best_and_worst
 from matcher.readout import Readout
 
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from matcher.bootstrap import bootstrap_mean
-from matcher.intervals import pck_intervals
 from matcher.pck import Average, MatchedPair, hits, tabulate
 from matcher.readout import Readout
+from matcher.statistics import bootstrap_mean, pck_intervals
 from tests.featstore.evaluations import guessed, many_pairs
 
 READOUTS = (Readout.NN, Readout.SOFTMAX)

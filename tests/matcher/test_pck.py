@@ -5,9 +5,8 @@ import pytest
 
 from matcher.errors import MatchError
 from matcher.pairs import ALL, Frame, MatchingPair, OriginalFrame, PixelFrame
-from matcher.pck import Average, MatchedPair, hits, tabulate
+from matcher.pck import Average, MatchedPair, hits, paper_rows, tabulate, to_json, to_rows
 from matcher.readout import Readout
-from matcher.report import paper_rows, to_json, to_rows
 
 
 def pair(category: str, distances: list[float], theta: float) -> MatchedPair:

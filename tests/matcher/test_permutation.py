@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from matcher.permutation import image_effects, permutation_test
 from matcher.spread import graphs_of
+from matcher.statistics import image_effects, permutation_test
 from tests.matcher.graphs import all_pairs, binomial_bounds, ends, pair
 
 

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from matcher.read_ahead import read_ahead
+from matcher.maps import read_ahead
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 50])

@@ -8,12 +8,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from matcher.correlation import correlate
 from matcher.evaluate import evaluate
 from matcher.fusion import fuse
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec, MapsInMemory
-from matcher.match import MatchSettings
+from matcher.match import MatchSettings, correlate
 from matcher.pairs import MatchingPair
 from matcher.readout import Readout
 

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from matcher.student import widening
+from matcher.statistics import widening
 
 
 @pytest.mark.parametrize(

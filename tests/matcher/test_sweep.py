@@ -14,22 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.datasets.registry import open_dataset
-from featstore.evaluation import in_resized_frame, sizes_from_files
+from featstore.pipeline.evaluate import in_resized_frame, sizes_from_files
 from featstore.progress import Silent
 from featstore.store.source import open_features
 from matcher.configuration import Configuration, all_layers_fused, one_layer_each
-from matcher.correlation import correlate
 from matcher.errors import MapError, MatchError
 from matcher.fusion import fuse
 from matcher.geometry import Geometry, pixels_to_cells
 from matcher.maps import LayerSpec, MapsInMemory, MapSource
-from matcher.match import MatchSettings
+from matcher.match import MatchSettings, correlate
 from matcher.pairs import MatchingPair
 from matcher.readout import Readout
-from matcher.reference import evaluate_plainly
 from matcher.sweep import sweep
 from tests.matcher.test_against_reference import CPU, ON_CELLS, SIZE, smooth_maps, some_pairs
 from tests.matcher.unchecked import Unchecked
+from tests.reference import evaluate_plainly
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FEATURES = DATA / "pf-willow-effnet-features.safetensors"
@@ -216,8 +215,8 @@ def test_a_layer_of_weight_0_changes_nothing_but_the_size() -> None:
     [
         ("matcher.target.BLOCK_CELLS", 1),
         ("matcher.target.BLOCK_CELLS", 7 * 4 * 24 * 24),
-        ("matcher.target_cells.CHUNK_CELLS", 1),
-        ("matcher.target_cells.CHUNK_CELLS", 3 * 4 * 12 * 12),
+        ("matcher.target.CHUNK_CELLS", 1),
+        ("matcher.target.CHUNK_CELLS", 3 * 4 * 12 * 12),
     ],
 )
 def test_sizes_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Dinov2Model
 
-from featstore.backbone.small_model import small_dino
 from tools.demo_model.loop import Plan, step_generator, train
 from tools.demo_model.pictures import batch_indices
 from tools.demo_model.recipe import Recipe
+from tools.demo_model.small_model import small_dino
 
 BATCH = 8
 RATE = 1e-3

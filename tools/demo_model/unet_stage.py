@@ -7,10 +7,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbone.small_model import small_scheduler, small_text_encoder, small_unet
 from tools.demo_model.loop import Plan, step_generator, train
 from tools.demo_model.pictures import CATEGORIES, batch_indices, categories
 from tools.demo_model.recipe import Recipe
+from tools.demo_model.small_model import small_scheduler, small_text_encoder, small_unet
 
 BATCH = 16
 RATE = 8e-4

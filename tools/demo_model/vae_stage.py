@@ -6,10 +6,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from featstore.backbone.small_model import small_vae
 from tools.demo_model.loop import Plan, step_generator, train
 from tools.demo_model.pictures import as_input, batch_indices
 from tools.demo_model.recipe import Recipe
+from tools.demo_model.small_model import small_vae
 
 CROPS, CROP = 12, 64
 """Most steps see 12 crops of 64x64 pixels, a third of the work of the whole pictures, and as good a lesson."""

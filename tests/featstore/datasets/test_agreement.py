@@ -13,9 +13,8 @@ from safetensors.numpy import load_file
 
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.folder import FolderDataset
-from featstore.datasets.frame import to_resized_frame
 from featstore.datasets.pf_willow import PfWillowDataset
-from featstore.datasets.records import MIRRORED, Dataset, Pair, Points, ThetaRule
+from featstore.datasets.records import MIRRORED, Dataset, Pair, Points, ThetaRule, to_resized_frame
 from featstore.errors import DatasetError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "padding_frames.safetensors"

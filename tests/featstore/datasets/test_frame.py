@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.datasets.frame import to_resized_frame
-from featstore.datasets.records import Pair, ThetaRule
+from featstore.datasets.records import Pair, ThetaRule, to_resized_frame
 from featstore.errors import DatasetError
 
 SOURCE_SIZE, TARGET_SIZE = (200, 100), (50, 400)

@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from featstore.datasets.frame import to_resized_frame
-from featstore.datasets.pixels import original_size
-from featstore.datasets.records import Dataset, Pair
+from featstore.datasets.pictures import original_size
+from featstore.datasets.records import Dataset, Pair, to_resized_frame
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
 from tests.featstore.datasets.conftest import SPAIR_ANNOTATION

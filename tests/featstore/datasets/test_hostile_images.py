@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featstore.datasets import picture_file
+from featstore.datasets import pictures as picture_file
 from featstore.datasets.folder import FolderDataset
-from featstore.datasets.pixels import decode, exif_orientation, original_size
+from featstore.datasets.pictures import decode, exif_orientation, original_size
 from featstore.datasets.reading import read_image
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError, ImageError
-from featstore.stages.photos import open_photo
+from featstore.pipeline.photos import open_photo
 from tests.featstore.datasets.damage import edited
 from tests.featstore.datasets.picture_bytes import (
     bmp,
@@ -101,7 +101,7 @@ def test_bombs_take_no_memory(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from featstore.datasets.pixels import decode, original_size\n"
+        "from featstore.datasets.pictures import decode, original_size\n"
         "from featstore.datasets.records import ImageRecord\n"
         "from featstore.errors import ImageError\n"
         "decode(ImageRecord('a', 'a', 'a'), b'P6 1 1 255\\n123')\n"
@@ -411,7 +411,7 @@ def test_without_a_stderr() -> None:
         "import os, sys\n"
         "os.close(2); sys.stderr = None\n"
         "from pathlib import Path\n"
-        "from featstore.datasets.pixels import decode\n"
+        "from featstore.datasets.pictures import decode\n"
         "from featstore.datasets.records import ImageRecord\n"
         "print(decode(ImageRecord('a', 'a', 'a'), bytes.fromhex(sys.argv[1])).size)\n"
     )

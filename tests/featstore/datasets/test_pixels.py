@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from featstore.datasets.pixels import decode, image_key, original_size, resize_to_square, stored_size
+from featstore.datasets.pictures import decode, image_key, original_size, resize_to_square, stored_size
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError
 from tests.featstore.datasets.picture_bytes import encoded, noise

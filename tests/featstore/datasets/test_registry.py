@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from featstore.datasets.pf_willow import PfWillowDataset
+from featstore.datasets.records import select_categories
 from featstore.datasets.registry import DATASET_NAMES, open_dataset
-from featstore.datasets.selection import select_categories
 from featstore.errors import DatasetError
 
 

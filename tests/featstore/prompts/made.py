@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featstore.backbone.dino_name import DinoName
-from featstore.backbone.load import load_text_encoder, load_tokenizer
-from featstore.backbone.location import locate
-from featstore.backbone.small_model import TEXT_WIDTH
-from featstore.prompts.conditional import ConditionalModule
-from featstore.prompts.learned import LearnedPrompts, Mode
+from featstore.backbones.dino_name import DinoName
+from featstore.backbones.load import load_text_encoder, load_tokenizer
+from featstore.backbones.location import locate
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.cpm import ConditionalModule
+from tools.demo_model.small_model import TEXT_WIDTH
 
 DINO_WIDTH, PATCHES = 96, 256
 """Of the small model's own DINOv2."""

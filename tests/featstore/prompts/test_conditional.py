@@ -10,12 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from featstore.backbone.dino_name import DinoName
+from featstore.backbones.dino_name import DinoName
 from featstore.errors import PromptError
-from featstore.prompts.conditional import module_of
-from featstore.prompts.learned import LearnedPrompts, Mode
-from featstore.prompts.pairwise import open_pair_prompts
-from featstore.prompts.token_embeddings import encode_token_embeddings, fill, frame, length_of
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.cpm import module_of, open_pair_prompts
+from featstore.prompts.text import encode_token_embeddings, fill, frame, length_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cpm.safetensors"
 PAIRS = (("a", "b"), ("b", "c"))

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from featstore.prompts.described import prompts_of
-from featstore.prompts.learned import LearnedPrompts, Mode
-from featstore.prompts.saved import SavedPrompts
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.saved import SavedPrompts, prompts_of
 from featstore.prompts.text import TextPrompt
 
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from featstore.errors import DiskFullError, PromptError
+from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.file import load_prompts, save_prompts
-from featstore.prompts.learned import LearnedPrompts, Mode
 from tests.featstore.prompts.made import made
 
 Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbone.load import load_text_encoder, load_tokenizer
-from featstore.backbone.model import Model, open_model
+from featstore.backbones.load import load_text_encoder, load_tokenizer
+from featstore.backbones.model import Model, open_model
 from featstore.errors import PromptError
-from featstore.prompts.conditional import PARAMETERS, ConditionalModule
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.cpm import PARAMETERS, ConditionalModule
 from featstore.prompts.file import load_prompts, save_prompts
-from featstore.prompts.learned import LearnedPrompts, Mode
 from featstore.prompts.sd4match import read_published, to_learned, write_published
-from featstore.prompts.token_embeddings import fill, frame
+from featstore.prompts.text import fill, frame
 from tests.featstore.prompts.made import made, module_tensors
 
 WIDTH = 64

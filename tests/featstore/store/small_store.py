@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.backbone.dino_name import DinoName
-from featstore.backbone.latents import Latents
+from featstore.backbones.dino_name import DinoName
+from featstore.backbones.latents import Latents
 from featstore.store.images import ImageTable
-from featstore.store.keys import Extractor, map_path
-from featstore.store.location import StoreLocation
+from featstore.store.keys import Extractor, StoreLocation, map_path
 from featstore.store.row_file import Row
 from featstore.store.rows import RowArray, require_rows
 from featstore.store.schema import StoreHeader

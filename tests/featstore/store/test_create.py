@@ -12,13 +12,13 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
-from featstore.backbone.dino_name import DinoName
+from featstore.backbones.dino_name import DinoName
 from featstore.errors import StoreExistsError
 from featstore.store import store as store_module
-from featstore.store.create import create_missing
 from featstore.store.images import ImageTable
 from featstore.store.keys import map_path
 from featstore.store.rows import create_rows
+from featstore.store.schema import create_missing
 from featstore.store.store import Store, create_store, open_store
 from tests.featstore.store.small_store import EXTRACTOR, HEADER, LATENT, MAP, contents, write_small_store
 from tests.forked import all_done, at_once

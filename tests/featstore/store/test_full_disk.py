@@ -10,17 +10,17 @@ import pytest
 import torch
 import zarr
 
-from featstore.backbone.latents import Latents
-from featstore.backbone.model import Model, open_model
+from featstore.backbones.latents import Latents
+from featstore.backbones.model import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DiskFullError, StoreError
+from featstore.pipeline.build import BuildRequest, build
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.needed import require_maps
+from featstore.plain_text import free_bytes
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
-from featstore.sizes import free_bytes
-from featstore.stages.build import BuildRequest, build
-from featstore.stages.compute import Compute
-from featstore.stages.needed import require_maps
 from featstore.store.store import Store, open_store
 from featstore.store.verify import verify
 from tests.featstore.store.small_store import contents, write_small_store
@@ -112,7 +112,7 @@ def test_a_write_that_finds_no_room(
     whole = complete(tmp_path / "whole.zarr", dataset, model, photographs)
     wish = request(tmp_path / "s.zarr", photographs)
     full_after(monkeypatch, place)
-    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("featstore.files.free_bytes", lambda _: 1000)
     with pytest.raises(DiskFullError) as error:
         build(dataset, model, wish, COMPUTE, skip_bad=False, progress=Silent())
     assert missing(error) == pytest.approx((18 - place) * (LATENT_BYTES + 4096) + 3 * 16_384 - 1000, abs=60)
@@ -122,7 +122,7 @@ def test_a_write_that_finds_no_room(
     build(dataset, model, wish, COMPUTE, skip_bad=False, progress=Silent())
     store = open_store(wish.path)
     full_after(monkeypatch, place)
-    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("featstore.files.free_bytes", lambda _: 1000)
     with pytest.raises(DiskFullError) as error:
         make(store, dataset)
     files = [MAP_BYTES[2]] * 6 + [MAP_BYTES[3]] * 6  # t = 50 comes before t = 261
@@ -158,7 +158,7 @@ def test_a_disk_with_no_room_for_a_new_store(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("featstore.store.store.write_images", full)
-    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 0)
+    monkeypatch.setattr("featstore.files.free_bytes", lambda _: 0)
     folder = tmp_path / "empty"
     with pytest.raises(DiskFullError) as error:
         build(dataset, model, request(folder / "s.zarr", photographs), COMPUTE, skip_bad=False, progress=Silent())
@@ -170,7 +170,7 @@ def test_a_quota_or_no_more_files_is_said_otherwise(
     tmp_path: Path, photographs: Path, dataset: Dataset, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full_after(monkeypatch, 3)
-    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 10**12)
+    monkeypatch.setattr("featstore.files.free_bytes", lambda _: 10**12)
     with pytest.raises(DiskFullError, match=r"takes no more, though 1\.0 TB are free.*quota.*dualsd cache pack"):
         build(dataset, model, request(tmp_path / "s.zarr", photographs), COMPUTE, skip_bad=False, progress=Silent())
 

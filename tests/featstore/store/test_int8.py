@@ -12,17 +12,15 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from featstore.backbone.dino_name import DinoName
+from featstore.backbones.dino_name import DinoName
 from featstore.errors import StoreError
 from featstore.progress import Silent
-from featstore.store.keys import DinoExtractor, Extractor, map_path
+from featstore.store.keys import DinoExtractor, Extractor, Stored, map_path
 from featstore.store.pack import pack, unpack
 from featstore.store.prune import MapCriteria, choose_maps, prune
 from featstore.store.row_encoding import ScaledIntegers, encoding_for
 from featstore.store.source import StoredMaps
-from featstore.store.store import Store, open_store
-from featstore.store.stored import Stored
-from featstore.store.summary import summarise
+from featstore.store.store import Store, open_store, summarise
 from featstore.store.verify import BadMetadata, restore_metadata, verify
 from matcher.maps import LayerSpec
 from tests.featstore.store.small_store import EXTRACTOR, HEADER, array_of, contents, flip, write_small_store

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featstore.backbone.latents import Latents
+from featstore.backbones.latents import Latents
 from featstore.errors import DiskFullError, StoreError
 from featstore.store.images import ImageTable
 from featstore.store.ledger import StoredLedger, open_ledger
@@ -202,7 +202,7 @@ def test_a_full_disk_is_said_with_the_bytes_of_the_targets_that_are_left(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("zarr.Array.__setitem__", full)
-    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 100)
+    monkeypatch.setattr("featstore.files.free_bytes", lambda _: 100)
     # of 2 targets one is left: 3 x 2 x 2 numbers of 2 pairs and a checksum, and a block of 4,096 bytes
     with pytest.raises(DiskFullError, match=r"is full, 4\.0 kB are missing \(52 B in 1 files"):
         ledger.save("cat/b", random_hits(2))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import StoreError
-from featstore.store.location import S3Location, parse_location
+from featstore.store.keys import S3Location, parse_location
 
 
 def test_address() -> None:

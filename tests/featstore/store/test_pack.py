@@ -19,8 +19,7 @@ from featstore.progress import Silent
 from featstore.store import pack as pack_module
 from featstore.store.pack import pack, shard_rows, unpack
 from featstore.store.rows import RowArray
-from featstore.store.store import Store, open_store
-from featstore.store.summary import summarise
+from featstore.store.store import Store, open_store, summarise
 from featstore.store.verify import verify
 from tests.featstore.store.small_store import (
     ARRAYS,
@@ -217,7 +216,7 @@ def test_whoever_has_an_array_open_reads_on(store: Store) -> None:
 
 def test_no_room_is_a_sentence_and_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(store.path)
-    monkeypatch.setattr("featstore.store.full_disk.free_bytes", lambda _: 5000)
+    monkeypatch.setattr("featstore.files.free_bytes", lambda _: 5000)
     # 7 rows of 516 bytes and a block for the one file: 3,612 + 4,096 - 5,000 = 2,708
     with pytest.raises(StoreError, match=r"packing the array 'latents' its 3\.6 kB must fit.*2\.7 kB are missing"):
         pack(store, Silent())

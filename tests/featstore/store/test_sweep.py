@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featstore.files import IN_FLIGHT_SECONDS
 from featstore.store.store import Store
 from featstore.store.sweep import folders_of, sweep_making, sweep_partial
-from featstore.whole_file import IN_FLIGHT_SECONDS
 from tests.featstore.store.small_store import MAP_PATH, contents, row_values, write_small_store
 
 

@@ -17,8 +17,7 @@ from featstore.progress import Silent
 from featstore.store.pack import pack
 from featstore.store.row_file import RowFiles
 from featstore.store.shard_file import ShardFiles
-from featstore.store.store import Store, open_store
-from featstore.store.summary import summarise
+from featstore.store.store import Store, open_store, summarise
 from featstore.store.verify import (
     BadMetadata,
     Verification,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from featstore.backbone.load import load_text_encoder, load_tokenizer, load_unet
-from featstore.backbone.location import locate
-from featstore.backbone.noise import generator
-from featstore.backbone.unet import CutUNet
-from featstore.prompts.learned import Mode
-from featstore.prompts.token_embeddings import frame
-from featstore.store.patch_tokens import PatchTokens
+from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
+from featstore.backbones.location import locate
+from featstore.backbones.noise import generator
+from featstore.backbones.unet import CutUNet
+from featstore.prompts.base import Mode
+from featstore.prompts.text import frame
+from featstore.store.store import PatchTokens
 from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from benchmarks.training import teraflop_an_image
 from cli.main import app
-from featstore.backbone import vae as vae_module
-from featstore.prompts.learned import Mode
-from featstore.stages import latents as latents_module
+from featstore.backbones import vae as vae_module
+from featstore.pipeline import latents as latents_module
+from featstore.prompts.base import Mode
 from featstore.tuning import prepare as prepare_module
 from tests.featstore.trainable import write_trainable
 

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from featstore.errors import TuningError
-from featstore.tuning.correlation import correlations, describe_points, layered
-from featstore.tuning.loss import default_kernel, gaussian, keypoint_losses
+from featstore.tuning.loss import correlations, default_kernel, describe_points, gaussian, keypoint_losses, layered
 from matcher.geometry import pixels_to_cells
 from matcher.match import MatchSettings
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.tuning.latents import NoiseAhead
+from featstore.tuning.data import NoiseAhead
 
 
 class Watched:

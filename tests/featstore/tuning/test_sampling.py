@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from featstore.errors import TuningError
-from featstore.prompts.learned import Mode
-from featstore.tuning.sampling import RandomPairs
+from featstore.prompts.base import Mode
+from featstore.tuning.data import RandomPairs
 from tests.featstore.tuning.conftest import SETTINGS
 
 

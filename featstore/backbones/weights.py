@@ -1,0 +1,269 @@
+"""A network's weights against its configuration: names, shapes, types and finite values, before anything is encoded.
+
+The libraries fill what a file lacks with random numbers, or fail hours later. Here each file is compared with the
+network that its configuration describes, and the networks are run together once, built without memory (torch's meta
+device).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+
+from featstore.backbones.model_file import check_file, read_object
+from featstore.backbones.quiet import quiet_libraries
+from featstore.errors import ModelError
+from featstore.plain_text import one_line, shown
+
+WAY_OUT = "download the model again, or write it anew with save_pretrained"
+_FLOATING = ("F16", "BF16", "F32", "F64")
+_NAMED = 3
+"""Tensors that a sentence names; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Where published files differ from what the library's network has, and may. Names are as the library loads them.
+
+    renamed: (pattern, replacement) of names that diffusers changes when it loads. unused: pattern of tensors that are
+    left out. optional: pattern of tensors that no pass uses.
+    """
+
+    renamed: tuple[tuple[str, str], ...] = ()
+    unused: str = "$^"
+    optional: str = "$^"
+
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+PUBLISHED = {
+    # VAEs that were saved before diffusers 0.17 (2023), such as those of SD 1.5 and 2.1
+    "vae": Published(
+        renamed=tuple(
+            (rf"(mid_block\.attentions\.\d+)\.{old}\.(weight|bias)$", rf"\1.{new}.\2")
+            for old, new in _OLD_ATTENTION.items()
+        )
+    ),
+    "unet": Published(),
+    # transformers before 4.31 (2023) saved the numbers of the positions as well
+    "text_encoder": Published(unused=r"^(text_model\.)?embeddings\.position_ids$"),
+    # a classifier on top (dinov2-base-imagenet1k-1-layer), and what stands for masked patches in training
+    "dinov2": Published(
+        unused=r"^(classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token)$", optional=r"^embeddings\.mask_token$"
+    ),
+}
+"""By component; every other difference is refused. The other names of old files (`text_model.` before each name of a
+text encoder, DINOv2's attention) transformers changes itself, by tables of its own."""
+
+
+def check_model(folder: Path, image_size: int) -> None:
+    """Raise `ModelError` unless the weights of a Stable Diffusion's folder are those that its configurations describe,
+    and the networks take each other's outputs. image_size: S that it was trained for, pixels."""
+    vae = _built(folder / "vae", AutoencoderKL.from_config)
+    unet = _built(folder / "unet", UNet2DConditionModel.from_config)
+    encoder = _built(folder / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)))
+    for name, network in (("vae", vae), ("unet", unet)):
+        _check_names(folder / name, "diffusion_pytorch_model", network, PUBLISHED[name])
+    _check_by_loading(folder / "text_encoder", CLIPTextModel, PUBLISHED["text_encoder"])
+    _check_tokenizer(folder / "tokenizer", encoder.config)
+    side, positions = image_size, encoder.config.max_position_embeddings
+    latents = _dry_run(folder / "vae", lambda: vae.encode(torch.empty(1, 3, side, side)).latent_dist.mean)
+    prompt = _dry_run(
+        folder / "text_encoder", lambda: encoder(torch.zeros(1, positions, dtype=torch.long)).last_hidden_state
+    )
+    _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
+
+
+def check_dino(folder: Path) -> None:
+    """`check_model` for the folder of a DINOv2."""
+    dino = _built(folder, lambda config: Dinov2Model(Dinov2Config.from_dict(config)))
+    _check_by_loading(folder, Dinov2Model, PUBLISHED["dinov2"])
+    side = dino.config.image_size
+    _dry_run(folder, lambda: dino(torch.empty(1, 3, side, side)).last_hidden_state)
+
+
+def check_loaded(where: Path, loaded: Mapping[str, Iterable[Any]], published: Published) -> None:
+    """Raise `ModelError` where a library says that it did not find, or did not use, a tensor. where: the file or
+    folder that it read. loaded: its `output_loading_info`."""
+    _check_difference(
+        where,
+        {name for name in loaded["missing_keys"] if not re.search(published.optional, name)},
+        {name for name in loaded["unexpected_keys"] if not re.search(published.unused, name)},
+        [
+            f"{shown(name)} {tuple(found)} instead of {tuple(wanted)}"
+            for name, found, wanted in sorted(loaded["mismatched_keys"])
+        ],
+    )
+
+
+def _check_names(folder: Path, weights: str, network: nn.Module, published: Published) -> None:
+    """`check_loaded` for diffusers, from the files' headers alone. network: of the configuration, on any device."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in _read_shapes(folder, weights, published).items():
+        new = name
+        for pattern, replacement in published.renamed:
+            new = re.sub(pattern, replacement, new)
+        if new in found:
+            raise ModelError(f"{folder} holds the tensor {shown(new)} twice, under an old name as well: {WAY_OUT}.")
+        found[new] = shape
+    both = sorted(expected.keys() & found.keys())
+    check_loaded(
+        _source(folder, weights),
+        {
+            "missing_keys": expected.keys() - found.keys(),
+            "unexpected_keys": found.keys() - expected.keys(),
+            "mismatched_keys": [(name, found[name], expected[name]) for name in both if found[name] != expected[name]],
+        },
+        published,
+    )
+
+
+def _check_by_loading(folder: Path, kind: type[CLIPTextModel] | type[Dinov2Model], published: Published) -> None:
+    """`check_loaded` for transformers, which knows best what it makes of old names."""
+    _read_shapes(folder, "model", published)
+    try:
+        with quiet_libraries():
+            _, loaded = kind.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype="auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except Exception as error:  # the libraries check little: any value of a stranger's file can raise anything
+        raise ModelError(f"{folder} cannot be loaded ({one_line(error)}): {WAY_OUT}.") from error
+    check_loaded(_source(folder, "model"), loaded, published)
+
+
+def _check_difference(where: Path, missing: Set[str], unexpected: Set[str], shaped: list[str]) -> None:
+    groups = {
+        "missing": [shown(name) for name in sorted(missing)],
+        "unexpected": [shown(name) for name in sorted(unexpected)],
+        "of another shape": shaped,
+    }
+    if told := "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in groups.items() if names):
+        raise ModelError(f"{where} does not hold the weights that its config.json describes: {told}: {WAY_OUT}.")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
+
+
+def _source(folder: Path, weights: str) -> Path:
+    """The file that says where a component's weights lie: the list of its shards, or the only one."""
+    index = folder / f"{weights}.safetensors.index.json"
+    return index if index.exists() else folder / f"{weights}.safetensors"
+
+
+def _read_shapes(folder: Path, weights: str, published: Published) -> dict[str, tuple[int, ...]]:
+    """Shapes of a component's tensors by name, of all its shards. weights: their file's name without its ending. Raises
+    `ModelError` for damaged files, and for values or types that no weights have."""
+    single, index = folder / f"{weights}.safetensors", folder / f"{weights}.safetensors.index.json"
+    if not index.exists():
+        return _read_file(single, published)
+    if single.exists():  # diffusers would take the shards, transformers the file
+        raise ModelError(f"{folder} holds both {single.name} and {index.name}: remove the one that is not meant.")
+    listed: dict[str, str] = read_object(index, "a list of weights")["weight_map"]
+    files = set(listed.values())
+    beside = {path.name for path in folder.glob(f"{weights}-?????-of-?????.safetensors")}
+    if strange := sorted(beside - files):
+        raise ModelError(f"{index} does not name {strange[0]}, which lies beside it: {WAY_OUT}.")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(files):
+        if Path(name).name != name:
+            raise ModelError(f"{index} names {shown(name)}, which is no file beside it: {WAY_OUT}.")
+        own = _read_file(folder / name, published)
+        said = {tensor for tensor, file in listed.items() if file == name}
+        if own.keys() != said:
+            odd = sorted(own.keys() ^ said)
+            raise ModelError(
+                f"{index} and {name} differ in {len(odd)} tensor(s) that {name} holds ({_some([*map(shown, odd)])}): "
+                f"{WAY_OUT}."
+            )
+        shapes |= own
+    return shapes
+
+
+def _read_file(file: Path, published: Published) -> dict[str, tuple[int, ...]]:
+    check_file(file)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
+            used = [name for name in slices if not re.search(published.unused, name)]
+            types = {name: slices[name].get_dtype() for name in used}
+            others = [f"{shown(name)} {kind}" for name, kind in types.items() if kind not in _FLOATING]
+            if others:
+                raise ModelError(
+                    f"{file} holds {len(others)} tensor(s) of other types than {', '.join(_FLOATING)} "
+                    f"({_some(others)}): take a model that is not quantised."
+                )
+            broken = [shown(name) for name in used if not _is_finite(tensors.get_tensor(name))]
+            shapes = {name: tuple(own.get_shape()) for name, own in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as safetensors ({one_line(error)}): {WAY_OUT}.") from error
+    if broken:
+        raise ModelError(
+            f"{file} holds {len(broken)} tensor(s) with values that are not finite ({_some(broken)}): {WAY_OUT}."
+        )
+    return shapes
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)  # one pass without a copy; NaN comes out as NaN
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _built(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """A component's network without memory. Raises `ModelError` where its configuration describes none."""
+    config = read_object(folder / "config.json", "a configuration")
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            return build(config).eval()
+    except Exception as error:  # as above
+        raise ModelError(f"{folder}/config.json describes no network ({one_line(error)}): {WAY_OUT}.") from error
+
+
+def _dry_run(folder: Path, run: Callable[[], Any]) -> Any:
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            return run()
+    except Exception as error:  # as above
+        raise ModelError(
+            f"The network of {folder}/config.json cannot be run in its place ({one_line(error)}): {WAY_OUT}."
+        ) from error
+
+
+def _check_tokenizer(folder: Path, config: Any) -> None:
+    """Raise `ModelError` where the tokenizer is not the text encoder's. config: of the text encoder."""
+    try:
+        with quiet_libraries():
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer("a photo of a cat").input_ids
+        highest = max(tokenizer.get_vocab().values())
+    except Exception as error:  # as above
+        raise ModelError(f"{folder} cannot be loaded as CLIP's tokenizer ({one_line(error)}): {WAY_OUT}.") from error
+    inner = [token for token in ids[1:-1] if token != tokenizer.unk_token_id]
+    if (ids[:1], ids[-1:]) != ([tokenizer.bos_token_id], [tokenizer.eos_token_id]) or not inner:
+        raise ModelError(f"{folder} is no tokenizer of CLIP's (it makes {ids} of 'a photo of a cat'): {WAY_OUT}.")
+    if highest >= config.vocab_size:
+        raise ModelError(
+            f"{folder} has tokens up to {highest}, but the text encoder beside it knows {config.vocab_size}: take the "
+            "tokenizer that belongs to the text encoder."
+        )
+    length, positions = tokenizer.model_max_length, config.max_position_embeddings
+    if length != positions:
+        said = f"model_max_length {length}" if length < 1e6 else "no model_max_length"  # 1e30 where it is silent
+        raise ModelError(
+            f"{folder}/tokenizer_config.json says {said}, but the text encoder beside it has {positions} positions: "
+            "take the tokenizer that belongs to the text encoder."
+        )

@@ -1,0 +1,200 @@
+"""One of several equal shares of a stage's images, for as many jobs or processes that fill one store."""
+
+import atexit
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from featstore.errors import ProcessError
+from matcher.pairs import MatchingPair
+from matcher.sweep import grouped
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Share `number`, from 1, of `count`."""
+
+    number: int
+    count: int
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every `count`-th of the items, from the `number`-th on.
+
+        Of what is asked for, not of what is missing, so that it is the same whenever a part starts. Every n-th and no
+        block, because the store's images come category by category: what a stopped run or another split left is then
+        spread over all parts. Which rows come together makes no difference to them: batches are padded.
+        """
+        return items[self.number - 1 :: self.count]
+
+
+WHOLE = Part(1, 1)
+
+
+Shares = list[list[int]]
+"""Indices of pairs, those of each process in their order."""
+
+
+def by_target(pairs: Sequence[MatchingPair], count: int, done: Collection[str] = ()) -> Shares:
+    """All pairs into a target image go to one process, which then correlates what one process alone would, and so to
+    the same bits; most categories go to one as a whole. done: target images that are no work any more."""
+    targets: dict[str, list[int]] = {}
+    for members in grouped(pairs, lambda pair: pair.category, range(len(pairs))).values():
+        for target, own in grouped(pairs, lambda pair: pair.target, members).items():
+            targets.setdefault(target, []).extend(own)
+    return in_blocks(list(targets.values()), [target not in done for target in targets], count)
+
+
+def by_category(pairs: Sequence[MatchingPair], count: int, done: Collection[str] = ()) -> Shares:
+    """For maps that are made a category at a time and not kept: no two processes make the same. done: target images
+    that are no work any more; a category is none when all of its are done."""
+    groups = list(grouped(pairs, lambda pair: pair.category, range(len(pairs))).values())
+    left = [any(pairs[index].target not in done for index in group) for group in groups]
+    return in_blocks(groups, left, count)
+
+
+def in_blocks(groups: Sequence[Sequence[int]], left: Sequence[bool], count: int) -> Shares:
+    """Whole groups of indices, one after the other, in `count` shares of about as many indices of groups that are still
+    `left` to be done; shares may be empty."""
+    shares: Shares = [[] for _ in range(count)]
+    work = [len(group) if own else 0 for group, own in zip(groups, left, strict=True)]
+    total, before = max(sum(work), 1), 0
+    for group, own in zip(groups, work, strict=True):
+        middle = before + own / 2
+        shares[min(int(middle * count / total), count - 1)] += group
+        before += own
+    return [sorted(share) for share in shares]
+
+
+PATIENCE = timedelta(hours=24)
+"""How long a process waits for the slowest one. It is told at once of one that died: only one that hangs takes this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the launcher says. rank: of this process among `count`. local_rank: among those of its machine."""
+
+    rank: int
+    count: int
+    local_rank: int
+
+
+ONE = Launch(0, 1, 0)
+
+
+def launched() -> Launch:
+    """As torchrun and accelerate tell it. Raises `ProcessError` where a process among several does not know which."""
+    try:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return ONE
+        rank = int(os.environ["RANK"])
+        return Launch(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
+    except (KeyError, ValueError):
+        raise not_found() from None
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process, the `rank`-th from 0, among `count` that do a command together. group: None for one alone."""
+
+    rank: int
+    count: int
+    group: "ProcessGroup | None"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that speaks, and writes what there is one of."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> Part:
+        """This process's share of images."""
+        return Part(self.rank + 1, self.count)
+
+    def gather(self, own: Item) -> list[Item]:
+        """What each process hands in, in order of rank, to all of them; none goes on before all have come here.
+
+        Raises `ProcessError` where one of them ended before.
+        """
+        if self.group is None:
+            return [own]
+        import torch.distributed
+
+        gathered: list[Item | None] = [None] * self.count
+        with meeting(self.count):
+            torch.distributed.all_gather_object(gathered, own, group=self.group)
+        return gathered  # type: ignore[return-value]  # every place was filled
+
+    def check_same(self, own: object, what: str) -> None:
+        """Raise `ProcessError` where processes found another `what`: their work would not belong together."""
+        if any(theirs != own for theirs in self.gather(own)):
+            raise ProcessError(
+                f"Of the {self.count} processes some found other {what} than others: name them yourself."
+            )
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.gather(None)
+
+
+@contextmanager
+def meeting(count: int) -> Iterator[None]:
+    """Around what `count` processes tell each other. Raises `ProcessError` where one of them ended before."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            f"Another of the {count} processes failed or was stopped, as it says itself: what was complete is kept, "
+            "and the same command goes on from there."
+        ) from error
+
+
+ALONE = Processes(0, 1, None)
+
+
+def join_processes() -> Processes:
+    """Meet the other processes, where a launcher started several. They talk over TCP, with gloo, whatever they compute
+    on. What can be seen to be wrong with what was typed is refused before: a process that waits for others has no use
+    for those that will not come. None goes on before all have met, so that one that fails at once is not taken for one
+    that never came. Raises `ProcessError` where they do not find each other."""
+    own = launched()
+    if own.count == 1:
+        return ALONE
+    import torch.distributed
+
+    with joining(own.count):
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+            atexit.register(torch.distributed.destroy_process_group)
+        joined = Processes(own.rank, own.count, torch.distributed.new_group(timeout=PATIENCE, backend="gloo"))
+    joined.wait()
+    return joined
+
+
+@contextmanager
+def joining(count: int) -> Iterator[None]:
+    """Around the first meeting of `count` processes. Raises `ProcessError`: one that was not told where they meet is no
+    process of torchrun's, and one that was has been left, or does not reach the others."""
+    try:
+        yield
+    except ValueError as error:
+        raise not_found() from error
+    except RuntimeError as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ProcessError(
+            f"Another of the {count} processes ended before all had met, as it says itself, or {place}, where they "
+            "meet, is out of reach: mend what that one says, and run the same command again."
+        ) from error
+
+
+def not_found() -> ProcessError:
+    """What to raise in one of several processes that were started without being told of each other."""
+    return ProcessError("Several processes were started, but they do not find each other: start them with torchrun.")

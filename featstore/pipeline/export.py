@@ -1,0 +1,198 @@
+"""Maps written out of a store: .npy files, or one safetensors file."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featstore.datasets.records import MIRRORED, ImageRecord
+from featstore.errors import ExportError
+from featstore.files import Needed, naming_missing_bytes, open_whole, writing
+from featstore.progress import Progress
+from featstore.torch_file import save_torch
+from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
+
+_ALIGNMENT = 8
+
+
+def write_float16(
+    stream: BinaryIO,
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Iterator[NDArray[np.float16]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write float16 tensors by name. arrays: one for each of `shapes`, of that shape and in that order."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name, shape in shapes.items():
+        end = start + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    stream.write(len(text).to_bytes(8, "little"))
+    stream.write(text)
+    for (name, shape), array in zip(shapes.items(), arrays, strict=True):
+        assert array.shape == shape, f"{name} is of another shape than its layer's other maps"
+        stream.write(np.ascontiguousarray(array, dtype="<f2").data)
+
+
+class Layout(Enum):
+    """How maps lie in files."""
+
+    FEATURES = "features"
+    """One safetensors file of tensors `<image id>|<layer>`, (C, h, w) float16: `dualsd eval --features`."""
+    SD4MATCH = "sd4match"
+    """One `.pt` of a dictionary by SD4Match's identifiers (`cat-2008_000123`, of PF-Pascal with `-0`, mirrored `-1`),
+    (1, C, h, w) float32: `featmap_dict` of its `test.py`."""
+    DIFT = "dift"
+    """A folder with a `<category>.pth` each: a dictionary by the image file's name, (1, C, h, w) float32, as DIFT's
+    `eval_spair.py` writes and reads it."""
+    DIFT_IMAGES = "dift-images"
+    """A folder with a `<category>/<file stem>.pt` an image: a tensor (C, h, w) float32, as DIFT's `extract_dift.py`
+    writes it."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it takes several files."""
+        return self in (Layout.DIFT, Layout.DIFT_IMAGES)
+
+    @property
+    def value_bytes(self) -> int:
+        """Of a value of a map."""
+        return 2 if self is Layout.FEATURES else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What is written: maps of `images` at `layers` (without weights). dataset: its name. about: where the maps came
+    from, for the record."""
+
+    maps: MapSource
+    images: Sequence[ImageRecord]
+    layers: Sequence[LayerSpec]
+    dataset: str
+    about: Mapping[str, Any]
+
+
+def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
+    """Write maps to a file or folder `out`; returns the bytes of their values.
+
+    The `.pt` layouts have no place for a layer's name: they hold one. A file appears whole or not at all. Raises
+    `ExportError` where there is no image or `out` cannot be written, `DiskFullError` with the bytes that are missing.
+    """
+    check_out(layout, out)
+    if not what.images:
+        raise ExportError(f"There is no image whose maps {out} could hold.")
+    shapes = [tuple(what.maps.load(what.images[0].id, layer).shape) for layer in what.layers]
+    size = len(what.images) * sum(int(np.prod(shape)) for shape in shapes) * layout.value_bytes
+    progress.start("writing", len(what.images) * len(what.layers), "maps")
+    with naming_missing_bytes(out, lambda: Needed(size, 1, 0)):
+        _WRITERS[layout](what, shapes, out, progress)
+    return size
+
+
+def check_out(layout: Layout, out: Path) -> None:
+    """Raise `ExportError`, before any work is done, where a folder lies where a file is to be written, or the other way
+    round, or where nothing can be written."""
+    if out.exists() and out.is_dir() != layout.is_folder:
+        kind, there = ("a folder", "a file") if layout.is_folder else ("a file", "a folder")
+        raise ExportError(f"The layout {layout.value} writes {kind}, and {out} is {there}: name another --out.")
+    folder = out.absolute() if layout.is_folder else out.absolute().parent
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ExportError(f"{out} cannot be written in {existing}: name another --out.")
+
+
+def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    named = {
+        f"{image.id}|{layer.layer}": shape
+        for image in what.images
+        for layer, shape in zip(what.layers, shapes, strict=True)
+    }
+
+    loaded = _loaded(what, what.images, progress)
+    arrays = (_as_float16(features, image) for image, maps in loaded for features in maps)
+    about = {**what.about, "dataset": what.dataset, "t": [layer.timestep for layer in what.layers]}
+    _make_folder(out.parent)
+    with open_whole(out) as stream:
+        write_float16(stream, named, arrays, {"dualsd": json.dumps(about)})
+
+
+def _write_sd4match(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    with_mirroring = what.dataset == "pf-pascal"
+    found = {
+        sd4match_identifier(image, with_mirroring): features[None].float()
+        for image, (features,) in _loaded(what, what.images, progress)
+    }
+    _make_folder(out.parent)
+    save_torch(found, out)
+
+
+def _write_dift(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    _make_folder(out)
+    for category in sorted({image.category for image in what.images}):
+        own = [image for image in what.images if image.category == category]
+        found = {_file_name(image): features[None].float() for image, (features,) in _loaded(what, own, progress)}
+        save_torch(found, out / f"{category}.pth")
+
+
+def _write_dift_images(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
+    for image, (features,) in _loaded(what, what.images, progress):
+        file = out / f"{image.id}.pt"
+        _make_folder(file.parent)
+        save_torch(features.float(), file)
+
+
+_WRITERS: Mapping[Layout, Callable[[Export, Sequence[tuple[int, ...]], Path, Progress], None]] = {
+    Layout.FEATURES: _write_features,
+    Layout.SD4MATCH: _write_sd4match,
+    Layout.DIFT: _write_dift,
+    Layout.DIFT_IMAGES: _write_dift_images,
+}
+
+
+def sd4match_identifier(image: ImageRecord, with_mirroring: bool) -> str:
+    """What SD4Match calls an image: `cat-2008_000123`; of PF-Pascal (`with_mirroring`) `-0` follows, or `-1` where it
+    is mirrored."""
+    category, _, stem = image.id.removesuffix(MIRRORED).partition("/")
+    return f"{category}-{stem}" + (f"-{int(image.mirrored)}" if with_mirroring else "")
+
+
+def _file_name(image: ImageRecord) -> str:
+    """`2008_000123.jpg`, as SPair-71k's annotations name it; of a mirrored image `2008_000123~mirrored.jpg`. What is
+    drawn has no file, and no suffix."""
+    return image.id.partition("/")[2] + PurePosixPath(image.file).suffix
+
+
+def _as_float16(raw: Tensor, image: ImageRecord) -> NDArray[np.float16]:
+    """Of maps that are kept as int8 the values may be too large for it."""
+    if not raw.abs().max() <= torch.finfo(torch.float16).max:
+        raise ExportError(f"A map of {image.id!r} holds values that float16 cannot: use a layout in float32.")
+    return raw.half().numpy()
+
+
+def _loaded(
+    what: Export, images: Sequence[ImageRecord], progress: Progress
+) -> Iterator[tuple[ImageRecord, list[Tensor]]]:
+    """Each image with its maps (C, h, w), a layer each; the next ones are read while these are written."""
+
+    def load(image: ImageRecord) -> list[Tensor]:
+        return [what.maps.load(image.id, layer) for layer in what.layers]
+
+    for image, maps in read_ahead(images, load, images_ahead(what.maps, what.layers)):
+        yield image, maps
+        progress.advance(len(maps))
+
+
+def _make_folder(folder: Path) -> None:
+    with writing(f"The folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)

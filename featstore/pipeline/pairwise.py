@@ -1,0 +1,200 @@
+"""Evaluation where maps depend on the pair (cpm): they are made pair by pair and never cached."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featstore.backbones.dino_location import locate_dino
+from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
+from featstore.backbones.unet import CutUNet
+from featstore.datasets.records import Dataset
+from featstore.files import naming_missing_bytes
+from featstore.pipeline.batches import chunks
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.distributed import ALONE, Processes, in_blocks
+from featstore.pipeline.evaluate import Result, Scoring, match_shares, tabulated, unreadable
+from featstore.pipeline.grid import Grid, done_before, score_shares
+from featstore.pipeline.latents import encode_images
+from featstore.pipeline.needed import model_of
+from featstore.pipeline.noisy import add_noise, check_noise
+from featstore.pipeline.pair_inputs import missing_inputs
+from featstore.pipeline.patch_tokens import cache_patch_tokens
+from featstore.progress import Progress
+from featstore.prompts.base import LearnedPrompts
+from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
+from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
+from featstore.store.ledger import StoredLedger
+from featstore.store.source import WithDino
+from featstore.store.store import Store, patch_tokens_of
+from featstore.store.sweep import folders_of, sweep_partial
+from matcher.evaluate import evaluate
+from matcher.grid import GridScores, Hits, joined, score_grid
+from matcher.maps import MapsInMemory, MapSource
+from matcher.pairs import MatchingPair
+from matcher.pck import MatchedPair
+from matcher.sweep import grouped
+
+
+def pairwise_passes(pairs: int, maps: int, ensemble: int) -> int:
+    """UNet passes that pairs take: both images of each, for every (layer, timestep) and noise draw."""
+    return 2 * pairs * maps * ensemble
+
+
+@dataclass(frozen=True, slots=True)
+class PairMaps:
+    """Makes the maps of pairs. wanted: (layer, timestep). ensemble: noise draws that are averaged."""
+
+    store: Store
+    unet: CutUNet
+    prompts: PairPrompts
+    wanted: tuple[tuple[int, int], ...]
+    ensemble: int
+    compute: Compute
+
+    @property
+    def pairs_a_batch(self) -> int:
+        """Whose maps are made together."""
+        return max(self.compute.batch_size // (2 * self.ensemble), 1)
+
+    @torch.no_grad()
+    def of(self, pairs: Sequence[MatchingPair], progress: Progress) -> Iterator[tuple[MatchingPair, MapsInMemory]]:
+        """Each pair with both images' maps, in order."""
+        for batch in chunks(pairs, self.pairs_a_batch):
+            maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
+            for layer, timestep in self.wanted:
+                embeddings = self.prompts.of(layer, [(pair.source, pair.target) for pair in batch])  # (b, 77, D)
+                noisy = self.store.noisy(timestep)
+                assert noisy is not None, "made before maps"
+                places = [
+                    (index, image, draw)
+                    for index, pair in enumerate(batch)
+                    for image in (pair.source, pair.target)
+                    for draw in range(self.ensemble)
+                ]
+                sums: dict[tuple[int, str], Tensor] = {}
+                for part in chunks(places, self.compute.batch_size):
+                    latents = np.stack([noisy.read((self.store.images.row(image), draw)) for _, image, draw in part])
+                    found = self.unet.tap(
+                        torch.from_numpy(latents).to(self.compute.device),
+                        timestep,
+                        embeddings[torch.tensor([index for index, _, _ in part], device=embeddings.device)],
+                        [layer],
+                    )[layer].float()
+                    for (index, image, _), own in zip(part, found, strict=True):
+                        sums[index, image] = sums[index, image] + own if (index, image) in sums else own
+                for (index, image), total in sums.items():
+                    maps[index][image, str(layer), timestep] = total / self.ensemble
+            for pair, own_maps in zip(batch, maps, strict=True):
+                yield pair, MapsInMemory(own_maps)
+                progress.advance()
+
+
+def open_pair_maps(
+    store: Store,
+    dataset: Dataset,
+    pairs: Sequence[MatchingPair],
+    wanted: tuple[tuple[int, int], ...],
+    learned: LearnedPrompts,
+    dino: str | None,
+    ensemble: int,
+    compute: Compute,
+    progress: Progress,
+    processes: Processes = ALONE,
+) -> PairMaps:
+    """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
+    load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
+    first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` with the bytes that are
+    missing where the disk fills up."""
+    location = model_of(store).location
+    rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
+    own = processes.part.of(rows)
+    steps = sorted({timestep for _, timestep in wanted})
+    name, folder = locate_dino(dino, location)
+    check_dino(learned, name)
+    check_noise(store, own, steps)
+    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
+    noisy = [(own, step, ensemble) for step in steps]
+    with naming_missing_bytes(store.path, lambda: missing_inputs(store, own, noisy, (name, folder))):
+        bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
+        if bad:
+            raise bad[0]
+        add_noise(store, own, steps, ensemble, progress)
+        tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
+    processes.wait()
+    encoder = load_text_encoder(location, compute.device, compute.dtype)
+    prompts = open_pair_prompts(learned, load_tokenizer(location), encoder, patch_tokens_of(store, tokens))
+    unet = CutUNet(load_unet(location, compute.device, compute.dtype), max(layer for layer, _ in wanted))
+    return PairMaps(store, unet, prompts, wanted, ensemble, compute)
+
+
+def score_pairwise(
+    dataset: Dataset,
+    split: str,
+    pairs: Sequence[MatchingPair],
+    maps: PairMaps,
+    scoring: Scoring,
+    features: Mapping[str, Any],
+    progress: Progress,
+    dino: MapSource | None = None,
+    processes: Processes = ALONE,
+) -> Result:
+    """`featstore.pipeline.evaluate.score` where maps belong to pairs. dino: of the layer `dino`, which does not."""
+
+    def match(own: Sequence[MatchingPair]) -> list[MatchedPair]:
+        progress.start("UNet passes and matching", len(own), "pairs")
+        matched: list[MatchedPair] = []
+        for pair, made in maps.of(own, progress):
+            source = made if dino is None else WithDino(made, dino)
+            matched += evaluate([pair], source, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
+        return matched
+
+    # whole batches: those that one process would make, and so the same bits
+    batches = list(chunks(range(len(pairs)), maps.pairs_a_batch))
+    matched = match_shares(pairs, in_blocks(batches, [True] * len(batches), processes.count), processes, match)
+    return tabulated(dataset.name, split, scoring, features, matched)
+
+
+def score_grid_pairwise(
+    pairs: Sequence[MatchingPair],
+    open_maps: Callable[[], PairMaps],
+    grid: Grid,
+    ledger: StoredLedger,
+    compute: Compute,
+    progress: Progress,
+    processes: Processes = ALONE,
+) -> GridScores:
+    """`matcher.grid.score_grid` where maps belong to pairs, a target image at a time; those that the ledger has are not
+    made again. open_maps: called once, by all processes, where a pair is left to be scored."""
+    targets = grouped(pairs, lambda pair: pair.target, range(len(pairs)))
+    finished = done_before(ledger, processes)
+    left = [target not in finished for target in targets]
+    maps = open_maps() if any(left) else None
+
+    def score(own: Sequence[MatchingPair]) -> GridScores:
+        progress.start("UNet passes and matching", len(own), "pairs")
+        parts: list[GridScores] = []
+        for target, members in grouped(own, lambda pair: pair.target, range(len(own))).items():
+            into = [own[index] for index in members]
+            done = ledger.load(target)
+            if done is None:
+                assert maps is not None, "something was left"
+                scored = [
+                    score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, compute.device)
+                    for pair, made in maps.of(into, progress)
+                ]
+                parts.append(joined(scored))
+                ledger.save(target, parts[-1].hits)
+            else:
+                parts.append(_scores(into, grid, done))
+                progress.advance(len(into))
+        return joined(parts)
+
+    return score_shares(pairs, in_blocks(list(targets.values()), left, processes.count), grid, processes, score)
+
+
+def _scores(pairs: Sequence[MatchingPair], grid: Grid, hits: Hits) -> GridScores:
+    return GridScores(tuple(pairs), grid.configurations, grid.readouts, grid.alphas, hits)

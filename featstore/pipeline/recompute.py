@@ -1,0 +1,292 @@
+"""`cache verify --recompute`: rows are made anew from the images and compared with what is stored, the one check that
+finds what every checksum agrees with: rows of other images, an edited header, weights or a driver that changed.
+
+- Noisy latents need no network: every row is compared with the formula, from the stored latents.
+- Of latents, maps and tokens a choice goes through the networks again, in a scratch store beside nobody's, by the code
+  that made them: rows that something speaks against first (noisy latents that do not fit,
+  `featstore.pipeline.suspects`), then a random choice, the same images for every array.
+"""
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.backbones.fingerprint import default_memory, forget
+from featstore.backbones.location import locate
+from featstore.backbones.model import Model
+from featstore.datasets.records import Dataset
+from featstore.pipeline.batches import chunks
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.images import check_same_images, image_faults, survey_images
+from featstore.pipeline.needed import model_of
+from featstore.pipeline.noisy import with_sources
+from featstore.pipeline.repair import Makers
+from featstore.pipeline.suspects import by_suspicion
+from featstore.progress import Progress
+from featstore.prompts.base import LearnedPrompts
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, Stored
+from featstore.store.rows import Row, RowArray
+from featstore.store.store import Store, create_store
+from featstore.store.verify import BadRow, Verification
+
+FEW = 4
+"""Fewer rows may well all be wrong."""
+
+BLOCK = 256
+"""Rows that lie in the scratch store at once: 3 GB of the largest maps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How far a row that is made anew may be from the stored one. relative: the difference's norm over the row's. cell:
+    1 - cosine of a cell's descriptors."""
+
+    relative: float
+    cell: float
+
+
+BOUNDS: Mapping[str, Bound] = {
+    "float64": Bound(5e-3, 1e-3),
+    "float32": Bound(5e-3, 1e-3),
+    "float16": Bound(1e-2, 1e-2),
+    "bfloat16": Bound(5e-2, 1e-2),
+}
+"""By the precision that maps and tokens were computed in. Measured on the demo, batches of 1 to 32 and 1 or 2 threads:
+2e-5 and 3e-7 in float32; against float32, float16 is off by 5e-4 and 7e-7, bfloat16 by 5e-3 and 5e-5. The bounds are
+far above, since a GPU may multiply with fewer bits (TF32: 1e-3) or in another order, and far below the
+1 of another image's row."""
+
+LATENTS_BOUND = Bound(1e-2, 0.0)
+"""Latents do not say in which precision they were computed. Measured on the demo: 2e-5 in float32, 6e-4 in float16,
+5e-3 in bfloat16; another draw of the posterior, or its mean, is off by 3e-2 to 5e-2."""
+
+INT8 = Bound(2e-2, 2e-2)
+"""What rounding to 8 bits adds, where two maps that differ in the last bit are rounded apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An array of which `rows` were compared. relative, cell: the largest deviations, see `Bound`; None of latents,
+    whose cells have no direction. skipped: why none was compared."""
+
+    path: str
+    rows: int
+    relative: float
+    cell: float | None
+    bad: tuple[BadRow, ...]
+    skipped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """images: those whose files, sizes or categories are not what the table of images says. unreadable: how many
+    could not be read, whose rows are not compared."""
+
+    arrays: tuple[Compared, ...]
+    images: tuple[BadRow, ...]
+    unreadable: int
+
+    @property
+    def nothing_fits(self) -> bool:
+        """Whether no latents, or no noisy latents, came out as they are stored: then rather the header is wrong."""
+        kinds = (
+            [own for own in self.arrays if own.path.split("/")[0] == kind and own.rows] for kind in (LATENTS, NOISY)
+        )
+        return any(
+            sum(one.rows for one in own) >= FEW and all(len(one.bad) == one.rows for one in own) for own in kinds
+        )
+
+    def added_to(self, found: Verification) -> Verification:
+        """What was found, with the rows that came out otherwise among the damaged ones."""
+        bad = {own.path: own.bad for own in self.arrays}
+        arrays = (replace(own, bad=(*own.bad, *bad.get(own.path, ()))) for own in found.arrays)
+        return replace(found, arrays=tuple(arrays))
+
+
+def recompute(
+    store: Store,
+    dataset: Dataset,
+    found: Verification,
+    learned: Sequence[LearnedPrompts],
+    count: int | None,
+    seed: int,
+    compute: Compute,
+    progress: Progress,
+) -> Recomputed:
+    """Compare every noisy latent with the formula, and `count` rows of each other array (None: all) with what the model
+    makes of the images now; `seed` chooses them. found: the damage that is known already.
+
+    The model's files are hashed anew: `StoreError` where they are not those that the store was made with, or where the
+    dataset has other images.
+    """
+    model = _model_hashed_anew(store)
+    survey = survey_images(dataset, progress)
+    check_same_images(store, survey)
+    images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
+    changed = {bad.row[0] for bad in images}
+    unreadable = {row for row, key in enumerate(survey.keys) if key is None}
+    known = {(bad.array, bad.row) for bad in found.bad}
+    arrays = [array for checked in found.arrays if (array := _comparable(store, checked.path)) is not None]
+    noisy = [_against_formula(store, array, known, progress) for array in arrays if len(array.rows_shape) == 2]
+
+    order = np.random.default_rng(seed).permutation(len(store.images)).tolist()
+    whole = {
+        array.path: {
+            row
+            for (row,) in np.argwhere(array.present()).tolist()
+            if (array.path, (row,)) not in known and row not in unreadable and row not in changed
+        }
+        for array in arrays
+        if len(array.rows_shape) == 1
+    }
+    there = whole.pop(LATENTS, set())
+    misfits = [{bad.row[0] for bad in own.bad} for own in noisy]
+    unfit = there.intersection(*misfits) if misfits else set()
+    chosen = {
+        path: _choose(rows, _suspected(store, path, there & rows, count, progress), order, count)
+        for path, rows in whole.items()
+    }
+    first = {row for rows in chosen.values() for row in rows} & there
+    first |= {*_choose(there, sorted(unfit), order, count)}
+    compared: list[Compared] = []
+    with _scratch(store) as scratch:
+        makers = Makers(scratch, dataset, model, learned, compute, progress)
+        (latents,) = _against_model(store, makers, {LATENTS: sorted(first)})
+        if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
+            (latents,) = _against_model(store, makers, {LATENTS: sorted(first | unfit)})
+        for group in dict.fromkeys(map(_group, chosen)):
+            own = {path: sorted(rows) for path, rows in chosen.items() if _group(path) == group}
+            compared += _against_model(store, makers, own)
+    return Recomputed((latents, *noisy, *compared), images, len(unreadable))
+
+
+def _model_hashed_anew(store: Store) -> Model:
+    location = locate(store.header.model_id, store.header.model_revision)
+    forget(location.folder, default_memory())
+    return model_of(store)
+
+
+def _comparable(store: Store, path: str) -> RowArray | None:
+    return store.array(path) if path.split("/")[0] in (LATENTS, NOISY, MAPS, CONDITIONING) else None
+
+
+def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
+    """Every row of noisy latents."""
+    timestep = int(array.path.rpartition("/t")[2])
+    there = store.latents().present()
+    rows = [
+        (row, draw)
+        for row, draw in np.argwhere(array.present()).tolist()
+        if there[row] and (LATENTS, (row,)) not in known and (array.path, (row, draw)) not in known
+    ]
+    progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
+    bad, largest, schedule = list[BadRow](), 0.0, store.header.schedule
+    for (row, draw), kept, clean, drawn in with_sources(store, array.path, rows):
+        made = schedule.mix(clean, drawn, timestep).astype(np.float16)
+        if not schedule.has_mixed(kept, clean, drawn, timestep):
+            differ = f"{int((kept != made).sum())} of {made.size} values differ"
+            why = f"it is not its latents with its noise at t = {timestep}: {differ}"
+            bad.append(BadRow(array.path, (row, draw), store.images.ids[row], why))
+        largest = max(largest, _relative(kept, made))
+        progress.advance()
+    return Compared(array.path, len(rows), largest, None, tuple(bad))
+
+
+def _suspected(store: Store, path: str, rows: Collection[int], count: int | None, progress: Progress) -> Sequence[int]:
+    """Half as many rows of an array as are made anew: those that look most as if they were another image's."""
+    array, latents = store.array(path), store.latents()
+    if count is None or count >= len(rows) or array is None:
+        return ()
+    order = by_suspicion(sorted(rows), lambda row: latents.read((row,)), lambda row: array.read((row,)), progress)
+    return order[: (count + 1) // 2]
+
+
+def _choose(rows: Collection[int], first: Sequence[int], order: Sequence[int], count: int | None) -> list[int]:
+    """`count` of some rows: `first`, then as `order` has them."""
+    ordered = dict.fromkeys([*first, *(row for row in order if row in rows)])
+    return list(ordered)[:count]
+
+
+@contextmanager
+def _scratch(store: Store) -> Iterator[Store]:
+    """An empty store of the same images, which is gone with the block; extractors are described as they are."""
+    with tempfile.TemporaryDirectory(prefix="dualsd-verify-") as folder:
+        channels, height, width = store.latents().row_shape
+        made = create_store(Path(folder) / "scratch.zarr", store.header, store.images, (channels, height, width))
+        for path in sorted({_group(path) for path in store.array_paths() if path.startswith((MAPS, CONDITIONING))}):
+            made.group.require_group(path).update_attributes(store.attributes(path))
+        yield made
+
+
+def _group(path: str) -> str:
+    """What describes an array: an extractor's group, which its arrays share."""
+    return "/".join(path.split("/")[:2]) if path.startswith(f"{MAPS}/") else path.split("/")[0]
+
+
+def _against_model(store: Store, makers: Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
+    """Some rows of arrays of one group, made anew in the makers' scratch store."""
+    outcomes = {path: Compared(path, 0, 0.0, None if path == LATENTS else 0.0, ()) for path in chosen}
+    for block in chunks(sorted({row for rows in chosen.values() for row in rows}), BLOCK):
+        made = makers.maps([*chosen], block) if len(chosen) > 1 else makers.make(next(iter(chosen)), block)
+        if isinstance(made, str):
+            return [Compared(path, 0, 0.0, None, (), made) for path in chosen]
+        for path, rows in chosen.items():
+            outcomes[path] = _compared(store, makers.store, outcomes[path], sorted({*rows} & {*block}))
+    return [*outcomes.values()]
+
+
+def _compared(store: Store, scratch: Store, before: Compared, rows: Sequence[int]) -> Compared:
+    """What came of an array's rows `before`, and of these, which lie in the scratch store."""
+    path, bound = before.path, _bound(store, before.path)
+    kept, made = store.array(path), scratch.array(path)
+    assert kept is not None, "its rows were listed"
+    assert made is not None, "its rows were made just now"
+    present = made.present()
+    bad, number, relative, cell = [*before.bad], before.rows, before.relative, before.cell
+    for row in (row for row in rows if present[row]):
+        ours, theirs = kept.read((row,)), made.read((row,))
+        apart = _relative(ours, theirs)
+        turned = 0.0 if cell is None else _cell(ours, theirs)
+        if apart > bound.relative or turned > bound.cell:
+            why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
+            bad.append(BadRow(path, (row,), store.images.ids[row], why))
+        elif path == LATENTS:  # so that what is made of them is made of the same bits
+            made.write((row,), ours)
+        number, relative = number + 1, max(relative, apart)
+        cell = None if cell is None else max(cell, turned)
+    if path != LATENTS:
+        made.delete_rows([(int(row),) for row in np.flatnonzero(present)])
+    return Compared(path, number, relative, cell, tuple(bad))
+
+
+def _bound(store: Store, path: str) -> Bound:
+    if path == LATENTS:
+        return LATENTS_BOUND
+    if not path.startswith(f"{MAPS}/"):  # tokens do not say in which precision they were computed
+        return BOUNDS["float16"]
+    description = store.attributes(_group(path))
+    bound = BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
+    if description.get("stored") != Stored.INT8.value:
+        return bound
+    return Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+
+
+def _relative(kept: NDArray[Any], made: NDArray[Any]) -> float:
+    ours, theirs = kept.astype(np.float32), made.astype(np.float32)
+    return float(np.linalg.norm(ours - theirs)) / max(float(np.linalg.norm(theirs)), 1e-12)
+
+
+def _cell(kept: NDArray[Any], made: NDArray[Any]) -> float:
+    """The largest 1 - cosine of a cell of maps (C, h, w) or a token of (P, C); of cells that are next to nothing, whose
+    direction is rounding, none."""
+    axis = 0 if kept.ndim == 3 else 1
+    ours, theirs = kept.astype(np.float32), made.astype(np.float32)
+    norms = np.linalg.norm(ours, axis=axis) * np.linalg.norm(theirs, axis=axis)
+    apart = 1 - (ours * theirs).sum(axis=axis) / np.maximum(norms, 1e-12)
+    return float(apart[norms >= 1e-4 * norms.mean()].max(initial=0.0))

@@ -1,0 +1,165 @@
+"""A cpm: a prompt made of both images of a pair (SD4Match's conditional prompting module)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from featstore.backbones.dino_name import DinoName
+from featstore.errors import PromptError
+from featstore.prompts.base import LearnedPrompts
+from featstore.prompts.text import encode_token_embeddings, fill, frame
+from featstore.store.store import PatchTokens
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+GLOBAL_LENGTH = 25
+CONDITIONAL_LENGTH = 50
+PARAMETERS = (
+    "global_embeds",
+    "positional_embedding",
+    "alpha_cond",
+    "linear_C.weight",
+    "linear_C.bias",
+    "linear_N.weight",
+    "linear_N.bias",
+)
+"""Names of a module's parameters, SD4Match's and ours."""
+
+
+class ConditionalModule(nn.Module):
+    """25 vectors of its own and 50 made from a pair (docs/method.md, Prompts). Its parameters have SD4Match's names.
+
+    dino_width: channels of a patch token. patches: of an image. width: of the text encoder. Vectors are drawn uniformly
+    from [0, 1), the linear maps as torch does, all from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        dino_width: int,
+        patches: int,
+        width: int,
+        global_length: int = GLOBAL_LENGTH,
+        conditional_length: int = CONDITIONAL_LENGTH,
+    ) -> None:
+        super().__init__()
+        self.global_embeds = nn.Parameter(torch.rand(1, global_length, width))
+        self.positional_embedding = nn.Parameter(torch.rand(1, conditional_length, width))
+        self.alpha_cond = nn.Parameter(torch.rand(1, conditional_length, width))
+        self.linear_C = nn.Linear(2 * dino_width, width)
+        self.linear_N = nn.Linear(patches, patches)
+        self.pool = nn.AdaptiveMaxPool1d(conditional_length)
+
+    @property
+    def tokens_shape(self) -> tuple[int, int]:
+        """(patches, dino_width) that it takes of an image."""
+        return self.linear_N.in_features, self.linear_C.in_features // 2
+
+    @property
+    def length(self) -> int:
+        """Vectors of a prompt."""
+        return self.global_embeds.shape[1] + self.alpha_cond.shape[1]
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Patch tokens of source and target, (b, patches, dino_width) each, to vectors (b, length, width)."""
+        both = self.linear_C(torch.cat([source, target], dim=2))  # (b, patches, width)
+        mixed = self.linear_N(both.transpose(1, 2))  # (b, width, patches)
+        pooled = self.pool(mixed).transpose(1, 2)  # (b, conditional length, width)
+        conditional = torch.tanh(self.alpha_cond) * (self.positional_embedding + pooled)
+        return torch.cat([self.global_embeds.expand(len(source), -1, -1), conditional], dim=1)
+
+
+def module_of(tensors: dict[str, Tensor]) -> ConditionalModule:
+    """The module whose parameters are given, of the shapes that they have. Raises `ValueError` saying which is missing
+    or does not fit."""
+    missing = [name for name in PARAMETERS if name not in tensors]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is missing")
+    try:
+        width, both = tensors["linear_C.weight"].shape
+        with torch.random.fork_rng(devices=[]):
+            module = ConditionalModule(
+                both // 2,
+                tensors["linear_N.weight"].shape[0],
+                width,
+                tensors["global_embeds"].shape[1],
+                tensors["alpha_cond"].shape[1],
+            )
+        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (IndexError, RuntimeError, ValueError) as error:
+        shapes = ", ".join(f"{name} {'x'.join(map(str, own.shape))}" for name, own in sorted(tensors.items()))
+        raise ValueError(f"the parameters do not fit together ({shapes})") from error
+    return module
+
+
+def describe(learned: LearnedPrompts) -> dict[str, Any]:
+    """What shapes the embeddings, for the record."""
+    return {
+        "kind": learned.mode.value,
+        "content": {str(layer): learned.content(layer) for layer in learned.layers},
+        "dino": None if learned.dino is None else learned.dino.fingerprint,
+    }
+
+
+def check_dino(learned: LearnedPrompts, dino: DinoName) -> None:
+    """Raise `PromptError` where prompts are made from another DINOv2's tokens than the one at hand; one whose
+    fingerprint nobody wrote down (SD4Match's) is taken on trust."""
+    if learned.dino is not None and learned.dino.fingerprint not in ("", dino.fingerprint):
+        raise PromptError(
+            f"These cpm prompts are made from tokens of the DINOv2 {learned.dino.id} (fingerprint "
+            f"{learned.dino.fingerprint[:8]}), not of {dino.id} (fingerprint {dino.fingerprint[:8]}): name theirs with "
+            "--dino."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairPrompts:
+    """The prompts that conditional modules, one a layer, make of pairs. framed: token embeddings (77, D) around the
+    vectors."""
+
+    modules: Mapping[int, ConditionalModule]
+    framed: Tensor
+    text_encoder: "CLIPTextModel"
+    patches: PatchTokens
+
+    @torch.no_grad()
+    def of(self, layer: int, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """Prompt embeddings (pairs, 77, D) of (source, target) images; both share them. Raises `PromptError` where the
+        patch tokens are not what the module takes."""
+        device = self.text_encoder.device
+        source, target = (
+            torch.stack([self.patches(images[end]) for images in pairs]).float().to(device) for end in (0, 1)
+        )
+        module = self.modules[layer]
+        if source.shape[1:] != module.tokens_shape:
+            (patches, width), (ours, our_width) = module.tokens_shape, source.shape[1:]
+            raise PromptError(
+                f"These cpm prompts are made from {patches} patch tokens of width {width}, and the DINOv2 at hand "
+                f"gives {ours} of width {our_width}: name theirs with --dino."
+            )
+        return encode_token_embeddings(self.text_encoder, fill(self.framed, module(source, target)))
+
+
+def open_pair_prompts(
+    learned: LearnedPrompts, tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel", patches: PatchTokens
+) -> PairPrompts:
+    """Raises `PromptError` where the modules do not fit the text encoder."""
+    try:
+        modules = {
+            layer: module_of(dict(own)).to(text_encoder.device).eval().requires_grad_(False)
+            for layer, own in learned.tensors.items()
+        }
+    except ValueError as error:
+        raise PromptError(f"These cpm prompts are damaged: {error}.") from error
+    width = text_encoder.config.hidden_size
+    for module in modules.values():
+        if module.global_embeds.shape[2] != width:
+            raise PromptError(
+                f"These cpm prompts are {module.global_embeds.shape[2]} wide and the text encoder {width}: they are "
+                "for another model."
+            )
+    framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, learned.length)
+    return PairPrompts(modules, framed, text_encoder, patches)

@@ -1,0 +1,185 @@
+"""Images through the VAE once: counts, resumption, staleness, determinism."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featstore.backbones.latents import Latents
+from featstore.backbones.model import Model
+from featstore.backbones.noise import noise, posterior_noise
+from featstore.datasets.pictures import decode, resize_to_square
+from featstore.datasets.records import Dataset
+from featstore.errors import ImageError, ModelError, StoreError
+from featstore.pipeline import latents as latents_stage
+from featstore.pipeline.build import BuildRequest, build, estimate
+from featstore.pipeline.compute import Compute
+from featstore.progress import Silent
+from featstore.store.store import open_store
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every object of a store but zarr's metadata."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("c*")) if file.is_file()}
+
+
+@contextmanager
+def counted_vae(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many images each VAE call was given (padding is zeros, images never are)."""
+    calls: list[int] = []
+    plain = latents_stage.encode
+
+    def counting(vae: object, images: torch.Tensor, drawn: torch.Tensor | None) -> torch.Tensor:
+        calls.append(int(images.flatten(1).any(dim=1).sum()))
+        return plain(vae, images, drawn)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latents_stage, "encode", counting)
+        yield calls
+
+
+def test_latents_are_the_vaes(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute) -> None:
+    """Against diffusers' own VAE with decoder and all, one image at a time, and the formula."""
+    from diffusers import AutoencoderKL
+
+    build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    store = open_store(request_.path)
+    vae = AutoencoderKL.from_pretrained(model.location.folder, subfolder="vae", dtype=torch.float32)
+    for record in dataset.images():
+        row = store.images.row(record.id)
+        pixels = torch.from_numpy(resize_to_square(decode(record, dataset.read(record)), 64))[None]
+        with torch.no_grad():
+            posterior = vae.encode(pixels).latent_dist
+        drawn = torch.from_numpy(posterior_noise(11, store.images.keys[row], (4, 16, 16)))
+        expected = (posterior.mean + posterior.std * drawn) * vae.config.scaling_factor
+        np.testing.assert_allclose(store.latents().read((row,)), expected[0].numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_noisy_latents_are_the_formula(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute
+) -> None:
+    """sqrt(a) x + sqrt(1 - a) e, with a the product of 1 - beta of the scaled linear schedule up to t."""
+    build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    store = open_store(request_.path)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    for timestep in (50, 261):
+        alpha = np.prod(1 - betas[: timestep + 1])
+        array = store.noisy(timestep)
+        assert array is not None
+        for row, key in enumerate(store.images.keys):
+            clean = store.latents().read((row,)).astype(np.float32)
+            for draw in range(2):
+                expected = np.sqrt(alpha) * clean + np.sqrt(1 - alpha) * noise(11, key, timestep, draw, clean.shape)
+                np.testing.assert_allclose(array.read((row, draw)), expected, atol=4e-3)
+
+
+def test_a_second_run_does_only_what_is_missing(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counted_vae(monkeypatch) as calls:
+        first = build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+        assert (first.images, first.encoded, first.skipped, first.noised) == (6, 6, 0, 24)
+        assert calls == [4, 2]
+        before = contents(request_.path)
+        second = build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+        assert (second.encoded, second.skipped, second.noised, second.bytes_written) == (0, 6, 0, 0)
+        more = build(dataset, model, replace(request_, draws=3), compute, skip_bad=False, progress=Silent())
+        assert (more.encoded, more.noised) == (0, 12)
+        assert calls == [4, 2]
+    after = contents(request_.path)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 12
+
+
+def test_rows_do_not_depend_on_which_were_missing_together(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, tmp_path: Path
+) -> None:
+    build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    store = open_store(request_.path)
+    before = contents(request_.path)
+    for row in (1, 2, 5):
+        store.latents().delete((row,))
+    noisy = store.noisy(261)
+    assert noisy is not None
+    noisy.delete((3, 1))
+    report = build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    assert (report.encoded, report.noised) == (3, 1)
+    assert contents(request_.path) == before
+    other = replace(request_, path=tmp_path / "other.zarr", timesteps=(261, 50))
+    build(dataset, model, other, compute, skip_bad=False, progress=Silent())
+    assert contents(other.path) == before
+
+
+def test_a_changed_image_is_encoded_anew_alone(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, photographs: Path
+) -> None:
+    build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    before = contents(request_.path)
+    file = photographs / "dog" / "1.png"
+    Image.open(file).resize((88, 66)).save(file)
+    report = build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    assert (report.encoded, report.stale, report.skipped, report.noised) == (1, 1, 5, 4)
+    store = open_store(request_.path)
+    row = store.images.row("dog/1")
+    assert store.images.size("dog/1") == (88, 66)
+    changed = {name for name, data in contents(request_.path).items() if data != before[name]}
+    rows = {f"latents/c.{row}.0.0.0"} | {f"noisy/t{t}/c.{row}.{d}.0.0.0" for t in ("0050", "0261") for d in (0, 1)}
+    assert changed - rows <= {"images/key/c/0", "images/width/c/0", "images/height/c/0"}
+    assert rows <= changed
+
+
+def test_the_mean_of_the_posterior(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute) -> None:
+    mean = replace(request_, latents=Latents.MEAN, timesteps=())
+    build(dataset, model, mean, compute, skip_bad=False, progress=Silent())
+    with pytest.raises(StoreError, match="latents mean, not sample"):
+        build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+
+
+def test_an_estimate_is_what_is_written(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute
+) -> None:
+    cost = estimate(dataset, model, request_, Silent())
+    assert (cost.images, cost.encode, cost.noise) == (6, 6, 24)
+    assert not request_.path.exists()
+    report = build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    assert cost.bytes_to_write == report.bytes_written
+    rows = {name: data for name, data in contents(request_.path).items() if not name.startswith("images")}
+    assert cost.files_to_write == len(rows)
+    assert cost.bytes_to_write == sum(map(len, rows.values()))
+    again = estimate(dataset, model, replace(request_, draws=3), Silent())
+    assert (again.encode, again.noise) == (0, 12)
+
+
+def test_a_broken_image_is_named_and_the_rest_is_kept(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, photographs: Path
+) -> None:
+    (photographs / "cat" / "1.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="cat/1"):
+        build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    assert open_store(request_.path).latents().present().sum() == 5
+    report = build(dataset, model, request_, compute, skip_bad=True, progress=Silent())
+    assert [error.image_id for error in report.bad] == ["cat/1"]
+    assert (report.encoded, report.skipped) == (0, 5)
+
+
+def test_other_images_are_refused(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, photographs: Path
+) -> None:
+    build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    (photographs / "dog" / "2.png").unlink()
+    with pytest.raises(StoreError, match=r"no longer in the dataset.*dog/2"):
+        build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    with pytest.raises(StoreError, match=r"no longer in the dataset.*dog/2"):
+        estimate(dataset, model, request_, Silent())
+
+
+def test_impossible_requests(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute) -> None:
+    for change, words in [({"image_size": 100}, "multiple of 32"), ({"timesteps": (1000,)}, "0 to 999")]:
+        with pytest.raises(ModelError, match=words):
+            build(dataset, model, replace(request_, **change), compute, skip_bad=False, progress=Silent())
+    assert not request_.path.exists()

@@ -1,0 +1,250 @@
+"""DINOv2's patch maps against transformers called by hand, and what is computed when."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
+
+from featstore.backbones import dino as dino_module
+from featstore.backbones.model import Model
+from featstore.datasets.records import Dataset, ImageRecord, Pair, ThetaRule
+from featstore.errors import ModelError, StoreError
+from featstore.pipeline.build import BuildRequest, header_of
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.dino_maps import (
+    AskedDino,
+    MadeDinoMaps,
+    estimate_dino_maps,
+    find_dino,
+    missing_dino_maps,
+    require_dino_maps,
+)
+from featstore.pipeline.images import refresh, survey_images
+from featstore.progress import Silent
+from featstore.store.source import StoredMaps
+from featstore.store.store import Store, create_store
+from matcher.maps import LayerSpec
+
+USUAL = AskedDino(None, None)
+SMALL = AskedDino(None, 56)
+DINO = LayerSpec("dino", None)
+
+
+@dataclass(frozen=True)
+class WithMirrored:
+    """A dataset, and every image of it mirrored."""
+
+    plain: Dataset
+    name: str = "folder"
+    splits: tuple[str, ...] = ("test",)
+    theta_rule: ThetaRule = ThetaRule.IMAGE
+
+    def images(self) -> tuple[ImageRecord, ...]:
+        return tuple(
+            twin
+            for image in self.plain.images()
+            for twin in (image, replace(image, id=f"{image.id}~mirrored", mirrored=True))
+        )
+
+    def pairs(self, split: str) -> tuple[Pair, ...]:
+        return self.plain.pairs(split)
+
+    def members(self, split: str) -> frozenset[str]:
+        return self.plain.members(split)
+
+    def notes(self, split: str | None) -> tuple[str, ...]:
+        return self.plain.notes(split)
+
+    def read(self, image: ImageRecord) -> bytes:
+        return self.plain.read(image)
+
+
+def store_of(dataset: Dataset, model: Model, request: BuildRequest) -> Store:
+    """A store without latents: patch maps need none."""
+    table = survey_images(dataset, Silent()).table()
+    return create_store(request.path, header_of(dataset, model, request), table, (4, 16, 16))
+
+
+@pytest.fixture
+def store(dataset: Dataset, model: Model, request_: BuildRequest) -> Store:
+    return store_of(dataset, model, request_)
+
+
+def make(store: Store, dataset: Dataset, compute: Compute, asked: AskedDino = SMALL) -> MadeDinoMaps:
+    return require_dino_maps(store, dataset, range(len(store.images)), asked, compute, Silent())
+
+
+def objects(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.glob("maps/*/dino/*/c.*"))}
+
+
+def by_hand(folder: Path, picture: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """(C, side, side) of a picture (h, w, 3), with nothing of dualsd."""
+    resized = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    pixels = ((np.asarray(resized) / 255 - mean) / deviation).astype(np.float32)
+    network = Dinov2Model.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        hidden = network(torch.from_numpy(pixels).permute(2, 0, 1)[None]).last_hidden_state[0]
+    side = size // 14
+    assert hidden.shape == (1 + side * side, 96)
+    return hidden[1:].numpy().reshape(side, side, 96).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(("asked", "size"), [(USUAL, 224), (SMALL, 56), (AskedDino(None, 280), 280)])
+def test_maps_are_transformers_own_also_of_a_mirrored_image(
+    dataset: Dataset,
+    model: Model,
+    request_: BuildRequest,
+    compute: Compute,
+    photographs: Path,
+    asked: AskedDino,
+    size: int,
+) -> None:
+    """The tiny DINOv2's own grid of 16 patches, and position embeddings interpolated to 4 and to 20."""
+    both = WithMirrored(dataset)
+    store = store_of(both, model, request_)
+    made = make(store, both, compute, asked)
+    assert made.shape == (96, size // 14, size // 14)
+    assert (made.images, made.bad, made.extractor.size) == (12, (), size)
+    maps = StoredMaps(store, None, made.extractor)
+    picture = np.asarray(Image.open(photographs / "dog" / "1.png").convert("RGB"))
+    folder = model.location.folder / "dinov2"
+    for image, seen in (("dog/1", picture), ("dog/1~mirrored", np.ascontiguousarray(picture[:, ::-1]))):
+        found = maps.load(image, DINO).float().numpy()
+        np.testing.assert_allclose(found, by_hand(folder, seen, size), rtol=2e-3, atol=2e-3)
+    plain, mirrored = (maps.load(image, DINO).float() for image in ("dog/1", "dog/1~mirrored"))
+    assert (plain - mirrored).abs().max() > 0.1  # or the second comparison would show nothing
+
+
+def test_dinov2_gets_imagenets_statistics(
+    store: Store, dataset: Dataset, compute: Compute, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an image of one colour: 128/255 is 0.016961 above the mean of red, 0.074063 deviations, and so on."""
+    Image.new("RGB", (50, 30), (128, 0, 255)).save(photographs / "cat" / "0.png")
+    store, _ = refresh(store, survey_images(dataset, Silent()), Silent())
+    seen: list[torch.Tensor] = []
+    plain = Dinov2Model.forward
+
+    def watching(self: Any, pixel_values: torch.Tensor, **others: Any) -> Any:
+        seen.append(pixel_values)
+        return plain(self, pixel_values, **others)
+
+    monkeypatch.setattr(dino_module.Dinov2Model, "forward", watching)
+    require_dino_maps(store, dataset, [store.images.row("cat/0")], SMALL, compute, Silent())
+    (pixels,) = seen
+    assert pixels.shape == (4, 3, 56, 56)  # the batch is filled up
+    expected = torch.tensor([0.074063, -2.035714, 2.64])
+    assert torch.allclose(pixels[0], expected[:, None, None].expand(3, 56, 56), atol=1e-5)
+
+
+def test_what_is_there_is_left_alone_and_what_lacks_is_the_same_again(
+    store: Store, dataset: Dataset, compute: Compute
+) -> None:
+    assert make(store, dataset, compute).images == 6
+    before = objects(store.path)
+    assert len(before) == 6
+    assert make(store, dataset, compute).images == 0
+    found = find_dino(store, SMALL, compute)
+    array = store.dino_maps(found.extractor)
+    assert array is not None
+    for row in (1, 4):
+        array.delete((row,))
+    assert missing_dino_maps(store, found.extractor, range(6)) == [1, 4]
+    cost = estimate_dino_maps(store, range(6), found)
+    lacking = [content for name, content in before.items() if name.endswith(("c.1.0.0.0", "c.4.0.0.0"))]
+    assert (cost.images, cost.bytes_to_write) == (2, sum(map(len, lacking)))
+    assert make(store, dataset, compute).images == 2
+    assert objects(store.path) == before
+
+
+def test_another_size_lies_beside(store: Store, dataset: Dataset, compute: Compute) -> None:
+    small, large = make(store, dataset, compute), make(store, dataset, compute, AskedDino(None, 70))
+    assert small.extractor.key != large.extractor.key
+    assert set(store.dino_extractors()) == {small.extractor, large.extractor}
+
+
+def test_an_image_that_changed_is_refused_and_after_a_build_made_again(
+    store: Store, dataset: Dataset, compute: Compute, photographs: Path
+) -> None:
+    made = make(store, dataset, compute)
+    before = objects(store.path)
+    Image.new("RGB", (20, 20), (9, 99, 9)).save(photographs / "cat" / "1.png")
+    array = store.dino_maps(made.extractor)
+    assert array is not None
+    array.delete((1,))
+    with pytest.raises(StoreError, match=r"cat/1.*changed"):
+        make(store, dataset, compute)
+    store, stale = refresh(store, survey_images(dataset, Silent()), Silent())
+    assert stale == 1
+    assert make(store, dataset, compute).images == 1
+    after = objects(store.path)
+    assert [name for name in before if before[name] != after[name]] == [
+        f"maps/{made.extractor.key}/dino/patches/c.1.0.0.0"
+    ]
+
+
+def test_a_stale_image_loses_its_patch_map(store: Store, dataset: Dataset, compute: Compute, photographs: Path) -> None:
+    made = make(store, dataset, compute)
+    Image.new("RGB", (20, 20)).save(photographs / "dog" / "2.png")
+    store, _ = refresh(store, survey_images(dataset, Silent()), Silent())
+    assert missing_dino_maps(store, made.extractor, range(6)) == [store.images.row("dog/2")]
+
+
+def test_an_unreadable_image_is_reported_and_the_others_made(
+    photographs: Path, dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute
+) -> None:
+    (photographs / "cat" / "2.png").write_bytes(b"\x89PNG")
+    store = store_of(dataset, model, request_)
+    made = make(store, dataset, compute)
+    assert ([error.image_id for error in made.bad], made.images) == (["cat/2"], 5)
+    assert missing_dino_maps(store, made.extractor, range(6)) == [2]
+
+
+def test_a_store_that_has_all_needs_no_dinov2(
+    dataset: Dataset, model: Model, small_model: Path, request_: BuildRequest, compute: Compute, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "own dino"
+    shutil.copytree(small_model / "dinov2", elsewhere)
+    store = store_of(dataset, model, request_)
+    asked = AskedDino(str(elsewhere), 56)
+    made = make(store, dataset, compute, asked)
+    make(store, dataset, compute, AskedDino(str(elsewhere), 70))
+    shutil.rmtree(elsewhere)
+    assert make(store, dataset, compute, asked) == replace(made, images=0)
+    with pytest.raises(ModelError):  # of 56 and 70 pixels, which?
+        make(store, dataset, compute, AskedDino(str(elsewhere), None))
+    with pytest.raises(ModelError):
+        make(store, dataset, compute, AskedDino(str(elsewhere), 84))
+    with pytest.raises(ModelError):
+        make(store, dataset, replace(compute, dtype=torch.bfloat16), asked)
+    array = store.dino_maps(made.extractor)
+    assert array is not None
+    array.delete((0,))
+    with pytest.raises(ModelError, match="neither a folder nor a hub name"):
+        make(store, dataset, compute, asked)
+
+
+@pytest.mark.parametrize(("size", "near"), [(600, 602), (57, 56), (5, 14), (0, 14), (-14, 14)])
+def test_sizes_that_patches_do_not_fill(store: Store, dataset: Dataset, compute: Compute, size: int, near: int) -> None:
+    with pytest.raises(ModelError, match=rf"{size} pixels a side.*patches of 14: .*--dino-size {near}\."):
+        make(store, dataset, compute, AskedDino(None, size))
+
+
+def test_a_released_dinov2_is_taken_at_60_patches(
+    store: Store, compute: Compute, small_model: Path, tmp_path: Path
+) -> None:
+    """facebook/dinov2-base's configuration says 518 pixels, 37 patches."""
+    folder = tmp_path / "base"
+    shutil.copytree(small_model / "dinov2", folder)
+    config = Dinov2Config(image_size=518, patch_size=14, hidden_size=768, num_hidden_layers=1, num_attention_heads=12)
+    Dinov2Model(config).half().save_pretrained(folder)
+    found = find_dino(store, AskedDino(str(folder), None), compute)
+    assert (found.extractor.size, found.map_shape) == (840, (768, 60, 60))

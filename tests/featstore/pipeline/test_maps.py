@@ -1,0 +1,247 @@
+"""Cached maps against the whole UNet run by hand, and what is computed when."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featstore.backbones import unet as unet_module
+from featstore.backbones.model import Model
+from featstore.datasets.records import Dataset
+from featstore.errors import ModelError, StoreError
+from featstore.pipeline.build import BuildRequest, build
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.maps import Passes
+from featstore.pipeline.needed import MadeMaps, estimate_maps, require_maps
+from featstore.pipeline.photos import PhotoPrompt, PhotoSettings, open_photo, photo_maps
+from featstore.pipeline.plan import extractor_of
+from featstore.progress import Silent
+from featstore.prompts.text import TextPrompt, encode_texts
+from featstore.store.keys import Stored
+from featstore.store.row_encoding import encoding_for
+from featstore.store.source import StoredMaps
+from featstore.store.store import Store, open_store
+from matcher.maps import LayerSpec
+
+PROMPT = TextPrompt()
+WANTED = [(2, 261), (3, 50), (1, 50)]
+
+
+@pytest.fixture
+def store(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute) -> Store:
+    build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    return open_store(request_.path)
+
+
+def make(store: Store, dataset: Dataset, compute: Compute, ensemble: int = 2) -> MadeMaps:
+    rows = range(len(store.images))
+    return require_maps(store, dataset, rows, WANTED, PROMPT, ensemble, compute, Silent())
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(path.rglob("c.*")) if file.is_file()}
+
+
+def whole_unet_maps(store: Store, model: Model, row: int, timestep: int, draw: int) -> dict[int, torch.Tensor]:
+    """What hooks on diffusers' own pipeline see: nothing of dualsd but the noisy latents."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model.location.folder, safety_checker=None, dtype=torch.float32, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    prompt, _ = pipeline.encode_prompt(f"a photo of a {store.images.categories[row]}", "cpu", 1, False)
+    noisy = store.noisy(timestep)
+    assert noisy is not None
+    seen: dict[int, torch.Tensor] = {}
+    for index, block in enumerate(pipeline.unet.up_blocks):
+        block.register_forward_hook(lambda _b, _i, out, index=index: seen.__setitem__(index + 1, out[0]))
+    with torch.no_grad():
+        pipeline.unet(torch.from_numpy(noisy.read((row, draw)))[None].float(), timestep, prompt)
+    return seen
+
+
+def test_maps_are_the_whole_unets_averaged_over_draws(
+    store: Store, dataset: Dataset, model: Model, compute: Compute
+) -> None:
+    made = make(store, dataset, compute)
+    row = 4
+    for layer, timestep in WANTED:
+        draws = [whole_unet_maps(store, model, row, timestep, draw)[layer] for draw in (0, 1)]
+        expected = torch.stack(draws).mean(dim=0).numpy()
+        found = StoredMaps(store, made.extractor).load(store.images.ids[row], LayerSpec(str(layer), timestep, 1))
+        np.testing.assert_allclose(found.float().numpy(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_8_bits_are_made_of_the_float32_means(
+    store: Store, dataset: Dataset, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of float16 ones: the bytes on the disk say so."""
+    means: dict[tuple[int, int, int], torch.Tensor] = {}
+    passes = Passes.of
+
+    def watched(self: Passes, timestep: int, layers: Any, rows: Any, *rest: Any) -> Any:
+        for row, maps in passes(self, timestep, layers, rows, *rest):
+            means.update({(layer, timestep, row): mean for layer, mean in maps.items()})
+            yield row, maps
+
+    monkeypatch.setattr(Passes, "of", watched)
+    rows = range(len(store.images))
+    made = require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    assert len(means) == len(WANTED) * len(rows)
+    encoding = encoding_for("int8")
+    from_float16 = 0
+    for (layer, timestep, row), mean in means.items():
+        file = store.path / f"maps/{made.extractor.key}/layer{layer}/t{timestep:04d}/c.{row}.0.0"
+        stored = file.read_bytes()[:-4]
+        assert (mean.dtype, stored) == (torch.float32, encoding.encode(mean.numpy()).tobytes())
+        from_float16 += stored == encoding.encode(mean.half().numpy()).tobytes()
+    assert from_float16 == 0
+
+
+def test_8_bits_do_not_stand_in_for_float16(store: Store, dataset: Dataset, compute: Compute) -> None:
+    rows = range(len(store.images))
+    small = require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    large = make(store, dataset, compute)
+    assert (small.images_times_timesteps, large.images_times_timesteps) == (12, 12)
+    for layer, timestep in WANTED:
+        spec = LayerSpec(str(layer), timestep)
+        for image in store.images.ids:
+            exact = StoredMaps(store, large.extractor).load(image, spec)
+            found = StoredMaps(store, small.extractor).load(image, spec)
+            assert (exact.dtype, found.dtype) == (torch.float16, torch.float32)
+            largest = exact.float().abs().amax(dim=(1, 2), keepdim=True)
+            assert ((found - exact.float()).abs() <= largest * (1 / 254 + 2e-3)).all()
+            assert not torch.equal(found, exact.float())
+
+
+def test_what_8_bits_would_take(store: Store, dataset: Dataset, compute: Compute) -> None:
+    """What is said beforehand is what is written, latents and noise being there."""
+    rows = range(len(store.images))
+    require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent())
+    extractor = extractor_of(store, PROMPT, 2, compute, Stored.INT8)
+    cost = estimate_maps(store, rows, WANTED, extractor, PROMPT)
+    require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    files = list((store.path / "maps" / extractor.key).rglob("c.*"))
+    assert (cost.encode, cost.noise, cost.files_to_write) == (0, 0, len(files))
+    assert cost.bytes_to_write == sum(file.stat().st_size for file in files)
+
+
+def test_one_pass_serves_every_layer_of_a_timestep(
+    store: Store, dataset: Dataset, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[int, tuple[int, ...]]] = []
+    plain = unet_module.CutUNet.tap
+
+    def counting(
+        self: unet_module.CutUNet, noisy: torch.Tensor, timestep: int, prompts: torch.Tensor, layers: list[int]
+    ) -> dict[int, torch.Tensor]:
+        passes.append((timestep, tuple(layers)))
+        return plain(self, noisy, timestep, prompts, layers)
+
+    monkeypatch.setattr(unet_module.CutUNet, "tap", counting)
+    made = make(store, dataset, compute)
+    # 6 images, 2 to a pass of 4 noisy latents, at each of two timesteps
+    assert passes == [(50, (1, 3))] * 3 + [(261, (2,))] * 3
+    assert (made.encoded, made.images_times_timesteps) == (0, 12)
+    again = make(store, dataset, compute)
+    assert len(passes) == 6
+    assert again.images_times_timesteps == 0
+
+
+def test_nothing_is_loaded_where_nothing_is_missing(
+    store: Store, dataset: Dataset, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, dataset, compute)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a model was looked for")
+
+    monkeypatch.setattr("featstore.pipeline.needed.open_model", fail)
+    make(store, dataset, compute)
+
+
+def test_rows_do_not_depend_on_which_were_missing_together(store: Store, dataset: Dataset, compute: Compute) -> None:
+    made = make(store, dataset, compute)
+    before = contents(store.path)
+    for layer, timestep, rows in ((2, 261, (0, 3, 4)), (1, 50, (5,))):
+        array = store.maps(made.extractor, layer, timestep)
+        assert array is not None
+        for row in rows:
+            array.delete((row,))
+    made = make(store, dataset, compute)
+    assert made.images_times_timesteps == 4
+    assert contents(store.path) == before
+
+
+def test_what_lacks_is_made_all_the_way_from_the_image(
+    store: Store, dataset: Dataset, compute: Compute, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(store.path)
+    store.latents().delete((2,))
+    noisy = store.noisy(261)
+    assert noisy is not None
+    noisy.delete((2, 0))
+    made = make(store, dataset, compute, ensemble=3)
+    assert made.encoded == 1
+    assert before.items() <= contents(store.path).items()
+
+
+def test_an_image_that_changed_since_the_build_is_refused(
+    store: Store, dataset: Dataset, compute: Compute, photographs: Path
+) -> None:
+    store.latents().delete((0,))
+    Image.new("RGB", (20, 20)).save(photographs / "cat" / "0.png")
+    with pytest.raises(StoreError, match=r"cat/0.*changed"):
+        make(store, dataset, compute)
+
+
+def test_an_unreadable_image_is_reported_and_the_others_made(
+    photographs: Path, dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute
+) -> None:
+    (photographs / "cat" / "2.png").write_bytes(b"\x89PNG")
+    build(dataset, model, request_, compute, skip_bad=True, progress=Silent())
+    store = open_store(request_.path)
+    made = make(store, dataset, compute)
+    assert [error.image_id for error in made.bad] == ["cat/2"]
+    array = store.maps(made.extractor, 2, 261)
+    assert array is not None
+    assert array.present().tolist() == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize("wanted", [(5, 50), (0, 50), (2, 1000)])
+def test_impossible_maps(store: Store, dataset: Dataset, compute: Compute, wanted: tuple[int, int]) -> None:
+    with pytest.raises(ModelError):
+        require_maps(store, dataset, [0], [wanted], PROMPT, 1, compute, Silent())
+
+
+def test_another_model_in_its_place_is_refused(
+    store: Store, dataset: Dataset, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from featstore.pipeline import needed
+
+    plain = needed.open_model
+    monkeypatch.setattr(needed, "open_model", lambda *names: replace(plain(*names), fingerprint="00" * 16))
+    with pytest.raises(StoreError, match="fingerprint 00000000"):
+        make(store, dataset, compute)
+
+
+def test_photographs_in_memory_are_the_stores_maps(
+    store: Store, dataset: Dataset, model: Model, compute: Compute, photographs: Path
+) -> None:
+    made = make(store, dataset, compute)
+    settings = PhotoSettings(64, store.header.latents, store.header.seed, 2)
+    prompt = PhotoPrompt(
+        lambda _layer, tokenizer, encoder: encode_texts(tokenizer, encoder, ["a photo of a dog"]), shared=True
+    )
+    photo = open_photo(photographs / "dog" / "1.png")
+    (maps,) = photo_maps(model, [photo], WANTED, settings, prompt, compute, Silent())
+    for layer, timestep in WANTED:
+        stored = StoredMaps(store, made.extractor).load("dog/1", LayerSpec(str(layer), timestep, 1))
+        # the store's path rounds latents, noisy latents and maps to float16 on the way
+        np.testing.assert_allclose(maps[layer, timestep].numpy(), stored.float().numpy(), rtol=2e-2, atol=2e-2)
