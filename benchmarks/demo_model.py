@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import open_model
+from featstore.backbones.base import Compute
+from featstore.backbones.noise import Latents
+from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.demo import DemoDataset
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.evaluate import images_of, in_resized_frame
 from featstore.pipeline.needed import require_maps
 from featstore.progress import Silent

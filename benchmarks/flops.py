@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from featstore.backbones.layers import LAYERS
-from featstore.backbones.unet import CutUNet
+from featstore.backbones.diffusion_networks import CutUNet
+from featstore.backbones.stable_diffusion import LAYERS
 
 UNET = {
     "sample_size": 96,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featstore.backbones.latents import Latents
+from featstore.backbones.noise import Latents
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, parse_location
 from featstore.store.schema import StoreHeader

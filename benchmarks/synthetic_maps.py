@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featstore.backbones.latents import Latents
+from featstore.backbones.noise import Latents
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor
 from featstore.store.schema import StoreHeader

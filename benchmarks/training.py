@@ -25,9 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.flops import TEXT_ENCODER, UNET, VAE
+from featstore.backbones.diffusion_networks import CutUNet, encode
 from featstore.backbones.noise import generator, noise
-from featstore.backbones.unet import CutUNet
-from featstore.backbones.vae import encode
 from featstore.prompts.base import Mode
 from featstore.prompts.text import frame
 from featstore.tuning.data import NoisySource

@@ -32,7 +32,7 @@ from cli.options import (
     StoreOption,
     TimestepsOption,
 )
-from featstore.backbones.dino_name import DINO
+from featstore.backbones.base import DINO
 
 if TYPE_CHECKING:
     from featstore.pipeline.dino_maps import DinoCost
@@ -101,8 +101,8 @@ def build(
     timesteps = tuple(dict.fromkeys(option_values.parse_timesteps(t)))
     from cli.output import check_writable, human_bytes, print_bad, print_disk, say, write_json
     from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
-    from featstore.backbones.latents import Latents
-    from featstore.backbones.model import open_model
+    from featstore.backbones.noise import Latents
+    from featstore.backbones.stable_diffusion import open_model
     from featstore.datasets.registry import open_dataset
     from featstore.pipeline import build as stage
     from featstore.pipeline.distributed import ONE, join_processes, launched

@@ -26,11 +26,11 @@ from cli.options import (
     StoreOption,
     TimestepsOption,
 )
-from featstore.backbones.dino_name import DINO
+from featstore.backbones.base import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.backbones.layers import LayerShape
+    from featstore.backbones.stable_diffusion import LayerShape
     from featstore.pipeline.export import Layout
     from featstore.store.keys import Extractor
     from featstore.store.store import Store
@@ -144,7 +144,7 @@ def export(
 
 def _stored_shape(store: "Store", extractor: "Extractor", layer: int, timestep: int) -> "LayerShape":
     """From the store, so that no model need be at hand where all maps are."""
-    from featstore.backbones.layers import LayerShape
+    from featstore.backbones.stable_diffusion import LayerShape
 
     array = store.maps(extractor, layer, timestep)
     assert array is not None, "they were made"

@@ -69,10 +69,9 @@ def doctor(
 
 def _check_model(name: str, revision: str | None) -> bool:
     from cli.output import print_shapes, say
-    from featstore.backbones.dino_location import SUBFOLDER, locate_dino
-    from featstore.backbones.layers import LAYERS
-    from featstore.backbones.location import DEMO, check_on_hub, downloaded, hub_name_of
-    from featstore.backbones.model import open_model
+    from featstore.backbones.dino import SUBFOLDER, locate_dino
+    from featstore.backbones.locate import DEMO, check_on_hub, downloaded, hub_name_of
+    from featstore.backbones.stable_diffusion import LAYERS, open_model
     from matcher.errors import InputError
 
     try:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import option_values
-from featstore.backbones.dino_name import DINO
+from featstore.backbones.base import DINO
 
 if TYPE_CHECKING:
     from cli.prompt_choice import PromptChoice
+    from featstore.backbones.base import Compute
     from featstore.errors import ImageError
-    from featstore.pipeline.compute import Compute
     from featstore.pipeline.dino_maps import AskedDino
     from featstore.pipeline.evaluate import Result, Scoring
     from featstore.store.keys import Stored

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from cli import option_values
 from cli.option_values import TEXT_TIMESTEPS
-from featstore.backbones.dino_name import DINO
+from featstore.backbones.base import DINO
 from matcher.errors import InputError
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.options import DEFAULT_STORED
-from featstore.backbones.dino_name import DINO
+from featstore.backbones.base import DINO
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
+    from featstore.backbones.base import Compute
     from featstore.datasets.records import Dataset
-    from featstore.pipeline.compute import Compute
     from featstore.pipeline.distributed import Part
     from featstore.store.keys import Stored
     from featstore.store.store import Store
@@ -67,7 +67,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise InputError(f"--layers takes layers from 1 to 4 separated by commas, not {text!r}.")
     layers = tuple(int(part) for part in text.split(","))
-    from featstore.backbones.layers import check_layers
+    from featstore.backbones.stable_diffusion import check_layers
 
     check_layers(layers)
     if len(set(layers)) != len(layers):
@@ -77,7 +77,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def parse_timesteps(text: str) -> tuple[int, ...]:
     """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps. Raises `InputError` for anything else."""
-    from featstore.backbones.layers import check_timesteps
+    from featstore.backbones.stable_diffusion import check_timesteps
 
     found: list[int] = []
     for part in text.split(","):
@@ -249,7 +249,7 @@ def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":
     """Where to run: `auto` takes a GPU where there is one, float16 there and float32 on the CPU."""
     import torch
 
-    from featstore.pipeline.compute import Compute
+    from featstore.backbones.base import Compute
 
     chosen = _device(device)
     precisions = {
@@ -284,7 +284,7 @@ def check_kept(stored: "Stored", what: str) -> None:
 def model_for(dataset: str | None, model: str | None) -> str:
     """The model that was typed; on the dataset demo the demo's. dataset: what the model is for, None for photographs or
     prompts of no dataset. Raises `InputError` where a model must be named."""
-    from featstore.backbones.location import ALIASES, DEMO
+    from featstore.backbones.locate import ALIASES, DEMO
 
     if model is not None:
         return model

@@ -21,7 +21,7 @@ from featstore.plain_text import printable
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.backbones.layers import LayerShape
+    from featstore.backbones.stable_diffusion import LayerShape
     from featstore.errors import ImageError
     from featstore.pipeline.evaluate import Result
     from featstore.store.keys import DinoExtractor, StoreLocation

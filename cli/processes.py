@@ -11,7 +11,7 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from featstore.pipeline.compute import Compute
+    from featstore.backbones.base import Compute
     from featstore.pipeline.distributed import Processes
 
 

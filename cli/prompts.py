@@ -64,9 +64,8 @@ def import_prompts(
     check_writable(out)
     import torch
 
-    from featstore.backbones.layers import check_layers, check_timesteps
-    from featstore.backbones.load import load_text_encoder, load_tokenizer
-    from featstore.backbones.model import open_model
+    from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
+    from featstore.backbones.stable_diffusion import check_layers, check_timesteps, open_model
     from featstore.prompts.file import save_prompts
     from featstore.prompts.sd4match import read_published, to_learned
 

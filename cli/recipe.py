@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cli.recipe_values import READERS, Reader
-from featstore.backbones.dino_name import DINO
+from featstore.backbones.base import DINO
 from matcher.errors import InputError
 
 FOLDER = Path(__file__).with_name("recipes")

@@ -91,7 +91,7 @@ def reproduce(
         raise InputError("--rows and --train-steps go with a table: Figure 2 is of text prompts, layer by layer.")
     check_writable(json)
     from cli.reproduction.workplace import Means, Workplace, check_alone, find_datasets, is_at_hand
-    from featstore.backbones.model import open_model
+    from featstore.backbones.stable_diffusion import open_model
 
     check_alone()
     recipes = load_recipes()

@@ -12,7 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cli import option_values
 from cli.processes import check_device
-from featstore.pipeline.compute import Compute
+from featstore.backbones.base import Compute
 from featstore.pipeline.distributed import PATIENCE, joining, launched, meeting, not_found
 from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.state import wait_for_all

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cli import option_values
-from featstore.backbones.model import Model
+from featstore.backbones.stable_diffusion import Model
 from featstore.errors import TuningError
 from featstore.prompts.base import Mode
 from featstore.tuning.loss import default_kernel

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cli.match import match
-from featstore.backbones.location import locate
+from featstore.backbones.locate import locate
 from featstore.datasets.demo import DemoDataset
 from featstore.datasets.pictures import decode, resize_to_square
 from featstore.datasets.records import ImageRecord, Pair

@@ -10,8 +10,8 @@ from cli.reproduction.training import settings_of
 from cli.reproduction.work import Latent, Noisy, Patches, PromptName, Work
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
-from featstore.pipeline.batches import chunks
 from featstore.pipeline.evaluate import images_of
+from featstore.pipeline.features import chunks
 from featstore.pipeline.plan import extractor_of, missing_latents, missing_noisy
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.file import load_prompts

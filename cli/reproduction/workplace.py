@@ -10,15 +10,15 @@ from cli.recipe_options import Options, steps_for, train_options
 from cli.reproduction.plan import DEMO, Training
 from cli.reproduction.work import Work, bytes_of
 from cli.train_settings import DEMO_STEPS
-from featstore.backbones import location
-from featstore.backbones.dino_location import SUBFOLDER, DinoShape, read_shape
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import Model
+from featstore.backbones import locate as location
+from featstore.backbones.base import Compute
+from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
+from featstore.backbones.noise import Latents
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
-from featstore.pipeline.compute import Compute
 from featstore.progress import Progress
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, open_if_there
@@ -110,7 +110,7 @@ class Workplace:
 
     def flops_of(self, work: Work) -> int:
         """Of the VAE's and the UNet's passes of a work; DINOv2's and the matching's are not counted."""
-        from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
+        from featstore.backbones.diffusion_networks import encode_flops, gradient_flops, pass_flops
 
         size = self.image_size
         found = len(work.latents) * encode_flops(self.model, size) if work.latents else 0

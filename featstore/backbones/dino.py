@@ -1,6 +1,9 @@
-"""DINOv2 through transformers: the tokens that condition a cpm's prompts, and patch maps that are matched."""
+"""DINOv2: where one lies and the shapes that follow from its configuration, and its network: tokens that condition a
+cpm, and patch maps that are matched."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,155 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BitImageProcessorPil, Dinov2Model
 
-from featstore.backbones.memory import saying_batch_size
-from featstore.backbones.quiet import quiet_libraries
-from featstore.backbones.weights import PUBLISHED, check_loaded
+from featstore.backbones.base import DinoName, saying_batch_size
+from featstore.backbones.locate import asking_hub
+from featstore.backbones.model_file import (
+    ModelLocation,
+    check_folder,
+    default_memory,
+    fingerprint,
+    pass_once,
+    read_object,
+)
+from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
 from featstore.errors import ModelError
 from featstore.plain_text import one_line
+
+HUB_NAME = "facebook/dinov2-base"
+"""DINOv2-ViT-B/14, SD4Match's."""
+
+SUBFOLDER = "dinov2"
+"""Where a model's folder may bring a DINOv2 of its own, as the demo model does."""
+
+USUAL_SIDE = 60
+"""Patches a side of a patch map: sd-dino's, 840 pixels of a patch of 14."""
+
+RELEASED_SIDE = 37
+"""Patches a side that the released DINOv2s were trained on at last, 518 pixels. Smaller ones are not taken beyond their
+own."""
+
+_FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class DinoShape:
+    """channels: of a patch's token. patch: its side in pixels. trained: side in pixels of the images that it was
+    trained on."""
+
+    channels: int
+    patch: int
+    trained: int
+
+    @property
+    def usual_size(self) -> int:
+        """Side in pixels of the images whose patch maps are made where nobody says otherwise."""
+        own = self.trained // self.patch
+        return self.patch * (USUAL_SIDE if own >= RELEASED_SIDE else own)
+
+    def side(self, size: int) -> int:
+        """Patches a side of images of `size` pixels a side. Raises `ModelError` where they do not come out even."""
+        side, rest = divmod(size, self.patch)
+        if rest or side < 1:
+            near = max(round(size / self.patch), 1) * self.patch
+            raise ModelError(
+                f"Images of {size} pixels a side are not made of DINOv2's patches of {self.patch}: take a multiple of "
+                f"{self.patch}, e.g. --dino-size {near}."
+            )
+        return side
+
+
+def locate_dino(name: str | None, model: ModelLocation) -> tuple[DinoName, Path]:
+    """A DINOv2's name and folder: that of `name` (a folder or a hub name); where none is said the one that the model's
+    folder brings, else `facebook/dinov2-base`. Raises `ModelError` where it is out of reach, or its weights are not
+    those of its configuration."""
+    if name is None and (model.folder / SUBFOLDER).is_dir():
+        folder = model.folder / SUBFOLDER
+        return DinoName(f"{model.id}/{SUBFOLDER}", _checked(folder)), folder
+    wanted = name or HUB_NAME
+    folder = Path(wanted).expanduser()
+    if not folder.is_dir():
+        hub_folder = _downloaded(wanted) or _download(wanted)
+        return DinoName(wanted, _checked(hub_folder)), hub_folder
+    return DinoName(str(folder.resolve()), _checked(folder)), folder
+
+
+def read_shape(folder: Path) -> DinoShape:
+    """What a DINOv2's configuration says. Raises `ModelError` where it cannot be read or is another network's."""
+    path = folder / "config.json"
+    config = read_object(path, "a DINOv2's configuration")
+    try:
+        kind = config["model_type"]
+        shape = DinoShape(int(config["hidden_size"]), int(config["patch_size"]), int(config["image_size"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read as a DINOv2's configuration: {error!r}.") from error
+    if kind != "dinov2":  # transformers would load others, too, and leave out the weights it does not know
+        raise ModelError(f"{folder} holds a network of the type {kind!r}: name a DINOv2 (type 'dinov2') with --dino.")
+    return shape
+
+
+def read_tokens_shape(folder: Path) -> tuple[int, int]:
+    """(1 + patches, width) of an image's tokens, the class token first. Raises `ModelError` where a configuration
+    cannot be read."""
+    shape, path = read_shape(folder), folder / "preprocessor_config.json"
+    preprocessing = read_object(path, "a DINOv2's preprocessing")
+    try:
+        cropped = preprocessing["crop_size"]
+        side = int(cropped["height"] if isinstance(cropped, dict) else cropped) // shape.patch
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read as a DINOv2's preprocessing: {error!r}.") from error
+    return 1 + side * side, shape.channels
+
+
+def _missing(folder: Path) -> list[str]:
+    return [file for file in _FILES if not (folder / file).exists()]
+
+
+def _checked(folder: Path) -> str:
+    """The fingerprint of a DINOv2's folder, if its weights are those of its configuration."""
+    missing = _missing(folder)
+    if missing:
+        raise ModelError(
+            f"{folder} is no DINOv2 in transformers' layout: {', '.join(missing)} is missing (a variant, such as "
+            "model.fp16.safetensors, is to be renamed; pickles are never read, write them anew with save_pretrained)."
+        )
+    check_folder(folder)
+    read_shape(folder)
+    print_of_files = fingerprint(folder, (".",), default_memory())
+
+    def check() -> None:
+        # only now: the libraries take seconds to load
+        from featstore.backbones.weights import check_dino
+
+        check_dino(folder)
+
+    pass_once(print_of_files, default_memory(), check)
+    return print_of_files
+
+
+def _downloaded(name: str) -> Path | None:
+    """A DINOv2 that lies complete in the local cache; None where it does not: a download that broke off goes on."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError, HFValidationError):
+        return None
+    return None if _missing(folder) else folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if os.path.lexists(name):
+        raise ModelError(f"{name} is a file; a folder is needed, with {', '.join(_FILES)}.")
+    if name.count("/") != 1:
+        raise ModelError(f"There is no DINOv2 {name!r}: it is neither a folder nor a hub name owner/model.")
+    with asking_hub(name, None, f"a folder with {', '.join(_FILES)} works in place of the name: say where with --dino"):
+        # by itself snapshot_download would wait for ever for the first answer
+        HfApi().model_info(name, revision="main", timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)

@@ -1,11 +1,18 @@
-"""A model's files as other people's tools leave them: read only where they are regular files that say one thing."""
+"""A model's files as other people's tools leave them: read only where they are regular files that say one thing, and
+told apart by a fingerprint, which is remembered so that gigabytes are read once."""
 
+import hashlib
 import json
+import os
 import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from featstore.errors import ModelError
+from featstore.errors import ModelError, StoreError
+from featstore.files import write_whole
 from featstore.plain_text import one_line, shown
 
 _LONGEST_JSON = 50_000_000
@@ -102,3 +109,108 @@ def _check_depth(value: Any) -> None:
             if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLocation:
+    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout."""
+
+    id: str
+    revision: str | None
+    folder: Path
+
+
+def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
+    """The configuration of a component. Raises `ModelError` where it cannot be read."""
+    file = "scheduler_config.json" if component == "scheduler" else "config.json"
+    return read_object(location.folder / component / file, "a diffusers configuration")
+
+
+def stated(value: object) -> str:
+    """A value as a configuration states it, short enough for a sentence."""
+    return json.dumps(value, default=str)[:80]
+
+
+def force_upcast(location: ModelLocation) -> bool:
+    """Whether the VAE is to stay in float32; diffusers takes that to be so where the configuration is silent."""
+    return bool(read_config(location, "vae").get("force_upcast", True))
+
+
+_HASHED = ("*.safetensors", "*.json", "*.txt")
+
+
+def is_variant(file: Path) -> bool:
+    """Whether a weights file is another precision than the one that is loaded, such as `....fp16.safetensors`."""
+    return any(variant in file.name for variant in (".fp16.", ".fp16-", ".non_ema.", ".bf16.", ".bf16-"))
+
+
+def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
+    """32 hex digits of the contents of a model's component folders.
+
+    memory: a JSON file in which hashes of files are remembered by path, size and time of change; unreadable or
+    missing it is made anew. Raises `ModelError` for a file that cannot be read, such as a pipe.
+    """
+    remembered = _recall(memory)
+    known = dict(remembered)
+    digest = hashlib.blake2b(digest_size=16)
+    for component in components:
+        for path in sorted({path for pattern in _HASHED for path in (folder / component).glob(pattern)}):
+            if is_variant(path):
+                continue
+            check_file(path)
+            status = path.stat()
+            key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+            if key not in known:
+                with path.open("rb") as file:
+                    known[key] = hashlib.file_digest(file, "blake2b").hexdigest()
+            digest.update(f"{component}/{path.name}={known[key]}\n".encode())
+    if known != remembered:
+        _remember(memory, known)
+    return digest.hexdigest()
+
+
+def pass_once(fingerprint: str, memory: Path, check: Callable[[], None]) -> None:
+    """Run a check of weights, which takes seconds, unless the memory says that it was passed: for these contents and by
+    these versions of the libraries that load them. What it raises is not remembered."""
+    mark = "|".join(["weights 1", fingerprint, *map(version, ("diffusers", "transformers"))])
+    if mark not in _recall(memory):
+        check()
+        _remember(memory, {**_recall(memory), mark: "passed"})
+
+
+def forget(folder: Path, memory: Path) -> None:
+    """Drop what is remembered of the files below a folder, so that they are read anew: a file whose bytes changed under
+    the size and the date that it had is not told from the one that was hashed."""
+    remembered = _recall(memory)
+    below = f"{folder.resolve()}{os.sep}"
+    # a hub's files are links to where their contents lie
+    files = {str(file.resolve()) for file in folder.rglob("*")}
+    kept = {
+        key: digest
+        for key, digest in remembered.items()
+        if not key.startswith(below) and key.rsplit("|", 2)[0] not in files
+    }
+    if kept != remembered:
+        _remember(memory, kept)
+
+
+def default_memory() -> Path:
+    """Where fingerprints are remembered: `$XDG_CACHE_HOME/dualsd/fingerprints.json`, or below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dualsd" / "fingerprints.json"
+
+
+def _recall(memory: Path) -> dict[str, str]:
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(memory: Path, known: dict[str, str]) -> None:
+    """Write the memory atomically; a home that cannot be written only costs the next command its time."""
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(memory, json.dumps(known).encode())
+    except (OSError, StoreError):
+        return

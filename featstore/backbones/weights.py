@@ -5,8 +5,10 @@ network that its configuration describes, and the networks are run together once
 device).
 """
 
+import contextlib
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+from transformers.utils import logging as transformers_logging
 
 from featstore.backbones.model_file import check_file, read_object
-from featstore.backbones.quiet import quiet_libraries
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
@@ -267,3 +269,22 @@ def _check_tokenizer(folder: Path, config: Any) -> None:
             f"{folder}/tokenizer_config.json says {said}, but the text encoder beside it has {positions} positions: "
             "take the tokenizer that belongs to the text encoder."
         )
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No warnings of diffusers' and transformers' and no progress bars inside; afterwards all are as they were. What
+    weights lack is a refusal of ours (`featstore.backbones.weights`)."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import Model
+from featstore.backbones.base import Compute
+from featstore.backbones.noise import Latents
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreExistsError, UnmarkedError
 from featstore.files import Needed, naming_missing_bytes
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.images import Survey, check_same_images, refresh, survey_images
 from featstore.pipeline.noisy import add_noise, check_noise

@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featstore.backbones.dino_location import HUB_NAME, SUBFOLDER, DinoShape, locate_dino, read_shape
-from featstore.backbones.location import locate
+from featstore.backbones.base import Compute
+from featstore.backbones.dino import HUB_NAME, SUBFOLDER, DinoShape, locate_dino, read_shape
+from featstore.backbones.locate import locate
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
 from featstore.files import Needed, naming_missing_bytes
-from featstore.pipeline.batches import padded
-from featstore.pipeline.compute import Compute
-from featstore.pipeline.pixels import pixel_batches
+from featstore.pipeline.features import padded, pixel_batches
 from featstore.progress import Progress
 from featstore.store.keys import DinoExtractor, Stored, dino_path
 from featstore.store.overlap import row_writer

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from featstore.backbones.base import Compute
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import image_key, original_size
 from featstore.datasets.records import Dataset, Pair, canonical_split, select_categories, to_resized_frame
 from featstore.errors import DatasetError, ImageError
 from featstore.pair_list import describe_list
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_target
 from featstore.progress import Progress
 from featstore.store.keys import DinoExtractor, Extractor, Stored

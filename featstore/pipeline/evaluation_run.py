@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from featstore.backbones.layers import check_timesteps
+from featstore.backbones.stable_diffusion import check_timesteps
 from featstore.errors import EvaluationError, ModelError
 from featstore.files import Needed, naming_missing_bytes, write_whole, writing
 from featstore.pair_list import describe_list

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from featstore.backbones.base import Compute
 from featstore.datasets.records import Pair
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target
 from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.needed import MapsCost, estimate_maps, model_of
@@ -150,7 +150,7 @@ def _score_streamed(
     stored: Stored,
 ) -> GridScores:
     # loading the model's libraries takes seconds, and a grid that was finished before needs none
-    from featstore.pipeline.stream import MapStream, open_stream
+    from featstore.pipeline.features import MapStream, open_stream
 
     stream: MapStream | None = None
     categories = grouped(pairs, lambda pair: pair.category, range(len(pairs)))

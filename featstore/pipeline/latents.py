@@ -1,25 +1,26 @@
 """Stage 1: every image goes through the VAE once, and its latents are kept."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.load import load_vae_encoder
-from featstore.backbones.location import ModelLocation
-from featstore.backbones.noise import posterior_noise
-from featstore.backbones.vae import encode
+from featstore.backbones.base import Compute, DinoName
+from featstore.backbones.diffusion_networks import encode, load_vae_encoder
+from featstore.backbones.dino import load_dino
+from featstore.backbones.model_file import ModelLocation
+from featstore.backbones.noise import Latents, posterior_noise
+from featstore.datasets.pictures import decode
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError
-from featstore.pipeline.batches import padded
-from featstore.pipeline.compute import Compute
-from featstore.pipeline.pixels import pixel_batches
+from featstore.pipeline.features import chunks, padded, pixel_batches
 from featstore.pipeline.plan import missing_latents
 from featstore.progress import Progress
-from featstore.store.keys import LATENTS
+from featstore.store.keys import LATENTS, PATCH_TOKENS
 from featstore.store.overlap import row_writer
 from featstore.store.pack import unpack
+from featstore.store.rows import RowArray
 from featstore.store.store import Store
 
 
@@ -66,3 +67,36 @@ def _posterior_noise(
         return None
     noise = [posterior_noise(store.header.seed, store.images.keys[row], shape) for row in rows]
     return padded(torch.from_numpy(np.stack(noise)), compute.batch_size).to(compute.device)
+
+
+def cache_patch_tokens(
+    store: Store,
+    dataset: Dataset,
+    dino: DinoName,
+    folder: Path,
+    rows: Sequence[int],
+    compute: Compute,
+    progress: Progress,
+) -> RowArray:
+    """Tokens (1 + patches, width) of the images of `rows`, mirrored where the image is; those that are there stay.
+
+    Raises `StoreError` where the store has those of another DINOv2, `ImageError` for an image that cannot be read.
+    """
+    known = store.patch_tokens(dino)
+    if known is not None and all(known.present()[list(rows)]):
+        return known
+    unpack(store, [PATCH_TOKENS], progress)
+    network = load_dino(folder, compute.device, compute.dtype)
+    array = store.require_patch_tokens(dino, network.tokens_shape)
+    present = array.present()
+    missing = [row for row in rows if not present[row]]
+    records = {record.id: record for record in dataset.images()}
+    progress.start("DINOv2 tokens", len(missing), "images")
+    with row_writer(store.path) as write:
+        for batch in chunks(missing, compute.batch_size):
+            images = [records[store.images.ids[row]] for row in batch]
+            tokens = network.tokens([decode(image, dataset.read(image)) for image in images])
+            for row, own in zip(batch, tokens, strict=True):
+                write(array, (row,), own.numpy())
+            progress.advance(len(batch))
+    return array

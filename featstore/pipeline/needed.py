@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featstore.backbones.layers import check_layers
-from featstore.backbones.model import Model, open_model
+from featstore.backbones.base import Compute
+from featstore.backbones.stable_diffusion import Model, check_layers, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreError
 from featstore.files import Needed, naming_missing_bytes
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.noisy import add_noise, check_noise
 from featstore.pipeline.plan import extractor_of, missing_latents, missing_noisy, plan_maps
 from featstore.progress import Progress
@@ -58,8 +57,8 @@ def require_maps(
     if not plan.parts:
         return MadeMaps(extractor, 0, 0, ())
     # Only now: loading the model's libraries takes longer than an evaluation from the cache.
+    from featstore.pipeline.features import extract_maps
     from featstore.pipeline.latents import encode_images
-    from featstore.pipeline.maps import extract_maps
 
     model = model_of(store)
     lacking = sorted({row for part in plan.rows.values() for row in part})

@@ -8,21 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featstore.backbones.dino_location import locate_dino
-from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
-from featstore.backbones.unet import CutUNet
+from featstore.backbones.base import Compute
+from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
+from featstore.backbones.dino import locate_dino
 from featstore.datasets.records import Dataset
 from featstore.files import naming_missing_bytes
-from featstore.pipeline.batches import chunks
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
 from featstore.pipeline.evaluate import Result, Scoring, match_shares, tabulated, unreadable
+from featstore.pipeline.features import chunks
 from featstore.pipeline.grid import Grid, done_before, score_shares
-from featstore.pipeline.latents import encode_images
+from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.pair_inputs import missing_inputs
-from featstore.pipeline.patch_tokens import cache_patch_tokens
+from featstore.pipeline.plan import missing_inputs
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.backbones.fingerprint import default_memory, forget
-from featstore.backbones.location import locate
-from featstore.backbones.model import Model
+from featstore.backbones.base import Compute
+from featstore.backbones.locate import locate
+from featstore.backbones.model_file import default_memory, forget
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
-from featstore.pipeline.batches import chunks
-from featstore.pipeline.compute import Compute
+from featstore.pipeline.features import chunks
 from featstore.pipeline.images import check_same_images, image_faults, survey_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import with_sources

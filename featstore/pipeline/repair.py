@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from featstore.backbones.dino_location import SUBFOLDER
-from featstore.backbones.dino_name import DINO, DinoName
-from featstore.backbones.location import is_at_hand
-from featstore.backbones.model import Model
+from featstore.backbones.base import DINO, Compute, DinoName
+from featstore.backbones.dino import SUBFOLDER
+from featstore.backbones.locate import is_at_hand
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.needed import model_of, require_maps
 from featstore.pipeline.plan import extractor_of
 from featstore.progress import Progress
@@ -174,7 +173,7 @@ class Makers:
         return made.bad
 
     def _patch_tokens(self, rows: Sequence[int]) -> Sequence[ImageError] | str:
-        from featstore.pipeline.patch_tokens import cache_patch_tokens
+        from featstore.pipeline.latents import cache_patch_tokens
 
         dino = find_dino(self.model, _maker_of_tokens(self.store))
         if dino is None:
@@ -192,7 +191,7 @@ class Makers:
 
 def find_dino(model: Model, wanted: DinoName | None) -> tuple[DinoName, Path] | None:
     """The DINOv2 of that fingerprint, where it is at hand: the model's own, or the one of that name."""
-    from featstore.backbones.dino_location import locate_dino
+    from featstore.backbones.dino import locate_dino
 
     if wanted is None:
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from featstore.backbones.dino_name import DinoName
+from featstore.backbones.base import DinoName
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.dino_name import DinoName
+from featstore.backbones.base import DinoName
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.text import encode_token_embeddings, fill, frame

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from featstore.backbones.dino_name import DinoName
-from featstore.backbones.layers import check_layers, check_timesteps
+from featstore.backbones.base import DinoName
+from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.errors import ModelError, PromptError
 from featstore.files import write_whole
 from featstore.prompts.base import LearnedPrompts, Mode

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from featstore.backbones.dino_location import HUB_NAME
-from featstore.backbones.dino_name import DinoName
-from featstore.backbones.model import Model
+from featstore.backbones.base import DinoName
+from featstore.backbones.dino import HUB_NAME
+from featstore.backbones.stable_diffusion import Model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, module_of

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
-from featstore.backbones.dino_name import DINO, DinoName
+from featstore.backbones.base import DINO, DinoName
 from featstore.errors import StoreError
 
 

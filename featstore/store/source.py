@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from featstore.backbones.dino_name import DINO
+from featstore.backbones.base import DINO
 from featstore.errors import StoreError
 from featstore.plain_text import is_plain, nfc, one_line, shown
 from featstore.store.keys import DinoExtractor, Extractor

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
-from featstore.backbones.dino_name import DinoName
+from featstore.backbones.base import DinoName
 from featstore.errors import StoreError, StoreExistsError
 from featstore.files import writing
 from featstore.store.bucket import open_bucket

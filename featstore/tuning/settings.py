@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Self
 
-from featstore.backbones.layers import check_layers, check_timesteps
+from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.errors import TuningError
 from featstore.prompts.base import Mode
 from featstore.prompts.cpm import CONDITIONAL_LENGTH, GLOBAL_LENGTH

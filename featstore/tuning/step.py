@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from featstore.backbones.memory import saying_batch_size
-from featstore.pipeline.batches import chunks
+from featstore.backbones.base import saying_batch_size
+from featstore.pipeline.features import chunks
 from featstore.prompts.base import Mode
 from featstore.prompts.text import encode_token_embeddings, fill
 from featstore.tuning.data import NoisySource

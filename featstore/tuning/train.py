@@ -21,7 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from featstore.errors import TuningError
 from featstore.files import Needed, naming_missing_bytes, writing
-from featstore.pipeline.batches import chunks
+from featstore.pipeline.features import chunks
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.file import prompts_bytes, save_prompts

@@ -240,7 +240,7 @@ def test_case_06_match_not_finite(run: Run, photographs: Path, tmp_path: Path) -
     import torch
     from safetensors.torch import load_file, save_file
 
-    from featstore.backbones.demo_model import demo_folder
+    from featstore.backbones.locate import demo_folder
 
     shutil.copytree(demo_folder(), tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"

@@ -13,7 +13,7 @@ import zarr
 from safetensors import safe_open
 from torch import Tensor
 
-from featstore.backbones.dino_name import DinoName
+from featstore.backbones.base import DinoName
 from featstore.datasets.records import ImageRecord
 from featstore.pipeline.export import sd4match_identifier
 from featstore.store.keys import DinoExtractor, Extractor

@@ -15,11 +15,10 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import Result
 
-from featstore.backbones.dino import load_dino
-from featstore.backbones.dino_location import locate_dino
-from featstore.backbones.dino_name import DinoName
-from featstore.backbones.load import load_text_encoder, load_tokenizer
-from featstore.backbones.model import open_model
+from featstore.backbones.base import DinoName
+from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
+from featstore.backbones.dino import load_dino, locate_dino
+from featstore.backbones.stable_diffusion import open_model
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import module_of
 from featstore.prompts.file import load_prompts, save_prompts

@@ -10,7 +10,7 @@ import pytest
 from cli.recipe import FOLDER, Recipe, load_recipe, load_recipes, parse_recipe
 from cli.recipe_options import TRAINING_PAIRS, steps_for
 from cli.show_recipes import commands
-from featstore.backbones.dino_location import HUB_NAME
+from featstore.backbones.dino import HUB_NAME
 from featstore.prompts.text import DEFAULT_TEMPLATE
 from matcher.errors import InputError
 from matcher.match import BETA

@@ -284,7 +284,7 @@ def test_it_is_one_processs_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_model_that_is_not_here_cannot_be_counted(run: Run, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a dry run does not fetch it."""
-    monkeypatch.setattr("featstore.backbones.location.downloaded", lambda *_: None)
+    monkeypatch.setattr("featstore.backbones.locate.downloaded", lambda *_: None)
     result = ok(run("reproduce", "table5", "--dataset-root", str(datasets), "--dry-run"))
     assert "sd2-1 is not on this machine" in result.output
     assert "Table 5: 7 row(s)" in result.output

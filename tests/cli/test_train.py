@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.train_settings import published, typed_settings
-from featstore.backbones.model import open_model
+from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import DiskFullError
 from featstore.prompts.file import load_prompts
 from featstore.store.rows import RowArray

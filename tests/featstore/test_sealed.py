@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from featstore.backbones.load import load_text_encoder, load_tokenizer
-from featstore.backbones.location import locate
+from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
+from featstore.backbones.locate import locate
 from featstore.pipeline.evaluation_run import EvaluationRun, save_evaluation
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.file import load_prompts, save_prompts

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.demo_model import DUAL, LAYER_2, LAYER_2_UPSAMPLED, LAYER_3, Measured, measure
-from featstore.backbones.demo_model import demo_folder
+from featstore.backbones.locate import demo_folder
 
 
 @pytest.fixture(scope="module")

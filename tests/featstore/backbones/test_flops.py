@@ -9,11 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flops import UNET, VAE, whole_unet
-from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
-from featstore.backbones.layers import layer_shape
-from featstore.backbones.location import ModelLocation
-from featstore.backbones.model import open_model
-from featstore.backbones.unet import CutUNet
+from featstore.backbones.diffusion_networks import CutUNet, encode_flops, gradient_flops, pass_flops
+from featstore.backbones.model_file import ModelLocation
+from featstore.backbones.stable_diffusion import layer_shape, open_model
 
 
 @pytest.mark.parametrize(("layer", "limit", "channels", "side"), [(2, 1.14e12, 1280, 48), (3, 1.54e12, 640, 96)])

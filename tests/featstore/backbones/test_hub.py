@@ -10,9 +10,10 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from cli.main import app
-from featstore.backbones.dino_location import locate_dino
-from featstore.backbones.location import ModelLocation, locate
-from featstore.backbones.model import open_model
+from featstore.backbones.dino import locate_dino
+from featstore.backbones.locate import locate
+from featstore.backbones.model_file import ModelLocation
+from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import change_json, copied
 from tests.featstore.backbones.hub import Hub, serving

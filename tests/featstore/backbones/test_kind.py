@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from featstore.backbones.location import locate
-from featstore.backbones.model import open_model
+from featstore.backbones.locate import locate
+from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import WEIGHTS, change_json, change_tensors, copied
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from featstore.backbones.demo_model import demo_folder
+from featstore.backbones.diffusion_networks import load_text_encoder, load_unet, load_vae_encoder
 from featstore.backbones.dino import load_dino
-from featstore.backbones.fingerprint import fingerprint
-from featstore.backbones.load import load_text_encoder, load_unet, load_vae_encoder
-from featstore.backbones.location import COMPONENTS, locate
-from featstore.backbones.model import open_model
+from featstore.backbones.locate import COMPONENTS, demo_folder, locate
+from featstore.backbones.model_file import fingerprint
+from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 
 

@@ -21,10 +21,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 from diffusers.configuration_utils import ConfigMixin
 from numpy.typing import NDArray
 
-from featstore.backbones.demo_model import demo_folder
-from featstore.backbones.location import ModelLocation
-from featstore.backbones.model import open_model
+from featstore.backbones.locate import demo_folder
+from featstore.backbones.model_file import ModelLocation
 from featstore.backbones.schedule import NoiseSchedule, read_schedule
+from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 
 CASES = Path(__file__).parents[2] / "cases"
@@ -261,7 +261,7 @@ def test_a_model_that_was_looked_at_before_opens_without_the_libraries() -> None
     open_model("demo")
     code = (
         "import sys\n"
-        "from featstore.backbones.model import open_model\n"
+        "from featstore.backbones.stable_diffusion import open_model\n"
         "open_model('demo')\n"
         "print(sorted({'diffusers', 'torch', 'transformers'} & sys.modules.keys()))\n"
     )

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from featstore.backbones.unet import CutUNet
+from featstore.backbones.diffusion_networks import CutUNet
 from featstore.errors import ModelError
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -11,10 +11,9 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline
 
-from featstore.backbones.latents import LatentScale
-from featstore.backbones.load import load_vae_encoder
-from featstore.backbones.model import open_model
-from featstore.backbones.vae import encode
+from featstore.backbones.diffusion_networks import encode, load_vae_encoder
+from featstore.backbones.noise import LatentScale
+from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 
 

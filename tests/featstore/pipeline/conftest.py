@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import Model, open_model
+from featstore.backbones.base import Compute
+from featstore.backbones.noise import Latents
+from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.pipeline.build import BuildRequest
-from featstore.pipeline.compute import Compute
 
 
 @pytest.fixture

@@ -10,15 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import Model
-from featstore.backbones.noise import noise, posterior_noise
+from featstore.backbones.base import Compute
+from featstore.backbones.noise import Latents, noise, posterior_noise
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, resize_to_square
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
 from featstore.pipeline import latents as latents_stage
 from featstore.pipeline.build import BuildRequest, build, estimate
-from featstore.pipeline.compute import Compute
 from featstore.progress import Silent
 from featstore.store.store import open_store
 

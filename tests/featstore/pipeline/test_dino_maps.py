@@ -13,11 +13,11 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from featstore.backbones import dino as dino_module
-from featstore.backbones.model import Model
+from featstore.backbones.base import Compute
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset, ImageRecord, Pair, ThetaRule
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, header_of
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.dino_maps import (
     AskedDino,
     MadeDinoMaps,

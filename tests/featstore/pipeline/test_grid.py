@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import open_model
+from featstore.backbones.base import Compute
+from featstore.backbones.noise import Latents
+from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.evaluate import in_resized_frame
+from featstore.pipeline.features import EncodedMaps, MapStream, open_stream
 from featstore.pipeline.grid import (
     Grid,
     GridCost,
@@ -32,7 +33,6 @@ from featstore.pipeline.grid import (
 )
 from featstore.pipeline.needed import MapsCost, require_maps
 from featstore.pipeline.plan import extractor_of
-from featstore.pipeline.stream import EncodedMaps, MapStream, open_stream
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Extractor, Stored
@@ -400,7 +400,7 @@ def test_a_finished_stream_loads_no_model(
     def fail(*_: object) -> None:
         raise AssertionError("a model was looked for")
 
-    monkeypatch.setattr("featstore.pipeline.stream.open_stream", fail)
+    monkeypatch.setattr("featstore.pipeline.features.open_stream", fail)
     assert_same(streamed(built, store), undisturbed)
 
 

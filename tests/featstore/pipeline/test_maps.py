@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from featstore.backbones import unet as unet_module
-from featstore.backbones.model import Model
+from featstore.backbones import diffusion_networks as unet_module
+from featstore.backbones.base import Compute
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.compute import Compute
-from featstore.pipeline.maps import Passes
+from featstore.pipeline.features import Passes
+from featstore.pipeline.match import PhotoPrompt, PhotoSettings, open_photo, photo_maps
 from featstore.pipeline.needed import MadeMaps, estimate_maps, require_maps
-from featstore.pipeline.photos import PhotoPrompt, PhotoSettings, open_photo, photo_maps
 from featstore.pipeline.plan import extractor_of
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt, encode_texts

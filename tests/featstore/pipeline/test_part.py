@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from featstore.backbones.model import Model
+from featstore.backbones.base import Compute
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.pipeline import images as images_stage
 from featstore.pipeline.build import BuildReport, BuildRequest, build, estimate, open_or_create, together
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import require_maps
 from featstore.progress import Silent

@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import open_model
-from featstore.backbones.noise import noise
+from featstore.backbones.base import Compute
+from featstore.backbones.noise import Latents, noise
+from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
+from featstore.pipeline.latents import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
-from featstore.pipeline.patch_tokens import cache_patch_tokens
 from featstore.pipeline.recompute import Recomputed, recompute
 from featstore.pipeline.repair import find_dino, repair
 from featstore.progress import Silent

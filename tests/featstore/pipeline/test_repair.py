@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from featstore.backbones.dino_location import locate_dino
-from featstore.backbones.dino_name import DinoName
-from featstore.backbones.model import Model
+from featstore.backbones.base import Compute, DinoName
+from featstore.backbones.dino import locate_dino
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.compute import Compute
+from featstore.pipeline.latents import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
-from featstore.pipeline.patch_tokens import cache_patch_tokens
 from featstore.pipeline.repair import Repaired, repair
 from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts

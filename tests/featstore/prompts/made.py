@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featstore.backbones.dino_name import DinoName
-from featstore.backbones.load import load_text_encoder, load_tokenizer
-from featstore.backbones.location import locate
+from featstore.backbones.base import DinoName
+from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
+from featstore.backbones.locate import locate
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import ConditionalModule
 from tools.demo_model.small_model import TEXT_WIDTH

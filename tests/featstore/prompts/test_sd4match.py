@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbones.load import load_text_encoder, load_tokenizer
-from featstore.backbones.model import Model, open_model
+from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
+from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, ConditionalModule

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbones.load import load_text_encoder, load_tokenizer
-from featstore.backbones.location import locate
+from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
+from featstore.backbones.locate import locate
 from featstore.errors import ModelError
 from featstore.prompts.text import TextPrompt, encode_texts, plain_category
 

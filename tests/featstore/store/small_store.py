@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.backbones.dino_name import DinoName
-from featstore.backbones.latents import Latents
+from featstore.backbones.base import DinoName
+from featstore.backbones.noise import Latents
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, map_path
 from featstore.store.row_file import Row

@@ -12,7 +12,7 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
-from featstore.backbones.dino_name import DinoName
+from featstore.backbones.base import DinoName
 from featstore.errors import StoreExistsError
 from featstore.store import store as store_module
 from featstore.store.images import ImageTable

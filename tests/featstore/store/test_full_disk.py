@@ -10,13 +10,13 @@ import pytest
 import torch
 import zarr
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.model import Model, open_model
+from featstore.backbones.base import Compute
+from featstore.backbones.noise import Latents
+from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DiskFullError, StoreError
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.compute import Compute
 from featstore.pipeline.needed import require_maps
 from featstore.plain_text import free_bytes
 from featstore.progress import Silent

@@ -12,7 +12,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from featstore.backbones.dino_name import DinoName
+from featstore.backbones.base import DinoName
 from featstore.errors import StoreError
 from featstore.progress import Silent
 from featstore.store.keys import DinoExtractor, Extractor, Stored, map_path

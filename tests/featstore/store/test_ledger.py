@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featstore.backbones.latents import Latents
+from featstore.backbones.noise import Latents
 from featstore.errors import DiskFullError, StoreError
 from featstore.store.images import ImageTable
 from featstore.store.ledger import StoredLedger, open_ledger

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import zarr
 
-from featstore.backbones.dino_name import DinoName
-from featstore.backbones.latents import Latents
+from featstore.backbones.base import DinoName
+from featstore.backbones.noise import Latents
 from featstore.errors import StoreError
 from featstore.store.images import ImageTable, write_images
 from featstore.store.keys import DinoExtractor, Extractor, dino_path, map_path, noisy_path

@@ -11,10 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
-from featstore.backbones.location import locate
+from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
+from featstore.backbones.locate import locate
 from featstore.backbones.noise import generator
-from featstore.backbones.unet import CutUNet
 from featstore.prompts.base import Mode
 from featstore.prompts.text import frame
 from featstore.store.store import PatchTokens

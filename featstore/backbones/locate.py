@@ -1,17 +1,23 @@
-"""Where a Stable Diffusion lies: an alias, a Hugging Face hub name or a local folder, resolved to a folder on disk."""
+"""The model that `--model demo` names: a small Stable Diffusion trained on the demo dataset, shipped with the package.
+An ordinary diffusers folder; its README.md says what it is and how it was trained (`tools/train_demo_model.py`)."""
 
 import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.backbones.demo_model import demo_folder
+import featstore
 from featstore.backbones.kind import check_configurations, check_pipeline, read_index
-from featstore.backbones.model_file import check_folder, parse_object
+from featstore.backbones.model_file import ModelLocation, check_folder, parse_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
+
+
+def demo_folder() -> Path:
+    """The demo model's folder in diffusers' layout."""
+    return Path(featstore.__file__).parent / "assets" / "demo_model"
+
 
 ALIASES = {
     # stabilityai/stable-diffusion-2-1 was withdrawn from the hub in November 2025; this is the community's mirror.
@@ -45,15 +51,6 @@ _DOWNLOADED = [
 ]
 _CHECKPOINTS = (".safetensors", ".ckpt")
 """What single files of a whole model end in."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLocation:
-    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout."""
-
-    id: str
-    revision: str | None
-    folder: Path
 
 
 def locate(name: str, revision: str | None = None) -> ModelLocation:
@@ -229,11 +226,6 @@ def _how_it_failed(error: BaseException) -> str:
     if kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
         return "cannot be reached"
     return "broke the connection off"
-
-
-def is_variant(file: Path) -> bool:
-    """Whether a weights file is another precision than the one that is loaded, such as `....fp16.safetensors`."""
-    return any(variant in file.name for variant in (".fp16.", ".fp16-", ".non_ema.", ".bf16.", ".bf16-"))
 
 
 def _checked(folder: Path) -> Path:

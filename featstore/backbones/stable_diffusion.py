@@ -1,16 +1,58 @@
-"""A model at hand: where it lies, its fingerprint, and the shapes that follow from its configuration."""
+"""Stable Diffusion 1 and 2, described: where the model lies, its fingerprint, and the shapes that follow from its
+configuration. No weights and no library of networks are loaded.
 
-from collections.abc import Mapping
+Layers are the UNet decoder's, 1-based as in the papers. The 0-based index of diffusers' `up_blocks` appears in this
+package only: layer n is `up_blocks[n - 1]`.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featstore.backbones.config import read_config
-from featstore.backbones.fingerprint import default_memory, fingerprint, pass_once
-from featstore.backbones.latents import LatentScale
-from featstore.backbones.layers import LAYERS, LayerShape, layer_shape
-from featstore.backbones.location import COMPONENTS, ModelLocation, locate
+from featstore.backbones.locate import COMPONENTS, locate
+from featstore.backbones.model_file import ModelLocation, default_memory, fingerprint, pass_once, read_config
+from featstore.backbones.noise import LatentScale
 from featstore.backbones.schedule import NoiseSchedule, read_schedule
 from featstore.errors import ModelError
+
+LAYERS = (1, 2, 3, 4)
+TIMESTEPS = range(1000)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """layer: 1..4. channels and side of its map (channels, side, side). stride: pixels of the image a cell."""
+
+    layer: int
+    channels: int
+    side: int
+    stride: int
+
+
+def layer_shape(layer: int, unet_config: Mapping[str, Any], latent_side: int, image_size: int) -> LayerShape:
+    """The shape of a layer's map for latents of `latent_side` cells, from the UNet's configuration."""
+    widths = tuple(unet_config["block_out_channels"])
+    # Every up block but the last doubles the side of the latents, which the down blocks halved len - 1 times.
+    side = latent_side // 2 ** max(len(widths) - 1 - layer, 0)
+    return LayerShape(layer, widths[::-1][layer - 1], side, image_size // side)
+
+
+def check_layers(layers: Sequence[int]) -> None:
+    """Raise `ModelError` for a layer not in 1..4."""
+    for layer in layers:
+        if layer not in LAYERS:
+            raise ModelError(
+                f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to {LAYERS[-1]} "
+                "(diffusers' up_blocks and DIFT's up_ft_index count from 0)."
+            )
+
+
+def check_timesteps(timesteps: Sequence[int]) -> None:
+    """Raise `ModelError` for a timestep not in 0..999."""
+    for timestep in timesteps:
+        if timestep not in TIMESTEPS:
+            raise ModelError(f"There is no timestep {timestep}: timesteps run from 0 to {TIMESTEPS[-1]}.")
+
 
 LATENT_MULTIPLE = 8
 """The UNet halves its input three times; other sides would be padded and the cut UNet would differ from the whole."""
@@ -50,7 +92,7 @@ class Model:
 
 
 def open_model(name: str, revision: str | None = None) -> Model:
-    """Locate a model (see `featstore.backbones.location.locate`), read its configuration, and compare its weights with
+    """Locate a model (see `featstore.backbones.locate.locate`), read its configuration, and compare its weights with
     it (once: what passed is remembered beside the fingerprint). Raises `ModelError` where they do not fit."""
     location = locate(name, revision)
     vae, unet = read_config(location, "vae"), read_config(location, "unet")

@@ -11,18 +11,22 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbones.latents import Latents
-from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet, load_vae_encoder
-from featstore.backbones.model import Model
-from featstore.backbones.noise import noise, posterior_noise
-from featstore.backbones.unet import CutUNet
-from featstore.backbones.vae import encode
+from featstore.backbones.base import Compute
+from featstore.backbones.diffusion_networks import (
+    CutUNet,
+    encode,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    load_vae_encoder,
+)
+from featstore.backbones.noise import Latents, noise, posterior_noise
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
 from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
-from featstore.pipeline.batches import chunks
-from featstore.pipeline.compute import Compute
+from featstore.pipeline.features import chunks
 from featstore.progress import Progress
 from matcher.errors import MapError
 

@@ -1,0 +1,183 @@
+"""Stable Diffusion's networks, each loaded on its own and only when it is needed: the VAE's encoder, the UNet as far
+as the layers need, the text encoder."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from featstore.backbones.base import saying_batch_size
+from featstore.backbones.model_file import ModelLocation, force_upcast, read_config
+from featstore.backbones.noise import LatentScale
+from featstore.backbones.stable_diffusion import Model, check_layers
+from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
+from featstore.errors import ModelError
+
+
+def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    """The VAE without its decoder, frozen. It stays in float32 unless its configuration says that float16 is safe."""
+    if force_upcast(location):
+        dtype = torch.float32
+    vae: AutoencoderKL = _load(AutoencoderKL, location, "vae", dtype)
+    vae.decoder = None
+    vae.post_quant_conv = None
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet, frozen; `featstore.backbones.diffusion_networks.CutUNet` takes from it what it does not need."""
+    return _load(UNet2DConditionModel, location, "unet", dtype).to(device).eval().requires_grad_(False)
+
+
+def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
+    """The text encoder, frozen."""
+    return _load(CLIPTextModel, location, "text_encoder", dtype).to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(location: ModelLocation) -> CLIPTokenizer:
+    """The tokenizer of the text encoder."""
+    with _speaking_of(location, "tokenizer"):
+        return CLIPTokenizer.from_pretrained(location.folder, subfolder="tokenizer", local_files_only=True)
+
+
+def _load(kind: Any, location: ModelLocation, component: str, dtype: torch.dtype) -> Any:
+    """A component's network. Raises `ModelError` where its files lack a tensor, or hold another."""
+    with _speaking_of(location, component):
+        network, loaded = kind.from_pretrained(
+            location.folder,
+            subfolder=component,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    check_loaded(location.folder / component, loaded, PUBLISHED[component])
+    return network
+
+
+@contextlib.contextmanager
+def _speaking_of(location: ModelLocation, component: str) -> Iterator[None]:
+    """Turn what the libraries raise about a broken component into a sentence of ours, and quiet their chatter."""
+    try:
+        with quiet_libraries():
+            yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{location.folder}/{component} cannot be loaded: {reason}") from error
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -> Tensor:
+    """Latents (b, 4, h, w), float32, shifted and scaled as the VAE's configuration states: ready for noise.
+
+    images: (b, 3, S, S) in [-1, 1]. posterior_noise: (b, 4, h, w) standard normal for `Latents.SAMPLE`, None for the
+    posterior's mean. Raises `ModelError` with a batch size to try where memory runs out.
+    """
+    weights = next(vae.parameters())
+    with saying_batch_size(len(images)):
+        posterior = vae.encode(images.to(weights)).latent_dist
+        latents = posterior.mean.float()
+        if posterior_noise is not None:
+            latents = latents + posterior.std.float() * posterior_noise.to(latents)
+    scale = LatentScale.parse(vae.config, "the VAE's configuration")
+    return (latents - scale.shift) * scale.factor
+
+
+class CutUNet:
+    """A UNet whose decoder ends after the last layer asked for.
+
+    Blocks beyond `last_layer` are freed; a pass for earlier layers runs no further than they need. A UNet whose
+    up blocks are cut after n, with no final norm and no final convolution, returns exactly layer n.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, last_layer: int) -> None:
+        check_layers([last_layer])
+        self._blocks = list(unet.up_blocks)[:last_layer]
+        unet.up_blocks = nn.ModuleList(self._blocks)
+        unet.conv_norm_out = None
+        unet.conv_out = nn.Identity()
+        self.unet = unet
+
+    def until(self, layer: int) -> UNet2DConditionModel:
+        """A UNet whose output is that layer, of the same weights: a module of its own, fit for gradient checkpointing
+        and `torch.compile`."""
+        check_layers([layer])
+        cut = copy.copy(self.unet)
+        cut._modules = {**self.unet._modules, "up_blocks": nn.ModuleList(self._blocks[:layer])}
+        return cut
+
+    @property
+    def weights(self) -> Tensor:
+        """Any of the UNet's weights, to take its device and dtype from."""
+        return next(self.unet.parameters())
+
+    def tap(self, noisy: Tensor, timestep: int, prompts: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Maps (b, C_n, h_n, w_n) of each layer n in `layers`, all from one pass, in the UNet's dtype.
+
+        noisy: (b, 4, h, w), h and w multiples of 8. timestep: 0..999. prompts: (b, 77, D) prompt embeddings.
+        Gradients flow where the inputs ask for them.
+        """
+        check_layers(layers)
+        last = max(layers)
+        maps: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> torch.utils.hooks.RemovableHandle:
+            # layer n is diffusers' up_blocks[n - 1]
+            return self._blocks[layer - 1].register_forward_hook(
+                lambda _block, _inputs, output: maps.__setitem__(layer, output)
+            )
+
+        self.unet.up_blocks = nn.ModuleList(self._blocks[:last])
+        handles = [keep(layer) for layer in layers]
+        try:
+            with saying_batch_size(len(noisy)):
+                self.unet(noisy.to(self.weights), timestep, prompts.to(self.weights), return_dict=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {layer: maps[layer] for layer in layers}
+
+
+def encode_flops(model: Model, image_size: int) -> int:
+    """FLOPs of the VAE's encoder for an image of `image_size` pixels."""
+    config = read_config(model.location, "vae")
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config).eval().requires_grad_(False)
+        image = torch.empty(1, 3, image_size, image_size)
+    return _counted(lambda: vae.encode(image))
+
+
+def pass_flops(model: Model, layer: int, image_size: int) -> int:
+    """FLOPs of a UNet pass that ends at a layer, for one noise draw of one image."""
+    unet, noisy, prompt = _inputs(model, layer, image_size)
+    return _counted(lambda: unet.tap(noisy, 0, prompt, [layer]))
+
+
+def gradient_flops(model: Model, layer: int, image_size: int) -> int:
+    """FLOPs of the same with the backward pass to the prompt, for which no gradient of a weight is computed."""
+    unet, noisy, prompt = _inputs(model, layer, image_size)
+    prompt.requires_grad_(True)
+    return _counted(lambda: unet.tap(noisy, 0, prompt, [layer])[layer].sum().backward())
+
+
+def _inputs(model: Model, layer: int, image_size: int) -> tuple[CutUNet, torch.Tensor, torch.Tensor]:
+    """The cut UNet, noisy latents (1, c, h, w) and prompt embeddings (1, 77, D)."""
+    side = model.latent_side(image_size)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(model.unet_config)).eval().requires_grad_(False)
+        noisy = torch.empty(1, model.latent_channels, side, side)
+        prompt = torch.empty(1, 77, int(model.unet_config["cross_attention_dim"]))
+    return CutUNet(unet, layer), noisy, prompt
+
+
+def _counted(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
