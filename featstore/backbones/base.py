@@ -4,20 +4,58 @@ Nothing here loads a library of networks: often all that is asked for is in the 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from featstore.errors import ModelError
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from featstore.backbones.model_file import ModelLocation
+
+MapKey = tuple[str, int | None]
+"""How a map is addressed: its layer's name and the timestep, None of networks that know no noise."""
+
+Tokenizer = Any
+TextEncoder = Any
+"""CLIP's, as transformers gives them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkName:
+    """id: hub name or folder. fingerprint: of its files."""
+
+    id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """name: as users type it. channels, side: of its map (channels, side, side). stride: pixels of the image per cell.
+    about: what else is said where it is printed."""
+
+    name: str
+    channels: int
+    side: int
+    stride: int
+    about: str = ""
+
+    @property
+    def map(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return self.channels, self.side, self.side
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
     """device and dtype of the networks; batch_size: images or noisy latents a pass."""
 
-    device: torch.device
-    dtype: torch.dtype
+    device: "torch.device"
+    dtype: "torch.dtype"
     batch_size: int
 
     @property
@@ -26,9 +64,112 @@ class Compute:
         return str(self.dtype).removeprefix("torch.")
 
 
+class Networks(Protocol):
+    """A backbone's networks, loaded."""
+
+    def features(
+        self, inputs: "Tensor", timestep: int | None, condition: "Tensor | None", layers: Sequence[str]
+    ) -> "Mapping[str, Tensor]":
+        """Maps of each of `layers`, all from one pass, in the networks' dtype. Gradients flow where inputs ask.
+
+        Args:
+            inputs: (b, ...): square pictures (b, 3, S, S) in [-1, 1]; of a diffusion model noisy latents (b, 4, h, w).
+            timestep: of the noise; None for networks that know none.
+            condition: (b, 77, D) prompt embeddings; None for networks without text.
+            layers: names, at least one.
+
+        Returns:
+            (b, C, h, w) by the layer's name.
+        """
+
+
+class Backbone(Protocol):
+    """A backbone described: its files are at hand, its networks are not loaded."""
+
+    @property
+    def name(self) -> NetworkName:
+        """Which it is, and which files it has."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square images that it takes where nobody says otherwise."""
+
+    def layers(self, image_size: int) -> Mapping[str, LayerShape]:
+        """The shape of every layer's map. Raises `ModelError` for a size that it cannot take."""
+
+    def load(self, compute: Compute, layers: Sequence[str]) -> Networks:
+        """Its networks, as far as `layers` need them. Raises `ModelError` where they cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which backbone of a family is asked for. name: a folder or hub name, None for the usual one. size: side in pixels
+    of the square that images are resized to, None for the usual one."""
+
+    name: str | None = None
+    size: int | None = None
+
+
+class Family(Protocol):
+    """The module of a backbone that makes maps of images alone, with neither noise nor text (see
+    `featstore.backbones.registry`)."""
+
+    def open_backbone(self, asked: Asked, model: "ModelLocation") -> Backbone:
+        """The backbone asked for. model: the store's, which may bring one. Raises `ModelError` where it is out of
+        reach."""
+
+    def usual_ids(self, model_id: str) -> Collection[str]:
+        """The ids that `open_backbone` may give where no name is asked for."""
+
+
+def choose_compute(device: str = "auto", dtype: str = "auto", batch_size: int = 8) -> Compute:
+    """Where to run networks.
+
+    Args:
+        device: as torch names it, e.g. `cuda:1`; `auto` takes a GPU where there is one.
+        dtype: `float32`, `float16`, `bfloat16` or `float64`; `auto` is float16, and float32 on the CPU.
+        batch_size: images or noisy latents a pass.
+
+    Raises:
+        InputError: where there is no such device or dtype.
+    """
+    import torch
+
+    chosen = _device(device)
+    precisions = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float64": torch.float64,
+    }
+    if dtype == "auto":
+        return Compute(chosen, torch.float32 if chosen.type == "cpu" else torch.float16, batch_size)
+    if dtype not in precisions:
+        raise InputError(f"--dtype is auto, {', '.join(precisions)}, not {dtype!r}.")
+    return Compute(chosen, precisions[dtype], batch_size)
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
 @contextlib.contextmanager
 def saying_batch_size(batch_size: int) -> Iterator[None]:
     """Turn an out-of-memory error of the enclosed pass into a `ModelError` that names the batch size to try."""
+    import torch
+
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -41,15 +182,3 @@ def saying_batch_size(batch_size: int) -> Iterator[None]:
             else "it does not fit at all: try --dtype float16, a smaller --size or another device"
         )
         raise ModelError(f"Memory ran out at batch size {batch_size}: {advice}.") from error
-
-
-DINO = "dino"
-"""The name of the layer that a DINOv2's patch map is, beside the UNet's 1 to 4."""
-
-
-@dataclass(frozen=True, slots=True)
-class DinoName:
-    """id: hub name or folder. fingerprint: of its files."""
-
-    id: str
-    fingerprint: str

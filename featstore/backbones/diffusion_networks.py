@@ -3,7 +3,8 @@ as the layers need, the text encoder."""
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,12 +14,54 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbones.base import saying_batch_size
+from featstore.backbones.base import Compute, saying_batch_size
 from featstore.backbones.model_file import ModelLocation, force_upcast, read_config
 from featstore.backbones.noise import LatentScale
 from featstore.backbones.stable_diffusion import Model, check_layers
 from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
 from featstore.errors import ModelError
+
+
+class DiffusionNetworks:
+    """A Stable Diffusion's networks (a `featstore.backbones.base.Networks`), each loaded when it is first used, frozen.
+    What is made of images beside feature maps is here as well: latents and prompt embeddings."""
+
+    def __init__(self, model: Model, compute: Compute, last_layer: int) -> None:
+        self._model, self._compute, self._last_layer = model, compute, last_layer
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """The encoder."""
+        return load_vae_encoder(self._model.location, self._compute.device, self._compute.dtype)
+
+    @cached_property
+    def unet(self) -> "CutUNet":
+        """As far as the last layer that was asked for."""
+        unet = load_unet(self._model.location, self._compute.device, self._compute.dtype)
+        return CutUNet(unet, self._last_layer)
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The text encoder's."""
+        return load_tokenizer(self._model.location)
+
+    @cached_property
+    def text_encoder(self) -> CLIPTextModel:
+        """What prompts go through."""
+        return load_text_encoder(self._model.location, self._compute.device, self._compute.dtype)
+
+    def encode(self, images: Tensor, posterior_noise: Tensor | None) -> Tensor:
+        """Latents of images, see `encode`."""
+        return encode(self.vae, images, posterior_noise)
+
+    def features(
+        self, inputs: Tensor, timestep: int | None, condition: Tensor | None, layers: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """See `Networks.features`."""
+        assert timestep is not None, "the UNet takes a timestep"
+        assert condition is not None, "the UNet takes a prompt"
+        maps = self.unet.tap(inputs, timestep, condition, [int(layer) for layer in layers])
+        return {str(layer): features for layer, features in maps.items()}
 
 
 def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
@@ -32,7 +75,7 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
 
 
 def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet, frozen; `featstore.backbones.diffusion_networks.CutUNet` takes from it what it does not need."""
+    """The UNet, frozen; `CutUNet` takes from it what it does not need."""
     return _load(UNet2DConditionModel, location, "unet", dtype).to(device).eval().requires_grad_(False)
 
 

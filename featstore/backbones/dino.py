@@ -1,8 +1,22 @@
 """DINOv2: where one lies and the shapes that follow from its configuration, and its network: tokens that condition a
-cpm, and patch maps that are matched."""
+cpm, and patch maps that are matched, alone or fused with the UNet's.
+
+A patch map is the last layer's patch tokens after its normalisation, of the whole image as a square: the frame of the
+diffusion model's images, so that cells of both lie over the same pixels. The fusion is that of SD4Match's code (a layer
+of the UNet and DINOv2, each cell normalised, 0.5 and 0.5, concatenated), with these differences:
+
+- SD4Match hands DINOv2 the diffusion model's pixels, in [-1, 1]; here it gets ImageNet's statistics, as in training.
+- SD4Match resizes those pixels again, to 14 a cell of the UNet's map (672 for 48 cells: `--dino-size 672`); here the
+  file's image is resized once, by default to sd-dino's 840 pixels, 60 cells, and the coarser map is upsampled.
+- SD4Match's fused maps correlate to (cos + cos) / 4; ours, normalised once more, to (cos + cos) / 2. Nearest neighbours
+  are the same; its softmax at a temperature of 0.04 is ours at 0.08.
+
+From sd-dino (Zhang et al.) there is the size alone: it pads images to squares, takes the tokens before the last
+normalisation, and reduces the UNet's layers by a PCA of each pair.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +25,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import BitImageProcessorPil, Dinov2Model
 
-from featstore.backbones.base import DinoName, saying_batch_size
+from featstore.backbones.base import Asked, Compute, LayerShape, NetworkName, saying_batch_size
 from featstore.backbones.locate import asking_hub
 from featstore.backbones.model_file import (
     ModelLocation,
@@ -23,9 +36,10 @@ from featstore.backbones.model_file import (
     pass_once,
     read_object,
 )
-from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
 from featstore.errors import ModelError
 from featstore.plain_text import one_line
+
+LAYER = "dino"
 
 HUB_NAME = "facebook/dinov2-base"
 """DINOv2-ViT-B/14, SD4Match's."""
@@ -70,19 +84,54 @@ class DinoShape:
         return side
 
 
-def locate_dino(name: str | None, model: ModelLocation) -> tuple[DinoName, Path]:
+@dataclass(frozen=True, slots=True)
+class DinoBackbone:
+    """A DINOv2 at hand (a `featstore.backbones.base.Backbone`), whose one layer is its patch map."""
+
+    name: NetworkName
+    folder: Path
+    shape: DinoShape
+
+    @property
+    def image_size(self) -> int:
+        """See `Backbone.image_size`."""
+        return self.shape.usual_size
+
+    def layers(self, image_size: int) -> Mapping[str, LayerShape]:
+        """See `Backbone.layers`."""
+        side = self.shape.side(image_size)
+        about = f"; images resized to {image_size} pixels, DINOv2 {self.name.id}"
+        return {LAYER: LayerShape(LAYER, self.shape.channels, side, image_size // side, about)}
+
+    def load(self, compute: Compute, layers: Sequence[str] = ()) -> "Dino":  # noqa: ARG002  (there is one)
+        """See `Backbone.load`."""
+        return load_dino(self.folder, compute.device, compute.dtype)
+
+
+def open_backbone(asked: Asked, model: ModelLocation) -> DinoBackbone:
+    """See `featstore.backbones.base.Family.open_backbone`; no weights are loaded."""
+    name, folder = locate_dino(asked.name, model)
+    return DinoBackbone(name, folder, read_shape(folder))
+
+
+def usual_ids(model_id: str) -> tuple[str, ...]:
+    """See `featstore.backbones.base.Family.usual_ids`."""
+    return HUB_NAME, f"{model_id}/{SUBFOLDER}"
+
+
+def locate_dino(name: str | None, model: ModelLocation) -> tuple[NetworkName, Path]:
     """A DINOv2's name and folder: that of `name` (a folder or a hub name); where none is said the one that the model's
     folder brings, else `facebook/dinov2-base`. Raises `ModelError` where it is out of reach, or its weights are not
     those of its configuration."""
     if name is None and (model.folder / SUBFOLDER).is_dir():
         folder = model.folder / SUBFOLDER
-        return DinoName(f"{model.id}/{SUBFOLDER}", _checked(folder)), folder
+        return NetworkName(f"{model.id}/{SUBFOLDER}", _checked(folder)), folder
     wanted = name or HUB_NAME
     folder = Path(wanted).expanduser()
     if not folder.is_dir():
         hub_folder = _downloaded(wanted) or _download(wanted)
-        return DinoName(wanted, _checked(hub_folder)), hub_folder
-    return DinoName(str(folder.resolve()), _checked(folder)), folder
+        return NetworkName(wanted, _checked(hub_folder)), hub_folder
+    return NetworkName(str(folder.resolve()), _checked(folder)), folder
 
 
 def read_shape(folder: Path) -> DinoShape:
@@ -171,7 +220,7 @@ IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 class Dino:
     """A DINOv2, frozen, with its own preprocessing: resize, centre crop, ImageNet statistics."""
 
-    def __init__(self, network: Dinov2Model, processor: Any) -> None:
+    def __init__(self, network: Any, processor: Any) -> None:
         self._network, self._processor = network, processor
 
     @property
@@ -183,22 +232,28 @@ class Dino:
 
     def tokens(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Tokens (b, 1 + patches, width), float32 on the CPU, of RGB pictures of any size."""
-        return self._run(self._processor(list(pictures), return_tensors="pt").pixel_values)
+        with torch.no_grad():
+            return self._run(self._processor(list(pictures), return_tensors="pt").pixel_values).float().cpu()
 
-    def patch_maps(self, pixels: Tensor) -> Tensor:
-        """Patch maps (b, C, side, side), float32 on the CPU, of square pictures (b, 3, S, S) in [-1, 1], S a multiple
-        of the patch: the tokens of the last layer after its normalisation, without the class token. Position embeddings
-        are interpolated to the side."""
-        side = pixels.shape[-1] // self._network.config.patch_size
-        patches = self._run(with_imagenet_statistics(pixels))[:, 1:]  # (b, side * side, C)
-        return patches.transpose(1, 2).unflatten(2, (side, side))
+    def features(
+        self,
+        inputs: Tensor,
+        timestep: int | None = None,  # noqa: ARG002  (DINOv2 knows neither noise nor text)
+        condition: Tensor | None = None,  # noqa: ARG002
+        layers: Sequence[str] = (),  # noqa: ARG002
+    ) -> Mapping[str, Tensor]:
+        """Patch maps (b, C, side, side) of square pictures (b, 3, S, S) in [-1, 1], S a multiple of the patch: the
+        tokens of the last layer after its normalisation, without the class token. Position embeddings are interpolated
+        to the side."""
+        side = inputs.shape[-1] // self._network.config.patch_size
+        patches = self._run(with_imagenet_statistics(inputs))[:, 1:]  # (b, side * side, C)
+        return {LAYER: patches.transpose(1, 2).unflatten(2, (side, side))}
 
-    @torch.no_grad()
     def _run(self, pixels: Tensor) -> Tensor:
         weights = next(self._network.parameters())
         with saying_batch_size(len(pixels)):
             found: Tensor = self._network(pixels.to(weights)).last_hidden_state
-        return found.float().cpu()
+        return found
 
 
 def with_imagenet_statistics(pixels: Tensor) -> Tensor:
@@ -211,6 +266,11 @@ def with_imagenet_statistics(pixels: Tensor) -> Tensor:
 
 def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
     """Load it. Raises `ModelError` where its files are not what they should be."""
+    # only now: the libraries take seconds to load
+    from transformers import BitImageProcessorPil, Dinov2Model
+
+    from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
+
     try:
         with quiet_libraries():
             network, loaded = Dinov2Model.from_pretrained(

@@ -7,26 +7,20 @@ package only: layer n is `up_blocks[n - 1]`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from featstore.backbones.base import Compute, LayerShape, NetworkName
 from featstore.backbones.locate import COMPONENTS, locate
 from featstore.backbones.model_file import ModelLocation, default_memory, fingerprint, pass_once, read_config
 from featstore.backbones.noise import LatentScale
 from featstore.backbones.schedule import NoiseSchedule, read_schedule
 from featstore.errors import ModelError
 
+if TYPE_CHECKING:
+    from featstore.backbones.diffusion_networks import DiffusionNetworks
+
 LAYERS = (1, 2, 3, 4)
 TIMESTEPS = range(1000)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """layer: 1..4. channels and side of its map (channels, side, side). stride: pixels of the image a cell."""
-
-    layer: int
-    channels: int
-    side: int
-    stride: int
 
 
 def layer_shape(layer: int, unet_config: Mapping[str, Any], latent_side: int, image_size: int) -> LayerShape:
@@ -34,7 +28,7 @@ def layer_shape(layer: int, unet_config: Mapping[str, Any], latent_side: int, im
     widths = tuple(unet_config["block_out_channels"])
     # Every up block but the last doubles the side of the latents, which the down blocks halved len - 1 times.
     side = latent_side // 2 ** max(len(widths) - 1 - layer, 0)
-    return LayerShape(layer, widths[::-1][layer - 1], side, image_size // side)
+    return LayerShape(str(layer), widths[::-1][layer - 1], side, image_size // side)
 
 
 def check_layers(layers: Sequence[int]) -> None:
@@ -60,9 +54,12 @@ LATENT_MULTIPLE = 8
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A located model. fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels.
-    latent_factor: pixels a latent cell. latent_scale: from the VAE's latents to the UNet's. unet_config: diffusers'
-    configuration of the UNet. schedule: of the noise that it was trained on."""
+    """A located model (a `featstore.backbones.base.Backbone`).
+
+    fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels. latent_factor: pixels
+    a latent cell. latent_scale: from the VAE's latents to the UNet's. unet_config: diffusers' configuration of the
+    UNet. schedule: of the noise that it was trained on.
+    """
 
     location: ModelLocation
     fingerprint: str
@@ -86,9 +83,30 @@ class Model:
             )
         return side
 
-    def shape(self, layer: int, image_size: int) -> LayerShape:
+    @property
+    def name(self) -> NetworkName:
+        """See `Backbone.name`."""
+        return NetworkName(self.location.id, self.fingerprint)
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of an image of `image_size` pixels. Raises as `latent_side`."""
+        side = self.latent_side(image_size)
+        return self.latent_channels, side, side
+
+    def shape(self, layer: int | str, image_size: int) -> LayerShape:
         """Channels, side and stride of a layer's map for images of `image_size` pixels."""
-        return layer_shape(layer, self.unet_config, self.latent_side(image_size), image_size)
+        return layer_shape(int(layer), self.unet_config, self.latent_side(image_size), image_size)
+
+    def layers(self, image_size: int) -> Mapping[str, LayerShape]:
+        """See `Backbone.layers`."""
+        return {str(layer): self.shape(layer, image_size) for layer in LAYERS}
+
+    def load(self, compute: Compute, layers: Sequence[str] = ("4",)) -> "DiffusionNetworks":
+        """Its networks, each loaded when it is first used: the UNet as far as the last of `layers`."""
+        # only now: the libraries take seconds to load
+        from featstore.backbones.diffusion_networks import DiffusionNetworks
+
+        return DiffusionNetworks(self, compute, max(map(int, layers)))
 
 
 def open_model(name: str, revision: str | None = None) -> Model:

@@ -1,7 +1,7 @@
 """Evaluation of a dataset's split: pairs in the resized frame, matched from maps, with everything that the numbers
 depend on."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from featstore.errors import DatasetError, ImageError
 from featstore.pair_list import describe_list
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_target
 from featstore.progress import Progress
-from featstore.store.keys import DinoExtractor, Extractor, Stored
+from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor, Stored
 from featstore.store.store import Store
 from matcher.evaluate import evaluate
 from matcher.maps import LayerSpec, MapSource
@@ -176,19 +176,23 @@ def describe_features(
     }
 
 
-def describe_dino(extractor: DinoExtractor) -> dict[str, Any]:
-    """Where a store's patch maps came from, for the record."""
-    return {
-        "dino": extractor.dino.id,
-        "dino_fingerprint": extractor.dino.fingerprint,
-        "dino_size": extractor.size,
-        "dtype": extractor.dtype,
-        "dino_extractor": extractor.key,
-        **_describe_stored(extractor),
-    }
+def describe_others(extractors: Iterable[PixelExtractor]) -> dict[str, Any]:
+    """Where a store's maps of other backbones came from, for the record."""
+    about: dict[str, Any] = {}
+    for extractor in extractors:
+        family = extractor.family
+        about |= {
+            family: extractor.network.id,
+            f"{family}_fingerprint": extractor.network.fingerprint,
+            f"{family}_size": extractor.size,
+            "dtype": extractor.dtype,
+            f"{family}_extractor": extractor.key,
+            **_describe_stored(extractor),
+        }
+    return about
 
 
-def _describe_stored(extractor: Extractor | DinoExtractor | None) -> dict[str, str]:
+def _describe_stored(extractor: AnyExtractor | None) -> dict[str, str]:
     """Of float16, which is the rule, nothing."""
     kept = Stored.FLOAT16 if extractor is None else extractor.stored
     return {} if kept is Stored.FLOAT16 else {"stored": kept.value}

@@ -1,36 +1,38 @@
-"""Batches of equal size, so that a row does not depend on which rows a run happened to compute with it."""
+"""The one loop from images to feature maps: batches of inputs, a pass of a backbone's networks each, the mean over an
+image's noise draws. Commands, Python and pairs' evaluation differ in where inputs come from and where maps go."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute
-from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
-from featstore.backbones.model_file import ModelLocation
+from featstore.backbones.base import Compute, MapKey, Networks
 from featstore.datasets.pictures import decode, image_key, resize_to_square
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
-from featstore.pipeline.needed import model_of
-from featstore.pipeline.noisy import noisy_latent
-from featstore.pipeline.plan import MapPlan
+from featstore.pipeline.plan import MapPlan, PlannedPasses
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import Extractor, Stored, map_path
+from featstore.store.keys import AnyExtractor, Extractor, map_path
 from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
-from featstore.store.row_encoding import RowEncoding, encoding_for
-from featstore.store.rows import Row, RowArray
-from featstore.store.schema import STORED_DTYPE
+from featstore.store.rows import RowArray
 from featstore.store.store import Store
-from matcher.maps import LayerSpec, read_ahead
+from matcher.maps import read_ahead
+
+if TYPE_CHECKING:
+    from featstore.backbones.diffusion_networks import DiffusionNetworks
 
 Item = TypeVar("Item")
+
+DECODERS = 4
+"""Threads that decode and resize the images of a batch; Pillow lets go of the interpreter while it does."""
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
@@ -51,27 +53,96 @@ def padded(batch: Tensor, size: int) -> Tensor:
     return torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])
 
 
-DECODERS = 4
-"""Threads that decode and resize the images of a batch; Pillow lets go of the interpreter while it does."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class PixelBatch:
-    """rows: of the images that could be read. pixels: theirs, (3, size, size) in [-1, 1] each. bad: what was wrong with
-    the others."""
+class Batch(Generic[Item]):
+    """What goes through networks together. items: images, or images of pairs. inputs: (items * draws, ...), an item's
+    draws side by side. draws: of each item. size: that the batch is filled up to. is_last: whether the items have no
+    further draws in the next batch."""
 
-    rows: tuple[int, ...]
-    pixels: tuple[NDArray[np.float32], ...]
-    bad: tuple[ImageError, ...]
+    items: Sequence[Item]
+    inputs: NDArray[Any]
+    draws: int
+    size: int
+    is_last: bool
+
+
+@torch.no_grad()
+def passes(
+    networks: Networks,
+    timestep: int | None,
+    layers: Sequence[str],
+    batches: Iterable[Batch[Item]],
+    condition: Callable[[Sequence[Item]], Tensor] | None,
+    device: torch.device,
+    progress: Progress,
+) -> Iterator[tuple[Item, dict[str, Tensor]]]:
+    """The loop: each item with its maps by layer.
+
+    Args:
+        networks: what the inputs go through.
+        timestep: of the noise, None for networks that know none.
+        layers: whose maps are taken, all from one pass.
+        batches: of inputs; an item's draws stand in one batch or in successive ones of the same items.
+        condition: gives prompt embeddings (items, 77, D); None for networks without text.
+        device: of the networks.
+        progress: is advanced by inputs.
+
+    Returns:
+        Maps (C, h, w), float32 on the CPU, the mean over the item's draws.
+    """
+    sums: dict[str, Tensor] = {}
+    draws = 0
+    for batch in batches:
+        told = None if condition is None else condition(batch.items).repeat_interleave(batch.draws, dim=0)
+        maps = networks.features(
+            padded(torch.from_numpy(batch.inputs).to(device), batch.size),
+            timestep,
+            None if told is None else padded(told, batch.size),
+            layers,
+        )
+        for layer, features in maps.items():
+            own = features[: len(batch.inputs)].float()  # the padding falls off here
+            part = own.unflatten(0, (len(batch.items), batch.draws)).sum(dim=1)
+            sums[layer] = part if layer not in sums else sums[layer] + part
+        draws += batch.draws
+        progress.advance(len(batch.inputs))
+        if batch.is_last:
+            means = {layer: (total / draws).cpu() for layer, total in sums.items()}
+            for index, item in enumerate(batch.items):
+                yield item, {layer: mean[index] for layer, mean in means.items()}
+            sums, draws = {}, 0
+
+
+def noisy_batches(
+    items: Sequence[Item], ensemble: int, batch_size: int, load: Callable[[Item, int], NDArray[Any]], ahead: int = 0
+) -> Iterator[Batch[Item]]:
+    """Batches of noisy latents, which hold whole images where they fit, so that one image's draws are averaged where
+    they were computed. load: the noisy latents (c, h, w) of an item's draw. ahead: batches that are read meanwhile."""
+    draws_a_pass = min(ensemble, batch_size)
+    items_a_pass = max(batch_size // ensemble, 1)
+    places = (
+        (batch, draws) for batch in chunks(items, items_a_pass) for draws in chunks(range(ensemble), draws_a_pass)
+    )
+
+    def latents(place: tuple[Sequence[Item], Sequence[int]]) -> NDArray[Any]:
+        return np.stack([load(item, draw) for item in place[0] for draw in place[1]])
+
+    for (batch, draws), loaded in read_ahead(places, latents, ahead):
+        yield Batch(batch, loaded, len(draws), items_a_pass * draws_a_pass, draws[-1] == ensemble - 1)
 
 
 def pixel_batches(
-    store: Store, dataset: Dataset, rows: Sequence[int], size: int, batch_size: int
-) -> Iterator[PixelBatch]:
-    """The images of `rows` as squares of `size` pixels a side, `batch_size` at a time.
-
-    Raises `StoreError` for one whose file is not what the store was made from.
-    """
+    store: Store,
+    dataset: Dataset,
+    rows: Sequence[int],
+    size: int,
+    batch_size: int,
+    bad: list[ImageError],
+    progress: Progress,
+) -> Iterator[Batch[int]]:
+    """Batches of images as networks take them: decoded, resized to squares (3, size, size) in [-1, 1]. bad: grows by
+    the images that cannot be read, which no batch holds; `progress` is advanced by those. Raises `StoreError` for one
+    whose file is not what the store was made from."""
     records = {record.id: record for record in dataset.images()}
 
     def pixels_of(row: int) -> NDArray[np.float32] | ImageError:
@@ -86,13 +157,15 @@ def pixel_batches(
 
     with ThreadPoolExecutor(DECODERS) as pool:
         for batch in chunks(rows, batch_size):
-            outcomes = list(zip(batch, pool.map(pixels_of, batch), strict=True))
-            good = [(row, outcome) for row, outcome in outcomes if not isinstance(outcome, ImageError)]
-            yield PixelBatch(
-                tuple(row for row, _ in good),
-                tuple(pixels for _, pixels in good),
-                tuple(outcome for _, outcome in outcomes if isinstance(outcome, ImageError)),
-            )
+            good = []
+            for row, outcome in zip(batch, pool.map(pixels_of, batch), strict=True):
+                if isinstance(outcome, ImageError):
+                    bad.append(outcome)
+                    progress.advance()
+                else:
+                    good.append((row, outcome))
+            if good:
+                yield Batch([row for row, _ in good], np.stack([pixels for _, pixels in good]), 1, batch_size, True)
 
 
 def _pixels(key: str, dataset: Dataset, image: ImageRecord, size: int) -> NDArray[np.float32]:
@@ -104,185 +177,120 @@ def _pixels(key: str, dataset: Dataset, image: ImageRecord, size: int) -> NDArra
     return resize_to_square(decode(image, data), size)
 
 
+def diffusion_maps(
+    networks: Networks,
+    parts: Iterable[PlannedPasses[Item]],
+    noisy: Callable[[Item, int, int], NDArray[Any]],
+    condition: Callable[[str, Sequence[Item]], Tensor],
+    ensemble: int,
+    compute: Compute,
+    progress: Progress,
+    ahead: int = 0,
+) -> Iterator[tuple[Item, MapKey, Tensor]]:
+    """Maps (C, h, w) of a diffusion model, part by part: (item, (layer, timestep), map).
+
+    Args:
+        networks: of the model.
+        parts: passes that share a timestep and a prompt.
+        noisy: the noisy latents (c, h, w) of an item at a timestep and draw.
+        condition: prompt embeddings (items, 77, D) of a layer.
+        ensemble: draws that are averaged.
+        compute: where the networks are.
+        progress: is advanced by passes.
+        ahead: batches of noisy latents that are read while passes are made.
+    """
+    for part in parts:
+        timestep, first = part.timestep, part.layers[0]
+        assert timestep is not None, "layers of a diffusion model have timesteps"
+
+        def load(item: Item, draw: int, timestep: int = timestep) -> NDArray[Any]:
+            return noisy(item, timestep, draw)
+
+        def told(items: Sequence[Item], layer: str = first) -> Tensor:
+            return condition(layer, items)
+
+        batches = noisy_batches(part.rows, ensemble, compute.batch_size, load, ahead)
+        for item, maps in passes(networks, timestep, part.layers, batches, told, compute.device, progress):
+            for layer, features in maps.items():
+                yield item, (layer, timestep), features
+
+
+def pixel_maps(
+    networks: Networks,
+    layers: Sequence[str],
+    batches: Iterable[Batch[Item]],
+    compute: Compute,
+    progress: Progress,
+) -> Iterator[tuple[Item, MapKey, Tensor]]:
+    """The same of a backbone that sees images alone."""
+    for item, maps in passes(networks, None, layers, batches, None, compute.device, progress):
+        for layer, features in maps.items():
+            yield item, (layer, None), features
+
+
+class LayerEmbeddings:
+    """Prompt embeddings of some categories, layer by layer; those that layers share are made once."""
+
+    def __init__(self, networks: "DiffusionNetworks", prompt: Prompts, categories: Collection[str]) -> None:
+        self._networks, self._prompt, self._categories = networks, prompt, tuple(sorted(categories))
+        self._made: dict[str | None, dict[str, Tensor]] = {}
+
+    def of(self, layer: str) -> dict[str, Tensor]:
+        """Embeddings (77, D) by category."""
+        key = layer if self._prompt.differ_by_layer else None
+        if key not in self._made:
+            text = self._networks.tokenizer, self._networks.text_encoder
+            self._made[key] = self._prompt.embeddings(int(layer), self._categories, *text)
+        return self._made[key]
+
+    def of_rows(self, store: Store) -> Callable[[str, Sequence[int]], Tensor]:
+        """What `diffusion_maps` takes as `condition` for images of a store."""
+        categories = store.images.categories
+        return lambda layer, rows: torch.stack([self.of(layer)[categories[row]] for row in rows])  # (b, 77, D)
+
+
+def noisy_of(store: Store) -> Callable[[int, int, int], NDArray[Any]]:
+    """The cached noisy latents (c, h, w) of (image row, timestep, draw)."""
+    array_at = cache(store.noisy)
+
+    def load(row: int, timestep: int, draw: int) -> NDArray[Any]:
+        array = array_at(timestep)
+        assert array is not None, "noisy latents are made before maps"
+        return array.read((row, draw))
+
+    return load
+
+
 def extract_maps(
     store: Store,
-    location: ModelLocation,
+    networks: "DiffusionNetworks",
     extractor: Extractor,
     prompt: Prompts,
     plan: MapPlan,
     compute: Compute,
     progress: Progress,
 ) -> None:
-    """Make the maps of a plan from cached noisy latents: raw UNet features, averaged over the noise draws."""
+    """Make the maps of a plan from cached noisy latents, and keep them."""
     if not plan.parts:
         return
     unpack(store, [map_path(extractor, layer, part.timestep) for part in plan.parts for layer in part.layers], progress)
     categories = {store.images.categories[row] for part in plan.parts for row in part.rows}
-    embeddings = LayerEmbeddings(location, prompt, categories, compute)
-    last = max(layer for part in plan.parts for layer in part.layers)
-    unet = CutUNet(load_unet(location, compute.device, compute.dtype), last)
+    told = LayerEmbeddings(networks, prompt, categories).of_rows(store)
     progress.start("UNet passes", plan.images * extractor.ensemble, "passes")
     ahead = reads_ahead(store.path)
-    with row_writer(store.path) as write:
-        for part in plan.parts:
-            arrays: dict[int, RowArray] = {}
-            noisy = store.noisy(part.timestep)
-            assert noisy is not None, "noisy latents are made before maps"
-            prompts = embeddings.of(part.layers[0])
-            passes = Passes(unet, noisy.read, prompts, store.images.categories, extractor.ensemble, ahead)
-            for row, maps in passes.of(part.timestep, part.layers, part.rows, compute, progress):
-                for layer, mean in maps.items():
-                    if layer not in arrays:
-                        channels, height, width = mean.shape
-                        arrays[layer] = store.require_maps(extractor, layer, part.timestep, (channels, height, width))
-                    write(arrays[layer], (row,), mean.numpy())
-
-
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """UNet passes over images. noisy: the noisy latents (4, h, w) of (image row, draw) at the timestep. prompts:
-    embeddings (77, D) by category, categories: of each image row. ensemble: draws that are averaged. ahead: batches of
-    noisy latents that are read while passes are made."""
-
-    unet: CutUNet
-    noisy: Callable[[Row], NDArray[np.float16]]
-    prompts: Mapping[str, Tensor]
-    categories: Sequence[str]
-    ensemble: int
-    ahead: int = 0
-
-    @torch.no_grad()
-    def of(
-        self, timestep: int, layers: Sequence[int], rows: Sequence[int], compute: Compute, progress: Progress
-    ) -> Iterator[tuple[int, dict[int, Tensor]]]:
-        """Each row with its maps by layer, (C, h, w) float32 on the CPU, the mean over its draws."""
-        # A batch holds whole images where they fit, so that one image's draws are averaged where they were computed.
-        draws_a_pass = min(self.ensemble, compute.batch_size)
-        images_a_pass = max(compute.batch_size // self.ensemble, 1)
-        draws_in_turn = tuple(chunks(range(self.ensemble), draws_a_pass))
-        places = ((batch, draws) for batch in chunks(rows, images_a_pass) for draws in draws_in_turn)
-        loaded = read_ahead(places, self._latents, self.ahead)
-        for batch in chunks(rows, images_a_pass):
-            embeddings = torch.stack([self.prompts[self.categories[row]] for row in batch])  # (b, 77, D)
-            sums: dict[int, Tensor] = {}
-            for draws in draws_in_turn:
-                _, latents = next(loaded)
-                full = images_a_pass * draws_a_pass
-                maps = self.unet.tap(
-                    padded(torch.from_numpy(latents).to(compute.device), full),
-                    timestep,
-                    padded(embeddings.repeat_interleave(len(draws), dim=0), full),
-                    layers,
-                )
-                for layer, features in maps.items():
-                    part = features[: len(latents)].float().unflatten(0, (len(batch), len(draws))).sum(dim=1)
-                    sums[layer] = part if layer not in sums else sums[layer] + part
-                progress.advance(len(latents))
-            means = {layer: (total / self.ensemble).cpu() for layer, total in sums.items()}
-            for index, row in enumerate(batch):
-                yield row, {layer: mean[index] for layer, mean in means.items()}
-
-    def _latents(self, place: tuple[Sequence[int], Sequence[int]]) -> NDArray[np.float16]:
-        """Noisy latents (b * d, 4, h, w) of a batch's images and draws."""
-        batch, draws = place
-        return np.stack([self.noisy((row, draw)) for row in batch for draw in draws])
-
-
-class LayerEmbeddings:
-    """Prompt embeddings of some categories, layer by layer; those that layers share are made once."""
-
-    def __init__(self, location: ModelLocation, prompt: Prompts, categories: Collection[str], compute: Compute) -> None:
-        self._prompt, self._categories = prompt, tuple(sorted(categories))
-        self._tokenizer = load_tokenizer(location)
-        self._encoder = load_text_encoder(location, compute.device, compute.dtype)
-        self._made: dict[int | None, dict[str, Tensor]] = {}
-
-    def of(self, layer: int) -> dict[str, Tensor]:
-        """Embeddings (77, D) by category."""
-        key = layer if self._prompt.differ_by_layer else None
-        if key not in self._made:
-            self._made[key] = self._prompt.embeddings(layer, self._categories, self._tokenizer, self._encoder)
-        return self._made[key]
-
-
-@dataclass(frozen=True, slots=True)
-class MapStream:
-    """The networks, loaded once, and what to make: `wanted` (layer, timestep). share_passes: whether layers have common
-    prompts."""
-
-    store: Store
-    unet: CutUNet
-    prompts: LayerEmbeddings
-    share_passes: bool
-    wanted: tuple[tuple[int, int], ...]
-    ensemble: int
-    compute: Compute
-    stored: Stored
-
-    def maps_of(self, rows: Sequence[int], progress: Progress) -> "EncodedMaps":
-        """All wanted maps of the images of `rows`, whose latents are cached, as `cache maps` keeps them."""
-        parts: dict[tuple[int, int | None], list[int]] = {}
-        for layer, timestep in self.wanted:
-            parts.setdefault((timestep, None if self.share_passes else layer), []).append(layer)
-        progress.start("UNet passes", len(rows) * len(parts) * self.ensemble, "passes")
-        latents = self.store.latents()
-        stored = read_ahead(rows, lambda row: latents.read((row,)), reads_ahead(self.store.path))
-        clean = {row: values.astype(np.float32) for row, values in stored}
-        maps: dict[tuple[str, str, int | None], NDArray[Any]] = {}
-        encoding = encoding_for(self.stored.value)
-        for (timestep, _), layers in parts.items():
-
-            def noisy(place: Row, timestep: int = timestep) -> NDArray[np.float16]:
-                row, draw = place
-                made = noisy_latent(self.store, clean[row], row, timestep, draw)
-                return made.astype(STORED_DTYPE)
-
-            passes = Passes(self.unet, noisy, self.prompts.of(layers[0]), self.store.images.categories, self.ensemble)
-            for row, made in passes.of(timestep, layers, rows, self.compute, progress):
-                for layer, mean in made.items():
-                    maps[self.store.images.ids[row], str(layer), timestep] = encoding.encode(mean.numpy())
-        return EncodedMaps(encoding, maps)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedMaps:
-    """Maps in memory (a `matcher.maps.MapSource`), as they would lie on the disk, keyed by (image id, layer name,
-    timestep)."""
-
-    encoding: RowEncoding
-    rows: Mapping[tuple[str, str, int | None], NDArray[Any]]
-
-    def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where the model
-        overflowed."""
-        row = self.rows[image, layer.layer, layer.timestep]
-        if not self.encoding.is_row(row):
-            raise StoreError(
-                f"The map of {image!r}, layer {layer.layer} at t = {layer.timestep}, is not finite in "
-                f"{self.encoding.dtype}: the model overflowed; try --dtype float32."
-            )
-        return torch.from_numpy(self.encoding.decode(row))
-
-
-def open_stream(
-    store: Store,
-    categories: Sequence[str],
-    wanted: Sequence[tuple[int, int]],
-    prompt: Prompts,
-    ensemble: int,
-    compute: Compute,
-    stored: Stored = Stored.FLOAT16,
-) -> MapStream:
-    """Load what making maps takes. Raises `ModelError` and `StoreError` where the store's model is not at hand."""
-    store.header.schedule.check_timesteps(timestep for _, timestep in wanted)
-    location = model_of(store).location
-    return MapStream(
+    keep(
         store,
-        CutUNet(load_unet(location, compute.device, compute.dtype), max(layer for layer, _ in wanted)),
-        LayerEmbeddings(location, prompt, categories, compute),
-        not prompt.differ_by_layer,
-        tuple(wanted),
-        ensemble,
-        compute,
-        stored,
+        extractor,
+        diffusion_maps(networks, plan.parts, noisy_of(store), told, extractor.ensemble, compute, progress, ahead),
     )
+
+
+def keep(store: Store, extractor: AnyExtractor, maps: Iterable[tuple[int, MapKey, Tensor]]) -> None:
+    """Write maps of image rows under an extractor's name."""
+    arrays: dict[MapKey, RowArray] = {}
+    with row_writer(store.path) as write:
+        for row, key, features in maps:
+            if key not in arrays:
+                channels, height, width = features.shape
+                arrays[key] = store.require_maps(extractor, *key, (channels, height, width))
+            write(arrays[key], (row,), features.numpy())

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from featstore.backbones.base import Compute
-from featstore.datasets.records import Pair
+from featstore.backbones.base import Asked, Compute, MapKey
+from featstore.backbones.registry import is_diffusion
+from featstore.datasets.records import Dataset, Pair
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target
 from featstore.pipeline.evaluate import images_of
-from featstore.pipeline.needed import MapsCost, estimate_maps, model_of
-from featstore.pipeline.plan import missing_latents
+from featstore.pipeline.needed import FoundBackbone, MapsCost, estimate_maps, model_of
+from featstore.pipeline.plan import missing_latents, sharing_a_pass
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import Extractor, Stored
@@ -47,10 +48,16 @@ class Grid:
         return len(self.configurations), len(self.readouts), len(self.alphas)
 
     @property
-    def maps(self) -> tuple[tuple[int, int], ...]:
+    def maps(self) -> tuple[MapKey, ...]:
         """The (layer, timestep) whose maps it needs, sorted."""
         layers = [layer for configuration in self.configurations for layer in configuration.layers]
-        return tuple(sorted({(int(layer.layer), layer.timestep) for layer in layers if layer.timestep is not None}))
+        keys = {(layer.layer, layer.timestep) for layer in layers}
+        return tuple(sorted(keys, key=lambda key: (key[0], key[1] or 0)))
+
+    @property
+    def diffusion_maps(self) -> tuple[MapKey, ...]:
+        """Those that are made of noisy latents."""
+        return tuple(key for key in self.maps if is_diffusion(key[0]))
 
 
 def grid_ledger(store: Store, pairs: Sequence[MatchingPair], grid: Grid, features: Mapping[str, Any]) -> StoredLedger:
@@ -83,6 +90,7 @@ def score_cached(
 
 def score_streamed(
     store: Store,
+    dataset: Dataset,
     pairs: Sequence[MatchingPair],
     grid: Grid,
     prompt: Prompts,
@@ -92,6 +100,7 @@ def score_streamed(
     progress: Progress,
     processes: Processes = ALONE,
     stored: Stored = Stored.FLOAT16,
+    asked: Mapping[str, Asked] | None = None,
 ) -> GridScores:
     """Score a grid a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
 
@@ -100,7 +109,7 @@ def score_streamed(
     """
 
     def score(own: Sequence[MatchingPair]) -> GridScores:
-        return _score_streamed(store, own, grid, prompt, ensemble, ledger, compute, progress, stored)
+        return _score_streamed(store, dataset, own, grid, prompt, ensemble, ledger, compute, progress, stored, asked)
 
     shares = by_category(pairs, processes.count, done_before(ledger, processes))
     return score_shares(pairs, shares, grid, processes, score)
@@ -140,6 +149,7 @@ def score_shares(
 
 def _score_streamed(
     store: Store,
+    dataset: Dataset,
     pairs: Sequence[MatchingPair],
     grid: Grid,
     prompt: Prompts,
@@ -148,9 +158,10 @@ def _score_streamed(
     compute: Compute,
     progress: Progress,
     stored: Stored,
+    asked: Mapping[str, Asked] | None,
 ) -> GridScores:
     # loading the model's libraries takes seconds, and a grid that was finished before needs none
-    from featstore.pipeline.features import MapStream, open_stream
+    from featstore.pipeline.stream import MapStream, open_stream
 
     stream: MapStream | None = None
     categories = grouped(pairs, lambda pair: pair.category, range(len(pairs)))
@@ -160,7 +171,9 @@ def _score_streamed(
         maps: MapSource = MapsInMemory({})  # a finished category asks for none
         if not ledger.done.issuperset(pair.target for pair in own):
             if stream is None:
-                stream = open_stream(store, tuple(categories), grid.maps, prompt, ensemble, compute, stored)
+                stream = open_stream(
+                    store, dataset, tuple(categories), grid.maps, prompt, ensemble, compute, stored, asked
+                )
             images = sorted({image for pair in own for image in (pair.source, pair.target)})
             maps = stream.maps_of([store.images.row(image) for image in images], progress)
         progress.start(f"matching {category}", len(own), "pairs")
@@ -191,24 +204,33 @@ class GridCost:
     peak_bytes: int
 
 
-def cost_cached(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts) -> GridCost:
+Found = Mapping[str, FoundBackbone]
+"""Other backbones than the store's model, by family (`featstore.pipeline.needed.find_backbones`)."""
+
+
+def cost_cached(
+    store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts, found: Found
+) -> GridCost:
     """Of a grid whose maps are kept; nothing is written, no weights are loaded."""
     rows = [store.images.row(image) for image in images_of(pairs)]
-    image = _image_bytes(store, extractor, grid)
-    kept = min(KEPT_BYTES, _largest_category(pairs) * image)
-    peak = kept + _working_bytes(store, extractor, pairs, grid)
-    return GridCost(len(rows), estimate_maps(store, rows, grid.maps, extractor, prompt), peak)
+    shapes = _map_shapes(store, extractor, grid, found)
+    kept = min(KEPT_BYTES, _largest_category(pairs) * _image_bytes(extractor, shapes))
+    peak = kept + _working_bytes(extractor, pairs, grid, shapes)
+    return GridCost(len(rows), estimate_maps(store, rows, grid.maps, extractor, prompt, found), peak)
 
 
-def cost_streamed(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts) -> GridCost:
+def cost_streamed(
+    store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts, found: Found
+) -> GridCost:
     """Of a grid whose maps are never written, a category's at a time in memory."""
     rows = [store.images.row(image) for image in images_of(pairs)]
     encode = len(missing_latents(store, rows))
-    shared = {timestep for _, timestep in grid.maps}
-    passes = len(rows) * len(grid.maps if prompt.differ_by_layer else shared) * extractor.ensemble
-    maps = MapsCost(encode, 0, passes, encode * store.latents().row_bytes, encode)
-    kept = _largest_category(pairs) * _image_bytes(store, extractor, grid)
-    return GridCost(len(rows), maps, kept + _working_bytes(store, extractor, pairs, grid))
+    passes = len(rows) * len(sharing_a_pass(grid.diffusion_maps, prompt.differ_by_layer)) * extractor.ensemble
+    others = dict.fromkeys(found, len(rows))
+    maps = MapsCost(encode, 0, passes, encode * store.latents().row_bytes, encode, others)
+    shapes = _map_shapes(store, extractor, grid, found)
+    kept = _largest_category(pairs) * _image_bytes(extractor, shapes)
+    return GridCost(len(rows), maps, kept + _working_bytes(extractor, pairs, grid, shapes))
 
 
 def _largest_category(pairs: Sequence[Pair]) -> int:
@@ -219,26 +241,33 @@ def _largest_category(pairs: Sequence[Pair]) -> int:
     return max(map(len, images.values()))
 
 
-def _image_bytes(store: Store, extractor: Extractor, grid: Grid) -> int:
+def _image_bytes(extractor: Extractor, shapes: Sequence[Sequence[int]]) -> int:
     """Of all maps of one image as they are read: float16, or float32 of those that are kept as int8."""
-    size = encoding_for(extractor.stored.value).read_dtype.itemsize
-    return sum(size * math.prod(_map_shape(store, extractor, layer, timestep)) for layer, timestep in grid.maps)
+    return encoding_for(extractor.stored.value).read_dtype.itemsize * sum(map(math.prod, shapes))
 
 
-def _working_bytes(store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid) -> int:
+def _working_bytes(extractor: Extractor, pairs: Sequence[Pair], grid: Grid, shapes: Sequence[Sequence[int]]) -> int:
     """Of maps (one target's in float32, three as read), the descriptors of a category, and correlations."""
-    channels = sum(_map_shape(store, extractor, layer, timestep)[0] for layer, timestep in grid.maps)
+    channels = sum(shape[0] for shape in shapes)
     points = _largest_category(pairs) * max(len(pair.source_points) for pair in pairs)
     rows = 4 if Readout.BILINEAR in grid.readouts else 1
-    return LIBRARIES + 5 * _image_bytes(store, extractor, grid) + 4 * points * rows * channels + 3 * 4 * BLOCK_CELLS
+    return LIBRARIES + 5 * _image_bytes(extractor, shapes) + 4 * points * rows * channels + 3 * 4 * BLOCK_CELLS
 
 
-def _map_shape(store: Store, extractor: Extractor, layer: int, timestep: int) -> tuple[int, ...]:
-    array = store.maps(extractor, layer, timestep)
-    if array is not None:
-        return array.row_shape
-    shape = model_of(store).shape(layer, store.header.image_size)
-    return shape.channels, shape.side, shape.side
+def _map_shapes(store: Store, extractor: Extractor, grid: Grid, found: Found) -> list[tuple[int, ...]]:
+    """Of every map of one image: from the store where it has such maps, else from the model, which is then looked
+    for."""
+    others = {layer: shape.map for one in found.values() for layer, shape in one.shapes.items()}
+    shapes: list[tuple[int, ...]] = []
+    for layer, timestep in grid.maps:
+        array = None if layer in others else store.maps(extractor, layer, timestep)
+        if layer in others:
+            shapes.append(others[layer])
+        elif array is not None:
+            shapes.append(array.row_shape)
+        else:
+            shapes.append(model_of(store).shape(layer, store.header.image_size).map)
+    return shapes
 
 
 def choose_some(pairs: tuple[Pair, ...], count: int | None) -> tuple[Pair, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featstore.backbones.base import Compute, DinoName
+from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.diffusion_networks import encode, load_vae_encoder
 from featstore.backbones.dino import load_dino
 from featstore.backbones.model_file import ModelLocation
@@ -45,18 +45,14 @@ def encode_images(
     progress.start("encoding images (VAE)", len(missing), "images")
     encoded, bad = 0, list[ImageError]()
     with row_writer(store.path) as write:
-        for batch in pixel_batches(store, dataset, missing, store.header.image_size, compute.batch_size):
-            bad.extend(batch.bad)
-            if batch.rows:
-                latents = encode(
-                    vae,
-                    padded(torch.from_numpy(np.stack(batch.pixels)), compute.batch_size).to(compute.device),
-                    _posterior_noise(store, batch.rows, array.row_shape, compute),
-                )
-                for row, values in zip(batch.rows, latents.cpu().numpy(), strict=False):  # the padding falls off here
-                    write(array, (row,), values)
-                encoded += len(batch.rows)
-            progress.advance(len(batch.rows) + len(batch.bad))
+        size, at_once = store.header.image_size, compute.batch_size
+        for batch in pixel_batches(store, dataset, missing, size, at_once, bad, progress):
+            pixels = padded(torch.from_numpy(batch.inputs), batch.size).to(compute.device)
+            latents = encode(vae, pixels, _posterior_noise(store, batch.items, array.row_shape, compute))
+            for row, values in zip(batch.items, latents.cpu().numpy(), strict=False):  # the padding falls off here
+                write(array, (row,), values)
+            encoded += len(batch.items)
+            progress.advance(len(batch.items))
     return encoded, bad
 
 
@@ -72,7 +68,7 @@ def _posterior_noise(
 def cache_patch_tokens(
     store: Store,
     dataset: Dataset,
-    dino: DinoName,
+    dino: NetworkName,
     folder: Path,
     rows: Sequence[int],
     compute: Compute,

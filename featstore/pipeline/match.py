@@ -1,64 +1,56 @@
-"""Maps of two or more photographs that belong to no dataset and no store, kept in memory."""
+"""Photographs that belong to no dataset and no store: their feature maps, kept in memory, and matches between two."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbones.base import Compute
-from featstore.backbones.diffusion_networks import (
-    CutUNet,
-    encode,
-    load_text_encoder,
-    load_tokenizer,
-    load_unet,
-    load_vae_encoder,
+from featstore.backbones.base import (
+    Asked,
+    Backbone,
+    LayerShape,
+    MapKey,
+    NetworkName,
+    Networks,
+    TextEncoder,
+    Tokenizer,
+    choose_compute,
 )
 from featstore.backbones.noise import Latents, noise, posterior_noise
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.profile import profile_of
+from featstore.backbones.registry import family_of, is_diffusion, open_family, pixel_families
+from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
 from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
-from featstore.pipeline.features import chunks
-from featstore.progress import Progress
-from matcher.errors import MapError
+from featstore.pipeline.features import Batch, chunks, diffusion_maps, pixel_maps
+from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
+from featstore.progress import Progress, Silent
+from featstore.prompts.text import encode_texts
+from matcher.errors import MapError, MatchError
+from matcher.fusion import fuse, sample
+from matcher.geometry import Geometry, pixels_to_cells
+from matcher.match import MatchSettings, correlate, match_points
+from matcher.readout import Readout
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photograph from a file: its pixels as stored, the hash that keys its noise, and how a viewer turns it (EXIF's
-    1, not at all, to 8)."""
+    """A photograph: its pixels as stored, the hash that keys its noise, and how a viewer turns it (EXIF's 1, not at
+    all, to 8)."""
 
     name: str
     key: str
     picture: Image.Image
-    orientation: int
-
-
-@dataclass(frozen=True, slots=True)
-class PhotoSettings:
-    """image_size: S in pixels. latents, seed, ensemble: as in a store."""
-
-    image_size: int
-    latents: Latents
-    seed: int
-    ensemble: int
-
-
-@dataclass(frozen=True, slots=True)
-class PhotoPrompt:
-    """What the UNet is told of all photographs. embedding: gives (1, 77, D) for a layer. shared: whether it is the same
-    for all layers, which then share passes."""
-
-    embedding: Callable[[int, CLIPTokenizer, CLIPTextModel], Tensor]
-    shared: bool
+    orientation: int = 1
 
 
 def open_photo(path: Path) -> Photo:
@@ -71,73 +63,316 @@ def open_photo(path: Path) -> Photo:
     return Photo(path.name, image_key(record, data), decode(record, data), exif_orientation(record, data))
 
 
-def photo_maps(
-    model: Model,
-    photos: Sequence[Photo],
-    wanted: Sequence[tuple[int, int]],
-    settings: PhotoSettings,
-    prompt: PhotoPrompt,
-    compute: Compute,
-    progress: Progress,
-) -> list[Mapping[tuple[int, int], Tensor]]:
-    """For each photograph its maps (C, h, w), float32, by (layer, timestep): those of a store but
-    for its roundings to float16. A photograph that asks to be turned is noted (`featstore.datasets.pictures`). Raises
-    `MapError` for a map that is not finite."""
-    for photo in photos:
-        if photo.orientation != 1:
-            width, height = photo.picture.size
-            progress.note(
-                f"{photo.name} asks to be turned when it is shown (EXIF orientation {photo.orientation}); its pixels "
-                f"are taken as stored, {width}x{height}, and points count in those."
+def as_photo(image: Photo | Image.Image | NDArray[np.uint8] | Path | str) -> Photo:
+    """A photograph of a path, a PIL image or an array (H, W, 3) of 0 to 255. The noise of a file is keyed by its bytes,
+    as in a store; that of pixels in memory by those."""
+    if isinstance(image, Photo):
+        return image
+    if isinstance(image, Path | str):
+        return open_photo(Path(image))
+    if not isinstance(image, Image.Image):
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise DatasetError(
+                f"An array of {pixels.dtype} and shape {pixels.shape} is no picture: uint8 of shape (H, W, 3) is needed."
             )
-    model.schedule.check_timesteps(timestep for _, timestep in wanted)
-    side = model.latent_side(settings.image_size)
-    shape = (model.latent_channels, side, side)
-    steps: dict[tuple[int, int | None], list[int]] = {}
-    for layer, timestep in wanted:
-        steps.setdefault((timestep, None if prompt.shared else layer), []).append(layer)
-    progress.start("extracting features", len(photos) * (1 + len(steps) * settings.ensemble), "passes")
-    vae = load_vae_encoder(model.location, compute.device, compute.dtype)
-    latents = [_latents(vae, photo, shape, settings, compute) for photo in photos]
-    progress.advance(len(photos))
-    encoder = load_text_encoder(model.location, compute.device, compute.dtype)
-    tokenizer = load_tokenizer(model.location)
-    embeddings = {key: prompt.embedding(layers[0], tokenizer, encoder) for key, layers in steps.items()}
-    unet = CutUNet(load_unet(model.location, compute.device, compute.dtype), max(layer for layer, _ in wanted))
-    found: list[Mapping[tuple[int, int], Tensor]] = []
-    for photo, clean in zip(photos, latents, strict=True):
-        maps: dict[tuple[int, int], Tensor] = {}
-        for key, layers in steps.items():
-            timestep = key[0]
-            sums: dict[int, Tensor] = {}
-            for draws in chunks(range(settings.ensemble), compute.batch_size):
-                drawn = np.stack([noise(settings.seed, photo.key, timestep, draw, shape) for draw in draws])
-                noisy = torch.from_numpy(model.schedule.mix(clean.numpy(), drawn, timestep))
-                with torch.no_grad():
-                    taps = unet.tap(
-                        noisy.to(compute.device), timestep, embeddings[key].expand(len(draws), -1, -1), layers
-                    )
-                for layer, features in taps.items():
-                    sums[layer] = sums.get(layer, torch.zeros(())) + features.float().sum(dim=0).cpu()
-                progress.advance(len(draws))
-            for layer, total in sums.items():
-                if not total.isfinite().all():
-                    raise MapError(
-                        f"The map of {photo.name}, layer {layer} at t = {timestep}, is not finite in "
-                        f"{compute.dtype_name}: the model overflowed; try "
-                        f"{'another model' if compute.dtype is torch.float32 else '--dtype float32'}."
-                    )
-            maps |= {(layer, timestep): total / settings.ensemble for layer, total in sums.items()}
-        found.append(maps)
-    return found
+        image = Image.fromarray(pixels)
+    picture = image.convert("RGB")
+    digest = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16)
+    return Photo("the picture", digest.hexdigest(), picture)
 
 
-def _latents(
-    vae: AutoencoderKL, photo: Photo, shape: tuple[int, int, int], settings: PhotoSettings, compute: Compute
-) -> Tensor:
-    """(1, 4, h, w), float32, on the CPU."""
-    pixels = torch.from_numpy(resize_to_square(photo.picture, settings.image_size))[None].to(compute.device)
-    drawn = None
-    if settings.latents is Latents.SAMPLE:
-        drawn = torch.from_numpy(posterior_noise(settings.seed, photo.key, shape))[None].to(compute.device)
-    return encode(vae, pixels, drawn).cpu()
+@dataclass(frozen=True, slots=True)
+class PhotoPrompt:
+    """What the UNet is told of all photographs. embedding: gives (1, 77, D) for a layer. shared: whether it is the same
+    for all layers, which then share passes."""
+
+    embedding: Callable[[int, Tokenizer, TextEncoder], Tensor]
+    shared: bool
+
+
+def text_prompt(text: str) -> PhotoPrompt:
+    """The same text for all layers."""
+    return PhotoPrompt(lambda _, tokenizer, encoder: encode_texts(tokenizer, encoder, [text]), shared=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMaps:
+    """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
+    size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: whose
+    latents the diffusion maps are made of."""
+
+    maps: Mapping[MapKey, Tensor]
+    size: tuple[int, int]
+    image_size: int
+    model: NetworkName
+
+
+class Featurizer:
+    """Makes feature maps of photographs; networks are loaded when they are first needed, and stay loaded."""
+
+    def __init__(
+        self,
+        model: str | Model,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        size: int | None = None,
+        seed: int = 0,
+        revision: str | None = None,
+        latents: str = Latents.SAMPLE.value,
+        batch_size: int = 8,
+        others: Mapping[str, Asked] | None = None,
+    ) -> None:
+        """Find the model; no weights are loaded yet.
+
+        Args:
+            model: `sd2-1`, `sd1-5`, `demo`, a hub name `owner/model`, or a folder in diffusers' layout.
+            device: as torch names it; `auto` takes a GPU where there is one.
+            dtype: `float32`, `float16` or `bfloat16`; `auto` is float16, and float32 on the CPU.
+            size: side S in pixels of the square that images are resized to; None for the model's own.
+            seed: of all noise.
+            revision: of a hub model: a branch, tag or commit.
+            latents: of the VAE's posterior: `sample` (seeded) or `mean`.
+            batch_size: noise draws that go through the UNet at once.
+            others: which other backbones, by family (`dino`), where not the usual ones.
+
+        Raises:
+            ModelError: where the model is out of reach, or takes no images of that size.
+            InputError: where there is no such device or dtype.
+        """
+        self.model = open_model(model, revision) if isinstance(model, str) else model
+        self.image_size = self.model.image_size if size is None else size
+        self.model.latent_side(self.image_size)
+        self.compute = choose_compute(device, dtype, batch_size)
+        self.networks = self.model.load(self.compute)
+        self._seed, self._latents, self._asked = seed, Latents(latents), others or {}
+        self._others: dict[str, tuple[Backbone, int, Networks | None]] = {}
+
+    def __call__(
+        self,
+        image: Image.Image | NDArray[np.uint8] | Path | str,
+        prompt: str = "a photo",
+        layers: Sequence[str] | None = None,
+        timesteps: Sequence[int | None] | None = None,
+        ensemble: int = 8,
+    ) -> ImageMaps:
+        """Feature maps of one image.
+
+        Args:
+            image: a PIL image, an array (H, W, 3) of 0 to 255, or a path.
+            prompt: what the UNet is told, e.g. "a photo of a cat".
+            layers: "1" to "4" of the UNet's decoder, "dino"; None for those that are recommended for the model.
+            timesteps: one per layer of the UNet, 0 to 999; None for the recommended ones.
+            ensemble: noise draws whose features are averaged.
+
+        Raises:
+            ModelError: for a layer or timestep that there is not.
+            MapError: for a map that is not finite.
+        """
+        keys = self.keys(layers, timesteps)
+        return self.maps_of([as_photo(image)], keys, text_prompt(prompt), ensemble, Silent())[0]
+
+    def keys(
+        self, layers: Sequence[str] | None = None, timesteps: Sequence[int | None] | None = None
+    ) -> tuple[MapKey, ...]:
+        """(layer, timestep) of each layer; see `__call__`."""
+        profile = profile_of(self.model.location.id)
+        names = profile.layers if layers is None else tuple(layers)
+        noised = [name for name in names if is_diffusion(name)]
+        if timesteps is None:
+            if missing := [name for name in noised if name not in profile.text_timesteps]:
+                raise MatchError(f"There is no default timestep for layer {missing[0]}: give one per layer.")
+            steps: list[int | None] = [profile.text_timesteps[name] for name in noised]
+        else:
+            steps = [step for step in timesteps if step is not None]
+        if len(steps) != len(noised):
+            raise MatchError(f"{len(noised)} layer(s) of the UNet but {len(steps)} timestep(s): give one per layer.")
+        left = iter(steps)
+        return tuple((name, next(left) if is_diffusion(name) else None) for name in names)
+
+    def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
+        """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
+        found = []
+        for layer in layers:
+            if is_diffusion(layer):
+                found.append(self.model.shape(layer, self.image_size))
+            else:
+                backbone, size, _ = self._other(layer)
+                found.append(backbone.layers(size)[layer])
+        return found
+
+    def maps_of(
+        self,
+        photos: Sequence[Photo],
+        wanted: Sequence[MapKey],
+        prompt: PhotoPrompt,
+        ensemble: int,
+        progress: Progress,
+    ) -> list[ImageMaps]:
+        """Feature maps of photographs, those of a store but for its roundings to float16. A photograph that asks to be
+        turned is noted (`featstore.datasets.pictures`). Raises `MapError` for a map that is not finite."""
+        for photo in photos:
+            if photo.orientation != 1:
+                width, height = photo.picture.size
+                progress.note(
+                    f"{photo.name} asks to be turned when it is shown (EXIF orientation {photo.orientation}); its "
+                    f"pixels are taken as stored, {width}x{height}, and points count in those."
+                )
+        own = [key for key in wanted if is_diffusion(key[0])]
+        self.model.schedule.check_timesteps(step for _, step in own if step is not None)
+        groups = sharing_a_pass(own, not prompt.shared)
+        others = pixel_families(layer for layer, _ in wanted)
+        passes = (1 if groups else 0) + len(groups) * ensemble + len(others)
+        progress.start("extracting features", len(photos) * passes, "passes")
+        found: list[dict[MapKey, Tensor]] = [{} for _ in photos]
+        for index, key, features in [
+            *self._diffusion_maps(photos, groups, prompt, ensemble, progress),
+            *(made for layers in others.values() for made in self._other_maps(photos, layers, progress)),
+        ]:
+            if not features.isfinite().all():
+                at = "" if key[1] is None else f" at t = {key[1]}"
+                raise MapError(
+                    f"The map of {photos[index].name}, layer {key[0]}{at}, is not finite in "
+                    f"{self.compute.dtype_name}: the model overflowed; try "
+                    f"{'another model' if self.compute.dtype is torch.float32 else '--dtype float32'}."
+                )
+            found[index][key] = features
+        return [
+            ImageMaps({key: maps[key] for key in wanted}, photo.picture.size, self.image_size, self.model.name)
+            for photo, maps in zip(photos, found, strict=True)
+        ]
+
+    def _diffusion_maps(
+        self,
+        photos: Sequence[Photo],
+        groups: Sequence[tuple[MapKey, ...]],
+        prompt: PhotoPrompt,
+        ensemble: int,
+        progress: Progress,
+    ) -> list[tuple[int, MapKey, Tensor]]:
+        if not groups:
+            return []
+        latents = [self._encoded(photo) for photo in photos]
+        progress.advance(len(photos))
+        text = self.networks.tokenizer, self.networks.text_encoder
+        embeddings = {keys[0][0]: prompt.embedding(int(keys[0][0]), *text) for keys in groups}
+
+        def noisy(index: int, timestep: int, draw: int) -> NDArray[np.float32]:
+            drawn = noise(self._seed, photos[index].key, timestep, draw, latents[index].shape)
+            return self.model.schedule.mix(latents[index], drawn, timestep)
+
+        def told(layer: str, indices: Sequence[int]) -> Tensor:
+            return embeddings[layer].expand(len(indices), -1, -1)
+
+        # a pass holds draws of one photograph: its maps do not depend on which others are asked for
+        compute = replace(self.compute, batch_size=min(self.compute.batch_size, ensemble))
+        rows = tuple(range(len(photos)))
+        parts = [PlannedPasses(keys[0][1], tuple(layer for layer, _ in keys), rows) for keys in groups]
+        return list(diffusion_maps(self.networks, parts, noisy, told, ensemble, compute, progress))
+
+    def _encoded(self, photo: Photo) -> NDArray[np.float32]:
+        """Latents (4, h, w)."""
+        device, shape = self.compute.device, self.model.latent_shape(self.image_size)
+        pixels = torch.from_numpy(resize_to_square(photo.picture, self.image_size))[None].to(device)
+        drawn = None
+        if self._latents is Latents.SAMPLE:
+            drawn = torch.from_numpy(posterior_noise(self._seed, photo.key, shape))[None].to(device)
+        latents: NDArray[np.float32] = self.networks.encode(pixels, drawn)[0].cpu().numpy()
+        return latents
+
+    def _other_maps(
+        self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress
+    ) -> list[tuple[int, MapKey, Tensor]]:
+        backbone, size, networks = self._other(layers[0])
+        if networks is None:
+            networks = backbone.load(self.compute, layers)
+            self._others[family_of(layers[0])] = backbone, size, networks
+        batches = (
+            Batch(rows, np.stack([resize_to_square(photos[row].picture, size) for row in rows]), 1, len(rows), True)
+            for rows in chunks(range(len(photos)), 1)
+        )
+        return list(pixel_maps(networks, layers, batches, self.compute, progress))
+
+    def _other(self, layer: str) -> tuple[Backbone, int, Networks | None]:
+        family = family_of(layer)
+        if family not in self._others:
+            asked = self._asked.get(family, Asked())
+            backbone = open_family(layer).open_backbone(asked, self.model.location)
+            size = backbone.image_size if asked.size is None else asked.size
+            self._others[family] = backbone, size, None
+        return self._others[family]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matches:
+    """points: (n, 2), (x, y) in pixels of image B. scores: (n,), the correlation at the place found, -1 to 1.
+    correlations: (n, H, W), with every cell of B's final map."""
+
+    points: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    correlations: NDArray[np.float32]
+
+
+def match(
+    maps_a: ImageMaps,
+    maps_b: ImageMaps,
+    points: ArrayLike,
+    weights: Sequence[float] | None = None,
+    readout: str = Readout.NN.value,
+    geometry: str = Geometry.CORNERS.value,
+    upsample: int = 1,
+    *,
+    upsample_align: str | None = None,
+    device: Any = "cpu",
+) -> Matches:
+    """Find points of image A in image B.
+
+    Args:
+        maps_a: of the image that has the points.
+        maps_b: of the other one: the same layers at the same timesteps.
+        points: (n, 2), (x, y) in pixels of image A, each inside it.
+        weights: one per layer; None for those that are recommended.
+        readout: nn, bilinear, softmax, kernelsoftmax or window.
+        geometry: corners or half-pixel: from pixels to cells.
+        upsample: whole factor on the finest map's size.
+        upsample_align: geometry of upsampling; None for `geometry`.
+        device: where to compute.
+
+    Returns:
+        Target points and their scores, in the order of `points`.
+
+    Raises:
+        MatchError: where maps, weights and points do not go together.
+    """
+    keys = [*maps_a.maps]
+    if keys != [*maps_b.maps] or maps_a.image_size != maps_b.image_size:
+        raise MatchError("The maps of both images must be of the same layers and timesteps, and of images of one size.")
+    found = np.array(points, dtype=np.float32)
+    if found.ndim != 2 or found.shape[1] != 2:
+        raise MatchError(f"Points are (n, 2), x and y in pixels of image A, not of shape {found.shape}.")
+    width, height = maps_a.size
+    if not ((found >= 0) & (found <= (width, height))).all():
+        raise MatchError(f"A point lies outside image A, which is {width}x{height} pixels.")
+    layers = [layer for layer, _ in keys]
+    shares = profile_of(maps_a.model.id).weights_of(layers) if weights is None else tuple(weights)
+    if shares is None:
+        raise MatchError(f"There are no default weights for layers {','.join(layers)}: give one per layer.")
+    size, shape = maps_a.image_size, Geometry(geometry)
+    align = shape if upsample_align is None else Geometry(upsample_align)
+    settings, chosen = MatchSettings(size, shape, upsample, align), Readout(readout)
+    source, target = (
+        fuse([own.maps[key].to(device) for key in keys], shares, upsample, align) for own in (maps_a, maps_b)
+    )
+    scale_a, scale_b = (np.array(own.size, dtype=np.float32) / np.float32(size) for own in (maps_a, maps_b))
+    queries = torch.from_numpy(np.clip(found / scale_a, 1e-4, size - 1 - 1e-4)).to(device)
+    matched = match_points(source, target, queries, [chosen], settings)[chosen]
+    cells = pixels_to_cells(queries, size, (source.shape[-2], source.shape[-1]), shape)
+    correlations = correlate(source, cells, target)  # (n, H, W)
+    places = pixels_to_cells(matched, size, (target.shape[-2], target.shape[-1]), shape)
+    scores = [sample(own[None], place[None])[0, 0] for own, place in zip(correlations, places, strict=True)]
+    return Matches(
+        matched.cpu().numpy() * scale_b.astype(np.float32),
+        np.array([float(score) for score in scores], dtype=np.float32),
+        correlations.cpu().numpy(),
+    )

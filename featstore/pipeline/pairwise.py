@@ -4,29 +4,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute
-from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
+from featstore.backbones.base import Compute, MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.datasets.records import Dataset
 from featstore.files import naming_missing_bytes
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
 from featstore.pipeline.evaluate import Result, Scoring, match_shares, tabulated, unreadable
-from featstore.pipeline.features import chunks
+from featstore.pipeline.features import chunks, diffusion_maps, noisy_of
 from featstore.pipeline.grid import Grid, done_before, score_shares
 from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.plan import missing_inputs
-from featstore.progress import Progress
+from featstore.pipeline.plan import PlannedPasses, missing_inputs
+from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
 from featstore.store.ledger import StoredLedger
-from featstore.store.source import WithDino
+from featstore.store.source import MapsByLayer
 from featstore.store.store import Store, patch_tokens_of
 from featstore.store.sweep import folders_of, sweep_partial
 from matcher.evaluate import evaluate
@@ -44,50 +42,45 @@ def pairwise_passes(pairs: int, maps: int, ensemble: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PairMaps:
-    """Makes the maps of pairs. wanted: (layer, timestep). ensemble: noise draws that are averaged."""
+    """Makes the maps of pairs. wanted: (layer, timestep). ensemble: noise draws that are averaged. others: maps of
+    other backbones' layers, which do not depend on the pair, by layer."""
 
     store: Store
-    unet: CutUNet
+    networks: Networks
     prompts: PairPrompts
-    wanted: tuple[tuple[int, int], ...]
+    wanted: tuple[MapKey, ...]
     ensemble: int
     compute: Compute
+    others: Mapping[str, MapSource]
 
     @property
     def pairs_a_batch(self) -> int:
         """Whose maps are made together."""
         return max(self.compute.batch_size // (2 * self.ensemble), 1)
 
-    @torch.no_grad()
-    def of(self, pairs: Sequence[MatchingPair], progress: Progress) -> Iterator[tuple[MatchingPair, MapsInMemory]]:
+    def of(self, pairs: Sequence[MatchingPair], progress: Progress) -> Iterator[tuple[MatchingPair, MapSource]]:
         """Each pair with both images' maps, in order."""
+        load = noisy_of(self.store)
         for batch in chunks(pairs, self.pairs_a_batch):
+            ends = [(pair.source, pair.target) for pair in batch]
+            places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
+            parts = [PlannedPasses(timestep, (layer,), places) for layer, timestep in self.wanted]
+            prompts = {layer: self.prompts.of(int(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
+
+            def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
+                return prompts[layer][[index for index, _ in items]]
+
+            def noisy(item: tuple[int, str], timestep: int, draw: int) -> NDArray[Any]:
+                return load(self.store.images.row(item[1]), timestep, draw)
+
             maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
-            for layer, timestep in self.wanted:
-                embeddings = self.prompts.of(layer, [(pair.source, pair.target) for pair in batch])  # (b, 77, D)
-                noisy = self.store.noisy(timestep)
-                assert noisy is not None, "made before maps"
-                places = [
-                    (index, image, draw)
-                    for index, pair in enumerate(batch)
-                    for image in (pair.source, pair.target)
-                    for draw in range(self.ensemble)
-                ]
-                sums: dict[tuple[int, str], Tensor] = {}
-                for part in chunks(places, self.compute.batch_size):
-                    latents = np.stack([noisy.read((self.store.images.row(image), draw)) for _, image, draw in part])
-                    found = self.unet.tap(
-                        torch.from_numpy(latents).to(self.compute.device),
-                        timestep,
-                        embeddings[torch.tensor([index for index, _, _ in part], device=embeddings.device)],
-                        [layer],
-                    )[layer].float()
-                    for (index, image, _), own in zip(part, found, strict=True):
-                        sums[index, image] = sums[index, image] + own if (index, image) in sums else own
-                for (index, image), total in sums.items():
-                    maps[index][image, str(layer), timestep] = total / self.ensemble
+            silent = Silent()  # progress counts pairs
+            made = diffusion_maps(self.networks, parts, noisy, told, self.ensemble, self.compute, silent)
+            for (index, image), key, features in made:
+                maps[index][image, *key] = features
             for pair, own_maps in zip(batch, maps, strict=True):
-                yield pair, MapsInMemory(own_maps)
+                own = MapsInMemory(own_maps)
+                yield pair, MapsByLayer({**self.others, **{layer: own for layer, _ in self.wanted}})
                 progress.advance()
 
 
@@ -95,22 +88,24 @@ def open_pair_maps(
     store: Store,
     dataset: Dataset,
     pairs: Sequence[MatchingPair],
-    wanted: tuple[tuple[int, int], ...],
+    wanted: tuple[MapKey, ...],
     learned: LearnedPrompts,
     dino: str | None,
     ensemble: int,
     compute: Compute,
     progress: Progress,
     processes: Processes = ALONE,
+    others: Mapping[str, MapSource] | None = None,
 ) -> PairMaps:
     """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
     load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
     first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` with the bytes that are
     missing where the disk fills up."""
-    location = model_of(store).location
+    model = model_of(store)
+    location = model.location
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
     own = processes.part.of(rows)
-    steps = sorted({timestep for _, timestep in wanted})
+    steps = sorted({timestep for _, timestep in wanted if timestep is not None})
     name, folder = locate_dino(dino, location)
     check_dino(learned, name)
     check_noise(store, own, steps)
@@ -123,10 +118,9 @@ def open_pair_maps(
         add_noise(store, own, steps, ensemble, progress)
         tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
     processes.wait()
-    encoder = load_text_encoder(location, compute.device, compute.dtype)
-    prompts = open_pair_prompts(learned, load_tokenizer(location), encoder, patch_tokens_of(store, tokens))
-    unet = CutUNet(load_unet(location, compute.device, compute.dtype), max(layer for layer, _ in wanted))
-    return PairMaps(store, unet, prompts, wanted, ensemble, compute)
+    networks = model.load(compute, [layer for layer, _ in wanted])
+    prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
+    return PairMaps(store, networks, prompts, wanted, ensemble, compute, others or {})
 
 
 def score_pairwise(
@@ -137,17 +131,15 @@ def score_pairwise(
     scoring: Scoring,
     features: Mapping[str, Any],
     progress: Progress,
-    dino: MapSource | None = None,
     processes: Processes = ALONE,
 ) -> Result:
-    """`featstore.pipeline.evaluate.score` where maps belong to pairs. dino: of the layer `dino`, which does not."""
+    """`featstore.pipeline.evaluate.score` where maps belong to pairs."""
 
     def match(own: Sequence[MatchingPair]) -> list[MatchedPair]:
         progress.start("UNet passes and matching", len(own), "pairs")
         matched: list[MatchedPair] = []
         for pair, made in maps.of(own, progress):
-            source = made if dino is None else WithDino(made, dino)
-            matched += evaluate([pair], source, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
+            matched += evaluate([pair], made, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
         return matched
 
     # whole batches: those that one process would make, and so the same bits

@@ -4,12 +4,13 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from featstore.backbones.base import Compute, DinoName
+from featstore.backbones.base import Compute, MapKey, NetworkName
 from featstore.backbones.dino import read_tokens_shape
 from featstore.files import Needed
 from featstore.prompts.base import Prompts
-from featstore.store.keys import Extractor, Stored
+from featstore.store.keys import AnyExtractor, Extractor, Stored
 from featstore.store.rows import Row
 from featstore.store.store import Store
 
@@ -30,20 +31,32 @@ def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) 
     return [(row, draw) for row, draw in wanted if draw >= present.shape[1] or not present[row, draw]]
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedPasses:
-    """UNet passes at a timestep that share a prompt: the layers tapped, and the image rows that lack any of them."""
+Item = TypeVar("Item")
 
-    timestep: int
-    layers: tuple[int, ...]
-    rows: tuple[int, ...]
+
+@dataclass(frozen=True, slots=True)
+class PlannedPasses(Generic[Item]):
+    """Passes at a timestep that share a prompt: the layers tapped, and what they are made of, rows of images that lack
+    any of them."""
+
+    timestep: int | None
+    layers: tuple[str, ...]
+    rows: tuple[Item, ...]
+
+
+def sharing_a_pass(wanted: Iterable[MapKey], differ_by_layer: bool) -> list[tuple[MapKey, ...]]:
+    """Maps in groups that one pass makes: those at one timestep, where their prompt is common to them."""
+    groups: dict[tuple[int, str | None], list[MapKey]] = {}
+    for layer, timestep in sorted(set(wanted), key=lambda key: (key[1] or 0, key[0])):
+        groups.setdefault((timestep or 0, layer if differ_by_layer else None), []).append((layer, timestep))
+    return [tuple(keys) for keys in groups.values()]
 
 
 @dataclass(frozen=True, slots=True)
 class MapPlan:
-    """The UNet passes that are still to be made."""
+    """The passes of a diffusion model that are still to be made."""
 
-    parts: tuple[PlannedPasses, ...]
+    parts: tuple[PlannedPasses[int], ...]
 
     @property
     def images(self) -> int:
@@ -54,7 +67,7 @@ class MapPlan:
     @property
     def rows(self) -> dict[int, tuple[int, ...]]:
         """The image rows of each timestep, sorted."""
-        steps = {part.timestep for part in self.parts}
+        steps = {part.timestep for part in self.parts if part.timestep is not None}
         return {
             step: tuple(sorted({row for part in self.parts if part.timestep == step for row in part.rows}))
             for step in sorted(steps)
@@ -74,25 +87,27 @@ def extractor_of(
     return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, stored)
 
 
-def plan_maps(
-    store: Store, extractor: Extractor, rows: Sequence[int], wanted: Iterable[tuple[int, int]], prompt: Prompts
-) -> MapPlan:
-    """What is missing of the maps (layer, timestep) in `wanted`, for the images of `rows`.
+def missing_maps(store: Store, extractor: AnyExtractor, rows: Sequence[int], key: MapKey) -> set[int]:
+    """Those of `rows` whose maps (layer, timestep) are not cached."""
+    array = store.maps(extractor, *key)
+    present = None if array is None else array.present()
+    return {row for row in rows if present is None or not present[row]}
 
-    Layers at one timestep share a pass where their prompt is common to them.
-    """
-    layers: dict[tuple[int, int | None], list[int]] = {}
-    missing: dict[tuple[int, int | None], set[int]] = {}
-    for layer, timestep in sorted(set(wanted), key=lambda pair: (pair[1], pair[0])):
-        array = store.maps(extractor, layer, timestep)
-        present = None if array is None else array.present()
-        lacking = {row for row in rows if present is None or not present[row]}
-        if lacking:
-            key = timestep, layer if prompt.differ_by_layer else None
-            layers.setdefault(key, []).append(layer)
-            missing.setdefault(key, set()).update(lacking)
+
+def plan_maps(
+    store: Store, extractor: Extractor, rows: Sequence[int], wanted: Iterable[MapKey], prompt: Prompts
+) -> MapPlan:
+    """What is missing of the maps (layer, timestep) in `wanted`, for the images of `rows`."""
+    missing = {key: lacking for key in wanted if (lacking := missing_maps(store, extractor, rows, key))}
     return MapPlan(
-        tuple(PlannedPasses(key[0], tuple(layers[key]), tuple(sorted(found))) for key, found in missing.items())
+        tuple(
+            PlannedPasses(
+                keys[0][1],
+                tuple(layer for layer, _ in keys),
+                tuple(sorted(set[int]().union(*(missing[key] for key in keys)))),
+            )
+            for keys in sharing_a_pass(missing, prompt.differ_by_layer)
+        )
     )
 
 
@@ -100,7 +115,7 @@ def missing_inputs(
     store: Store,
     rows: Sequence[int],
     noisy: Sequence[tuple[Sequence[int], int, int]],
-    dino: tuple[DinoName, Path] | None,
+    dino: tuple[NetworkName, Path] | None,
 ) -> Needed:
     """What is not written yet of the latents of `rows`, of `noisy` (image rows, timestep, draws), and of the tokens of
     `dino` (with its folder); None where no tokens are read."""

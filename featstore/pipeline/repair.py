@@ -7,18 +7,17 @@ from pathlib import Path
 
 import torch
 
-from featstore.backbones.base import DINO, Compute, DinoName
-from featstore.backbones.dino import SUBFOLDER
+from featstore.backbones.base import Asked, Compute, NetworkName
 from featstore.backbones.locate import is_at_hand
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
-from featstore.pipeline.needed import model_of, require_maps
+from featstore.pipeline.needed import find_backbones, model_of, require_maps
 from featstore.pipeline.plan import extractor_of
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, PATCH_TOKENS, DinoExtractor, Extractor, Stored
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, PATCH_TOKENS, Extractor, PixelExtractor, Stored
 from featstore.store.ledger import GRIDS
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
@@ -139,8 +138,8 @@ class Makers:
         """The same for several arrays of one extractor, which share passes."""
         places = [path.split("/")[1:] for path in paths]
         key = places[0][0]
-        if places[0][1] == DINO:
-            return self._dino_maps(key, rows)
+        if places[0][2] == "patches":
+            return self._other_maps(key, [layer for _, layer, _ in places], rows)
         description = self.store.attributes(f"{MAPS}/{key}")
         prompt = description.get("prompt")
         prompts = prompts_of(prompt, self.learned) if isinstance(prompt, Mapping) else None
@@ -153,24 +152,30 @@ class Makers:
         stored = Stored(description.get("stored", Stored.FLOAT16.value))
         if extractor_of(self.store, prompts, ensemble, compute, stored).key != key:
             return "their extractor's description does not say all that they were made with"
-        wanted = [(int(layer.removeprefix("layer")), int(step.removeprefix("t"))) for _, layer, step in places]
+        wanted = [(layer.removeprefix("layer"), int(step.removeprefix("t"))) for _, layer, step in places]
         made = require_maps(
             self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress, stored=stored
         )
         return made.bad
 
-    def _dino_maps(self, key: str, rows: Sequence[int]) -> Sequence[ImageError] | str:
-        from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
-
-        extractor = DinoExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
-        dino = None if extractor is None else find_dino(self.model, extractor.dino)
+    def _other_maps(self, key: str, layers: Sequence[str], rows: Sequence[int]) -> Sequence[ImageError] | str:
+        extractor = PixelExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
         dtype = None if extractor is None else getattr(torch, extractor.dtype, None)
-        if extractor is None or dino is None or not isinstance(dtype, torch.dtype):
-            return "the DINOv2 that they were made with is not at hand; such maps are made anew when needed"
-        asked = AskedDino(None if dino[0].id.endswith(f"/{SUBFOLDER}") else dino[0].id, extractor.size)
-        compute = replace(self.compute, dtype=dtype)
-        made = require_dino_maps(self.store, self.dataset, rows, asked, compute, self.progress, extractor.stored)
-        return made.bad
+        if extractor is not None and isinstance(dtype, torch.dtype):
+            compute = replace(self.compute, dtype=dtype)
+            for name in (None, extractor.network.id):  # the usual one, or the one of that name
+                asked = {extractor.family: Asked(name, extractor.size)}
+                try:
+                    found = find_backbones(self.store, layers, asked, extractor.dtype, extractor.stored)
+                except ModelError:
+                    continue
+                if found[extractor.family].extractor.key == key:
+                    wanted = [(layer, None) for layer in layers]
+                    return require_maps(
+                        self.store, self.dataset, rows, wanted, None, 1, compute, self.progress, extractor.stored, asked
+                    ).bad
+        named = "DINOv2" if extractor is None or extractor.family == "dino" else extractor.family
+        return f"the {named} that they were made with is not at hand; such maps are made anew when needed"
 
     def _patch_tokens(self, rows: Sequence[int]) -> Sequence[ImageError] | str:
         from featstore.pipeline.latents import cache_patch_tokens
@@ -189,7 +194,7 @@ class Makers:
         return []
 
 
-def find_dino(model: Model, wanted: DinoName | None) -> tuple[DinoName, Path] | None:
+def find_dino(model: Model, wanted: NetworkName | None) -> tuple[NetworkName, Path] | None:
     """The DINOv2 of that fingerprint, where it is at hand: the model's own, or the one of that name."""
     from featstore.backbones.dino import locate_dino
 
@@ -205,9 +210,9 @@ def find_dino(model: Model, wanted: DinoName | None) -> tuple[DinoName, Path] | 
     return None
 
 
-def _maker_of_tokens(store: Store) -> DinoName | None:
+def _maker_of_tokens(store: Store) -> NetworkName | None:
     made_by = store.attributes(CONDITIONING)
-    return DinoName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
+    return NetworkName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
 
 
 def rows_at_hand(store: Store, progress: Progress) -> Expected:

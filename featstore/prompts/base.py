@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -59,7 +59,7 @@ class LearnedPrompts:
     tensors: Mapping[int, Mapping[str, Tensor]]
     model_id: str
     model_fingerprint: str
-    dino: DinoName | None
+    dino: NetworkName | None
     training: Mapping[str, Any]
 
     @property

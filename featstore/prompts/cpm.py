@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.text import encode_token_embeddings, fill, frame
@@ -104,7 +104,7 @@ def describe(learned: LearnedPrompts) -> dict[str, Any]:
     }
 
 
-def check_dino(learned: LearnedPrompts, dino: DinoName) -> None:
+def check_dino(learned: LearnedPrompts, dino: NetworkName) -> None:
     """Raise `PromptError` where prompts are made from another DINOv2's tokens than the one at hand; one whose
     fingerprint nobody wrote down (SD4Match's) is taken on trust."""
     if learned.dino is not None and learned.dino.fingerprint not in ("", dino.fingerprint):

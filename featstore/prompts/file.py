@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.errors import ModelError, PromptError
 from featstore.files import write_whole
@@ -102,7 +102,7 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
             tensors=dict(by_layer),
             model_id=str(description["model"]["id"]),
             model_fingerprint=str(description["model"]["fingerprint"]),
-            dino=None if description["dino"] is None else DinoName(**description["dino"]),
+            dino=None if description["dino"] is None else NetworkName(**description["dino"]),
             training=dict(description["training"]),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.backbones.dino import HUB_NAME
 from featstore.backbones.stable_diffusion import Model
 from featstore.errors import PromptError
@@ -150,7 +150,7 @@ def to_learned(
         tensors={layer: published.tensors},
         model_id=model.location.id,
         model_fingerprint=model.fingerprint,
-        dino=DinoName(HUB_NAME, "") if published.mode is Mode.CPM else None,
+        dino=NetworkName(HUB_NAME, "") if published.mode is Mode.CPM else None,
         training={"imported": {**imported, "layout": asdict(published.layout)}},
     )
 

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
-from featstore.backbones.base import DINO, DinoName
+from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError
 
 
@@ -125,35 +125,45 @@ class Extractor:
 
 
 @dataclass(frozen=True, slots=True)
-class DinoExtractor:
-    """All that shapes a DINOv2's patch map beyond the image.
+class PixelExtractor:
+    """All that shapes a map beyond the image where networks see the image alone, with neither noise nor text.
 
-    size: side in pixels of the square that images are resized to. dtype: the precision it was computed in. stored: the
-    one it is kept in.
+    family: of the backbone, e.g. `dino`. network: which of that family. size: side in pixels of the square that images
+    are resized to. dtype: the precision it was computed in. stored: the one it is kept in.
     """
 
-    dino: DinoName
+    family: str
+    network: NetworkName
     size: int
     dtype: str
     stored: Stored = Stored.FLOAT16
 
     def describe(self) -> dict[str, Any]:
         """For the group's attributes."""
-        return {"dino": asdict(self.dino), "size": self.size, "dtype": self.dtype, **_describe_stored(self.stored)}
+        return {
+            self.family: asdict(self.network),
+            "size": self.size,
+            "dtype": self.dtype,
+            **_describe_stored(self.stored),
+        }
 
     @classmethod
     def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
         """The extractor that a group's attributes describe, None where they are another kind's."""
         try:
-            dino = DinoName(str(attributes["dino"]["id"]), str(attributes["dino"]["fingerprint"]))
-            return cls(dino, int(attributes["size"]), str(attributes["dtype"]), _stored_of(attributes))
+            ((family, network),) = [(key, value) for key, value in attributes.items() if isinstance(value, Mapping)]
+            name = NetworkName(str(network["id"]), str(network["fingerprint"]))
+            return cls(family, name, int(attributes["size"]), str(attributes["dtype"]), _stored_of(attributes))
         except (KeyError, TypeError, ValueError):
             return None
 
     @property
     def key(self) -> str:
-        """16 hex digits that name the extractor's group; where the DINOv2 lies is no part of them."""
-        return _key({**self.describe(), "dino": self.dino.fingerprint})
+        """16 hex digits that name the extractor's group; where the network's files lie is no part of them."""
+        return _key({**self.describe(), self.family: self.network.fingerprint})
+
+
+AnyExtractor = Extractor | PixelExtractor
 
 
 def noisy_path(timestep: int) -> str:
@@ -161,14 +171,10 @@ def noisy_path(timestep: int) -> str:
     return f"{NOISY}/t{timestep:04d}"
 
 
-def map_path(extractor: Extractor, layer: int, timestep: int) -> str:
-    """Of the array of an extractor's maps: `maps/<hash>/layer2/t0261`."""
-    return f"{MAPS}/{extractor.key}/layer{layer}/t{timestep:04d}"
-
-
-def dino_path(extractor: DinoExtractor) -> str:
-    """Of the array of a DINOv2's patch maps: `maps/<hash>/dino/patches`."""
-    return f"{MAPS}/{extractor.key}/{DINO}/patches"
+def map_path(extractor: AnyExtractor, layer: int | str, timestep: int | None) -> str:
+    """Of the array of an extractor's maps: `maps/<hash>/layer2/t0261`, or without one `maps/<hash>/dino/patches`."""
+    where = f"{layer}/patches" if timestep is None else f"layer{layer}/t{timestep:04d}"
+    return f"{MAPS}/{extractor.key}/{where}"
 
 
 def _describe_stored(stored: Stored) -> dict[str, str]:

@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from featstore.backbones.base import DINO
+from featstore.backbones.registry import DIFFUSION, family_of
 from featstore.errors import StoreError
 from featstore.plain_text import is_plain, nfc, one_line, shown
-from featstore.store.keys import DinoExtractor, Extractor
+from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor
 from featstore.store.overlap import AHEAD_BYTES, REQUESTS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
@@ -24,11 +24,12 @@ _NAMED = "'<image id>|<layer name>'"
 
 @dataclass(frozen=True, slots=True)
 class StoredMaps:
-    """Maps of one extractor in a store (a `matcher.maps.MapSource`); the layer `dino`'s are of another, `dino`."""
+    """Maps in a store (a `matcher.maps.MapSource`): the UNet's of `extractor`, those of other backbones of `others`, by
+    family (`featstore.backbones.registry`)."""
 
     store: Store
     extractor: Extractor | None
-    dino: DinoExtractor | None = None
+    others: Mapping[str, PixelExtractor] = field(default_factory=dict)
     _arrays: dict[tuple[str, int | None], RowArray] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
@@ -51,32 +52,29 @@ class StoredMaps:
         return array
 
     def _open(self, layer: LayerSpec) -> RowArray:
-        array, which = None, f"layer {layer.layer}"
-        if layer.layer == DINO:
-            array = None if self.dino is None else self.store.dino_maps(self.dino)
-        elif self.extractor is not None:
-            assert layer.timestep is not None, "the UNet's maps have timesteps"
-            array = self.store.maps(self.extractor, int(layer.layer), layer.timestep)
-            which = f"{which} at t = {layer.timestep}"
+        which = f"layer {layer.layer}" + ("" if layer.timestep is None else f" at t = {layer.timestep}")
+        family = family_of(layer.layer)
+        extractor: AnyExtractor | None = self.extractor if family == DIFFUSION else self.others.get(family)
+        array = None if extractor is None else self.store.maps(extractor, layer.layer, layer.timestep)
         if array is None:
             raise StoreError(f"{self.store.path} has no maps of {which}.")
         return array
 
 
 @dataclass(frozen=True, slots=True)
-class WithDino:
-    """The maps of a source, and with them the layer `dino` of another."""
+class MapsByLayer:
+    """Maps of several sources, each of its own layers. sources: by the layer's name."""
 
-    others: MapSource
-    dino: MapSource
+    sources: Mapping[str, MapSource]
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
         """See `MapSource.load`."""
-        return (self.dino if layer.layer == DINO else self.others).load(image, layer)
+        return self.sources[layer.layer].load(image, layer)
 
     def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
         """See `FarMapSource.images_ahead`."""
-        return images_ahead(self.dino, [layer for layer in layers if layer.layer == DINO])
+        own = {name: [layer for layer in layers if layer.layer == name] for name in self.sources}
+        return max(images_ahead(self.sources[name], wanted) for name, wanted in own.items() if wanted)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError, StoreExistsError
 from featstore.files import writing
 from featstore.store.bucket import open_bucket
@@ -27,11 +27,11 @@ from featstore.store.keys import (
     MAPS,
     NOISY,
     PATCH_TOKENS,
-    DinoExtractor,
+    AnyExtractor,
     Extractor,
+    PixelExtractor,
     Stored,
     StoreLocation,
-    dino_path,
     map_path,
     noisy_path,
 )
@@ -75,28 +75,18 @@ class Store:
                 array.grow(draws)
         return array
 
-    def maps(self, extractor: Extractor, layer: int, timestep: int) -> RowArray | None:
+    def maps(self, extractor: AnyExtractor, layer: int | str, timestep: int | None) -> RowArray | None:
         """(N, C, h, w) maps of an extractor, None where none were made."""
         return self.array(map_path(extractor, layer, timestep))
 
-    def require_maps(self, extractor: Extractor, layer: int, timestep: int, shape: tuple[int, int, int]) -> RowArray:
-        """The same, made where missing, each map of `shape` (C, h, w); the extractor's group says what it is."""
-        return self._require_maps_of(extractor, map_path(extractor, layer, timestep), shape)
-
-    def dino_maps(self, extractor: DinoExtractor) -> RowArray | None:
-        """(N, C, side, side) patch maps of a DINOv2, None where none were made."""
-        return self.array(dino_path(extractor))
-
-    def require_dino_maps(self, extractor: DinoExtractor, shape: tuple[int, int, int]) -> RowArray:
-        """The same, made where missing, each map of `shape`; the extractor's group says what it is."""
-        return self._require_maps_of(extractor, dino_path(extractor), shape)
-
-    def _require_maps_of(
-        self, extractor: Extractor | DinoExtractor, path: str, shape: tuple[int, int, int]
+    def require_maps(
+        self, extractor: AnyExtractor, layer: int | str, timestep: int | None, shape: tuple[int, int, int]
     ) -> RowArray:
+        """The same, made where missing, each map of `shape` (C, h, w); the extractor's group says what it is."""
         if extractor.stored is not Stored.FLOAT16:
             _require_version(self, VERSION_OF_INT8)
         _require_described(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
+        path = map_path(extractor, layer, timestep)
         return require_rows(self.group, path, (len(self.images),), shape, extractor.stored.value)
 
     def extractors(self) -> list[Extractor]:
@@ -104,17 +94,17 @@ class Store:
         found = map(Extractor.from_description, self._descriptions())
         return [extractor for extractor in found if extractor is not None]
 
-    def dino_extractors(self) -> list[DinoExtractor]:
-        """Those whose patch maps it has, of any DINOv2, size and dtype."""
-        found = map(DinoExtractor.from_description, self._descriptions())
-        return [extractor for extractor in found if extractor is not None]
+    def pixel_extractors(self, family: str) -> list[PixelExtractor]:
+        """Those of a family whose maps it has, of any network, size and dtype."""
+        found = map(PixelExtractor.from_description, self._descriptions())
+        return [extractor for extractor in found if extractor is not None and extractor.family == family]
 
     def _descriptions(self) -> list[dict[str, Any]]:
         """What the groups of maps say of themselves."""
         group = self.group.get(MAPS)
         return [member.attrs.asdict() for _, member in group.groups()] if isinstance(group, zarr.Group) else []
 
-    def patch_tokens(self, dino: DinoName) -> RowArray | None:
+    def patch_tokens(self, dino: NetworkName) -> RowArray | None:
         """(N, 1 + patches, width) tokens of a DINOv2, None where none were made. Raises `StoreError` where they are
         another's."""
         made_by = self.attributes(CONDITIONING)
@@ -126,7 +116,7 @@ class Store:
             )
         return self.array(PATCH_TOKENS)
 
-    def require_patch_tokens(self, dino: DinoName, shape: tuple[int, int]) -> RowArray:
+    def require_patch_tokens(self, dino: NetworkName, shape: tuple[int, int]) -> RowArray:
         """The same, made where missing; the group says whose they are."""
         _require_described(self.group, CONDITIONING, asdict(dino))
         return require_rows(self.group, PATCH_TOKENS, (len(self.images),), shape, STORED_DTYPE)
@@ -330,9 +320,10 @@ def _what(store: Store, path: str) -> str:
         return ""
     attributes = store.attributes(f"{MAPS}/{rest.split('/')[0]}")
     stored = f", kept as {attributes['stored']}" if "stored" in attributes else ""
-    dino = DinoExtractor.from_description(attributes)
-    if dino is not None:
-        return f"DINOv2 {dino.dino.id!r}, {dino.size} pixels, {dino.dtype}{stored}"
+    alone = PixelExtractor.from_description(attributes)
+    if alone is not None:
+        named = "DINOv2" if alone.family == "dino" else alone.family
+        return f"{named} {alone.network.id!r}, {alone.size} pixels, {alone.dtype}{stored}"
     prompt = attributes.get("prompt")
     words = prompt.get("template", prompt.get("kind")) if isinstance(prompt, dict) else "unknown prompt"
     return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}{stored}"

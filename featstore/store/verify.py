@@ -14,7 +14,7 @@ from featstore.errors import MetadataError, StoreError
 from featstore.files import PARTIAL, writing
 from featstore.progress import Progress
 from featstore.store.images import COLUMNS
-from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, DinoExtractor, Extractor, StoreLocation
+from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, Extractor, PixelExtractor, StoreLocation
 from featstore.store.ledger import GRIDS
 from featstore.store.lock import exclusive
 from featstore.store.pack import shard_rows, unpack_array
@@ -255,7 +255,7 @@ def _is_described(path: str, attributes: dict[str, Any]) -> bool:
     """Whether an extractor's description makes its name; none was written where a run was killed in between."""
     if not attributes:
         return True
-    made = [kind.from_description(attributes) for kind in (Extractor, DinoExtractor)]
+    made = [kind.from_description(attributes) for kind in (Extractor, PixelExtractor)]
     own = [extractor for extractor in made if extractor is not None and extractor.describe() == attributes]
     return any(extractor.key == path.rpartition("/")[2] for extractor in own)
 

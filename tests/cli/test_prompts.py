@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import Result
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.stable_diffusion import open_model
@@ -297,12 +297,12 @@ def test_match_with_cpm_prompts(match: Callable[..., Any], photographs: Path, sm
 
 
 def test_another_dinov2_is_refused(run: Run, store: Path, photographs: Path, small_model: Path) -> None:
-    prompts = replace(made(Mode.CPM, [2]), dino=DinoName("their/dinov2", "d" * 32))
+    prompts = replace(made(Mode.CPM, [2]), dino=NetworkName("their/dinov2", "d" * 32))
     keep(prompts, small_model, module_tensors(seed=4))
     words = "from tokens of the DINOv2 their/dinov2 (fingerprint dddddddd), not of"
     refused(run(*EVAL, "--prompts", "cpm.safetensors"), words)
     file = str(photographs / "cat" / "0.png")
     command = ("match", file, file, "--points", "5,5", "--model", str(small_model), "--ensemble", "1", "--size", "64")
     refused(run(*command, "--prompts", "cpm.safetensors"), words)
-    keep(replace(prompts, dino=DinoName("their/dinov2", "")), small_model, module_tensors(seed=4))
+    keep(replace(prompts, dino=NetworkName("their/dinov2", "")), small_model, module_tensors(seed=4))
     ok(run(*command, "--prompts", "cpm.safetensors", "--t", "50"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featstore.backbones.base import Compute, DinoName
+from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
@@ -124,7 +124,7 @@ def test_maps_of_8_bits_come_out_as_they_were(store: Store, dataset: Dataset, co
 
 
 def test_metadata_of_patch_maps_take_them_along(store: Store, dataset: Dataset, compute: Compute) -> None:
-    extractor = DinoExtractor(DinoName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
+    extractor = DinoExtractor(NetworkName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
     array = store.require_dino_maps(extractor, (6, 4, 4))
     array.write((1,), np.ones((6, 4, 4)))
     (store.path / array.path / "zarr.json").write_text("{")
@@ -179,7 +179,7 @@ def test_patch_tokens_and_hits_of_a_grid(store: Store, dataset: Dataset, compute
 
 
 def test_patch_tokens_of_a_dino_that_is_gone(store: Store, dataset: Dataset, compute: Compute) -> None:
-    fill(store.require_patch_tokens(DinoName("nowhere", "cd" * 16), (5, 3)))
+    fill(store.require_patch_tokens(NetworkName("nowhere", "cd" * 16), (5, 3)))
     spoil(store, "cond/dinov2/c.3.0.0")
     outcome = mend(store, dataset, compute)
     assert outcome.made == {}

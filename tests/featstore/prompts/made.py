@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.locate import locate
 from featstore.prompts.base import LearnedPrompts, Mode
@@ -55,6 +55,6 @@ def made(mode: Mode, layers: Sequence[int] = (2, 3), fingerprint: str = "f" * 32
         tensors={layer: layer_tensors(mode, layer) for layer in layers},
         model_id="small",
         model_fingerprint=fingerprint,
-        dino=DinoName("small/dinov2", "d" * 32) if mode is Mode.CPM else None,
+        dino=NetworkName("small/dinov2", "d" * 32) if mode is Mode.CPM else None,
         training={"dataset": "spair", "image_size": 64, "settings": {"steps": 7, "rate": 0.01}},
     )

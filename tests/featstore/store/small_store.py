@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.backbones.noise import Latents
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, map_path
@@ -45,7 +45,7 @@ def write_small_store(path: StoreLocation, images: int = 3) -> Store:
         fill(store.require_noisy(timestep, DRAWS))
     for extractor, layer, timestep in ((EXTRACTOR, 2, 261), (EXTRACTOR, 3, 50), (EXTRACTOR, 3, 261), (OTHER, 2, 261)):
         fill(store.require_maps(extractor, layer, timestep, MAP))
-    fill(store.require_patch_tokens(DinoName("dino", "cd" * 16), (5, 3)))
+    fill(store.require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3)))
     fill(require_rows(store.group, "grids/0123456789abcdef", (images,), (2, 1, 2, 4), "float16"))
     return store
 

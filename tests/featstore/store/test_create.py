@@ -12,7 +12,7 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.errors import StoreExistsError
 from featstore.store import store as store_module
 from featstore.store.images import ImageTable
@@ -75,11 +75,11 @@ def test_a_group_that_another_described_in_between_stays(tmp_path: Path, monkeyp
 
     def after_another(*arguments: object) -> None:
         monkeypatch.setattr(store_module, "create_missing", plain)
-        open_store(store.path).require_patch_tokens(DinoName("dino", "cd" * 16), (5, 3))
+        open_store(store.path).require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3))
         plain(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store_module, "create_missing", after_another)
-    store.require_patch_tokens(DinoName("dino", "cd" * 16), (5, 3))
+    store.require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3))
     assert store.attributes("cond") == {"id": "dino", "fingerprint": "cd" * 16}
 
 

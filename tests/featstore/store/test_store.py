@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import zarr
 
-from featstore.backbones.base import DinoName
+from featstore.backbones.base import NetworkName
 from featstore.backbones.noise import Latents
 from featstore.errors import StoreError
 from featstore.store.images import ImageTable, write_images
@@ -27,7 +27,7 @@ HEADER = StoreHeader(
 )
 TABLE = ImageTable(("cat/a", "cat/ö"), ("cat", "cat"), ("k0", "k1"), np.array([[60, 40], [70, 46]], dtype=np.int32))
 EXTRACTOR = Extractor("ab" * 16, {"kind": "text", "template": "x"}, 8, "float32", 7)
-DINO = DinoExtractor(DinoName("owner/dino", "ef" * 16), 840, "float32")
+DINO = DinoExtractor(NetworkName("owner/dino", "ef" * 16), 840, "float32")
 
 
 @pytest.fixture
@@ -85,12 +85,12 @@ def test_whatever_shapes_a_map_changes_the_extractors_key() -> None:
 
 def test_whatever_shapes_a_patch_map_changes_its_extractors_key() -> None:
     others = [
-        replace(DINO, dino=DinoName("owner/dino", "00" * 16)),
+        replace(DINO, dino=NetworkName("owner/dino", "00" * 16)),
         replace(DINO, size=672),
         replace(DINO, dtype="float16"),
     ]
     assert len({DINO.key, EXTRACTOR.key, *(other.key for other in others)}) == 5
-    assert replace(DINO, dino=DinoName("/a/copy", "ef" * 16)).key == DINO.key
+    assert replace(DINO, dino=NetworkName("/a/copy", "ef" * 16)).key == DINO.key
 
 
 def test_patch_maps_lie_beside_the_unets_and_say_what_they_are(store: Store) -> None:
