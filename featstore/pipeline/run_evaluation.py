@@ -13,7 +13,7 @@ from featstore.pipeline.compute import Compute
 from featstore.pipeline.defaults import (
     LEARNED_TIMESTEPS,
     TEXT_TIMESTEPS,
-    check_names,
+    check_kept,
     check_of_use,
     choose_compute,
     dataset_of,
@@ -119,10 +119,6 @@ def _scoring(config: EvalConfig, image_size: int, timesteps: tuple[int | None, .
 def _from_store(config: EvalConfig, progress: Progress) -> Evaluated:
     if config.dataset is not None or config.size is not None:
         raise InputError("--dataset and --size go with --features: a store knows its own.")
-    if config.layers is not None:
-        check_names(config.layers)
-        timesteps_for(config.layers, config.timesteps)
-        weights_for(config.layers, config.weights)
     check_of_use(config.layers, _given(config, ("dino_size",)), _given(config, OF_THE_UNET))
     compute = choose_compute(config)
     store = open_store(parse_location(config.store))
@@ -131,7 +127,7 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluated:
         store, TypedPrompts(numbers, config.timesteps, config.prompt, config.prompts, config.fallback)
     )
     if choice.prompts is None:
-        check_kept(config, "prompts of pairs (cpm)")
+        check_kept(config.stored, "prompts of pairs (cpm)")
     names = config.layers or tuple(map(str, layers_of(choice, None)))
     if unet_layers(names):
         progress.tell(choice.line)
@@ -215,17 +211,11 @@ def _match(
     return replace(result, notes=notes)
 
 
-def check_kept(config: EvalConfig, what: str) -> None:
-    """Raise `InputError` where maps are to be kept otherwise than usual that are not kept at all."""
-    if config.stored != "float16":
-        raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
-
-
 def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evaluated:
     given = [*_given(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
     if given:
         raise InputError(f"{given[0]} goes with a store, not with features from a file.")
-    check_kept(config, "features from a file")
+    check_kept(config.stored, "features from a file")
     if config.dataset is None or config.size is None:
         raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
     if config.layers is None:
