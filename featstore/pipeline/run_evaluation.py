@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featstore.backbones.dino_name import DINO
-from featstore.config import ENSEMBLE, EvalConfig
+from featstore.config import ENSEMBLE, EvalConfig, given_options
 from featstore.datasets.records import canonical_split
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
@@ -14,7 +14,6 @@ from featstore.pipeline.defaults import (
     LEARNED_TIMESTEPS,
     TEXT_TIMESTEPS,
     check_kept,
-    check_of_use,
     choose_compute,
     dataset_of,
     timesteps_for,
@@ -54,7 +53,6 @@ from matcher.match import MatchSettings
 from matcher.readout import Readout
 
 OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
-OF_THE_UNET = ("timesteps", "prompt", "prompts", "fallback", "ensemble")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +95,6 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluated:
     return _from_store(config, progress) if config.features is None else _from_file(config, config.features, progress)
 
 
-def _given(config: EvalConfig, names: tuple[str, ...]) -> list[str]:
-    """The options among some that were given."""
-    flags = {"timesteps": "--t", "dino_size": "--dino-size"}
-    return [flags.get(name, f"--{name}") for name in names if getattr(config, name) is not None]
-
-
 def _scoring(config: EvalConfig, image_size: int, timesteps: tuple[int | None, ...]) -> Scoring:
     names = config.layers or ()
     shares = weights_for(names, config.weights)
@@ -119,7 +111,6 @@ def _scoring(config: EvalConfig, image_size: int, timesteps: tuple[int | None, .
 def _from_store(config: EvalConfig, progress: Progress) -> Evaluated:
     if config.dataset is not None or config.size is not None:
         raise InputError("--dataset and --size go with --features: a store knows its own.")
-    check_of_use(config.layers, _given(config, ("dino_size",)), _given(config, OF_THE_UNET))
     compute = choose_compute(config)
     store = open_store(parse_location(config.store))
     numbers = None if config.layers is None else unet_layers(config.layers)
@@ -212,7 +203,7 @@ def _match(
 
 
 def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evaluated:
-    given = [*_given(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
+    given = [*given_options(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
     if given:
         raise InputError(f"{given[0]} goes with a store, not with features from a file.")
     check_kept(config.stored, "features from a file")
