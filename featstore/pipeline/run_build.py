@@ -110,7 +110,7 @@ def _asked(config: BuildConfig, launch: Launch) -> tuple[Dataset, Model, stage.B
             revision=config.revision or (header.model_revision if config.model is None else None),
             size=config.size or header.image_size,
             seed=header.seed if config.seed is None else config.seed,
-            latents=config.latents or header.latents.value,  # type: ignore[arg-type]  # an enumeration's value
+            latents=config.latents or header.latents.value,
         )
     dataset = open_dataset(config.dataset or "demo", config.root)
     model = open_model(model_for(dataset.name, config.model), config.revision)
@@ -267,7 +267,8 @@ def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -
             "files_to_write": total["files_to_write"] + cost.images,
         }
     progress.tell(
-        f"{len(rows)} images: {total['encode']} to encode (VAE passes), {total['noise']} noisy latents to make, {passes}"
+        f"{len(rows)} images: {total['encode']} to encode (VAE passes), {total['noise']} noisy latents to make, "
+        f"{passes}"
     )
     progress.tell(f"{human_bytes(total['bytes_to_write'])} in {total['files_to_write']} files to write")
     tell_disk(progress, store.path, total["bytes_to_write"])
