@@ -26,13 +26,16 @@ from cli.options import (
     StoreOption,
     TimestepsOption,
 )
-from featstore.backbones.base import DINO
+from featstore.backbones.registry import family_of, is_other
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.backbones.stable_diffusion import LayerShape
+    from collections.abc import Iterator, Sequence
+
+    from featstore.backbones.base import LayerShape, MapKey
     from featstore.pipeline.export import Layout
-    from featstore.store.keys import Extractor
+    from featstore.pipeline.needed import MadeMaps
+    from featstore.store.keys import AnyExtractor
     from featstore.store.store import Store
 
 EXAMPLES = (
@@ -83,15 +86,15 @@ def export(
         {"--dino": dino, "--dino-size": dino_size},
         {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback},
     )
-    from cli.output import check_writable, human_bytes, print_bad, print_dino_shape, print_shapes, say, write_json
+    from cli.output import check_writable, human_bytes, print_bad, print_shapes, say, write_json
     from cli.progress import TerminalProgress
-    from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
-    from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
-    from featstore.pipeline.evaluate import choose_pairs, describe_dino, describe_features, images_of, unreadable
+    from featstore.backbones.base import Asked
+    from featstore.pipeline.evaluate import choose_pairs, describe_features, describe_others, images_of
     from featstore.pipeline.export import Export, Layout, check_out
     from featstore.pipeline.export import export as write
     from featstore.pipeline.images import check_unchanged
     from featstore.pipeline.needed import require_maps
+    from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
     from matcher.maps import LayerSpec
@@ -117,39 +120,47 @@ def export(
     choice.check_categories({image.category for image in images})
     usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
     wanted = [LayerSpec(name, step) for name, step in zip(names, timesteps_of(names, t, usual), strict=True)]
-    of_unet = [(int(layer.layer), layer.timestep) for layer in wanted if layer.timestep is not None]
+    of_unet = unet_layers(names)
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, [image.id for image in images], progress)
-        patches = None
-        if DINO in names:
-            patches = require_dino_maps(opened, dataset, rows, AskedDino(dino, dino_size), compute, progress, kept_as)
-            print_dino_shape(patches.extractor, patches.shape)
-        made = require_maps(
-            opened, dataset, rows, of_unet, choice.of_images("cache export"), ensemble, compute, progress, kept_as
-        )
-        bad = unreadable(made.bad, () if patches is None else patches.bad)
+        keys, text = [(layer.layer, layer.timestep) for layer in wanted], choice.of_images("cache export")
+        asked = {"dino": Asked(dino, dino_size)}
+        made = require_maps(opened, dataset, rows, keys, text, ensemble, compute, progress, kept_as, asked)
+        bad = made.bad
         if bad and not skip_bad:
             raise bad[0]
         unread = {error.image_id for error in bad}
         images = [image for image in images if image.id not in unread]
         about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if of_unet else {}
-        about |= {} if patches is None else describe_dino(patches.extractor)
-        maps = StoredMaps(opened, made.extractor, None if patches is None else patches.extractor)
+        about |= describe_others(made.others.values())
+        maps = StoredMaps(opened, made.extractor, made.others)
         size = write(Export(maps, images, wanted, dataset.name, about), kind, out, progress)
-        print_shapes(_stored_shape(opened, made.extractor, *place) for place in of_unet)
+        print_shapes(_stored_shape(opened, extractor, *place) for extractor, place in _places(made, keys))
     say(f"{out}: {len(images)} images, layers {','.join(names)}, {human_bytes(size)} in the layout {kind.value}")
     print_bad(bad)
     write_json(json, {"out": str(out), "layout": kind.value, "images": len(images), "bytes": size, **about})
 
 
-def _stored_shape(store: "Store", extractor: "Extractor", layer: int, timestep: int) -> "LayerShape":
+def _places(made: "MadeMaps", keys: "Sequence[MapKey]") -> "Iterator[tuple[AnyExtractor, MapKey]]":
+    """Each map that was asked for, with the extractor that it is of: other backbones' first."""
+    for layer, _ in sorted(keys, key=lambda key: not is_other(key[0])):
+        extractor = made.others[family_of(layer)] if is_other(layer) else made.extractor
+        assert extractor is not None, "it was made"
+        yield extractor, next(key for key in keys if key[0] == layer)
+
+
+def _stored_shape(store: "Store", extractor: "AnyExtractor", layer: str, timestep: int | None) -> "LayerShape":
     """From the store, so that no model need be at hand where all maps are."""
-    from featstore.backbones.stable_diffusion import LayerShape
+    from featstore.backbones.base import LayerShape
+    from featstore.store.keys import PixelExtractor
 
     array = store.maps(extractor, layer, timestep)
     assert array is not None, "they were made"
     channels, side, _ = array.row_shape
-    return LayerShape(layer, channels, side, store.header.image_size // side)
+    if not isinstance(extractor, PixelExtractor):
+        return LayerShape(layer, channels, side, store.header.image_size // side)
+    about = f"; images resized to {extractor.size} pixels, {extractor.family} {extractor.network.id}"
+    return LayerShape(layer, channels, side, extractor.size // side, about)
 
 
 def _parse_layout(text: str) -> "Layout":

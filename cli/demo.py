@@ -18,6 +18,7 @@ def demo(
     from cli.cache import build
     from cli.evaluate import evaluate
     from cli.output import say
+    from featstore.config import BuildConfig, EvalConfig
     from featstore.tuning.run_folder import free_name
     from matcher.errors import InputError
 
@@ -27,19 +28,19 @@ def demo(
         raise InputError(f"{out} cannot be made: {error.strerror}.") from error
     store = out / "demo.zarr"
     say(f"$ dualsd cache build --store {store}")
-    build(store=store, device=device)
+    build(BuildConfig(store=str(store), device=device))
     for name, layers in (("layer 2 alone", "2"), ("layer 3 alone", "3"), ("both layers", "2,3")):
         say("", f"{name}:", f"$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
         runs = out / "runs"
-        evaluate(
-            store=store,
-            layers=layers,
+        config = EvalConfig(
+            store=str(store),
+            layers=tuple(layers.split(",")),
             ensemble=2,
-            readouts="nn",
+            readouts=("nn",),
             device=device,
-            json=out / f"layers-{layers}.json",
             out=runs / free_name(runs, f"eval-{layers.replace(',', '+')}"),
         )
+        evaluate(config, json=out / f"layers-{layers}.json")
     picture = out / "matches.png"
     draw_demo_pair(store, picture, device)
     say("", f"{picture} shows one pair of the test split; {store} is an ordinary store: try `dualsd cache info`.")
@@ -48,6 +49,7 @@ def demo(
 def draw_demo_pair(store: Path, picture: Path, device: str) -> None:
     """Match the keypoints of the first test pair from two image files, as `dualsd match` does, and draw them."""
     from cli.match import match
+    from featstore.config import MatchConfig
     from featstore.datasets.registry import open_dataset
 
     dataset = open_dataset("demo", None)
@@ -58,15 +60,16 @@ def draw_demo_pair(store: Path, picture: Path, device: str) -> None:
         file = picture.with_name(f"{role}.ppm")
         file.write_bytes(dataset.read(records[image]))
         files.append(file)
-    points = ";".join(f"{x:.1f},{y:.1f}" for x, y in pair.source_points)
     match(
-        files[0],
-        files[1],
-        points=points,
+        MatchConfig(
+            source=files[0],
+            target=files[1],
+            points=[(round(float(x), 1), round(float(y), 1)) for x, y in pair.source_points],
+            category=pair.category,
+            prompt=DEFAULT_PROMPT,
+            store=str(store),
+            device=device,
+            ensemble=2,
+        ),
         out=picture,
-        category=pair.category,
-        prompt=DEFAULT_PROMPT,
-        store=store,
-        device=device,
-        ensemble=2,
     )

@@ -4,25 +4,24 @@ from collections.abc import Mapping
 
 from cli import option_values
 from cli.option_values import TEXT_TIMESTEPS
-from featstore.backbones.base import DINO
+from featstore.backbones.registry import is_other
 from matcher.errors import InputError
 
 
 def parse_names(text: str) -> tuple[str, ...]:
     """`2,dino` to names. Raises `InputError` for one that is no layer or is named twice."""
     parts = [part.strip() for part in text.split(",")]
-    others = [part for part in parts if part != DINO]
-    if len(parts) - len(others) > 1:
+    of_unet = [part for part in parts if not is_other(part)]
+    numbers = iter(map(str, option_values.parse_layers(",".join(of_unet)) if of_unet else ()))
+    names = tuple(part if is_other(part) else next(numbers) for part in parts)
+    if len(set(names)) < len(names):
         raise InputError(f"--layers {text} names a layer twice.")
-    if not others:
-        return (DINO,)
-    numbers = map(str, option_values.parse_layers(",".join(others)))
-    return tuple(DINO if part == DINO else next(numbers) for part in parts)
+    return names
 
 
 def unet_layers(names: tuple[str, ...]) -> tuple[int, ...]:
     """Those of the UNet, in their order."""
-    return tuple(int(name) for name in names if name != DINO)
+    return tuple(int(name) for name in names if not is_other(name))
 
 
 def timesteps_of(
@@ -31,13 +30,13 @@ def timesteps_of(
     """One timestep a layer of the UNet: those typed, else the usual ones; None for `dino`. Raises `InputError` where
     counts disagree."""
     numbers = unet_layers(names)
-    if text is not None and DINO in names and len(option_values.parse_timesteps(text)) != len(numbers):
+    if text is not None and any(map(is_other, names)) and len(option_values.parse_timesteps(text)) != len(numbers):
         raise InputError(
             f"--t takes one timestep a layer of the UNet, {len(numbers)} for --layers {','.join(names)} (dino has "
             f"none), not {text}."
         )
     timesteps = iter(option_values.timesteps_for(numbers, text, usual))
-    return tuple(None if name == DINO else next(timesteps) for name in names)
+    return tuple(None if is_other(name) else next(timesteps) for name in names)
 
 
 def check_names(names: tuple[str, ...] | None, t: str | None, weights: str | None) -> None:
@@ -58,7 +57,7 @@ def check_of_use(
     layers of the UNet that are not known yet.
     """
     for option in [option for option, value in of_dino.items() if value is not None]:
-        if names is None or DINO not in names:
+        if names is None or "dino" not in names:
             raise InputError(f"{option} goes with the layer dino: name it in --layers.")
     for option in [option for option, value in of_the_unet.items() if value is not None]:
         if names is not None and not unet_layers(names):

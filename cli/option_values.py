@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.options import DEFAULT_STORED
-from featstore.backbones.base import DINO
+from featstore.backbones.registry import is_other
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ def parse_count(text: str, option: str) -> int | None:
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """`2,3` to layers. Raises `InputError` for one that is not in 1..4 or is named twice."""
-    if DINO in (part.strip() for part in text.split(",")):
-        raise InputError("The layer dino is for `eval` and `cache maps` only: here --layers takes layers from 1 to 4.")
+    for part in (part.strip() for part in text.split(",")):
+        if is_other(part):
+            raise InputError(f"The layer {part} has no prompts to learn: here --layers takes layers from 1 to 4.")
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise InputError(f"--layers takes layers from 1 to 4 separated by commas, not {text!r}.")
     layers = tuple(int(part) for part in text.split(","))
@@ -126,7 +127,7 @@ def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
         return (1.0,)
     if all(layer in ("2", "3") for layer in layers):
         return tuple(DUAL_WEIGHTS[int(layer)] for layer in layers)
-    if len(layers) == 2 and DINO in layers:
+    if len(layers) == 2 and any(map(is_other, layers)):
         return DINO_WEIGHTS
     raise InputError(f"There are no default weights for layers {','.join(layers)}: give one a layer with --weights.")
 

@@ -21,11 +21,13 @@ from featstore.plain_text import printable
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.backbones.stable_diffusion import LayerShape
+    from featstore.backbones.base import LayerShape
     from featstore.errors import ImageError
-    from featstore.pipeline.evaluate import Result
-    from featstore.store.keys import DinoExtractor, StoreLocation
+    from featstore.pipeline.evaluate import Result, Scoring
+    from featstore.store.keys import StoreLocation
+    from matcher.match import MatchSettings
     from matcher.pck import Average
+    from matcher.readout import Readout
 
 PIPE_WIDTH = 240
 """Columns where the output is no terminal: wide enough that no table is folded."""
@@ -80,16 +82,8 @@ def print_result(result: "Result", average: "Average") -> None:
 def print_shapes(shapes: Iterable["LayerShape"]) -> None:
     """Layer, channels, stride and map size, whenever maps are made: layer numbers are easily off by one."""
     for shape in shapes:
-        say(f"layer {shape.layer}: {shape.channels} channels, {shape.side}x{shape.side} cells of {shape.stride} pixels")
-
-
-def print_dino_shape(extractor: "DinoExtractor", shape: tuple[int, int, int]) -> None:
-    """The same of a DINOv2's patch maps of `shape` (C, side, side); its pixels are of images of its own size."""
-    (channels, side, _), size = shape, extractor.size
-    say(
-        f"layer dino: {channels} channels, {side}x{side} cells of {size // side} pixels; images resized to {size} "
-        f"pixels, DINOv2 {extractor.dino.id}"
-    )
+        cells = f"{shape.side}x{shape.side} cells of {shape.stride} pixels"
+        say(f"layer {shape.name}: {shape.channels} channels, {cells}{shape.about}")
 
 
 def print_bad(bad: Sequence["ImageError"]) -> None:
@@ -162,3 +156,56 @@ def _write_text(file: Path, text: str) -> None:
     content = text.encode()
     with naming_missing_bytes(file, lambda: Needed(len(content), 1, 0)), writing(str(file), len(content)):
         file.write_bytes(content)
+
+
+def print_evaluation(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:
+    """Print what was measured and the table, and write both where files are asked for."""
+    from matcher.pck import CSV_HEADER, to_rows
+    from matcher.readout import Readout
+
+    say(describe(result.scoring, result.features))
+    print_result(result, average)
+    write_json(json, result.to_json())
+    rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
+    write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
+
+
+CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
+
+
+def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
+    """What a readout's numbers depend on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
+    layers, settings = result.scoring.layers, result.scoring.settings
+    return (
+        result.dataset,
+        result.split,
+        "+".join(layer.layer for layer in layers),
+        "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
+        "+".join(f"{layer.weight:g}" for layer in layers),
+        settings.geometry.value,
+        result.scoring.frame_of(readout).value,
+        str(settings.upsample),
+        "; ".join(f"{name} {value}" for name, value in result.features.items()),
+    )
+
+
+def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
+    """One line of all that the numbers depend on."""
+    from matcher.pairs import Frame
+
+    settings: MatchSettings = scoring.settings
+    layers = " + ".join(
+        f"layer {layer.layer}"
+        + ("" if layer.timestep is None else f" at t = {layer.timestep}")
+        + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
+        for layer in scoring.layers
+    )
+    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "stored", "features")
+    origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
+    upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
+    frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
+    if scoring.frame is not None:
+        frame += f", PCK in the {scoring.frame.value} frame"
+    elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
+        frame += ", pixel in the original frame"
+    return f"{layers}{upsampling}; {frame}; {origin}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cli.recipe_values import READERS, Reader
-from featstore.backbones.base import DINO
+from featstore.backbones.registry import is_other
 from matcher.errors import InputError
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -144,7 +144,7 @@ def load_recipes() -> dict[str, Recipe]:
 
 def unet_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
     """The layers of the UNet among some, in their order."""
-    return tuple(int(layer) for layer in layers if layer != DINO)
+    return tuple(int(layer) for layer in layers if not is_other(layer))
 
 
 def parse_recipe(text: str, name: str) -> Recipe:
@@ -214,7 +214,7 @@ def _check_agreement(recipe: Recipe) -> None:
     own, training = recipe.inference, recipe.training
     prompt = None if own.prompt is None else own.prompt.value
     numbers = unet_layers(own.layers.value)
-    has_dino = DINO in own.layers.value
+    has_dino = any(map(is_other, own.layers.value))
     needs: list[tuple[str, object, bool]] = [
         ("[inference] timesteps", own.timesteps, bool(numbers)),
         ("[inference] prompt", own.prompt, bool(numbers)),

@@ -137,8 +137,9 @@ def _patch_maps(
     tokens = place.dino_shape.side(size) ** 2
     kept: set[str] = set()
     if store is not None:
-        fitting = [own for own in store.dino_extractors() if (own.size, own.dtype) == (size, place.compute.dtype_name)]
-        for array in filter(None, map(store.dino_maps, fitting)):
+        of_dino = store.pixel_extractors("dino")
+        fitting = [own for own in of_dino if (own.size, own.dtype) == (size, place.compute.dtype_name)]
+        for array in filter(None, (store.maps(own, "dino", None) for own in fitting)):
             kept |= {image for image, there in zip(store.images.ids, array.present(), strict=True) if there}
     return frozenset((dataset, image, size, tokens) for image in images if image not in kept)
 

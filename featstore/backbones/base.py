@@ -6,6 +6,7 @@ Nothing here loads a library of networks: often all that is asked for is in the 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featstore.errors import ModelError
@@ -14,8 +15,6 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from featstore.backbones.model_file import ModelLocation
 
 MapKey = tuple[str, int | None]
 """How a map is addressed: its layer's name and the timestep, None of networks that know no noise."""
@@ -31,6 +30,15 @@ class NetworkName:
 
     id: str
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLocation:
+    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout."""
+
+    id: str
+    revision: str | None
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ class Family(Protocol):
     """The module of a backbone that makes maps of images alone, with neither noise nor text (see
     `featstore.backbones.registry`)."""
 
-    def open_backbone(self, asked: Asked, model: "ModelLocation") -> Backbone:
+    def open_backbone(self, asked: Asked, model: ModelLocation) -> Backbone:
         """The backbone asked for. model: the store's, which may bring one. Raises `ModelError` where it is out of
         reach."""
 
@@ -122,7 +130,7 @@ class Family(Protocol):
         """The ids that `open_backbone` may give where no name is asked for."""
 
 
-def choose_compute(device: str = "auto", dtype: str = "auto", batch_size: int = 8) -> Compute:
+def compute_on(device: str = "auto", dtype: str = "auto", batch_size: int = 8) -> Compute:
     """Where to run networks.
 
     Args:
@@ -135,7 +143,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", batch_size: int = 
     """
     import torch
 
-    chosen = _device(device)
+    chosen = find_device(device)
     precisions = {
         "float32": torch.float32,
         "float16": torch.float16,
@@ -149,7 +157,8 @@ def choose_compute(device: str = "auto", dtype: str = "auto", batch_size: int = 
     return Compute(chosen, precisions[dtype], batch_size)
 
 
-def _device(name: str) -> "torch.device":
+def find_device(name: str) -> "torch.device":
+    """A device by name; `auto`: a GPU where there is one. Raises `InputError` for one that cannot be used here."""
     import torch
 
     if name == "auto":

@@ -3,7 +3,7 @@ as the layers need, the text encoder."""
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,13 +11,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbones.base import Compute, saying_batch_size
-from featstore.backbones.model_file import ModelLocation, force_upcast, read_config
+from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
+from featstore.backbones.model_file import force_upcast
 from featstore.backbones.noise import LatentScale
-from featstore.backbones.stable_diffusion import Model, check_layers
+from featstore.backbones.registry import family_of
 from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
 from featstore.errors import ModelError
 
@@ -26,29 +25,29 @@ class DiffusionNetworks:
     """A Stable Diffusion's networks (a `featstore.backbones.base.Networks`), each loaded when it is first used, frozen.
     What is made of images beside feature maps is here as well: latents and prompt embeddings."""
 
-    def __init__(self, model: Model, compute: Compute, last_layer: int) -> None:
-        self._model, self._compute, self._last_layer = model, compute, last_layer
+    def __init__(self, location: ModelLocation, compute: Compute, last_layer: int) -> None:
+        self._location, self._compute, self._last_layer = location, compute, last_layer
 
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The encoder."""
-        return load_vae_encoder(self._model.location, self._compute.device, self._compute.dtype)
+        return load_vae_encoder(self._location, self._compute.device, self._compute.dtype)
 
     @cached_property
     def unet(self) -> "CutUNet":
         """As far as the last layer that was asked for."""
-        unet = load_unet(self._model.location, self._compute.device, self._compute.dtype)
+        unet = load_unet(self._location, self._compute.device, self._compute.dtype)
         return CutUNet(unet, self._last_layer)
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The text encoder's."""
-        return load_tokenizer(self._model.location)
+        return load_tokenizer(self._location)
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:
         """What prompts go through."""
-        return load_text_encoder(self._model.location, self._compute.device, self._compute.dtype)
+        return load_text_encoder(self._location, self._compute.device, self._compute.dtype)
 
     def encode(self, images: Tensor, posterior_noise: Tensor | None) -> Tensor:
         """Latents of images, see `encode`."""
@@ -141,7 +140,7 @@ class CutUNet:
     """
 
     def __init__(self, unet: UNet2DConditionModel, last_layer: int) -> None:
-        check_layers([last_layer])
+        family_of(str(last_layer))
         self._blocks = list(unet.up_blocks)[:last_layer]
         unet.up_blocks = nn.ModuleList(self._blocks)
         unet.conv_norm_out = None
@@ -151,7 +150,7 @@ class CutUNet:
     def until(self, layer: int) -> UNet2DConditionModel:
         """A UNet whose output is that layer, of the same weights: a module of its own, fit for gradient checkpointing
         and `torch.compile`."""
-        check_layers([layer])
+        family_of(str(layer))
         cut = copy.copy(self.unet)
         cut._modules = {**self.unet._modules, "up_blocks": nn.ModuleList(self._blocks[:layer])}
         return cut
@@ -167,7 +166,8 @@ class CutUNet:
         noisy: (b, 4, h, w), h and w multiples of 8. timestep: 0..999. prompts: (b, 77, D) prompt embeddings.
         Gradients flow where the inputs ask for them.
         """
-        check_layers(layers)
+        for layer in layers:
+            family_of(str(layer))  # raises for one that there is not
         last = max(layers)
         maps: dict[int, Tensor] = {}
 
@@ -186,41 +186,3 @@ class CutUNet:
             for handle in handles:
                 handle.remove()
         return {layer: maps[layer] for layer in layers}
-
-
-def encode_flops(model: Model, image_size: int) -> int:
-    """FLOPs of the VAE's encoder for an image of `image_size` pixels."""
-    config = read_config(model.location, "vae")
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(config).eval().requires_grad_(False)
-        image = torch.empty(1, 3, image_size, image_size)
-    return _counted(lambda: vae.encode(image))
-
-
-def pass_flops(model: Model, layer: int, image_size: int) -> int:
-    """FLOPs of a UNet pass that ends at a layer, for one noise draw of one image."""
-    unet, noisy, prompt = _inputs(model, layer, image_size)
-    return _counted(lambda: unet.tap(noisy, 0, prompt, [layer]))
-
-
-def gradient_flops(model: Model, layer: int, image_size: int) -> int:
-    """FLOPs of the same with the backward pass to the prompt, for which no gradient of a weight is computed."""
-    unet, noisy, prompt = _inputs(model, layer, image_size)
-    prompt.requires_grad_(True)
-    return _counted(lambda: unet.tap(noisy, 0, prompt, [layer])[layer].sum().backward())
-
-
-def _inputs(model: Model, layer: int, image_size: int) -> tuple[CutUNet, torch.Tensor, torch.Tensor]:
-    """The cut UNet, noisy latents (1, c, h, w) and prompt embeddings (1, 77, D)."""
-    side = model.latent_side(image_size)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(model.unet_config)).eval().requires_grad_(False)
-        noisy = torch.empty(1, model.latent_channels, side, side)
-        prompt = torch.empty(1, 77, int(model.unet_config["cross_attention_dim"]))
-    return CutUNet(unet, layer), noisy, prompt
-
-
-def _counted(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops())

@@ -26,16 +26,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from featstore.backbones.base import Asked, Compute, LayerShape, NetworkName, saying_batch_size
+from featstore.backbones.base import Asked, Compute, LayerShape, ModelLocation, NetworkName, saying_batch_size
 from featstore.backbones.locate import asking_hub
-from featstore.backbones.model_file import (
-    ModelLocation,
-    check_folder,
-    default_memory,
-    fingerprint,
-    pass_once,
-    read_object,
-)
+from featstore.backbones.model_file import check_folder, default_memory, fingerprint, pass_once, read_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line
 

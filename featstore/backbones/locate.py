@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import featstore
+from featstore.backbones.base import ModelLocation
 from featstore.backbones.kind import check_configurations, check_pipeline, read_index
-from featstore.backbones.model_file import ModelLocation, check_folder, parse_object
+from featstore.backbones.model_file import check_folder, parse_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 

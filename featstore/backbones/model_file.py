@@ -6,11 +6,11 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from featstore.backbones.base import ModelLocation
 from featstore.errors import ModelError, StoreError
 from featstore.files import write_whole
 from featstore.plain_text import one_line, shown
@@ -109,15 +109,6 @@ def _check_depth(value: Any) -> None:
             if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLocation:
-    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout."""
-
-    id: str
-    revision: str | None
-    folder: Path
 
 
 def read_config(location: ModelLocation, component: str) -> dict[str, Any]:

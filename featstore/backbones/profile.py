@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from featstore.backbones.registry import is_diffusion
+from featstore.backbones.registry import is_other
 
 USUAL = "sd2-1"
 """The profile of models that have none of their own."""
@@ -40,7 +40,7 @@ class Profile:
             return (1.0,)
         if all(layer in self.weights for layer in layers):
             return tuple(self.weights[layer] for layer in layers)
-        if len(layers) == 2 and not all(map(is_diffusion, layers)):
+        if len(layers) == 2 and any(map(is_other, layers)):
             return self.weights_with_other
         return None
 

@@ -43,6 +43,11 @@ def is_diffusion(layer: str) -> bool:
     return family_of(layer) == DIFFUSION
 
 
+def is_other(layer: str) -> bool:
+    """Whether a layer is made of images alone, with neither noise nor text; features of a file have any names."""
+    return layer in MODULES and not is_of(layer, DIFFUSION)
+
+
 def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
     """The layers that are made of images alone, by family, in order. Raises `ModelError` for one that there is not."""
     found: dict[str, list[str]] = {}

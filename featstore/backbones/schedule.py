@@ -16,7 +16,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.backbones.model_file import ModelLocation, read_config, stated
+from featstore.backbones.base import ModelLocation
+from featstore.backbones.model_file import read_config, stated
 from featstore.errors import ModelError
 from featstore.plain_text import shown
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featstore.backbones.base import Compute, LayerShape, NetworkName
+from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.locate import COMPONENTS, locate
-from featstore.backbones.model_file import ModelLocation, default_memory, fingerprint, pass_once, read_config
+from featstore.backbones.model_file import default_memory, fingerprint, pass_once, read_config
 from featstore.backbones.noise import LatentScale
+from featstore.backbones.registry import family_of
 from featstore.backbones.schedule import NoiseSchedule, read_schedule
 from featstore.errors import ModelError
 
@@ -34,11 +35,7 @@ def layer_shape(layer: int, unet_config: Mapping[str, Any], latent_side: int, im
 def check_layers(layers: Sequence[int]) -> None:
     """Raise `ModelError` for a layer not in 1..4."""
     for layer in layers:
-        if layer not in LAYERS:
-            raise ModelError(
-                f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to {LAYERS[-1]} "
-                "(diffusers' up_blocks and DIFT's up_ft_index count from 0)."
-            )
+        family_of(str(layer))
 
 
 def check_timesteps(timesteps: Sequence[int]) -> None:
@@ -106,7 +103,7 @@ class Model:
         # only now: the libraries take seconds to load
         from featstore.backbones.diffusion_networks import DiffusionNetworks
 
-        return DiffusionNetworks(self, compute, max(map(int, layers)))
+        return DiffusionNetworks(self.location, compute, max(map(int, layers)))
 
 
 def open_model(name: str, revision: str | None = None) -> Model:

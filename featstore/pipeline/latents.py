@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featstore.backbones.base import Compute, NetworkName
+from featstore.backbones.base import Compute, ModelLocation, NetworkName
 from featstore.backbones.diffusion_networks import encode, load_vae_encoder
 from featstore.backbones.dino import load_dino
-from featstore.backbones.model_file import ModelLocation
 from featstore.backbones.noise import Latents, posterior_noise
 from featstore.datasets.pictures import decode
 from featstore.datasets.records import Dataset

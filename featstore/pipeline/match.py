@@ -21,7 +21,7 @@ from featstore.backbones.base import (
     Networks,
     TextEncoder,
     Tokenizer,
-    choose_compute,
+    compute_on,
 )
 from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.profile import profile_of
@@ -74,7 +74,7 @@ def as_photo(image: Photo | Image.Image | NDArray[np.uint8] | Path | str) -> Pho
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
             raise DatasetError(
-                f"An array of {pixels.dtype} and shape {pixels.shape} is no picture: uint8 of shape (H, W, 3) is needed."
+                f"An array of {pixels.dtype} and shape {pixels.shape} is no picture: it takes uint8 of shape (H, W, 3)."
             )
         image = Image.fromarray(pixels)
     picture = image.convert("RGB")
@@ -144,7 +144,7 @@ class Featurizer:
         self.model = open_model(model, revision) if isinstance(model, str) else model
         self.image_size = self.model.image_size if size is None else size
         self.model.latent_side(self.image_size)
-        self.compute = choose_compute(device, dtype, batch_size)
+        self.compute = compute_on(device, dtype, batch_size)
         self.networks = self.model.load(self.compute)
         self._seed, self._latents, self._asked = seed, Latents(latents), others or {}
         self._others: dict[str, tuple[Backbone, int, Networks | None]] = {}

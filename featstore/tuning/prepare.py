@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import Compute
+from featstore.backbones.base import Compute, ModelLocation
 from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
 from featstore.backbones.dino import locate_dino
-from featstore.backbones.model_file import ModelLocation
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
 from featstore.files import naming_missing_bytes

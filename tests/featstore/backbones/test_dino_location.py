@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from featstore.backbones.base import ModelLocation
 from featstore.backbones.dino import DinoShape, locate_dino, read_shape
 from featstore.backbones.locate import locate
-from featstore.backbones.model_file import ModelLocation
 from featstore.errors import ModelError
 
 

@@ -10,9 +10,9 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from cli.main import app
+from featstore.backbones.base import ModelLocation
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.locate import locate
-from featstore.backbones.model_file import ModelLocation
 from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import change_json, copied

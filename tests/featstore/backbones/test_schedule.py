@@ -21,8 +21,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 from diffusers.configuration_utils import ConfigMixin
 from numpy.typing import NDArray
 
+from featstore.backbones.base import ModelLocation
 from featstore.backbones.locate import demo_folder
-from featstore.backbones.model_file import ModelLocation
 from featstore.backbones.schedule import NoiseSchedule, read_schedule
 from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
