@@ -64,7 +64,7 @@ def draw_demo_pair(store: Path, picture: Path, device: str) -> None:
         MatchConfig(
             source=files[0],
             target=files[1],
-            points=[(round(float(x), 1), round(float(y), 1)) for x, y in pair.source_points],
+            points=tuple((round(float(x), 1), round(float(y), 1)) for x, y in pair.source_points),
             category=pair.category,
             prompt=DEFAULT_PROMPT,
             store=str(store),

@@ -16,7 +16,7 @@ from torch import Tensor
 from featstore.backbones.base import NetworkName
 from featstore.datasets.records import ImageRecord
 from featstore.pipeline.export import sd4match_identifier
-from featstore.store.keys import DinoExtractor, Extractor
+from featstore.store.keys import Extractor, PixelExtractor
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
 from matcher.maps import LayerSpec
@@ -159,7 +159,7 @@ def test_three_lines_of_python_read_the_same(run: Run, store: Path) -> None:
 
 def test_extractors_describe_themselves() -> None:
     unet = Extractor("f", {"kind": "text", "template": "a"}, 8, "float32", 0)
-    dino = DinoExtractor(NetworkName("x", "y"), 840, "float16")
+    dino = PixelExtractor("dino", NetworkName("x", "y"), 840, "float16")
     assert Extractor.from_description(unet.describe()) == unet
     assert Extractor.from_description(dino.describe()) is None
-    assert DinoExtractor.from_description(unet.describe()) is None
+    assert PixelExtractor.from_description(unet.describe()) is None

@@ -12,28 +12,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from featstore.backbones import dino as dino_module
-from featstore.backbones.base import Compute
+from featstore.backbones.base import Asked, Compute
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset, ImageRecord, Pair, ThetaRule
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, header_of
-from featstore.pipeline.dino_maps import (
-    AskedDino,
-    MadeDinoMaps,
-    estimate_dino_maps,
-    find_dino,
-    missing_dino_maps,
-    require_dino_maps,
-)
 from featstore.pipeline.images import refresh, survey_images
+from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, find_backbones, require_maps
+from featstore.pipeline.plan import extractor_of, missing_maps
 from featstore.progress import Silent
+from featstore.prompts.text import TextPrompt
+from featstore.store.rows import RowArray
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store
 from matcher.maps import LayerSpec
 
-USUAL = AskedDino(None, None)
-SMALL = AskedDino(None, 56)
+USUAL = Asked(None, None)
+SMALL = Asked(None, 56)
 DINO = LayerSpec("dino", None)
 
 
@@ -77,8 +72,23 @@ def store(dataset: Dataset, model: Model, request_: BuildRequest) -> Store:
     return store_of(dataset, model, request_)
 
 
-def make(store: Store, dataset: Dataset, compute: Compute, asked: AskedDino = SMALL) -> MadeDinoMaps:
-    return require_dino_maps(store, dataset, range(len(store.images)), asked, compute, Silent())
+def make(store: Store, dataset: Dataset, compute: Compute, asked: Asked = SMALL) -> MadeMaps:
+    rows, wanted = range(len(store.images)), [("dino", None)]
+    return require_maps(store, dataset, rows, wanted, None, 1, compute, Silent(), asked={"dino": asked})
+
+
+def find(store: Store, asked: Asked, compute: Compute) -> FoundBackbone:
+    return find_backbones(store, ["dino"], {"dino": asked}, compute.dtype_name)["dino"]
+
+
+def array_of(store: Store, made: MadeMaps) -> RowArray:
+    array = store.maps(made.others["dino"], "dino", None)
+    assert array is not None
+    return array
+
+
+def lacking(store: Store, made: MadeMaps) -> set[int]:
+    return missing_maps(store, made.others["dino"], range(6), ("dino", None))
 
 
 def objects(path: Path) -> dict[str, bytes]:
@@ -98,23 +108,23 @@ def by_hand(folder: Path, picture: NDArray[np.uint8], size: int) -> NDArray[np.f
     return hidden[1:].numpy().reshape(side, side, 96).transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize(("asked", "size"), [(USUAL, 224), (SMALL, 56), (AskedDino(None, 280), 280)])
+@pytest.mark.parametrize(("asked", "size"), [(USUAL, 224), (SMALL, 56), (Asked(None, 280), 280)])
 def test_maps_are_transformers_own_also_of_a_mirrored_image(
     dataset: Dataset,
     model: Model,
     request_: BuildRequest,
     compute: Compute,
     photographs: Path,
-    asked: AskedDino,
+    asked: Asked,
     size: int,
 ) -> None:
     """The tiny DINOv2's own grid of 16 patches, and position embeddings interpolated to 4 and to 20."""
     both = WithMirrored(dataset)
     store = store_of(both, model, request_)
     made = make(store, both, compute, asked)
-    assert made.shape == (96, size // 14, size // 14)
-    assert (made.images, made.bad, made.extractor.size) == (12, (), size)
-    maps = StoredMaps(store, None, made.extractor)
+    assert [shape.map for shape in made.shapes] == [(96, size // 14, size // 14)]
+    assert (made.passes, made.bad, made.others["dino"].size) == ({"dino": 12}, (), size)
+    maps = StoredMaps(store, None, made.others)
     picture = np.asarray(Image.open(photographs / "dog" / "1.png").convert("RGB"))
     folder = model.location.folder / "dinov2"
     for image, seen in (("dog/1", picture), ("dog/1~mirrored", np.ascontiguousarray(picture[:, ::-1]))):
@@ -137,8 +147,9 @@ def test_dinov2_gets_imagenets_statistics(
         seen.append(pixel_values)
         return plain(self, pixel_values, **others)
 
-    monkeypatch.setattr(dino_module.Dinov2Model, "forward", watching)
-    require_dino_maps(store, dataset, [store.images.row("cat/0")], SMALL, compute, Silent())
+    monkeypatch.setattr(Dinov2Model, "forward", watching)
+    rows, asked = [store.images.row("cat/0")], {"dino": SMALL}
+    require_maps(store, dataset, rows, [("dino", None)], None, 1, compute, Silent(), asked=asked)
     (pixels,) = seen
     assert pixels.shape == (4, 3, 56, 56)  # the batch is filled up
     expected = torch.tensor([0.074063, -2.035714, 2.64])
@@ -148,27 +159,26 @@ def test_dinov2_gets_imagenets_statistics(
 def test_what_is_there_is_left_alone_and_what_lacks_is_the_same_again(
     store: Store, dataset: Dataset, compute: Compute
 ) -> None:
-    assert make(store, dataset, compute).images == 6
+    made = make(store, dataset, compute)
+    assert made.passes["dino"] == 6
     before = objects(store.path)
     assert len(before) == 6
-    assert make(store, dataset, compute).images == 0
-    found = find_dino(store, SMALL, compute)
-    array = store.dino_maps(found.extractor)
-    assert array is not None
+    assert make(store, dataset, compute).passes["dino"] == 0
     for row in (1, 4):
-        array.delete((row,))
-    assert missing_dino_maps(store, found.extractor, range(6)) == [1, 4]
-    cost = estimate_dino_maps(store, range(6), found)
-    lacking = [content for name, content in before.items() if name.endswith(("c.1.0.0.0", "c.4.0.0.0"))]
-    assert (cost.images, cost.bytes_to_write) == (2, sum(map(len, lacking)))
-    assert make(store, dataset, compute).images == 2
+        array_of(store, made).delete((row,))
+    assert lacking(store, made) == {1, 4}
+    found, prompt = {"dino": find(store, SMALL, compute)}, TextPrompt()
+    cost = estimate_maps(store, range(6), [("dino", None)], extractor_of(store, prompt, 1, compute), prompt, found)
+    rows = [content for name, content in before.items() if name.endswith(("c.1.0.0.0", "c.4.0.0.0"))]
+    assert (cost.others, cost.bytes_to_write) == ({"dino": 2}, sum(map(len, rows)))
+    assert make(store, dataset, compute).passes["dino"] == 2
     assert objects(store.path) == before
 
 
 def test_another_size_lies_beside(store: Store, dataset: Dataset, compute: Compute) -> None:
-    small, large = make(store, dataset, compute), make(store, dataset, compute, AskedDino(None, 70))
-    assert small.extractor.key != large.extractor.key
-    assert set(store.dino_extractors()) == {small.extractor, large.extractor}
+    small, large = make(store, dataset, compute), make(store, dataset, compute, Asked(None, 70))
+    assert small.others["dino"].key != large.others["dino"].key
+    assert set(store.pixel_extractors("dino")) == {small.others["dino"], large.others["dino"]}
 
 
 def test_an_image_that_changed_is_refused_and_after_a_build_made_again(
@@ -177,17 +187,15 @@ def test_an_image_that_changed_is_refused_and_after_a_build_made_again(
     made = make(store, dataset, compute)
     before = objects(store.path)
     Image.new("RGB", (20, 20), (9, 99, 9)).save(photographs / "cat" / "1.png")
-    array = store.dino_maps(made.extractor)
-    assert array is not None
-    array.delete((1,))
+    array_of(store, made).delete((1,))
     with pytest.raises(StoreError, match=r"cat/1.*changed"):
         make(store, dataset, compute)
     store, stale = refresh(store, survey_images(dataset, Silent()), Silent())
     assert stale == 1
-    assert make(store, dataset, compute).images == 1
+    assert make(store, dataset, compute).passes["dino"] == 1
     after = objects(store.path)
     assert [name for name in before if before[name] != after[name]] == [
-        f"maps/{made.extractor.key}/dino/patches/c.1.0.0.0"
+        f"maps/{made.others['dino'].key}/dino/patches/c.1.0.0.0"
     ]
 
 
@@ -195,7 +203,7 @@ def test_a_stale_image_loses_its_patch_map(store: Store, dataset: Dataset, compu
     made = make(store, dataset, compute)
     Image.new("RGB", (20, 20)).save(photographs / "dog" / "2.png")
     store, _ = refresh(store, survey_images(dataset, Silent()), Silent())
-    assert missing_dino_maps(store, made.extractor, range(6)) == [store.images.row("dog/2")]
+    assert lacking(store, made) == {store.images.row("dog/2")}
 
 
 def test_an_unreadable_image_is_reported_and_the_others_made(
@@ -204,8 +212,8 @@ def test_an_unreadable_image_is_reported_and_the_others_made(
     (photographs / "cat" / "2.png").write_bytes(b"\x89PNG")
     store = store_of(dataset, model, request_)
     made = make(store, dataset, compute)
-    assert ([error.image_id for error in made.bad], made.images) == (["cat/2"], 5)
-    assert missing_dino_maps(store, made.extractor, range(6)) == [2]
+    assert ([error.image_id for error in made.bad], made.passes["dino"]) == (["cat/2"], 5)
+    assert lacking(store, made) == {2}
 
 
 def test_a_store_that_has_all_needs_no_dinov2(
@@ -214,20 +222,18 @@ def test_a_store_that_has_all_needs_no_dinov2(
     elsewhere = tmp_path / "own dino"
     shutil.copytree(small_model / "dinov2", elsewhere)
     store = store_of(dataset, model, request_)
-    asked = AskedDino(str(elsewhere), 56)
+    asked = Asked(str(elsewhere), 56)
     made = make(store, dataset, compute, asked)
-    make(store, dataset, compute, AskedDino(str(elsewhere), 70))
+    make(store, dataset, compute, Asked(str(elsewhere), 70))
     shutil.rmtree(elsewhere)
-    assert make(store, dataset, compute, asked) == replace(made, images=0)
+    assert make(store, dataset, compute, asked) == replace(made, shapes=(), passes={"dino": 0})
     with pytest.raises(ModelError):  # of 56 and 70 pixels, which?
-        make(store, dataset, compute, AskedDino(str(elsewhere), None))
+        make(store, dataset, compute, Asked(str(elsewhere), None))
     with pytest.raises(ModelError):
-        make(store, dataset, compute, AskedDino(str(elsewhere), 84))
+        make(store, dataset, compute, Asked(str(elsewhere), 84))
     with pytest.raises(ModelError):
         make(store, dataset, replace(compute, dtype=torch.bfloat16), asked)
-    array = store.dino_maps(made.extractor)
-    assert array is not None
-    array.delete((0,))
+    array_of(store, made).delete((0,))
     with pytest.raises(ModelError, match="neither a folder nor a hub name"):
         make(store, dataset, compute, asked)
 
@@ -235,7 +241,7 @@ def test_a_store_that_has_all_needs_no_dinov2(
 @pytest.mark.parametrize(("size", "near"), [(600, 602), (57, 56), (5, 14), (0, 14), (-14, 14)])
 def test_sizes_that_patches_do_not_fill(store: Store, dataset: Dataset, compute: Compute, size: int, near: int) -> None:
     with pytest.raises(ModelError, match=rf"{size} pixels a side.*patches of 14: .*--dino-size {near}\."):
-        make(store, dataset, compute, AskedDino(None, size))
+        make(store, dataset, compute, Asked(None, size))
 
 
 def test_a_released_dinov2_is_taken_at_60_patches(
@@ -246,5 +252,5 @@ def test_a_released_dinov2_is_taken_at_60_patches(
     shutil.copytree(small_model / "dinov2", folder)
     config = Dinov2Config(image_size=518, patch_size=14, hidden_size=768, num_hidden_layers=1, num_attention_heads=12)
     Dinov2Model(config).half().save_pretrained(folder)
-    found = find_dino(store, AskedDino(str(folder), None), compute)
-    assert (found.extractor.size, found.map_shape) == (840, (768, 60, 60))
+    found = find(store, Asked(str(folder), None), compute)
+    assert (found.extractor.size, found.shapes["dino"].map) == (840, (768, 60, 60))

@@ -20,7 +20,6 @@ from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.evaluate import in_resized_frame
-from featstore.pipeline.features import EncodedMaps, MapStream, open_stream
 from featstore.pipeline.grid import (
     Grid,
     GridCost,
@@ -33,6 +32,7 @@ from featstore.pipeline.grid import (
 )
 from featstore.pipeline.needed import MapsCost, require_maps
 from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.stream import EncodedMaps, MapStream, open_stream
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Extractor, Stored
@@ -158,7 +158,7 @@ def cached(
 def streamed(built: Built, store: Store, progress: Silent | None = None) -> GridScores:
     pairs = framed(built, store)
     ledger = grid_ledger(store, pairs, GRID, FEATURES)
-    return score_streamed(store, pairs, GRID, PROMPT, DRAWS, ledger, COMPUTE, progress or Silent())
+    return score_streamed(store, built.dataset, pairs, GRID, PROMPT, DRAWS, ledger, COMPUTE, progress or Silent())
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -216,8 +216,8 @@ def test_the_pictures_tell_configurations_apart(undisturbed: GridScores) -> None
 
 
 def test_the_maps_a_grid_needs() -> None:
-    assert GRID.maps == ((2, 50), (2, 261), (3, 50), (3, 261))
-    assert replace(GRID, configurations=GRID.configurations[1:3]).maps == ((2, 261), (3, 50))
+    assert GRID.maps == (("2", 50), ("2", 261), ("3", 50), ("3", 261))
+    assert replace(GRID, configurations=GRID.configurations[1:3]).maps == (("2", 261), ("3", 50))
 
 
 def test_cells_are_the_plain_evaluation_of_their_configuration(
@@ -259,7 +259,7 @@ def test_streamed_maps_are_the_cached_ones(built: Built, tmp_path: Path) -> None
     store = built.copied(tmp_path, "maps.zarr")
     expected = StoredMaps(store, extractor_for(store))
     shutil.rmtree(store.path / "noisy")
-    stream = open_stream(store, ("dog",), GRID.maps, PROMPT, DRAWS, COMPUTE)
+    stream = open_stream(store, built.dataset, ("dog",), GRID.maps, PROMPT, DRAWS, COMPUTE)
     found = stream.maps_of([4, 6], Silent())
     for image in ("dog/1", "dog/3"):
         for layer, timestep in GRID.maps:
@@ -273,7 +273,9 @@ def test_streamed_maps_of_8_bits_are_the_cached_ones(built: Built, tmp_path: Pat
     rows = range(len(store.images))
     made = require_maps(store, built.dataset, rows, GRID.maps, PROMPT, DRAWS, COMPUTE, Silent(), Stored.INT8)
     expected = StoredMaps(store, made.extractor)
-    found = open_stream(store, ("dog",), GRID.maps, PROMPT, DRAWS, COMPUTE, Stored.INT8).maps_of([4, 6], Silent())
+    found = open_stream(store, built.dataset, ("dog",), GRID.maps, PROMPT, DRAWS, COMPUTE, Stored.INT8).maps_of(
+        [4, 6], Silent()
+    )
     for image in ("dog/1", "dog/3"):
         for layer, timestep in GRID.maps:
             spec = LayerSpec(str(layer), timestep)
@@ -400,7 +402,7 @@ def test_a_finished_stream_loads_no_model(
     def fail(*_: object) -> None:
         raise AssertionError("a model was looked for")
 
-    monkeypatch.setattr("featstore.pipeline.features.open_stream", fail)
+    monkeypatch.setattr("featstore.pipeline.stream.open_stream", fail)
     assert_same(streamed(built, store), undisturbed)
 
 
@@ -418,8 +420,8 @@ def test_what_was_begun_from_the_cache_is_finished_in_memory(
 def costs(built: Built, store: Store, grid: Grid = GRID, ensemble: int = DRAWS) -> tuple[GridCost, GridCost]:
     extractor = extractor_for(store, ensemble)
     return (
-        cost_cached(store, extractor, built.pairs, grid, PROMPT),
-        cost_streamed(store, extractor, built.pairs, grid, PROMPT),
+        cost_cached(store, extractor, built.pairs, grid, PROMPT, {}),
+        cost_streamed(store, extractor, built.pairs, grid, PROMPT, {}),
     )
 
 
@@ -484,7 +486,9 @@ def test_streaming_holds_the_largest_category(built: Built, tmp_path: Path) -> N
     extractor = extractor_for(store)
     dogs = [pair for pair in built.pairs if pair.category == "dog"]
     cats = [pair for pair in built.pairs if pair.category == "cat"]
-    both, alone, fewer = (cost_streamed(store, extractor, pairs, GRID, PROMPT) for pairs in (built.pairs, dogs, cats))
+    both, alone, fewer = (
+        cost_streamed(store, extractor, pairs, GRID, PROMPT, {}) for pairs in (built.pairs, dogs, cats)
+    )
     assert both.peak_bytes == alone.peak_bytes
     assert (alone.images, fewer.images) == (4, 3)
     image = 2 * (MAP_BYTES[2] + MAP_BYTES[3])

@@ -13,13 +13,13 @@ from featstore.backbones.base import Compute
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ModelError, StoreError
+from featstore.pipeline import features
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.features import Passes
-from featstore.pipeline.match import PhotoPrompt, PhotoSettings, open_photo, photo_maps
+from featstore.pipeline.match import Featurizer
 from featstore.pipeline.needed import MadeMaps, estimate_maps, require_maps
 from featstore.pipeline.plan import extractor_of
 from featstore.progress import Silent
-from featstore.prompts.text import TextPrompt, encode_texts
+from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Stored
 from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
@@ -27,7 +27,7 @@ from featstore.store.store import Store, open_store
 from matcher.maps import LayerSpec
 
 PROMPT = TextPrompt()
-WANTED = [(2, 261), (3, 50), (1, 50)]
+WANTED = [("2", 261), ("3", 50), ("1", 50)]
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def test_maps_are_the_whole_unets_averaged_over_draws(
     made = make(store, dataset, compute)
     row = 4
     for layer, timestep in WANTED:
-        draws = [whole_unet_maps(store, model, row, timestep, draw)[layer] for draw in (0, 1)]
+        draws = [whole_unet_maps(store, model, row, timestep, draw)[int(layer)] for draw in (0, 1)]
         expected = torch.stack(draws).mean(dim=0).numpy()
-        found = StoredMaps(store, made.extractor).load(store.images.ids[row], LayerSpec(str(layer), timestep, 1))
+        found = StoredMaps(store, made.extractor).load(store.images.ids[row], LayerSpec(layer, timestep, 1))
         np.testing.assert_allclose(found.float().numpy(), expected, rtol=2e-3, atol=2e-3)
 
 
@@ -80,15 +80,15 @@ def test_8_bits_are_made_of_the_float32_means(
     store: Store, dataset: Dataset, compute: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not of float16 ones: the bytes on the disk say so."""
-    means: dict[tuple[int, int, int], torch.Tensor] = {}
-    passes = Passes.of
+    means: dict[tuple[str, int, int], torch.Tensor] = {}
+    plain = features.passes
 
-    def watched(self: Passes, timestep: int, layers: Any, rows: Any, *rest: Any) -> Any:
-        for row, maps in passes(self, timestep, layers, rows, *rest):
+    def watched(networks: Any, timestep: int, *rest: Any) -> Any:
+        for row, maps in plain(networks, timestep, *rest):
             means.update({(layer, timestep, row): mean for layer, mean in maps.items()})
             yield row, maps
 
-    monkeypatch.setattr(Passes, "of", watched)
+    monkeypatch.setattr(features, "passes", watched)
     rows = range(len(store.images))
     made = require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
     assert len(means) == len(WANTED) * len(rows)
@@ -108,7 +108,7 @@ def test_8_bits_do_not_stand_in_for_float16(store: Store, dataset: Dataset, comp
     large = make(store, dataset, compute)
     assert (small.images_times_timesteps, large.images_times_timesteps) == (12, 12)
     for layer, timestep in WANTED:
-        spec = LayerSpec(str(layer), timestep)
+        spec = LayerSpec(layer, timestep)
         for image in store.images.ids:
             exact = StoredMaps(store, large.extractor).load(image, spec)
             found = StoredMaps(store, small.extractor).load(image, spec)
@@ -167,7 +167,7 @@ def test_nothing_is_loaded_where_nothing_is_missing(
 def test_rows_do_not_depend_on_which_were_missing_together(store: Store, dataset: Dataset, compute: Compute) -> None:
     made = make(store, dataset, compute)
     before = contents(store.path)
-    for layer, timestep, rows in ((2, 261, (0, 3, 4)), (1, 50, (5,))):
+    for layer, timestep, rows in (("2", 261, (0, 3, 4)), ("1", 50, (5,))):
         array = store.maps(made.extractor, layer, timestep)
         assert array is not None
         for row in rows:
@@ -212,8 +212,8 @@ def test_an_unreadable_image_is_reported_and_the_others_made(
     assert array.present().tolist() == [True, True, False, True, True, True]
 
 
-@pytest.mark.parametrize("wanted", [(5, 50), (0, 50), (2, 1000)])
-def test_impossible_maps(store: Store, dataset: Dataset, compute: Compute, wanted: tuple[int, int]) -> None:
+@pytest.mark.parametrize("wanted", [("5", 50), ("0", 50), ("2", 1000)])
+def test_impossible_maps(store: Store, dataset: Dataset, compute: Compute, wanted: tuple[str, int]) -> None:
     with pytest.raises(ModelError):
         require_maps(store, dataset, [0], [wanted], PROMPT, 1, compute, Silent())
 
@@ -235,13 +235,10 @@ def test_photographs_in_memory_are_the_stores_maps(
     store: Store, dataset: Dataset, model: Model, compute: Compute, photographs: Path
 ) -> None:
     made = make(store, dataset, compute)
-    settings = PhotoSettings(64, store.header.latents, store.header.seed, 2)
-    prompt = PhotoPrompt(
-        lambda _layer, tokenizer, encoder: encode_texts(tokenizer, encoder, ["a photo of a dog"]), shared=True
-    )
-    photo = open_photo(photographs / "dog" / "1.png")
-    (maps,) = photo_maps(model, [photo], WANTED, settings, prompt, compute, Silent())
+    featurizer = Featurizer(model, device="cpu", dtype="float32", size=64, seed=store.header.seed, batch_size=4)
+    layers, timesteps = zip(*WANTED, strict=True)
+    maps = featurizer(photographs / "dog" / "1.png", "a photo of a dog", layers, timesteps, ensemble=2).maps
     for layer, timestep in WANTED:
-        stored = StoredMaps(store, made.extractor).load("dog/1", LayerSpec(str(layer), timestep, 1))
+        stored = StoredMaps(store, made.extractor).load("dog/1", LayerSpec(layer, timestep, 1))
         # the store's path rounds latents, noisy latents and maps to float16 on the way
         np.testing.assert_allclose(maps[layer, timestep].numpy(), stored.float().numpy(), rtol=2e-2, atol=2e-2)

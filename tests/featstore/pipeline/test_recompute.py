@@ -19,7 +19,6 @@ from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
 from featstore.pipeline.latents import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.recompute import Recomputed, recompute
@@ -35,7 +34,7 @@ from tests.conftest import write_photographs
 from tests.featstore.pipeline.test_repair import learned
 from tests.featstore.store.small_store import array_of, contents, flip
 
-WANTED = [(2, 261), (3, 50)]
+WANTED = [("2", 261), ("3", 50)]
 EVERY = 6
 """Images."""
 
@@ -53,9 +52,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     store = open_store(request.path)
     require_maps(store, dataset, range(EVERY), WANTED, TextPrompt(), 2, compute, Silent(), Stored.INT8)
     saved = SavedPrompts(learned(model), TextPrompt("a picture of a {category}"))
-    require_maps(store, dataset, range(EVERY), [(2, 261)], saved, 1, compute, Silent())
-    found = require_dino_maps(store, dataset, range(EVERY), AskedDino(None, None), compute, Silent())
-    dino = find_dino(model, found.extractor.dino)
+    require_maps(store, dataset, range(EVERY), [("2", 261)], saved, 1, compute, Silent())
+    found = require_maps(store, dataset, range(EVERY), [("dino", None)], None, 1, compute, Silent())
+    dino = find_dino(model, found.others["dino"].network)
     assert dino is not None
     cache_patch_tokens(store, dataset, *dino, range(EVERY), compute, Silent())
     return folder

@@ -22,7 +22,7 @@ from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import DinoExtractor, Stored
+from featstore.store.keys import PixelExtractor, Stored
 from featstore.store.pack import pack
 from featstore.store.rows import require_rows
 from featstore.store.shard_file import ShardFiles
@@ -30,7 +30,7 @@ from featstore.store.store import Store, open_store
 from featstore.store.verify import verify
 from tests.featstore.store.small_store import array_of, contents, fill, flip
 
-WANTED = [(2, 261), (3, 50)]
+WANTED = [("2", 261), ("3", 50)]
 
 
 def learned(model: Model, seed: int = 0) -> LearnedPrompts:
@@ -124,8 +124,8 @@ def test_maps_of_8_bits_come_out_as_they_were(store: Store, dataset: Dataset, co
 
 
 def test_metadata_of_patch_maps_take_them_along(store: Store, dataset: Dataset, compute: Compute) -> None:
-    extractor = DinoExtractor(NetworkName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
-    array = store.require_dino_maps(extractor, (6, 4, 4))
+    extractor = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
+    array = store.require_maps(extractor, "dino", None, (6, 4, 4))
     array.write((1,), np.ones((6, 4, 4)))
     (store.path / array.path / "zarr.json").write_text("{")
     (sentence,) = mend(store, dataset, compute).given_up

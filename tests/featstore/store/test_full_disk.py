@@ -30,7 +30,7 @@ LATENT_BYTES = 4 * 16 * 16 * 2 + 4
 MAP_BYTES = {2: 128 * 8 * 8 * 2 + 4, 3: 64 * 16 * 16 * 2 + 4}
 # missing is what is left, a block of 4,096 bytes a file and 16,384 bytes an array more, less what is free
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 4)
-WANTED = [(2, 50), (3, 261)]
+WANTED = [("2", 50), ("3", 261)]
 
 
 @pytest.fixture

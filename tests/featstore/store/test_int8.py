@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError
 from featstore.progress import Silent
-from featstore.store.keys import DinoExtractor, Extractor, Stored, map_path
+from featstore.store.keys import Extractor, PixelExtractor, Stored, map_path
 from featstore.store.pack import pack, unpack
 from featstore.store.prune import MapCriteria, choose_maps, prune
 from featstore.store.row_encoding import ScaledIntegers, encoding_for
@@ -223,7 +223,7 @@ def test_the_names_of_float16_maps_are_what_they_were() -> None:
     for extractor, description in named:
         text = json.dumps(description, sort_keys=True).encode()
         assert extractor.key == hashlib.blake2b(text, digest_size=8).hexdigest()
-    dino = DinoExtractor(NetworkName("owner/dino", "ef" * 16), 840, "float32")
+    dino = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32")
     assert dino.describe() == {"dino": {"id": "owner/dino", "fingerprint": "ef" * 16}, "size": 840, "dtype": "float32"}
 
 
@@ -240,17 +240,17 @@ def test_the_store_says_that_it_needs_a_newer_dualsd(store: Store, tmp_path: Pat
 
 
 def test_rows_of_patch_maps_too(store: Store) -> None:
-    extractor = DinoExtractor(NetworkName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
-    store.require_dino_maps(extractor, SHAPE).write((1,), values_of(1))
-    assert store.dino_extractors() == [extractor]
-    found = StoredMaps(store, None, extractor).load("cat/1", LayerSpec("dino", None))
+    extractor = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
+    store.require_maps(extractor, "dino", None, SHAPE).write((1,), values_of(1))
+    assert store.pixel_extractors("dino") == [extractor]
+    found = StoredMaps(store, None, {"dino": extractor}).load("cat/1", LayerSpec("dino", None))
     np.testing.assert_array_equal(found.numpy(), array_of(store, PATH).read((1,)))
     assert verify(store, Silent()).sound
 
 
 def test_a_store_with_patch_maps_is_sound(store: Store) -> None:
-    extractor = DinoExtractor(NetworkName("owner/dino", "ef" * 16), 840, "float32")
-    store.require_dino_maps(extractor, SHAPE).write((1,), values_of(3) * 1e-6)
+    extractor = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32")
+    store.require_maps(extractor, "dino", None, SHAPE).write((1,), values_of(3) * 1e-6)
     assert verify(store, Silent()).sound
 
 

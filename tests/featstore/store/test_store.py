@@ -9,7 +9,7 @@ from featstore.backbones.base import NetworkName
 from featstore.backbones.noise import Latents
 from featstore.errors import StoreError
 from featstore.store.images import ImageTable, write_images
-from featstore.store.keys import DinoExtractor, Extractor, dino_path, map_path, noisy_path
+from featstore.store.keys import Extractor, PixelExtractor, map_path, noisy_path
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_store, replace_stale
 from tests.featstore.store.small_store import write_small_store
@@ -27,7 +27,7 @@ HEADER = StoreHeader(
 )
 TABLE = ImageTable(("cat/a", "cat/ö"), ("cat", "cat"), ("k0", "k1"), np.array([[60, 40], [70, 46]], dtype=np.int32))
 EXTRACTOR = Extractor("ab" * 16, {"kind": "text", "template": "x"}, 8, "float32", 7)
-DINO = DinoExtractor(NetworkName("owner/dino", "ef" * 16), 840, "float32")
+DINO = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32")
 
 
 @pytest.fixture
@@ -85,19 +85,19 @@ def test_whatever_shapes_a_map_changes_the_extractors_key() -> None:
 
 def test_whatever_shapes_a_patch_map_changes_its_extractors_key() -> None:
     others = [
-        replace(DINO, dino=NetworkName("owner/dino", "00" * 16)),
+        replace(DINO, network=NetworkName("owner/dino", "00" * 16)),
         replace(DINO, size=672),
         replace(DINO, dtype="float16"),
     ]
     assert len({DINO.key, EXTRACTOR.key, *(other.key for other in others)}) == 5
-    assert replace(DINO, dino=NetworkName("/a/copy", "ef" * 16)).key == DINO.key
+    assert replace(DINO, network=NetworkName("/a/copy", "ef" * 16)).key == DINO.key
 
 
 def test_patch_maps_lie_beside_the_unets_and_say_what_they_are(store: Store) -> None:
     store.require_maps(EXTRACTOR, 2, 261, (6, 4, 4))
-    store.require_dino_maps(DINO, (5, 3, 3)).write((0,), np.ones((5, 3, 3)))
+    store.require_maps(DINO, "dino", None, (5, 3, 3)).write((0,), np.ones((5, 3, 3)))
     path = f"maps/{DINO.key}/dino/patches"
-    assert dino_path(DINO) == path
+    assert map_path(DINO, "dino", None) == path
     assert set(store.arrays()) == {"latents", f"maps/{EXTRACTOR.key}/layer2/t0261", path}
     group = zarr.open_group(store.path, mode="r")
     assert group[f"maps/{DINO.key}"].attrs.asdict() == {
@@ -105,8 +105,8 @@ def test_patch_maps_lie_beside_the_unets_and_say_what_they_are(store: Store) -> 
         "size": 840,
         "dtype": "float32",
     }
-    assert store.dino_extractors() == [DINO]
-    assert store.dino_maps(replace(DINO, size=672)) is None
+    assert store.pixel_extractors("dino") == [DINO]
+    assert store.maps(replace(DINO, size=672), "dino", None) is None
 
 
 @pytest.mark.parametrize(
