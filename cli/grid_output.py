@@ -1,13 +1,12 @@
 """The tables that `dualsd grid` prints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from cli.output import human_bytes, print_disk, print_table, say
+from cli.output import print_table, say
 from cli.table_text import Block
-from featstore.pipeline.grid import GridCost
-from featstore.store.keys import StoreLocation
 from matcher.configuration import Configuration
-from matcher.grid import GridScores, Winner, timestep_map, weights_of, winners
+from matcher.grid import GridScores, Winner, has_timesteps, timestep_map, weights_of, winners
 from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.readout import Readout
@@ -20,18 +19,6 @@ WIDEST = 12
 """Timesteps of the printed map of two layers, at most; larger ones are listed from the top."""
 
 LISTED = 10
-
-
-def print_cost(cost: GridCost, store: StoreLocation) -> None:
-    """What it takes, before it starts."""
-    maps = cost.maps
-    say(
-        f"{cost.images} images: {maps.encode} to encode (VAE passes), {maps.passes} UNet passes; peak memory about "
-        f"{human_bytes(cost.peak_bytes)} besides the networks; {human_bytes(maps.bytes_to_write)} in "
-        f"{maps.files_to_write} files to write"
-    )
-    if maps.bytes_to_write:
-        print_disk(store, maps.bytes_to_write)
 
 
 def print_scores(scores: GridScores, average: Average) -> None:
@@ -64,8 +51,12 @@ def _alone(scores: GridScores, average: Average, readout: Readout, settings: Mat
         own = [index for index in members if scores.configurations[index].layers[0].layer == layer]
         for row, alpha in enumerate(scores.alphas):
             header.append(f"layer {layer} @{alpha:g}")
-            columns.append(_marked([percent[index, row] for index in own]))
-    rows = tuple((str(timestep), *values) for timestep, *values in zip(timesteps, *columns, strict=True))
+            marked = _marked([percent[index, row] for index in own])
+            steps = [scores.configurations[index].layers[0].timestep for index in own]
+            columns.append(dict(zip(steps, marked, strict=True)))
+    rows = tuple(
+        ("none" if step is None else str(step), *(column.get(step, "") for column in columns)) for step in timesteps
+    )
     return Block(_title("One layer", readout, average, scores, settings), tuple(header), rows)
 
 
@@ -80,7 +71,8 @@ def _fused(scores: GridScores, average: Average, readout: Readout, settings: Mat
     best = max(members, key=lambda index: values[index])
     layers, weights = scores.configurations[best].layers, weights_of(scores.configurations[best])
     name = " + ".join(f"layer {layer.layer} x {layer.weight:.3g}" for layer in layers)
-    grid = timestep_map(scores, settings, weights, values) if len(layers) == 2 else None
+    over_two = len(layers) == 2 and has_timesteps(scores.configurations[best])
+    grid = timestep_map(scores, settings, weights, values) if over_two else None
     if grid is None or len(grid.columns) > WIDEST:
         ranked = sorted(members, key=lambda index: -values[index])[:LISTED]
         listed = tuple((scores.configurations[index].name, f"{values[index]:.2f}") for index in ranked)
@@ -93,15 +85,18 @@ def _fused(scores: GridScores, average: Average, readout: Readout, settings: Mat
     yield Block(_title(f"{name}, PCK@{alpha:g}", readout, average, scores, settings), header, rows)
 
 
-def print_winners(scores: GridScores, average: Average, command: str, chose_nothing: bool) -> None:
+def print_winners(
+    scores: GridScores, average: Average, command: str, chose_nothing: bool, features: Mapping[str, Any]
+) -> None:
     """The best configuration a readout and alpha with its interval, its lead over the second, and what that is worth.
-    command: the `dualsd eval` to which the configuration is added. chose_nothing: whether that is of other pairs."""
+    command: the `dualsd eval` to which the configuration is added. chose_nothing: whether that is of other pairs.
+    features: what the maps are of, for the record."""
     found = winners(scores, average)
     print_block(winners_block(scores, average, found))
     if len(scores.configurations) == 1:
         return
     say(caution(scores, chose_nothing))
-    say(f"  {command}{eval_options(scores.configurations[shown_winner(scores, found).best])}")
+    say(f"  {command}{eval_options(scores.configurations[shown_winner(scores, found).best], features)}")
 
 
 def winners_block(scores: GridScores, average: Average, found: Sequence[Winner]) -> Block:
@@ -141,13 +136,14 @@ def shown_winner(scores: GridScores, found: Sequence[Winner]) -> Winner:
     return next(winner for winner in found if winner.alpha == alpha)
 
 
-def eval_options(configuration: Configuration) -> str:
-    """The options of `dualsd eval` that name a configuration."""
+def eval_options(configuration: Configuration, features: Mapping[str, Any]) -> str:
+    """The options of `dualsd eval` that name a configuration of maps that are recorded as `features`."""
     layers, settings = configuration.layers, configuration.settings
-    names, steps = (
-        ",".join(parts) for parts in zip(*((layer.layer, str(layer.timestep)) for layer in layers), strict=True)
-    )
-    text = f" --layers {names} --t {steps}"
+    text = f" --layers {','.join(layer.layer for layer in layers)}"
+    if steps := [str(layer.timestep) for layer in layers if layer.timestep is not None]:
+        text += f" --t {','.join(steps)}"
+    if "dino_size" in features and any(layer.layer == "dino" for layer in layers):
+        text += f" --dino-size {features['dino_size']}"
     if len(layers) > 1:
         text += f" --weights {','.join(f'{layer.weight:.6g}' for layer in layers)}"
     default = MatchSettings(settings.image_size)

@@ -11,7 +11,16 @@ from cli.output import say
 from featstore.pair_list import describe_list
 from featstore.pipeline.evaluate import common_frame
 from matcher.errors import InputError
-from matcher.grid import GridScores, describe, timestep_map, timesteps_of, to_dictionaries, weights_of, winners
+from matcher.grid import (
+    GridScores,
+    describe,
+    has_timesteps,
+    timestep_map,
+    timesteps_of,
+    to_dictionaries,
+    weights_of,
+    winners,
+)
 from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.plot_grid import AccuracyLine, AccuracyPanel, HeatPanel, draw_accuracy, draw_heat_maps
@@ -39,7 +48,7 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
                 files.append(folder / f"timesteps-{readout.value}{suffix}.png")
                 title = f"Accuracy by timestep, {readout.value}, {average.value} average{suffix.replace('-', ' ', 1)}"
                 draw_accuracy(files[-1], accuracy_panels(scores, average, readout, settings, scores.alphas), title)
-                if any(len(entry.layers) == 2 for entry in scores.configurations):
+                if any(len(entry.layers) == 2 and has_timesteps(entry) for entry in scores.configurations):
                     files.append(folder / f"two-layers-{readout.value}{suffix}.png")
                     weights, panels = heat_panels(scores, average, readout, settings)
                     about = f"{readout.value}, {average.value} average{suffix.replace('-', ' ', 1)}"
@@ -57,6 +66,8 @@ def accuracy_panels(
     for index, entry in enumerate(scores.configurations):
         if entry.settings == settings and len(entry.layers) == 1:
             members.setdefault(entry.layers[0].layer, []).append(index)
+    alone = [timesteps_of(scores.configurations[index])[0] for own in members.values() for index in own]
+    everyones = np.array(sorted({step for step in alone if step >= 0}) or [0])
     panels = []
     for alpha in alphas:
         lines = []
@@ -67,6 +78,9 @@ def accuracy_panels(
                 for values in zip(*((one.mean, one.low, one.high) for one in intervals), strict=True)
             )
             timesteps = np.array([timesteps_of(scores.configurations[index])[0] for index in own])
+            if len(own) == 1 and not has_timesteps(scores.configurations[own[0]]):  # level, whatever the others' are
+                timesteps = everyones
+                mean, low, high = (np.repeat(values, len(everyones)) for values in (mean, low, high))
             lines.append(AccuracyLine(f"layer {layer}", timesteps, mean, low, high))
         panels.append(AccuracyPanel(f"PCK@{alpha:g}", lines))
     return panels

@@ -280,6 +280,11 @@ def timesteps_of(configuration: Configuration) -> tuple[int, ...]:
     return tuple(-1 if layer.timestep is None else layer.timestep for layer in configuration.layers)
 
 
+def has_timesteps(configuration: Configuration) -> bool:
+    """Whether each of its layers has one."""
+    return all(layer.timestep is not None for layer in configuration.layers)
+
+
 def weights_of(configuration: Configuration) -> tuple[float, ...]:
     """A weight a layer."""
     return tuple(layer.weight for layer in configuration.layers)

@@ -40,7 +40,7 @@ from cli.table_text import write_tables
 from featstore.pair_list import list_hash
 from featstore.store.schema import creator_version
 from matcher.configuration import Configuration
-from matcher.grid import GridScores, Winner, weights_of, winners
+from matcher.grid import GridScores, Winner, has_timesteps, weights_of, winners
 from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.plot_grid import AccuracyPanel, HeatPanel, accuracy_figure, heat_map_figure
@@ -156,7 +156,8 @@ def _reading(scores: GridScores, record: GridRecord, best: Configuration) -> lis
         )
     ]
     if len(scores.configurations) > 1:
-        found.append(Command(caution(scores, record.chose_nothing), f"{record.command}{eval_options(best)}"))
+        again = f"{record.command}{eval_options(best, record.features)}"
+        found.append(Command(caution(scores, record.chose_nothing), again))
     if record.features.get("model") == "demo":
         found.append(Paragraph(DEMO_NOTE))
     return found
@@ -167,7 +168,7 @@ def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> 
     at the shown one."""
     shown = scores.alphas.index(shown_alpha(scores))
     several = sorted({0, shown, len(scores.alphas) - 1})
-    fused = any(len(entry.layers) == 2 for entry in scores.configurations)
+    fused = any(len(entry.layers) == 2 and has_timesteps(entry) for entry in scores.configurations)
     if len(settings_of(scores)) > 1:
         yield Paragraph(
             f"Geometry {settings.geometry.value}, upsampled {settings.upsample}x, as the best has it; the pictures of "

@@ -262,7 +262,6 @@ def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalCon
         stored=config.stored,
         fallback=config.fallback,
         dino=config.dino,
-        dino_size=config.dino_size,
         ensemble=None if config.ensemble == ENSEMBLE else config.ensemble,
         split=split,
         **_named(choice),
