@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from featstore.backbones.base import Compute, compute_on
 from featstore.backbones.locate import ALIASES, DEMO
+from featstore.backbones.profile import profile_of
 from featstore.backbones.registry import MODULES, family_of, is_other
 from featstore.pipeline.distributed import launched
 from matcher.errors import InputError
@@ -15,12 +16,9 @@ if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
     from featstore.store.store import Store
 
-DUAL_WEIGHTS = {"2": 0.8, "3": 0.6}
-TEXT_TIMESTEPS = {"2": 261, "3": 200}
-LEARNED_TIMESTEPS = {"2": 50, "3": 200}
-"""The report's weights, and its timesteps for inference with a text prompt and with learned ones."""
-DINO_WEIGHTS = (0.5, 0.5)
-"""SD4Match's code's, of a layer and `dino`."""
+USUAL = profile_of("sd2-1")
+"""What holds before a model is known."""
+TEXT_TIMESTEPS, LEARNED_TIMESTEPS = USUAL.text_timesteps, USUAL.learned_timesteps
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -74,8 +72,7 @@ def timesteps_for(
 
 
 def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
-    """One weight per layer: those asked for, else 1 for a single layer, the report's for 2 and 3, and SD4Match's half
-    and half for any with `dino`.
+    """One weight per layer: those asked for, else the recommended ones (`featstore.backbones.profile`).
 
     Raises:
         InputError: Where counts disagree, or layers have no usual weights.
@@ -87,12 +84,9 @@ def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[
             raise InputError(f"{len(names)} layer(s) but {len(weights)} weight(s): give one per layer with --weights.")
         check_weights(len(names), list(weights))
         return tuple(weights)
-    if len(names) == 1:
-        return (1.0,)
-    if all(name in DUAL_WEIGHTS for name in names):
-        return tuple(DUAL_WEIGHTS[name] for name in names)
-    if len(names) == 2 and any(map(is_other, names)):
-        return DINO_WEIGHTS
+    usual = USUAL.weights_of(names)
+    if usual is not None:
+        return usual
     raise InputError(f"There are no default weights for layers {','.join(names)}: give one per layer with --weights.")
 
 
