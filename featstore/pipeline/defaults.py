@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featstore.config import ComputeConfig
     from featstore.datasets.records import Dataset
     from featstore.store.store import Store
+    from matcher.readout import Readout
 
 USUAL = profile_of("sd2-1")
 """What holds before a model is known."""
@@ -29,9 +30,8 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in MODULES and not name.isdecimal():
-            *most, last = MODULES
-            known = f"{', '.join(most)} and {last}"
-            raise InputError(f"--layers takes layers separated by commas, some of {known}, not {name!r}.")
+            others = " or ".join(filter(is_other, MODULES))
+            raise InputError(f"--layers takes layers from 1 to 4, or {others}, not {name!r}.")
         family_of(name)
     if len(set(names)) != len(names):
         raise InputError(f"--layers {','.join(names)} names a layer twice.")
@@ -63,9 +63,9 @@ def timesteps_for(
         timesteps = [usual[name] for name in numbers]
     if len(timesteps) != len(numbers):
         others = [name for name in names if is_other(name)]
-        apart = f" ({', '.join(others)} has none)" if others else ""
+        apart = f" of the UNet ({', '.join(others)} has none)" if others else ""
         raise InputError(
-            f"{len(numbers)} layer(s) of the UNet{apart} but {len(timesteps)} timestep(s): give one per layer with --t."
+            f"{len(numbers)} layer(s){apart} but {len(timesteps)} timestep(s): give one per layer with --t."
         )
     given = iter(timesteps)
     return tuple(None if is_other(name) else next(given) for name in names)
@@ -103,6 +103,21 @@ def check_layers_of(
         check_names(names)
         timesteps_for(names, timesteps)
         weights_for(names, weights)
+    elif weights is not None:
+        from matcher.fusion import check_weights
+
+        check_weights(len(weights), list(weights))
+
+
+def find_readouts(names: Sequence[str]) -> "tuple[Readout, ...]":
+    """Readouts by name, each once. Raises `InputError` for one that there is not."""
+    from matcher.readout import Readout
+
+    known = {readout.value: readout for readout in Readout}
+    for name in names:
+        if name not in known:
+            raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
+    return tuple(known[name] for name in dict.fromkeys(names))
 
 
 def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_unet: Collection[str]) -> None:
