@@ -248,22 +248,9 @@ def parse_upsample(text: str) -> int:
 
 def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":
     """Where to run: `auto` takes a GPU where there is one, float16 there and float32 on the CPU."""
-    import torch
+    from featstore.backbones.base import compute_on
 
-    from featstore.backbones.base import Compute
-
-    chosen = _device(device)
-    precisions = {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-        "float64": torch.float64,
-    }
-    if dtype == "auto":
-        return Compute(chosen, torch.float32 if chosen.type == "cpu" else torch.float16, batch_size)
-    if dtype not in precisions:
-        raise InputError(f"--dtype is auto, {', '.join(precisions)}, not {dtype!r}.")
-    return Compute(chosen, precisions[dtype], batch_size)
+    return compute_on(device, dtype, batch_size)
 
 
 def parse_stored(text: str) -> "Stored":
@@ -303,19 +290,3 @@ def dataset_of(store: "Store", root: Path | None) -> "Dataset":
 
     stored = store.header.dataset_root
     return open_dataset(store.header.dataset, root or (None if stored is None else Path(stored)))
-
-
-def _device(name: str) -> "torch.device":  # type: ignore[name-defined]  # noqa: F821
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"The device {name!r} cannot be used here: {reason}") from error
-    return device

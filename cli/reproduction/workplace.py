@@ -110,7 +110,7 @@ class Workplace:
 
     def flops_of(self, work: Work) -> int:
         """Of the VAE's and the UNet's passes of a work; DINOv2's and the matching's are not counted."""
-        from featstore.backbones.diffusion_networks import encode_flops, gradient_flops, pass_flops
+        from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
 
         size = self.image_size
         found = len(work.latents) * encode_flops(self.model, size) if work.latents else 0

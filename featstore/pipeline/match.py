@@ -17,7 +17,6 @@ from featstore.backbones.base import (
     Backbone,
     LayerShape,
     MapKey,
-    NetworkName,
     Networks,
     TextEncoder,
     Tokenizer,
@@ -31,6 +30,7 @@ from featstore.datasets.pictures import decode, exif_orientation, image_key, res
 from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
+from featstore.pipeline.defaults import check_names, timesteps_for, weights_for
 from featstore.pipeline.features import Batch, chunks, diffusion_maps, pixel_maps
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent
@@ -99,13 +99,11 @@ def text_prompt(text: str) -> PhotoPrompt:
 @dataclass(frozen=True, slots=True)
 class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
-    size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: whose
-    latents the diffusion maps are made of."""
+    size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
     image_size: int
-    model: NetworkName
 
 
 class Featurizer:
@@ -179,17 +177,9 @@ class Featurizer:
         """(layer, timestep) of each layer; see `__call__`."""
         profile = profile_of(self.model.location.id)
         names = profile.layers if layers is None else tuple(layers)
-        noised = [name for name in names if is_diffusion(name)]
-        if timesteps is None:
-            if missing := [name for name in noised if name not in profile.text_timesteps]:
-                raise MatchError(f"There is no default timestep for layer {missing[0]}: give one per layer.")
-            steps: list[int | None] = [profile.text_timesteps[name] for name in noised]
-        else:
-            steps = [step for step in timesteps if step is not None]
-        if len(steps) != len(noised):
-            raise MatchError(f"{len(noised)} layer(s) of the UNet but {len(steps)} timestep(s): give one per layer.")
-        left = iter(steps)
-        return tuple((name, next(left) if is_diffusion(name) else None) for name in names)
+        check_names(names)
+        steps = None if timesteps is None else [step for step in timesteps if step is not None]
+        return tuple(zip(names, timesteps_for(names, steps, profile.text_timesteps), strict=True))
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
@@ -239,7 +229,7 @@ class Featurizer:
                 )
             found[index][key] = features
         return [
-            ImageMaps({key: maps[key] for key in wanted}, photo.picture.size, self.image_size, self.model.name)
+            ImageMaps({key: maps[key] for key in wanted}, photo.picture.size, self.image_size)
             for photo, maps in zip(photos, found, strict=True)
         ]
 
@@ -354,10 +344,7 @@ def match(
     width, height = maps_a.size
     if not ((found >= 0) & (found <= (width, height))).all():
         raise MatchError(f"A point lies outside image A, which is {width}x{height} pixels.")
-    layers = [layer for layer, _ in keys]
-    shares = profile_of(maps_a.model.id).weights_of(layers) if weights is None else tuple(weights)
-    if shares is None:
-        raise MatchError(f"There are no default weights for layers {','.join(layers)}: give one per layer.")
+    shares = weights_for([layer for layer, _ in keys], weights)
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
     settings, chosen = MatchSettings(size, shape, upsample, align), Readout(readout)

@@ -20,7 +20,7 @@ from featstore.pipeline.defaults import (
     unet_layers,
     weights_for,
 )
-from featstore.pipeline.match import Featurizer, ImageMaps, Matches, Photo, PhotoPrompt, match, open_photo
+from featstore.pipeline.match import Featurizer, Matches, Photo, PhotoPrompt, match, open_photo
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.prompt_choice import (
     NEWEST,
@@ -124,7 +124,11 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
     prompt, text = photo_prompt(choice, config.category, photos, config.dino, featurizer)
     tell_shapes(progress, featurizer.shapes(names))
     source, target = featurizer.maps_of(photos, keys, prompt, config.ensemble, progress)
-    found = matches_of(config, source, target, weights, featurizer)
+    readout, geometry, align = config.readout, config.geometry, config.upsample_align
+    device = featurizer.compute.device
+    found = match(
+        source, target, config.points, weights, readout, geometry, config.upsample, upsample_align=align, device=device
+    )
     return PhotoMatches(
         photos,
         found,
@@ -133,23 +137,6 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
         model.location.id,
         featurizer.image_size,
         text,
-    )
-
-
-def matches_of(
-    config: MatchConfig, source: ImageMaps, target: ImageMaps, weights: Sequence[float], featurizer: Featurizer
-) -> Matches:
-    """`featstore.pipeline.match.match` as a config says."""
-    return match(
-        source,
-        target,
-        config.points,
-        weights,
-        config.readout,
-        config.geometry,
-        config.upsample,
-        upsample_align=config.upsample_align,
-        device=featurizer.compute.device,
     )
 
 
