@@ -23,6 +23,7 @@ from featstore.datasets.demo import DemoDataset
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.evaluate import images_of, in_resized_frame
 from featstore.pipeline.needed import require_maps
+from featstore.pipeline.plan import MapRequest
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.source import StoredMaps
@@ -68,7 +69,7 @@ def measure(model_name: str, folder: Path) -> Measured:
     test = dataset.pairs("test")
     rows = [store.images.row(image) for image in images_of(test)]
     wanted = [(2, TIMESTEP), (3, TIMESTEP)]
-    made = require_maps(store, dataset, rows, wanted, TextPrompt(), DRAWS, compute, Silent())
+    made = require_maps(store, dataset, rows, wanted, MapRequest(TextPrompt(), DRAWS, compute), Silent())
     pairs = in_resized_frame(dataset, test, store.images.size, store.header.image_size, Silent())
     plain = MatchSettings(store.header.image_size, Geometry.HALF_PIXEL, 1, Geometry.HALF_PIXEL)
     two, three = LayerSpec("2", TIMESTEP, 0.8), LayerSpec("3", TIMESTEP, 0.6)

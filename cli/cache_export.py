@@ -94,6 +94,7 @@ def export(
     from featstore.pipeline.export import export as write
     from featstore.pipeline.images import check_unchanged
     from featstore.pipeline.needed import require_maps
+    from featstore.pipeline.plan import MapRequest
     from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
@@ -125,7 +126,7 @@ def export(
         check_unchanged(opened, dataset, [image.id for image in images], progress)
         keys, text = [(layer.layer, layer.timestep) for layer in wanted], choice.of_images("cache export")
         asked = {"dino": Asked(dino, dino_size)}
-        made = require_maps(opened, dataset, rows, keys, text, ensemble, compute, progress, kept_as, asked)
+        made = require_maps(opened, dataset, rows, keys, MapRequest(text, ensemble, compute, kept_as, asked), progress)
         bad = made.bad
         if bad and not skip_bad:
             raise bad[0]

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from featstore.backbones.base import Asked, Compute, MapKey
+from featstore.backbones.base import Compute, MapKey
 from featstore.backbones.registry import is_diffusion
 from featstore.datasets.records import Dataset, Pair
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target
 from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.needed import FoundBackbone, MapsCost, estimate_maps, model_of
-from featstore.pipeline.plan import missing_latents, sharing_a_pass
+from featstore.pipeline.plan import MapRequest, missing_latents, sharing_a_pass
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import Extractor, Stored
+from featstore.store.keys import Extractor
 from featstore.store.ledger import StoredLedger, open_ledger
 from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
@@ -93,14 +93,10 @@ def score_streamed(
     dataset: Dataset,
     pairs: Sequence[MatchingPair],
     grid: Grid,
-    prompt: Prompts,
-    ensemble: int,
+    request: MapRequest,
     ledger: StoredLedger,
-    compute: Compute,
     progress: Progress,
     processes: Processes = ALONE,
-    stored: Stored = Stored.FLOAT16,
-    asked: Mapping[str, Asked] | None = None,
 ) -> GridScores:
     """Score a grid a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
 
@@ -109,7 +105,7 @@ def score_streamed(
     """
 
     def score(own: Sequence[MatchingPair]) -> GridScores:
-        return _score_streamed(store, dataset, own, grid, prompt, ensemble, ledger, compute, progress, stored, asked)
+        return _score_streamed(store, dataset, own, grid, request, ledger, progress)
 
     shares = by_category(pairs, processes.count, done_before(ledger, processes))
     return score_shares(pairs, shares, grid, processes, score)
@@ -152,13 +148,9 @@ def _score_streamed(
     dataset: Dataset,
     pairs: Sequence[MatchingPair],
     grid: Grid,
-    prompt: Prompts,
-    ensemble: int,
+    request: MapRequest,
     ledger: StoredLedger,
-    compute: Compute,
     progress: Progress,
-    stored: Stored,
-    asked: Mapping[str, Asked] | None,
 ) -> GridScores:
     # loading the model's libraries takes seconds, and a grid that was finished before needs none
     from featstore.pipeline.stream import MapStream, open_stream
@@ -171,13 +163,11 @@ def _score_streamed(
         maps: MapSource = MapsInMemory({})  # a finished category asks for none
         if not ledger.done.issuperset(pair.target for pair in own):
             if stream is None:
-                stream = open_stream(
-                    store, dataset, tuple(categories), grid.maps, prompt, ensemble, compute, stored, asked
-                )
+                stream = open_stream(store, dataset, tuple(categories), grid.maps, request)
             images = sorted({image for pair in own for image in (pair.source, pair.target)})
             maps = stream.maps_of([store.images.row(image) for image in images], progress)
         progress.start(f"matching {category}", len(own), "pairs")
-        parts.append(_score(own, maps, grid, ledger, compute, progress))
+        parts.append(_score(own, maps, grid, ledger, request.compute, progress))
     return joined(parts)
 
 

@@ -12,10 +12,10 @@ from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
 from featstore.files import Needed, naming_missing_bytes
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.plan import extractor_of, missing_latents, missing_maps, missing_noisy, plan_maps
+from featstore.pipeline.plan import MapRequest, extractor_of, missing_latents, missing_maps, missing_noisy, plan_maps
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import LATENTS, Extractor, PixelExtractor, Stored, map_path, noisy_path
+from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path, noisy_path
 from featstore.store.pack import unpack
 from featstore.store.row_encoding import row_bytes
 from featstore.store.store import Store
@@ -43,12 +43,8 @@ def require_maps(
     dataset: Dataset,
     rows: Sequence[int],
     wanted: Iterable[MapKey],
-    prompt: Prompts | None,
-    ensemble: int,
-    compute: Compute,
+    request: MapRequest,
     progress: Progress,
-    stored: Stored = Stored.FLOAT16,
-    asked: Mapping[str, Asked] | None = None,
 ) -> MadeMaps:
     """Cache maps; what is cached already is left alone, and no network is looked for where nothing is missing.
 
@@ -57,12 +53,8 @@ def require_maps(
         dataset: whose images the store is of.
         rows: of the images.
         wanted: (layer, timestep), the timestep None for layers of backbones that know no noise.
-        prompt: for the UNet's layers; None where there are none.
-        ensemble: noise draws that are averaged.
-        compute: where and how networks are run.
+        request: how they are made.
         progress: is told what is done.
-        stored: the precision that maps are kept in.
-        asked: which backbones, by family, where not the usual ones.
 
     Raises:
         ModelError: for an impossible layer or timestep, or a model out of reach.
@@ -72,11 +64,10 @@ def require_maps(
     keys = list(wanted)
     own = [key for key in keys if is_diffusion(key[0])]
     other = [layer for layer, _ in keys if not is_diffusion(layer)]
-    made = _require_other_maps(store, dataset, rows, other, asked or {}, compute, progress, stored)
+    made = _require_other_maps(store, dataset, rows, other, request, progress)
     if not own:
         return made
-    assert prompt is not None, "the UNet's layers have a prompt"
-    unet = _require_diffusion_maps(store, dataset, rows, own, prompt, ensemble, compute, progress, stored)
+    unet = _require_diffusion_maps(store, dataset, rows, own, request, progress)
     bad = {error.image_id: error for error in (*unet.bad, *made.bad)}
     return replace(
         unet, others=made.others, shapes=(*unet.shapes, *made.shapes), passes=made.passes, bad=tuple(bad.values())
@@ -88,15 +79,13 @@ def _require_diffusion_maps(
     dataset: Dataset,
     rows: Sequence[int],
     wanted: Sequence[MapKey],
-    prompt: Prompts,
-    ensemble: int,
-    compute: Compute,
+    request: MapRequest,
     progress: Progress,
-    stored: Stored,
 ) -> MadeMaps:
+    prompt, ensemble, compute = request.told, request.ensemble, request.compute
     steps = {timestep for _, timestep in wanted if timestep is not None}
     check_noise(store, rows, steps)
-    extractor = extractor_of(store, prompt, ensemble, compute, stored)
+    extractor = extractor_of(store, prompt, ensemble, compute, request.stored)
     arrays = [map_path(extractor, *key) for key in wanted]
     sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), *arrays]))
     plan = plan_maps(store, extractor, rows, wanted, prompt)
@@ -134,21 +123,19 @@ class FoundBackbone:
     shapes: Mapping[str, LayerShape]
 
 
-def find_backbones(
-    store: Store, layers: Sequence[str], asked: Mapping[str, Asked], dtype: str, stored: Stored = Stored.FLOAT16
-) -> dict[str, FoundBackbone]:
+def find_backbones(store: Store, layers: Sequence[str], request: MapRequest) -> dict[str, FoundBackbone]:
     """The backbones of those layers that are no diffusion model's, by family; no weights are loaded.
 
     Raises `ModelError` where one is out of reach, or cannot take images of the size asked for.
     """
     found = {}
     for family, own in pixel_families(layers).items():
-        wanted = asked.get(family, Asked())
+        wanted = request.asked.get(family, Asked())
         model = locate(store.header.model_id, store.header.model_revision)
         backbone = open_family(own[0]).open_backbone(wanted, model)
         size = backbone.image_size if wanted.size is None else wanted.size
         shapes = backbone.layers(size)
-        extractor = PixelExtractor(family, backbone.name, size, dtype, stored)
+        extractor = PixelExtractor(family, backbone.name, size, request.compute.dtype_name, request.stored)
         found[family] = FoundBackbone(extractor, backbone, {layer: shapes[layer] for layer in own})
     return found
 
@@ -158,10 +145,8 @@ def _require_other_maps(
     dataset: Dataset,
     rows: Sequence[int],
     layers: Sequence[str],
-    asked: Mapping[str, Asked],
-    compute: Compute,
+    request: MapRequest,
     progress: Progress,
-    stored: Stored,
 ) -> MadeMaps:
     """Maps of backbones that see images alone, mirrored where the image is. A store that has them all needs none of
     them at hand."""
@@ -170,9 +155,9 @@ def _require_other_maps(
     passes, bad = dict[str, int](), dict[str, ImageError]()
     for family, own in pixel_families(layers).items():
         try:
-            found = find_backbones(store, own, asked, compute.dtype_name, stored)[family]
+            found = find_backbones(store, own, request)[family]
         except ModelError:
-            kept = _kept(store, rows, family, own, asked.get(family, Asked()), compute, stored)
+            kept = _kept(store, rows, family, own, request)
             if kept is None:
                 raise
             others[family], passes[family] = kept, 0
@@ -181,7 +166,7 @@ def _require_other_maps(
         missing = _lacking(store, found, rows)
         passes[family] = 0 if not missing else len(missing)
         if missing:
-            failed = _make(store, dataset, missing, found, compute, progress)
+            failed = _make(store, dataset, missing, found, request.compute, progress)
             passes[family] -= len(failed)
             bad |= {error.image_id: error for error in failed}
         if passes[family]:
@@ -230,12 +215,11 @@ def _kept(
     rows: Sequence[int],
     family: str,
     layers: Sequence[str],
-    asked: Asked,
-    compute: Compute,
-    stored: Stored,
+    request: MapRequest,
 ) -> PixelExtractor | None:
     """The one extractor in the store that fits what is asked for and has all of it; None where none does, or
     several."""
+    asked, kept_as = request.asked.get(family, Asked()), (request.compute.dtype_name, request.stored)
     if asked.name is None:
         ids = {*open_family(layers[0]).usual_ids(store.header.model_id)}
     else:
@@ -245,7 +229,7 @@ def _kept(
         for extractor in store.pixel_extractors(family)
         if extractor.network.id in ids
         and asked.size in (None, extractor.size)
-        and (extractor.dtype, extractor.stored) == (compute.dtype_name, stored)
+        and (extractor.dtype, extractor.stored) == kept_as
         and not any(missing_maps(store, extractor, rows, (layer, None)) for layer in layers)
     ]
     return fitting[0] if len(fitting) == 1 else None

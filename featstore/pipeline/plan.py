@@ -1,12 +1,12 @@
 """What is missing of latents, noisy latents and maps. Loads no model library, as often nothing is missing."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from featstore.backbones.base import Compute, MapKey, NetworkName
+from featstore.backbones.base import Asked, Compute, MapKey, NetworkName
 from featstore.backbones.dino import read_tokens_shape
 from featstore.files import Needed
 from featstore.prompts.base import Prompts
@@ -77,6 +77,25 @@ class MapPlan:
         """The plan but for some image rows."""
         kept = (replace(part, rows=tuple(row for row in part.rows if row not in rows)) for part in self.parts)
         return MapPlan(tuple(part for part in kept if part.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest:
+    """How maps are made. prompt: what the UNet is told, None where none of its layers is asked for. ensemble: noise
+    draws that are averaged. stored: the precision that maps are kept in. asked: which other backbones, by family, where
+    not the usual ones."""
+
+    prompt: Prompts | None
+    ensemble: int
+    compute: Compute
+    stored: Stored = Stored.FLOAT16
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+
+    @property
+    def told(self) -> Prompts:
+        """The prompt, where layers of the UNet are asked for."""
+        assert self.prompt is not None, "the UNet's layers have a prompt"
+        return self.prompt
 
 
 def extractor_of(

@@ -13,7 +13,7 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
-from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
@@ -153,9 +153,8 @@ class Makers:
         if extractor_of(self.store, prompts, ensemble, compute, stored).key != key:
             return "their extractor's description does not say all that they were made with"
         wanted = [(layer.removeprefix("layer"), int(step.removeprefix("t"))) for _, layer, step in places]
-        made = require_maps(
-            self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress, stored=stored
-        )
+        request = MapRequest(prompts, ensemble, compute, stored)
+        made = require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
         return made.bad
 
     def _other_maps(self, key: str, layers: Sequence[str], rows: Sequence[int]) -> Sequence[ImageError] | str:
@@ -165,15 +164,14 @@ class Makers:
             compute = replace(self.compute, dtype=dtype)
             for name in (None, extractor.network.id):  # the usual one, or the one of that name
                 asked = {extractor.family: Asked(name, extractor.size)}
+                request = MapRequest(None, 1, compute, extractor.stored, asked)
                 try:
-                    found = find_backbones(self.store, layers, asked, extractor.dtype, extractor.stored)
+                    found = find_backbones(self.store, layers, request)
                 except ModelError:
                     continue
                 if found[extractor.family].extractor.key == key:
                     wanted = [(layer, None) for layer in layers]
-                    return require_maps(
-                        self.store, self.dataset, rows, wanted, None, 1, compute, self.progress, extractor.stored, asked
-                    ).bad
+                    return require_maps(self.store, self.dataset, rows, wanted, request, self.progress).bad
         named = "DINOv2" if extractor is None or extractor.family == "dino" else extractor.family
         return f"the {named} that they were made with is not at hand; such maps are made anew when needed"
 

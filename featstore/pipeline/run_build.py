@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featstore.backbones.base import Asked, Compute, MapKey
+from featstore.backbones.base import Asked, MapKey
 from featstore.backbones.noise import Latents
 from featstore.backbones.registry import is_other
 from featstore.backbones.stable_diffusion import Model, open_model
@@ -27,12 +27,11 @@ from featstore.pipeline.distributed import ONE, Launch, Part, join_processes, la
 from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import FoundBackbone, estimate_maps, find_backbones, model_of, require_maps
-from featstore.pipeline.plan import extractor_of
-from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store, layers_of
+from featstore.pipeline.plan import MapRequest, extractor_of
+from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
 from featstore.pipeline.told import spell_bad, tell_disk, tell_shapes
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent
-from featstore.prompts.base import Prompts
 from featstore.store.keys import AnyExtractor, Stored, parse_location
 from featstore.store.store import Store, open_if_there, open_store
 from matcher.errors import InputError
@@ -195,10 +194,7 @@ class _Maps:
     rows: Sequence[int]
     names: tuple[str, ...]
     wanted: tuple[MapKey, ...]
-    choice: PromptChoice
-    prompts: Prompts
-    compute: Compute
-    stored: Stored
+    request: MapRequest
 
 
 def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsReport:
@@ -218,23 +214,11 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
     asked = _asked_maps(config, launched(), progress)
     processes = join_processes()
     progress = progress if processes.is_main else Silent()
-    store, compute = asked.store, asked.compute
+    store = asked.store
     check_unchanged(store, asked.dataset, asked.images, progress)
-    _tell_missing(config, asked, progress)
-    others = {"dino": Asked(config.dino, config.dino_size)}
-    wanted, ensemble = asked.wanted, config.ensemble
-    made = require_maps(
-        store,
-        asked.dataset,
-        asked.rows,
-        wanted,
-        asked.prompts,
-        ensemble,
-        compute,
-        progress,
-        asked.stored,
-        others,
-    )
+    _tell_missing(asked, progress)
+    ensemble, request = config.ensemble, asked.request
+    made = require_maps(store, asked.dataset, asked.rows, asked.wanted, request, progress)
     tell_shapes(progress, (shape for shape in made.shapes if is_other(shape.name)))  # the UNet's are told before
     own_passes = {UNET: made.images_times_timesteps * ensemble, **made.passes}
     shares = processes.gather((len(asked.rows), own_passes, made.bad))
@@ -265,9 +249,8 @@ def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -
     asked = _asked_maps(config, ONE, progress)  # what is only said is said of all
     store, rows = asked.store, asked.rows
     check_unchanged(store, asked.dataset, asked.images, progress)
-    others = {"dino": Asked(config.dino, config.dino_size)}
-    found = find_backbones(store, asked.names, others, asked.compute.dtype_name, asked.stored)
-    total = _tell_missing(config, asked, progress, found)
+    found = find_backbones(store, asked.names, asked.request)
+    total = _tell_missing(asked, progress, found)
     for one in found.values():
         tell_shapes(progress, one.shapes.values())
     passes = ", ".join(
@@ -305,16 +288,17 @@ def _asked_maps(config: MapsConfig, launch: Launch, progress: Progress) -> _Maps
     wanted = tuple(zip(names, steps, strict=True))
     progress.tell(f"model {store.header.model_id}, images of {store.header.image_size} pixels")
     prompts = choice.of_images("cache maps")
-    return _Maps(store, dataset, images, rows, names, wanted, choice, prompts, compute, Stored(config.stored))
+    others = {"dino": Asked(config.dino, config.dino_size)}
+    request = MapRequest(prompts, config.ensemble, compute, Stored(config.stored), others)
+    return _Maps(store, dataset, images, rows, names, wanted, request)
 
 
-def _tell_missing(
-    config: MapsConfig, asked: _Maps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None
-) -> dict[str, Any]:
+def _tell_missing(asked: _Maps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None) -> dict[str, Any]:
     """What making maps would take, the UNet's shapes told where any of its maps is missing."""
     store = asked.store
-    extractor = extractor_of(store, asked.prompts, config.ensemble, asked.compute, asked.stored)
-    cost = estimate_maps(store, asked.rows, asked.wanted, extractor, asked.prompts, found)
+    request, prompt = asked.request, asked.request.told
+    extractor = extractor_of(store, prompt, request.ensemble, request.compute, request.stored)
+    cost = estimate_maps(store, asked.rows, asked.wanted, extractor, prompt, found)
     if cost.passes:
         model = model_of(store)
         tell_shapes(

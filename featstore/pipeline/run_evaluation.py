@@ -40,6 +40,7 @@ from featstore.pipeline.evaluate import (
 )
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import require_maps
+from featstore.pipeline.plan import MapRequest
 from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store, layers_of
 from featstore.pipeline.told import tell_left_out, tell_pairwise_cost, tell_shapes
 from featstore.progress import Progress, Silent
@@ -166,7 +167,8 @@ def _match(
     asked = {"dino": Asked(config.dino, config.dino_size)}
     # what is made pair by pair is not kept
     kept = [key for key in wanted if choice.prompts is not None or not is_diffusion(key[0])]
-    made = require_maps(store, dataset, rows, kept, choice.prompts, ensemble, compute, progress, stored, asked)
+    request = MapRequest(choice.prompts, ensemble, compute, stored, asked)
+    made = require_maps(store, dataset, rows, kept, request, progress)
     tell_shapes(progress, made.shapes)
     bad = unreadable(*processes.gather(made.bad))  # from here on all processes find all maps
     if bad and not config.skip_bad:

@@ -43,7 +43,7 @@ from featstore.pipeline.grid import (
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import find_backbones, make_latents, require_maps
 from featstore.pipeline.pairwise import PairMaps, open_pair_maps, score_grid_pairwise
-from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store
 from featstore.pipeline.told import tell_disk, tell_left_out, tell_pairwise_cost
 from featstore.plain_text import human_bytes
@@ -138,11 +138,12 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     text = choice.prompts
     bad: Sequence[ImageError] = ()
     extractor = None if text is None else extractor_of(store, text, config.ensemble, compute, stored)
-    asked = {"dino": Asked(config.dino, config.dino_size)}
+    others_asked = {"dino": Asked(config.dino, config.dino_size)}
+    request = MapRequest(text, config.ensemble, compute, stored, others_asked)
     if text is None or extractor is None:
         tell_pairwise_cost(progress, len(pairs), len(tried.diffusion_maps), config.ensemble)
     else:
-        found = find_backbones(store, config.layers, asked, compute.dtype_name, stored)
+        found = find_backbones(store, config.layers, request)
         cost = (cost_streamed if config.stream else cost_cached)(store, extractor, pairs, tried, text, found)
         _tell_cost(progress, cost, store)
         processes.wait()  # what it takes is counted before it is begun
@@ -152,7 +153,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         others = {family: one.extractor for family, one in found.items()}
     else:  # what is made pair by pair is not kept
         kept = [key for key in tried.maps if text is not None or not is_diffusion(key[0])]
-        made = require_maps(store, dataset, rows, kept, text, config.ensemble, compute, progress, stored, asked)
+        made = require_maps(store, dataset, rows, kept, request, progress)
         bad, others = made.bad, made.others
     bad = unreadable(*processes.gather(bad))  # from here on all processes find all maps
     if bad and not config.skip_bad:
@@ -188,9 +189,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
 
         scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress, processes)
     elif config.stream:
-        scores = score_streamed(
-            store, dataset, framed, tried, text, config.ensemble, ledger, compute, progress, processes, stored, asked
-        )
+        scores = score_streamed(store, dataset, framed, tried, request, ledger, progress, processes)
     else:
         scores = score_cached(StoredMaps(store, extractor, others), framed, tried, ledger, compute, progress, processes)
     used = replace(config, timesteps=timesteps, weightings=weightings, split=split, **_named(choice))

@@ -10,17 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Asked, Compute, MapKey, Networks
+from featstore.backbones.base import MapKey, Networks
 from featstore.backbones.registry import is_diffusion
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreError
 from featstore.pipeline.features import LayerEmbeddings, diffusion_maps, pixel_batches, pixel_maps
 from featstore.pipeline.needed import FoundBackbone, find_backbones, model_of
 from featstore.pipeline.noisy import noisy_latent
-from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
+from featstore.pipeline.plan import MapRequest, PlannedPasses, sharing_a_pass
 from featstore.progress import Progress
-from featstore.prompts.base import Prompts
-from featstore.store.keys import Stored
 from featstore.store.overlap import reads_ahead
 from featstore.store.row_encoding import RowEncoding, encoding_for
 from featstore.store.schema import STORED_DTYPE
@@ -30,26 +28,24 @@ from matcher.maps import LayerSpec, read_ahead
 
 @dataclass(frozen=True, slots=True)
 class MapStream:
-    """The networks, loaded once, and what to make. wanted: of the diffusion model. share_passes: whether its layers
-    have common prompts. others: of other backbones, each with its networks."""
+    """The networks, loaded once, and what to make. wanted: of the diffusion model. others: other backbones, each with
+    its networks."""
 
     store: Store
     dataset: Dataset
     networks: Networks
     prompts: LayerEmbeddings
-    share_passes: bool
     wanted: tuple[MapKey, ...]
     others: tuple[tuple[FoundBackbone, Networks], ...]
-    ensemble: int
-    compute: Compute
-    stored: Stored
+    request: MapRequest
 
     def maps_of(self, rows: Sequence[int], progress: Progress) -> "EncodedMaps":
         """All wanted maps of the images of `rows`, whose latents are cached, as `cache maps` keeps them. Raises
         `ImageError` where another backbone's image cannot be read."""
-        groups = sharing_a_pass(self.wanted, not self.share_passes)
+        ensemble, compute = self.request.ensemble, self.request.compute
+        groups = sharing_a_pass(self.wanted, self.request.told.differ_by_layer)
         parts = [PlannedPasses(keys[0][1], tuple(layer for layer, _ in keys), tuple(rows)) for keys in groups]
-        total = len(rows) * (len(parts) * self.ensemble + len(self.others))
+        total = len(rows) * (len(parts) * ensemble + len(self.others))
         progress.start("UNet passes" if self.wanted else "passes", total, "passes")
         latents = self.store.latents()
         stored = read_ahead(rows if parts else (), lambda row: latents.read((row,)), reads_ahead(self.store.path))
@@ -59,13 +55,13 @@ class MapStream:
             return noisy_latent(self.store, clean[row], row, timestep, draw).astype(STORED_DTYPE)
 
         told = self.prompts.of_rows(self.store)
-        made = [diffusion_maps(self.networks, parts, noisy, told, self.ensemble, self.compute, progress)]
+        made = [diffusion_maps(self.networks, parts, noisy, told, ensemble, compute, progress)]
         bad: list[ImageError] = []
         for found, networks in self.others:
             size = found.extractor.size
-            batches = pixel_batches(self.store, self.dataset, rows, size, self.compute.batch_size, bad, progress)
-            made.append(pixel_maps(networks, [*found.shapes], batches, self.compute, progress))
-        encoding = encoding_for(self.stored.value)
+            batches = pixel_batches(self.store, self.dataset, rows, size, compute.batch_size, bad, progress)
+            made.append(pixel_maps(networks, [*found.shapes], batches, compute, progress))
+        encoding = encoding_for(self.request.stored.value)
         maps = {
             (self.store.images.ids[row], *key): encoding.encode(features.numpy())
             for row, key, features in chain.from_iterable(made)
@@ -101,26 +97,15 @@ def open_stream(
     dataset: Dataset,
     categories: Sequence[str],
     wanted: Sequence[MapKey],
-    prompt: Prompts,
-    ensemble: int,
-    compute: Compute,
-    stored: Stored = Stored.FLOAT16,
-    asked: Mapping[str, Asked] | None = None,
+    request: MapRequest,
 ) -> MapStream:
     """Load what making maps takes. Raises `ModelError` and `StoreError` where the store's model is not at hand."""
     own = tuple(key for key in wanted if is_diffusion(key[0]))
     store.header.schedule.check_timesteps(timestep for _, timestep in own if timestep is not None)
+    compute = request.compute
     networks = model_of(store).load(compute, [layer for layer, _ in own] or ["1"])
-    found = find_backbones(store, [layer for layer, _ in wanted], asked or {}, compute.dtype_name, stored)
+    found = find_backbones(store, [layer for layer, _ in wanted], request)
+    others = tuple((one, one.backbone.load(compute, [*one.shapes])) for one in found.values())
     return MapStream(
-        store,
-        dataset,
-        networks,
-        LayerEmbeddings(networks, prompt, categories),
-        not prompt.differ_by_layer,
-        own,
-        tuple((one, one.backbone.load(compute, [*one.shapes])) for one in found.values()),
-        ensemble,
-        compute,
-        stored,
+        store, dataset, networks, LayerEmbeddings(networks, request.told, categories), own, others, request
     )

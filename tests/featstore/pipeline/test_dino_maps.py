@@ -19,7 +19,7 @@ from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, header_of
 from featstore.pipeline.images import refresh, survey_images
 from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, find_backbones, require_maps
-from featstore.pipeline.plan import extractor_of, missing_maps
+from featstore.pipeline.plan import MapRequest, extractor_of, missing_maps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.rows import RowArray
@@ -74,11 +74,11 @@ def store(dataset: Dataset, model: Model, request_: BuildRequest) -> Store:
 
 def make(store: Store, dataset: Dataset, compute: Compute, asked: Asked = SMALL) -> MadeMaps:
     rows, wanted = range(len(store.images)), [("dino", None)]
-    return require_maps(store, dataset, rows, wanted, None, 1, compute, Silent(), asked={"dino": asked})
+    return require_maps(store, dataset, rows, wanted, MapRequest(None, 1, compute, asked={"dino": asked}), Silent())
 
 
 def find(store: Store, asked: Asked, compute: Compute) -> FoundBackbone:
-    return find_backbones(store, ["dino"], {"dino": asked}, compute.dtype_name)["dino"]
+    return find_backbones(store, ["dino"], MapRequest(None, 1, compute, asked={"dino": asked}))["dino"]
 
 
 def array_of(store: Store, made: MadeMaps) -> RowArray:
@@ -149,7 +149,7 @@ def test_dinov2_gets_imagenets_statistics(
 
     monkeypatch.setattr(Dinov2Model, "forward", watching)
     rows, asked = [store.images.row("cat/0")], {"dino": SMALL}
-    require_maps(store, dataset, rows, [("dino", None)], None, 1, compute, Silent(), asked=asked)
+    require_maps(store, dataset, rows, [("dino", None)], MapRequest(None, 1, compute, asked=asked), Silent())
     (pixels,) = seen
     assert pixels.shape == (4, 3, 56, 56)  # the batch is filled up
     expected = torch.tensor([0.074063, -2.035714, 2.64])

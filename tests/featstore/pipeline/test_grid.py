@@ -31,7 +31,7 @@ from featstore.pipeline.grid import (
     score_streamed,
 )
 from featstore.pipeline.needed import MapsCost, require_maps
-from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.pipeline.stream import EncodedMaps, MapStream, open_stream
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
@@ -103,7 +103,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Built:
     build(dataset, open_model(str(small_model)), request, COMPUTE, skip_bad=False, progress=Silent())
     shutil.copytree(folder / "latents.zarr", folder / "maps.zarr")
     store = open_store(folder / "maps.zarr")
-    require_maps(store, dataset, range(len(store.images)), GRID.maps, PROMPT, DRAWS, COMPUTE, Silent())
+    require_maps(store, dataset, range(len(store.images)), GRID.maps, MapRequest(PROMPT, DRAWS, COMPUTE), Silent())
     return Built(folder, dataset)
 
 
@@ -158,7 +158,9 @@ def cached(
 def streamed(built: Built, store: Store, progress: Silent | None = None) -> GridScores:
     pairs = framed(built, store)
     ledger = grid_ledger(store, pairs, GRID, FEATURES)
-    return score_streamed(store, built.dataset, pairs, GRID, PROMPT, DRAWS, ledger, COMPUTE, progress or Silent())
+    return score_streamed(
+        store, built.dataset, pairs, GRID, MapRequest(PROMPT, DRAWS, COMPUTE), ledger, progress or Silent()
+    )
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -259,7 +261,7 @@ def test_streamed_maps_are_the_cached_ones(built: Built, tmp_path: Path) -> None
     store = built.copied(tmp_path, "maps.zarr")
     expected = StoredMaps(store, extractor_for(store))
     shutil.rmtree(store.path / "noisy")
-    stream = open_stream(store, built.dataset, ("dog",), GRID.maps, PROMPT, DRAWS, COMPUTE)
+    stream = open_stream(store, built.dataset, ("dog",), GRID.maps, MapRequest(PROMPT, DRAWS, COMPUTE))
     found = stream.maps_of([4, 6], Silent())
     for image in ("dog/1", "dog/3"):
         for layer, timestep in GRID.maps:
@@ -271,11 +273,10 @@ def test_streamed_maps_are_the_cached_ones(built: Built, tmp_path: Path) -> None
 def test_streamed_maps_of_8_bits_are_the_cached_ones(built: Built, tmp_path: Path) -> None:
     store = built.copied(tmp_path)
     rows = range(len(store.images))
-    made = require_maps(store, built.dataset, rows, GRID.maps, PROMPT, DRAWS, COMPUTE, Silent(), Stored.INT8)
+    request = MapRequest(PROMPT, DRAWS, COMPUTE, Stored.INT8)
+    made = require_maps(store, built.dataset, rows, GRID.maps, request, Silent())
     expected = StoredMaps(store, made.extractor)
-    found = open_stream(store, built.dataset, ("dog",), GRID.maps, PROMPT, DRAWS, COMPUTE, Stored.INT8).maps_of(
-        [4, 6], Silent()
-    )
+    found = open_stream(store, built.dataset, ("dog",), GRID.maps, request).maps_of([4, 6], Silent())
     for image in ("dog/1", "dog/3"):
         for layer, timestep in GRID.maps:
             spec = LayerSpec(str(layer), timestep)
@@ -476,7 +477,7 @@ def test_the_cost_is_what_is_written(built: Built, tmp_path: Path) -> None:
     store.latents().delete((3,))
     before = contents(store)
     cost, _ = costs(built, store)
-    require_maps(store, built.dataset, range(7), GRID.maps, PROMPT, DRAWS, COMPUTE, Silent())
+    require_maps(store, built.dataset, range(7), GRID.maps, MapRequest(PROMPT, DRAWS, COMPUTE), Silent())
     made = {name: data for name, data in contents(store).items() if name not in before and "/c." in name}
     assert (len(made), sum(map(len, made.values()))) == (cost.maps.files_to_write, cost.maps.bytes_to_write)
 

@@ -17,7 +17,7 @@ from featstore.pipeline import features
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.match import Featurizer
 from featstore.pipeline.needed import MadeMaps, estimate_maps, require_maps
-from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Stored
@@ -38,7 +38,7 @@ def store(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compu
 
 def make(store: Store, dataset: Dataset, compute: Compute, ensemble: int = 2) -> MadeMaps:
     rows = range(len(store.images))
-    return require_maps(store, dataset, rows, WANTED, PROMPT, ensemble, compute, Silent())
+    return require_maps(store, dataset, rows, WANTED, MapRequest(PROMPT, ensemble, compute), Silent())
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_8_bits_are_made_of_the_float32_means(
 
     monkeypatch.setattr(features, "passes", watched)
     rows = range(len(store.images))
-    made = require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    made = require_maps(store, dataset, rows, WANTED, MapRequest(PROMPT, 2, compute, Stored.INT8), Silent())
     assert len(means) == len(WANTED) * len(rows)
     encoding = encoding_for("int8")
     from_float16 = 0
@@ -104,7 +104,7 @@ def test_8_bits_are_made_of_the_float32_means(
 
 def test_8_bits_do_not_stand_in_for_float16(store: Store, dataset: Dataset, compute: Compute) -> None:
     rows = range(len(store.images))
-    small = require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    small = require_maps(store, dataset, rows, WANTED, MapRequest(PROMPT, 2, compute, Stored.INT8), Silent())
     large = make(store, dataset, compute)
     assert (small.images_times_timesteps, large.images_times_timesteps) == (12, 12)
     for layer, timestep in WANTED:
@@ -121,10 +121,10 @@ def test_8_bits_do_not_stand_in_for_float16(store: Store, dataset: Dataset, comp
 def test_what_8_bits_would_take(store: Store, dataset: Dataset, compute: Compute) -> None:
     """What is said beforehand is what is written, latents and noise being there."""
     rows = range(len(store.images))
-    require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent())
+    require_maps(store, dataset, rows, WANTED, MapRequest(PROMPT, 2, compute), Silent())
     extractor = extractor_of(store, PROMPT, 2, compute, Stored.INT8)
     cost = estimate_maps(store, rows, WANTED, extractor, PROMPT)
-    require_maps(store, dataset, rows, WANTED, PROMPT, 2, compute, Silent(), Stored.INT8)
+    require_maps(store, dataset, rows, WANTED, MapRequest(PROMPT, 2, compute, Stored.INT8), Silent())
     files = list((store.path / "maps" / extractor.key).rglob("c.*"))
     assert (cost.encode, cost.noise, cost.files_to_write) == (0, 0, len(files))
     assert cost.bytes_to_write == sum(file.stat().st_size for file in files)
@@ -215,7 +215,7 @@ def test_an_unreadable_image_is_reported_and_the_others_made(
 @pytest.mark.parametrize("wanted", [("5", 50), ("0", 50), ("2", 1000)])
 def test_impossible_maps(store: Store, dataset: Dataset, compute: Compute, wanted: tuple[str, int]) -> None:
     with pytest.raises(ModelError):
-        require_maps(store, dataset, [0], [wanted], PROMPT, 1, compute, Silent())
+        require_maps(store, dataset, [0], [wanted], MapRequest(PROMPT, 1, compute), Silent())
 
 
 def test_another_model_in_its_place_is_refused(

@@ -21,6 +21,7 @@ from featstore.pipeline import images as images_stage
 from featstore.pipeline.build import BuildReport, BuildRequest, build, estimate, open_or_create, together
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import require_maps
+from featstore.pipeline.plan import MapRequest
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.row_file import Row
@@ -48,7 +49,7 @@ def job(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute
         report = build(dataset, model, replace(request_, path=path, part=part), compute, False, Silent())
         store = open_store(path)
         rows = part.of(range(len(store.images)))
-        require_maps(store, dataset, rows, WANTED, TextPrompt(), 2, compute, Silent())
+        require_maps(store, dataset, rows, WANTED, MapRequest(TextPrompt(), 2, compute), Silent())
         return report
 
     return run

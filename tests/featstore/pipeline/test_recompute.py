@@ -21,6 +21,7 @@ from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.latents import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
+from featstore.pipeline.plan import MapRequest
 from featstore.pipeline.recompute import Recomputed, recompute
 from featstore.pipeline.repair import find_dino, repair
 from featstore.progress import Silent
@@ -50,10 +51,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     request = BuildRequest(folder / "s.zarr", photographs, 64, Latents.SAMPLE, 11, (50, 261), 2)
     build(dataset, model, request, compute, skip_bad=False, progress=Silent())
     store = open_store(request.path)
-    require_maps(store, dataset, range(EVERY), WANTED, TextPrompt(), 2, compute, Silent(), Stored.INT8)
+    require_maps(store, dataset, range(EVERY), WANTED, MapRequest(TextPrompt(), 2, compute, Stored.INT8), Silent())
     saved = SavedPrompts(learned(model), TextPrompt("a picture of a {category}"))
-    require_maps(store, dataset, range(EVERY), [("2", 261)], saved, 1, compute, Silent())
-    found = require_maps(store, dataset, range(EVERY), [("dino", None)], None, 1, compute, Silent())
+    require_maps(store, dataset, range(EVERY), [("2", 261)], MapRequest(saved, 1, compute), Silent())
+    found = require_maps(store, dataset, range(EVERY), [("dino", None)], MapRequest(None, 1, compute), Silent())
     dino = find_dino(model, found.others["dino"].network)
     assert dino is not None
     cache_patch_tokens(store, dataset, *dino, range(EVERY), compute, Silent())

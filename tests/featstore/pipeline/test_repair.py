@@ -17,6 +17,7 @@ from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.latents import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
+from featstore.pipeline.plan import MapRequest
 from featstore.pipeline.repair import Repaired, repair
 from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
@@ -56,7 +57,7 @@ def store(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compu
     store = open_store(request_.path)
     kinds: tuple[Prompts, ...] = (TextPrompt(), prompts)
     for kind in kinds:
-        require_maps(store, dataset, range(6), WANTED, kind, 2, compute, Silent())
+        require_maps(store, dataset, range(6), WANTED, MapRequest(kind, 2, compute), Silent())
     return store
 
 
@@ -110,7 +111,7 @@ def test_rows_of_every_kind_come_out_as_they_were(
 
 def test_maps_of_8_bits_come_out_as_they_were(store: Store, dataset: Dataset, compute: Compute) -> None:
     """Rows, and the metadata of an array, which is not taken for one of float16."""
-    made = require_maps(store, dataset, range(6), WANTED, TextPrompt(), 2, compute, Silent(), Stored.INT8)
+    made = require_maps(store, dataset, range(6), WANTED, MapRequest(TextPrompt(), 2, compute, Stored.INT8), Silent())
     before = contents(store.path)
     path = f"maps/{made.extractor.key}/layer2/t0261"
     spoil(store, f"{path}/c.1.0.0")
@@ -209,7 +210,7 @@ def test_a_description_that_is_lost_is_written_by_the_next_run(
     outcome = mend(store, dataset, compute)
     assert outcome.made == {}
     assert any("unknown prompts" in sentence for sentence in outcome.given_up)
-    require_maps(open_store(store.path), dataset, range(6), WANTED, TextPrompt(), 2, compute, Silent())
+    require_maps(open_store(store.path), dataset, range(6), WANTED, MapRequest(TextPrompt(), 2, compute), Silent())
     assert contents(store.path) == before
 
 

@@ -18,6 +18,7 @@ from featstore.datasets.registry import open_dataset
 from featstore.errors import DiskFullError, StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.needed import require_maps
+from featstore.pipeline.plan import MapRequest
 from featstore.plain_text import free_bytes
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
@@ -48,7 +49,7 @@ def request(path: Path, root: Path) -> BuildRequest:
 
 
 def make(store: Store, dataset: Dataset) -> None:
-    require_maps(store, dataset, range(6), WANTED, TextPrompt(), 1, COMPUTE, Silent())
+    require_maps(store, dataset, range(6), WANTED, MapRequest(TextPrompt(), 1, COMPUTE), Silent())
 
 
 def missing(error: pytest.ExceptionInfo[StoreError]) -> float:
