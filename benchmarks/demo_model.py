@@ -68,7 +68,7 @@ def measure(model_name: str, folder: Path) -> Measured:
     store = open_store(path)
     test = dataset.pairs("test")
     rows = [store.images.row(image) for image in images_of(test)]
-    wanted = [(2, TIMESTEP), (3, TIMESTEP)]
+    wanted = [("2", TIMESTEP), ("3", TIMESTEP)]
     made = require_maps(store, dataset, rows, wanted, MapRequest(TextPrompt(), DRAWS, compute), Silent())
     pairs = in_resized_frame(dataset, test, store.images.size, store.header.image_size, Silent())
     plain = MatchSettings(store.header.image_size, Geometry.HALF_PIXEL, 1, Geometry.HALF_PIXEL)
