@@ -152,14 +152,20 @@ def choose_compute(config: "ComputeConfig") -> "Compute":
     Raises:
         InputError: For a device that cannot be used here, or that several processes cannot share out.
     """
+    return compute_on(own_device(config.device), config.dtype, config.batch_size)
+
+
+def own_device(name: str) -> str:
+    """The device of this process: each of several on a machine takes a GPU of its own, shared where there are fewer.
+    Raises `InputError` for one that several processes cannot share out."""
     import torch
 
-    own, name = launched(), config.device
+    own = launched()
     if own.count > 1:
         check_shared(name)
         gpus = torch.cuda.device_count()
-        name = f"cuda:{own.local_rank % gpus}" if gpus and name == "auto" else "cpu"
-    return compute_on(name, config.dtype, config.batch_size)
+        return f"cuda:{own.local_rank % gpus}" if gpus and name == "auto" else "cpu"
+    return name
 
 
 def check_shared(device: str) -> None:
