@@ -164,11 +164,9 @@ def _require_other_maps(
             continue
         others[family] = found.extractor
         missing = _lacking(store, found, rows)
-        passes[family] = 0 if not missing else len(missing)
-        if missing:
-            failed = _make(store, dataset, missing, found, request.compute, progress)
-            passes[family] -= len(failed)
-            bad |= {error.image_id: error for error in failed}
+        failed = _make(store, dataset, missing, found, request.compute, progress) if missing else []
+        passes[family] = len(missing) - len(failed)
+        bad |= {error.image_id: error for error in failed}
         if passes[family]:
             shapes += found.shapes.values()
     return MadeMaps(None, others, tuple(shapes), 0, 0, passes, tuple(bad.values()))
