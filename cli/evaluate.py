@@ -1,9 +1,8 @@
 """`dualsd eval`: PCK of cached maps, or of anybody's features."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,10 +37,8 @@ from cli.options import (
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.pipeline.evaluate import Result, Scoring
-    from matcher.match import MatchSettings
+    from featstore.pipeline.evaluate import Result
     from matcher.pck import Average
-    from matcher.readout import Readout
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -213,7 +210,7 @@ def evaluate(
         "store": None if features is not None else absolute(store),
         "root": None if place is None else str(place.resolve()),
     }
-    from cli.html_report.evaluation import report_evaluation
+    from cli.reports.evaluation import report_evaluation
 
     with kept_evaluation(result, out, about) as kept:
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
@@ -224,6 +221,7 @@ def evaluate(
 def report(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:
     """Print what was measured and the table, and write both where files are asked for."""
     from cli.output import print_result, say, write_csv, write_json
+    from cli.reports.scores import CSV_SETTINGS, csv_settings, describe
     from matcher.pck import CSV_HEADER, to_rows
     from matcher.readout import Readout
 
@@ -232,44 +230,3 @@ def report(result: "Result", average: "Average", json: Path | None, csv: Path | 
     write_json(json, result.to_json())
     rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
     write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
-
-
-CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
-
-
-def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
-    """What a readout's numbers depend on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
-    layers, settings = result.scoring.layers, result.scoring.settings
-    return (
-        result.dataset,
-        result.split,
-        "+".join(layer.layer for layer in layers),
-        "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
-        "+".join(f"{layer.weight:g}" for layer in layers),
-        settings.geometry.value,
-        result.scoring.frame_of(readout).value,
-        str(settings.upsample),
-        "; ".join(f"{name} {value}" for name, value in result.features.items()),
-    )
-
-
-def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
-    """One line of all that the numbers depend on."""
-    from matcher.pairs import Frame
-
-    settings: MatchSettings = scoring.settings
-    layers = " + ".join(
-        f"layer {layer.layer}"
-        + ("" if layer.timestep is None else f" at t = {layer.timestep}")
-        + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
-        for layer in scoring.layers
-    )
-    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "stored", "features")
-    origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
-    upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
-    frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
-    if scoring.frame is not None:
-        frame += f", PCK in the {scoring.frame.value} frame"
-    elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
-        frame += ", pixel in the original frame"
-    return f"{layers}{upsampling}; {frame}; {origin}"

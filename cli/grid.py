@@ -113,8 +113,6 @@ def grid(
     kept_as = option_values.parse_stored(stored)
 
     from cli.command_line import describe_origin, now
-    from cli.grid_output import print_cost, print_scores, print_winners
-    from cli.grid_pictures import check_folder, draw, to_json
     from cli.output import (
         check_writable,
         print_bad,
@@ -126,6 +124,8 @@ def grid(
     )
     from cli.processes import choose_compute, progress_of
     from cli.prompt_choice import TypedPrompts, choose_for_store
+    from cli.reports.grid import check_folder, draw
+    from cli.reports.grid_tables import print_cost, print_scores, print_winners, to_json
     from featstore.datasets.records import canonical_split
     from featstore.pair_list import note_oddities, spell_list
     from featstore.pipeline.distributed import join_processes
@@ -257,7 +257,7 @@ def grid(
     write_json(json, to_json(scores, average, dataset.name, split, features))
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(scores, average, out)
-    from cli.html_report.grid import GridRecord, report_grid
+    from cli.reports.grid import GridRecord, report_grid
     from featstore.store.keys import absolute
 
     place = None if root is None else str(root.resolve())

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
-from cli.html_report.evaluation import report_evaluation
-from cli.html_report.reproduction import report_reproduction
-from cli.html_report.training import report_training
+from cli.reports.evaluation import report_evaluation
+from cli.reports.reproduction import report_reproduction
+from cli.reports.training import report_training
 from cli.reproduction.paper import load_table
 from featstore.datasets.records import Difficulty
 from featstore.pipeline.evaluation_run import save_evaluation

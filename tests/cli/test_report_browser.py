@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.html_report.evaluation import report_evaluation
-from cli.html_report.reproduction import report_reproduction
 from cli.main import app
+from cli.reports.evaluation import report_evaluation
+from cli.reports.reproduction import report_reproduction
 from featstore.pipeline.evaluation_run import save_evaluation
 from matcher.readout import Readout
 from tests.cli.browser import Browser, find_browser, open_browser

@@ -1,0 +1,222 @@
+"""`report.html`, tables and pictures of a grid."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.output import say
+from cli.reports.charts.over_timesteps import GridChart, accuracy, two_layers
+from cli.reports.facts import (
+    DEMO_NOTE,
+    facts,
+    feature_group,
+    in_words,
+    list_facts,
+    list_line,
+    matching_group,
+    named_features,
+    origin_group,
+    unique,
+    when,
+)
+from cli.reports.grid_tables import (
+    GridView,
+    caution,
+    eval_options,
+    full_name,
+    score_blocks,
+    settings_of,
+    shown_winner,
+    views,
+    winners_block,
+)
+from cli.reports.page import (
+    Command,
+    FactGroup,
+    Gallery,
+    Headline,
+    Page,
+    Paragraph,
+    Part,
+    Picture,
+    Section,
+    Table,
+    drawn,
+    write_report,
+)
+from cli.reports.scores import spelled
+from cli.reports.tables import write_tables
+from matcher.configuration import Configuration
+from matcher.errors import InputError
+from matcher.grid import GridScores, Winner, weights_of, winners
+from matcher.match import MatchSettings
+from matcher.pck import Average
+
+CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
+"""By the beginnings of their files' names."""
+
+
+@dataclass(frozen=True, slots=True)
+class GridRecord:
+    """What a grid was measured on. features: where its maps came from. command: the `dualsd eval` to which the best
+    configuration is added; chose_nothing: whether that is of other pairs. origin: what was typed, when, versions."""
+
+    dataset: str
+    split: str
+    features: Mapping[str, Any]
+    command: str
+    chose_nothing: bool
+    origin: Mapping[str, Any]
+
+
+def check_folder(folder: Path) -> None:
+    """Make the pictures' folder. Raises `InputError`, before any work is done, where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} for the pictures cannot be made: {error.strerror}.") from error
+
+
+def draw(scores: GridScores, average: Average, folder: Path) -> None:
+    """`timesteps-<readout>.png`, accuracy against timestep, and `two-layers-<readout>.png`, heat maps in the best
+    weighting; a pair a settings where the grid has several. Raises `InputError` where they cannot be written."""
+    several = len(settings_of(scores)) > 1
+    files: list[Path] = []
+    try:
+        for view in views(scores, average):
+            own = f"{view.settings.geometry.value}-{view.settings.upsample}x" if several else ""
+            for name, chart_of in CHARTS.items():
+                chart = chart_of(view)
+                if chart is not None:
+                    title = f"{chart.title}, {view.readout.value}, {average.value} average {own}".rstrip()
+                    files.append(folder / f"{'-'.join(filter(None, (name, view.readout.value, own)))}.png")
+                    chart.draw(scores.alphas, title).figure.savefig(files[-1])
+    except OSError as error:
+        raise InputError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
+    say(f"drawn: {', '.join(map(str, files))}")
+
+
+def report_grid(folder: Path, scores: GridScores, average: Average, record: GridRecord) -> Path:
+    """Write `report.html`, `table.md` and `table.tex` into the pictures' folder.
+
+    Args:
+        folder: Where; it is made.
+        scores: What is shown.
+        average: By which configurations are ranked.
+        record: What was measured.
+
+    Returns:
+        Where the report is.
+
+    Raises:
+        InputError: They cannot be written.
+    """
+    found = winners(scores, average)
+    best, tables = shown_winner(scores, found), list(score_blocks(scores, average))
+    chosen, title = winners_block(scores, average, found), f"{record.dataset} {record.split}"
+    notes = [caution(scores, chose_nothing=False)] if len(scores.configurations) > 1 else []
+    write_tables(folder, "table", f"Grid on {title}", [chosen, *tables], notes)
+    configuration = scores.configurations[best.best]
+    page = Page(
+        kind="Grid",
+        title=f"{in_words('Layer', _layers(scores))} on {title}, {len(scores.configurations)} configurations",
+        created=when(record.origin.get("created")),
+        headline=_headline(scores, best, average),
+        highlights={
+            "Dataset": list_line(record.dataset, record.split, scores.pairs),
+            "Timesteps": _timesteps(scores),
+            **named_features(record.features, {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble"}),
+        },
+        settings=[
+            _tried(scores, average, record),
+            matching_group(settings_of(scores), scores.readouts),
+            feature_group(record.features),
+            origin_group(record.origin),
+        ],
+        sections=[
+            Section("How to read it", _reading(scores, record, configuration)),
+            Section("The best", [Table(chosen)]),
+            Section("Pictures", list(_pictures(scores, average, configuration.settings))),
+            Section("All scores", [Table(block, folded=index > 1) for index, block in enumerate(tables)]),
+        ],
+    )
+    return write_report(page, folder)
+
+
+def _headline(scores: GridScores, best: Winner, average: Average) -> Headline:
+    sentence = f"The best of {len(scores.configurations)} is {full_name(scores, best.best)}."
+    if best.second is not None and best.lead is not None:
+        tie = best.lead.low <= 0 <= best.lead.high
+        worth = "an interval that holds 0: that is no lead" if tie else "an interval without 0"
+        sentence += f" It leads {full_name(scores, best.second)} by {spelled(best.lead)} points, {worth}."
+    return Headline(
+        f"Best PCK@{best.alpha:g}, {best.readout.value}, {average.value} average",
+        f"{100 * best.pck.mean:.2f}",
+        "%",
+        f"95 % interval {100 * best.pck.low:.2f} to {100 * best.pck.high:.2f}",
+        sentence,
+    )
+
+
+def _tried(scores: GridScores, average: Average, record: GridRecord) -> FactGroup:
+    fused = [entry for entry in scores.configurations if len(entry.layers) > 1]
+    weightings = unique(" : ".join(f"{weight:.3g}" for weight in weights_of(entry)) for entry in fused)
+    tried = {
+        "Layers": _layers(scores),
+        "Timesteps": _timesteps(scores),
+        "Weightings": "; ".join(weightings) if weightings else None,
+        "Configurations": len(scores.configurations),
+        "Alphas": [f"{alpha:g}" for alpha in scores.alphas],
+        "Average": average.value,
+        "Theta": record.origin.get("theta"),
+        "Frame of distances": [f"{one.value}: {one.frame.value}" for one in scores.readouts],
+    }
+    return FactGroup("What was tried", {**list_facts(record.dataset, record.split, scores.pairs), **facts(tried)})
+
+
+def _layers(scores: GridScores) -> list[str]:
+    return unique(layer.layer for entry in scores.configurations for layer in entry.layers)
+
+
+def _timesteps(scores: GridScores) -> str:
+    found = {layer.timestep for entry in scores.configurations for layer in entry.layers}
+    return ", ".join(str(timestep) for timestep in sorted(step for step in found if step is not None))
+
+
+def _reading(scores: GridScores, record: GridRecord, best: Configuration) -> list[Part]:
+    found: list[Part] = [
+        Paragraph(
+            "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth. Every layer "
+            "was tried alone at every timestep, and all of them together; intervals of 95 % resample images."
+        )
+    ]
+    if len(scores.configurations) > 1:
+        found.append(Command(caution(scores, record.chose_nothing), f"{record.command}{eval_options(best)}"))
+    if record.features.get("model") == "demo":
+        found.append(Paragraph(DEMO_NOTE))
+    return found
+
+
+def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> Iterator[Part]:
+    """Of the settings of the best: of the first readout at the smallest, the shown and the largest alpha, of the others
+    at the shown one."""
+    if len(settings_of(scores)) > 1:
+        yield Paragraph(
+            f"Geometry {settings.geometry.value}, upsampled {settings.upsample}x, as the best has it; the pictures of "
+            "the other settings lie beside this page."
+        )
+    for view in views(scores, average):
+        if view.settings != settings:
+            continue
+        several = sorted({scores.alphas[0], view.alpha, scores.alphas[-1]}, key=scores.alphas.index)
+        alphas = several if view.readout is scores.readouts[0] else [view.alpha]
+        for chart_of in CHARTS.values():
+            chart = chart_of(view)
+            if chart is not None:
+                yield Gallery(chart.heading, tuple(_picture(chart, view, alpha) for alpha in alphas))
+
+
+def _picture(chart: GridChart, view: GridView, alpha: float) -> Picture:
+    one = chart.draw([alpha], view.readout.value)
+    return drawn(one.figure, one.alt, one.caption)
