@@ -4,33 +4,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cli.reports import facts, page
 from cli.reports.charts import Chart, by_group, chart_sections, over_alpha
-from cli.reports.facts import (
-    DEMO_NOTE,
-    facts,
-    feature_group,
-    in_words,
-    list_facts,
-    list_line,
-    matching_group,
-    named_features,
-    origin_group,
-    when,
-)
-from cli.reports.page import (
-    Command,
-    FactGroup,
-    Facts,
-    Headline,
-    Page,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-    make_again,
-    report_command,
-    write_report,
-)
 from cli.reports.pairs import best_and_worst_parts
 from cli.reports.scores import Scored, category_block, describe, overall_block
 from cli.reports.tables import Block, write_tables
@@ -71,31 +46,31 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
         Block(f"Every readout: {title}", tuple(header), tuple(map(tuple, rows)), left_columns=2),
     ]
     notes = [f"{describe(run.scoring, run.features)}.", "Intervals of 95 %, images resampled."]
-    write_tables(path, "table", title, blocks, notes, make_again(path))
-    page = Page(
+    write_tables(path, "table", title, blocks, notes, page.make_again(path))
+    report = page.Page(
         kind="Evaluation",
-        title=f"{in_words('Layer', [layer.layer for layer in run.scoring.layers])} on {run.dataset} {run.split}",
-        created=when(run.description.get("created")),
+        title=f"{facts.in_words('Layer', [layer.layer for layer in run.scoring.layers])} on {run.dataset} {run.split}",
+        created=facts.when(run.description.get("created")),
         headline=_headline(scored),
         highlights=_highlights(run),
         settings=_settings(run),
         sections=[
-            Section("How to read it", _reading(run)),
-            Section("Over all pairs", [Table(block) for block in overall]),
+            page.Section("How to read it", _reading(run)),
+            page.Section("Over all pairs", [page.Table(block) for block in overall]),
             *chart_sections(CHARTS, scored),
-            Section("Best and worst pairs", best_and_worst_parts(scored, root)),
-            Section("Go on from here", _commands(path)),
+            page.Section("Best and worst pairs", best_and_worst_parts(scored, root)),
+            page.Section("Go on from here", _commands(path)),
         ],
     )
-    return write_report(page, path, make_again(path))
+    return page.write_report(report, path, page.make_again(path))
 
 
-def _headline(scored: Scored) -> Headline:
+def _headline(scored: Scored) -> page.Headline:
     pck, alpha, average = scored.intervals[scored.readout][scored.alpha].overall, scored.alpha, scored.average
     mean = "averaged over pairs" if average is Average.IMAGE else "all in one heap"
     rule = scored.run.description.get("theta")
     theta = "" if rule is None else f"; theta is the {rule}"
-    return Headline(
+    return page.Headline(
         f"PCK@{alpha:g}, {scored.readout.value}, {average.value} average",
         f"{100 * pck.mean:.2f}",
         "%",
@@ -105,17 +80,17 @@ def _headline(scored: Scored) -> Headline:
     )
 
 
-def _highlights(run: EvaluationRun) -> Facts:
+def _highlights(run: EvaluationRun) -> page.Facts:
     named = {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble", "dino": "DINOv2", "features": "Features"}
     return {
-        "Dataset": list_line(run.dataset, run.split, [match.pair for match in run.matched]),
+        "Dataset": facts.list_line(run.dataset, run.split, [match.pair for match in run.matched]),
         "Layers": "; ".join(": ".join(fact) for fact in _layers(run).items()),
-        **named_features(run.features, named),
+        **facts.named_features(run.features, named),
         "Geometry": run.scoring.settings.geometry.value,
     }
 
 
-def _layers(run: EvaluationRun) -> Facts:
+def _layers(run: EvaluationRun) -> page.Facts:
     layers = run.scoring.layers
     found = {}
     for layer in layers:
@@ -125,7 +100,7 @@ def _layers(run: EvaluationRun) -> Facts:
     return found
 
 
-def _settings(run: EvaluationRun) -> list[FactGroup]:
+def _settings(run: EvaluationRun) -> list[page.FactGroup]:
     scoring = run.scoring
     measured = {
         "Average of the headline": run.average.value,
@@ -133,17 +108,17 @@ def _settings(run: EvaluationRun) -> list[FactGroup]:
         "Theta": run.description.get("theta"),
         "Frame of distances": [f"{one.value}: {scoring.frame_of(one).value}" for one in scoring.readouts],
     }
-    of_the_list = list_facts(run.dataset, run.split, [match.pair for match in run.matched])
+    of_the_list = facts.list_facts(run.dataset, run.split, [match.pair for match in run.matched])
     return [
-        FactGroup("What was measured", {**of_the_list, **facts(measured)}),
-        FactGroup("Layers", _layers(run)),
-        matching_group([scoring.settings], scoring.readouts),
-        feature_group(run.features),
-        origin_group(run.description),
+        page.FactGroup("What was measured", {**of_the_list, **facts.as_text(measured)}),
+        page.FactGroup("Layers", _layers(run)),
+        facts.matching_group([scoring.settings], scoring.readouts),
+        facts.feature_group(run.features),
+        facts.origin_group(run.description),
     ]
 
 
-def _reading(run: EvaluationRun) -> list[Part]:
+def _reading(run: EvaluationRun) -> list[page.Part]:
     texts = [
         "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth: higher is "
         "better, and a small alpha asks for more precision. A difference between two methods counts only where "
@@ -156,17 +131,17 @@ def _reading(run: EvaluationRun) -> list[Part]:
     if len({run.scoring.frame_of(readout) for readout in run.scoring.readouts}) > 1:
         texts.append("Readouts here are measured in different frames; their figures are not comparable across frames.")
     if run.features.get("model") == "demo":
-        texts.append(DEMO_NOTE)
-    return [Paragraph(text) for text in texts]
+        texts.append(facts.DEMO_NOTE)
+    return [page.Paragraph(text) for text in texts]
 
 
-def _commands(path: Path) -> list[Part]:
+def _commands(path: Path) -> list[page.Part]:
     name = shlex.quote(str(path))
     return [
-        Command(
+        page.Command(
             "Score the same matches at other thresholds, or in the original frame, without matching again:",
             f"dualsd score {name} --alphas 0.01..0.2:0.01 --frame original",
         ),
-        Command("Ask whether another evaluation of the same pairs is better:", f"dualsd compare {name} OTHER_RUN"),
-        Command("Make this page again:", report_command(path)),
+        page.Command("Ask whether another evaluation of the same pairs is better:", f"dualsd compare {name} OTHER_RUN"),
+        page.Command("Make this page again:", page.report_command(path)),
     ]

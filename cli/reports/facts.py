@@ -31,19 +31,19 @@ _FEATURES = {
 _EMPTY = {"model_revision": "none named", "extractor": "not kept, they belong to pairs"}
 
 
-def facts(values: Mapping[str, object]) -> Facts:
+def as_text(values: Mapping[str, object]) -> Facts:
     """Values as text, without those that are None; the parts of a list are joined by commas."""
     return {name: _shown(value) for name, value in values.items() if value is not None}
 
 
 def named_features(features: Mapping[str, Any], names: Mapping[str, str]) -> Facts:
     """What is recorded of where maps came from, as far as `names` gives it a name."""
-    return facts({label: features.get(name) for name, label in names.items()})
+    return as_text({label: features.get(name) for name, label in names.items()})
 
 
 def list_facts(dataset: str, split: str, pairs: Sequence[MatchingPair]) -> Facts:
     """What was scored."""
-    return facts(
+    return as_text(
         {
             "Dataset": dataset,
             "Split": split,
@@ -73,7 +73,7 @@ def feature_group(features: Mapping[str, Any]) -> FactGroup:
             found |= {f"Prompts: {part}": "none" if own is None else own for part, own in _flat(value)}
         else:
             found[_FEATURES.get(name, name)] = _EMPTY.get(name, "none") if value is None else str(value)
-    return FactGroup("Features", facts(found))
+    return FactGroup("Features", as_text(found))
 
 
 def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[Readout]) -> FactGroup:
@@ -90,7 +90,7 @@ def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[Readout]) 
         "Kernel width sigma": f"{first.sigma:g} cells" if Readout.KERNELSOFTMAX in used else None,
         "Window": f"{first.window} cells, temperature {first.window_beta:g}" if Readout.WINDOW in used else None,
     }
-    return FactGroup("Matching", facts(found))
+    return FactGroup("Matching", as_text(found))
 
 
 def origin_group(description: Mapping[str, Any]) -> FactGroup:
@@ -104,7 +104,7 @@ def origin_group(description: Mapping[str, Any]) -> FactGroup:
         "dualsd": description.get("creator", "unknown"),
         **(versions if isinstance(versions, Mapping) else {}),
     }
-    return FactGroup("Origin and versions", facts(found))
+    return FactGroup("Origin and versions", as_text(found))
 
 
 def when(created: object) -> str:

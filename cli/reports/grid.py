@@ -6,20 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cli.output import say
+from cli.reports import facts, page
 from cli.reports.charts.over_timesteps import GridChart, accuracy, two_layers
-from cli.reports.facts import (
-    DEMO_NOTE,
-    facts,
-    feature_group,
-    in_words,
-    list_facts,
-    list_line,
-    matching_group,
-    named_features,
-    origin_group,
-    unique,
-    when,
-)
 from cli.reports.grid_tables import (
     GridView,
     caution,
@@ -30,20 +18,6 @@ from cli.reports.grid_tables import (
     shown_winner,
     views,
     winners_block,
-)
-from cli.reports.page import (
-    Command,
-    FactGroup,
-    Gallery,
-    Headline,
-    Page,
-    Paragraph,
-    Part,
-    Picture,
-    Section,
-    Table,
-    drawn,
-    write_report,
 )
 from cli.reports.scores import spelled
 from cli.reports.tables import write_tables
@@ -118,39 +92,39 @@ def report_grid(folder: Path, scores: GridScores, average: Average, record: Grid
     notes = [caution(scores, chose_nothing=False)] if len(scores.configurations) > 1 else []
     write_tables(folder, "table", f"Grid on {title}", [chosen, *tables], notes)
     configuration = scores.configurations[best.best]
-    page = Page(
+    report = page.Page(
         kind="Grid",
-        title=f"{in_words('Layer', _layers(scores))} on {title}, {len(scores.configurations)} configurations",
-        created=when(record.origin.get("created")),
+        title=f"{facts.in_words('Layer', _layers(scores))} on {title}, {len(scores.configurations)} configurations",
+        created=facts.when(record.origin.get("created")),
         headline=_headline(scores, best, average),
         highlights={
-            "Dataset": list_line(record.dataset, record.split, scores.pairs),
+            "Dataset": facts.list_line(record.dataset, record.split, scores.pairs),
             "Timesteps": _timesteps(scores),
-            **named_features(record.features, {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble"}),
+            **facts.named_features(record.features, {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble"}),
         },
         settings=[
             _tried(scores, average, record),
-            matching_group(settings_of(scores), scores.readouts),
-            feature_group(record.features),
-            origin_group(record.origin),
+            facts.matching_group(settings_of(scores), scores.readouts),
+            facts.feature_group(record.features),
+            facts.origin_group(record.origin),
         ],
         sections=[
-            Section("How to read it", _reading(scores, record, configuration)),
-            Section("The best", [Table(chosen)]),
-            Section("Pictures", list(_pictures(scores, average, configuration.settings))),
-            Section("All scores", [Table(block, folded=index > 1) for index, block in enumerate(tables)]),
+            page.Section("How to read it", _reading(scores, record, configuration)),
+            page.Section("The best", [page.Table(chosen)]),
+            page.Section("Pictures", list(_pictures(scores, average, configuration.settings))),
+            page.Section("All scores", [page.Table(block, folded=index > 1) for index, block in enumerate(tables)]),
         ],
     )
-    return write_report(page, folder)
+    return page.write_report(report, folder)
 
 
-def _headline(scores: GridScores, best: Winner, average: Average) -> Headline:
+def _headline(scores: GridScores, best: Winner, average: Average) -> page.Headline:
     sentence = f"The best of {len(scores.configurations)} is {full_name(scores, best.best)}."
     if best.second is not None and best.lead is not None:
         tie = best.lead.low <= 0 <= best.lead.high
         worth = "an interval that holds 0: that is no lead" if tie else "an interval without 0"
         sentence += f" It leads {full_name(scores, best.second)} by {spelled(best.lead)} points, {worth}."
-    return Headline(
+    return page.Headline(
         f"Best PCK@{best.alpha:g}, {best.readout.value}, {average.value} average",
         f"{100 * best.pck.mean:.2f}",
         "%",
@@ -159,9 +133,9 @@ def _headline(scores: GridScores, best: Winner, average: Average) -> Headline:
     )
 
 
-def _tried(scores: GridScores, average: Average, record: GridRecord) -> FactGroup:
+def _tried(scores: GridScores, average: Average, record: GridRecord) -> page.FactGroup:
     fused = [entry for entry in scores.configurations if len(entry.layers) > 1]
-    weightings = unique(" : ".join(f"{weight:.3g}" for weight in weights_of(entry)) for entry in fused)
+    weightings = facts.unique(" : ".join(f"{weight:.3g}" for weight in weights_of(entry)) for entry in fused)
     tried = {
         "Layers": _layers(scores),
         "Timesteps": _timesteps(scores),
@@ -172,11 +146,13 @@ def _tried(scores: GridScores, average: Average, record: GridRecord) -> FactGrou
         "Theta": record.origin.get("theta"),
         "Frame of distances": [f"{one.value}: {one.frame.value}" for one in scores.readouts],
     }
-    return FactGroup("What was tried", {**list_facts(record.dataset, record.split, scores.pairs), **facts(tried)})
+    return page.FactGroup(
+        "What was tried", {**facts.list_facts(record.dataset, record.split, scores.pairs), **facts.as_text(tried)}
+    )
 
 
 def _layers(scores: GridScores) -> list[str]:
-    return unique(layer.layer for entry in scores.configurations for layer in entry.layers)
+    return facts.unique(layer.layer for entry in scores.configurations for layer in entry.layers)
 
 
 def _timesteps(scores: GridScores) -> str:
@@ -184,25 +160,25 @@ def _timesteps(scores: GridScores) -> str:
     return ", ".join(str(timestep) for timestep in sorted(step for step in found if step is not None))
 
 
-def _reading(scores: GridScores, record: GridRecord, best: Configuration) -> list[Part]:
-    found: list[Part] = [
-        Paragraph(
+def _reading(scores: GridScores, record: GridRecord, best: Configuration) -> list[page.Part]:
+    found: list[page.Part] = [
+        page.Paragraph(
             "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth. Every layer "
             "was tried alone at every timestep, and all of them together; intervals of 95 % resample images."
         )
     ]
     if len(scores.configurations) > 1:
-        found.append(Command(caution(scores, record.chose_nothing), f"{record.command}{eval_options(best)}"))
+        found.append(page.Command(caution(scores, record.chose_nothing), f"{record.command}{eval_options(best)}"))
     if record.features.get("model") == "demo":
-        found.append(Paragraph(DEMO_NOTE))
+        found.append(page.Paragraph(facts.DEMO_NOTE))
     return found
 
 
-def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> Iterator[Part]:
+def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> Iterator[page.Part]:
     """Of the settings of the best: of the first readout at the smallest, the shown and the largest alpha, of the others
     at the shown one."""
     if len(settings_of(scores)) > 1:
-        yield Paragraph(
+        yield page.Paragraph(
             f"Geometry {settings.geometry.value}, upsampled {settings.upsample}x, as the best has it; the pictures of "
             "the other settings lie beside this page."
         )
@@ -214,9 +190,9 @@ def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> 
         for chart_of in CHARTS.values():
             chart = chart_of(view)
             if chart is not None:
-                yield Gallery(chart.heading, tuple(_picture(chart, view, alpha) for alpha in alphas))
+                yield page.Gallery(chart.heading, tuple(_picture(chart, view, alpha) for alpha in alphas))
 
 
-def _picture(chart: GridChart, view: GridView, alpha: float) -> Picture:
+def _picture(chart: GridChart, view: GridView, alpha: float) -> page.Picture:
     one = chart.draw([alpha], view.readout.value)
-    return drawn(one.figure, one.alt, one.caption)
+    return page.drawn(one.figure, one.alt, one.caption)

@@ -169,7 +169,7 @@ def render(page: Page) -> str:
 
 def prose(text: str) -> Markup:
     """Text whose parts in backquotes are code."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def write_report(page: Page, folder: Path, way_on: str = AGAIN) -> Path:

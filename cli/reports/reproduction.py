@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.command_line import now
-from cli.reports.facts import facts, in_words, origin_group, unique, when
+from cli.reports.facts import as_text, in_words, origin_group, unique, when
 from cli.reports.page import FactGroup, Facts, Headline, Notes, Page, Paragraph, Part, Section, Table, write_report
 from cli.reports.tables import Block
 from cli.reproduction.paper import ALL, TABLES, title_of
@@ -73,7 +73,7 @@ def _headline(numbers: Numbers) -> Headline:
 
 def _highlights(tables: Mapping[str, Mapping[str, Any]], numbers: Numbers) -> Facts:
     measured = [number for number in numbers if number["pck_percent"] is not None]
-    return facts(
+    return as_text(
         {
             "Model": unique(str(content.get("model")) for content in tables.values()),
             "Measured on": unique(str(number["dataset"]) for number in measured) or "nothing yet",
@@ -156,4 +156,4 @@ def _settings(title: str, content: Mapping[str, Any]) -> list[FactGroup]:
         "Steps of trainings": "the recipes' own" if steps is None else steps,
         **content.get("commands", {}),
     }
-    return [FactGroup(title, facts(found)), FactGroup(f"{title}: {origin.title.lower()}", origin.facts)]
+    return [FactGroup(title, as_text(found)), FactGroup(f"{title}: {origin.title.lower()}", origin.facts)]

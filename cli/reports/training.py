@@ -7,22 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from cli.reports import facts, page
 from cli.reports.charts import Chart, chart_sections, learning
 from cli.reports.charts.learning import Course
-from cli.reports.facts import DEMO_NOTE, facts, in_words, matching_group, origin_group, when
-from cli.reports.page import (
-    Command,
-    FactGroup,
-    Facts,
-    Headline,
-    Page,
-    Paragraph,
-    Part,
-    Section,
-    make_again,
-    report_command,
-    write_report,
-)
 from cli.reports.tables import write_tables
 from featstore.errors import TuningError
 from featstore.prompts.base import Mode
@@ -50,24 +37,24 @@ def report_training(path: Path) -> Path:
     """
     run = RunFolder.open(path)
     settings, course = run.settings, _course(run)
-    highlights = _highlights(run, course)
+    layers, highlights = facts.in_words("layer", list(map(str, settings.layers))), _highlights(run, course)
     notes = [f"{name}: {value}." for name, value in highlights.items()]
-    write_tables(path, "table", f"Training of {path.name}", [course.block()], notes, make_again(path))
-    page = Page(
+    write_tables(path, "table", f"Training of {path.name}", [course.block()], notes, page.make_again(path))
+    report = page.Page(
         kind="Training",
-        title=f"{settings.mode.value.capitalize()} prompts for {in_words('layer', list(map(str, settings.layers)))}, "
+        title=f"{settings.mode.value.capitalize()} prompts for {layers}, "
         f"learned on {run.description.get('dataset', 'its dataset')}",
-        created=when(run.description.get("created")),
+        created=facts.when(run.description.get("created")),
         headline=_headline(course, settings),
         highlights={**highlights, "Time": _spelled(course.seconds)},
         settings=_settings(run, settings),
         sections=[
-            Section("How to read it", _reading(run, course)),
+            page.Section("How to read it", _reading(run, course)),
             *chart_sections(CHARTS, course),
-            Section("Go on from here", _commands(run, course, settings)),
+            page.Section("Go on from here", _commands(run, course, settings)),
         ],
     )
-    return write_report(page, path, make_again(path))
+    return page.write_report(report, path, page.make_again(path))
 
 
 def _course(run: RunFolder) -> Course:
@@ -83,17 +70,17 @@ def _course(run: RunFolder) -> Course:
     )
 
 
-def _headline(course: Course, settings: TuningSettings) -> Headline:
+def _headline(course: Course, settings: TuningSettings) -> page.Headline:
     done, best = f"{course.steps[-1]} of {settings.steps} steps", course.best
     if best is None:
-        return Headline(
+        return page.Headline(
             "Loss, mean of the last steps",
             f"{course.smooth[-1]:.3f}",
             "",
             f"after {done}",
             f"There was no validation. At the first step the loss was {course.loss[0]:.3f}; the last prompts are kept.",
         )
-    return Headline(
+    return page.Headline(
         f"Best validation PCK@{ALPHA:g}, {Readout.NN.value}, image average",
         f"{course.percent[best]:.2f}",
         "%",
@@ -103,7 +90,7 @@ def _headline(course: Course, settings: TuningSettings) -> Headline:
     )
 
 
-def _highlights(run: RunFolder, course: Course) -> Facts:
+def _highlights(run: RunFolder, course: Course) -> page.Facts:
     settings = run.settings
     layers = zip(settings.layers, settings.timesteps, strict=True)
     return {
@@ -115,7 +102,7 @@ def _highlights(run: RunFolder, course: Course) -> Facts:
     }
 
 
-def _settings(run: RunFolder, settings: TuningSettings) -> list[FactGroup]:
+def _settings(run: RunFolder, settings: TuningSettings) -> list[page.FactGroup]:
     rows = zip(settings.layers, settings.timesteps, settings.weights, settings.validation_timesteps, strict=True)
     described = run.description
     groups = {
@@ -158,12 +145,12 @@ def _settings(run: RunFolder, settings: TuningSettings) -> list[FactGroup]:
             "Store": run.store,
         },
     }
-    *own, data = (FactGroup(title, facts(values)) for title, values in groups.items())
-    origin = origin_group({name: value for name, value in described.items() if name != "store"})
-    return [*own, matching_group([settings.matching], [Readout.NN]), data, origin]
+    *own, data = (page.FactGroup(title, facts.as_text(values)) for title, values in groups.items())
+    origin = facts.origin_group({name: value for name, value in described.items() if name != "store"})
+    return [*own, facts.matching_group([settings.matching], [Readout.NN]), data, origin]
 
 
-def _reading(run: RunFolder, course: Course) -> list[Part]:
+def _reading(run: RunFolder, course: Course) -> list[page.Part]:
     texts = [
         "The loss is how surprised correlation maps are by the true keypoints: lower is better, and each step sees "
         "other pairs, which is why it jitters. The strong line is a running mean; the table's mean loss is of steps "
@@ -175,19 +162,21 @@ def _reading(run: RunFolder, course: Course) -> list[Part]:
             "the prompts are learning the training pairs by heart."
         )
     if _model(run, "id") == "demo":
-        texts.append(DEMO_NOTE)
-    return [Paragraph(text) for text in texts]
+        texts.append(facts.DEMO_NOTE)
+    return [page.Paragraph(text) for text in texts]
 
 
-def _commands(run: RunFolder, course: Course, settings: TuningSettings) -> list[Part]:
+def _commands(run: RunFolder, course: Course, settings: TuningSettings) -> list[page.Part]:
     path = shlex.quote(str(run.path))
     evaluated = f"dualsd eval --store {shlex.quote(str(run.store))} --prompts {path}"
-    found: list[Part] = [
-        Command("Measure these prompts on test:", evaluated),
-        Command("Make this page again:", report_command(run.path)),
+    found: list[page.Part] = [
+        page.Command("Measure these prompts on test:", evaluated),
+        page.Command("Make this page again:", page.report_command(run.path)),
     ]
     if course.steps[-1] < settings.steps:
-        found.insert(0, Command("It was stopped before its last step. Go on with it:", f"dualsd train --resume {path}"))
+        found.insert(
+            0, page.Command("It was stopped before its last step. Go on with it:", f"dualsd train --resume {path}")
+        )
     return found
 
 
