@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cli.output import describe
 from cli.reports import facts, page
 from cli.reports.charts import Chart, by_group, chart_sections, over_alpha
 from cli.reports.pairs import best_and_worst_parts
-from cli.reports.scores import Scored, category_block, describe, overall_block
+from cli.reports.scores import Scored, category_block, overall_block
 from cli.reports.tables import Block, write_tables
 from featstore.pipeline.evaluation_run import EvaluationRun
 from matcher.pck import Average, paper_rows

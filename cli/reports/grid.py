@@ -1,5 +1,6 @@
 """`report.html`, tables and pictures of a grid."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,10 @@ class GridRecord:
 
 
 def check_folder(folder: Path) -> None:
-    """Make the pictures' folder. Raises `InputError`, before any work is done, where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} for the pictures cannot be made: {error.strerror}.") from error
+    """Raise `InputError`, before any work is done, where the pictures' folder cannot be made."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"The folder {folder} for the pictures cannot be made in {there}: name another with --out.")
 
 
 def draw(scores: GridScores, average: Average, folder: Path) -> None:
@@ -58,6 +58,7 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
     several = len(settings_of(scores)) > 1
     files: list[Path] = []
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for view in views(scores, average):
             own = f"{view.settings.geometry.value}-{view.settings.upsample}x" if several else ""
             for name, chart_of in CHARTS.items():

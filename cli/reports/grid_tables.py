@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.output import human_bytes, print_disk, print_table, say
+from cli.output import print_table, say
 from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block
 from featstore.pair_list import describe_list
 from featstore.pipeline.evaluate import common_frame
-from featstore.pipeline.grid import GridCost
-from featstore.store.keys import StoreLocation
 from matcher.configuration import Configuration
 from matcher.grid import GridScores, TimestepMap, Winner, describe, timestep_map, to_dictionaries, weights_of, winners
 from matcher.match import MatchSettings
@@ -89,18 +87,6 @@ def views(scores: GridScores, average: Average) -> Iterator[GridView]:
 def weighted(configuration: Configuration) -> str:
     """`layer 2 x 0.8 + layer 3 x 0.6`."""
     return " + ".join(f"layer {layer.layer} x {layer.weight:.3g}" for layer in configuration.layers)
-
-
-def print_cost(cost: GridCost, store: StoreLocation) -> None:
-    """What it takes, before it starts."""
-    maps = cost.maps
-    say(
-        f"{cost.images} images: {maps.encode} to encode (VAE passes), {maps.passes} UNet passes; peak memory about "
-        f"{human_bytes(cost.peak_bytes)} besides the networks; {human_bytes(maps.bytes_to_write)} in "
-        f"{maps.files_to_write} files to write"
-    )
-    if maps.bytes_to_write:
-        print_disk(store, maps.bytes_to_write)
 
 
 def print_scores(scores: GridScores, average: Average) -> None:

@@ -154,7 +154,8 @@ def _mark_wrong(axes: "Axes", starts: Places, ends: Places, truths: Places) -> N
     _lines(axes, starts, ends, color=_WRONG, lw=1.2 * _POINTS, ls=dashes, path_effects=_edge(2.4, 0.3))
     _lines(axes, ends, truths, color="white", lw=_POINTS, path_effects=_edge(2.4, 0.5, "black"))
     axes.plot(*starts.T, "o", **_DOT, mfc=_WRONG)
-    axes.plot(*truths.T, "o", ms=8.4 * _POINTS, mew=1.6 * _POINTS, mfc="none", mec=_WRONG, path_effects=_edge(3.4))
+    for colour, width in (("white", 3.4), (_WRONG, 1.6)):  # an edge would fill the ring
+        axes.plot(*truths.T, "o", ms=8.4 * _POINTS, mew=width * _POINTS, mfc="none", mec=colour)
     axes.plot(*ends.T, "x", ms=7.2 * _POINTS, mew=2.2 * _POINTS, mec=_WRONG, path_effects=_edge(4.2))
 
 

@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from cli.reports.tables import Block
-from featstore.pipeline.evaluate import Result, Scoring
 from featstore.pipeline.evaluation_run import EvaluationRun
-from matcher.pairs import ALL, Frame
+from matcher.pairs import ALL
 from matcher.pck import Average
 from matcher.readout import Readout
 from matcher.statistics import Interval, PckIntervals, pck_intervals
@@ -84,42 +83,3 @@ def category_block(scored: Scored, readout: Readout) -> Block:
     rows = tuple((name, str(pairs[name]), *(spelled(own[name]) for own in columns)) for name in columns[0])
     title = f"{readout.value}, {scored.average.value} average, {UNIT}"
     return Block(title, ("category", "pairs", *at_alphas(by_alpha)), rows)
-
-
-CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
-
-
-def csv_settings(result: Result, readout: Readout) -> tuple[str, ...]:
-    """What a readout's numbers depend on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
-    layers, settings = result.scoring.layers, result.scoring.settings
-    return (
-        result.dataset,
-        result.split,
-        "+".join(layer.layer for layer in layers),
-        "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
-        "+".join(f"{layer.weight:g}" for layer in layers),
-        settings.geometry.value,
-        result.scoring.frame_of(readout).value,
-        str(settings.upsample),
-        "; ".join(f"{name} {value}" for name, value in result.features.items()),
-    )
-
-
-def describe(scoring: Scoring, features: Mapping[str, Any]) -> str:
-    """One line of all that the numbers depend on."""
-    settings = scoring.settings
-    layers = " + ".join(
-        f"layer {layer.layer}"
-        + ("" if layer.timestep is None else f" at t = {layer.timestep}")
-        + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
-        for layer in scoring.layers
-    )
-    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "stored", "features")
-    origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
-    upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
-    frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
-    if scoring.frame is not None:
-        frame += f", PCK in the {scoring.frame.value} frame"
-    elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
-        frame += ", pixel in the original frame"
-    return f"{layers}{upsampling}; {frame}; {origin}"
