@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from cli.reports.grid_tables import (
 )
 from cli.reports.scores import spelled
 from cli.reports.tables import write_tables
-from matcher.configuration import Configuration
+from featstore.pipeline.run_grid import GridRun
 from matcher.errors import InputError
 from matcher.grid import GridScores, Winner, weights_of, winners
 from matcher.match import MatchSettings
@@ -30,19 +29,6 @@ from matcher.pck import Average
 
 CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
 """By the beginnings of their files' names."""
-
-
-@dataclass(frozen=True, slots=True)
-class GridRecord:
-    """What a grid was measured on. features: where its maps came from. command: the `dualsd eval` to which the best
-    configuration is added; chose_nothing: whether that is of other pairs. origin: what was typed, when, versions."""
-
-    dataset: str
-    split: str
-    features: Mapping[str, Any]
-    command: str
-    chose_nothing: bool
-    origin: Mapping[str, Any]
 
 
 def check_folder(folder: Path) -> None:
@@ -72,14 +58,14 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
     say(f"drawn: {', '.join(map(str, files))}")
 
 
-def report_grid(folder: Path, scores: GridScores, average: Average, record: GridRecord) -> Path:
+def report_grid(folder: Path, run: GridRun, command: str, origin: Mapping[str, Any]) -> Path:
     """Write `report.html`, `table.md` and `table.tex` into the pictures' folder.
 
     Args:
         folder: Where; it is made.
-        scores: What is shown.
-        average: By which configurations are ranked.
-        record: What was measured.
+        run: What was measured.
+        command: The `dualsd eval` to which the best configuration is added.
+        origin: What was typed, when, and with which versions.
 
     Returns:
         Where the report is.
@@ -87,30 +73,31 @@ def report_grid(folder: Path, scores: GridScores, average: Average, record: Grid
     Raises:
         InputError: They cannot be written.
     """
+    scores, average = run.scores, Average(run.config.average)
     found = winners(scores, average)
     best, tables = shown_winner(scores, found), list(score_blocks(scores, average))
-    chosen, title = winners_block(scores, average, found), f"{record.dataset} {record.split}"
+    chosen, title = winners_block(scores, average, found), f"{run.dataset} {run.split}"
     notes = [caution(scores, chose_nothing=False)] if len(scores.configurations) > 1 else []
     write_tables(folder, "table", f"Grid on {title}", [chosen, *tables], notes)
     configuration = scores.configurations[best.best]
     report = page.Page(
         kind="Grid",
         title=f"{facts.in_words('Layer', _layers(scores))} on {title}, {len(scores.configurations)} configurations",
-        created=facts.when(record.origin.get("created")),
+        created=facts.when(origin.get("created")),
         headline=_headline(scores, best, average),
         highlights={
-            "Dataset": facts.list_line(record.dataset, record.split, scores.pairs),
+            "Dataset": facts.list_line(run.dataset, run.split, scores.pairs),
             "Timesteps": _timesteps(scores),
-            **facts.named_features(record.features, {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble"}),
+            **facts.named_features(run.features, {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble"}),
         },
         settings=[
-            _tried(scores, average, record),
+            _tried(run),
             facts.matching_group(settings_of(scores), scores.readouts),
-            facts.feature_group(record.features),
-            facts.origin_group(record.origin),
+            facts.feature_group(run.features),
+            facts.origin_group(origin),
         ],
         sections=[
-            page.Section("How to read it", _reading(scores, record, configuration)),
+            page.Section("How to read it", _reading(run, f"{command}{eval_options(configuration)}")),
             page.Section("The best", [page.Table(chosen)]),
             page.Section("Pictures", list(_pictures(scores, average, configuration.settings))),
             page.Section("All scores", [page.Table(block, folded=index > 1) for index, block in enumerate(tables)]),
@@ -134,7 +121,8 @@ def _headline(scores: GridScores, best: Winner, average: Average) -> page.Headli
     )
 
 
-def _tried(scores: GridScores, average: Average, record: GridRecord) -> page.FactGroup:
+def _tried(run: GridRun) -> page.FactGroup:
+    scores = run.scores
     fused = [entry for entry in scores.configurations if len(entry.layers) > 1]
     weightings = facts.unique(" : ".join(f"{weight:.3g}" for weight in weights_of(entry)) for entry in fused)
     tried = {
@@ -143,12 +131,12 @@ def _tried(scores: GridScores, average: Average, record: GridRecord) -> page.Fac
         "Weightings": "; ".join(weightings) if weightings else None,
         "Configurations": len(scores.configurations),
         "Alphas": [f"{alpha:g}" for alpha in scores.alphas],
-        "Average": average.value,
-        "Theta": record.origin.get("theta"),
+        "Average": run.config.average,
+        "Theta": run.theta,
         "Frame of distances": [f"{one.value}: {one.frame.value}" for one in scores.readouts],
     }
     return page.FactGroup(
-        "What was tried", {**facts.list_facts(record.dataset, record.split, scores.pairs), **facts.as_text(tried)}
+        "What was tried", {**facts.list_facts(run.dataset, run.split, scores.pairs), **facts.as_text(tried)}
     )
 
 
@@ -161,16 +149,16 @@ def _timesteps(scores: GridScores) -> str:
     return ", ".join(str(timestep) for timestep in sorted(step for step in found if step is not None))
 
 
-def _reading(scores: GridScores, record: GridRecord, best: Configuration) -> list[page.Part]:
+def _reading(run: GridRun, command: str) -> list[page.Part]:
     found: list[page.Part] = [
         page.Paragraph(
             "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth. Every layer "
             "was tried alone at every timestep, and all of them together; intervals of 95 % resample images."
         )
     ]
-    if len(scores.configurations) > 1:
-        found.append(page.Command(caution(scores, record.chose_nothing), f"{record.command}{eval_options(best)}"))
-    if record.features.get("model") == "demo":
+    if len(run.scores.configurations) > 1:
+        found.append(page.Command(caution(run.scores, run.chose_nothing), command))
+    if run.features.get("model") == "demo":
         found.append(page.Paragraph(facts.DEMO_NOTE))
     return found
 

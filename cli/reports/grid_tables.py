@@ -1,6 +1,6 @@
 """A grid's scores as tables, printed and as blocks, and as JSON."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block
 from featstore.pair_list import describe_list
 from featstore.pipeline.evaluate import common_frame
+from featstore.pipeline.run_grid import GridRun
 from matcher.configuration import Configuration
 from matcher.grid import GridScores, TimestepMap, Winner, describe, timestep_map, to_dictionaries, weights_of, winners
 from matcher.match import MatchSettings
@@ -234,19 +235,18 @@ def settings_of(scores: GridScores) -> list[MatchSettings]:
     return list(dict.fromkeys(entry.settings for entry in scores.configurations))
 
 
-def to_json(
-    scores: GridScores, average: Average, dataset: str, split: str, features: Mapping[str, Any]
-) -> dict[str, Any]:
+def to_json(run: GridRun) -> dict[str, Any]:
     """As `dualsd grid --json` writes it; PCK values are fractions."""
+    scores, average = run.scores, Average(run.config.average)
     settings = scores.configurations[0].settings
     return {
-        "dataset": dataset,
-        "split": split,
-        **describe_list(split, scores.pairs),
+        "dataset": run.dataset,
+        "split": run.split,
+        **describe_list(run.split, scores.pairs),
         "frame": common_frame(scores.readouts),
         "frames": {readout.value: readout.frame.value for readout in scores.readouts},
         **{name: getattr(settings, name) for name in ("image_size", "beta", "sigma", "window", "window_beta")},
-        "features": dict(features),
+        "features": dict(run.features),
         "average": average.value,
         "winners": [
             {
