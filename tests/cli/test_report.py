@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +161,10 @@ def test_names_of_a_dataset_are_text(tmp_path: Path) -> None:
     assert HOSTILE in page.table("nn, image average").column("pairs")
     source = (path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in source
+    drawn = [b64decode((given["src"] or "").partition(",")[2]).decode() for given in page.pictures("image/svg+xml")]
+    assert len(drawn) == 2
+    assert sum("&lt;script" in text for text in drawn) == 1  # the bars' names
+    assert not [text for text in drawn if "<script" in text]
     latex = (path / "table.tex").read_text(encoding="utf-8")
     assert r"\&\_\%\$x\_1\$\#\{\}\textbackslash{}\textasciitilde{}\textasciicircum{}|`" in latex
     markdown = (path / "table.md").read_text(encoding="utf-8")
