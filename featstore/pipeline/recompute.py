@@ -15,22 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from featstore.backbones.dino_location import SUBFOLDER
+from featstore.backbones.dino_name import DINO, DinoName
 from featstore.backbones.fingerprint import default_memory, forget
 from featstore.backbones.location import locate
 from featstore.backbones.model import Model
 from featstore.datasets.records import Dataset
+from featstore.errors import ImageError, ModelError
 from featstore.pipeline.batches import chunks
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.images import check_same_images, image_faults, survey_images
-from featstore.pipeline.needed import model_of
+from featstore.pipeline.needed import model_of, require_maps
 from featstore.pipeline.noisy import with_sources
-from featstore.pipeline.repair import Makers
+from featstore.pipeline.plan import extractor_of
 from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, Stored
+from featstore.prompts.saved import prompts_of
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, PATCH_TOKENS, DinoExtractor, Stored
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 from featstore.store.verify import BadRow, Verification
@@ -156,7 +161,7 @@ def recompute(
     first |= {*_choose(there, sorted(unfit), order, count)}
     compared: list[Compared] = []
     with _scratch(store) as scratch:
-        makers = Makers(scratch, dataset, model, learned, compute, progress)
+        makers = _Makers(scratch, dataset, model, learned, compute, progress)
         (latents,) = _against_model(store, makers, {LATENTS: sorted(first)})
         if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
             (latents,) = _against_model(store, makers, {LATENTS: sorted(first | unfit)})
@@ -229,13 +234,98 @@ def _group(path: str) -> str:
     return "/".join(path.split("/")[:2]) if path.startswith(f"{MAPS}/") else path.split("/")[0]
 
 
-def _against_model(store: Store, makers: Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
+@dataclass(frozen=True, slots=True)
+class _Makers:
+    """What makes rows anew, in a scratch store."""
+
+    store: Store
+    dataset: Dataset
+    model: Model
+    learned: Sequence[LearnedPrompts]
+    compute: Compute
+    progress: Progress
+
+    def make(self, paths: Sequence[str], rows: Sequence[int]) -> str:
+        """Make what arrays of one group are to hold of some images: empty, or why none was made."""
+        from featstore.pipeline.latents import encode_images
+
+        kind, *rest = paths[0].split("/")
+        if kind == LATENTS:
+            encode_images(self.store, self.dataset, self.model.location, rows, self.compute, self.progress)
+            return ""
+        if kind == MAPS:
+            return self._dino_maps(rest[0], rows) if rest[1] == DINO else self._maps(paths, rows)
+        return self._patch_tokens(rows) if paths[0] == PATCH_TOKENS else "what makes such rows is not known"
+
+    def _maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
+        """Of several arrays of one extractor, which share passes."""
+        places = [path.split("/")[1:] for path in paths]
+        key = places[0][0]
+        description = self.store.attributes(f"{MAPS}/{key}")
+        prompt = description.get("prompt")
+        prompts = prompts_of(prompt, self.learned) if isinstance(prompt, Mapping) else None
+        if prompts is None:
+            kind = prompt.get("kind") if isinstance(prompt, Mapping) else "unknown"
+            return f"no run here has the {kind} prompts that they were made with; such maps are made anew when needed"
+        dtype = getattr(torch, str(description.get("dtype")), None)
+        compute = replace(self.compute, dtype=dtype) if isinstance(dtype, torch.dtype) else self.compute
+        ensemble = int(description.get("ensemble", 1))
+        stored = Stored(description.get("stored", Stored.FLOAT16.value))
+        if extractor_of(self.store, prompts, ensemble, compute, stored).key != key:
+            return "their extractor's description does not say all that they were made with"
+        wanted = [(int(layer.removeprefix("layer")), int(step.removeprefix("t"))) for _, layer, step in places]
+        require_maps(self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress, stored=stored)
+        return ""
+
+    def _dino_maps(self, key: str, rows: Sequence[int]) -> str:
+        from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
+
+        extractor = DinoExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
+        dino = None if extractor is None else find_dino(self.model, extractor.dino)
+        dtype = None if extractor is None else getattr(torch, extractor.dtype, None)
+        if extractor is None or dino is None or not isinstance(dtype, torch.dtype):
+            return "the DINOv2 that they were made with is not at hand; such maps are made anew when needed"
+        asked = AskedDino(None if dino[0].id.endswith(f"/{SUBFOLDER}") else dino[0].id, extractor.size)
+        compute = replace(self.compute, dtype=dtype)
+        require_dino_maps(self.store, self.dataset, rows, asked, compute, self.progress, extractor.stored)
+        return ""
+
+    def _patch_tokens(self, rows: Sequence[int]) -> str:
+        from featstore.pipeline.patch_tokens import cache_patch_tokens
+
+        made_by = self.store.attributes(CONDITIONING)
+        wanted = DinoName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
+        dino = None if wanted is None else find_dino(self.model, wanted)
+        if dino is None:
+            return "the DINOv2 that they were made with is not at hand; `dualsd train --mode cpm` makes them anew"
+        try:
+            cache_patch_tokens(self.store, self.dataset, *dino, rows, self.compute, self.progress)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+
+def find_dino(model: Model, wanted: DinoName) -> tuple[DinoName, Path] | None:
+    """The DINOv2 of that fingerprint, where it is at hand: the model's own, or the one of that name."""
+    from featstore.backbones.dino_location import locate_dino
+
+    for name in (None, wanted.id):
+        try:
+            found = locate_dino(name, model.location)
+        except ModelError:
+            continue
+        if found[0].fingerprint == wanted.fingerprint:
+            return found
+    return None
+
+
+def _against_model(store: Store, makers: _Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
     """Some rows of arrays of one group, made anew in the makers' scratch store."""
     outcomes = {path: Compared(path, 0, 0.0, None if path == LATENTS else 0.0, ()) for path in chosen}
     for block in chunks(sorted({row for rows in chosen.values() for row in rows}), BLOCK):
-        made = makers.maps([*chosen], block) if len(chosen) > 1 else makers.make(next(iter(chosen)), block)
-        if isinstance(made, str):
-            return [Compared(path, 0, 0.0, None, (), made) for path in chosen]
+        why_not = makers.make([*chosen], block)
+        if why_not:
+            return [Compared(path, 0, 0.0, None, (), why_not) for path in chosen]
         for path, rows in chosen.items():
             outcomes[path] = _compared(store, makers.store, outcomes[path], sorted({*rows} & {*block}))
     return [*outcomes.values()]

@@ -179,14 +179,14 @@ def drop_metadata(store: Store, damaged: BadMetadata) -> str:
     was. Raises `StoreError` for those of the latents, which are not to be thrown away."""
     if damaged.path == LATENTS:
         raise StoreError(
-            f"The metadata of the latents of {store.path} are damaged, and its rows may be whole: run `dualsd cache "
-            "verify --repair`, which writes them anew."
+            f"The metadata of the latents of {store.path} are damaged, and its rows may be whole: put the model "
+            f"{store.header.model_id} in reach and run the same command again, which then writes them anew."
         )
     with exclusive(store.path):
         if damaged.is_array or damaged.path == CONDITIONING:  # rows whose shape or maker nobody knows
             remove_folder(store.path, damaged.path)
             return f"{damaged.path} was removed, its metadata were damaged; it is made anew when it is needed"
-        with writing(f"The metadata of {damaged.path!r}"):
+        with writing(f"The metadata of {damaged.path!r}", place=store.path):
             delete(store.path, f"{damaged.path}/{METADATA}")
             store.group.require_group(damaged.path)
         return f"the metadata of {damaged.path} were written anew; its arrays are kept"
@@ -208,7 +208,7 @@ def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int
             return False
         draws = [1 + max(row[1] for row in rows)] if leading == 2 else []
         packed = not rows and "c" in found
-        with writing(f"The metadata of {damaged.path!r}"):
+        with writing(f"The metadata of {damaged.path!r}", place=store.path):
             delete(store.path, f"{damaged.path}/{METADATA}")
             shard = shard_rows(images, row_bytes(dtype, row_shape)) if packed else None
             create_rows(store.group, damaged.path, (*images, *draws), row_shape, dtype, shard)
