@@ -48,8 +48,8 @@ def writing(
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, DiskFullError) as error:
+        if isinstance(error, DiskFullError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
             room = _lack_of_room(what if isinstance(what, Path) else place, size)
             raise DiskFullError(f"{what} could not be written: {room}", way_on) from error
         why = _beyond_limit(size) if error.errno == errno.EFBIG else str(error)

@@ -287,7 +287,7 @@ def test_metadata_of_latents_are_never_dropped(store: Store) -> None:
     (store.path / "latents" / "zarr.json").write_text("{")
     before = contents(store.path)
     (damaged,) = check(store).metadata
-    with pytest.raises(StoreError, match="--repair"):
+    with pytest.raises(StoreError, match="put the model owner/model in reach"):
         drop_metadata(store, damaged)
     assert contents(store.path) == before
 
