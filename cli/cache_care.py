@@ -306,38 +306,20 @@ def _learned_here(store: "Store") -> "dict[Path, LearnedPrompts]":
 
 
 def _verification_json(store: "StoreLocation", found: "Verification") -> dict[str, Any]:
+    arrays = [asdict(array) | {"damaged": len(array.bad)} for array in found.arrays]
     return {
         "store": str(store),
         "sound": found.sound,
-        "arrays": [
-            {
-                "path": array.path,
-                "rows": array.rows,
-                "present": array.present,
-                "bytes": array.bytes,
-                "packed": array.packed,
-                "damaged": len(array.bad),
-            }
-            for array in found.arrays
-        ],
-        "bad": [{"array": bad.array, "row": list(bad.row), "image": bad.image, "why": bad.why} for bad in found.bad],
-        "metadata": [{"path": damaged.path, "why": damaged.why} for damaged in found.metadata],
-        "left_over": [{"path": own.path, "bytes": own.bytes} for own in found.left_over],
+        "arrays": [{name: value for name, value in array.items() if name != "bad"} for array in arrays],
+        "bad": [asdict(bad) for bad in found.bad],
+        "metadata": [asdict(damaged) for damaged in found.metadata],
+        "left_over": [asdict(own) for own in found.left_over],
     }
 
 
 def _recomputed_json(anew: "Recomputed") -> dict[str, Any]:
+    arrays = [asdict(own) | {"others": [bad.row for bad in own.bad]} for own in anew.arrays]
     return {
-        "recomputed": [
-            {
-                "path": own.path,
-                "rows": own.rows,
-                "relative": own.relative,
-                "cell": own.cell,
-                "others": [list(bad.row) for bad in own.bad],
-                "skipped": own.skipped,
-            }
-            for own in anew.arrays
-        ],
+        "recomputed": [{name: value for name, value in own.items() if name != "bad"} for own in arrays],
         "images": [{"image": bad.image, "why": bad.why} for bad in anew.images],
     }

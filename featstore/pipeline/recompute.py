@@ -35,7 +35,7 @@ from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, PATCH_TOKENS, DinoExtractor, Stored
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, PATCH_TOKENS, DinoExtractor, Extractor, Stored
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 from featstore.store.verify import BadRow, Verification
@@ -260,21 +260,17 @@ class _Makers:
     def _maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of several arrays of one extractor, which share passes."""
         places = [path.split("/")[1:] for path in paths]
-        key = places[0][0]
-        description = self.store.attributes(f"{MAPS}/{key}")
-        prompt = description.get("prompt")
-        prompts = prompts_of(prompt, self.learned) if isinstance(prompt, Mapping) else None
-        if prompts is None:
-            kind = prompt.get("kind") if isinstance(prompt, Mapping) else "unknown"
+        unet = Extractor.from_description(self.store.attributes(f"{MAPS}/{places[0][0]}"))
+        prompts = None if unet is None else prompts_of(unet.prompt, self.learned)
+        if unet is None or prompts is None:
+            kind = "unknown" if unet is None else unet.prompt.get("kind")
             return f"no run here has the {kind} prompts that they were made with; such maps are made anew when needed"
-        dtype = getattr(torch, str(description.get("dtype")), None)
-        compute = replace(self.compute, dtype=dtype) if isinstance(dtype, torch.dtype) else self.compute
-        ensemble = int(description.get("ensemble", 1))
-        stored = Stored(description.get("stored", Stored.FLOAT16.value))
-        if extractor_of(self.store, prompts, ensemble, compute, stored).key != key:
+        compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
+        if extractor_of(self.store, prompts, unet.ensemble, compute, unet.stored).key != places[0][0]:
             return "their extractor's description does not say all that they were made with"
         wanted = [(int(layer.removeprefix("layer")), int(step.removeprefix("t"))) for _, layer, step in places]
-        require_maps(self.store, self.dataset, rows, wanted, prompts, ensemble, compute, self.progress, stored=stored)
+        own = (prompts, unet.ensemble, compute, self.progress, unet.stored)
+        require_maps(self.store, self.dataset, rows, wanted, *own)
         return ""
 
     def _dino_maps(self, key: str, rows: Sequence[int]) -> str:
@@ -282,11 +278,10 @@ class _Makers:
 
         extractor = DinoExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
         dino = None if extractor is None else find_dino(self.model, extractor.dino)
-        dtype = None if extractor is None else getattr(torch, extractor.dtype, None)
-        if extractor is None or dino is None or not isinstance(dtype, torch.dtype):
+        if extractor is None or dino is None:
             return "the DINOv2 that they were made with is not at hand; such maps are made anew when needed"
         asked = AskedDino(None if dino[0].id.endswith(f"/{SUBFOLDER}") else dino[0].id, extractor.size)
-        compute = replace(self.compute, dtype=dtype)
+        compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
         require_dino_maps(self.store, self.dataset, rows, asked, compute, self.progress, extractor.stored)
         return ""
 

@@ -30,9 +30,8 @@ from featstore.files import PARTIAL, writing
 from featstore.plain_text import free_bytes, human_bytes
 from featstore.progress import Progress
 from featstore.store.lock import exclusive
-from featstore.store.row_file import Row, RowFiles, row_name, row_values
+from featstore.store.row_file import Row, RowFiles, ShardFiles, row_name, row_values
 from featstore.store.rows import METADATA, RowArray, create_rows
-from featstore.store.shard_file import ShardFiles
 from featstore.store.sweep import strays, sweep_strays
 
 if TYPE_CHECKING:

@@ -21,9 +21,16 @@ from featstore.errors import MetadataError, StoreError
 from featstore.files import writing
 from featstore.store.row_encoding import encoding_for, encoding_of, row_bytes
 from featstore.store.row_file import Row as Row
-from featstore.store.row_file import RowFiles, row_folder, row_name, row_objects, row_of_name
+from featstore.store.row_file import (
+    RowFiles,
+    ShardFiles,
+    row_files,
+    row_name,
+    row_objects,
+    row_of_name,
+    shard_files,
+)
 from featstore.store.schema import create_missing
-from featstore.store.shard_file import ShardFiles, shard_files
 
 METADATA = "zarr.json"
 """The name of an array's or a group's metadata."""
@@ -47,11 +54,9 @@ class RowArray:
     def _open(self, array: zarr.Array[Any]) -> None:
         self._array = array
         self._shards = shard_files(array, self._leading)
-        folder = row_folder(array)
         self._encoding = encoding_of(array, self._leading)
         self._stored_shape = tuple(array.shape[self._leading :])
-        plain = None if folder is None else RowFiles(folder, self._stored_shape, array.dtype)
-        self._files: RowFiles | ShardFiles | None = self._shards or plain
+        self._files: RowFiles | ShardFiles | None = self._shards or row_files(array, self._leading)
         self._objects = row_objects(array, self._leading)
 
     @property

@@ -28,8 +28,8 @@ from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import DinoExtractor, Stored
 from featstore.store.pack import pack
+from featstore.store.row_file import ShardFiles
 from featstore.store.rows import require_rows
-from featstore.store.shard_file import ShardFiles
 from featstore.store.store import Store, open_store
 from featstore.store.verify import verify
 from tests.featstore.store.small_store import array_of, contents, fill, flip

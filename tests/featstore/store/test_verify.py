@@ -15,8 +15,7 @@ import pytest
 from featstore.errors import StoreError
 from featstore.progress import Silent
 from featstore.store.pack import pack
-from featstore.store.row_file import RowFiles
-from featstore.store.shard_file import ShardFiles
+from featstore.store.row_file import RowFiles, ShardFiles
 from featstore.store.store import Store, open_store, summarise
 from featstore.store.verify import (
     BadMetadata,
