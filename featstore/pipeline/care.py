@@ -23,7 +23,7 @@ from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts, prompts_of
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, DinoExtractor, Extractor, Stored
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, DinoExtractor, Extractor, Stored, number_of
 from featstore.store.ledger import GRIDS
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
@@ -74,33 +74,31 @@ def drop(store: Store, found: Verification, expected: Expected, runs: Runs, prog
         StoreError: Where the disk has no room to unpack a packed array, or where the metadata of the latents are
             damaged and it is not known what they should be.
     """
-    notes, restored, commands = [], list[str](), dict[str, str]()
+    notes, restored, commands = list[str](), list[str](), dict[str, str]()
 
-    def note_way_back(path: str, what: str) -> None:
-        how = way_back(store, path, runs)
+    def note(path: str, what: str, how: str) -> None:
         if how.startswith("dualsd "):
             commands[path] = how
         else:
             notes.append(f"{what}: {how}")
 
     for damaged in found.metadata:
-        rows = expected(damaged.path) if damaged.is_array else None
-        if damaged.is_array or damaged.path == CONDITIONING:
-            note_way_back(damaged.path, damaged.path)
-        if rows is None:
-            notes.append(drop_metadata(store, damaged))
-        elif restore_metadata(store, damaged, *rows):
-            restored.append(damaged.path)
-            commands.pop(damaged.path, None)
-            notes.append(f"the metadata of {damaged.path} were written anew; its rows are kept")
-        else:
-            notes.append(f"{damaged.path} was removed: how much it held is not known")
+        path, how = damaged.path, way_back(store, damaged.path, runs)
+        rows = expected(path) if damaged.is_array else None
+        if rows is not None and restore_metadata(store, damaged, *rows):
+            restored.append(path)
+            notes.append(f"the metadata of {path} were written anew; its rows are kept")
+            continue
+        lost = f"{path} was removed: how much it held is not known"
+        notes.append(drop_metadata(store, damaged) if rows is None else lost)
+        if damaged.is_array or path == CONDITIONING:
+            note(path, path, how)
     arrays = [array for path in restored if (array := store.array(path)) is not None]
     bad = [*found.bad, *(row for array in check_arrays(store, arrays, progress) for row in array.bad)]
     bad += _made_of(store, bad)
     count = Counter(path for path, _ in {(one.array, one.row) for one in bad})
     for path in sorted(count):
-        note_way_back(path, f"{count[path]} row(s) of {path}")
+        note(path, f"{count[path]} row(s) of {path}", way_back(store, path, runs))
     drop_rows(store, sorted(bad, key=_order), progress)
     sweep(store)
     return Dropped(dict(sorted(count.items())), tuple(notes), commands)
@@ -129,52 +127,42 @@ def _order(bad: BadRow) -> int:
 def way_back(store: Store, path: str, runs: Runs) -> str:
     """The command that makes rows of an array again, spelled so that a shell takes it; else a sentence on why there is
     none."""
+    try:
+        return _command(store, path, runs)
+    except MetadataError:
+        return _NOT_KNOWN
+
+
+_NOT_KNOWN = "what they were made with is not known; whatever needs them makes them again"
+
+
+def _command(store: Store, path: str, runs: Runs) -> str:
     kind, *rest = path.split("/")
-    if kind == MAPS and len(rest) > 1:
-        try:
-            return _command_of_maps(store, *rest, runs=runs)
-        except MetadataError:
-            return "what they were made with is not known; such maps are made again when needed"
-    if kind == LATENTS:
-        # any noise will do: that which is kept already takes no more room
-        known = [own for own in store.array_paths() if own.startswith(f"{NOISY}/")]
-        return _build(store, known[0] if known else f"{NOISY}/t0261")
-    if kind == NOISY:
-        return _build(store, path)
+    if kind in (LATENTS, NOISY):
+        # a build makes all latents, whatever its noise; that which is kept already takes no more room
+        kept = (own for own in store.array_paths() if own.startswith(f"{NOISY}/"))
+        noisy = path if kind == NOISY else next(kept, f"{NOISY}/t0261")
+        array = store.array(noisy)
+        draws = 1 if array is None else array.rows_shape[1]
+        return _spell(store, "cache", "build", "--t", str(number_of(noisy)), "--ensemble", str(draws))
     if kind == CONDITIONING:
-        dino = store.attributes(CONDITIONING).get("id") if _is_whole(store, CONDITIONING) else None
-        return _spell(store, "train", "--mode", "cpm", *_dino_option(dino))
+        return _spell(store, "train", "--mode", "cpm", *_dino_option(store.attributes(CONDITIONING).get("id")))
     if kind == GRIDS:
         return "the grid that was stopped scores those images again when it goes on"
-    return "what makes such rows is not known"
-
-
-def _build(store: Store, noisy: str) -> str:
-    """Of noisy latents as they are: a build makes the latents of all images besides."""
-    try:
-        array = store.array(noisy)
-    except MetadataError:
-        array = None
-    draws = 1 if array is None else array.rows_shape[1]
-    return _spell(store, "cache", "build", "--t", str(int(noisy.rpartition("/t")[2])), "--ensemble", str(draws))
-
-
-def _command_of_maps(store: Store, key: str, layer: str, step: str, *, runs: Runs) -> str:
-    description = store.attributes(f"{MAPS}/{key}")
+    description = store.attributes("/".join(path.split("/")[:2]))
     dino, unet = DinoExtractor.from_description(description), Extractor.from_description(description)
-    if layer == DINO and dino is not None:
-        size = ("--dino-size", str(dino.size))
-        return _maps(store, dino, "--layers", DINO, *_dino_option(dino.dino.id), *size)
-    if unet is None:
-        return "what they were made with is not known; such maps are made again when needed"
+    if dino is not None:
+        return _maps(store, dino, "--layers", DINO, *_dino_option(dino.dino.id), "--dino-size", str(dino.size))
+    if unet is None or len(rest) < 3:
+        return _NOT_KNOWN
     prompts = _prompt_options(unet.prompt, runs)
     if prompts is None:
-        kind = unet.prompt.get("kind")
-        return f"no run here has the {kind} prompts that they were made with; such maps are made again when needed"
+        which = unet.prompt.get("kind")
+        return f"no run here has the {which} prompts that they were made with; such maps are made again when needed"
     header = store.header
-    if key != replace(unet, model_fingerprint=header.model_fingerprint, seed=header.seed).key:
+    if rest[0] != replace(unet, model_fingerprint=header.model_fingerprint, seed=header.seed).key:
         return "they were made with another model or seed than the header names; such maps are made again when needed"
-    place = ("--layers", layer.removeprefix("layer"), "--t", str(int(step.removeprefix("t"))))
+    place = ("--layers", str(number_of(rest[1])), "--t", str(number_of(rest[2])))
     return _maps(store, unet, *place, *prompts, "--ensemble", str(unet.ensemble))
 
 
@@ -209,14 +197,6 @@ def _dino_option(name: object) -> Iterable[str]:
 
 def _spell(store: Store, *words: str) -> str:
     return shlex.join(["dualsd", *words, "--store", str(store.path)])
-
-
-def _is_whole(store: Store, path: str) -> bool:
-    try:
-        store.attributes(path)
-    except MetadataError:
-        return False
-    return True
 
 
 def rows_at_hand(store: Store, progress: Progress) -> Expected:

@@ -35,7 +35,17 @@ from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, PATCH_TOKENS, DinoExtractor, Extractor, Stored
+from featstore.store.keys import (
+    CONDITIONING,
+    LATENTS,
+    MAPS,
+    NOISY,
+    PATCH_TOKENS,
+    DinoExtractor,
+    Extractor,
+    Stored,
+    number_of,
+)
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 from featstore.store.verify import BadRow, Verification
@@ -183,7 +193,7 @@ def _comparable(store: Store, path: str) -> RowArray | None:
 
 def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
     """Every row of noisy latents."""
-    timestep = int(array.path.rpartition("/t")[2])
+    timestep = number_of(array.path)
     there = store.latents().present()
     rows = [
         (row, draw)
@@ -268,7 +278,7 @@ class _Makers:
         compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
         if extractor_of(self.store, prompts, unet.ensemble, compute, unet.stored).key != places[0][0]:
             return "their extractor's description does not say all that they were made with"
-        wanted = [(int(layer.removeprefix("layer")), int(step.removeprefix("t"))) for _, layer, step in places]
+        wanted = [(number_of(layer), number_of(step)) for _, layer, step in places]
         own = (prompts, unet.ensemble, compute, self.progress, unet.stored)
         require_maps(self.store, self.dataset, rows, wanted, *own)
         return ""
@@ -278,7 +288,7 @@ class _Makers:
 
         extractor = DinoExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
         dino = None if extractor is None else find_dino(self.model, extractor.dino)
-        if extractor is None or dino is None:
+        if extractor is None or dino is None or extractor.dtype not in BOUNDS:
             return "the DINOv2 that they were made with is not at hand; such maps are made anew when needed"
         asked = AskedDino(None if dino[0].id.endswith(f"/{SUBFOLDER}") else dino[0].id, extractor.size)
         compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
