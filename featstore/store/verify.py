@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from featstore.errors import MetadataError, StoreError
-from featstore.files import PARTIAL, writing
+from featstore.files import PARTIAL, sweep_old, writing
 from featstore.progress import Progress
 from featstore.store.images import COLUMNS
 from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, DinoExtractor, Extractor, StoreLocation
@@ -23,7 +23,7 @@ from featstore.store.row_file import Row, delete, names, objects, row_of_name
 from featstore.store.rows import METADATA, RowArray, create_rows, unlike
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
+from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_removed, sweep_strays
 
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""
@@ -219,7 +219,7 @@ def sweep(store: Store) -> None:
     """Clear away what killed runs left, but for files that may still be in flight."""
     with exclusive(store.path):
         if isinstance(store.path, Path):
-            sweep_partial(sorted({file.parent for file in store.path.rglob(f"*{PARTIAL}")}))
+            sweep_old(store.path.rglob(f"*{PARTIAL}"))
         sweep_removed(store.path)
         for array in store.arrays().values():
             sweep_strays(array)
