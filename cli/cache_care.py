@@ -260,8 +260,8 @@ def _print_dropped(found: "Verification", dropped: "Dropped") -> None:
         say(note)
     if dropped.commands:
         say("These commands make them again:")
-    for path, command in dropped.commands.items():
-        say(f"# {path}", command)
+    for command in dict.fromkeys(dropped.commands.values()):
+        say(f"# {', '.join(path for path, own in dropped.commands.items() if own == command)}", command)
 
 
 def _print_recomputed(anew: "Recomputed") -> None:

@@ -84,10 +84,20 @@ class Export:
 
 
 def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
-    """Write maps to a file or folder `out`; returns the bytes of their values.
+    """Write maps to a file or folder, of which each file appears whole or not at all.
 
-    The `.pt` layouts have no place for a layer's name: they hold one. A file appears whole or not at all. Raises
-    `ExportError` where there is no image or `out` cannot be written, `DiskFullError` where the disk is full.
+    Args:
+        what: The maps; of one layer for the `.pt` layouts, which have no place for a layer's name.
+        layout: How they lie in files.
+        out: The file, or the folder of a layout of several.
+        progress: Told how far it is.
+
+    Returns:
+        The bytes of the maps' values.
+
+    Raises:
+        ExportError: Where there is no image, or `out` cannot be written.
+        DiskFullError: Where the disk is full.
     """
     check_out(layout, out)
     if not what.images:

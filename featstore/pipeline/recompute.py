@@ -134,11 +134,24 @@ def recompute(
     compute: Compute,
     progress: Progress,
 ) -> Recomputed:
-    """Compare every noisy latent with the formula, and `count` rows of each other array (None: all) with what the model
-    makes of the images now; `seed` chooses them. found: the damage that is known already.
+    """Compare every noisy latent with the formula, and rows of each other array with what the model makes of the images
+    now. The model's files are hashed anew.
 
-    The model's files are hashed anew: `StoreError` where they are not those that the store was made with, or where the
-    dataset has other images.
+    Args:
+        store: The store, which is read only.
+        dataset: What it was made from.
+        found: The damage that is known already; such rows are not compared.
+        learned: The prompts that maps may have been made with.
+        count: Rows of each array; None for all.
+        seed: Of their choice.
+        compute: Device and batch size; each array's own precision is taken.
+        progress: Told how far it is.
+
+    Returns:
+        What was compared, array by array, and what is wrong with the table of images.
+
+    Raises:
+        StoreError: Where the model is not the one that the store was made with, or the dataset has other images.
     """
     model = _model_hashed_anew(store)
     survey = survey_images(dataset, progress)

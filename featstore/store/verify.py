@@ -106,10 +106,19 @@ def unknown(_: str) -> None:
 
 
 def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Verification:
-    """Read every chunk of every array of an open store, and hold its metadata against what is `expected` of it; the
+    """Read every chunk of every array of an open store, and hold its metadata against what is expected of it; the
     header and the table of images were read in opening it.
 
-    What is damaged is reported, not raised; but for a header that contradicts all that lies there (`StoreError`).
+    Args:
+        store: The store.
+        progress: Told how far it is.
+        expected: What its arrays should be, see `Expected`.
+
+    Returns:
+        What it holds, and all that is damaged.
+
+    Raises:
+        StoreError: Where the header contradicts all that lies there.
     """
     paths, metadata = _arrays(store)
     if LATENTS not in paths:
@@ -193,9 +202,17 @@ def drop_metadata(store: Store, damaged: BadMetadata) -> str:
 
 
 def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int], dtype: str = STORED_DTYPE) -> bool:
-    """Write the metadata of an array of rows of `row_shape`, which lie on the disk as `dtype`, anew, so that its rows
-    are found again: whether that could be done. What cannot be found (how many draws packed noisy latents had) is
-    removed."""
+    """Write the metadata of an array anew, so that its rows are found again.
+
+    Args:
+        store: The store.
+        damaged: The array.
+        row_shape: Shape of a row's values.
+        dtype: How they lie on the disk.
+
+    Returns:
+        Whether that could be done; where it cannot be found how many draws packed noisy latents had, they are removed.
+    """
     leading = 2 if damaged.path.startswith(f"{NOISY}/") else 1
     stored_shape = encoding_for(dtype).stored_shape(row_shape)
     images = (len(store.images),)
