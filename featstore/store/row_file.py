@@ -100,9 +100,13 @@ class RowFiles(StoredRows):
     def content(self, row: Row) -> NDArray[np.uint8] | None:
         """See `StoredRows.content`."""
         try:
-            return np.fromfile(self.folder / row_name(row, len(self.shape)), dtype=np.uint8)
+            return np.fromfile(self.file(row), dtype=np.uint8)
         except FileNotFoundError:
             return None
+
+    def file(self, row: Row) -> Path:
+        """Where a row is or would be."""
+        return self.folder / row_name(row, len(self.shape))
 
 
 def row_name(row: Row, dimensions: int) -> str:
