@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from featstore.plain_text import is_plain, shown
+
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 """What every class that is read from a file goes by: as it comes, pydantic ignores a misspelled field and takes True
 for 1, "1" for 1 and nan for a weight."""
@@ -40,6 +42,8 @@ _BOUNDS = {
     "less_than": ("lt", "below"),
     "less_than_equal": ("le", "at most"),
 }
+
+_LENGTHS = (("least", "min_length"), ("most", "max_length"))
 
 _LONGEST = 80
 """Characters of a value that a sentence quotes."""
@@ -82,7 +86,8 @@ def sentence_of(error: ValidationError, where: str, skipped: int = 0) -> str:
     found = next((own for own in errors if own["type"] in _UNKNOWN), errors[0])
     path = where
     for step in found["loc"][skipped:]:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+        name = f"[{step}]" if isinstance(step, int) else step if is_plain(step) else shown(step)
+        path += name if isinstance(step, int) or not path else f".{name}"
     return f"{path or 'it'} {_what(found)}"
 
 
@@ -95,17 +100,27 @@ def _what(found: ErrorDetails) -> str:
         return "is unknown"
     if kind == "json_invalid":
         return f"cannot be read: {context['error']}"
-    text = repr(found["input"])
-    value = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    value = _quoted(found["input"])
     if kind in _KINDS:
         return f"is {value}, not {_KINDS[kind]}"
     if kind in ("enum", "literal_error"):
         return f"is {value}, not one of {context['expected'].replace(' or ', ', ')}"
+    if kind in ("too_short", "too_long"):
+        least, most = (f"at {word} {context[name]}" if name in context else "" for word, name in _LENGTHS)
+        return f"has {context['actual_length']} entries, not {least}{most}"
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return f"is {value}: it must be {words} {context[name]}"
     reason = str(context["error"]) if kind == "value_error" else found["msg"]
     return f"is {value}: {reason}"
+
+
+def _quoted(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 @cache

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -34,17 +35,17 @@ TEST_PAIRS = 150
 class DemoDataset:
     """The demo. See `featstore.datasets.records.Dataset`."""
 
-    @property
-    def name(self) -> str:
-        return "demo"
+    name = "demo"
+    about = "drawn birds, cars, fish and persons, which come along"
+    splits = tuple(SIZES)
+    theta_rule = ThetaRule.BOX
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(SIZES)
-
-    @property
-    def theta_rule(self) -> ThetaRule:
-        return ThetaRule.BOX
+    @classmethod
+    def open(cls, root: Path | None) -> Self:
+        """The demo. Raises `DatasetError` for a root, which it does not take."""
+        if root is not None:
+            raise DatasetError(f"The demo dataset comes with dualsd and takes no root; leave out {root}.")
+        return cls()
 
     def images(self) -> tuple[ImageRecord, ...]:
         records = [record for split in SIZES for category in CATEGORIES for record in _records(category, split)]
@@ -123,3 +124,6 @@ def _pairs(category: str, split: str) -> Iterator[Pair]:
 def _lot(source: ImageRecord, target: ImageRecord) -> bytes:
     """Puts pairs in an order that looks random and never changes."""
     return hashlib.sha256(f"{source.id} {target.id}".encode()).digest()
+
+
+DATASET = DemoDataset
