@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 DATASET_NAMES = ("demo", "folder", "pf-pascal", "pf-willow", "spair")
 """The file of pf-pascal is pf_pascal.py."""
 
+ONE_OF = f"{', '.join(DATASET_NAMES[:-1])} or {DATASET_NAMES[-1]}"
+"""The names as help texts have them."""
+
 
 def dataset_class(name: str) -> Any:
     """The class of a data set, see `featstore.datasets.listed.ListedDataset`. Raises `DatasetError` for an unknown
