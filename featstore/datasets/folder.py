@@ -10,16 +10,14 @@ An image is named in both lists by `<category>/<file name>` or `<category>/<stem
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from featstore.datasets.listed import ListedPair, existing_root, refuse_other_category, refuse_repeated
 from featstore.datasets.reading import Row, entries, is_file, is_folder, read_image, read_rows, subfolders
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule
+from featstore.datasets.records import ImageRecord, Pair, ThetaRule, pair_by_name
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import is_plain, nfc, shown
 
@@ -108,7 +106,11 @@ class FolderDataset:
             ]
             refuse_repeated(pairs)
             return tuple(_listed_pair(pair, marks) for pair in pairs)
-        found = tuple(_all_pairs(self.images(), marks))
+        by_category: dict[str, list[ImageRecord]] = {}
+        for image in self.images():
+            by_category.setdefault(image.category, []).append(image)
+        every = [_pair(*two, marks) for own in by_category.values() for two in permutations(own, 2)]
+        found = tuple(pair for pair in every if pair is not None)
         if not found:
             raise DatasetError(
                 f"{marked}: no two images of one category share a keypoint's name; mark the same parts in both."
@@ -264,33 +266,11 @@ def _listed_pair(listed: ListedPair, marks: Mapping[str, Marks]) -> Pair:
     return pair
 
 
-def _all_pairs(images: tuple[ImageRecord, ...], marks: Mapping[str, Marks]) -> Iterator[Pair]:
-    by_category: dict[str, list[ImageRecord]] = {}
-    for image in images:
-        by_category.setdefault(image.category, []).append(image)
-    for members in by_category.values():
-        for source, target in permutations(members, 2):
-            pair = _pair(source, target, marks)
-            if pair is not None:
-                yield pair
-
-
 def _pair(source: ImageRecord, target: ImageRecord, marks: Mapping[str, Marks]) -> Pair | None:
-    """The pair with the keypoints that both images have, in the source's order; None where there is none."""
+    """The pair with the keypoints that both images have; None where there is none."""
     ours, theirs = marks.get(source.id, Marks()), marks.get(target.id, Marks())
-    names = tuple(name for name in ours.points if name in theirs.points)
-    if not names:
-        return None
-    return Pair(
-        source=source.id,
-        target=target.id,
-        category=source.category,
-        source_points=np.array([ours.points[name] for name in names]),
-        target_points=np.array([theirs.points[name] for name in names]),
-        names=names,
-        source_place=ours.place,
-        target_place=theirs.place,
-    )
+    pair = pair_by_name(source, target, ours.points, theirs.points)
+    return None if pair is None else replace(pair, source_place=ours.place, target_place=theirs.place)
 
 
 DATASET = FolderDataset

@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_image, subfolders
-from featstore.datasets.records import MIRRORED, ImageRecord, Pair, ThetaRule, canonical_split
+from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule, canonical_split
 from featstore.errors import DatasetError
 from featstore.plain_text import nfc, shown
 
@@ -22,6 +26,34 @@ class ListedPair:
 
     def __str__(self) -> str:
         return f"{self.row.where}: the pair {self.source.id} -> {self.target.id}"
+
+    def pair(self, source_points: Points, target_points: Points, names: Sequence[str], places: tuple[str, str]) -> Pair:
+        """The pair with the keypoints that both images show.
+
+        Args:
+            source_points: (n, 2), in pixels of the original image, NaN where a keypoint is absent.
+            target_points: (n, 2), likewise.
+            names: of the n keypoints.
+            places: where the source's and the target's annotation stand.
+
+        Raises:
+            DatasetError: where there is no such keypoint.
+        """
+        shown: NDArray[np.bool_] = np.isfinite(source_points + target_points)
+        common = shown[:, 0] & shown[:, 1]
+        if not common.any():
+            found = " and ".join(dict.fromkeys(places))
+            raise DatasetError(f"{self} has no keypoint that both images show; remove the row (annotated in {found}).")
+        return Pair(
+            source=self.source.id,
+            target=self.target.id,
+            category=self.source.category,
+            source_points=source_points[common],
+            target_points=target_points[common],
+            names=tuple(compress(names, common)),
+            source_place=places[0],
+            target_place=places[1],
+        )
 
 
 @dataclass(frozen=True, slots=True)

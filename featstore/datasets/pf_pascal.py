@@ -23,7 +23,7 @@ from featstore.datasets.listed import ImageFinder, ListedDataset, ListedPair, re
 from featstore.datasets.mat_file import read_keypoints
 from featstore.datasets.pictures import stored_size
 from featstore.datasets.reading import Row, Tree, check_inside, is_file, is_folder, read_rows
-from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule, in_both
+from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import nfc
 
@@ -172,16 +172,7 @@ def _pair(listed: ListedPair, annotations: _Annotations) -> Pair:
             f"{listed} has {len(source_points)} keypoints in the source's annotation and {len(target_points)} in the "
             "target's; correct the annotations or remove the row."
         )
-    common = in_both(source_points, target_points)
-    if not common.any():
-        raise DatasetError(f"{listed} has no keypoint that both images show; remove the row.")
-    return Pair(
-        source=source.id,
-        target=target.id,
-        category=source.category,
-        source_points=source_points[common],
-        target_points=target_points[common],
-        names=tuple(str(number + 1) for number in np.flatnonzero(common)),
-        source_place=str(annotations.file(source)),
-        target_place=str(annotations.file(target)),
+    names = [str(number + 1) for number in range(len(source_points))]
+    return listed.pair(
+        source_points, target_points, names, (str(annotations.file(source)), str(annotations.file(target)))
     )

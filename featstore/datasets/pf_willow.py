@@ -5,7 +5,7 @@
 <root>/PF-dataset/<category>/<file>.png            categories like car(G)
 """
 
-from itertools import compress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from featstore.datasets.listed import (
     refuse_repeated,
 )
 from featstore.datasets.reading import Row, Tree, check_inside, is_file, is_folder, read_rows
-from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule, in_both
+from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
 from featstore.plain_text import shown
 
@@ -75,21 +75,10 @@ def _pair(listed: ListedPair) -> Pair:
     refuse_other_category(listed)
     row = listed.row
     source_points, target_points = _points(row, "A"), _points(row, "B")
-    common = in_both(source_points, target_points)
-    if not common.any():
-        raise DatasetError(f"{listed} has no keypoint that both images show; remove the row.")
-    only = ~np.isnan(target_points).any(axis=1) & ~common
-    return Pair(
-        source=listed.source.id,
-        target=listed.target.id,
-        category=listed.source.category,
-        source_points=source_points[common],
-        target_points=target_points[common],
-        names=tuple(compress(_KEYPOINTS, common)),
-        source_place=row.where,
-        target_place=row.where,
-        target_only={_KEYPOINTS[place]: tuple(target_points[place].tolist()) for place in np.flatnonzero(only)},
-    )
+    pair = listed.pair(source_points, target_points, _KEYPOINTS, (row.where, row.where))
+    shown = dict(zip(_KEYPOINTS, map(tuple, target_points.tolist()), strict=True))
+    only = {name: point for name, point in shown.items() if name not in pair.names and not np.isnan(point).any()}
+    return replace(pair, target_only=only)
 
 
 def _points(row: Row, side: str) -> Points:

@@ -106,10 +106,25 @@ class Pair:
     target_only: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def in_both(source_points: Points, target_points: Points) -> NDArray[np.bool_]:
-    """Which keypoints, (n,), both images show; the coordinates of an absent keypoint are NaN."""
-    present: NDArray[np.bool_] = np.isfinite(source_points + target_points)
-    return present[:, 0] & present[:, 1]
+def pair_by_name(
+    source: ImageRecord,
+    target: ImageRecord,
+    source_points: Mapping[str, Sequence[float]],
+    target_points: Mapping[str, Sequence[float]],
+) -> Pair | None:
+    """The pair of two images whose keypoints, (x, y), are known by name, in the source's order; None where no keypoint
+    is in both."""
+    names = tuple(name for name in source_points if name in target_points)
+    if not names:
+        return None
+    return Pair(
+        source=source.id,
+        target=target.id,
+        category=source.category,
+        source_points=np.array([source_points[name] for name in names], dtype=np.float64),
+        target_points=np.array([target_points[name] for name in names], dtype=np.float64),
+        names=names,
+    )
 
 
 class Dataset(Protocol):

@@ -8,7 +8,7 @@
 
 import json
 import re
-from itertools import compress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from featstore.datasets.listed import ImageFinder, ListedDataset, ListedPair, repeated_pairs
 from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_bytes, read_lines
-from featstore.datasets.records import LARGEST_COORDINATE, Difficulty, Pair, Points, ThetaRule, canonical_split, in_both
+from featstore.datasets.records import LARGEST_COORDINATE, Difficulty, Pair, Points, ThetaRule, canonical_split
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.parsing import sentence_of
 from featstore.plain_text import is_plain, nfc, one_line, shown
@@ -184,23 +184,13 @@ def _pair(listed: ListedPair, path: Path) -> Pair:
     if len(set(names)) != len(names):
         raise _wrong(path, "kps_ids names a keypoint twice")
     source_points, target_points = (_points(path, annotation, field) for field in ("src_kps", "trg_kps"))
-    common = in_both(source_points, target_points)
-    if not common.any():
-        raise DatasetError(f"{listed} has no common keypoint in {path}; remove the line.")
-    return Pair(
-        source=listed.source.id,
-        target=listed.target.id,
-        category=listed.source.category,
-        source_points=source_points[common],
-        target_points=target_points[common],
-        names=tuple(compress(names, common)),
+    return replace(
+        listed.pair(source_points, target_points, names, (str(path), str(path))),
         source_box=annotation.src_bndbox,
         target_box=annotation.trg_bndbox,
         difficulty=difficulty,
         source_size=_size(annotation.src_imsize),
         target_size=_size(annotation.trg_imsize),
-        source_place=str(path),
-        target_place=str(path),
     )
 
 

@@ -247,7 +247,7 @@ def without(field: str) -> Callable[[dict[str, Any]], bytes]:
         (changed("truncation", "yes"), "truncation is 'yes', not a whole number"),
         (
             lambda a: json.dumps({**a, "kps_ids": [], "src_kps": [], "trg_kps": []}).encode(),
-            r"test\.txt, line 1: the pair aeroplane/2008_002719 -> aeroplane/2008_004100 has no common keypoint",
+            r"test\.txt, line 1: the pair aeroplane/2008_002719 -> aeroplane/2008_004100 has no keypoint that both",
         ),
     ],
 )
