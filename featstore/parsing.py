@@ -36,15 +36,6 @@ _KINDS = {
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
-_BOUNDS = {
-    "greater_than": ("gt", "above"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "below"),
-    "less_than_equal": ("le", "at most"),
-}
-
-_LENGTHS = (("least", "min_length"), ("most", "max_length"))
-
 _LONGEST = 80
 """Characters of a value that a sentence quotes."""
 
@@ -105,13 +96,7 @@ def _what(found: ErrorDetails) -> str:
         return f"is {value}, not {_KINDS[kind]}"
     if kind in ("enum", "literal_error"):
         return f"is {value}, not one of {context['expected'].replace(' or ', ', ')}"
-    if kind in ("too_short", "too_long"):
-        least, most = (f"at {word} {context[name]}" if name in context else "" for word, name in _LENGTHS)
-        return f"has {context['actual_length']} entries, not {least}{most}"
-    if kind in _BOUNDS:
-        name, words = _BOUNDS[kind]
-        return f"is {value}: it must be {words} {context[name]}"
-    reason = str(context["error"]) if kind == "value_error" else found["msg"]
+    reason = str(context["error"]) if kind == "value_error" else found["msg"].replace("Input should", "it should")
     return f"is {value}: {reason}"
 
 

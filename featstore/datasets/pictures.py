@@ -166,9 +166,15 @@ def decode(image: ImageRecord, data: bytes) -> Image.Image:
 
     Transparent pixels are shown on white, the paper of most cut-out objects; 16-bit grey is scaled to 8 bits, CMYK and
     palettes are converted, of an animation or a file of several pictures the first is taken.
-    Raises `ImageError` for a file that is empty, truncated, of an unknown format, or beyond the limits of
-    `featstore.datasets.pictures`; never anything else, and never half a picture (but for a JPEG whose missing
-    rest is covered up by an end marker, which Pillow does not tell from a whole one).
+
+    Args:
+        image: whose picture it is.
+        data: the file's bytes.
+
+    Raises:
+        ImageError: for a file that is empty, truncated, of an unknown format, or of too many pixels; never anything
+            else, and never half a picture (but for a JPEG whose missing rest is covered up by an end marker, which
+            Pillow does not tell from a whole one).
     """
     with _reading(image):
         with _open_picture(io.BytesIO(data)) as opened:
@@ -215,9 +221,14 @@ def image_key(image: ImageRecord, data: bytes) -> str:
 
 
 def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.float32]:
-    """An RGB picture as the VAE takes it: shape (3, size, size), values in [-1, 1].
+    """An RGB picture as the VAE takes it: PIL's bilinear filter with antialiasing; the aspect ratio is not kept.
 
-    PIL's bilinear filter with antialiasing; the aspect ratio is not kept.
+    Args:
+        picture: mode RGB, of any size.
+        size: pixels a side.
+
+    Returns:
+        (3, size, size), values in [-1, 1].
     """
     resized = picture.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.float32)  # (size, size, 3), 0..255

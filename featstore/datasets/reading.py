@@ -171,11 +171,15 @@ def _checked_header(path: Path, cells: Sequence[str], columns: Sequence[str]) ->
 
 
 def check_inside(relative: str, where: str) -> PurePosixPath:
-    """A path that a list names, checked to stay inside the dataset's folder on any operating system.
-
-    `where` says which file and line names it. Raises `DatasetError` for an absolute path, one with `..`, or one that
-    is no path at all. Symbolic links are followed wherever they lead: datasets are often linked from elsewhere, and
+    """A path that a list names, checked to stay inside the dataset's folder on any operating system. Symbolic links are followed wherever they lead: datasets are often linked from elsewhere, and
     whoever can make a link in the folder has the disk, while a list may come from anybody.
+
+    Args:
+        relative: as the list spells it.
+        where: which file and line names it, for sentences.
+
+    Raises:
+        DatasetError: for an absolute path, one with `..`, or one that is no path at all.
     """
     windows = PureWindowsPath(relative)
     if windows.anchor or relative.startswith("/") or ".." in windows.parts or "\0" in relative or not windows.parts:
