@@ -171,8 +171,10 @@ def _checked_header(path: Path, cells: Sequence[str], columns: Sequence[str]) ->
 
 
 def check_inside(relative: str, where: str) -> PurePosixPath:
-    """A path that a list names, checked to stay inside the dataset's folder on any operating system. Symbolic links are followed wherever they lead: datasets are often linked from elsewhere, and
-    whoever can make a link in the folder has the disk, while a list may come from anybody.
+    """A path that a list names, checked to stay inside the dataset's folder on any operating system.
+
+    Symbolic links are followed wherever they lead: datasets are often linked from elsewhere, and whoever can make a
+    link in the folder has the disk, while a list may come from anybody.
 
     Args:
         relative: as the list spells it.
