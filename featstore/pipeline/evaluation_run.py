@@ -29,9 +29,10 @@ from featstore.backbones.layers import check_timesteps
 from featstore.errors import EvaluationError, ModelError
 from featstore.files import write_whole, writing
 from featstore.pair_list import describe_list
+from featstore.parsing import parse_known
 from featstore.pipeline.evaluate import Result, Scoring, tabulated
 from featstore.pipeline.predictions import check_version, load_predictions, predictions_bytes
-from featstore.sealed import check_seal, parse_known, seal
+from featstore.sealed import check_seal, seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.store.sweep import MAKING, sweep_making
