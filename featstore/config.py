@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ar
 import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from featstore.datasets.registry import ONE_OF
 from featstore.pipeline.defaults import check_layers_of, check_of_use
 from matcher.errors import InputError
 
@@ -114,7 +115,7 @@ PLACE = "PLACE"
 
 StoreSetting = Annotated[str, Setting("The store's folder, or s3://bucket/prefix.", metavar=PLACE)]
 Root = Annotated[Place | None, Setting("The data set's folder.", unset="as at `cache build`")]
-Dataset = Annotated[str | None, Setting("spair, pf-pascal, pf-willow, folder or demo.", unset="demo")]
+Dataset = Annotated[str | None, Setting(f"{ONE_OF}.", unset="demo")]
 Model = Annotated[
     str | None,
     Setting(
@@ -487,16 +488,17 @@ class MatchConfig(ComputeConfig):
     upsample: Upsample = 1
     upsample_align: UpsampleAlign = None
     geometry: Geometry = "corners"
-    readout: Annotated[
-        Literal["nn", "bilinear", "softmax", "kernelsoftmax", "window"],
-        Setting("nn, bilinear, softmax, kernelsoftmax or window."),
-    ] = "nn"
+    readout: Annotated[str, Setting("nn, bilinear, softmax, kernelsoftmax or window.")] = "nn"
     ensemble: Ensemble = ENSEMBLE
     seed: Seed = None
 
     def __post_init__(self) -> None:
         check_layers_of(self.layers, self.timesteps, self.weights)
         check_of_use(self.layers, given_options(self, ["dino_size"]), given_options(self, OF_THE_UNET[:3]))
+        if self.readout not in ("nn", "bilinear", "softmax", "kernelsoftmax", "window"):
+            raise InputError(
+                f"--readout takes one readout: nn, bilinear, softmax, kernelsoftmax or window, not {self.readout!r}."
+            )
 
 
 def fields_of(kind: type) -> Iterator[ConfigField]:

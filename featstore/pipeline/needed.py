@@ -10,7 +10,6 @@ from featstore.backbones.registry import is_diffusion, open_family, pixel_famili
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
-from featstore.files import Needed, naming_missing_bytes
 from featstore.pipeline.noisy import add_noise, check_noise
 from featstore.pipeline.plan import MapRequest, extractor_of, missing_latents, missing_maps, missing_noisy, plan_maps
 from featstore.progress import Progress
@@ -59,7 +58,7 @@ def require_maps(
     Raises:
         ModelError: for an impossible layer or timestep, or a model out of reach.
         StoreError: where the model at hand is not the store's, or an image has changed.
-        DiskFullError: with the bytes that are missing, where the disk fills up.
+        DiskFullError: where the disk fills up.
     """
     keys = list(wanted)
     own = [key for key in keys if is_diffusion(key[0])]
@@ -98,18 +97,13 @@ def _require_diffusion_maps(
     model = model_of(store)
     lacking = sorted({row for part in plan.rows.values() for row in part})
 
-    def left() -> Needed:
-        cost = estimate_maps(store, rows, wanted, extractor, prompt)
-        return Needed(cost.bytes_to_write, cost.files_to_write, 1 + len(steps) + len(arrays))
-
-    with naming_missing_bytes(store.path, left):
-        encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
-        unreadable = {store.images.row(error.image_id) for error in bad}
-        plan = plan.without(unreadable)
-        for timestep, part in plan.rows.items():
-            add_noise(store, part, [timestep], ensemble, progress)
-        networks = model.load(compute, [layer for part in plan.parts for layer in part.layers] or ["1"])
-        extract_maps(store, networks, extractor, prompt, plan, compute, progress)
+    encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
+    unreadable = {store.images.row(error.image_id) for error in bad}
+    plan = plan.without(unreadable)
+    for timestep, part in plan.rows.items():
+        add_noise(store, part, [timestep], ensemble, progress)
+    networks = model.load(compute, [layer for part in plan.parts for layer in part.layers] or ["1"])
+    extract_maps(store, networks, extractor, prompt, plan, compute, progress)
     shapes = tuple(model.shape(layer, store.header.image_size) for layer, _ in wanted) if plan.images else ()
     return MadeMaps(extractor, {}, shapes, encoded, plan.images, {}, tuple(bad))
 
@@ -192,14 +186,9 @@ def _make(
     sweep_partial(folders_of(store.path, paths))
     bad: list[ImageError] = []
 
-    def left() -> Needed:
-        still = len(_lacking(store, found, rows))
-        return Needed(still * _row_bytes(found), still * len(layers), 1)
-
     progress.start(f"maps of {', '.join(layers)}", len(rows), "images")
-    with naming_missing_bytes(store.path, left):
-        batches = pixel_batches(store, dataset, rows, extractor.size, compute.batch_size, bad, progress)
-        keep(store, extractor, pixel_maps(networks, layers, batches, compute, progress))
+    batches = pixel_batches(store, dataset, rows, extractor.size, compute.batch_size, bad, progress)
+    keep(store, extractor, pixel_maps(networks, layers, batches, compute, progress))
     return bad
 
 
@@ -241,12 +230,7 @@ def make_latents(
         return ()
     from featstore.pipeline.latents import encode_images
 
-    def left() -> Needed:
-        files = len(missing_latents(store, rows))
-        return Needed(files * store.latents().row_bytes, files, 0)
-
-    with naming_missing_bytes(store.path, left):
-        return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
+    return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 from featstore.backbones.base import Compute, MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.datasets.records import Dataset
-from featstore.files import naming_missing_bytes
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
 from featstore.pipeline.evaluate import Result, Scoring, match_shares, tabulated, unreadable
 from featstore.pipeline.features import chunks, diffusion_maps, noisy_of
@@ -18,7 +17,7 @@ from featstore.pipeline.grid import Grid, done_before, score_shares
 from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.plan import PlannedPasses, missing_inputs
+from featstore.pipeline.plan import PlannedPasses
 from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
@@ -99,8 +98,8 @@ def open_pair_maps(
 ) -> PairMaps:
     """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
     load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
-    first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` with the bytes that are
-    missing where the disk fills up."""
+    first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` where the disk
+    fills up."""
     model = model_of(store)
     location = model.location
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
@@ -110,13 +109,11 @@ def open_pair_maps(
     check_dino(learned, name)
     check_noise(store, own, steps)
     sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
-    noisy = [(own, step, ensemble) for step in steps]
-    with naming_missing_bytes(store.path, lambda: missing_inputs(store, own, noisy, (name, folder))):
-        bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
-        if bad:
-            raise bad[0]
-        add_noise(store, own, steps, ensemble, progress)
-        tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
+    bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
+    if bad:
+        raise bad[0]
+    add_noise(store, own, steps, ensemble, progress)
+    tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
     processes.wait()
     networks = model.load(compute, [layer for layer, _ in wanted])
     prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))

@@ -1,14 +1,10 @@
 """What is missing of latents, noisy latents and maps. Loads no model library, as often nothing is missing."""
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Generic, TypeVar
 
-from featstore.backbones.base import Asked, Compute, MapKey, NetworkName
-from featstore.backbones.dino import read_tokens_shape
-from featstore.files import Needed
+from featstore.backbones.base import Asked, Compute, MapKey
 from featstore.prompts.base import Prompts
 from featstore.store.keys import AnyExtractor, Extractor, Stored
 from featstore.store.rows import Row
@@ -128,25 +124,3 @@ def plan_maps(
             for keys in sharing_a_pass(missing, prompt.differ_by_layer)
         )
     )
-
-
-def missing_inputs(
-    store: Store,
-    rows: Sequence[int],
-    noisy: Sequence[tuple[Sequence[int], int, int]],
-    dino: tuple[NetworkName, Path] | None,
-) -> Needed:
-    """What is not written yet of the latents of `rows`, of `noisy` (image rows, timestep, draws), and of the tokens of
-    `dino` (with its folder); None where no tokens are read."""
-    places = {(step, place) for own, step, draws in noisy for place in missing_noisy(store, own, step, draws)}
-    files = len(missing_latents(store, rows)) + len(places)
-    size = files * store.latents().row_bytes
-    if dino is not None:
-        name, folder = dino
-        array = store.patch_tokens(name)
-        present = None if array is None else array.present()
-        missing = sum(present is None or not present[row] for row in rows)
-        files += missing
-        # float16 and a checksum of 4 bytes a row
-        size += missing * (math.prod(read_tokens_shape(folder)) * 2 + 4)
-    return Needed(size, files, 2 + len(noisy))

@@ -53,11 +53,8 @@ if TYPE_CHECKING:
         (["eval", "--dino-size", "224"], "--dino-size goes with the layer dino"),
         (["cache", "maps", "--layers", "2", "--dino", "x"], "--dino goes with the layer dino"),
         (["cache", "maps", "--layers", "dino", "--t", "261"], "--t is for layers of the UNet"),
-        (["grid", "--layers", "2,dino", "--t", "261"], "dino is for `eval` and `cache maps` only"),
-        (
-            ["match", "a.jpg", "b.jpg", "--points", "1,2", "--layers", "dino"],
-            "dino is for `eval` and `cache maps` only",
-        ),
+        (["grid", "--layers", "2,3,dino", "--t", "261"], "no default weights for layers 2,3,dino"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2", "--layers", "2,dino", "--t", "1,2"], "(dino has none)"),
         (["eval", "--alphas", "0,2"], "above 0 and at most 1"),
         (["eval", "--readouts", "nn,best"], "no readout 'best'"),
         (["eval", "--geometry", "round"], "corners or half-pixel"),

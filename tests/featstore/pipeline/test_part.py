@@ -30,7 +30,7 @@ from featstore.store.store import open_store
 from tests.featstore.store.small_store import contents
 from tests.forked import all_done, at_once, one_thread
 
-WANTED = [(2, 261), (3, 50)]
+WANTED = [("2", 261), ("3", 50)]
 PARTS = [Part(number, 4) for number in (1, 2, 3, 4)]
 Job = Callable[[Path, Part], BuildReport]
 
