@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import option_values, options
-from cli.layer_names import check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     BatchOption,
     DeviceOption,
@@ -25,8 +24,17 @@ from cli.options import (
     StoredOption,
     StoreOption,
     TimestepsOption,
+    parse_timesteps,
 )
 from featstore.backbones.registry import family_of, is_other
+from featstore.pipeline.defaults import (
+    LEARNED_TIMESTEPS,
+    TEXT_TIMESTEPS,
+    check_names,
+    check_of_use,
+    timesteps_for,
+    unet_layers,
+)
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,12 +88,16 @@ def export(
     Maps that the store lacks are made first. The .pt layouts hold one layer, in float32; the safetensors file holds
     any, in float16, as stored. Images are as `cache build` resized them.
     """
-    typed = None if layers is None else parse_names(layers)
-    check_of_use(
-        typed,
-        {"--dino": dino, "--dino-size": dino_size},
-        {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback},
+    typed = None if layers is None else tuple(part.strip() for part in layers.split(","))
+    steps = None if t is None else parse_timesteps(t, "--t")
+    of_dino = {"--dino": dino, "--dino-size": dino_size}
+    of_the_unet = {"--t": t, "--prompt": prompt, "--prompts": prompts, "--fallback": fallback}
+    given_dino, given_unet = (
+        [option for option, value in own.items() if value is not None] for own in (of_dino, of_the_unet)
     )
+    if typed is not None:
+        check_names(typed)
+    check_of_use(typed, given_dino, given_unet)
     from cli.output import check_writable, human_bytes, print_bad, print_shapes, say, write_json
     from cli.progress import TerminalProgress
     from featstore.backbones.base import Asked
@@ -111,7 +123,7 @@ def export(
     images = [image for image in dataset.images() if image.id in chosen]
     rows = [opened.images.row(image.id) for image in images]
     choice = choose_for_store(
-        opened, TypedPrompts(None if typed is None else unet_layers(typed), t, prompt, prompts, fallback)
+        opened, TypedPrompts(None if typed is None else unet_layers(typed), steps, prompt, prompts, fallback)
     )
     names = typed or tuple(map(str, layers_of(choice, None)))
     if kind is not Layout.FEATURES and len(names) != 1:
@@ -119,8 +131,8 @@ def export(
     if unet_layers(names):
         say(choice.line)
     choice.check_categories({image.category for image in images})
-    usual = option_values.TEXT_TIMESTEPS if choice.learned is None else option_values.LEARNED_TIMESTEPS
-    wanted = [LayerSpec(name, step) for name, step in zip(names, timesteps_of(names, t, usual), strict=True)]
+    usual = TEXT_TIMESTEPS if choice.learned is None else LEARNED_TIMESTEPS
+    wanted = [LayerSpec(name, step) for name, step in zip(names, timesteps_for(names, steps, usual), strict=True)]
     of_unet = unet_layers(names)
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, [image.id for image in images], progress)

@@ -148,21 +148,6 @@ def check_typed(layers: tuple[int, ...] | None, t: str | None, weights: str | No
         check_weights(len(numbers), numbers)
 
 
-def weightings_for(layers: tuple[int, ...], text: str | None) -> tuple[tuple[float, ...], ...]:
-    """`0.8:0.6,1:1` to weightings, a weight a layer; `sweep` to 11 angles between two layers; the report's where none
-    is typed. Raises `InputError` where counts disagree."""
-    names = tuple(map(str, layers))
-    if text is None:
-        return (weights_for(names, None),)
-    if text == "sweep":
-        from matcher.configuration import angles
-
-        if len(layers) != 2:
-            raise InputError(f"--weights sweep goes from one layer to the other of two, not {len(layers)}.")
-        return angles()
-    return tuple(dict.fromkeys(weights_for(names, part.replace(":", ",")) for part in text.split(",")))
-
-
 def parse_alphas(text: str) -> tuple[float, ...]:
     """Thresholds in (0, 1]: `0.05,0.1`, or `0.01..0.2:0.01`, which is exactly those 20 decimals. Raises `InputError`
     for others."""
@@ -236,14 +221,6 @@ def parse_geometry(text: str, option: str) -> "Geometry":
         return Geometry(text)
     except ValueError:
         raise InputError(f"{option} is corners or half-pixel, not {text!r}.") from None
-
-
-def parse_upsample(text: str) -> int:
-    """`2x` to 2."""
-    matched = re.fullmatch(r"([1-9]\d?)x?", text)
-    if matched is None:
-        raise InputError(f"--upsample takes a whole factor like 2x, not {text!r}.")
-    return int(matched.group(1))
 
 
 def choose_compute(device: str, dtype: str, batch_size: int) -> "Compute":

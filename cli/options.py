@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from featstore.config import LAST_TIMESTEP, ConfigField, fields_of, from_file, from_json
-from featstore.datasets.registry import ONE_OF
 from featstore.store.keys import parse_location
 from matcher.errors import InputError
 
@@ -26,14 +25,12 @@ DEFAULT_STORE = Path("dualsd.zarr")
 DEFAULT_ENSEMBLE = 8
 DEFAULT_PROMPT = "a photo of a {category}"
 DEFAULT_STORED = "float16"
-DEFAULT_ALPHAS = "0.05,0.1,0.15"
 
 StoreOption = Annotated[
     StoreLocation,
     typer.Option("--store", metavar="PLACE", parser=parse_location, help="The store's folder, or s3://bucket/prefix."),
 ]
 RootOption = Annotated[Path | None, typer.Option("--root", help="The dataset's folder; default: as at `cache build`.")]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", help=f"{ONE_OF}.", show_default="demo")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -43,10 +40,6 @@ ModelOption = Annotated[
     ),
 ]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")]
-SizeOption = Annotated[
-    int | None,
-    typer.Option("--size", help="Side S in pixels that images are resized to.", show_default="the model's own"),
-]
 LayersOption = Annotated[
     str | None,
     typer.Option(
@@ -76,9 +69,6 @@ PromptOption = Annotated[
     ),
 ]
 OnlySplitOption = Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")]
-CategoriesOption = Annotated[
-    str | None, typer.Option("--categories", help="Only these, e.g. cat,dog.", show_default="all")
-]
 PromptsOption = Annotated[
     Path | None,
     typer.Option(
@@ -114,14 +104,6 @@ DinoSizeOption = Annotated[
     ),
 ]
 EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
-ReadoutsOption = Annotated[
-    str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax, window, pixel.")
-]
-AlphasOption = Annotated[
-    str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.")
-]
-GeometryOption = Annotated[str, typer.Option("--geometry", help="Pixel to cell: corners (SD4Match) or half-pixel.")]
-UpsampleOption = Annotated[str, typer.Option("--upsample", help="Upsample the finest map, bicubically, e.g. 2x.")]
 AlignOption = Annotated[
     str | None,
     typer.Option("--upsample-align", help="Geometry of the upsampling.", show_default="as --geometry"),
@@ -135,15 +117,6 @@ StoredOption = Annotated[
 ]
 BatchOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images or noisy latents a pass; rows equal only for equal sizes.")
-]
-PartOption = Annotated[
-    str | None,
-    typer.Option(
-        "--part",
-        metavar="I/N",
-        help="Only the I-th of N equal shares of the images, for N jobs that fill one store.",
-        show_default="all",
-    ),
 ]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Go on past images that cannot be read and list them at the end.")

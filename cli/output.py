@@ -94,22 +94,6 @@ def print_bad(bad: Sequence["ImageError"]) -> None:
             say(f"  {error}")
 
 
-def print_left_out(pairs: int, readable: int) -> None:
-    """How many pairs need images that could not be read."""
-    if readable < pairs:
-        say(f"{pairs - readable} of {pairs} pairs are left out, as they need those images")
-
-
-def print_pairwise_cost(pairs: int, maps: int, ensemble: int) -> None:
-    """What prompts cost that belong to pairs: their maps are made for each pair anew, and never cached."""
-    from featstore.pipeline.pairwise import pairwise_passes
-
-    say(
-        f"cpm's maps depend on the pair: {pairwise_passes(pairs, maps, ensemble)} UNet passes for {pairs} pairs "
-        f"({maps} map(s) of both images, ensemble {ensemble}), none of them cached"
-    )
-
-
 def print_disk(path: "StoreLocation", needed: int) -> None:
     """Whether `needed` bytes fit where `path` lies or will lie; object storage has no end."""
     if not isinstance(path, Path):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cli.match import match
 from featstore.backbones.locate import locate
+from featstore.config import MatchConfig
 from featstore.datasets.demo import DemoDataset
 from featstore.datasets.pictures import decode, resize_to_square
 from featstore.datasets.records import ImageRecord, Pair
@@ -80,8 +81,9 @@ def draw_match(
         file = out / f"{image.replace('/', '-')}.png"
         decode(records[image], dataset.read(records[image])).save(file)
         files.append(file)
-    points = ";".join(f"{x:.1f},{y:.1f}" for x, y in pair.source_points)
-    match(files[0], files[1], points=points, out=out / f"matches-{number}.png", category=pair.category, model=model)
+    points = tuple((round(float(x), 1), round(float(y), 1)) for x, y in pair.source_points)
+    config = MatchConfig(source=files[0], target=files[1], points=points, category=pair.category, model=model)
+    match(config, out=out / f"matches-{number}.png")
 
 
 def _to_picture(pixels: torch.Tensor) -> NDArray[np.uint8]:

@@ -141,19 +141,6 @@ def read_shape(folder: Path) -> DinoShape:
     return shape
 
 
-def read_tokens_shape(folder: Path) -> tuple[int, int]:
-    """(1 + patches, width) of an image's tokens, the class token first. Raises `ModelError` where a configuration
-    cannot be read."""
-    shape, path = read_shape(folder), folder / "preprocessor_config.json"
-    preprocessing = read_object(path, "a DINOv2's preprocessing")
-    try:
-        cropped = preprocessing["crop_size"]
-        side = int(cropped["height"] if isinstance(cropped, dict) else cropped) // shape.patch
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read as a DINOv2's preprocessing: {error!r}.") from error
-    return 1 + side * side, shape.channels
-
-
 def _missing(folder: Path) -> list[str]:
     return [file for file in _FILES if not (folder / file).exists()]
 
