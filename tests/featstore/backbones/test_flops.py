@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flops import UNET, VAE, whole_unet
 from featstore.backbones.base import ModelLocation
-from featstore.backbones.diffusion_networks import CutUNet, encode_flops, gradient_flops, pass_flops
+from featstore.backbones.diffusion_networks import CutUNet
+from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
 from featstore.backbones.stable_diffusion import layer_shape, open_model
 
 
