@@ -11,7 +11,7 @@ from cli.options import ByOption, CsvOption, FrameOption, JsonOption
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.pipeline.evaluation_run import EvaluationRun
+    from featstore.pipeline.runs import EvaluationRun
     from matcher.pck import Columns
     from matcher.statistics import Difference
 
@@ -64,8 +64,7 @@ def compare(
     from cli.output import check_writable, print_table, say, write_csv, write_json
     from cli.progress import TerminalProgress
     from featstore.pair_list import describe_list, spell_list
-    from featstore.pipeline.compare import compare_runs
-    from featstore.pipeline.evaluation_run import EvaluationRun
+    from featstore.pipeline.runs import EvaluationRun, compare_runs
 
     check_writable(json, csv)
     first, *others = (EvaluationRun.open(path) for path in runs)
@@ -76,7 +75,7 @@ def compare(
     measured = chosen_frame or first.scoring.frame_of(wanted[0])
     pairs = [match.pair for match in first.matched]
     say(
-        f"PCK in percent, {wanted[0].value}, {average.value} average, {measured.value} frame: {first.dataset} "
+        f"PCK in percent, {wanted[0]}, {average.value} average, {measured.value} frame: {first.dataset} "
         f"{first.split}, {spell_list(first.split, pairs)}"
     )
     say(f"A = {first.path}: {describe(first.scoring, first.features)}")
@@ -91,7 +90,7 @@ def compare(
         "Intervals resample images, p values flip images. Each stands for itself: of many categories, thresholds and "
         "runs, one in 20 has p below 0.05 where nothing differs."
     )
-    settings = {"readout": wanted[0].value, "average": average.value, "frame": measured.value}
+    settings = {"readout": wanted[0], "average": average.value, "frame": measured.value}
     about = {"dataset": first.dataset, "split": first.split, **describe_list(first.split, pairs)}
     comparisons = [{"run": str(other.path), "results": _to_json(differences)} for other, differences in found]
     write_json(json, {**about, **settings, "first": str(first.path), "comparisons": comparisons})

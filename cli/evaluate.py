@@ -38,10 +38,9 @@ from cli.options import (
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.pipeline.evaluate import Result, Scoring
-    from matcher.match import MatchSettings
+    from featstore.pipeline.evaluate import Evaluation, Scoring
+    from matcher.configuration import MatchSettings
     from matcher.pck import Average
-    from matcher.readout import Readout
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -126,10 +125,10 @@ def evaluate(
     from featstore.datasets.registry import open_dataset
     from featstore.pipeline.distributed import launched
     from featstore.pipeline.evaluate import Scoring
-    from featstore.pipeline.evaluation_run import check_place, kept_evaluation
+    from featstore.pipeline.results import check_place, kept_evaluation
     from featstore.store.keys import absolute
+    from matcher.configuration import MatchSettings
     from matcher.maps import LayerSpec
-    from matcher.match import MatchSettings
 
     check_writable(json, csv)
     check_place(out)
@@ -221,23 +220,22 @@ def evaluate(
     say(f"report: {page}, with table.md and table.tex beside it")
 
 
-def report(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:
+def report(result: "Evaluation", average: "Average", json: Path | None, csv: Path | None) -> None:
     """Print what was measured and the table, and write both where files are asked for."""
     from cli.output import print_result, say, write_csv, write_json
     from matcher.pck import CSV_HEADER, to_rows
-    from matcher.readout import Readout
 
     say(describe(result.scoring, result.features))
     print_result(result, average)
     write_json(json, result.to_json())
-    rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
+    rows = ((*row, *csv_settings(result, row[0])) for row in to_rows(result.scores))
     write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
 
 
 CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
 
 
-def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
+def csv_settings(result: "Evaluation", readout: str) -> tuple[str, ...]:
     """What a readout's numbers depend on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
     layers, settings = result.scoring.layers, result.scoring.settings
     return (
@@ -256,6 +254,7 @@ def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
 def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     """One line of all that the numbers depend on."""
     from matcher.pairs import Frame
+    from matcher.registry import frame_of
 
     settings: MatchSettings = scoring.settings
     layers = " + ".join(
@@ -270,6 +269,6 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
     if scoring.frame is not None:
         frame += f", PCK in the {scoring.frame.value} frame"
-    elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
+    elif any(frame_of(readout) is Frame.ORIGINAL for readout in scoring.readouts):
         frame += ", pixel in the original frame"
     return f"{layers}{upsampling}; {frame}; {origin}"

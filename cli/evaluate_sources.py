@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from featstore.errors import ImageError
     from featstore.pipeline.compute import Compute
     from featstore.pipeline.dino_maps import AskedDino
-    from featstore.pipeline.evaluate import Result, Scoring
+    from featstore.pipeline.evaluate import Evaluation, Scoring
     from featstore.store.keys import Stored
     from featstore.store.store import Store
 
@@ -29,7 +29,7 @@ def from_store(
     compute: "Compute",
     stored: "Stored",
     skip_bad: bool,
-) -> "Result":
+) -> "Evaluation":
     """Match a split from a store's maps; those that lack are made and kept. Of several processes, which meet
     once what was typed is found to be right, each makes its share, and matches its share of the target images."""
     from cli.output import print_bad, print_dino_shape, print_left_out, print_shapes
@@ -116,7 +116,7 @@ def from_file(
     categories: tuple[str, ...],
     scoring: "Scoring",
     compute: "Compute",
-) -> "Result":
+) -> "Evaluation":
     """Match a split from a file of anybody's features; no store and no model is needed."""
     from cli.processes import progress_of
     from featstore.datasets.records import canonical_split

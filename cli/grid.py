@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
     from featstore.errors import ImageError
     from featstore.pipeline.pairwise import PairMaps
-    from matcher.configuration import Configuration
-    from matcher.match import MatchSettings
+    from matcher.configuration import Configuration, MatchSettings
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -153,8 +152,8 @@ def grid(
     from featstore.pipeline.plan import extractor_of
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
+    from matcher.configuration import MatchSettings
     from matcher.grid import CSV_HEADER, to_rows
-    from matcher.match import MatchSettings
     from matcher.pck import Average
 
     if by not in (average.value for average in Average):

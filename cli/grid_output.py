@@ -6,11 +6,9 @@ from cli.output import human_bytes, print_disk, print_table, say
 from cli.table_text import Block
 from featstore.pipeline.grid import GridCost
 from featstore.store.keys import StoreLocation
-from matcher.configuration import Configuration
+from matcher.configuration import Configuration, MatchSettings
 from matcher.grid import GridScores, Winner, timestep_map, weights_of, winners
-from matcher.match import MatchSettings
 from matcher.pck import Average
-from matcher.readout import Readout
 from matcher.statistics import Interval
 
 ALPHA = 0.1
@@ -53,7 +51,7 @@ def score_blocks(scores: GridScores, average: Average) -> Iterator[Block]:
             yield from _fused(scores, average, readout, settings)
 
 
-def _alone(scores: GridScores, average: Average, readout: Readout, settings: MatchSettings) -> Block:
+def _alone(scores: GridScores, average: Average, readout: str, settings: MatchSettings) -> Block:
     """One layer: a row a timestep, a column a layer and alpha, the best of each column marked."""
     percent = 100 * scores.pck(average)[:, scores.readouts.index(readout)]  # (configurations, alphas)
     members = [index for index, entry in _of(scores, settings) if len(entry.layers) == 1]
@@ -69,7 +67,7 @@ def _alone(scores: GridScores, average: Average, readout: Readout, settings: Mat
     return Block(_title("One layer", readout, average, scores, settings), tuple(header), rows)
 
 
-def _fused(scores: GridScores, average: Average, readout: Readout, settings: MatchSettings) -> Iterator[Block]:
+def _fused(scores: GridScores, average: Average, readout: str, settings: MatchSettings) -> Iterator[Block]:
     """Layers together: of two, a map over their timesteps in their best weighting; of more, or of many timesteps, the
     best ones."""
     members = [index for index, entry in _of(scores, settings) if len(entry.layers) > 1]
@@ -108,7 +106,7 @@ def winners_block(scores: GridScores, average: Average, found: Sequence[Winner])
     """A row a readout and alpha."""
     rows = tuple(
         (
-            winner.readout.value,
+            winner.readout,
             f"{winner.alpha:g}",
             full_name(scores, winner.best),
             spell(winner.pck),
@@ -191,9 +189,9 @@ def _marked(values: Sequence[float]) -> list[str]:
     return [f"{value:.2f}{'*' if value == largest else ' '}" for value in values]
 
 
-def _title(what: str, readout: Readout, average: Average, scores: GridScores, settings: MatchSettings) -> str:
+def _title(what: str, readout: str, average: Average, scores: GridScores, settings: MatchSettings) -> str:
     several = f", {settings.geometry.value}, {settings.upsample}x" if len(settings_of(scores)) > 1 else ""
-    return f"{what}: PCK in percent, {readout.value}, {average.value} average{several} (* the best)"
+    return f"{what}: PCK in percent, {readout}, {average.value} average{several} (* the best)"
 
 
 def spell(interval: Interval) -> str:

@@ -9,13 +9,13 @@ import numpy as np
 from cli.grid_output import full_name, settings_of, shown_alpha
 from cli.output import say
 from featstore.pair_list import describe_list
-from featstore.pipeline.evaluate import common_frame
+from featstore.pipeline.results import common_frame
+from matcher.configuration import MatchSettings
 from matcher.errors import InputError
 from matcher.grid import GridScores, describe, timestep_map, timesteps_of, to_dictionaries, weights_of, winners
-from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.plot_grid import AccuracyLine, AccuracyPanel, HeatPanel, draw_accuracy, draw_heat_maps
-from matcher.readout import Readout
+from matcher.registry import frame_of
 from matcher.statistics import Interval
 
 
@@ -36,13 +36,13 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
         for settings in settings_of(scores):
             suffix = f"-{settings.geometry.value}-{settings.upsample}x" if several else ""
             for readout in scores.readouts:
-                files.append(folder / f"timesteps-{readout.value}{suffix}.png")
-                title = f"Accuracy by timestep, {readout.value}, {average.value} average{suffix.replace('-', ' ', 1)}"
+                files.append(folder / f"timesteps-{readout}{suffix}.png")
+                title = f"Accuracy by timestep, {readout}, {average.value} average{suffix.replace('-', ' ', 1)}"
                 draw_accuracy(files[-1], accuracy_panels(scores, average, readout, settings, scores.alphas), title)
                 if any(len(entry.layers) == 2 for entry in scores.configurations):
-                    files.append(folder / f"two-layers-{readout.value}{suffix}.png")
+                    files.append(folder / f"two-layers-{readout}{suffix}.png")
                     weights, panels = heat_panels(scores, average, readout, settings)
-                    about = f"{readout.value}, {average.value} average{suffix.replace('-', ' ', 1)}"
+                    about = f"{readout}, {average.value} average{suffix.replace('-', ' ', 1)}"
                     draw_heat_maps(files[-1], panels, f"{weights}, {about}")
     except OSError as error:
         raise InputError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
@@ -50,7 +50,7 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
 
 
 def accuracy_panels(
-    scores: GridScores, average: Average, readout: Readout, settings: MatchSettings, alphas: Sequence[float]
+    scores: GridScores, average: Average, readout: str, settings: MatchSettings, alphas: Sequence[float]
 ) -> list[AccuracyPanel]:
     """Accuracy against timestep, a panel an alpha, a line a layer with its 95 % interval."""
     members: dict[str, list[int]] = {}
@@ -73,7 +73,7 @@ def accuracy_panels(
 
 
 def heat_panels(
-    scores: GridScores, average: Average, readout: Readout, settings: MatchSettings
+    scores: GridScores, average: Average, readout: str, settings: MatchSettings
 ) -> tuple[str, list[HeatPanel]]:
     """Maps over the timesteps of two layers, a panel an alpha, in the weighting that is best at the alpha that is shown
     where only one can be, which comes first, in words. The grid must have configurations of two layers."""
@@ -114,7 +114,7 @@ def to_json(
         "split": split,
         **describe_list(split, scores.pairs),
         "frame": common_frame(scores.readouts),
-        "frames": {readout.value: readout.frame.value for readout in scores.readouts},
+        "frames": {readout: frame_of(readout).value for readout in scores.readouts},
         "image_size": settings.image_size,
         "beta": settings.beta,
         "sigma": settings.sigma,
@@ -124,7 +124,7 @@ def to_json(
         "average": average.value,
         "winners": [
             {
-                "readout": winner.readout.value,
+                "readout": winner.readout,
                 "alpha": winner.alpha,
                 "best": {"name": full_name(scores, winner.best), **describe(scores.configurations[winner.best])},
                 "pck": _spread(winner.pck),

@@ -23,7 +23,7 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.backbones.layers import LayerShape
     from featstore.errors import ImageError
-    from featstore.pipeline.evaluate import Result
+    from featstore.pipeline.evaluate import Evaluation
     from featstore.store.keys import DinoExtractor, StoreLocation
     from matcher.pck import Average
 
@@ -58,23 +58,21 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     console().print(table)
 
 
-def print_result(result: "Result", average: "Average") -> None:
+def print_result(result: "Evaluation", average: "Average") -> None:
     """PCK by category: a row a readout and alpha as in the paper's Tables 3 and 4, or, where that is wider than the
     terminal, a row a category, a table a readout."""
-    from featstore.pair_list import spell_list
     from matcher.pck import paper_rows
 
-    table = result.table
+    table = result.scores
     header, rows = paper_rows(table, average)
-    listed = spell_list(result.split, [match.pair for match in result.matched])
-    title = f"PCK in percent, {average.value} average: {result.dataset} {result.split}, {listed}"
+    title = f"PCK in percent, {average.value} average: {result.title}"
     if sum(max(len(name), 5) + 3 for name in header) <= console().width:
         print_table(title, header, rows, left_columns=2)
         return
     for readout in table.values:
-        own = [row for row in rows if row[0] == readout.value]
+        own = [row for row in rows if row[0] == readout]
         columns = zip(header[2:], *(row[2:] for row in own), strict=True)
-        print_table(f"{title}, {readout.value}", ["category", *(f"@{row[1]}" for row in own)], list(columns))
+        print_table(f"{title}, {readout}", ["category", *(f"@{row[1]}" for row in own)], list(columns))
 
 
 def print_shapes(shapes: Iterable["LayerShape"]) -> None:

@@ -40,7 +40,7 @@ def score(
     from cli.evaluate import report
     from cli.output import check_writable
     from cli.progress import TerminalProgress
-    from featstore.pipeline.evaluation_run import EvaluationRun
+    from featstore.pipeline.runs import EvaluationRun
 
     check_writable(json, csv)
     result = EvaluationRun.open(run).scored(chosen_readouts, chosen_alphas, chosen_frame)

@@ -1,7 +1,6 @@
 """`report.html` and tables of an evaluation, from its run folder."""
 
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,12 +23,11 @@ from cli.table_text import Block, write_tables
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.pair_list import list_hash
-from featstore.pipeline.evaluation_run import EvaluationRun
+from featstore.pipeline.runs import EvaluationRun
 from featstore.store.schema import creator_version
 from matcher.errors import InputError
 from matcher.pairs import ALL
 from matcher.pck import RULE, Average, RankedPair, best_and_worst, paper_rows
-from matcher.readout import Readout
 from matcher.statistics import PckIntervals, pck_intervals
 
 PAIRS_SHOWN = 4
@@ -55,7 +53,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     }
     page = _page(run, average, by_average, root)
     readout = scoring.readouts[0]
-    header, rows = paper_rows(run.scored().table, average)
+    header, rows = paper_rows(run.scored().scores, average)
     title = f"PCK in percent, {run.dataset} {run.split}, {average.value} average"
     blocks = [
         *_overall(run, by_average),
@@ -70,12 +68,12 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
 def _page(
     run: EvaluationRun,
     average: Average,
-    by_average: Mapping[Average, Mapping[Readout, PckIntervals]],
+    by_average: Mapping[Average, Mapping[str, PckIntervals]],
     root: Path | None,
 ) -> Page:
     scoring, readout, alpha = run.scoring, run.scoring.readouts[0], shown_alpha(run.scoring.alphas)
     found = by_average[average]
-    curves = run.scored(alphas=CURVE_ALPHAS).table
+    curves = run.scored(alphas=CURVE_ALPHAS).scores
     counts = _pair_counts(run)
     sections = [
         Section("How to read it", _reading(run)),
@@ -119,11 +117,11 @@ def _page(
     )
 
 
-def _headline(run: EvaluationRun, average: Average, readout: Readout, alpha: float, found: PckIntervals) -> Headline:
+def _headline(run: EvaluationRun, average: Average, readout: str, alpha: float, found: PckIntervals) -> Headline:
     pck = found[alpha].overall
     mean = "averaged over pairs" if average is Average.IMAGE else "all in one heap"
     return Headline(
-        f"PCK@{alpha:g}, {readout.value}, {average.value} average",
+        f"PCK@{alpha:g}, {readout}, {average.value} average",
         f"{100 * pck.mean:.2f}",
         "%",
         f"95 % interval {100 * pck.low:.2f} to {100 * pck.high:.2f}",
@@ -138,7 +136,7 @@ def _theta(run: EvaluationRun) -> str:
 
 
 def _highlights(run: EvaluationRun) -> tuple[Fact, ...]:
-    points = sum(len(match.pair.target_points) for match in run.matched)
+    points = int(run.matched.pairs.counts.sum())
     features = run.features
     named = {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble", "dino": "DINOv2", "features": "Features"}
     return (
@@ -173,9 +171,9 @@ def _layers(run: EvaluationRun) -> list[tuple[str, str]]:
 
 
 def _measured(run: EvaluationRun, average: Average) -> FactGroup:
-    points = sum(len(match.pair.target_points) for match in run.matched)
+    points = int(run.matched.pairs.counts.sum())
     scoring, theta = run.scoring, run.description.get("theta")
-    frames = ", ".join(f"{readout.value}: {scoring.frame_of(readout).value}" for readout in scoring.readouts)
+    frames = ", ".join(f"{readout}: {scoring.frame_of(readout).value}" for readout in scoring.readouts)
     return FactGroup(
         "What was measured",
         (
@@ -184,7 +182,7 @@ def _measured(run: EvaluationRun, average: Average) -> FactGroup:
             Fact("Categories", ", ".join(name for name in _pair_counts(run) if name != ALL)),
             Fact("Pairs", str(len(run.matched))),
             Fact("Keypoints", str(points)),
-            Fact("Hash of the list", list_hash(run.split, [match.pair for match in run.matched])),
+            Fact("Hash of the list", list_hash(run.split, run.matched.pairs)),
             Fact("Average of the headline", average.value),
             Fact("Alphas", ", ".join(f"{alpha:g}" for alpha in scoring.alphas)),
             *([Fact("Theta", theta)] if isinstance(theta, str) else []),
@@ -211,20 +209,19 @@ def _reading(run: EvaluationRun) -> list[Part]:
     return [Paragraph(text) for text in texts]
 
 
-def _overall(run: EvaluationRun, by_average: Mapping[Average, Mapping[Readout, PckIntervals]]) -> list[Block]:
+def _overall(run: EvaluationRun, by_average: Mapping[Average, Mapping[str, PckIntervals]]) -> list[Block]:
     frames = {readout: run.scoring.frame_of(readout) for readout in run.scoring.readouts}
     return [overall_block(found, average, frames) for average, found in by_average.items()]
 
 
 def _pair_counts(run: EvaluationRun) -> dict[str, int]:
-    counted = Counter(match.pair.category for match in run.matched)
-    return {**dict(sorted(counted.items())), ALL: len(run.matched)}
+    return {**{name: int(own.sum()) for name, own in run.matched.pairs.occurring.items()}, ALL: len(run.matched)}
 
 
-def _pairs(run: EvaluationRun, readout: Readout, alpha: float, root: Path | None) -> list[Part]:
+def _pairs(run: EvaluationRun, readout: str, alpha: float, root: Path | None) -> list[Part]:
     scoring = run.scoring
     best, worst = best_and_worst(run.matched, readout, alpha, scoring.pixels, PAIRS_SHOWN)
-    rule = Paragraph(f"At alpha = {alpha:g}, {readout.value}. {RULE}")
+    rule = Paragraph(f"At alpha = {alpha:g}, {readout}. {RULE}")
     try:
         pictures = read_pictures(_dataset(run, root), [run.matched[one.index] for one in (*best, *worst)])
     except InputError as error:

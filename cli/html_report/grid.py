@@ -39,12 +39,11 @@ from cli.html_report.write import write_report
 from cli.table_text import write_tables
 from featstore.pair_list import list_hash
 from featstore.store.schema import creator_version
-from matcher.configuration import Configuration
+from matcher.configuration import Configuration, MatchSettings
 from matcher.grid import GridScores, Winner, weights_of, winners
-from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.plot_grid import AccuracyPanel, HeatPanel, accuracy_figure, heat_map_figure
-from matcher.readout import Readout
+from matcher.registry import frame_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def _headline(scores: GridScores, best: Winner, average: Average) -> Headline:
         worth = "an interval that holds 0: that is no lead" if tie else "an interval without 0"
         sentence += f" It leads {full_name(scores, best.second)} by {spell(best.lead)} points, {worth}."
     return Headline(
-        f"Best PCK@{best.alpha:g}, {best.readout.value}, {average.value} average",
+        f"Best PCK@{best.alpha:g}, {best.readout}, {average.value} average",
         f"{100 * best.pck.mean:.2f}",
         "%",
         f"95 % interval {100 * best.pck.low:.2f} to {100 * best.pck.high:.2f}",
@@ -138,7 +137,7 @@ def _tried(scores: GridScores, average: Average, record: GridRecord) -> FactGrou
             Fact("Alphas", ", ".join(f"{alpha:g}" for alpha in scores.alphas)),
             Fact("Average", average.value),
             *([Fact("Theta", record.origin["theta"])] if "theta" in record.origin else []),
-            Fact("Frame of distances", ", ".join(f"{one.value}: {one.frame.value}" for one in scores.readouts)),
+            Fact("Frame of distances", ", ".join(f"{one}: {frame_of(one).value}" for one in scores.readouts)),
         ),
     )
 
@@ -177,25 +176,25 @@ def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> 
         rows = [shown] if place else several
         accuracy = accuracy_panels(scores, average, readout, settings, [scores.alphas[row] for row in rows])
         charts = [_accuracy_chart(panel, readout, f"t{place}-{number}") for number, panel in enumerate(accuracy)]
-        yield Gallery(f"Accuracy against timestep, {readout.value}, with 95 % intervals", tuple(charts))
+        yield Gallery(f"Accuracy against timestep, {readout}, with 95 % intervals", tuple(charts))
         if fused:
             weights, maps = heat_panels(scores, average, readout, settings)
             charts = [_heat_chart(maps[row], readout, f"m{place}-{row}") for row in rows]
-            yield Gallery(f"Two layers together, {readout.value}: {weights}", tuple(charts))
+            yield Gallery(f"Two layers together, {readout}: {weights}", tuple(charts))
 
 
-def _accuracy_chart(panel: AccuracyPanel, readout: Readout, prefix: str) -> Chart:
+def _accuracy_chart(panel: AccuracyPanel, readout: str, prefix: str) -> Chart:
     lines = "; ".join(
         f"{line.name}: "
         + ", ".join(f"{pck:.1f} at t={step}" for step, pck in zip(line.timesteps, line.percent, strict=True))
         for line in panel.lines
     )
-    drawn = inline_svg_on_paper(accuracy_figure([panel], readout.value), prefix)
+    drawn = inline_svg_on_paper(accuracy_figure([panel], readout), prefix)
     return Chart(drawn, f"{panel.name} in percent by timestep. {lines}.", panel.name, on_paper=True)
 
 
-def _heat_chart(panel: HeatPanel, readout: Readout, prefix: str) -> Chart:
-    drawn = inline_svg_on_paper(heat_map_figure([panel], readout.value), prefix)
+def _heat_chart(panel: HeatPanel, readout: str, prefix: str) -> Chart:
+    drawn = inline_svg_on_paper(heat_map_figure([panel], readout), prefix)
     alt = (
         f"Heat map of {panel.name} over the timesteps of two layers, from {np.nanmin(panel.percent):.1f} to "
         f"{np.nanmax(panel.percent):.1f} percent; the numbers are in the tables below."

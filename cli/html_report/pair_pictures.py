@@ -16,7 +16,7 @@ from featstore.datasets.records import Dataset
 from featstore.errors import DatasetError
 from matcher.pairs import Frame
 from matcher.pck import MatchedPair, RankedPair
-from matcher.readout import Readout
+from matcher.registry import frame_of
 
 Places = NDArray[np.floating[Any]]
 """Points (n, 2) in units of the drawing."""
@@ -54,12 +54,12 @@ def read_pictures(dataset: Dataset, pairs: Sequence[MatchedPair]) -> dict[str, I
 
 
 def pair_chart(
-    match: MatchedPair, ranked: RankedPair, readout: Readout, image_size: int, pictures: Mapping[str, Image.Image]
+    match: MatchedPair, ranked: RankedPair, readout: str, image_size: int, pictures: Mapping[str, Image.Image]
 ) -> Chart:
     """A pair as it was matched. image_size: S of the resized frame. pictures: by image id, as stored."""
     pair, original = match.pair, match.pair.in_original_frame()
     predicted = match.predictions[readout].astype(np.float64)
-    if readout.frame is Frame.RESIZED:
+    if frame_of(readout) is Frame.RESIZED:
         predicted = predicted * np.asarray(original.target_size) / image_size
     left, right = (min(_HEIGHT / h, _WIDEST / w) for w, h in (original.source_size, original.target_size))
     shift = original.source_size[0] * left + _GAP

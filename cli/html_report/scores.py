@@ -10,7 +10,6 @@ from cli.table_text import Block
 from matcher.pairs import Frame
 from matcher.pck import Average, Columns, PckTable
 from matcher.plot_scores import Bar, Curve, bar_figure, curve_figure
-from matcher.readout import Readout
 from matcher.statistics import Interval, PckIntervals
 
 CURVE_ALPHAS = tuple(number / 100 for number in range(1, 21))
@@ -25,13 +24,13 @@ def spelled(interval: Interval) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def overall_block(found: Mapping[Readout, PckIntervals], average: Average, frames: Mapping[Readout, Frame]) -> Block:
+def overall_block(found: Mapping[str, PckIntervals], average: Average, frames: Mapping[str, Frame]) -> Block:
     """A row a readout, a column an alpha."""
     alphas = list(next(iter(found.values())))
     several = len(set(frames.values())) > 1
     rows = tuple(
         (
-            f"{readout.value}, {frames[readout].value} frame" if several else readout.value,
+            f"{readout}, {frames[readout].value} frame" if several else readout,
             *(spelled(by_alpha[alpha].overall) for alpha in alphas),
         )
         for readout, by_alpha in found.items()
@@ -40,11 +39,11 @@ def overall_block(found: Mapping[Readout, PckIntervals], average: Average, frame
     return Block(title, ("readout", *(f"@{alpha:g}" for alpha in alphas)), rows)
 
 
-def category_block(readout: Readout, found: PckIntervals, pairs: Mapping[str, int], average: Average) -> Block:
+def category_block(readout: str, found: PckIntervals, pairs: Mapping[str, int], average: Average) -> Block:
     """A row a category, `all` last. pairs: how many each has."""
     columns = [own.named() for own in found.values()]
     rows = tuple((name, str(pairs[name]), *(spelled(own[name]) for own in columns)) for name in columns[0])
-    title = f"{readout.value}, {average.value} average, PCK in percent [95 % interval]"
+    title = f"{readout}, {average.value} average, PCK in percent [95 % interval]"
     return Block(title, ("category", "pairs", *(f"@{alpha:g}" for alpha in found)), rows)
 
 
@@ -54,7 +53,7 @@ def curve_block(table: PckTable, average: Average) -> Block:
         (f"{alpha:g}", *(f"{100 * by_average[average][alpha].overall:.2f}" for by_average in table.values.values()))
         for alpha in CURVE_ALPHAS
     )
-    header = ("alpha", *(readout.value for readout in table.values))
+    header = ("alpha", *(readout for readout in table.values))
     return Block(f"The curve's points, PCK in percent, {average.value} average", header, rows)
 
 
@@ -62,7 +61,7 @@ def curve_chart(table: PckTable, average: Average, marked: float) -> Chart:
     """PCK over alpha, a line a readout, over all pairs."""
     curves = [
         Curve(
-            readout.value,
+            readout,
             np.array(CURVE_ALPHAS),
             np.array([100 * by_average[average][alpha].overall for alpha in CURVE_ALPHAS]),
         )
@@ -77,14 +76,14 @@ def curve_chart(table: PckTable, average: Average, marked: float) -> Chart:
     )
 
 
-def category_chart(readout: Readout, found: Columns[Interval], alpha: float) -> Chart:
+def category_chart(readout: str, found: Columns[Interval], alpha: float) -> Chart:
     """Bars a category, with all pairs as the dotted line."""
     bars = [bar(name, interval) for name, interval in found.by_category.items()]
     values = ", ".join(f"{name} {100 * interval.mean:.1f}" for name, interval in found.named().items())
     return Chart(
         inline_svg(bar_figure(bars, 100 * found.overall.mean), "categories"),
         f"PCK@{alpha:g} in percent by category: {values}.",
-        f"PCK@{alpha:g} by category, {readout.value}; orange: 95 % intervals, dotted: all pairs.",
+        f"PCK@{alpha:g} by category, {readout}; orange: 95 % intervals, dotted: all pairs.",
     )
 
 

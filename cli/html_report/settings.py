@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cli.html_report.page import Fact, FactGroup
-from matcher.match import MatchSettings
-from matcher.readout import Readout
+from matcher.configuration import MatchSettings
 
 _FEATURES = {
     "prompt": "Prompt",
@@ -37,7 +36,7 @@ def feature_group(features: Mapping[str, Any]) -> FactGroup:
     return FactGroup("Features", tuple(facts))
 
 
-def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[Readout]) -> FactGroup:
+def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[str]) -> FactGroup:
     """How maps become matches, in all the ways that were tried; what belongs to a readout only where it was used."""
     first = tried[0]
     geometries, factors, aligned = (
@@ -51,13 +50,13 @@ def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[Readout]) 
         Fact("Geometry", ", ".join(geometries)),
         Fact("Upsampling of the finest map", ", ".join(factors)),
         Fact("Alignment of upsampling", ", ".join(aligned)),
-        Fact("Readouts", ", ".join(readout.value for readout in readouts)),
+        Fact("Readouts", ", ".join(readout for readout in readouts)),
     ]
-    if {Readout.SOFTMAX, Readout.KERNELSOFTMAX} & set(readouts):
+    if {"softmax", "kernelsoftmax"} & set(readouts):
         facts.append(Fact("Softmax temperature beta", f"{first.beta:g}"))
-    if Readout.KERNELSOFTMAX in readouts:
+    if "kernelsoftmax" in readouts:
         facts.append(Fact("Kernel width sigma", f"{first.sigma:g} cells"))
-    if Readout.WINDOW in readouts:
+    if "window" in readouts:
         facts.append(Fact("Window", f"{first.window} cells, temperature {first.window_beta:g}"))
     return FactGroup("Matching", tuple(facts))
 

@@ -22,7 +22,6 @@ from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import ALPHA
 from matcher.plot_scores import Learning, learning_figure, running_mean
-from matcher.readout import Readout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +117,7 @@ def _headline(course: Course, settings: TuningSettings) -> Headline:
         )
     best = course.best
     return Headline(
-        f"Best validation PCK@{ALPHA:g}, {Readout.NN.value}, image average",
+        f"Best validation PCK@{ALPHA:g}, {'nn'}, image average",
         f"{course.percent[best]:.2f}",
         "%",
         f"at step {course.steps[best]}, after {done}",
@@ -170,7 +169,7 @@ def _settings(run: RunFolder, settings: TuningSettings) -> tuple[FactGroup, ...]
     validation = (
         Fact("Every", f"{settings.validate_every} steps"),
         Fact("Pairs at most", str(settings.validation_pairs)),
-        Fact("Measure", f"{Readout.NN.value} PCK@{ALPHA:g}, image average, one noise draw"),
+        Fact("Measure", f"{'nn'} PCK@{ALPHA:g}, image average, one noise draw"),
     )
     model = [
         Fact("Dataset", str(run.description.get("dataset", "unknown"))),
@@ -189,7 +188,7 @@ def _settings(run: RunFolder, settings: TuningSettings) -> tuple[FactGroup, ...]
         FactGroup("What is learned", tuple(learned)),
         FactGroup("Optimisation", tuple(course)),
         FactGroup("Validation", validation),
-        matching_group([settings.matching], [Readout.NN]),
+        matching_group([settings.matching], ["nn"]),
         FactGroup("Data and model", tuple(model)),
         origin_group({name: value for name, value in run.description.items() if name != "store"}),
     )

@@ -42,7 +42,7 @@ RUN = "run.json"
 
 FORMAT = "dualsd run"
 EVALUATION = "dualsd evaluation"
-"""What lies among the runs, too: `featstore.pipeline.evaluation_run`."""
+"""What lies among the runs, too: `featstore.pipeline.results`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
 METRICS_LINE_BYTES = 57
