@@ -152,7 +152,8 @@ class Pairs(Sequence[MatchingPair]):
         """The pairs in their order; `Pairs` as they are."""
         if isinstance(pairs, Pairs):
             return pairs
-        images, categories, names, flags = _Places(), _Places(), _Places(), dict[str, array[int]]()
+        images, categories, names = _Places(), _Places(), _Places()
+        flags: dict[str, array[int]] = {}
         counts, sizes = array("q"), array("i")
         resized, original = _Growing(), _Growing()
         for pair in pairs:
@@ -233,16 +234,20 @@ class Pairs(Sequence[MatchingPair]):
         """(P,), where each pair's points begin."""
         return np.cumsum(self.counts) - self.counts
 
+    def places(self, rows: Rows) -> NDArray[np.int64]:
+        """Places of pairs, where they come as a list or a mask."""
+        return np.arange(len(self))[rows if isinstance(rows, np.ndarray) else list(rows)]
+
     def points(self, rows: Rows) -> NDArray[np.int64]:
         """The places of some pairs' points among all N, pair by pair."""
-        rows = np.arange(len(self))[rows]
+        rows = self.places(rows)
         counts = self.counts[rows]
         ends = np.cumsum(counts)
         return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.starts[rows] - ends + counts, counts)
 
     def take(self, rows: Rows) -> "Pairs":
         """Some of the pairs, in the order of `rows`: places or a mask."""
-        rows = np.arange(len(self))[rows]
+        rows = self.places(rows)
         points = self.points(rows)
         return replace(
             self,

@@ -77,9 +77,8 @@ class Matches(Sequence[MatchedPair]):
 
     def take(self, rows: Rows) -> "Matches":
         """Some of the pairs, see `Pairs.take`."""
-        places = np.arange(len(self))[rows]
-        points = self.pairs.points(places)
-        return Matches(self.pairs.take(places), {name: own[points] for name, own in self.predictions.items()})
+        points = self.pairs.points(rows)
+        return Matches(self.pairs.take(rows), {name: own[points] for name, own in self.predictions.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +98,8 @@ class PckTable:
 
     values: Mapping[str, Pck]
     categories: tuple[str, ...]
+    n_pairs: int
+    n_points: int
 
 
 def hits(predictions: FramePoints, truths: FramePoints, theta: float, alpha: float) -> NDArray[np.bool_]:
@@ -162,7 +163,7 @@ def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float], frame: Pix
         measured = distances(matches, readout, frame)
         right = {alpha: measured.hits(alpha) for alpha in alphas}
         values[readout] = Pck(*({alpha: columns(own, average) for alpha, own in right.items()} for average in Average))
-    return PckTable(values, tuple(members))
+    return PckTable(values, tuple(members), len(matches), int(counts.sum()))
 
 
 LEAST_POINTS = 3

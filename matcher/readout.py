@@ -104,19 +104,20 @@ def soft_argmax(correlation: Tensor, beta: float) -> Tensor:
     return torch.stack([x / total, y / total], dim=1)
 
 
-def kernel_soft_argmax(correlation: Tensor, beta: float, sigma: float, centre: Tensor) -> Tensor:
+def kernel_soft_argmax(correlation: Tensor, beta: float, sigma: float, centre: Tensor | None = None) -> Tensor:
     """`soft_argmax` after the correlations (not the probabilities) were multiplied by a Gaussian of `sigma` cells
-    centred on the largest one: (n, h, w) to (n, 2). centre: (n, 2), `nearest` of the correlations."""
-    dx, dy = _offsets(correlation, centre)
+    centred on the largest one: (n, h, w) to (n, 2). centre: (n, 2), `nearest` of the correlations where it is known
+    already."""
+    dx, dy = _offsets(correlation, nearest(correlation) if centre is None else centre)
     gaussian_x, gaussian_y = (torch.exp(-(offset**2) / (2 * sigma**2)) for offset in (dx, dy))
     return soft_argmax(correlation * gaussian_y[:, :, None] * gaussian_x[:, None, :], beta)
 
 
-def window_soft_argmax(correlation: Tensor, beta: float, window: int, centre: Tensor) -> Tensor:
+def window_soft_argmax(correlation: Tensor, beta: float, window: int, centre: Tensor | None = None) -> Tensor:
     """`soft_argmax` after the correlations more than `window` cells away from the largest one, in x or in y, were set
     to 0, as GeoAware-SC does (they still take part with exp(0)): (n, h, w) to (n, 2). centre: see
     `kernel_soft_argmax`."""
-    dx, dy = _offsets(correlation, centre)
+    dx, dy = _offsets(correlation, nearest(correlation) if centre is None else centre)
     inside_x, inside_y = ((offset.abs() <= window).to(correlation) for offset in (dx, dy))
     return soft_argmax(correlation * inside_y[:, :, None] * inside_x[:, None, :], beta)
 

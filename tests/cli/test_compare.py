@@ -14,6 +14,7 @@ from featstore.pipeline.evaluate import Evaluation, tabulated
 from featstore.pipeline.results import save_evaluation
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average, hits
+from matcher.registry import frame_of
 from matcher.spread import graphs_of
 from matcher.statistics import bootstrap_mean, permutation_test
 from tests.cli.conftest import Run
@@ -38,7 +39,7 @@ def two(run: Run) -> Run:
 def right(result: Evaluation, alpha: float) -> np.ndarray[Any, Any]:
     """PCK of each pair."""
     return np.array(
-        [hits(match.predictions["nn"], *match.pair.truth("nn".frame), alpha).mean() for match in result.matched]
+        [hits(match.predictions["nn"], *match.pair.truth(frame_of("nn")), alpha).mean() for match in result.matched]
     )
 
 
@@ -60,7 +61,7 @@ def test_every_number(two: Run, average: Average) -> None:
         lead = right(second, alpha) - right(first, alpha)
         for name in found:
             for key, own in (("first", first), ("run", second)):
-                assert found[name][key] == own.table.values["nn"][average][alpha].named()[name]
+                assert found[name][key] == own.pck["nn"][average][alpha].named()[name]
             assert found[name]["lead"]["mean"] == pytest.approx(found[name]["run"] - found[name]["first"])
             assert found[name]["lead"]["low"] < found[name]["lead"]["mean"] < found[name]["lead"]["high"]
         alone = bootstrap_mean(PAIRS, lead, seed=0, sizes=sizes)
@@ -106,7 +107,7 @@ def test_other_readouts_and_thresholds(two: Run) -> None:
     ok(two("compare", "a", "b", "--readout", "softmax", "--alphas", "0.05..0.2:0.05", "--json", "c.json"))
     found = read("c.json")["comparisons"][0]["results"]
     assert list(found) == ["0.05", "0.1", "0.15", "0.2"]
-    expected = evaluation(0.04, 2).table.values["softmax"][Average.IMAGE][0.1].named()
+    expected = evaluation(0.04, 2).pck["softmax"][Average.IMAGE][0.1].named()
     assert {name: own["run"] for name, own in found["0.1"].items()} == expected
 
 

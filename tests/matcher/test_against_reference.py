@@ -11,12 +11,13 @@ from matcher.fusion import squared_norms, upsample, upsampling
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.pairs import MatchingPair
+from matcher.registry import MODULES
 from matcher.sweep import evaluate
 from tests.reference import evaluate_plainly
 
 CPU = torch.device("cpu")
 SIZE = 96
-ON_CELLS = [readout for readout in str if readout != "pixel"]
+ON_CELLS = [readout for readout in MODULES if readout != "pixel"]
 SHAPES = {"coarse": (20, 6, 6), "fine": (12, 12, 12), "odd": (8, 9, 9)}
 
 

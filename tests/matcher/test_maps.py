@@ -15,6 +15,7 @@ from matcher.grid import score_grid
 from matcher.maps import LayerSpec, MapsInMemory, check_map
 from matcher.match import match_points
 from matcher.pairs import MatchingPair, OriginalFrame
+from matcher.registry import MODULES
 from matcher.sweep import evaluate
 from tests.matcher.unchecked import Unchecked
 
@@ -101,7 +102,7 @@ def test_maps_of_one_layer_are_alike() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("place", ["a", "b"])
-@pytest.mark.parametrize("readout", list(str))
+@pytest.mark.parametrize("readout", list(MODULES))
 def test_no_nan_is_scored(bad: float, place: str, readout: str) -> None:
     """Of a source that hands out what it should not: evaluate and grid name the pair and the readout."""
     maps = {(image, "x", None): plain(seed=seed) for seed, image in enumerate("ab")}

@@ -16,11 +16,12 @@ from featstore.pipeline.distributed import ALONE, Launch, by_category, by_target
 from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.pairs import MatchingPair
+from matcher.registry import MODULES
 from matcher.sweep import evaluate
 from tests.featstore.evaluations import SIZE, many_pairs
 from tests.forked import at_once, one_thread, together
 
-READOUTS = tuple(str)
+READOUTS = tuple(MODULES)
 LAYERS = (LayerSpec("2", 50, 0.8), LayerSpec("3", 261, 0.6))
 
 

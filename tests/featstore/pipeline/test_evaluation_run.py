@@ -64,7 +64,7 @@ def test_a_scored_result_can_be_kept_too(result: Evaluation, tmp_path: Path) -> 
     again = EvaluationRun.open(save_evaluation(result, tmp_path / "first")).scored(["nn"], [0.2], Frame.ORIGINAL)
     kept = EvaluationRun.open(save_evaluation(again, tmp_path / "second"))
     assert kept.scoring == again.scoring
-    assert kept.scored().table == again.table
+    assert kept.scored().scores == again.scores
 
 
 def test_pairs_without_names(result: Evaluation, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_pairs_without_names(result: Evaluation, tmp_path: Path) -> None:
 
 
 def pck(run: EvaluationRun, readout: str, alpha: float, frame: Frame | None) -> float:
-    return run.scored([readout], [alpha], frame).table.values[readout][Average.POINT][alpha].overall
+    return run.scored([readout], [alpha], frame).pck[readout][Average.POINT][alpha].overall
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_killed_before_its_report_the_same_evaluation_takes_its_place(tmp_path: 
     result = result_of(pairs, {"nn": guessed(pairs, 0.1, 1)})
     about = {"average": "image"}
     assert not is_finished(begun)
-    assert EvaluationRun.open(begun).scored().table == result.table
+    assert EvaluationRun.open(begun).scored().scores == result.scores
     if named:
         with pytest.raises(EvaluationError, match="exists already"):
             check_place(path)

@@ -44,6 +44,7 @@ from matcher.grid import GridScores
 from matcher.maps import LayerSpec
 from matcher.pairs import MatchingPair
 from matcher.pck import hits
+from matcher.registry import frame_of
 from matcher.sweep import TargetMatches, sweep
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
 from tests.reference import evaluate_plainly
@@ -231,7 +232,10 @@ def test_cells_are_the_plain_evaluation_of_their_configuration(
         expected = np.array(
             [
                 [
-                    [hits(match.predictions[readout], *match.pair.truth(readout.frame), alpha).sum() for match in plain]
+                    [
+                        hits(match.predictions[readout], *match.pair.truth(frame_of(readout)), alpha).sum()
+                        for match in plain
+                    ]
                     for alpha in GRID.alphas
                 ]
                 for readout in GRID.readouts
