@@ -1,12 +1,9 @@
-"""Evaluations that were kept: read again, scored again, compared."""
+"""Evaluations that were kept: read and scored again."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
-
-import numpy as np
 
 from featstore.backbones.layers import check_timesteps
 from featstore.errors import EvaluationError, ModelError
@@ -15,12 +12,9 @@ from featstore.pipeline.results import PREDICTIONS, RUN, Evaluation, Scoring, re
 from featstore.sealed import check_seal, parse_known
 from matcher.configuration import Configuration
 from matcher.errors import MatchError
-from matcher.pairs import Frame, MatchingPair, Pairs, PixelFrame
-from matcher.pck import Average, Columns, Distances, Matches, distances
-from matcher.statistics import Difference, compare
-
-_CLOSE = 0.01
-"""Pixels of the original image by which annotations may differ: they are kept in float32."""
+from matcher.pairs import Frame
+from matcher.pck import Average, Matches
+from matcher.registry import MODULES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +111,10 @@ class _Described:
         scoring = self.scoring
         Configuration(scoring.layers, scoring.settings)  # raises for weights that cannot be
         check_timesteps([layer.timestep for layer in scoring.layers if layer.timestep is not None])
+        for place, readout in enumerate(scoring.readouts):
+            if readout not in MODULES:
+                known = ", ".join(map(repr, MODULES))
+                raise ValueError(f"scoring.readouts[{place}] is {readout!r}, not one of {known}")
         for name, values in (("readouts", scoring.readouts), ("alphas", scoring.alphas)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"scoring.{name} is empty, or names one twice")
@@ -135,99 +133,3 @@ class _Described:
         for name, value in found.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name} is {getattr(self, name)}, and the predictions have {value}")
-
-
-def compare_runs(
-    first: EvaluationRun,
-    other: EvaluationRun,
-    readout: str,
-    alphas: Sequence[float],
-    average: Average,
-    frame: Frame | None,
-) -> dict[float, Columns[Difference]]:
-    """How far `other` leads, by alpha, see `matcher.statistics.compare`. frame: None for the one in
-    which both were scored.
-
-    Raises `EvaluationError` for a readout that one lacks, for different pairs or keypoints, and for different frames
-    where none is given.
-    """
-    for run in (first, other):
-        run.check_readout(readout)
-    if frame is None:
-        _check_frames(first, other, readout)
-    matched = aligned(first, other)
-    return compare(
-        first.matched.pairs,
-        _distances(first, first.matched, readout, frame),
-        _distances(other, matched, readout, frame),
-        alphas,
-        average,
-    )
-
-
-def aligned(first: EvaluationRun, other: EvaluationRun) -> Matches:
-    """The other run's matches in the order of the first one's. Raises `EvaluationError` where pairs, keypoints or
-    thresholds differ."""
-    ours, theirs = (_names(run.matched.pairs) for run in (first, other))
-    only_ours, only_theirs = Counter(ours) - Counter(theirs), Counter(theirs) - Counter(ours)
-    if only_ours or only_theirs:
-        run, name = (first, min(only_ours)) if only_ours else (other, min(only_theirs))
-        raise EvaluationError(
-            f"{first.path} and {other.path} were evaluated on different pairs ({' -> '.join(name[1:])} is only in "
-            f"{run.path}): evaluate the same --split and --categories."
-        )
-    waiting: dict[tuple[str, str, str], list[int]] = {}
-    for row, name in reversed(list(enumerate(theirs))):
-        waiting.setdefault(name, []).append(row)
-    found = other.matched.take([waiting[name].pop() for name in ours])
-    for mine, its in zip(first.matched.pairs, found.pairs, strict=True):
-        difference = _difference(mine, its)
-        if difference is not None:
-            raise EvaluationError(
-                f"{first.path} and {other.path} were evaluated on different {difference} of "
-                f"{mine.source} -> {mine.target}: evaluate again on the same annotations."
-            )
-    return found
-
-
-def _names(pairs: Pairs) -> list[tuple[str, str, str]]:
-    return [
-        (pairs.categories[category], pairs.images[source], pairs.images[target])
-        for category, source, target in zip(pairs.category, pairs.source, pairs.target, strict=True)
-    ]
-
-
-def _difference(ours: MatchingPair, theirs: MatchingPair) -> str | None:
-    """What two records of a pair disagree on; points in the original frame, which no image size changes."""
-    first, other = ours.in_original_frame(), theirs.in_original_frame()
-    if None not in (ours.names, theirs.names) and ours.names != theirs.names:
-        return "keypoints"
-    for mine, its in (
-        (first.source_points, other.source_points),
-        (first.target_points, other.target_points),
-    ):
-        if mine.shape != its.shape or not np.allclose(mine, its, rtol=0, atol=_CLOSE):
-            return "keypoints"
-    if (first.source_size, first.target_size) != (other.source_size, other.target_size):
-        return "image sizes"
-    return None if np.isclose(first.theta, other.theta, rtol=1e-6) else "thresholds theta"
-
-
-def _check_frames(first: EvaluationRun, other: EvaluationRun, readout: str) -> None:
-    ours, theirs = (_frame_of(run, readout) for run in (first, other))
-    if ours != theirs:
-        raise EvaluationError(
-            f"{readout} is measured in {ours} in {first.path}, but in {theirs} in {other.path}: choose one for "
-            "both with --frame original or --frame resized."
-        )
-
-
-def _frame_of(run: EvaluationRun, readout: str) -> str:
-    if run.scoring.frame_of(readout) is Frame.ORIGINAL:
-        return "original images"
-    return f"images of {run.scoring.settings.image_size} pixels"
-
-
-def _distances(run: EvaluationRun, matched: Matches, readout: str, frame: Frame | None) -> Distances:
-    chosen = run.scoring.frame if frame is None else frame
-    return distances(matched, readout, None if chosen is None else PixelFrame(chosen, run.scoring.settings.image_size))

@@ -22,7 +22,7 @@ from featstore.pipeline.evaluate import Evaluation
 from featstore.pipeline.results import check_place, is_finished, kept_evaluation, save_evaluation
 from featstore.pipeline.runs import EvaluationRun
 from matcher.pairs import Frame
-from matcher.pck import Average
+from matcher.pck import Average, Matches
 from tests.featstore.evaluations import annotated, framed, guessed, many_pairs, result_of
 
 
@@ -69,7 +69,7 @@ def test_a_scored_result_can_be_kept_too(result: Evaluation, tmp_path: Path) -> 
 
 def test_pairs_without_names(result: Evaluation, tmp_path: Path) -> None:
     nameless = [replace(match, pair=replace(match.pair, names=None)) for match in result.matched]
-    path = save_evaluation(replace(result, matched=tuple(nameless)), tmp_path / "run")
+    path = save_evaluation(replace(result, matched=Matches.of(nameless)), tmp_path / "run")
     assert {match.pair.names for match in EvaluationRun.open(path).matched} == {None}
 
 
