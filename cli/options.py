@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featstore.store.keys import parse_location
+from matcher.registry import MODULES
 
 if TYPE_CHECKING:
     from featstore.store.keys import StoreLocation as StoreLocation
@@ -107,9 +108,7 @@ DinoSizeOption = Annotated[
     ),
 ]
 EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
-ReadoutsOption = Annotated[
-    str, typer.Option("--readouts", help="Of nn, bilinear, softmax, kernelsoftmax, window, pixel.")
-]
+ReadoutsOption = Annotated[str, typer.Option("--readouts", help=f"Of {', '.join(MODULES)}.")]
 AlphasOption = Annotated[
     str, typer.Option("--alphas", help="Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.")
 ]

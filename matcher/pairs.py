@@ -2,9 +2,10 @@
 and the pairs of an evaluation, a column per property."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -112,6 +113,12 @@ Rows = Sequence[int] | Integers | NDArray[np.bool_]
 """Places of pairs, or a mask of all."""
 
 
+def places(rows: Rows) -> NDArray[np.intp]:
+    """The places of the pairs that are meant."""
+    chosen = rows if isinstance(rows, np.ndarray) else np.array(list(rows), dtype=np.intp)
+    return np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.intp)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PairsInFrame:
     """P pairs of N points in one frame. source_points, target_points: (N, 2), of all pairs in turn. theta: (P,)."""
@@ -125,7 +132,7 @@ class PairsInFrame:
         return PairsInFrame(self.source_points[points], self.target_points[points], self.theta[rows])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Pairs(Sequence[MatchingPair]):
     """P pairs with N points, as columns: what a pair costs is its numbers. `pairs[index]` is a view of one.
 
@@ -199,14 +206,7 @@ class Pairs(Sequence[MatchingPair]):
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         row = range(len(self))[index]
-        end = int(self.starts[row]) + int(self.counts[row])
-        return self._view(row, slice(end - int(self.counts[row]), end))
-
-    def __iter__(self) -> Iterator[MatchingPair]:
-        for row, (start, count) in enumerate(zip(self.starts.tolist(), self.counts.tolist(), strict=True)):
-            yield self._view(row, slice(start, start + count))
-
-    def _view(self, row: int, own: slice) -> MatchingPair:
+        own = slice(int(self.starts[row]), int(self.starts[row] + self.counts[row]))
         original = None
         if self.original is not None and self.sizes is not None:
             width, height, target_width, target_height = self.sizes[row].tolist()
@@ -229,25 +229,21 @@ class Pairs(Sequence[MatchingPair]):
             flags=None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()},
         )
 
-    @property
+    @cached_property
     def starts(self) -> NDArray[np.int64]:
         """(P,), where each pair's points begin."""
         return np.cumsum(self.counts) - self.counts
 
-    def places(self, rows: Rows) -> NDArray[np.int64]:
-        """Places of pairs, where they come as a list or a mask."""
-        return np.arange(len(self))[rows if isinstance(rows, np.ndarray) else list(rows)]
-
     def points(self, rows: Rows) -> NDArray[np.int64]:
         """The places of some pairs' points among all N, pair by pair."""
-        rows = self.places(rows)
+        rows = places(rows)
         counts = self.counts[rows]
         ends = np.cumsum(counts)
         return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.starts[rows] - ends + counts, counts)
 
     def take(self, rows: Rows) -> "Pairs":
         """Some of the pairs, in the order of `rows`: places or a mask."""
-        rows = self.places(rows)
+        rows = places(rows)
         points = self.points(rows)
         return replace(
             self,
