@@ -51,11 +51,9 @@ def compare(
         )
     typed = None if alphas is None else option_values.parse_alphas(alphas)
 
-    from cli.evaluate import describe
-    from cli.output import check_writable, print_table, say, write_csv, write_json
+    from cli.output import check_writable, describe, print_table, say, write_csv, write_json
     from cli.progress import TerminalProgress
-    from featstore.pipeline.compare import CSV_HEADER, compare_runs
-    from featstore.pipeline.runs import EvaluationRun
+    from featstore.pipeline.runs import CSV_HEADER, EvaluationRun, compare_runs
 
     check_writable(json, csv)
     opened = [EvaluationRun.open(path) for path in runs]
