@@ -53,7 +53,8 @@ def compare(
 
     from cli.output import check_writable, describe, print_table, say, write_csv, write_json
     from cli.progress import TerminalProgress
-    from featstore.pipeline.runs import CSV_HEADER, EvaluationRun, compare_runs
+    from featstore.pipeline.compare import CSV_HEADER, compare_runs
+    from featstore.pipeline.runs import EvaluationRun
 
     check_writable(json, csv)
     opened = [EvaluationRun.open(path) for path in runs]

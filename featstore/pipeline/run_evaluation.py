@@ -163,6 +163,8 @@ def _match(
     wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
     check_unchanged(store, dataset, share, progress)
     framed = in_frame_of_store(store, dataset, pairs, progress)
+    count = len(pairs)
+    del pairs  # from here on they are columns
     notes = note_oddities(dataset, [split], images, store.images.known_keys, progress)
     patches = None
     without_patches: tuple[ImageError, ...] = ()
@@ -178,7 +180,7 @@ def _match(
     if choice.prompts is None:
         from featstore.pipeline.pairwise import open_pair_maps, score_pairwise
 
-        tell_pairwise_cost(progress, len(pairs), len(wanted), ensemble)
+        tell_pairwise_cost(progress, count, len(wanted), ensemble)
         assert choice.learned is not None, "only learned prompts belong to pairs"
         pair_maps = open_pair_maps(
             store, dataset, framed, wanted, choice.learned, config.dino, ensemble, compute, progress, processes
@@ -196,7 +198,7 @@ def _match(
         raise without_maps[0]
     bad = unreadable(without_maps, without_patches)
     readable = without_images(framed, bad)
-    tell_left_out(progress, bad, len(pairs), len(readable))
+    tell_left_out(progress, bad, count, len(readable))
     about = describe_features(store, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
     maps = StoredMaps(store, made.extractor, None if patches is None else patches.extractor)
     result = score(dataset, split, readable, maps, scoring, about | about_dino, compute.device, progress, processes)
