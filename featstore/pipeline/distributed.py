@@ -15,7 +15,7 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from matcher.pairs import MatchingPair, Pairs
+    from matcher.pairs import MatchingPair
 
 Item = TypeVar("Item")
 
@@ -58,6 +58,7 @@ Shares = list[list[int]]
 def by_target(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """All pairs into a target image go to one process, which then correlates what one process alone would, and so to
     the same bits; most categories go to one as a whole. done: target images that are no work any more."""
+    from matcher.pairs import Pairs
 
     targets: dict[str, list[int]] = {}
     columns = Pairs.of(pairs)
@@ -70,6 +71,7 @@ def by_target(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str]
 def by_category(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """For maps that are made a category at a time and not kept: no two processes make the same. done: target images
     that are no work any more; a category is none when all of its are done."""
+    from matcher.pairs import Pairs
 
     columns = Pairs.of(pairs)
     groups = list(columns.grouped("category").values())
