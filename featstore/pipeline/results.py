@@ -27,7 +27,7 @@ from typing import Any
 
 from featstore.datasets.records import canonical_split
 from featstore.errors import EvaluationError
-from featstore.files import Needed, naming_missing_bytes, write_whole, writing
+from featstore.files import write_whole, writing
 from featstore.pair_list import describe_list, spell_list
 from featstore.pipeline.predictions import check_version, predictions_bytes
 from featstore.sealed import seal
@@ -181,7 +181,7 @@ def save_evaluation(
 
     Raises:
         EvaluationError: Something lies there.
-        DiskFullError: The disk is full; with the bytes that are missing.
+        DiskFullError: The disk is full.
         StoreError: The disk does not take it for another reason.
     """
     return _save(result, path, parent, {**about, **_describe(result)}, lambda _: None)
@@ -264,10 +264,9 @@ def _save(
         RESULTS: _json_bytes(result.to_json()),
         RUN: _json_bytes(seal(described)),
     }
-    needed = Needed(sum(map(len, contents.values())), len(contents), 1)
     place = path or parent
     try:
-        with naming_missing_bytes(place, lambda: needed), writing(f"The run in {place}"):
+        with writing(f"The run in {place}", sum(map(len, contents.values())), place=place):
             making.mkdir(parents=True)
             for name, content in contents.items():
                 write_whole(making / name, content)

@@ -7,9 +7,10 @@ from typing import Any, Self
 
 from featstore.backbones.layers import check_timesteps
 from featstore.errors import EvaluationError, ModelError
+from featstore.parsing import parse_known
 from featstore.pipeline.predictions import load_predictions
 from featstore.pipeline.results import PREDICTIONS, RUN, Evaluation, Scoring, read_description, tabulated
-from featstore.sealed import check_seal, parse_known
+from featstore.sealed import check_seal
 from matcher.configuration import Configuration
 from matcher.errors import MatchError
 from matcher.pairs import Frame
