@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 from featstore.backbones.base import Compute, compute_on
 from featstore.backbones.locate import ALIASES, DEMO
 from featstore.backbones.profile import profile_of
-from featstore.backbones.registry import MODULES, family_of, is_other
+from featstore.backbones.registry import LAYERS, family_of, is_other
 from featstore.pipeline.distributed import launched
 from matcher.errors import InputError
+from matcher.registry import MODULES
 
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
     from featstore.store.store import Store
-    from matcher.readout import Readout
 
 USUAL = profile_of("sd2-1")
 """What holds before a model is known."""
@@ -28,8 +28,8 @@ def check_names(names: Sequence[str]) -> None:
         InputError: For one that is no layer, or is named twice.
     """
     for name in names:
-        if name not in MODULES and not name.isdecimal():
-            others = " or ".join(filter(is_other, MODULES))
+        if name not in LAYERS and not name.isdecimal():
+            others = " or ".join(filter(is_other, LAYERS))
             raise InputError(f"--layers takes layers from 1 to 4, or {others}, not {name!r}.")
         family_of(name)
     if len(set(names)) != len(names):
@@ -108,15 +108,12 @@ def check_layers_of(
         check_weights(len(weights), list(weights))
 
 
-def find_readouts(names: Sequence[str]) -> "tuple[Readout, ...]":
-    """Readouts by name, each once. Raises `InputError` for one that there is not."""
-    from matcher.readout import Readout
-
-    known = {readout.value: readout for readout in Readout}
+def find_readouts(names: Sequence[str]) -> tuple[str, ...]:
+    """Readouts' names, each once. Raises `InputError` for one that there is not."""
     for name in names:
-        if name not in known:
-            raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
-    return tuple(known[name] for name in dict.fromkeys(names))
+        if name not in MODULES:
+            raise InputError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_unet: Collection[str]) -> None:

@@ -35,11 +35,11 @@ from featstore.pipeline.features import Batch, chunks, diffusion_maps, pixel_map
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent
 from featstore.prompts.text import encode_texts
+from matcher.configuration import MatchSettings
 from matcher.errors import MapError, MatchError
 from matcher.fusion import fuse, sample
 from matcher.geometry import Geometry, pixels_to_cells
-from matcher.match import MatchSettings, correlate, match_points
-from matcher.readout import Readout
+from matcher.match import correlate, match_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +309,7 @@ def match(
     maps_b: ImageMaps,
     points: ArrayLike,
     weights: Sequence[float] | None = None,
-    readout: str = Readout.NN.value,
+    readout: str = "nn",
     geometry: str = Geometry.CORNERS.value,
     upsample: int = 1,
     *,
@@ -347,13 +347,13 @@ def match(
     shares = weights_for([layer for layer, _ in keys], weights)
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
-    settings, chosen = MatchSettings(size, shape, upsample, align), Readout(readout)
+    settings = MatchSettings(size, shape, upsample, align)
     source, target = (
         fuse([own.maps[key].to(device) for key in keys], shares, upsample, align) for own in (maps_a, maps_b)
     )
     scale_a, scale_b = (np.array(own.size, dtype=np.float32) / np.float32(size) for own in (maps_a, maps_b))
     queries = torch.from_numpy(np.clip(found / scale_a, 1e-4, size - 1 - 1e-4)).to(device)
-    matched = match_points(source, target, queries, [chosen], settings)[chosen]
+    matched = match_points(source, target, queries, [readout], settings)[readout]
     cells = pixels_to_cells(queries, size, (source.shape[-2], source.shape[-1]), shape)
     correlations = correlate(source, cells, target)  # (n, H, W)
     places = pixels_to_cells(matched, size, (target.shape[-2], target.shape[-1]), shape)

@@ -23,7 +23,7 @@ from tests.featstore.backbones.toy import ToyBackbone
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.MODULES, "toy", "tests.featstore.backbones.toy")
+    monkeypatch.setitem(registry.LAYERS, "toy", "tests.featstore.backbones.toy")
 
 
 @pytest.fixture
