@@ -13,10 +13,9 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cli.recipe import Recipe
-    from cli.reproduction.comparison import Comparison
-    from cli.reproduction.plan import Plan
+    from cli.reproduction.paper import Plan
     from cli.reproduction.workplace import Workplace
+    from featstore.recipes import Recipe
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -79,9 +78,8 @@ def reproduce(
     same command goes on. The table is also written as Markdown, LaTeX and JSON.
     """
     from cli.output import check_writable, say
-    from cli.recipe import load_recipes
-    from cli.reproduction.paper import TABLES
-    from cli.reproduction.plan import DEMO
+    from cli.reproduction.paper import DEMO, TABLES
+    from featstore.recipes import load_recipes
 
     if what != FIGURE and what not in TABLES:
         raise InputError(f"There is no {what!r} to reproduce: choose from {', '.join([*TABLES, FIGURE])}.")
@@ -103,22 +101,16 @@ def reproduce(
     if dry_run and not is_at_hand(name, revision):
         say(f"The model {name} is not on this machine: what this takes can be counted once it is.")
         return
-    place = Workplace(
-        work,
-        open_model(name, revision),
-        option_values.choose_compute(device, dtype, batch_size),
-        Means(device, dtype, batch_size, dino, accumulate, gradient_checkpointing),
-        recipes,
-        roots,
-        train_steps,
-    )
-    say(f"model {place.model.location.id}, images of {place.image_size} pixels")
-    if plan is None:
-        from cli.reproduction.figure import reproduce_figure
-
-        reproduce_figure(place, dry_run, json)
+    opened, compute = open_model(name, revision), option_values.choose_compute(device, dtype, batch_size)
+    means = Means(device, dtype, batch_size, dino, accumulate, gradient_checkpointing)
+    place = Workplace(work, opened, compute, means, recipes, roots, train_steps)
+    say(f"model {opened.location.id}, images of {place.image_size} pixels")
+    if plan is not None:
+        _reproduce_table(place, plan, name, dry_run, json)
         return
-    _reproduce_table(place, plan, name, dry_run, json)
+    from cli.reproduction.figure import reproduce_figure
+
+    reproduce_figure(place, dry_run, json)
 
 
 def _plan(
@@ -126,9 +118,8 @@ def _plan(
 ) -> "Plan":
     """What is to be run; says what is replaced and what is missing."""
     from cli.output import say
-    from cli.reproduction.notes import missing, stand_ins
-    from cli.reproduction.paper import load_table
-    from cli.reproduction.plan import choose_rows, plan_table
+    from cli.reproduction.paper import choose_rows, load_table, plan_table
+    from cli.reproduction.tables import missing, stand_ins
 
     table = load_table(what)
     plan = plan_table(table, choose_rows(table, rows, recipes), roots.keys(), on)
@@ -148,45 +139,45 @@ def _plan(
 
 def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool, json: Path | None) -> None:
     from cli.command_line import describe_origin
-    from cli.output import say, write_json
-    from cli.reproduction.comparison import compare, to_json
-    from cli.reproduction.layout import blocks
-    from cli.reproduction.notes import notes
-    from cli.reproduction.pricing import prices, print_prices
-    from cli.reproduction.run import commands, pieces, run_pieces, spelled_settings, survey
+    from cli.html_report.reproduction import report_reproduction
+    from cli.output import console, print_table, say, write_json
+    from cli.reproduction.run import commands, prices, run_left, spelled_methods, survey
+    from cli.reproduction.tables import blocks, compare, narrow_blocks, notes
+    from cli.reproduction.work import print_prices
     from cli.table_text import write_tables
+    from featstore.plain_text import printable
 
-    found = survey(place, plan)
+    found, table = survey(place, plan), plan.table
     if found.figures:
         say(f"{len(found.figures)} cell(s) were scored before")
-    left = pieces(place, found)
-    priced = prices(place, left) if left else []
+    priced = prices(place, found)
     if priced:
         print_prices(place, priced)
     if dry_run:
-        write_json(json, {"table": plan.table.name, "left": [asdict(price) for price in priced]})
+        write_json(json, {"table": table.name, "left": [asdict(price) for price in priced]})
         say("The same by hand, e.g. to train with torchrun (reproduce goes on from runs that it finds):")
         for command in commands(place, found):
             say(f"  {command}")
         return
-    outcome = run_pieces(place, found)
-    comparison = compare(
-        plan, {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
-    )
+    outcome = run_left(place, found)
+    scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
+    comparison = compare(plan, scored)
     said = notes(plan, model, place.image_size, place.train_steps, outcome.failures)
     say("")
-    _print_blocks(comparison)
+    parts = blocks(comparison)
+    fits = not table.by_category or all(block.width <= console().width for block in parts)
+    for block in parts if fits else narrow_blocks(comparison):
+        print_table(block.title, block.header, block.rows, block.left_columns)
     for note in said:
         say(f"- {note}")
-    parts, table = blocks(comparison), plan.table
     content = {
         "table": table.name,
         "model": place.model.location.id,
         "model_fingerprint": place.model.fingerprint,
         "train_steps": place.train_steps,
         "notes": said,
-        "figures": to_json(list(comparison.numbers.values())),
-        "commands": spelled_settings(place, found),
+        "figures": [number.to_json() for number in comparison.numbers.values()],
+        "commands": spelled_methods(found),
         **describe_origin(),
     }
     folder = place.folder / "tables"
@@ -194,22 +185,8 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     write_json(folder / f"{table.name}.json", content)
     write_json(json, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")
-    from cli.html_report.reproduction import report_reproduction
-    from featstore.plain_text import printable
-
     say(f"report: {report_reproduction(place.folder)}, with every table made in {place.folder}")
+    for name, sentence in outcome.failures.items():
+        typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
     if outcome.failures:
-        for name, sentence in outcome.failures.items():
-            typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
         raise typer.Exit(EXIT_INPUT)
-
-
-def _print_blocks(comparison: "Comparison") -> None:
-    """As in the paper, or, where its columns are too many for the terminal, a table a method."""
-    from cli.output import console, print_table
-    from cli.reproduction.layout import blocks, narrow_blocks
-
-    wide = blocks(comparison)
-    fits = all(block.width <= console().width for block in wide)
-    for block in wide if fits or not comparison.plan.table.by_category else narrow_blocks(comparison):
-        print_table(block.title, block.header, block.rows, block.left_columns)

@@ -13,10 +13,10 @@ from diffusers import UNet2DConditionModel
 from transformers import Dinov2Model
 from typer.testing import Result
 
-from cli.recipe import load_recipes
 from cli.reproduction.workplace import find_datasets
 from featstore.datasets import demo
 from featstore.pipeline import latents
+from featstore.recipes import load_recipes
 from featstore.sealed import seal
 from matcher.errors import InputError
 from tests.cli.conftest import Run
@@ -121,7 +121,7 @@ def test_every_recipe_runs_and_takes_what_was_said(reproduce: Reproduce, seen: C
     assert foreseen["bytes_to_write"] == sum(file.stat().st_size for file in rows_written())
     found = figures("table1")
     for name in names:
-        one = found[name if RECIPES[name].training is None else f"{name}@spair", 0.1]
+        one = found[name if RECIPES[name].train is None else f"{name}@spair", 0.1]
         assert 0 <= one["low_percent"] <= one["pck_percent"] <= one["high_percent"] <= 100
     for file in ("table1.md", "table1.tex"):
         text = Path("reproduce/tables", file).read_text()
@@ -309,7 +309,7 @@ def test_every_recipe_runs_on_the_demo(run: Run, monkeypatch: pytest.MonkeyPatch
     ok(run("reproduce", "table1", "--on", "demo", "--train-steps", "2", "--rows", ",".join(RECIPES)))
     written = json.loads(Path("reproduce/tables/table1.json").read_text())["figures"]
     scored = {one["row"] for one in written if one["pck_percent"] is not None}
-    assert scored == {name if recipe.training is None else f"{name}@spair" for name, recipe in RECIPES.items()}
+    assert scored == {name if recipe.train is None else f"{name}@spair" for name, recipe in RECIPES.items()}
 
 
 @pytest.mark.slow

@@ -4,14 +4,23 @@ from collections import Counter
 
 import pytest
 
-from cli.recipe import load_recipes
-from cli.reproduction.comparison import Compared, compare, to_json
-from cli.reproduction.layout import blocks, narrow_blocks
-from cli.reproduction.notes import missing, notes, stand_ins
-from cli.reproduction.paper import FILE, TABLES, contradictions, load_figures, load_table
-from cli.reproduction.plan import Cell, Plan, Row, Training, choose_rows, plan_table
-from cli.reproduction.work import PromptName, Work, bytes_of
+from cli.reproduction.paper import (
+    FILE,
+    TABLES,
+    Cell,
+    Plan,
+    Row,
+    Training,
+    choose_rows,
+    contradictions,
+    load_figures,
+    load_table,
+    plan_table,
+)
+from cli.reproduction.tables import Compared, blocks, compare, missing, narrow_blocks, notes, stand_ins
+from cli.reproduction.work import Map, Work
 from cli.table_text import to_latex, to_markdown
+from featstore.recipes import load_recipes
 from matcher.errors import InputError
 from matcher.statistics import Interval
 
@@ -171,7 +180,7 @@ def test_ours_beside_the_papers() -> None:
     assert first.header == ("method", "@0.05", "paper", "difference", "@0.1", "paper", "difference")
     ours = "40.00 [39.50, 40.50]"
     assert first.rows[0] == ("dift", ours, "39.34", "+0.66*", ours, "52.31", "-12.31*")
-    kept = to_json([one])[0]
+    kept = one.to_json()
     assert (kept["row"], kept["dataset"], kept["alpha"], kept["paper_percent"]) == ("dift", "spair", 0.05, 39.34)
     assert (kept["pck_percent"], kept["low_percent"], kept["high_percent"]) == pytest.approx((40, 39.5, 40.5))
     assert kept["paper_is_outside"] is True
@@ -183,7 +192,7 @@ def test_what_was_not_run_is_no_number() -> None:
     assert block.title == "Table 5, pf-willow"
     assert block.rows[0][1] == "40.00 [39.00, 41.00]"
     assert block.rows[3] == ("sd4match-single@pf-pascal", "-", "48.28", "-", "-", "76.97", "-")
-    kept = to_json([compare(plan, {}).of(plan.rows[0], plan.columns[0], "all", 0.05)])[0]
+    kept = compare(plan, {}).of(plan.rows[0], plan.columns[0], "all", 0.05).to_json()
     assert kept["pck_percent"] is None
     assert kept["difference"] is None
 
@@ -260,30 +269,17 @@ def test_notes_say_what_was_not_as_in_the_paper() -> None:
 
 
 def test_layers_share_a_pass_where_their_prompts_are_one() -> None:
-    text, learned = PromptName("a photo", separate=False), PromptName("dual-single@demo", separate=True)
+    def both(prompts: str, alone: bool, timesteps: tuple[int, int]) -> Work:
+        steps = zip(timesteps, (2, 3), strict=True)
+        return Work(frozenset(Map("demo", "cat/1", prompts, alone, 8, step, layer) for step, layer in steps))
 
-    def both(prompts: PromptName, timesteps: tuple[int, int]) -> Work:
-        rows = [("demo", "cat/1", prompts, 8, step, layer) for step, layer in zip(timesteps, (2, 3), strict=True)]
-        return Work(maps=frozenset(rows))
-
-    assert both(text, (261, 261)).passes == {3: 8}
-    assert both(text, (261, 200)).passes == {2: 8, 3: 8}
-    assert both(learned, (261, 261)).passes == {2: 8, 3: 8}
+    assert both("a photo", False, (261, 261)).passes == {3: 8}
+    assert both("a photo", False, (261, 200)).passes == {2: 8, 3: 8}
+    assert both("dual-single@demo", True, (261, 261)).passes == {2: 8, 3: 8}
     # dift and dift-dual share layer 2 at 261
-    dift = Work(maps=frozenset([("demo", "cat/1", text, 8, 261, 2)]))
-    assert both(text, (261, 200)).without(dift).passes == {3: 8}
-    assert (dift | both(text, (261, 200))).passes == {2: 8, 3: 8}
-
-
-def test_bytes_add_up() -> None:
-    text = PromptName("a photo", separate=False)
-    work = Work(
-        frozenset([("demo", "cat/1"), ("demo", "cat/2")]),
-        frozenset([("demo", "cat/1", 261, 0)]),
-        frozenset([("demo", "cat/1", text, 8, 261, 2)]),
-        frozenset([("demo", "cat/1", 224, 257)]),
-    )
-    assert bytes_of(work, latent_bytes=100, map_bytes={2: 1000, 3: 5000}.__getitem__, patch_bytes=int) == 1300 + 257
+    dift = Work(frozenset([Map("demo", "cat/1", "a photo", False, 8, 261, 2)]))
+    assert both("a photo", False, (261, 200)).without(dift).passes == {3: 8}
+    assert (dift | both("a photo", False, (261, 200))).passes == {2: 8, 3: 8}
 
 
 def test_a_number_that_is_the_papers_is_not_outside() -> None:
