@@ -1,6 +1,5 @@
 """`dualsd reproduce`: the report's tables, run and set beside its figures."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -154,7 +153,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     if priced:
         print_prices(place, priced)
     if dry_run:
-        write_json(json, {"table": table.name, "left": [asdict(price) for price in priced]})
+        write_json(json, {"table": table.name, "left": priced})
         say("The same by hand, e.g. to train with torchrun (reproduce goes on from runs that it finds):")
         for command in commands(place, found):
             say(f"  {command}")

@@ -66,14 +66,15 @@ def _print_recipe(recipe: "Recipe") -> None:
 
 def commands(recipe: "Recipe") -> list[str]:
     """What runs a recipe on a store `spair.zarr`, made by the first command."""
-    from cli.recipe_options import command_of
+    from cli.options import command_of
 
     store, prompts = "spair.zarr", None
-    found: list[Any] = [replace(recipe.build, dataset="spair", root=Path("SPair-71k"), store=store)]
+    build = replace(recipe.build, dataset="spair", root=Path("SPair-71k"), store=store)
+    found = [command_of(build, "cache", "build")]
     if recipe.train is not None:
-        found.append(replace(recipe.train, store=store, name=recipe.name))
+        found.append(command_of(replace(recipe.train, store=store, name=recipe.name), "train"))
         prompts = Path("runs", recipe.name)
-    return [command_of(config) for config in (*found, replace(recipe.eval, store=store, prompts=prompts))]
+    return [*found, command_of(replace(recipe.eval, store=store, prompts=prompts), "eval")]
 
 
 def _spell(value: Any) -> str:

@@ -7,7 +7,7 @@ is not known, no True for 1, no number that is not finite; what cannot be is an 
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ar
 import pydantic.dataclasses
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from featstore.pipeline.defaults import check_layers_of, check_of_use
 from matcher.errors import InputError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
@@ -43,12 +44,23 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class ConfigField:
-    """A config's field as the command line sees it. kind: its type without None and `Annotated`."""
+    """A config's field as the command line sees it.
+
+    Args:
+        name: Of the field.
+        kind: Its type, without None and `Annotated`.
+        default: None where there is none.
+        is_needed: Whether it has no default.
+        setting: What it means.
+        group: What the class says of itself from which the field comes, where several config classes share that one.
+    """
 
     name: str
     kind: Any
     default: Any
+    is_needed: bool
     setting: Setting
+    group: str | None
 
     @property
     def flag(self) -> str:
@@ -182,6 +194,15 @@ ALPHAS = (0.05, 0.1, 0.15)
 ENSEMBLE = 8
 
 
+OF_THE_UNET = ("timesteps", "prompt", "prompts", "fallback")
+
+
+def given_options(config: Any, names: Sequence[str]) -> list[str]:
+    """The options among some that were given."""
+    flags = {"timesteps": "--t", "dino_size": "--dino-size"}
+    return [flags.get(name, f"--{name}") for name in names if getattr(config, name) is not None]
+
+
 @settings
 class ComputeConfig(metaclass=_Constructed):
     """Where networks run."""
@@ -240,6 +261,10 @@ class MapsConfig(PromptConfig, ComputeConfig):
     part: Part = None
     skip_bad: SkipBad = False
 
+    def __post_init__(self) -> None:
+        check_layers_of(self.layers, self.timesteps, [1.0] * len(self.layers or ()))
+        check_of_use(self.layers, given_options(self, ["dino", "dino_size"]), given_options(self, OF_THE_UNET))
+
 
 @settings
 class EvalConfig(PromptConfig, ComputeConfig):
@@ -284,6 +309,13 @@ class EvalConfig(PromptConfig, ComputeConfig):
             metavar="DIR",
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.features is None:
+            check_layers_of(self.layers, self.timesteps, self.weights)
+            check_of_use(
+                self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
+            )
 
 
 @settings
@@ -451,8 +483,13 @@ def fields_of(kind: type) -> Iterator[ConfigField]:
     for field in fields(kind):
         metadata = getattr(hints[field.name], "__metadata__", ())
         setting = next(entry for entry in metadata if isinstance(entry, Setting))
-        default = None if field.default is MISSING else field.default
-        yield ConfigField(field.name, _bare(hints[field.name]), default, setting)
+        needed = field.default is MISSING
+        group = next(
+            (base.__doc__ for base in kind.__mro__[1:] if field.name in vars(base).get("__annotations__", {})), None
+        )
+        yield ConfigField(
+            field.name, _bare(hints[field.name]), None if needed else field.default, needed, setting, group
+        )
 
 
 def _bare(hint: Any) -> Any:
@@ -530,6 +567,7 @@ _WANTED = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "greater_than": "above {gt}",
+    "literal_error": "{expected}",
 }
 """What pydantic asks for, by its name of the complaint; what it says itself is taken for the others."""
 
@@ -545,4 +583,5 @@ def sentence_of(error: ValidationError, where: str, spell: Callable[[str], str])
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return f"{where} needs {name}."
     wanted = _WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
-    return f"{name} is to be {wanted.format(**first.get('ctx', {}))}, not {first['input']!r}."
+    wanted = wanted.format(**first.get("ctx", {})).replace("'", "")
+    return f"{name} is to be {wanted}, not {first['input']!r}."

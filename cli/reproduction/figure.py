@@ -1,13 +1,12 @@
 """Figure 2: accuracy against timestep, a curve per layer, which is what `dualsd grid` draws."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
-from cli import recipe_options
+from cli.grid import grid
+from cli.options import command_of
 from cli.output import say, write_json
 from cli.progress import TerminalProgress
-from cli.recipe_options import command_of
 from cli.reproduction.paper import DEMO
 from cli.reproduction.run import listed_pairs, short_hash
 from cli.reproduction.work import price, print_prices, work_of_grid
@@ -55,14 +54,15 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
         work = work_of_grid(place, dataset, images_of(pairs), len(TIMESTEPS) * ENSEMBLE, int(LAYERS[-1]))
         priced = [price(place, name, work) for name in ("figure2", "all")]
         print_prices(place, priced)
-        command = f"{command_of(config)} --json {numbers}"
+        command = f"{command_of(config, 'grid')} --json {numbers}"
         if dry_run:
-            write_json(file, {"figure": "figure2", "left": [asdict(price) for price in priced]})
-            say("The same by hand:", f"  {command_of(place.building(dataset))}", f"  {command}")
+            write_json(file, {"figure": "figure2", "left": priced})
+            build = command_of(place.building(dataset), "cache", "build")
+            say("The same by hand:", f"  {build}", f"  {command}")
             return
         with TerminalProgress() as progress:
             place.make_store(dataset, progress)
         folder.mkdir(parents=True, exist_ok=True)
         say("", f"$ {command}")
-        recipe_options.run(config, json=numbers)
+        grid(config, json=numbers)
     write_json(file, json.loads(numbers.read_text(encoding="utf-8")))

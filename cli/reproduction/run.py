@@ -8,22 +8,22 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cli import recipe_options
+from cli.evaluate import evaluate
+from cli.options import command_of
 from cli.output import say
 from cli.progress import TerminalProgress
-from cli.recipe_options import command_of
 from cli.reproduction.paper import Cell, Plan, Training
 from cli.reproduction.tables import CellFigures
-from cli.reproduction.work import Price, Work, price, work_of_cell, work_of_training
+from cli.reproduction.work import Prices, Work, price, work_of_cell, work_of_training
 from cli.reproduction.workplace import SEED, Workplace
-from cli.train_settings import check_resumed, published, typed_settings, with_typed
-from featstore.config import EvalConfig, TrainConfig, to_json
+from cli.train_settings import check_resumed, published, with_typed
+from featstore.config import EvalConfig, TrainConfig, fields_of, to_json
 from featstore.datasets.records import Dataset, Pair
 from featstore.errors import TuningError
 from featstore.files import write_whole
@@ -32,11 +32,15 @@ from featstore.pipeline.evaluate import choose_pairs, default_split, images_of, 
 from featstore.pipeline.evaluation_run import EvaluationRun, is_finished
 from featstore.pipeline.grid import choose_some
 from featstore.progress import Silent
+from featstore.prompts.base import Mode
 from featstore.prompts.file import load_prompts
 from featstore.sealed import check_seal, seal
+from featstore.store.keys import parse_location
 from featstore.tuning.run_folder import RunFolder, identity_of
-from featstore.tuning.settings import TuningSettings
+from featstore.tuning.settings import Noise, TuningSettings
 from matcher.errors import InputError
+from matcher.geometry import Geometry
+from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.statistics import Interval, pck_intervals
 
@@ -208,14 +212,29 @@ def _open_training(place: Workplace, training: Training, pairs_of: Callable[[], 
 
 
 def _typed(place: Workplace, method: TrainConfig) -> dict[str, Any]:
-    options: dict[str, Any] = dict(recipe_options.options_of(method))
-    texts = ("mode", "layers", "t", "val_t", "weights", "noise", "geometry", "upsample_align")
-    numbers = ("steps", "batch", "rate", "network_rate", "length", "kernel", "draws", "validation_pairs")
-    spelled: dict[str, Any] = {name: options.get(f"--{name.replace('_', '-')}") for name in texts}
-    return typed_settings(place.image_size, **spelled, numbers={name: getattr(method, name) for name in numbers})
+    """A method by the names and types of `TuningSettings`; None where it says nothing."""
+    shape, align = (Geometry(name or "corners") for name in (method.geometry, method.upsample_align))
+    same = {field.name: getattr(method, field.name, None) for field in fields(TuningSettings)}
+    return same | {
+        "mode": Mode(method.mode),
+        "layers": tuple(map(int, method.layers or ())),
+        "noise": None if method.noise is None else Noise(method.noise),
+        "matching": MatchSettings(place.image_size, shape, 1, align),
+    }
 
 
-def prices(place: Workplace, found: Survey) -> list[Price]:
+def _train(config: TrainConfig) -> None:
+    """`dualsd train` with a config's values as its options."""
+    from cli.train import train
+
+    given = {field.flag[2:].replace("-", "_"): getattr(config, field.name) for field in fields_of(TrainConfig)}
+    texts: dict[str, Any] = {
+        name: ",".join(map(str, own)) if isinstance(own, tuple) else own for name, own in given.items()
+    }
+    train(**texts | {"store": parse_location(str(config.store))})
+
+
+def prices(place: Workplace, found: Survey) -> Prices:
     """Of what is left, in the order in which it is done, each beyond what those before it make; last of all together,
     where anything is left."""
     works: list[tuple[str, Work]] = []
@@ -245,7 +264,9 @@ def run_left(place: Workplace, found: Survey) -> Outcome:
 
     def learn(opened: OpenTraining) -> None:
         make_store(opened.of.dataset)
-        _run(opened.config(place))
+        config = opened.config(place)
+        say("", f"$ {command_of(config, 'train')}")
+        _train(config)
 
     def score(opened: OpenCell) -> CellFigures:
         make_store(opened.of.dataset)
@@ -267,16 +288,13 @@ def run_left(place: Workplace, found: Survey) -> Outcome:
     return Outcome(figures, failures)
 
 
-def _run(config: EvalConfig | TrainConfig) -> None:
-    say("", f"$ {command_of(config)}")
-    recipe_options.run(config)
-
-
 def score_cell(place: Workplace, opened: OpenCell) -> CellFigures:
     """Score a cell, whose store must be there, and keep its figures. Raises what `dualsd eval` raises."""
     folder = opened.folder(place)
     if not is_finished(folder):  # else it was stopped before its figures were written
-        _run(replace(opened.config(place), out=folder))
+        config = replace(opened.config(place), out=folder)
+        say("", f"$ {command_of(config, 'eval')}")
+        evaluate(config)
     figures = figures_of(EvaluationRun.open(folder), Average(opened.method.average))
     written = {
         **opened.describe(place),
@@ -309,17 +327,21 @@ def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
     return {alpha: columns.named() for alpha, columns in found[readout].items()}
 
 
-def commands(place: Workplace, found: Survey) -> Iterator[str]:
+def commands(place: Workplace, found: Survey) -> list[str]:
     """What is left as commands of `dualsd`."""
-    left: list[OpenTraining | OpenCell] = [*found.left_trainings, *found.left_cells]
-    builds = [place.building(dataset) for dataset in dict.fromkeys(opened.of.dataset for opened in left)]
-    return map(command_of, [*builds, *(opened.config(place) for opened in left)])
+    trainings, cells = found.left_trainings, found.left_cells
+    datasets = dict.fromkeys([*(own.of.dataset for own in trainings), *(own.of.dataset for own in cells)])
+    return [
+        *(command_of(place.building(dataset), "cache", "build") for dataset in datasets),
+        *(command_of(own.config(place), "train") for own in trainings),
+        *(command_of(own.config(place), "eval") for own in cells),
+    ]
 
 
 def spelled_methods(found: Survey) -> dict[str, str]:
     """The method of every training and cell as options of `dualsd`, by name."""
-    every: list[OpenTraining | OpenCell] = [*found.trainings.values(), *found.cells.values()]
-    return {opened.of.name: command_of(opened.method) for opened in every}
+    trained = {own.of.name: command_of(own.method, "train") for own in found.trainings.values()}
+    return trained | {own.of.name: command_of(own.method, "eval") for own in found.cells.values()}
 
 
 def _attempt(failures: dict[str, str], name: str, work: Callable[[], Found]) -> Found | None:

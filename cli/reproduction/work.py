@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cli.output import human_bytes, print_disk, print_table
 from cli.reproduction.paper import Cell
@@ -103,57 +104,42 @@ class Work:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What a training or cell takes. encode: VAE passes. dino: DINOv2's. passes: of the UNet, backward: with a
-    gradient. pairs: to be matched. flops: of the VAE and the UNet; DINOv2's and the matching's are not counted.
-    bytes_to_write: of stores' rows."""
-
-    name: str
-    encode: int
-    dino: int
-    passes: int
-    backward: int
-    pairs: int
-    flops: int
-    bytes_to_write: int
+Prices = list[dict[str, Any]]
+"""What trainings and cells take: `name`; `encode`, VAE passes; `dino`, DINOv2's; `passes` of the UNet, and `backward`,
+those with a gradient; `pairs` to be matched; `flops` of the VAE and the UNet, but none of DINOv2 and the matching;
+`bytes_to_write` of stores' rows."""
 
 
-def price(place: Workplace, name: str, work: Work) -> Price:
-    """Of a piece of work."""
+def price(place: Workplace, name: str, work: Work) -> dict[str, Any]:
+    """Of a piece of work, as in `Prices`."""
     from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
 
     model, size = place.model, place.image_size
-    counts, passes = Counter(type(row) for row in work.rows), work.passes
-    flops = counts[Latent] * encode_flops(model, size) if counts[Latent] else 0
+    rows, passes = Counter(type(row) for row in work.rows), work.passes
+    flops = rows[Latent] * encode_flops(model, size) if rows[Latent] else 0
     flops += sum(count * pass_flops(model, layer, size) for layer, count in passes.items())
     flops += sum(count * gradient_flops(model, layer, size) for layer, count in work.backward.items())
-    return Price(
-        name=name,
-        encode=counts[Latent],
-        dino=counts[Patches],
-        passes=passes.total(),
-        backward=work.backward.total(),
-        pairs=work.matched,
-        flops=flops,
-        bytes_to_write=sum(_row_bytes(place, row) for row in work.rows),
-    )
+    return {
+        "name": name,
+        "encode": rows[Latent],
+        "dino": rows[Patches],
+        "passes": passes.total(),
+        "backward": work.backward.total(),
+        "pairs": work.matched,
+        "flops": flops,
+        "bytes_to_write": sum(_row_bytes(place, row) for row in work.rows),
+    }
 
 
-def print_prices(place: Workplace, found: Sequence[Price]) -> None:
+def print_prices(place: Workplace, found: Prices) -> None:
     """Piece by piece, and whether the disk holds all of them, the last."""
     rows = [
-        [
-            own.name,
-            *map(str, (own.encode, own.dino, own.passes, own.backward, own.pairs)),
-            f"{own.flops / 1e12:.3g}",
-            human_bytes(own.bytes_to_write),
-        ]
-        for own in found
+        [name, *map(str, counts), f"{flops / 1e12:.3g}", human_bytes(size)]
+        for name, *counts, flops, size in (own.values() for own in found)
     ]
     header = ["what is left", "VAE passes", "DINOv2", "UNet passes", "with gradient", "pairs", "TFLOP", "to write"]
     print_table("What it takes; what several need is counted where it is made first", header, rows)
-    print_disk(place.folder, found[-1].bytes_to_write)
+    print_disk(place.folder, found[-1]["bytes_to_write"])
 
 
 def _row_bytes(place: Workplace, row: Latent) -> int:

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from featstore.errors import ProcessError
-from matcher.pairs import MatchingPair
-from matcher.sweep import grouped
+from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from matcher.pairs import MatchingPair
 
 Item = TypeVar("Item")
 
@@ -38,13 +40,26 @@ class Part:
 WHOLE = Part(1, 1)
 
 
+def parse_part(text: str) -> Part:
+    """`1/4` to the first of four parts. Raises `InputError` for anything else."""
+    matched = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if matched is None:
+        raise InputError(f"--part takes a share of the images like 1/4, the first of four, not {text!r}.")
+    number, count = map(int, matched.groups())
+    if not 1 <= number <= count:
+        raise InputError(f"--part {text} does not exist: parts count from 1/{count} to {count}/{count}.")
+    return Part(number, count)
+
+
 Shares = list[list[int]]
 """Indices of pairs, those of each process in their order."""
 
 
-def by_target(pairs: Sequence[MatchingPair], count: int, done: Collection[str] = ()) -> Shares:
+def by_target(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """All pairs into a target image go to one process, which then correlates what one process alone would, and so to
     the same bits; most categories go to one as a whole. done: target images that are no work any more."""
+    from matcher.sweep import grouped
+
     targets: dict[str, list[int]] = {}
     for members in grouped(pairs, lambda pair: pair.category, range(len(pairs))).values():
         for target, own in grouped(pairs, lambda pair: pair.target, members).items():
@@ -52,9 +67,11 @@ def by_target(pairs: Sequence[MatchingPair], count: int, done: Collection[str] =
     return in_blocks(list(targets.values()), [target not in done for target in targets], count)
 
 
-def by_category(pairs: Sequence[MatchingPair], count: int, done: Collection[str] = ()) -> Shares:
+def by_category(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """For maps that are made a category at a time and not kept: no two processes make the same. done: target images
     that are no work any more; a category is none when all of its are done."""
+    from matcher.sweep import grouped
+
     groups = list(grouped(pairs, lambda pair: pair.category, range(len(pairs))).values())
     left = [any(pairs[index].target not in done for index in group) for group in groups]
     return in_blocks(groups, left, count)
