@@ -38,7 +38,7 @@ COMMANDS = {
         "List the recipes; with a NAME every value, where it comes from, and the commands that run it.",
     ),
     "reproduce": (
-        "reproduce.reproduce",
+        "reproduce.command",
         "Run a table's methods and print it beside the paper's figures; what it takes is said first.",
     ),
     "demo": (

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import option_values
-from cli.options import BatchOption, DeviceOption, DinoOption, DtypeOption, JsonOption, RevisionOption
+from cli.options import JsonOption, taking
+from featstore.config import ReproduceConfig
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,50 +27,10 @@ EXAMPLES = (
 FIGURE = "figure2"
 EXIT_INPUT = 2
 
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
 
-def reproduce(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="table1, table2, table3, table4, table5 or figure2.")],
-    dataset_root: Annotated[
-        Path | None,
-        typer.Option("--dataset-root", metavar="DIR", help="Folder of SPair-71k, pf-pascal, pf-willow; each may lack."),
-    ] = None,
-    on: Annotated[
-        str | None,
-        typer.Option("--on", metavar="demo", help="demo: its own dataset in place of each that is not at hand."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
-            show_default="sd2-1; with --on demo, demo",
-        ),
-    ] = None,
-    revision: RevisionOption = None,
-    rows: Annotated[
-        str | None,
-        typer.Option("--rows", help="Only these, e.g. dift,dual-single@spair; other recipes too.", show_default="all"),
-    ] = None,
-    train_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--train-steps", min=1, help="Cut trainings short.", show_default="the published epochs; on the demo 300"
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")] = False,
-    work: Annotated[
-        Path, typer.Option("--work", metavar="DIR", help="Folder of its stores, runs, results and tables.")
-    ] = Path("reproduce"),
-    dino: DinoOption = None,
-    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Parts a training batch is taken in.")] = 1,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Train in half the memory, a third more time.")
-    ] = False,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    batch_size: BatchOption = 8,
-    json: JsonOption = None,
-) -> None:
+
+def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
     """Run a table's methods and print it beside the paper's figures; what it takes is said first.
 
     Stores are shared between rows, prompts are trained where they are needed, and what was done is not done again: the
@@ -80,30 +40,29 @@ def reproduce(
     from cli.reproduction.paper import DEMO, TABLES
     from featstore.recipes import load_recipes
 
-    if what != FIGURE and what not in TABLES:
-        raise InputError(f"There is no {what!r} to reproduce: choose from {', '.join([*TABLES, FIGURE])}.")
-    if on not in (None, DEMO):
-        raise InputError(f"--on is demo, not {on!r}: real datasets are found in --dataset-root.")
-    if what == FIGURE and (rows is not None or train_steps is not None):
+    if config.what not in (*TABLES, FIGURE):
+        raise InputError(f"There is no {config.what!r} to reproduce: choose from {', '.join([*TABLES, FIGURE])}.")
+    if config.on not in (None, DEMO):
+        raise InputError(f"--on is demo, not {config.on!r}: real datasets are found in --dataset-root.")
+    if config.what == FIGURE and (config.rows is not None or config.train_steps is not None):
         raise InputError("--rows and --train-steps go with a table: Figure 2 is of text prompts, layer by layer.")
     check_writable(json)
-    from cli.reproduction.workplace import Means, Workplace, check_alone, find_datasets, is_at_hand
+    from cli.reproduction.workplace import Workplace, check_alone, find_datasets, is_at_hand
     from featstore.backbones.model import open_model
+    from featstore.pipeline.defaults import choose_compute, model_for
 
     check_alone()
     recipes = load_recipes()
-    roots = {**find_datasets(dataset_root), **({} if on is None else {DEMO: None})}
-    plan = None if what == FIGURE else _plan(what, rows, recipes, roots, on)
+    roots = {**find_datasets(config.dataset_root), **({} if config.on is None else {DEMO: None})}
+    plan = None if config.what == FIGURE else _plan(config, recipes, roots)
     real = {"spair"} & roots.keys() if plan is None else {*plan.datasets} - {DEMO}
     # the report's model; the demo's stands for it on drawn pictures alone
-    name = model or ("sd2-1" if on is None else option_values.model_for(min(real, default=DEMO), None))
-    if dry_run and not is_at_hand(name, revision):
+    name = config.model or ("sd2-1" if config.on is None else model_for(min(real, default=DEMO), None))
+    if dry_run and not is_at_hand(name, config.revision):
         say(f"The model {name} is not on this machine: what this takes can be counted once it is.")
         return
-    opened, compute = open_model(name, revision), option_values.choose_compute(device, dtype, batch_size)
-    means = Means(device, dtype, batch_size, dino, accumulate, gradient_checkpointing)
-    place = Workplace(work, opened, compute, means, recipes, roots, train_steps)
-    say(f"model {opened.location.id}, images of {place.image_size} pixels")
+    place = Workplace(config, open_model(name, config.revision), choose_compute(config), recipes, roots)
+    say(f"model {place.model.location.id}, images of {place.image_size} pixels")
     if plan is not None:
         _reproduce_table(place, plan, name, dry_run, json)
         return
@@ -112,16 +71,14 @@ def reproduce(
     reproduce_figure(place, dry_run, json)
 
 
-def _plan(
-    what: str, rows: str | None, recipes: "Mapping[str, Recipe]", roots: "Mapping[str, Path | None]", on: str | None
-) -> "Plan":
+def _plan(config: ReproduceConfig, recipes: "Mapping[str, Recipe]", roots: "Mapping[str, Path | None]") -> "Plan":
     """What is to be run; says what is replaced and what is missing."""
     from cli.output import say
     from cli.reproduction.paper import choose_rows, load_table, plan_table
     from cli.reproduction.tables import missing, stand_ins
 
-    table = load_table(what)
-    plan = plan_table(table, choose_rows(table, rows, recipes), roots.keys(), on)
+    table = load_table(config.what)
+    plan = plan_table(table, choose_rows(table, config.rows, recipes), roots.keys(), config.on)
     for sentence in (*stand_ins(plan), *missing(plan)):
         say(sentence)
     if not plan.cells:
@@ -144,6 +101,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     from cli.reproduction.tables import blocks, compare, narrow_blocks, notes
     from cli.reproduction.work import print_prices
     from cli.table_text import write_tables
+    from featstore.config import to_json
     from featstore.plain_text import printable
 
     found, table = survey(place, plan), plan.table
@@ -161,7 +119,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     outcome = run_left(place, found)
     scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
     comparison = compare(plan, scored)
-    said = notes(plan, model, place.image_size, place.train_steps, outcome.failures)
+    said = notes(plan, model, place.image_size, place.asked.train_steps, outcome.failures)
     say("")
     parts = blocks(comparison)
     fits = not table.by_category or all(block.width <= console().width for block in parts)
@@ -173,10 +131,11 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
         "table": table.name,
         "model": place.model.location.id,
         "model_fingerprint": place.model.fingerprint,
-        "train_steps": place.train_steps,
+        "train_steps": place.asked.train_steps,
         "notes": said,
         "figures": [number.to_json() for number in comparison.numbers.values()],
         "commands": spelled_methods(found),
+        "config": to_json(place.asked),
         **describe_origin(),
     }
     folder = place.folder / "tables"
@@ -189,3 +148,6 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
         typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
     if outcome.failures:
         raise typer.Exit(EXIT_INPUT)
+
+
+command = taking(ReproduceConfig)(reproduce)

@@ -183,18 +183,17 @@ class Plan:
         return tuple(dict.fromkeys([*trained, *(cell.dataset for cell in self.distinct_cells)]))
 
 
-def choose_rows(table: PaperTable, typed: str | None, recipes: Mapping[str, Recipe]) -> tuple[Row, ...]:
+def choose_rows(table: PaperTable, names: Sequence[str] | None, recipes: Mapping[str, Recipe]) -> tuple[Row, ...]:
     """The rows that are run.
 
     Args:
-        typed: Some of the table's (`dift,dual-single@spair`), and other recipes beside them, of which the paper has no
-            figures; None for all of the table's.
+        names: Some of the table's (`dift`, `dual-single@spair`), and other recipes beside them, of which the paper has
+            no figures; None for all of the table's.
 
     Raises:
         InputError: For a name that is neither.
     """
-    names = table.rows if typed is None else [name.strip() for name in typed.split(",")]
-    return tuple(dict.fromkeys(_row(table, name, recipes) for name in names))
+    return tuple(dict.fromkeys(_row(table, name, recipes) for name in names or table.rows))
 
 
 def _row(table: PaperTable, name: str, recipes: Mapping[str, Recipe]) -> Row:

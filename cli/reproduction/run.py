@@ -77,7 +77,7 @@ class OpenTraining:
 
     def config(self, place: Workplace) -> TrainConfig:
         """All that `train` is told."""
-        own, path = place.means, self.path
+        own, path = place.asked, self.path
         begun = {"name": path.name, "runs": path.parent} if self.run is None else {"resume": path}
         saving = {"accumulate": own.accumulate, "gradient_checkpointing": own.gradient_checkpointing}
         return place.placed(self.method, self.of.dataset, **begun, **saving)
@@ -112,7 +112,7 @@ class OpenCell:
             "image_size": place.image_size,
             "seed": SEED,
             "dtype": place.compute.dtype_name,
-            "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.means.dino,
+            "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.asked.dino,
         }
 
     def folder(self, place: Workplace) -> Path:
@@ -196,7 +196,7 @@ def _open_training(place: Workplace, training: Training, pairs_of: Callable[[], 
     pairs, dataset = pairs_of(), place.dataset(training.dataset)
     method = place.training(training, len(pairs))
     typed = _typed(place, method)
-    accumulated = typed | {"accumulate": place.means.accumulate}
+    accumulated = typed | {"accumulate": place.asked.accumulate}
     settings = with_typed(published(accumulated, dataset.name, len(pairs), place.model, place.image_size), accumulated)
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
     path, run = place.run_path(training, method), None

@@ -12,7 +12,7 @@ from featstore.backbones import location
 from featstore.backbones.dino_location import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.latents import Latents
 from featstore.backbones.model import Model
-from featstore.config import BuildConfig, EvalConfig, GridConfig, TrainConfig
+from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
@@ -40,29 +40,19 @@ OfStore = TypeVar("OfStore", EvalConfig, GridConfig, TrainConfig)
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """How trainings and evaluations are to run, as the options of their commands say it."""
-
-    device: str
-    dtype: str
-    batch_size: int
-    dino: str | None
-    accumulate: int
-    gradient_checkpointing: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Workplace:
-    """folder: of stores, runs, cells and tables. roots: of the datasets at hand; None for the demo. train_steps: to
-    which trainings are cut short, None for the recipes' own length."""
+    """asked: which folder, by which means. roots: of the datasets at hand; None for the demo."""
 
-    folder: Path
+    asked: ReproduceConfig
     model: Model
     compute: Compute
-    means: Means
     recipes: Mapping[str, Recipe]
     roots: Mapping[str, Path | None]
-    train_steps: int | None
+
+    @property
+    def folder(self) -> Path:
+        """Of stores, runs, cells and tables."""
+        return self.asked.work
 
     @property
     def image_size(self) -> int:
@@ -95,7 +85,7 @@ class Workplace:
     def dino_shape(self) -> DinoShape:
         """The DINOv2's that is asked for, where it has a folder; B/14's where it may have to be fetched first."""
         brought = self.model.location.folder / SUBFOLDER
-        folder = brought if self.means.dino is None else Path(self.means.dino).expanduser()
+        folder = brought if self.asked.dino is None else Path(self.asked.dino).expanduser()
         return read_shape(folder) if folder.is_dir() else B14
 
     def building(self, dataset: str) -> BuildConfig:
@@ -113,7 +103,7 @@ class Workplace:
         """A training's method. What its recipe says for the published datasets gives way to `train`'s defaults on the
         demo, and what it says for SD 2-1's maps to those of a model of another image size. pairs: of the training
         set."""
-        recipe, steps = self.recipes[training.recipe], self.train_steps
+        recipe, steps = self.recipes[training.recipe], self.asked.train_steps
         assert recipe.train is not None, "only what is trained has a training"
         found = recipe.train if self._has_size_of(recipe) else replace(recipe.train, kernel=None)
         if training.dataset == DEMO:
@@ -129,7 +119,7 @@ class Workplace:
 
     def placed(self, method: OfStore, dataset: str, **more: Any) -> OfStore:
         """A method on a dataset's store, by this workplace's means, with what is said beside."""
-        own = self.means
+        own = self.asked
         means: dict[str, Any] = {
             "dino": own.dino,
             "device": own.device,

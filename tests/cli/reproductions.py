@@ -15,7 +15,7 @@ def write_reproduction(work: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("table3", "table5"):
         table = load_table(name)
-        plan = plan_table(table, choose_rows(table, "dift", load_recipes()), ("spair",), None)
+        plan = plan_table(table, choose_rows(table, ["dift"], load_recipes()), ("spair",), None)
         figures = {
             where: {alpha: dict.fromkeys(table.categories, Interval(0.40, 0.39, 0.41)) for alpha in table.alphas}
             for where in plan.cells

@@ -28,7 +28,9 @@ RECIPES = load_recipes()
 EVERYWHERE = ("spair", "pf-pascal", "pf-willow")
 
 
-def planned(table: str, found: tuple[str, ...] = EVERYWHERE, on: str | None = None, rows: str | None = None) -> Plan:
+def planned(
+    table: str, found: tuple[str, ...] = EVERYWHERE, on: str | None = None, rows: tuple[str, ...] | None = None
+) -> Plan:
     loaded = load_table(table)
     return plan_table(loaded, choose_rows(loaded, rows, RECIPES), (*found, *([] if on is None else [on])), on)
 
@@ -136,9 +138,9 @@ def test_rows_that_are_typed() -> None:
     table = load_table("table5")
 
     def chosen(typed: str, name: str = "table5") -> list[Row]:
-        return list(choose_rows(load_table(name), typed, RECIPES))
+        return list(choose_rows(load_table(name), typed.split(","), RECIPES))
 
-    assert chosen("dift, dual-single@pf-pascal") == [
+    assert chosen("dift,dual-single@pf-pascal") == [
         Row("dift", "dift", None),
         Row("dual-single@pf-pascal", "dual-single", "pf-pascal"),
     ]
@@ -243,7 +245,7 @@ def test_categories_of_a_stand_in_are_its_own() -> None:
 
 
 def test_markdown_and_latex() -> None:
-    plan = planned("table1", ("spair",), rows="dift")
+    plan = planned("table1", ("spair",), rows=("dift",))
     parts = blocks(compare(plan, figures(plan, 0.4, 0.005)))[:1]
     page = to_markdown("Table 1", parts, ["A note."])
     assert page.splitlines()[:3] == ["# Table 1", "", "## Table 1, spair"]
