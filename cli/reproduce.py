@@ -47,11 +47,10 @@ def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: Json
     if config.what == FIGURE and (config.rows is not None or config.train_steps is not None):
         raise InputError("--rows and --train-steps go with a table: Figure 2 is of text prompts, layer by layer.")
     check_writable(json)
-    from cli.reproduction.workplace import Workplace, check_alone, find_datasets, is_at_hand
+    from cli.reproduction.workplace import Workplace, find_datasets, is_at_hand
     from featstore.backbones.model import open_model
     from featstore.pipeline.defaults import choose_compute, model_for
 
-    check_alone()
     recipes = load_recipes()
     roots = {**find_datasets(config.dataset_root), **({} if config.on is None else {DEMO: None})}
     plan = None if config.what == FIGURE else _plan(config, recipes, roots)
@@ -118,12 +117,12 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
         return
     outcome = run_left(place, found)
     scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
-    comparison = compare(plan, scored)
+    numbers = compare(plan, scored)
     said = notes(plan, model, place.image_size, place.asked.train_steps, outcome.failures)
     say("")
-    parts = blocks(comparison)
+    parts = blocks(plan, numbers)
     fits = not table.by_category or all(block.width <= console().width for block in parts)
-    for block in parts if fits else narrow_blocks(comparison):
+    for block in parts if fits else narrow_blocks(plan, numbers):
         print_table(block.title, block.header, block.rows, block.left_columns)
     for note in said:
         say(f"- {note}")
@@ -133,7 +132,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
         "model_fingerprint": place.model.fingerprint,
         "train_steps": place.asked.train_steps,
         "notes": said,
-        "figures": [number.to_json() for number in comparison.numbers.values()],
+        "figures": [number.to_json() for number in numbers],
         "commands": spelled_methods(found),
         "config": to_json(place.asked),
         **describe_origin(),

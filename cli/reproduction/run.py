@@ -9,10 +9,12 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from cli.evaluate import evaluate
 from cli.options import command_of
@@ -45,6 +47,7 @@ from matcher.pck import Average
 from matcher.statistics import Interval, pck_intervals
 
 FIGURES = "figures.json"
+KEPT = TypeAdapter(dict[float, dict[str, Interval]])
 
 Found = TypeVar("Found")
 
@@ -147,14 +150,6 @@ class Survey:
         return [own for training, own in self.trainings.items() if training in needed and not own.is_finished]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """figures: of the cells that are scored. failures: see `Survey`."""
-
-    figures: Mapping[Cell, CellFigures]
-    failures: Mapping[str, str]
-
-
 def survey(place: Workplace, plan: Plan) -> Survey:
     """Read the datasets' lists and what the workplace holds."""
     failures: dict[str, str] = {}
@@ -253,8 +248,9 @@ def prices(place: Workplace, found: Survey) -> Prices:
     return [*priced, price(place, "all", planned)] if priced else []
 
 
-def run_left(place: Workplace, found: Survey) -> Outcome:
-    """Do what is left. A training or cell whose input is wrong fails with its sentence, and the next one is done."""
+def run_left(place: Workplace, found: Survey) -> Survey:
+    """Do what is left, and say how the plan stands then. A training or cell whose input is wrong fails with its
+    sentence, and the next one is done."""
     figures, failures = dict(found.figures), dict(found.failures)
 
     @cache
@@ -285,7 +281,7 @@ def run_left(place: Workplace, found: Survey) -> Outcome:
         scored = _attempt(failures, cell.name, partial(score, opened))
         if scored is not None:
             figures[cell] = scored
-    return Outcome(figures, failures)
+    return replace(found, figures=figures, failures=failures)
 
 
 def score_cell(place: Workplace, opened: OpenCell) -> CellFigures:
@@ -296,13 +292,7 @@ def score_cell(place: Workplace, opened: OpenCell) -> CellFigures:
         say("", f"$ {command_of(config, 'eval')}")
         evaluate(config)
     figures = figures_of(EvaluationRun.open(folder), Average(opened.method.average))
-    written = {
-        **opened.describe(place),
-        "figures": {
-            f"{alpha:g}": {category: asdict(interval) for category, interval in by_category.items()}
-            for alpha, by_category in figures.items()
-        },
-    }
+    written = {**opened.describe(place), "figures": KEPT.dump_python(figures, mode="json")}
     write_whole(folder / FIGURES, (json.dumps(seal(written), indent=2) + "\n").encode())
     return figures
 
@@ -312,19 +302,16 @@ def kept_figures(folder: Path) -> CellFigures | None:
     try:
         kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
         check_seal(kept)  # damaged, they are made again from the predictions
-        return {
-            float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
-            for alpha, by_category in kept["figures"].items()
-        }
+        return KEPT.validate_json(json.dumps(kept["figures"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
+def figures_of(run: EvaluationRun, average: Average) -> dict[float, dict[str, Interval]]:
     """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
     (readout,) = run.scoring.readouts
     found = pck_intervals(run.matched, [readout], run.scoring.alphas, average, run.scoring.pixels)
-    return {alpha: columns.named() for alpha, columns in found[readout].items()}
+    return {alpha: dict(columns.named()) for alpha, columns in found[readout].items()}
 
 
 def commands(place: Workplace, found: Survey) -> list[str]:

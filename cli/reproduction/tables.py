@@ -1,8 +1,8 @@
 """Our figures beside the paper's: numbers, tables of text, and what a reader has to know of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 from cli.reproduction.paper import ALL, DEMO, Column, Plan, Row, contradictions
@@ -72,36 +72,26 @@ class Compared:
         return (ours, paper) if self.column.is_stand_in else (ours, paper, difference)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """All numbers of a plan's table, by (row, column's dataset, category, alpha). categories: of each column's dataset,
-    `all` last."""
+def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> list[Compared]:
+    """Every number of a plan's table: row by row, dataset by dataset, alpha by alpha, category by category, `all` last.
 
-    plan: Plan
-    categories: Mapping[str, tuple[str, ...]]
-    numbers: Mapping[tuple[str, str, str, float], Compared]
-
-    def of(self, row: Row, column: Column, category: str, alpha: float) -> Compared:
-        """One number."""
-        return self.numbers[row.name, column.dataset, category, alpha]
-
-
-def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> Comparison:
-    """Every number of a plan's table. figures: by (row, column's dataset), of the cells that were run."""
-    categories = {column.dataset: _categories(plan, column, figures) for column in plan.columns}
-    numbers: dict[tuple[str, str, str, float], Compared] = {}
+    Args:
+        figures: By (row, column's dataset), of the cells that were run.
+    """
+    categories = {column: _categories(plan, column, figures) for column in plan.columns}
+    numbers: list[Compared] = []
     for row, column in product(plan.rows, plan.columns):
         where = row.name, column.dataset
         cell = plan.cells.get(where)
         trained_on = None if cell is None or cell.training is None else cell.training.dataset
         same_data = not column.is_stand_in and trained_on == row.trained_on
-        for alpha, category in product(plan.table.alphas, categories[column.dataset]):
+        for alpha, category in product(plan.table.alphas, categories[column]):
             ours = figures.get(where, {}).get(alpha, {}).get(category)
             paper = plan.table.figures.get((row.name, column.stands_for[0], category, alpha))
             if column.is_stand_in and category != ALL:
                 paper = None  # the demo's categories share names with the paper's, and nothing else
-            numbers[*where, category, alpha] = Compared(row, column, category, alpha, ours, paper, same_data)
-    return Comparison(plan, categories, numbers)
+            numbers.append(Compared(row, column, category, alpha, ours, paper, same_data))
+    return numbers
 
 
 def _categories(plan: Plan, column: Column, figures: Mapping[tuple[str, str], CellFigures]) -> tuple[str, ...]:
@@ -115,52 +105,55 @@ def _categories(plan: Plan, column: Column, figures: Mapping[tuple[str, str], Ce
     return (*sorted(scored - {ALL}), ALL)
 
 
-def blocks(comparison: Comparison) -> list[Block]:
+def blocks(plan: Plan, numbers: Sequence[Compared]) -> list[Block]:
     """A block per dataset that something is run on: a row per method; where the paper's columns are categories, three
-    lines per method."""
-    layout = _by_category if comparison.plan.table.by_category else _by_alpha
-    return [layout(comparison, column) for column in _shown(comparison.plan)]
+    lines per method and alpha."""
+    found = []
+    for column, own in _shown(plan, numbers):
+        if plan.table.by_category:
+            header, left_columns = ["method", "", *dict.fromkeys(number.category for number in own)], 2
+            lines = _lines_by_category(own)
+        else:
+            header, left_columns = ["method", *_header(plan, column)], 1
+            lines = _lines(own, lambda number: number.row.name)
+        found.append(Block(_title(plan, column), tuple(header), tuple(lines), left_columns))
+    return found
 
 
-def narrow_blocks(comparison: Comparison) -> list[Block]:
+def narrow_blocks(plan: Plan, numbers: Sequence[Compared]) -> list[Block]:
     """The same for a narrow terminal where columns are categories: a block per method, a row per category."""
-    plan = comparison.plan
     return [
         Block(
             f"{row.name}, {_title(plan, column)}",
             ("category", *_header(plan, column)),
-            tuple(
-                (category, *_numbers(comparison, row, column, category))
-                for category in comparison.categories[column.dataset]
-            ),
+            tuple(_lines([number for number in own if number.row == row], lambda number: number.category)),
         )
-        for column in _shown(plan)
+        for column, own in _shown(plan, numbers)
         for row in plan.rows
     ]
 
 
-def _shown(plan: Plan) -> list[Column]:
-    """The paper's figures alone are no comparison."""
-    return [column for column in plan.columns if any(dataset == column.dataset for _, dataset in plan.cells)]
+def _shown(plan: Plan, numbers: Sequence[Compared]) -> Iterator[tuple[Column, list[Compared]]]:
+    """The columns with their numbers; the paper's figures alone are no comparison."""
+    for column in plan.columns:
+        if any(dataset == column.dataset for _, dataset in plan.cells):
+            yield column, [number for number in numbers if number.column == column]
 
 
-def _by_alpha(comparison: Comparison, column: Column) -> Block:
-    plan = comparison.plan
-    rows = tuple((row.name, *_numbers(comparison, row, column, ALL)) for row in plan.rows)
-    return Block(_title(plan, column), ("method", *_header(plan, column)), rows)
+def _lines(numbers: Sequence[Compared], name_of: Callable[[Compared], str]) -> Iterator[tuple[str, ...]]:
+    """A line per name, with what there is of each alpha."""
+    for name in dict.fromkeys(map(name_of, numbers)):
+        yield name, *(text for number in numbers if name_of(number) == name for text in number.texts)
 
 
-def _by_category(comparison: Comparison, column: Column) -> Block:
-    plan, categories = comparison.plan, comparison.categories[column.dataset]
-    rows: list[tuple[str, ...]] = []
-    for row, alpha in product(plan.rows, plan.table.alphas):
-        cells = [comparison.of(row, column, category, alpha).texts for category in categories]
-        ours, *others = (list(line) for line in zip(*cells, strict=True))
+def _lines_by_category(numbers: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
+    for (row, alpha), own in groupby(numbers, lambda number: (number.row.name, number.alpha)):
+        ours, paper, *difference = (list(line) for line in zip(*(number.texts for number in own), strict=True))
         ours[:-1] = [text.split(" ")[0] for text in ours[:-1]]  # intervals of `all` alone: 18 more would be too wide
-        rows.append((row.name, f"ours @{alpha:g}", *ours))
-        for name, line in zip((_paper_name(column), "difference"), others, strict=False):
-            rows.append(("", name, *line))
-    return Block(_title(plan, column), ("method", "", *categories), tuple(rows), left_columns=2)
+        yield row, f"ours @{alpha:g}", *ours
+        yield "", _paper_name(numbers[0].column), *paper
+        for line in difference:
+            yield "", "difference", *line
 
 
 def _title(plan: Plan, column: Column) -> str:
@@ -171,11 +164,6 @@ def _title(plan: Plan, column: Column) -> str:
 def _header(plan: Plan, column: Column) -> Iterator[str]:
     for alpha in plan.table.alphas:
         yield from (f"@{alpha:g}", _paper_name(column), *([] if column.is_stand_in else ["difference"]))
-
-
-def _numbers(comparison: Comparison, row: Row, column: Column, category: str) -> Iterator[str]:
-    for alpha in comparison.plan.table.alphas:
-        yield from comparison.of(row, column, category, alpha).texts
 
 
 def _paper_name(column: Column) -> str:

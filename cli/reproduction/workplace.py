@@ -1,6 +1,5 @@
 """Where a reproduction keeps what it makes, what it runs on, and the configs of what it runs."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,15 +155,6 @@ def is_at_hand(model: str, revision: str | None) -> bool:
     if model == location.DEMO or Path(model).expanduser().is_dir():
         return True
     return location.downloaded(location.hub_name_of(model), revision) is not None
-
-
-def check_alone() -> None:
-    """Raise `InputError` under torchrun: cells are one process's work."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "`dualsd reproduce` runs in one process: train its runs with `torchrun ... dualsd train` as --dry-run "
-            "spells them, then reproduce goes on from there."
-        )
 
 
 def _spelled() -> str:

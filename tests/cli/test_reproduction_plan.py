@@ -1,6 +1,7 @@
 """What a table asks for, what of it can be run, and the table beside the paper's figures: nothing is run here."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import pytest
 
@@ -17,7 +18,7 @@ from cli.reproduction.paper import (
     load_table,
     plan_table,
 )
-from cli.reproduction.tables import Compared, blocks, compare, missing, narrow_blocks, notes, stand_ins
+from cli.reproduction.tables import CellFigures, Compared, blocks, compare, missing, narrow_blocks, notes, stand_ins
 from cli.reproduction.work import Map, Work
 from cli.table_text import to_latex, to_markdown
 from featstore.recipes import load_recipes
@@ -160,6 +161,12 @@ def test_rows_that_are_typed() -> None:
         assert words in str(raised.value)
 
 
+def numbers_of(
+    plan: Plan, figures: Mapping[tuple[str, str], CellFigures]
+) -> dict[tuple[str, str, str, float], Compared]:
+    return {(one.row.name, one.column.dataset, one.category, one.alpha): one for one in compare(plan, figures)}
+
+
 def figures(plan: Plan, mean: float, half: float) -> dict[tuple[str, str], dict[float, dict[str, Interval]]]:
     """The same for every cell."""
     interval = Interval(mean, mean - half, mean + half)
@@ -172,12 +179,12 @@ def figures(plan: Plan, mean: float, half: float) -> dict[tuple[str, str], dict[
 def test_ours_beside_the_papers() -> None:
     """39.34 on SPair-71k at 0.05 is the paper's of DIFT."""
     plan = planned("table1")
-    one = compare(plan, figures(plan, 0.4, 0.005)).of(plan.rows[0], plan.columns[0], "all", 0.05)
+    one = numbers_of(plan, figures(plan, 0.4, 0.005))["dift", "spair", "all", 0.05]
     assert one.difference == pytest.approx(0.66)
     assert one.paper_is_outside
-    wider = compare(plan, figures(plan, 0.4, 0.01)).of(plan.rows[0], plan.columns[0], "all", 0.05)
+    wider = numbers_of(plan, figures(plan, 0.4, 0.01))["dift", "spair", "all", 0.05]
     assert not wider.paper_is_outside
-    first = blocks(compare(plan, figures(plan, 0.4, 0.005)))[0]
+    first = blocks(plan, compare(plan, figures(plan, 0.4, 0.005)))[0]
     assert first.title == "Table 1, spair"
     assert first.header == ("method", "@0.05", "paper", "difference", "@0.1", "paper", "difference")
     ours = "40.00 [39.50, 40.50]"
@@ -190,25 +197,25 @@ def test_ours_beside_the_papers() -> None:
 
 def test_what_was_not_run_is_no_number() -> None:
     plan = planned("table5", ("pf-willow",))
-    (block,) = blocks(compare(plan, figures(plan, 0.4, 0.01)))
+    (block,) = blocks(plan, compare(plan, figures(plan, 0.4, 0.01)))
     assert block.title == "Table 5, pf-willow"
     assert block.rows[0][1] == "40.00 [39.00, 41.00]"
     assert block.rows[3] == ("sd4match-single@pf-pascal", "-", "48.28", "-", "-", "76.97", "-")
-    kept = compare(plan, {}).of(plan.rows[0], plan.columns[0], "all", 0.05).to_json()
+    kept = numbers_of(plan, {})["dift", "spair", "all", 0.05].to_json()
     assert kept["pck_percent"] is None
     assert kept["difference"] is None
 
 
 def test_beside_a_stand_in_no_difference_is_taken() -> None:
     plan = planned("table1", (), on="demo")
-    (block,) = blocks(compare(plan, figures(plan, 0.4, 0.01)))
+    (block,) = blocks(plan, compare(plan, figures(plan, 0.4, 0.01)))
     assert block.header == ("method", "@0.05", "paper, spair", "@0.1", "paper, spair")
     assert block.rows[0] == ("dift", "40.00 [39.00, 41.00]", "39.34", "40.00 [39.00, 41.00]", "52.31")
 
 
 def test_rows_whose_training_set_was_replaced_have_no_difference() -> None:
     plan = planned("table5", ("pf-willow",), on="demo")
-    block = blocks(compare(plan, figures(plan, 0.4, 0.01)))[1]
+    block = blocks(plan, compare(plan, figures(plan, 0.4, 0.01)))[1]
     assert block.title == "Table 5, pf-willow"
     assert block.rows[0][:4] == ("dift", "40.00 [39.00, 41.00]", "46.31", "-6.31*")
     assert block.rows[-1][:4] == ("dual-single@spair", "40.00 [39.00, 41.00]", "54.61", "-")
@@ -216,7 +223,7 @@ def test_rows_whose_training_set_was_replaced_have_no_difference() -> None:
 
 def test_columns_by_category() -> None:
     plan = planned("table3")
-    (block,) = blocks(compare(plan, figures(plan, 0.5, 0.01)))
+    (block,) = blocks(plan, compare(plan, figures(plan, 0.5, 0.01)))
     assert block.header[:3] == ("method", "", "aeroplane")
     assert len(block.header) == 2 + 19
     assert [row[:3] for row in block.rows[:3]] == [
@@ -226,7 +233,7 @@ def test_columns_by_category() -> None:
     ]
     assert block.rows[0][-1] == "50.00 [49.00, 51.00]"
     assert len(block.rows) == 3 * 9
-    tall = narrow_blocks(compare(plan, figures(plan, 0.5, 0.01)))
+    tall = narrow_blocks(plan, compare(plan, figures(plan, 0.5, 0.01)))
     assert len(tall) == 9
     assert tall[0].title == "dift, Table 3, spair"
     assert tall[0].rows[0] == ("aeroplane", "50.00 [49.00, 51.00]", "45.78", "+4.22*")
@@ -238,7 +245,7 @@ def test_categories_of_a_stand_in_are_its_own() -> None:
     plan = planned("table4", (), on="demo")
     interval = Interval(0.5, 0.4, 0.6)
     scored = {where: {0.1: dict.fromkeys(("bird", "fish", "all"), interval)} for where in plan.cells}
-    (block,) = blocks(compare(plan, scored))
+    (block,) = blocks(plan, compare(plan, scored))
     assert block.header == ("method", "", "bird", "fish", "all")
     assert block.rows[0] == ("dift", "ours @0.1", "50.00", "50.00", "50.00 [40.00, 60.00]")
     assert block.rows[1] == ("", "paper, spair", "-", "-", "48.97")
@@ -246,7 +253,7 @@ def test_categories_of_a_stand_in_are_its_own() -> None:
 
 def test_markdown_and_latex() -> None:
     plan = planned("table1", ("spair",), rows=("dift",))
-    parts = blocks(compare(plan, figures(plan, 0.4, 0.005)))[:1]
+    parts = blocks(plan, compare(plan, figures(plan, 0.4, 0.005)))[:1]
     page = to_markdown("Table 1", parts, ["A note."])
     assert page.splitlines()[:3] == ["# Table 1", "", "## Table 1, spair"]
     assert "| dift | 40.00 [39.50, 40.50] | 39.34 | +0.66* | 40.00 [39.50, 40.50] | 52.31 | -12.31* |" in page
