@@ -52,7 +52,7 @@ def _print_list(recipes: "dict[str, Recipe]") -> None:
 
 def _print_recipe(recipe: "Recipe") -> None:
     from cli.output import print_table, say
-    from featstore.recipes import SOURCES
+    from featstore.recipes import FOLDER, SOURCES
 
     rows = [
         [section, name.replace("_", " "), _spell(stated.value), SOURCES[stated.source]]
@@ -61,6 +61,7 @@ def _print_recipe(recipe: "Recipe") -> None:
     print_table(f"{recipe.name}: {recipe.title}", ["", "setting", "value", "source"], rows, left_columns=4)
     for note in recipe.notes:
         say(f"- {note}")
+    say(f"As a file, which --config of eval and train takes: {FOLDER / recipe.name}.toml")
     say("As commands, on a store of SPair-71k and SD 2-1:", *(f"  {command}" for command in commands(recipe)))
 
 

@@ -69,12 +69,6 @@ class Recipe:
     defaults: Defaults
     stated: Mapping[tuple[str, str], Stated]
 
-    @property
-    def timestep_of(self) -> dict[int, int]:
-        """Inference's timestep of each layer of the UNet."""
-        layers = [int(layer) for layer in self.eval.layers or () if layer.isdecimal()]
-        return dict(zip(layers, self.eval.timesteps or (), strict=True))
-
     def steps_for(self, training_set: str, pairs: int) -> int:
         """Optimiser steps that its epochs are on a training set of so many pairs.
 

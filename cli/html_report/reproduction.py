@@ -17,7 +17,7 @@ from featstore.store.schema import creator_version
 NONE = "-"
 OUTSIDE = "*"
 Numbers = Sequence[Mapping[str, Any]]
-"""A dictionary a number, see `cli.reproduction.comparison.to_json`."""
+"""A dictionary a number, see `cli.reproduction.tables.Compared.to_json`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,14 +268,11 @@ def run_left(place: Workplace, found: Survey) -> Survey:
         make_store(opened.of.dataset)
         return score_cell(place, opened)
 
-    failed = set()
     for own in found.left_trainings:
         _attempt(failures, own.of.name, partial(learn, own))
-        if own.of.name in failures:
-            failed.add(own.of)
     for opened in found.left_cells:
         cell = opened.of
-        if cell.training is not None and cell.training in failed:
+        if cell.training is not None and cell.training.name in failures:
             failures[cell.name] = f"The training {cell.training.name} failed."
             continue
         scored = _attempt(failures, cell.name, partial(score, opened))

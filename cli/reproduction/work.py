@@ -12,6 +12,7 @@ from cli.reproduction.paper import Cell
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
 from featstore.pipeline.batches import chunks
+from featstore.pipeline.defaults import unet_layers
 from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.plan import extractor_of, missing_noisy
 from featstore.prompts.base import Mode, Prompts
@@ -166,7 +167,7 @@ def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFo
         rows.update(lacking.patch_maps(method.dino_size or place.dino_shape.usual_size))
     if method.ensemble is None:
         return Work(frozenset(rows), matched=len(pairs))
-    draws, steps = method.ensemble, recipe.timestep_of
+    draws, steps = method.ensemble, dict(zip(unet_layers(method.layers or ()), method.timesteps or (), strict=True))
     if recipe.train is not None and Mode(recipe.train.mode) is Mode.CPM:
         rows.update(lacking.latents(), lacking.patch_tokens())
         rows.update(*(lacking.noisy(step, draws) for step in steps.values()))

@@ -14,6 +14,7 @@ from transformers import Dinov2Model
 from typer.testing import Result
 
 from cli.reproduction.workplace import find_datasets
+from featstore.config import EvalConfig
 from featstore.datasets import demo
 from featstore.pipeline import latents
 from featstore.recipes import load_recipes
@@ -137,7 +138,7 @@ def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]
     page = read_page(Path("reproduce/report.html"))
     shown = f"{one['pck_percent']:.2f} [{one['low_percent']:.2f}, {one['high_percent']:.2f}]"
     assert page.table("spair").column("@0.05")["dift"] == shown
-    assert "dualsd eval --layers 2 --t 261" in page.text
+    assert "--layers 2 --t 261" in page.text
     assert "Not run, for want of pf-pascal: all rows on pf-pascal." in first.output
     before, table = seen.copy(), Path("reproduce/tables/table5.json").read_text()
     again = ok(reproduce("table5", *FEW))
@@ -162,19 +163,19 @@ def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]
 
 
 def test_an_interrupted_one_goes_on(reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cli.evaluate as module
+    from cli.reproduction import run as module
 
     ok(reproduce("table5", *FEW))
     whole = Path("reproduce/tables/table5.json").read_text()
     shutil.rmtree("reproduce")
     plain, count = module.evaluate, 0
 
-    def stopped(**arguments: Any) -> Any:
+    def stopped(config: EvalConfig) -> None:
         nonlocal count
         count += 1
         if count == 2:
             raise KeyboardInterrupt
-        return plain(**arguments)
+        plain(config)
 
     monkeypatch.setattr(module, "evaluate", stopped)
     assert reproduce("table5", *FEW).exit_code == 130
