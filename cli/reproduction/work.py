@@ -31,15 +31,20 @@ CROP = 224
 
 
 @dataclass(frozen=True, slots=True)
-class Latent:
-    """Of an image."""
+class StoreRow:
+    """What a data set's store has of an image."""
 
     dataset: str
     image: str
 
 
 @dataclass(frozen=True, slots=True)
-class Noisy(Latent):
+class Latent(StoreRow):
+    """The image's latent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noisy(StoreRow):
     """A noisy latent."""
 
     timestep: int
@@ -47,15 +52,15 @@ class Noisy(Latent):
 
 
 @dataclass(frozen=True, slots=True)
-class Patches(Latent):
-    """What DINOv2 makes of an image of `size` pixels: so many tokens."""
+class Patches(StoreRow):
+    """What DINOv2 makes of the image at a size in pixels: so many tokens."""
 
     size: int
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
-class Map(Latent):
+class Map(StoreRow):
     """A layer's map. prompts: the same for prompts that are the same. alone: whether layers have prompts of their own,
     and so share no pass."""
 
@@ -65,13 +70,19 @@ class Map(Latent):
     timestep: int
     layer: int
 
+    @property
+    def of_pass(self) -> tuple[Any, ...]:
+        """The same for maps that one pass gives."""
+        own = self.layer if self.alone else None
+        return self.dataset, self.image, self.prompts, self.ensemble, self.timestep, own
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """rows: of stores. forward: UNet passes whose maps are not kept. backward: passes with a gradient. Both by the
     layer that they end at. matched: pairs."""
 
-    rows: frozenset[Latent] = frozenset()
+    rows: frozenset[StoreRow] = frozenset()
     forward: Counter[int] = field(default_factory=Counter)
     backward: Counter[int] = field(default_factory=Counter)
     matched: int = 0
@@ -94,14 +105,9 @@ class Work:
         """UNet passes without a gradient by the layer that they end at: those of maps, shared by layers where their
         prompts are, and `forward`."""
         found = Counter(self.forward)
-        last: dict[tuple[str | int | None, ...], Map] = {}
-        for row in self.rows:
-            if isinstance(row, Map):
-                own = row.layer if row.alone else None
-                key = row.dataset, row.image, row.prompts, row.ensemble, row.timestep, own
-                last[key] = max(row, last.get(key, row), key=lambda each: each.layer)
-        for row in last.values():
-            found[row.layer] += row.ensemble
+        maps = sorted((row for row in self.rows if isinstance(row, Map)), key=lambda row: row.layer)
+        for last in {row.of_pass: row for row in maps}.values():
+            found[last.layer] += last.ensemble
         return found
 
 
@@ -143,7 +149,7 @@ def print_prices(place: Workplace, found: Prices) -> None:
     print_disk(place.folder, found[-1]["bytes_to_write"])
 
 
-def _row_bytes(place: Workplace, row: Latent) -> int:
+def _row_bytes(place: Workplace, row: StoreRow) -> int:
     """float16, and a checksum of 4 bytes."""
     if isinstance(row, Map):
         shape = place.model.shape(row.layer, place.image_size)
@@ -162,7 +168,7 @@ def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFo
     """
     recipe, method = place.recipes[cell.recipe], place.evaluation(cell)
     lacking = _Lacking(place, cell.dataset, place.store_if_there(cell.dataset), tuple(images_of(pairs)))
-    rows: set[Latent] = set()
+    rows: set[StoreRow] = set()
     if "dino" in (method.layers or ()):
         rows.update(lacking.patch_maps(method.dino_size or place.dino_shape.usual_size))
     if method.ensemble is None:
@@ -205,7 +211,7 @@ def work_of_training(
     left = range(done + 1, settings.steps + 1)
     trained, validated = tuple(images_of(pairs)), tuple(images_of(held_out))
     everyone = _Lacking(place, dataset, place.store_if_there(dataset), tuple(sorted({*trained, *validated})))
-    rows: set[Latent] = {*everyone.latents()}
+    rows: set[StoreRow] = {*everyone.latents()}
     for step in settings.timesteps:
         rows.update(replace(everyone, images=trained).noisy(step, settings.draws))
     for step in settings.validation_timesteps:
@@ -231,8 +237,8 @@ def work_of_grid(place: Workplace, dataset: str, images: Sequence[str], passes: 
 
 
 def _images_of_step(pairs: Sequence[Pair], settings: TuningSettings, step: int) -> int:
-    """Images that go through the UNet in a step, a layer: each once, or two a pair where every pair has a prompt of its
-    own."""
+    """Images that go through the UNet in a step, per layer: each once, or two per pair where every pair has a prompt of
+    its own."""
     batch = RandomPairs(len(pairs), settings.batch, settings.seed).batch(step)
     if settings.mode is Mode.CPM:
         return 2 * len(batch)

@@ -182,7 +182,7 @@ def changed(old: str, new: str) -> str:
         (changed("{ value = 7,", '{ value = "7",'), "kernel is to be a whole number, not '7'"),
         (changed("value = 0.001", "value = -0.001"), "network_rate is to be at least 0"),
         (changed("value = 0.04", "value = inf"), "beta is to be a finite number, not inf"),
-        (changed("value = [50, 200]", "value = [50, 1000]"), "timesteps is to be at most 999"),
+        (changed("value = [50, 200]", "value = [50, 1000]"), "There is no timestep 1000"),
         (changed("value = [50, 200]", "value = []"), "timesteps is to be a list that is not empty"),
         (changed('value = "resized"', 'value = "best"'), "frame is to be resized or original, not 'best'"),
         (changed("value = 2,", 'value = "2",'), ", [epochs]: spair is to be a whole number, not '2'"),

@@ -131,7 +131,7 @@ def test_every_recipe_runs_and_takes_what_was_said(reproduce: Reproduce, seen: C
     assert json.loads(Path("dry.json").read_text())["left"] == []
 
 
-def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]) -> None:
+def test_what_is_done_is_not_done_again(reproduce: Reproduce, run: Run, seen: Counter[str]) -> None:
     first = ok(reproduce("table5", *FEW))
     assert len(commands(first)) == 4
     one = figures("table5")["dift", 0.05]
@@ -145,6 +145,10 @@ def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]
     assert "3 cell(s) were scored before" in again.output
     assert not commands(again)
     assert seen == before
+    assert Path("reproduce/tables/table5.json").read_text() == table
+    # a table's file is a config, too
+    configured = ok(run("reproduce", "table5", "--config", "reproduce/tables/table5.json"))
+    assert "3 cell(s) were scored before" in configured.output
     assert Path("reproduce/tables/table5.json").read_text() == table
     # Table 3 asks for the same cells, by another name
     shared = ok(reproduce("table3", "--rows", "dift,sd4match-single"))
