@@ -9,12 +9,10 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-from pydantic import TypeAdapter
 
 from cli.evaluate import evaluate
 from cli.options import command_of
@@ -47,7 +45,6 @@ from matcher.pck import Average
 from matcher.statistics import Interval, pck_intervals
 
 FIGURES = "figures.json"
-KEPT = TypeAdapter(dict[float, dict[str, Interval]])
 
 Found = TypeVar("Found")
 
@@ -289,7 +286,11 @@ def score_cell(place: Workplace, opened: OpenCell) -> CellFigures:
         say("", f"$ {command_of(config, 'eval')}")
         evaluate(config)
     figures = figures_of(EvaluationRun.open(folder), Average(opened.method.average))
-    written = {**opened.describe(place), "figures": KEPT.dump_python(figures, mode="json")}
+    plain = {
+        f"{alpha:g}": {category: asdict(interval) for category, interval in by_category.items()}
+        for alpha, by_category in figures.items()
+    }
+    written = {**opened.describe(place), "figures": plain}
     write_whole(folder / FIGURES, (json.dumps(seal(written), indent=2) + "\n").encode())
     return figures
 
@@ -299,16 +300,19 @@ def kept_figures(folder: Path) -> CellFigures | None:
     try:
         kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
         check_seal(kept)  # damaged, they are made again from the predictions
-        return KEPT.validate_json(json.dumps(kept["figures"]))
+        return {
+            float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
+            for alpha, by_category in kept["figures"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def figures_of(run: EvaluationRun, average: Average) -> dict[float, dict[str, Interval]]:
+def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
     """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
     (readout,) = run.scoring.readouts
     found = pck_intervals(run.matched, [readout], run.scoring.alphas, average, run.scoring.pixels)
-    return {alpha: dict(columns.named()) for alpha, columns in found[readout].items()}
+    return {alpha: columns.named() for alpha, columns in found[readout].items()}
 
 
 def commands(place: Workplace, found: Survey) -> list[str]:
