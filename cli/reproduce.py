@@ -94,12 +94,12 @@ def _plan(config: ReproduceConfig, recipes: "Mapping[str, Recipe]", roots: "Mapp
 
 def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool, json: Path | None) -> None:
     from cli.command_line import describe_origin
-    from cli.html_report.reproduction import report_reproduction
     from cli.output import console, print_table, say, write_json
+    from cli.reports.reproduction import report_reproduction
+    from cli.reports.tables import write_tables
     from cli.reproduction.run import commands, prices, run_left, spelled_methods, survey
     from cli.reproduction.tables import blocks, compare, narrow_blocks, notes
     from cli.reproduction.work import print_prices
-    from cli.table_text import write_tables
     from featstore.config import to_json
     from featstore.plain_text import printable
 

@@ -231,7 +231,7 @@ def train(
             {"run": str(run.path), "steps": outcome.steps, "best": outcome.best, "passes": outcome.passes, **listed},
         )
     # last: the run is kept, whatever becomes of its page
-    from cli.html_report.training import report_training
+    from cli.reports.training import report_training
 
     say(f"report: {report_training(run.path)}, with table.md and table.tex beside it")
     if outcome.stopped:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any
 
+from cli.reports.tables import Block
 from cli.reproduction.paper import ALL, DEMO, Column, Plan, Row, contradictions
-from cli.table_text import Block
 from matcher.statistics import Interval
 
 CellFigures = Mapping[float, Mapping[str, Interval]]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from cli.reports.tables import to_latex, to_markdown
 from cli.reproduction.paper import (
     FILE,
     TABLES,
@@ -20,7 +21,6 @@ from cli.reproduction.paper import (
 )
 from cli.reproduction.tables import CellFigures, Compared, blocks, compare, missing, narrow_blocks, notes, stand_ins
 from cli.reproduction.work import Map, Work
-from cli.table_text import to_latex, to_markdown
 from featstore.recipes import load_recipes
 from matcher.errors import InputError
 from matcher.statistics import Interval
