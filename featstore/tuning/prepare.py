@@ -15,11 +15,9 @@ from featstore.backbones.location import ModelLocation
 from featstore.backbones.unet import CutUNet
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
-from featstore.files import naming_missing_bytes
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.latents import encode_images
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.pair_inputs import missing_inputs
 from featstore.pipeline.patch_tokens import cache_patch_tokens
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts, Mode
@@ -65,8 +63,8 @@ def fill_caches(
 ) -> None:
     """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
 
-    Raises what making them raises, the first `ImageError` of an image that cannot be read, and `DiskFullError` with the
-    bytes that are missing where the disk fills up.
+    Raises what making them raises, the first `ImageError` of an image that cannot be read, and `DiskFullError` where
+    the disk fills up.
     """
     rows, validation_rows = rows_of(store, pairs), rows_of(store, validation)
     everyone = sorted({*rows, *validation_rows})
@@ -77,14 +75,13 @@ def fill_caches(
         check_noise(store, part, [timestep])
     found = locate_dino(dino, location) if settings.mode is Mode.CPM else None
     sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
-    with naming_missing_bytes(store.path, lambda: missing_inputs(store, everyone, noisy, found)):
-        _, bad = encode_images(store, dataset, location, everyone, compute, progress)
-        if bad:
-            raise bad[0]
-        for part, timestep, draws in noisy:
-            add_noise(store, part, [timestep], draws, progress)
-        if found is not None:
-            cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
+    _, bad = encode_images(store, dataset, location, everyone, compute, progress)
+    if bad:
+        raise bad[0]
+    for part, timestep, draws in noisy:
+        add_noise(store, part, [timestep], draws, progress)
+    if found is not None:
+        cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
 
 
 def prepare(

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.errors import TuningError
+from featstore.parsing import parse
 from featstore.prompts.base import Mode
 from featstore.prompts.cpm import CONDITIONAL_LENGTH, GLOBAL_LENGTH
-from featstore.sealed import parse
 from featstore.tuning.loss import gaussian
 from matcher.fusion import check_weights
 from matcher.match import MatchSettings

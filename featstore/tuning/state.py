@@ -66,10 +66,6 @@ def _sum(numbers: Tensor, accelerator: "Accelerator") -> Tensor:
     return summed
 
 
-_DESCRIBED_BYTES = 512
-"""What the file says of a parameter and its Adam state, or of the run, at most."""
-
-
 @dataclass(slots=True)
 class TrainingState:
     """step: how many are done. parameters: in a fixed order. optimiser: Adam over them. best: the best validation PCK
@@ -95,11 +91,6 @@ class TrainingState:
         scaler = None if self.scaler is None else self.scaler.state_dict()
         written = {"step": self.step, "best": self.best, "scaler": scaler}
         return seal_tensors(written, lambda metadata: save(tensors, metadata=metadata))
-
-    @property
-    def largest_bytes(self) -> int:
-        """How many that is at most: before the first step Adam has no averages yet."""
-        return sum(3 * parameter.nbytes + _DESCRIBED_BYTES for parameter in self.parameters) + _DESCRIBED_BYTES
 
     def load(self, file: Path) -> None:
         """Take over what `save` wrote. Raises `TuningError` where the file is damaged or does not fit this run."""

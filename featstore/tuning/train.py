@@ -19,15 +19,15 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from featstore.errors import TuningError
-from featstore.files import Needed, naming_missing_bytes, writing
+from featstore.errors import DiskFullError, TuningError
+from featstore.files import writing
 from featstore.pipeline.batches import chunks
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
-from featstore.prompts.file import prompts_bytes, save_prompts
+from featstore.prompts.file import save_prompts
 from featstore.tuning.data import NoiseAhead, NoisySource, RandomPairs
 from featstore.tuning.prompt_sets import PromptSet
-from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder, trained_alone
+from featstore.tuning.run_folder import RunFolder, trained_alone
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.state import TrainingState, share, sum_gradients, sum_numbers, wait_for_all
 from featstore.tuning.step import LoadNoisy, Networks, batch_loss, sum_of_pck
@@ -62,9 +62,6 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-EVENT_BYTES = 96
-"""Of a number in the file, name and step included, at most."""
-
 _FORMAT = "brain.Event:2"
 
 
@@ -75,7 +72,7 @@ class Board:
     def __init__(self, folder: Path, first_step: int) -> None:
         """first_step: TensorBoard forgets what earlier files of the folder say of it and of later ones."""
         self._file = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        with writing(str(self._file)):
+        with writing(self._file):
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = RecordWriter(self._file.open("wb"))
         self._write(Event(file_version=_FORMAT))
@@ -88,17 +85,17 @@ class Board:
 
     def flush(self) -> None:
         """Hand everything so far to the disk."""
-        with writing(str(self._file)):
+        with writing(self._file):
             self._writer.flush()
 
     def close(self) -> None:
         """Nothing more comes."""
-        with writing(str(self._file)):
+        with writing(self._file):
             self._writer.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        with writing(str(self._file)):
+        with writing(self._file):
             self._writer.write(event.SerializeToString())
 
 
@@ -134,17 +131,18 @@ def train(
     """Learn prompts, from the run's checkpoint on where it has one, until all steps are done or a signal comes.
 
     Ends in the same prompts however often it was stopped or killed in between (on a CPU bit by bit). Raises
-    `TuningError` where the loss is no number any more or another process trains the run, `DiskFullError` with the bytes
-    that are missing where the disk fills up; the last checkpoint is kept.
+    `TuningError` where the loss is no number any more or another process trains the run, `DiskFullError` where
+    the disk fills up; the last checkpoint is kept.
     """
     # of several processes the one that writes holds the run for all of them
     with trained_alone(run) if accelerator.is_main_process else nullcontext():
         state = _open_state(problem, settings, accelerator)
         if run.checkpoint.exists():
             state.load(run.checkpoint)
-        way_on = f"go on with `dualsd train --resume {run.path}`"
-        with naming_missing_bytes(run.path, lambda: _left(problem, state, settings), way_on):
+        try:
             return _learn(problem, run, settings, accelerator, progress, state)
+        except DiskFullError as error:
+            raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
 
 
 def _learn(
@@ -199,13 +197,6 @@ def _learn(
         recorder.close()
     wait_for_all(accelerator)
     return Outcome(state.step, best if best >= 0 else None, passes, stopped)
-
-
-def _left(problem: Problem, state: TrainingState, settings: TuningSettings) -> Needed:
-    """What the rest of a run writes at most: its files once more, each beside the one that it replaces, and a line of
-    every step in two of them."""
-    lines = settings.steps * METRICS_LINE_BYTES + 2 * (settings.steps - state.step) * EVENT_BYTES
-    return Needed(state.largest_bytes + 2 * len(prompts_bytes(_snapshot(problem))) + lines, 5, 1)
 
 
 def _expect(problem: Problem, sampler: RandomPairs, step: int, accelerator: "Accelerator") -> None:
