@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ B14 = DinoShape(channels=768, patch=14, trained=518)
 OfStore = TypeVar("OfStore", EvalConfig, GridConfig, TrainConfig)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Workplace:
     """asked: which folder, by which means. roots: of the datasets at hand; None for the demo."""
 
@@ -76,7 +77,7 @@ class Workplace:
     def _request(self, dataset: str) -> BuildRequest:
         return BuildRequest(self._store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, SEED, (), 1)
 
-    @property
+    @cached_property
     def dino_shape(self) -> DinoShape:
         """The DINOv2's that is asked for, where it has a folder; B/14's where it may have to be fetched first."""
         brought = self.model.location.folder / SUBFOLDER
