@@ -34,7 +34,7 @@ from featstore.tuning.data import NoisySource
 from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks, batch_loss, batch_maps
-from matcher.match import MatchSettings
+from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 from tools.demo_model.small_model import small_scheduler
 

@@ -12,8 +12,8 @@ from featstore.errors import TuningError
 from featstore.prompts.base import Mode
 from featstore.tuning.loss import default_kernel
 from featstore.tuning.settings import Noise, TuningSettings
+from matcher.configuration import MatchSettings
 from matcher.errors import InputError
-from matcher.match import MatchSettings
 
 TIMESTEPS = {2: 261, 3: 350}
 """The report's for training, by layer."""

@@ -3,7 +3,7 @@ not done again, and what cannot be run leaves the rest alone.
 
 cells/dual-single@spair on pf-willow-0f3a9c21/
     figures.json    what was scored with which settings, and PCK with its intervals
-    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.evaluation_run`
+    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.results`
 """
 
 import hashlib
@@ -29,8 +29,9 @@ from featstore.errors import TuningError
 from featstore.files import write_whole
 from featstore.pair_list import list_hash
 from featstore.pipeline.evaluate import choose_pairs, default_split, images_of, in_resized_frame, sizes_from_files
-from featstore.pipeline.evaluation_run import EvaluationRun, is_finished
 from featstore.pipeline.grid import choose_some
+from featstore.pipeline.results import is_finished
+from featstore.pipeline.runs import EvaluationRun
 from featstore.progress import Silent
 from featstore.prompts.base import Mode
 from featstore.prompts.file import load_prompts
@@ -38,9 +39,9 @@ from featstore.sealed import check_seal, seal
 from featstore.store.keys import parse_location
 from featstore.tuning.run_folder import RunFolder, identity_of
 from featstore.tuning.settings import Noise, TuningSettings
+from matcher.configuration import MatchSettings
 from matcher.errors import InputError
 from matcher.geometry import Geometry
-from matcher.match import MatchSettings
 from matcher.pck import Average
 from matcher.statistics import Interval, pck_intervals
 

@@ -12,8 +12,8 @@ from featstore.parsing import parse
 from featstore.prompts.base import Mode
 from featstore.prompts.cpm import CONDITIONAL_LENGTH, GLOBAL_LENGTH
 from featstore.tuning.loss import gaussian
+from matcher.configuration import MatchSettings
 from matcher.fusion import check_weights
-from matcher.match import MatchSettings
 
 
 class Noise(Enum):

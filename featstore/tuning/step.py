@@ -24,7 +24,6 @@ from matcher.geometry import pixels_to_cells
 from matcher.grid import score_grid
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
 
 Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -211,8 +210,8 @@ def sum_of_pck(
                         return_dict=False,
                     )[0]
                 maps |= {(image, spec.layer, spec.timestep): own for image, own in zip(batch, found, strict=True)}
-        scores = score_grid(group, MapsInMemory(maps), tried, [Readout.NN], [ALPHA], networks.device)
-        total += float(scores.of_pairs(0, Readout.NN, ALPHA).sum())
+        scores = score_grid(group, MapsInMemory(maps), tried, ["nn"], [ALPHA], networks.device)
+        total += float(scores.of_pairs(0, "nn", ALPHA).sum())
     return total
 
 

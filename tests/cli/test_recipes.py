@@ -11,9 +11,9 @@ from featstore.backbones.dino_location import HUB_NAME
 from featstore.config import EvalConfig, TrainConfig, from_file, from_json
 from featstore.prompts.text import DEFAULT_TEMPLATE
 from featstore.recipes import FOLDER, load_recipes, parse_recipe
+from matcher.configuration import BETA
 from matcher.errors import InputError
-from matcher.match import BETA
-from matcher.readout import Readout
+from matcher.registry import frame_of
 from tests.cli.conftest import Run
 
 # DESIGN, section 4, and, for sd4match-*, SD4Match's scripts and README. Layers, timesteps of training, of inference,
@@ -116,7 +116,7 @@ def test_what_a_recipe_says_is_what_the_code_does() -> None:
     """Values that no option carries."""
     for recipe in RECIPES.values():
         (readout,) = recipe.eval.readouts
-        assert Readout(readout).frame.value == recipe.defaults.frame
+        assert frame_of(readout).value == recipe.defaults.frame
         assert recipe.eval.prompt in (None, DEFAULT_TEMPLATE)
         assert recipe.defaults.dino in (None, HUB_NAME)
         assert recipe.train is None or recipe.defaults.beta == BETA

@@ -21,7 +21,7 @@ from featstore.store.store import PatchTokens
 from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks
-from matcher.match import MatchSettings
+from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 
 SIZE = 64
