@@ -9,6 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from cli.output import say
 from featstore.plain_text import printable
 
 SHOW_AFTER_SECONDS = 1.0
@@ -64,6 +65,10 @@ class TerminalProgress:
         (self._bars.console if self._bars else self._console).print(
             f"note: {printable(sentence)}", highlight=False, markup=False, soft_wrap=True
         )
+
+    def tell(self, line: str) -> None:
+        """See `featstore.progress.Progress.tell`."""
+        say(line)
 
     def _draw(self, seconds: float) -> None:
         if self._bars is None:

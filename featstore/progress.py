@@ -18,6 +18,10 @@ class Progress(Protocol):
     def note(self, sentence: str) -> None:
         """Something worth a line."""
 
+    def tell(self, line: str) -> None:
+        """A line of what is done and found, in the order in which it happens: the command line prints it on standard
+        output."""
+
 
 class Silent:
     """Watches nothing."""
@@ -39,3 +43,6 @@ class Silent:
 
     def note(self, sentence: str) -> None:
         """See `Progress.note`."""
+
+    def tell(self, line: str) -> None:
+        """See `Progress.tell`."""
