@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import typer
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,6 @@ from featstore.backbones.vae import encode
 from featstore.prompts.base import Mode
 from featstore.prompts.text import frame
 from featstore.tuning.data import NoisySource
-from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks, batch_loss, batch_maps
 from matcher.match import MatchSettings

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from featstore.errors import ModelError, PromptError
-from featstore.prompts.base import LearnedPrompts, Mode, Prompts
-from featstore.prompts.text import TextPrompt, encode_token_embeddings, plain_category
+from featstore.prompts.base import LearnedPrompts, Prompts
+from featstore.prompts.text import TextPrompt, encode_token_embeddings
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -61,11 +61,8 @@ class SavedPrompts:
         return found
 
     def _name(self, category: str) -> str | None:
-        """Under which name a category's prompt is kept; PF-Willow's `car(G)` takes that of `car`."""
-        if self.learned.mode is Mode.SINGLE:
-            return ""
-        own = self.learned.tensors[self.learned.layers[0]]
-        return next((name for name in (category, plain_category(category)) if name in own), None)
+        """Under which name a category's prompt is kept."""
+        return self.learned.mode.rules.name_of(self.learned.tensors[self.learned.layers[0]], category)
 
     def check_categories(self, categories: Collection[str]) -> None:
         """Raise `PromptError` for categories that have no prompt and nothing to fall back on."""
@@ -119,7 +116,7 @@ def prompts_of(description: Mapping[str, Any], learned: Sequence[LearnedPrompts]
     if isinstance(description.get("fallback"), Mapping):
         fallback = prompts_of(description["fallback"], learned)
     for prompts in learned:
-        if prompts.mode is Mode.CPM:  # its maps belong to pairs and are never kept
+        if prompts.mode.rules.of_pairs:  # no map of theirs is kept
             continue
         if fallback is None or isinstance(fallback, TextPrompt | SavedPrompts):
             found = SavedPrompts(prompts, fallback)

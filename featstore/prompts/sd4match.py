@@ -16,8 +16,8 @@ from featstore.backbones.model import Model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, module_of
+from featstore.prompts.file import save_torch
 from featstore.prompts.text import length_of
-from featstore.torch_file import save_torch
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

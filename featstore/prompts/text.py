@@ -78,6 +78,11 @@ def encode_token_embeddings(text_encoder: "CLIPTextModel", rows: Tensor) -> Tens
         handle.remove()
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which prompts are learned and losses computed: float64 where the networks are, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 DEFAULT_TEMPLATE = "a photo of a {category}"
 
 

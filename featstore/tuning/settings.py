@@ -1,18 +1,22 @@
-"""Everything that decides what a training run ends in."""
+"""Everything that decides what a training run ends in: the published settings, what is said over them, and what a run
+that goes on may change."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from typing import Any, Self
 
 from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.errors import TuningError
+from featstore.backbones.model import Model
+from featstore.config import TrainConfig
 from featstore.prompts.base import Mode
-from featstore.prompts.cpm import CONDITIONAL_LENGTH, GLOBAL_LENGTH
 from featstore.sealed import parse
-from featstore.tuning.loss import gaussian
+from featstore.tuning.loss import default_kernel, gaussian
+from matcher.errors import InputError
 from matcher.fusion import check_weights
+from matcher.geometry import Geometry
 from matcher.match import MatchSettings
 
 
@@ -43,13 +47,7 @@ _POSITIVE = (
 
 @dataclass(frozen=True, slots=True)
 class TuningSettings:
-    """layers, timesteps, weights: one each a layer. length: learned vectors a prompt. steps: of the optimiser.
-
-    batch: pairs per step. accumulate: parts that a batch is taken in. draws: cached noise draws to pick from. rate:
-    Adam's, network_rate: for the two linear maps of a cpm. kernel: k of the loss in cells. matching: geometry,
-    upsampling and temperature. validate_every, checkpoint_every: steps. validation_pairs: at most.
-    validation_timesteps: one a layer.
-    """
+    """As `featstore.config.TrainConfig` has them, every one decided. matching: geometry, upsampling and temperature."""
 
     mode: Mode
     layers: tuple[int, ...]
@@ -91,11 +89,7 @@ class TuningSettings:
         if self.dtype not in DTYPES:
             raise TuningError(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}.")
         gaussian(self.kernel)  # raises for a kernel that cannot be
-        if self.mode is Mode.CPM and self.length != GLOBAL_LENGTH + CONDITIONAL_LENGTH:
-            raise TuningError(
-                f"A cpm makes prompts of {GLOBAL_LENGTH} + {CONDITIONAL_LENGTH} vectors, not of {self.length}: "
-                "--length goes with single and class."
-            )
+        self.mode.rules.check_length(self.length)
 
     def to_json(self) -> dict[str, Any]:
         """As a run's `run.json` has it."""
@@ -113,3 +107,52 @@ class TuningSettings:
         own = {name: value for name, value in values.items() if name not in _OF_SAMPLERS}
         found: Self = parse(cls, own, "settings")
         return found
+
+
+TIMESTEPS = {2: 261, 3: 350}
+"""The report's for training, by layer."""
+WEIGHTS = {(2, 3): (0.8, 0.6), (3, 2): (0.6, 0.8)}
+"""The report's."""
+PF_PASCAL_EPOCHS = 50
+VALIDATIONS = 10
+DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 300, 3
+DEMO_PAIRWISE_PAIRS = 100
+"""Of val on the demo where every pair takes passes of its own: 500 would take longer than the training."""
+_PUBLISHED = {
+    "length": 75,
+    "batch": 9,
+    "accumulate": 1,
+    "noise": Noise.CACHED,
+    "draws": 4,
+    "rate": 1e-2,
+    "network_rate": 1e-3,
+    "validation_pairs": 500,
+    "checkpoint_every": 100,
+    "seed": 0,
+}
+"""The published settings (docs/method.md, Settings) that depend on nothing else."""
+
+
+def settings_of(
+    config: TrainConfig, dataset: str, pairs: int, model: Model, image_size: int, dtype: str
+) -> TuningSettings:
+    """What a config says, and the published settings for all that it leaves open; on the demo fewer steps of fewer
+    pairs.
+
+    Args:
+        config: With a mode.
+        dataset: The data set's name.
+        pairs: Of its training split.
+        model: Whose layers prompts are learned for.
+        image_size: In pixels.
+        dtype: Of the networks.
+
+    Raises:
+        InputError: A layer has no default timestep or weight.
+        TuningError: Settings that cannot be.
+    """
+    said, demo = _said(config, image_size, dtype), dataset == DEMO
+    mode, layers = said["mode"], said.get("layers", (2, 3))
+    batch = said.get("batch", DEMO_BATCH if demo else _PUBLISHED["batch"])
+    epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else mode.rules.epochs
+    published = max(round(epochs * pairs / (DEMO_BATCH if demo else _PUBLISHED["batch"])), 1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from numpy.typing import NDArray
 
 from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
@@ -18,7 +19,6 @@ from featstore.backbones.unet import CutUNet
 from featstore.prompts.base import Mode
 from featstore.prompts.text import frame
 from featstore.store.store import PatchTokens
-from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Networks
 from matcher.match import MatchSettings

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from featstore.tuning.prompt_sets import PromptSet
 from torch import Tensor, nn
 
 from featstore.prompts.base import Mode
 from featstore.prompts.text import encode_token_embeddings, fill
 from featstore.tuning.loss import keypoint_losses
-from featstore.tuning.prompt_sets import PromptSet
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import Networks, batch_loss
 from matcher.fusion import fuse
