@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import option_values, options
+from cli import cache_care, cache_export, cache_info, option_values, options
 from cli.layer_names import check_of_use, parse_names, timesteps_of, unet_layers
 from cli.options import (
     BatchOption,
@@ -207,13 +207,13 @@ def maps(
     )
     from cli.output import check_writable, print_bad, print_dino_shape, print_shapes, say, write_json
     from cli.processes import choose_compute, part_for, print_shares, progress_of, spell_part
-    from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.pipeline.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
     from featstore.pipeline.distributed import ONE, join_processes, launched
     from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
     from featstore.pipeline.images import check_unchanged
     from featstore.pipeline.needed import estimate_maps, model_of, require_maps
     from featstore.pipeline.plan import extractor_of
+    from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.store.store import open_store
 
     kept_as = option_values.parse_stored(stored)
@@ -298,3 +298,11 @@ def _print_cost(store: "StoreLocation", images: int, cost: "MapsCost", patches: 
     say(f"{human_bytes(total['bytes_to_write'])} in {total['files_to_write']} files to write")
     print_disk(store, total["bytes_to_write"])
     return total
+
+
+app.command("info")(cache_info.info)
+app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify)
+app.command("prune", epilog=cache_care.PRUNE_EXAMPLES)(cache_care.prune)
+app.command("pack", epilog=cache_care.PACK_EXAMPLES)(cache_care.pack)
+app.command("unpack")(cache_care.unpack)
+app.command("export", epilog=cache_export.EXAMPLES)(cache_export.export)

@@ -85,13 +85,13 @@ def export(
     )
     from cli.output import check_writable, human_bytes, print_bad, print_dino_shape, print_shapes, say, write_json
     from cli.progress import TerminalProgress
-    from cli.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
     from featstore.pipeline.evaluate import choose_pairs, describe_dino, describe_features, images_of, unreadable
     from featstore.pipeline.export import Export, Layout, check_out
     from featstore.pipeline.export import export as write
     from featstore.pipeline.images import check_unchanged
     from featstore.pipeline.needed import require_maps
+    from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
     from matcher.maps import LayerSpec

@@ -60,8 +60,7 @@ def compare(
         )
     typed = None if alphas is None else option_values.parse_alphas(alphas)
 
-    from cli.evaluate import describe
-    from cli.output import check_writable, print_table, say, write_csv, write_json
+    from cli.output import check_writable, describe, print_table, say, write_csv, write_json
     from cli.progress import TerminalProgress
     from featstore.pair_list import describe_list, spell_list
     from featstore.pipeline.compare import compare_runs

@@ -18,6 +18,7 @@ def demo(
     from cli.cache import build
     from cli.evaluate import evaluate
     from cli.output import say
+    from featstore.config import EvalConfig
     from featstore.tuning.run_folder import free_name
     from matcher.errors import InputError
 
@@ -31,15 +32,15 @@ def demo(
     for name, layers in (("layer 2 alone", "2"), ("layer 3 alone", "3"), ("both layers", "2,3")):
         say("", f"{name}:", f"$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
         runs = out / "runs"
-        evaluate(
-            store=store,
-            layers=layers,
+        config = EvalConfig(
+            store=str(store),
+            layers=tuple(layers.split(",")),
             ensemble=2,
-            readouts="nn",
+            readouts=("nn",),
             device=device,
-            json=out / f"layers-{layers}.json",
             out=runs / free_name(runs, f"eval-{layers.replace(',', '+')}"),
         )
+        evaluate(config, json=out / f"layers-{layers}.json")
     picture = out / "matches.png"
     draw_demo_pair(store, picture, device)
     say("", f"{picture} shows one pair of the test split; {store} is an ordinary store: try `dualsd cache info`.")

@@ -125,7 +125,6 @@ def grid(
         write_json,
     )
     from cli.processes import choose_compute, progress_of
-    from cli.prompt_choice import TypedPrompts, choose_for_store
     from featstore.datasets.records import canonical_split
     from featstore.pair_list import note_oddities, spell_list
     from featstore.pipeline.distributed import join_processes
@@ -151,6 +150,7 @@ def grid(
     from featstore.pipeline.needed import make_latents, require_maps
     from featstore.pipeline.pairwise import open_pair_maps, score_grid_pairwise
     from featstore.pipeline.plan import extractor_of
+    from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
     from matcher.grid import CSV_HEADER, to_rows

@@ -1,29 +1,12 @@
-"""`dualsd`: the commands, and what becomes of errors. Imports nothing heavy, so that `--help` is instant."""
+"""`dualsd`: the commands, and what becomes of errors. A command is imported when it is used: `--help` is instant."""
 
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
-
-from cli import (
-    cache,
-    cache_care,
-    cache_export,
-    cache_info,
-    compare,
-    demo,
-    doctor,
-    evaluate,
-    grid,
-    match,
-    prompts,
-    report,
-    reproduce,
-    score,
-    show_recipes,
-    train,
-)
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 
 EXIT_INPUT = 2
 EXIT_FAULT = 1
@@ -33,8 +16,60 @@ DIVIDED = ("cache", "eval", "grid", "train")
 """Commands that processes of torchrun do together; `cache` says itself which of its own."""
 
 
+COMMANDS = {
+    "eval": ("evaluate.command", "Match the keypoints of a split's pairs and print PCK by category."),
+    "score": ("score.score", "Score the predictions of an evaluation again, without matching."),
+    "compare": ("compare.compare", "Compare evaluations over the same pairs with the first, by category and over all."),
+    "grid": (
+        "grid.grid",
+        "Score every layer at every timestep, and all layers together at every choice of timesteps and weights.",
+    ),
+    "report": (
+        "report.report",
+        "Write report.html, table.md and table.tex into a run's folder again, from what it keeps.",
+    ),
+    "train": (
+        "train.train",
+        "Learn prompts for one layer (SD4Match) or for two (the dual method), a set a layer, trained together.",
+    ),
+    "match": ("match.match", "Find points of one photograph in another; prints them in pixels of B. Needs no store."),
+    "recipes": (
+        "show_recipes.show_recipes",
+        "List the recipes; with a NAME every value, where it comes from, and the commands that run it.",
+    ),
+    "reproduce": (
+        "reproduce.reproduce",
+        "Run a table's methods and print it beside the paper's figures; what it takes is said first.",
+    ),
+    "demo": (
+        "demo.demo",
+        "Cache, extract, match and score the embedded demo, and draw one pair: the whole use in a minute or two.",
+    ),
+    "doctor": (
+        "doctor.doctor",
+        "Versions, device, whether the model can be had, the store and free disk.",
+    ),
+    "cache": ("cache.app", "Compute everything before the matching once, and keep it."),
+    "prompts": ("prompts.app", "Learned prompts: from and to SD4Match's files, and what is in them."),
+}
+"""Where each command lies below `cli`, and what the list of commands says of it; a module is loaded when it is used."""
+
+
 class CommandLine(TyperGroup):
-    """Turns exceptions into one sentence on stderr and an exit code."""
+    """Loads the command that is typed, and turns exceptions into one sentence on stderr and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """All there are, in the order in which they are listed."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """What the list of commands shows of one."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The command that is typed, loaded."""
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, found if name is None else load_command(name), rest
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command; `--debug` lets exceptions through with their traceback."""
@@ -49,6 +84,18 @@ class CommandLine(TyperGroup):
             if ctx.params.get("debug") or _is_usage(error):
                 raise
             raise typer.Exit(_report(error)) from error
+
+
+def load_command(name: str) -> Any:
+    """A command with its options."""
+    place, attribute = COMMANDS[name][0].split(".")
+    module = import_module(f"cli.{place}")
+    found = getattr(module, attribute)
+    if not isinstance(found, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command(name, epilog=getattr(module, "EXAMPLES", None))(found)
+        found = app
+    return typer.main.get_command(found)
 
 
 def _is_usage(error: Exception) -> bool:
@@ -102,27 +149,6 @@ def _options(
     from cli.processes import check_divided
 
     check_divided(context.invoked_subcommand, DIVIDED)
-
-
-cache.app.command("info")(cache_info.info)
-cache.app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify)
-cache.app.command("prune", epilog=cache_care.PRUNE_EXAMPLES)(cache_care.prune)
-cache.app.command("pack", epilog=cache_care.PACK_EXAMPLES)(cache_care.pack)
-cache.app.command("unpack")(cache_care.unpack)
-cache.app.command("export", epilog=cache_export.EXAMPLES)(cache_export.export)
-app.add_typer(cache.app, name="cache")
-app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command("score", epilog=score.EXAMPLES)(score.score)
-app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
-app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
-app.command("report", epilog=report.EXAMPLES)(report.report)
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.command("match", epilog=match.EXAMPLES)(match.match)
-app.add_typer(prompts.app, name="prompts")
-app.command("recipes", epilog=show_recipes.EXAMPLES)(show_recipes.show_recipes)
-app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

@@ -117,11 +117,11 @@ def match(
     from cli.output import check_writable, print_shapes, print_table, say, write_json
     from cli.photo_prompt import photo_prompt
     from cli.progress import TerminalProgress
-    from cli.prompt_choice import NEWEST, TypedPrompts, choose_for_store, choose_prompts, layers_of
     from featstore.backbones.latents import Latents
     from featstore.backbones.model import open_model
     from featstore.pipeline.needed import model_of
     from featstore.pipeline.photos import PhotoSettings, open_photo, photo_maps
+    from featstore.pipeline.prompt_choice import NEWEST, TypedPrompts, choose_for_store, choose_prompts, layers_of
     from featstore.prompts.text import DEFAULT_TEMPLATE
     from featstore.store.store import open_store
     from matcher.fusion import fuse

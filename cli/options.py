@@ -1,11 +1,19 @@
-"""Options that mean the same in every command; `cli.option_values` reads what is typed for them."""
+"""A command's options from the fields of its config: names, types, defaults and meanings stand in
+`featstore.config` alone; here what is typed becomes values, and values what could be typed."""
 
+import inspect
+import re
+import shlex
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from featstore.config import ConfigField, fields_of, from_file, from_json
 from featstore.store.keys import parse_location
+from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from featstore.store.keys import StoreLocation as StoreLocation
@@ -152,3 +160,209 @@ FrameOption = Annotated[
         show_default="each readout's own: original for pixel, else resized",
     ),
 ]
+
+
+CONFIG = typer.Option(
+    "--config",
+    metavar="FILE",
+    help="Take settings from a run's run.json or a recipe (TOML); options typed beside it win.",
+)
+
+
+def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function that takes a config.
+
+    Args:
+        kind: The config class, whose fields become options.
+
+    Returns:
+        A decorator for functions (config, *, further options), whose docstring is the command's help.
+    """
+    config_fields = {field.name: field for field in fields_of(kind)}
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def run(context: typer.Context, config_file: Path | None, **values: Any) -> None:
+            given = {name: values.pop(name) for name in config_fields}
+            typed = [name for name in given if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+            read = {name: read_typed(config_fields[name], given[name]) for name in typed}
+            kept = {} if config_file is None else from_file(kind, config_file)
+
+            def spell(name: str) -> str:
+                return config_fields[name].flag if config_file is None or name in read else f"{config_file}: {name}"
+
+            function(from_json(kind, kept | read, str(config_file or function.__name__), spell), **values)
+
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        context = inspect.Parameter("context", keyword, annotation=typer.Context)
+        file = inspect.Parameter("config_file", keyword, default=None, annotation=Annotated[Path | None, CONFIG])
+        options = [*map(_parameter, config_fields.values()), file, *own]
+        keywords = [context, *(parameter.replace(kind=keyword) for parameter in options)]
+        run.__doc__, run.__name__ = function.__doc__, function.__name__
+        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+        return run
+
+    return decorate
+
+
+def _parameter(field: ConfigField) -> inspect.Parameter:
+    """A field as typer takes it."""
+    setting, default = field.setting, field.default
+    kind: Any = field.kind if setting.form is None and field.kind in (int, float, bool, Path) else str
+    named: dict[str, Any] = {"help": setting.meaning, "metavar": setting.metavar}
+    if field.group is not None:
+        named["rich_help_panel"] = field.group.rstrip(".")
+    if field.is_needed:
+        default = inspect.Parameter.empty
+        option = typer.Argument(**named) if setting.metavar else typer.Option(field.flag, **named)
+    elif kind is bool:
+        option = typer.Option(f"{field.flag}/--no-{field.flag[2:]}", show_default=False, **named)
+    elif default is None:
+        kind, option = kind | None, typer.Option(field.flag, show_default=setting.unset or False, **named)
+    else:
+        default = _spell(default, setting.form) if kind is str else default
+        option = typer.Option(field.flag, **named)
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def command_of(config: Any, *words: str) -> str:
+    """What could be typed for a config: `dualsd eval --layers 2,3`, fit for a shell.
+
+    Args:
+        config: Whose values are spelled where they are not the defaults.
+        words: The command.
+    """
+    spelled = ["dualsd", *words]
+    for field in fields_of(type(config)):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        if field.kind is bool:
+            spelled.append(field.flag if value else f"--no-{field.flag[2:]}")
+        elif field.is_needed and field.setting.metavar is not None:
+            spelled.append(shlex.quote(str(value)))
+        else:
+            spelled += [field.flag, shlex.quote(_spell(value, field.setting.form))]
+    return " ".join(spelled)
+
+
+def _spell(value: Any, form: str | None) -> str:
+    """A value as it may be typed."""
+    match form:
+        case "factor":
+            return f"{value}x"
+        case "factors":
+            return ",".join(f"{own}x" for own in value)
+        case "weightings" if value != "sweep":
+            return ",".join(":".join(f"{weight:g}" for weight in own) for own in value)
+        case "points":
+            return ";".join(f"{x:g},{y:g}" for x, y in value)
+    if isinstance(value, tuple):
+        return ",".join(f"{own:g}" if isinstance(own, float) else str(own) for own in value)
+    return str(value)
+
+
+def read_typed(field: ConfigField, text: Any) -> Any:
+    """What was typed for a field, as JSON has it. Raises `InputError` for what cannot be read."""
+    if not isinstance(text, str):
+        return str(text) if isinstance(text, Path) else text
+    match field.setting.form:
+        case "timesteps":
+            return parse_timesteps(text, field.flag)
+        case "alphas":
+            return parse_alphas(text, field.flag)
+        case "factor":
+            return parse_factor(text, field.flag)
+        case "factors":
+            return [parse_factor(part, field.flag) for part in text.split(",")]
+        case "weightings":
+            parts = text.split(",")
+            return text if text == "sweep" else [parse_numbers(part, field.flag, ":") for part in parts]
+        case "points":
+            return [_point(part, text) for part in text.strip().strip(";").split(";")]
+    if get_origin(field.kind) is not tuple:
+        return text
+    return (
+        parse_numbers(text, field.flag) if float in get_args(field.kind) else [part.strip() for part in text.split(",")]
+    )
+
+
+def parse_numbers(text: str, option: str, separator: str = ",") -> list[float]:
+    """`0.8,0.6` to numbers. Raises `InputError` for anything else."""
+    try:
+        return [float(part) for part in text.split(separator)]
+    except ValueError:
+        raise InputError(f"{option} takes numbers separated by commas, not {text!r}.") from None
+
+
+STEP = 50
+
+
+def parse_timesteps(text: str, option: str = "--t") -> list[int]:
+    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps, each once. Raises `InputError` for anything
+    else."""
+    found: list[int] = []
+    for part in text.split(","):
+        matched = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9})(?::(\d{1,9}))?)?", part.strip())
+        if matched is None:
+            raise InputError(f"{option} takes timesteps like 261, 50,200, 50..400 or 50..400:25, not {text!r}.")
+        first, last, step = (None if number is None else int(number) for number in matched.groups())
+        assert first is not None
+        if last is None:
+            found.append(first)
+            continue
+        if last < first or step == 0:
+            raise InputError(f"{option} {part} is an empty range: it must rise, by at least 1.")
+        if last > 999:
+            raise InputError(f"There is no timestep {last}: timesteps run from 0 to 999.")
+        found.extend(range(first, last + 1, step or STEP))
+    return found
+
+
+MOST_ALPHAS = 1000
+
+
+def parse_alphas(text: str, option: str = "--alphas") -> list[float]:
+    """Thresholds: `0.05,0.1`, or `0.01..0.2:0.01`, which is exactly those 20 decimals, each once. Raises `InputError`
+    for anything else."""
+    alphas: list[float] = []
+    for part in text.split(","):
+        alphas += _alphas_between(part, option) if ".." in part else parse_numbers(part, option)
+    return list(dict.fromkeys(alphas))
+
+
+def _alphas_between(part: str, option: str) -> list[float]:
+    """`a..b:step` in decimal numbers: multiples of a float such as 0.01 would miss the floats that are typed."""
+    matched = re.fullmatch(r"\s*([\d.]*?\d)\.\.([\d.]+):([\d.]+)\s*", part)
+    try:
+        if matched is None:
+            raise InvalidOperation
+        first, last, step = (Decimal(number) for number in matched.groups())
+    except InvalidOperation:
+        raise InputError(f"{option} {part} is no range: write one like 0.01..0.2:0.01, with its step.") from None
+    if step <= 0 or last < first:
+        raise InputError(f"{option} {part} is an empty range: it must rise, by a positive step.")
+    if (last - first) / step >= MOST_ALPHAS:
+        raise InputError(f"{option} {part} is more than {MOST_ALPHAS} thresholds: take a larger step.")
+    return [float(first + place * step) for place in range(int((last - first) / step) + 1)]
+
+
+def parse_factor(text: str, option: str = "--upsample") -> int:
+    """`2x` to 2. Raises `InputError` for anything else."""
+    matched = re.fullmatch(r"\s*([1-9]\d?)x?\s*", text)
+    if matched is None:
+        raise InputError(f"{option} takes a whole factor like 2x, not {text!r}.")
+    return int(matched.group(1))
+
+
+def _point(part: str, text: str) -> list[float]:
+    numbers = part.split(",")
+    if len(numbers) != 2 or not all(re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", number) for number in numbers):
+        raise InputError(f"--points takes 'x,y;x,y' in pixels of A, not {text!r}.")
+    return [float(number) for number in numbers]

@@ -23,9 +23,11 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.backbones.layers import LayerShape
     from featstore.errors import ImageError
-    from featstore.pipeline.evaluate import Result
+    from featstore.pipeline.evaluate import Result, Scoring
     from featstore.store.keys import DinoExtractor, StoreLocation
+    from matcher.match import MatchSettings
     from matcher.pck import Average
+    from matcher.readout import Readout
 
 PIPE_WIDTH = 240
 """Columns where the output is no terminal: wide enough that no table is folded."""
@@ -162,3 +164,56 @@ def _write_text(file: Path, text: str) -> None:
     content = text.encode()
     with naming_missing_bytes(file, lambda: Needed(len(content), 1, 0)), writing(str(file), len(content)):
         file.write_bytes(content)
+
+
+def print_evaluation(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:
+    """Print what was measured and the table, and write both where files are asked for."""
+    from matcher.pck import CSV_HEADER, to_rows
+    from matcher.readout import Readout
+
+    say(describe(result.scoring, result.features))
+    print_result(result, average)
+    write_json(json, result.to_json())
+    rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
+    write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
+
+
+CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
+
+
+def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
+    """What a readout's numbers depend on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
+    layers, settings = result.scoring.layers, result.scoring.settings
+    return (
+        result.dataset,
+        result.split,
+        "+".join(layer.layer for layer in layers),
+        "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
+        "+".join(f"{layer.weight:g}" for layer in layers),
+        settings.geometry.value,
+        result.scoring.frame_of(readout).value,
+        str(settings.upsample),
+        "; ".join(f"{name} {value}" for name, value in result.features.items()),
+    )
+
+
+def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
+    """One line of all that the numbers depend on."""
+    from matcher.pairs import Frame
+
+    settings: MatchSettings = scoring.settings
+    layers = " + ".join(
+        f"layer {layer.layer}"
+        + ("" if layer.timestep is None else f" at t = {layer.timestep}")
+        + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
+        for layer in scoring.layers
+    )
+    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "stored", "features")
+    origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
+    upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
+    frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
+    if scoring.frame is not None:
+        frame += f", PCK in the {scoring.frame.value} frame"
+    elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
+        frame += ", pixel in the original frame"
+    return f"{layers}{upsampling}; {frame}; {origin}"

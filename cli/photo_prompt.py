@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cli.prompt_choice import PromptChoice
 from featstore.backbones.dino import load_dino
 from featstore.backbones.dino_location import locate_dino
 from featstore.backbones.location import ModelLocation
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.photos import Photo, PhotoPrompt
+from featstore.pipeline.prompt_choice import PromptChoice
 from featstore.prompts.base import Mode
 from featstore.prompts.cpm import check_dino, open_pair_prompts
 from featstore.prompts.text import TextPrompt

@@ -37,8 +37,7 @@ def score(
     chosen_alphas = None if alphas is None else option_values.parse_alphas(alphas)
     chosen_readouts = None if readouts is None else option_values.parse_readouts(readouts)
 
-    from cli.evaluate import report
-    from cli.output import check_writable
+    from cli.output import check_writable, print_evaluation
     from cli.progress import TerminalProgress
     from featstore.pipeline.evaluation_run import EvaluationRun
 
@@ -46,4 +45,4 @@ def score(
     result = EvaluationRun.open(run).scored(chosen_readouts, chosen_alphas, chosen_frame)
     for sentence in result.notes:
         TerminalProgress().note(sentence)
-    report(result, average, json, csv)
+    print_evaluation(result, average, json, csv)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ar
 import pydantic.dataclasses
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from featstore.pipeline.defaults import check_layers_of
 from matcher.errors import InputError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
@@ -43,12 +44,23 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class ConfigField:
-    """A config's field as the command line sees it. kind: its type without None and `Annotated`."""
+    """A config's field as the command line sees it.
+
+    Args:
+        name: Of the field.
+        kind: Its type, without None and `Annotated`.
+        default: None where there is none.
+        is_needed: Whether it has no default.
+        setting: What it means.
+        group: What the class says of itself from which the field comes, where several config classes share that one.
+    """
 
     name: str
     kind: Any
     default: Any
+    is_needed: bool
     setting: Setting
+    group: str | None
 
     @property
     def flag(self) -> str:
@@ -285,6 +297,10 @@ class EvalConfig(PromptConfig, ComputeConfig):
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        if self.features is None:
+            check_layers_of(self.layers, self.timesteps, self.weights)
+
 
 @settings
 class GridConfig(PromptConfig, ComputeConfig):
@@ -451,8 +467,13 @@ def fields_of(kind: type) -> Iterator[ConfigField]:
     for field in fields(kind):
         metadata = getattr(hints[field.name], "__metadata__", ())
         setting = next(entry for entry in metadata if isinstance(entry, Setting))
-        default = None if field.default is MISSING else field.default
-        yield ConfigField(field.name, _bare(hints[field.name]), default, setting)
+        needed = field.default is MISSING
+        group = next(
+            (base.__doc__ for base in kind.__mro__[1:] if field.name in vars(base).get("__annotations__", {})), None
+        )
+        yield ConfigField(
+            field.name, _bare(hints[field.name]), None if needed else field.default, needed, setting, group
+        )
 
 
 def _bare(hint: Any) -> Any:
@@ -530,6 +551,7 @@ _WANTED = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "greater_than": "above {gt}",
+    "literal_error": "{expected}",
 }
 """What pydantic asks for, by its name of the complaint; what it says itself is taken for the others."""
 
@@ -545,4 +567,5 @@ def sentence_of(error: ValidationError, where: str, spell: Callable[[str], str])
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return f"{where} needs {name}."
     wanted = _WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
-    return f"{name} is to be {wanted.format(**first.get('ctx', {}))}, not {first['input']!r}."
+    wanted = wanted.format(**first.get("ctx", {})).replace("'", "")
+    return f"{name} is to be {wanted}, not {first['input']!r}."

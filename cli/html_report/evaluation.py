@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cli.evaluate import describe
 from cli.html_report.difficulty import difficulty_block, difficulty_chart, levels
 from cli.html_report.page import Command, Fact, FactGroup, Gallery, Headline, Page, Paragraph, Part, Section, Table
 from cli.html_report.pair_pictures import LEGEND, pair_chart, read_pictures
@@ -20,6 +19,7 @@ from cli.html_report.scores import (
 )
 from cli.html_report.settings import feature_group, matching_group, origin_group, when
 from cli.html_report.write import make_again, report_command, write_report
+from cli.output import describe
 from cli.table_text import Block, write_tables
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset

@@ -79,12 +79,18 @@ def kept_figures(place: Workplace, cell: OpenCell) -> CellFigures | None:
 def score_cell(place: Workplace, cell: OpenCell) -> CellFigures:
     """Score a cell, whose store must be there, and keep its figures. Raises what `dualsd eval` raises."""
     from cli.evaluate import evaluate
+    from cli.options import read_typed
+    from featstore.config import EvalConfig, fields_of, from_json
 
     folder = cell.folder(place)
     if not is_finished(folder):  # else it was stopped before its figures were written
         arguments = eval_arguments(place, cell.recipe, cell.cell, cell.run)
         say("", f"$ {to_command('eval', {**arguments, 'out': folder})}")
-        evaluate(**arguments, out=folder)
+        named = {"t": "timesteps", "by": "average"}
+        fields = {field.name: field for field in fields_of(EvalConfig)}
+        given = {named.get(name, name): value for name, value in arguments.items() if value is not None}
+        values = {name: read_typed(fields[name], value) for name, value in given.items()}
+        evaluate(from_json(EvalConfig, values | {"out": str(folder)}, cell.cell.name, str))
     own = cell.recipe.inference
     figures = figures_of(EvaluationRun.open(folder), Average(own.average.value))
     written = {

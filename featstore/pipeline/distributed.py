@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from featstore.errors import ProcessError
-from matcher.pairs import MatchingPair
-from matcher.sweep import grouped
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from matcher.pairs import MatchingPair
 
 Item = TypeVar("Item")
 
@@ -42,9 +42,11 @@ Shares = list[list[int]]
 """Indices of pairs, those of each process in their order."""
 
 
-def by_target(pairs: Sequence[MatchingPair], count: int, done: Collection[str] = ()) -> Shares:
+def by_target(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """All pairs into a target image go to one process, which then correlates what one process alone would, and so to
     the same bits; most categories go to one as a whole. done: target images that are no work any more."""
+    from matcher.sweep import grouped
+
     targets: dict[str, list[int]] = {}
     for members in grouped(pairs, lambda pair: pair.category, range(len(pairs))).values():
         for target, own in grouped(pairs, lambda pair: pair.target, members).items():
@@ -52,9 +54,11 @@ def by_target(pairs: Sequence[MatchingPair], count: int, done: Collection[str] =
     return in_blocks(list(targets.values()), [target not in done for target in targets], count)
 
 
-def by_category(pairs: Sequence[MatchingPair], count: int, done: Collection[str] = ()) -> Shares:
+def by_category(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """For maps that are made a category at a time and not kept: no two processes make the same. done: target images
     that are no work any more; a category is none when all of its are done."""
+    from matcher.sweep import grouped
+
     groups = list(grouped(pairs, lambda pair: pair.category, range(len(pairs))).values())
     left = [any(pairs[index].target not in done for index in group) for group in groups]
     return in_blocks(groups, left, count)

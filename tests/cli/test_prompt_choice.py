@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store
+from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store
 from featstore.errors import PromptError
 from featstore.prompts.base import Mode
 from featstore.prompts.file import save_prompts

@@ -29,7 +29,7 @@ class TypedPrompts:
     named), `--t`, `--prompt`, `--prompts`, `--fallback`. template: the text where none is typed."""
 
     layers: tuple[int, ...] | None
-    t: str | None
+    t: object | None
     prompt: str | None
     prompts: Path | None
     fallback: str | None

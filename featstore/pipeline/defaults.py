@@ -1,0 +1,206 @@
+"""What a config leaves open, settled: device and precision, model and data set, each layer's timestep and weight."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.backbones.dino_name import DINO
+from featstore.backbones.layers import LAYERS, check_layers
+from featstore.backbones.location import ALIASES, DEMO
+from featstore.pipeline.distributed import launched
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from featstore.config import ComputeConfig
+    from featstore.datasets.records import Dataset
+    from featstore.pipeline.compute import Compute
+    from featstore.store.store import Store
+
+DUAL_WEIGHTS = {"2": 0.8, "3": 0.6}
+TEXT_TIMESTEPS = {"2": 261, "3": 200}
+LEARNED_TIMESTEPS = {"2": 50, "3": 200}
+"""The report's weights, and its timesteps for inference with a text prompt and with learned ones."""
+DINO_WEIGHTS = (0.5, 0.5)
+"""SD4Match's code's, of a layer and `dino`."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check layers by name: the UNet's 1 to 4, and `dino`.
+
+    Raises:
+        InputError: For one that is no layer, or is named twice.
+    """
+    for name in names:
+        if name != DINO and not name.isdecimal():
+            known = ", ".join(map(str, LAYERS))
+            raise InputError(f"--layers takes layers separated by commas, some of {known} and {DINO}, not {name!r}.")
+    check_layers([int(name) for name in names if name != DINO])
+    if len(set(names)) != len(names):
+        raise InputError(f"--layers {','.join(names)} names a layer twice.")
+
+
+def unet_layers(names: Sequence[str]) -> tuple[int, ...]:
+    """The layers of the UNet among some, in their order."""
+    return tuple(int(name) for name in names if name != DINO)
+
+
+def timesteps_for(
+    names: Sequence[str], timesteps: Sequence[int] | None, usual: Mapping[str, int] = TEXT_TIMESTEPS
+) -> tuple[int | None, ...]:
+    """One timestep per layer of the UNet, None for `dino`.
+
+    Args:
+        names: Of the layers.
+        timesteps: Those that were asked for, one per layer of the UNet; None for the usual ones.
+        usual: By layer.
+
+    Raises:
+        InputError: Where counts disagree, or a layer has no usual timestep.
+    """
+    numbers = [name for name in names if name != DINO]
+    if timesteps is None:
+        missing = [name for name in numbers if name not in usual]
+        if missing:
+            raise InputError(f"There is no default timestep for layer {missing[0]}: give one per layer with --t.")
+        timesteps = [usual[name] for name in numbers]
+    if len(timesteps) != len(numbers):
+        apart = f" ({DINO} has none)" if DINO in names else ""
+        raise InputError(
+            f"{len(numbers)} layer(s) of the UNet{apart} but {len(timesteps)} timestep(s): give one per layer with --t."
+        )
+    given = iter(timesteps)
+    return tuple(None if name == DINO else next(given) for name in names)
+
+
+def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
+    """One weight per layer: those asked for, else 1 for a single layer, the report's for 2 and 3, and SD4Match's half
+    and half for any with `dino`.
+
+    Raises:
+        InputError: Where counts disagree, or layers have no usual weights.
+    """
+    if weights is not None:
+        from matcher.fusion import check_weights
+
+        if len(weights) != len(names):
+            raise InputError(f"{len(names)} layer(s) but {len(weights)} weight(s): give one per layer with --weights.")
+        check_weights(len(names), list(weights))
+        return tuple(weights)
+    if len(names) == 1:
+        return (1.0,)
+    if all(name in DUAL_WEIGHTS for name in names):
+        return tuple(DUAL_WEIGHTS[name] for name in names)
+    if len(names) == 2 and DINO in names:
+        return DINO_WEIGHTS
+    raise InputError(f"There are no default weights for layers {','.join(names)}: give one per layer with --weights.")
+
+
+def check_layers_of(
+    names: Sequence[str] | None, timesteps: Sequence[int] | None, weights: Sequence[float] | None
+) -> None:
+    """Check what can be seen to be wrong before a store is opened: where no layers are given, those of the prompts that
+    the store's runs have are not known yet.
+
+    Raises:
+        InputError: For layers that there are not, and for counts that disagree.
+    """
+    if names is not None:
+        check_names(names)
+        timesteps_for(names, timesteps)
+        weights_for(names, weights)
+
+
+def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_unet: Collection[str]) -> None:
+    """Check that each option is of use to one of the layers.
+
+    Args:
+        names: Of the layers; None for layers of the UNet that are not known yet.
+        of_dino: Options that were given and that only `dino` can use.
+        of_the_unet: Options that were given and that only a layer of the UNet can use.
+
+    Raises:
+        InputError: For an option that none of the layers has a use for.
+    """
+    for option in of_dino:
+        if names is None or DINO not in names:
+            raise InputError(f"{option} goes with the layer dino: name it in --layers.")
+    for option in of_the_unet:
+        if names is not None and not unet_layers(names):
+            raise InputError(f"{option} is for layers of the UNet, and --layers {','.join(names)} names none.")
+
+
+def choose_compute(config: "ComputeConfig") -> "Compute":
+    """Where to run: `auto` takes a GPU where there is one, and float16 there, float32 on the CPU. Each of several
+    processes takes a GPU of its own.
+
+    Raises:
+        InputError: For a device that cannot be used here, or that several processes cannot share out.
+    """
+    import torch
+
+    from featstore.pipeline.compute import Compute
+
+    own, name = launched(), config.device
+    if own.count > 1:
+        check_shared(name)
+        gpus = torch.cuda.device_count()
+        name = f"cuda:{own.local_rank % gpus}" if gpus and name == "auto" else "cpu"
+    device = find_device(name)
+    if config.dtype == "auto":
+        return Compute(device, torch.float32 if device.type == "cpu" else torch.float16, config.batch_size)
+    return Compute(device, getattr(torch, config.dtype), config.batch_size)
+
+
+def check_shared(device: str) -> None:
+    """Raise `InputError` for a device that several processes cannot share out."""
+    if device not in ("auto", "cpu"):
+        raise InputError(
+            f"With several processes --device is auto or cpu, not {device!r}: each takes a GPU of its own."
+        )
+
+
+def find_device(name: str) -> "torch.device":
+    """A device by name; `auto`: a GPU where there is one. Raises `InputError` for one that cannot be used here."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def model_for(dataset: str | None, model: str | None) -> str:
+    """The model that was asked for; on the data set demo the demo's.
+
+    Args:
+        dataset: What the model is for, None for photographs or prompts of no data set.
+        model: What was asked for.
+
+    Raises:
+        InputError: Where a model must be named.
+    """
+    if model is not None:
+        return model
+    if dataset == DEMO:
+        return DEMO
+    raise InputError(
+        f"Name the model with --model: {', '.join(ALIASES)}, a hub name owner/model, or a folder in diffusers' layout; "
+        f"--model {DEMO} is a toy that knows drawn pictures only, and is taken by itself on the dataset {DEMO} alone."
+    )
+
+
+def dataset_of(store: "Store", root: Path | None) -> "Dataset":
+    """The data set that a store was made from, in `root` where it was moved."""
+    from featstore.datasets.registry import open_dataset
+
+    stored = store.header.dataset_root
+    return open_dataset(store.header.dataset, root or (None if stored is None else Path(stored)))
