@@ -1,21 +1,19 @@
 """Learning the prompts that a table's cells ask for, as `dualsd train` does; what is learned is not learned again."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from cli.options import read_typed
 from cli.output import say
 from cli.recipe_options import Options, to_command
 from cli.reproduction.plan import Training
 from cli.reproduction.workplace import Workplace
-from cli.train_settings import check_resumed, published, typed_settings, with_typed
+from featstore.config import TrainConfig, fields_of, from_json
 from featstore.errors import TuningError
 from featstore.tuning.run_folder import RunFolder, identity_of
-from featstore.tuning.settings import TuningSettings
-
-NUMBERS = {"lr": "rate", "network_lr": "network_rate", "val_pairs": "validation_pairs"}
-"""Options of `train` whose settings have another name."""
-
-TEXTS = ("mode", "layers", "t", "weights", "noise", "geometry", "upsample_align")
-"""Options of `train` that are read, not numbers."""
+from featstore.tuning.settings import TuningSettings, resumed
+from featstore.tuning.settings import settings_of as tuning_settings
 
 
 def open_run(place: Workplace, training: Training, pairs: int) -> RunFolder | None:
@@ -29,7 +27,7 @@ def open_run(place: Workplace, training: Training, pairs: int) -> RunFolder | No
         raise TuningError(
             f"{path} was trained on another model, size or dataset than is asked for now: take another --work folder."
         )
-    check_resumed(run.settings, _typed(place, training, pairs), path)
+    resumed(run.settings, _config(place, training, pairs), run.settings.dtype, path)
     return run
 
 
@@ -47,7 +45,7 @@ def learn(place: Workplace, training: Training, pairs: int) -> RunFolder:
     if run is None or not is_finished(run):
         arguments = train_arguments(place, training, pairs, run)
         say("", f"$ {to_command('train', arguments)}")
-        train(**arguments, gradient_checkpointing=place.means.gradient_checkpointing)
+        train(_parsed(arguments | {"gradient_checkpointing": place.means.gradient_checkpointing}))
     return RunFolder.open(place.run_path(training, settings_of(place, training, pairs).steps))
 
 
@@ -70,12 +68,16 @@ def train_arguments(place: Workplace, training: Training, pairs: int, run: RunFo
 
 def settings_of(place: Workplace, training: Training, pairs: int) -> TuningSettings:
     """What `train` makes of its options."""
-    typed = _typed(place, training, pairs) | {"accumulate": place.means.accumulate}
-    return with_typed(published(typed, training.dataset, pairs, place.model, place.image_size), typed)
+    config = replace(_config(place, training, pairs), accumulate=place.means.accumulate)
+    return tuning_settings(config, training.dataset, pairs, place.model, place.image_size, "float32")
 
 
-def _typed(place: Workplace, training: Training, pairs: int) -> dict[str, Any]:
-    options: dict[str, Any] = place.training_options(training, pairs)
-    numbers = {NUMBERS.get(name, name): value for name, value in options.items() if name not in TEXTS}
-    texts = {name: options[name] for name in TEXTS}
-    return typed_settings(place.image_size, **texts, val_t=None, numbers=numbers)
+def _config(place: Workplace, training: Training, pairs: int) -> TrainConfig:
+    return _parsed(place.training_options(training, pairs))
+
+
+def _parsed(options: Mapping[str, Any]) -> TrainConfig:
+    """Options of `train` as its config has them."""
+    known = {field.flag.removeprefix("--").replace("-", "_"): field for field in fields_of(TrainConfig)}
+    given = {known[option]: value for option, value in options.items() if value is not None}
+    return from_json(TrainConfig, {field.name: read_typed(field, own) for field, own in given.items()}, "train", str)

@@ -9,7 +9,6 @@ from cli.recipe import Recipe
 from cli.recipe_options import Options, steps_for, train_options
 from cli.reproduction.plan import DEMO, Training
 from cli.reproduction.work import Work, bytes_of
-from cli.train_settings import DEMO_STEPS
 from featstore.backbones import location
 from featstore.backbones.dino_location import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.latents import Latents
@@ -22,6 +21,7 @@ from featstore.pipeline.compute import Compute
 from featstore.progress import Progress
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, open_if_there
+from featstore.tuning.settings import DEMO_STEPS
 from matcher.errors import InputError
 
 SUBFOLDERS = {

@@ -1,4 +1,4 @@
-"""What prompts are: texts, learned ones, how they are described, and the registry of modes in which they are learned."""
+"""What prompts are: texts, learned ones, how they are described, and the registry of modes that they are learned in."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence

@@ -3,14 +3,20 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
+from featstore.backbones.location import ModelLocation
 from featstore.backbones.memory import saying_batch_size
-from featstore.prompts.text import encode_token_embeddings, fill
+from featstore.backbones.unet import CutUNet
+from featstore.pipeline.compute import Compute
+from featstore.prompts.text import encode_token_embeddings, fill, frame
+from featstore.tuning.settings import TuningSettings
 
 Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -23,6 +29,7 @@ class Networks:
         text_encoder: CLIP's.
         unets: One per layer, each ending at its layer.
         framed: Token embeddings (77, D) around the learned vectors.
+        vocabulary: How many token ids there are.
         device: Where they lie.
         dtype: Of what goes into the UNet.
         autocast: The context in which they run.
@@ -31,6 +38,7 @@ class Networks:
     text_encoder: CLIPTextModel
     unets: tuple[UNet2DConditionModel, ...]
     framed: Tensor
+    vocabulary: int
     device: torch.device
     dtype: torch.dtype
     autocast: Autocast
@@ -73,3 +81,39 @@ class Networks:
                 return_dict=False,
             )[0]
         return found
+
+
+def open_networks(
+    location: ModelLocation, settings: TuningSettings, compute: Compute, gradient_checkpointing: bool, compiled: bool
+) -> Networks:
+    """Load the networks of a model, frozen.
+
+    Args:
+        location: Where the model lies.
+        settings: Whose layers are trained, with prompts of which length.
+        compute: Where networks run; in half precision under autocast.
+        gradient_checkpointing: Whether activations are computed again for the gradient instead of being kept.
+        compiled: Whether UNets go through `torch.compile`.
+
+    Raises:
+        ModelError: They cannot be loaded, or prompts do not fit the text encoder.
+    """
+    tokenizer = load_tokenizer(location)
+    text_encoder = load_text_encoder(location, compute.device, compute.dtype)
+    framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, settings.length)
+    unet = load_unet(location, compute.device, compute.dtype)
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    whole = CutUNet(unet, max(settings.layers))
+    unets = [whole.until(layer) for layer in settings.layers]
+    return Networks(
+        text_encoder,
+        tuple(torch.compile(one) if compiled else one for one in unets),
+        framed,
+        len(tokenizer),
+        compute.device,
+        compute.dtype,
+        partial(torch.autocast, compute.device.type, compute.dtype)
+        if compute.dtype in (torch.float16, torch.bfloat16)
+        else contextlib.nullcontext,
+    )

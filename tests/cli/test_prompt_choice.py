@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store
 from featstore.errors import PromptError
+from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store
 from featstore.prompts.base import Mode
 from featstore.prompts.file import save_prompts
 from featstore.store.store import open_store
