@@ -10,7 +10,7 @@ from typing import Any
 def typed_command() -> str | None:
     """`dualsd eval --layers 2,3`, fit for a shell; None where Python called the command itself."""
     started = Path(sys.argv[0])
-    if started.stem != "dualsd" and (started.parent.name, started.name) != ("cli", "__main__.py"):
+    if started.stem != "dualsd" and (started.parent.name, started.name) != ("dualsd", "__main__.py"):
         return None
     return shlex.join(["dualsd", *sys.argv[1:]])
 

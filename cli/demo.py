@@ -18,7 +18,7 @@ def demo(
     from cli.cache import build
     from cli.evaluate import evaluate
     from cli.output import say
-    from featstore.config import EvalConfig
+    from featstore.config import BuildConfig, EvalConfig
     from featstore.tuning.run_folder import free_name
     from matcher.errors import InputError
 
@@ -28,7 +28,7 @@ def demo(
         raise InputError(f"{out} cannot be made: {error.strerror}.") from error
     store = out / "demo.zarr"
     say(f"$ dualsd cache build --store {store}")
-    build(store=store, device=device)
+    build(BuildConfig(store=str(store), device=device))
     for name, layers in (("layer 2 alone", "2"), ("layer 3 alone", "3"), ("both layers", "2,3")):
         say("", f"{name}:", f"$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
         runs = out / "runs"

@@ -21,7 +21,7 @@ COMMANDS = {
     "score": ("score.score", "Score the predictions of an evaluation again, without matching."),
     "compare": ("compare.compare", "Compare evaluations over the same pairs with the first, by category and over all."),
     "grid": (
-        "grid.grid",
+        "grid.command",
         "Score every layer at every timestep, and all layers together at every choice of timesteps and weights.",
     ),
     "report": (

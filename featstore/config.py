@@ -7,7 +7,7 @@ is not known, no True for 1, no number that is not finite; what cannot be is an 
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ar
 import pydantic.dataclasses
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from featstore.pipeline.defaults import check_layers_of
+from featstore.pipeline.defaults import check_layers_of, check_of_use
 from matcher.errors import InputError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
@@ -194,6 +194,15 @@ ALPHAS = (0.05, 0.1, 0.15)
 ENSEMBLE = 8
 
 
+OF_THE_UNET = ("timesteps", "prompt", "prompts", "fallback")
+
+
+def given_options(config: Any, names: Sequence[str]) -> list[str]:
+    """The options among some that were given."""
+    flags = {"timesteps": "--t", "dino_size": "--dino-size"}
+    return [flags.get(name, f"--{name}") for name in names if getattr(config, name) is not None]
+
+
 @settings
 class ComputeConfig(metaclass=_Constructed):
     """Where networks run."""
@@ -252,6 +261,10 @@ class MapsConfig(PromptConfig, ComputeConfig):
     part: Part = None
     skip_bad: SkipBad = False
 
+    def __post_init__(self) -> None:
+        check_layers_of(self.layers, self.timesteps, [1.0] * len(self.layers or ()))
+        check_of_use(self.layers, given_options(self, ["dino", "dino_size"]), given_options(self, OF_THE_UNET))
+
 
 @settings
 class EvalConfig(PromptConfig, ComputeConfig):
@@ -300,6 +313,9 @@ class EvalConfig(PromptConfig, ComputeConfig):
     def __post_init__(self) -> None:
         if self.features is None:
             check_layers_of(self.layers, self.timesteps, self.weights)
+            check_of_use(
+                self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
+            )
 
 
 @settings

@@ -66,8 +66,22 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
     folder.mkdir(parents=True, exist_ok=True)
     say("", f"$ {command}")
     from cli.grid import grid
+    from featstore.config import GridConfig
 
-    grid(**arguments, stream=True)
+    config = GridConfig(
+        store=str(place.store_path(dataset)),
+        layers=tuple(map(str, LAYERS)),
+        timesteps=tuple(TIMESTEPS),
+        split=SPLIT,
+        prompt=TEMPLATE,
+        ensemble=ENSEMBLE,
+        device=place.means.device,
+        dtype=place.means.dtype,  # type: ignore[arg-type]
+        batch_size=place.means.batch_size,
+        out=folder,
+        stream=True,
+    )
+    grid(config, json=arguments["json"])
     write_json(file, json.loads(arguments["json"].read_text(encoding="utf-8")))
 
 

@@ -131,6 +131,12 @@ def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_u
             raise InputError(f"{option} is for layers of the UNet, and --layers {','.join(names)} names none.")
 
 
+def check_kept(stored: str, what: str) -> None:
+    """Raise `InputError` where maps are to be kept otherwise than usual that are not kept at all."""
+    if stored != "float16":
+        raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
+
+
 def choose_compute(config: "ComputeConfig") -> "Compute":
     """Where to run: `auto` takes a GPU where there is one, and float16 there, float32 on the CPU. Each of several
     processes takes a GPU of its own.

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from featstore.errors import ProcessError
+from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,17 @@ class Part:
 
 
 WHOLE = Part(1, 1)
+
+
+def parse_part(text: str) -> Part:
+    """`1/4` to the first of four parts. Raises `InputError` for anything else."""
+    matched = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if matched is None:
+        raise InputError(f"--part takes a share of the images like 1/4, the first of four, not {text!r}.")
+    number, count = map(int, matched.groups())
+    if not 1 <= number <= count:
+        raise InputError(f"--part {text} does not exist: parts count from 1/{count} to {count}/{count}.")
+    return Part(number, count)
 
 
 Shares = list[list[int]]

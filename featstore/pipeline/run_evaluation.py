@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featstore.backbones.dino_name import DINO
-from featstore.config import ENSEMBLE, EvalConfig
+from featstore.config import ENSEMBLE, EvalConfig, given_options
 from featstore.datasets.records import canonical_split
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
@@ -13,8 +13,7 @@ from featstore.pipeline.compute import Compute
 from featstore.pipeline.defaults import (
     LEARNED_TIMESTEPS,
     TEXT_TIMESTEPS,
-    check_names,
-    check_of_use,
+    check_kept,
     choose_compute,
     dataset_of,
     timesteps_for,
@@ -54,7 +53,6 @@ from matcher.match import MatchSettings
 from matcher.readout import Readout
 
 OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
-OF_THE_UNET = ("timesteps", "prompt", "prompts", "fallback", "ensemble")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +95,6 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluated:
     return _from_store(config, progress) if config.features is None else _from_file(config, config.features, progress)
 
 
-def _given(config: EvalConfig, names: tuple[str, ...]) -> list[str]:
-    """The options among some that were given."""
-    flags = {"timesteps": "--t", "dino_size": "--dino-size"}
-    return [flags.get(name, f"--{name}") for name in names if getattr(config, name) is not None]
-
-
 def _scoring(config: EvalConfig, image_size: int, timesteps: tuple[int | None, ...]) -> Scoring:
     names = config.layers or ()
     shares = weights_for(names, config.weights)
@@ -119,11 +111,6 @@ def _scoring(config: EvalConfig, image_size: int, timesteps: tuple[int | None, .
 def _from_store(config: EvalConfig, progress: Progress) -> Evaluated:
     if config.dataset is not None or config.size is not None:
         raise InputError("--dataset and --size go with --features: a store knows its own.")
-    if config.layers is not None:
-        check_names(config.layers)
-        timesteps_for(config.layers, config.timesteps)
-        weights_for(config.layers, config.weights)
-    check_of_use(config.layers, _given(config, ("dino_size",)), _given(config, OF_THE_UNET))
     compute = choose_compute(config)
     store = open_store(parse_location(config.store))
     numbers = None if config.layers is None else unet_layers(config.layers)
@@ -131,7 +118,7 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluated:
         store, TypedPrompts(numbers, config.timesteps, config.prompt, config.prompts, config.fallback)
     )
     if choice.prompts is None:
-        check_kept(config, "prompts of pairs (cpm)")
+        check_kept(config.stored, "prompts of pairs (cpm)")
     names = config.layers or tuple(map(str, layers_of(choice, None)))
     if unet_layers(names):
         progress.tell(choice.line)
@@ -215,17 +202,11 @@ def _match(
     return replace(result, notes=notes)
 
 
-def check_kept(config: EvalConfig, what: str) -> None:
-    """Raise `InputError` where maps are to be kept otherwise than usual that are not kept at all."""
-    if config.stored != "float16":
-        raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
-
-
 def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evaluated:
-    given = [*_given(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
+    given = [*given_options(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
     if given:
         raise InputError(f"{given[0]} goes with a store, not with features from a file.")
-    check_kept(config, "features from a file")
+    check_kept(config.stored, "features from a file")
     if config.dataset is None or config.size is None:
         raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
     if config.layers is None:

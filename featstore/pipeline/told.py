@@ -1,14 +1,16 @@
 """What run functions tell whoever watches (`Progress.tell`): layers' shapes, images and pairs left out, costs."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featstore.plain_text import free_bytes, human_bytes
 from featstore.progress import Progress
 
 if TYPE_CHECKING:
     from featstore.backbones.layers import LayerShape
     from featstore.errors import ImageError
-    from featstore.store.keys import DinoExtractor
+    from featstore.store.keys import DinoExtractor, StoreLocation
 
 
 def tell_shapes(progress: Progress, shapes: Iterable["LayerShape"]) -> None:
@@ -40,6 +42,14 @@ def spell_bad(bad: Sequence["ImageError"]) -> Iterator[str]:
     if bad:
         yield f"{len(bad)} image(s) could not be read:"
         yield from (f"  {error}" for error in bad)
+
+
+def tell_disk(progress: Progress, path: "StoreLocation", needed: int) -> None:
+    """Whether `needed` bytes fit where `path` lies or will lie; object storage has no end."""
+    if isinstance(path, Path):
+        free = free_bytes(path)
+        fits = "it fits" if free > needed else "it DOES NOT FIT"
+        progress.tell(f"{human_bytes(free)} free for {path}: {fits}")
 
 
 def tell_pairwise_cost(progress: Progress, pairs: int, maps: int, ensemble: int) -> None:

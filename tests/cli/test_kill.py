@@ -76,7 +76,7 @@ def test_the_real_command_killed_at_random(
         folder, moment = tmp_path / f"{kill}", moments.uniform(0, LATEST)
         shutil.copytree(case.start, folder)
         before = set(folder.rglob("*"))
-        command = [sys.executable, "-m", "cli", *case.arguments]
+        command = [sys.executable, "-m", "dualsd", *case.arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

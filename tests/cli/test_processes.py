@@ -332,7 +332,7 @@ def test_under_torchrun(run: Run, store: Path) -> None:
     """The real one, with 4 processes and with 2."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    dualsd = [sys.executable, "-m", "cli"]
+    dualsd = [sys.executable, "-m", "dualsd"]
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--no-python", "--nproc_per_node"]
     made = json.loads(Path("made.zarr/zarr.json").read_text())["attributes"]
     build = ["cache", "build", "--dataset", "folder", "--root", made["dataset"]["root"], "--batch-size", "4"]

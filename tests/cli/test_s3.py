@@ -129,7 +129,7 @@ def test_parts_at_once_and_their_maps_exported(run: Run, build: list[str], s3_li
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
     s3_link.faults = Faults(latency=0.002)
     jobs = [
-        subprocess.Popen([sys.executable, "-m", "cli", *build, "--store", s3_store, "--part", part], env=environment)
+        subprocess.Popen([sys.executable, "-m", "dualsd", *build, "--store", s3_store, "--part", part], env=environment)
         for part in ("1/2", "2/2")
     ]
     assert [job.wait(timeout=600) for job in jobs] == [0, 0]

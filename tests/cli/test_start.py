@@ -47,13 +47,13 @@ def test_every_command_explains_itself_with_examples() -> None:
     single = [[name] for name in ("eval", "grid", "match", "score", "compare", "report", "recipes", "reproduce")]
     for command in (["cache", "build"], ["cache", "maps"], *single, *prompts):
         shown = subprocess.run(
-            [sys.executable, "-m", "cli", *command, "--help"], check=True, capture_output=True, text=True
+            [sys.executable, "-m", "dualsd", *command, "--help"], check=True, capture_output=True, text=True
         ).stdout
         assert f"dualsd {' '.join(command)}" in shown.split("Examples:")[1]
 
 
 def test_python_m_from_any_directory(tmp_path: Path) -> None:
-    for command in ([sys.executable, "-m", "cli"], [str(Path(sys.executable).parent / "dualsd")]):
+    for command in ([sys.executable, "-m", "dualsd"], [str(Path(sys.executable).parent / "dualsd")]):
         done = subprocess.run(
             [*command, "cache", "info"],
             cwd=tmp_path,
@@ -69,7 +69,7 @@ def test_a_reader_that_has_seen_enough() -> None:
     """`dualsd train --help | head -1`: no word of it, as of any other program."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "cli", "train", "--help"]
+    command = [sys.executable, "-m", "dualsd", "train", "--help"]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)

@@ -73,7 +73,7 @@ class Reader:
         commands = self.folder / ".commands"
         commands.mkdir(exist_ok=True)
         command = commands / "dualsd"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cli "$@"\n', encoding="utf-8")
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dualsd "$@"\n', encoding="utf-8")
         command.chmod(0o755)
         path = f"{commands}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}

@@ -1,4 +1,4 @@
-"""`python -m cli` is `dualsd`."""
+"""`python -m dualsd`: the command line."""
 
 from cli.main import main
 

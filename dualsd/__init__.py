@@ -1,0 +1,50 @@
+"""dualsd: diffusion features for semantic correspondence, computed once and matched from the cache.
+
+    import dualsd
+
+    featurizer = dualsd.Featurizer("sd2-1", device="cuda")
+    maps = [featurizer(photo, prompt="a photo of a cat") for photo in ("a.jpg", "b.jpg")]
+    found = dualsd.match(*maps, points=[(120, 80), (200, 150)])
+
+A name is imported when it is used, so that `import dualsd` costs nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featstore.config import BuildConfig as BuildConfig
+    from featstore.config import EvalConfig as EvalConfig
+    from featstore.config import GridConfig as GridConfig
+    from featstore.config import MapsConfig as MapsConfig
+    from featstore.config import TrainConfig as TrainConfig
+    from featstore.pipeline.run_build import build as build
+    from featstore.pipeline.run_build import make_maps as make_maps
+    from featstore.pipeline.run_evaluation import evaluate as evaluate
+    from featstore.pipeline.run_grid import grid as grid
+    from featstore.store.store import open_store as open_store
+    from matcher.errors import InputError as InputError
+
+_PLACES = {
+    "featstore.config": ("BuildConfig", "EvalConfig", "GridConfig", "MapsConfig", "TrainConfig"),
+    "featstore.pipeline.run_build": ("build", "make_maps"),
+    "featstore.pipeline.run_evaluation": ("evaluate",),
+    "featstore.pipeline.run_grid": ("grid",),
+    "featstore.store.store": ("open_store",),
+    "matcher.errors": ("InputError",),
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+__all__ = [*_PLACE_OF, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("dualsd")
+    if name not in _PLACE_OF:
+        raise AttributeError(f"dualsd has no {name!r}: it has {', '.join(__all__)}.")
+    return getattr(import_module(_PLACE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,315 @@
+"""`build` and `make_maps`: a store filled with latents and noisy latents, and with feature maps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featstore.backbones.dino_name import DINO
+from featstore.backbones.latents import Latents
+from featstore.backbones.model import Model, open_model
+from featstore.config import BuildConfig, MapsConfig
+from featstore.datasets.records import Dataset
+from featstore.datasets.registry import open_dataset
+from featstore.errors import ImageError
+from featstore.pipeline import build as stage
+from featstore.pipeline.compute import Compute
+from featstore.pipeline.defaults import (
+    LEARNED_TIMESTEPS,
+    TEXT_TIMESTEPS,
+    choose_compute,
+    dataset_of,
+    model_for,
+    timesteps_for,
+    unet_layers,
+)
+from featstore.pipeline.dino_maps import AskedDino, estimate_dino_maps, find_dino, require_dino_maps
+from featstore.pipeline.distributed import ONE, Launch, Part, join_processes, launched, parse_part
+from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
+from featstore.pipeline.images import check_unchanged
+from featstore.pipeline.needed import estimate_maps, model_of, require_maps
+from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store, layers_of
+from featstore.pipeline.told import spell_bad, tell_dino_shape, tell_disk, tell_shapes
+from featstore.plain_text import human_bytes
+from featstore.progress import Progress, Silent
+from featstore.prompts.base import Prompts
+from featstore.store.keys import Stored, parse_location
+from featstore.store.store import Store, open_if_there, open_store
+from matcher.errors import InputError
+
+
+def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildReport:
+    """Encode every image of a data set once (VAE) and keep latents and noisy latents.
+
+    A second run does only what is missing; an image whose file changed is encoded anew. Of an existing store, data set
+    and model need not be named again. Any number of jobs may fill one store at once, each with a part of the images;
+    under torchrun each process takes one.
+
+    Args:
+        config: What is cached, of what.
+        progress: Who is told how far it is; None for nobody.
+
+    Returns:
+        What was made, by all processes together.
+
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is; the first image's that cannot be read,
+            once all others are done, unless `skip_bad`.
+    """
+    progress = Silent() if progress is None else progress
+    dataset, model, request = _asked(config, launched())
+    compute = choose_compute(config)
+    processes = join_processes()
+    progress = progress if processes.is_main else Silent()
+    _tell_model(progress, model, request)
+    # what cannot be read is said once all processes are done
+    reports = processes.gather(stage.build(dataset, model, request, compute, True, progress))
+    report = stage.together(reports)
+    if report.bad and not config.skip_bad:
+        raise report.bad[0]
+    stale = f", {report.stale} had changed" if report.stale else ""
+    _tell_shares(progress, [own.images for own in reports])
+    progress.tell(
+        f"{config.store}: {_spell_part(config.part)}{report.images} images of {dataset.name}, {report.encoded} "
+        f"encoded, {report.skipped} skipped{stale}"
+    )
+    progress.tell(
+        f"{report.noised} noisy latents at t = {', '.join(map(str, request.timesteps))}; "
+        f"{human_bytes(report.bytes_written)} written in {report.seconds:.1f} s"
+    )
+    for line in spell_bad(report.bad):
+        progress.tell(line)
+    return report
+
+
+def estimate_build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildCost:
+    """What `build` would take; nothing is written. See `build`."""
+    progress = Silent() if progress is None else progress
+    dataset, model, request = _asked(config, ONE)  # what is only said is said of all
+    _tell_model(progress, model, request)
+    cost = stage.estimate(dataset, model, request, progress)
+    progress.tell(f"{cost.images} images, {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make")
+    progress.tell(f"{human_bytes(cost.bytes_to_write)} in {cost.files_to_write} files to write")
+    tell_disk(progress, request.path, cost.bytes_to_write)
+    return cost
+
+
+def _asked(config: BuildConfig, launch: Launch) -> tuple[Dataset, Model, stage.BuildRequest]:
+    """What is to be built; what was settled when a store was made need not be said again."""
+    place = parse_location(config.store)
+    known = open_if_there(place)
+    if known is not None:
+        header = known.header
+        is_same = config.dataset in (None, header.dataset)
+        config = replace(
+            config,
+            dataset=config.dataset or header.dataset,
+            root=config.root or (Path(header.dataset_root) if is_same and header.dataset_root else None),
+            model=config.model or header.model_id,
+            revision=config.revision or (header.model_revision if config.model is None else None),
+            size=config.size or header.image_size,
+            seed=header.seed if config.seed is None else config.seed,
+            latents=config.latents or header.latents.value,
+        )
+    dataset = open_dataset(config.dataset or "demo", config.root)
+    model = open_model(model_for(dataset.name, config.model), config.revision)
+    return (
+        dataset,
+        model,
+        stage.BuildRequest(
+            place,
+            config.root,
+            config.size,
+            Latents(config.latents or "sample"),
+            config.seed or 0,
+            tuple(dict.fromkeys(config.timesteps)),
+            config.ensemble,
+            _part(config.part, launch),
+        ),
+    )
+
+
+def _tell_model(progress: Progress, model: Model, request: stage.BuildRequest) -> None:
+    side = model.image_size if request.image_size is None else request.image_size
+    progress.tell(f"model {model.location.id}, images of {side} pixels; noise: {model.schedule.spell()}")
+
+
+def _part(text: str | None, launch: Launch) -> Part:
+    """The share of images that `part` names, else that of a process. Raises `InputError` where both divide them."""
+    if text is None:
+        return Part(launch.rank + 1, launch.count)
+    part = parse_part(text)
+    if launch.count > 1:
+        raise InputError("--part and torchrun both divide the images: leave --part out, each process takes its share.")
+    return part
+
+
+def _spell_part(text: str | None) -> str:
+    """Before what is said of a part."""
+    return "" if text is None else f"part {text.strip()}, "
+
+
+def _tell_shares(progress: Progress, images: Sequence[int]) -> None:
+    """How many images each of several processes took."""
+    if len(images) > 1:
+        progress.tell(f"{len(images)} processes took {', '.join(map(str, images))} images")
+
+
+@dataclass(frozen=True, slots=True)
+class MapsReport:
+    """What making maps made.
+
+    Args:
+        images: In the part that was asked for, of all processes.
+        passes: Of the UNet; None where no layer is the UNet's.
+        extractor: Under whose name the UNet's maps lie.
+        dino_passes: Of DINOv2; None where `dino` is not among the layers.
+        dino_extractor: Under whose name its maps lie.
+        bad: Images that could not be read, whose maps are missing.
+    """
+
+    images: int
+    passes: int | None
+    extractor: str | None
+    dino_passes: int | None
+    dino_extractor: str | None
+    bad: tuple[ImageError, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Maps:
+    """What maps are to be made of."""
+
+    store: Store
+    dataset: Dataset
+    images: Sequence[str]
+    rows: Sequence[int]
+    names: tuple[str, ...]
+    wanted: tuple[tuple[int, int], ...]
+    choice: PromptChoice
+    prompts: Prompts
+    compute: Compute
+    stored: Stored
+
+
+def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsReport:
+    """Run the UNet as far as each layer and keep its feature maps; latents and noise are made where they lack.
+
+    Args:
+        config: Which maps, of which images.
+        progress: Who is told how far it is; None for nobody.
+
+    Returns:
+        What was made, by all processes together.
+
+    Raises:
+        InputError: In one of its kinds, see `build`.
+    """
+    progress = Silent() if progress is None else progress
+    asked = _asked_maps(config, launched(), progress)
+    processes = join_processes()
+    progress = progress if processes.is_main else Silent()
+    store, compute = asked.store, asked.compute
+    check_unchanged(store, asked.dataset, asked.images, progress)
+    _tell_missing(config, asked, progress)
+    patches = None
+    if DINO in asked.names:
+        dino = AskedDino(config.dino, config.dino_size)
+        patches = require_dino_maps(store, asked.dataset, asked.rows, dino, compute, progress, asked.stored)
+        if patches.images:
+            tell_dino_shape(progress, patches.extractor, patches.shape)
+    made = require_maps(
+        store, asked.dataset, asked.rows, asked.wanted, asked.prompts, config.ensemble, compute, progress, asked.stored
+    )
+    own_bad = unreadable(made.bad, () if patches is None else patches.bad)
+    own_passes = made.images_times_timesteps * config.ensemble, 0 if patches is None else patches.images
+    shares = processes.gather((len(asked.rows), own_passes, own_bad))
+    bad = unreadable(*(theirs for _, _, theirs in shares))
+    if bad and not config.skip_bad:
+        raise bad[0]
+    images = sum(count for count, _, _ in shares)
+    passes, dino_passes = (sum(own) for own in zip(*(own for _, own, _ in shares), strict=True))
+    _tell_shares(progress, [count for count, _, _ in shares])
+    whose, rest = f"{_spell_part(config.part)}{images} images", "the rest was there"
+    if asked.wanted:
+        progress.tell(f"{whose}: {passes} UNet passes made, {rest}; extractor {made.extractor.key}")
+    if patches is not None:
+        progress.tell(f"{whose}: {dino_passes} DINOv2 passes made, {rest}; extractor {patches.extractor.key}")
+    for line in spell_bad(bad):
+        progress.tell(line)
+    return MapsReport(
+        images,
+        passes if asked.wanted else None,
+        made.extractor.key if asked.wanted else None,
+        None if patches is None else dino_passes,
+        None if patches is None else patches.extractor.key,
+        bad,
+    )
+
+
+def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -> Mapping[str, int]:
+    """What `make_maps` would take, by name; nothing is written. See `make_maps`."""
+    progress = Silent() if progress is None else progress
+    asked = _asked_maps(config, ONE, progress)  # what is only said is said of all
+    store, rows = asked.store, asked.rows
+    check_unchanged(store, asked.dataset, asked.images, progress)
+    total = _tell_missing(config, asked, progress)
+    passes = f"{total['passes']} UNet passes"
+    if DINO in asked.names:
+        found = find_dino(store, AskedDino(config.dino, config.dino_size), asked.compute, asked.stored)
+        tell_dino_shape(progress, found.extractor, found.map_shape)
+        cost = estimate_dino_maps(store, rows, found)
+        passes += f", {cost.images} DINOv2 passes"
+        total |= {
+            "dino_passes": cost.images,
+            "bytes_to_write": total["bytes_to_write"] + cost.bytes_to_write,
+            "files_to_write": total["files_to_write"] + cost.images,
+        }
+    progress.tell(
+        f"{len(rows)} images: {total['encode']} to encode (VAE passes), {total['noise']} noisy latents to make, "
+        f"{passes}"
+    )
+    progress.tell(f"{human_bytes(total['bytes_to_write'])} in {total['files_to_write']} files to write")
+    tell_disk(progress, store.path, total["bytes_to_write"])
+    return total
+
+
+def _asked_maps(config: MapsConfig, launch: Launch, progress: Progress) -> _Maps:
+    store = open_store(parse_location(config.store))
+    dataset = dataset_of(store, config.root)
+    part, compute = _part(config.part, launch), choose_compute(config)
+    wanted_images = store.images.ids if config.split is None else images_of(choose_pairs(dataset, config.split, ()))
+    images = part.of(wanted_images)
+    rows = [store.images.row(image) for image in images]
+    numbers = None if config.layers is None else unet_layers(config.layers)
+    choice = choose_for_store(
+        store, TypedPrompts(numbers, config.timesteps, config.prompt, config.prompts, config.fallback)
+    )
+    names = config.layers or tuple(map(str, layers_of(choice, None)))
+    if unet_layers(names):
+        progress.tell(choice.line)
+    choice.check_categories({store.images.categories[row] for row in rows})
+    usual = TEXT_TIMESTEPS if choice.learned is None else LEARNED_TIMESTEPS
+    steps = timesteps_for(names, config.timesteps, usual)
+    wanted = tuple((int(name), step) for name, step in zip(names, steps, strict=True) if step is not None)
+    progress.tell(f"model {store.header.model_id}, images of {store.header.image_size} pixels")
+    prompts = choice.of_images("cache maps")
+    return _Maps(store, dataset, images, rows, names, wanted, choice, prompts, compute, Stored(config.stored))
+
+
+def _tell_missing(config: MapsConfig, asked: _Maps, progress: Progress) -> dict[str, Any]:
+    """What the UNet's maps would take, whose shapes are told where any is missing."""
+    store = asked.store
+    extractor = extractor_of(store, asked.prompts, config.ensemble, asked.compute, asked.stored)
+    cost = estimate_maps(store, asked.rows, asked.wanted, extractor, asked.prompts)
+    if cost.passes:
+        model = model_of(store)
+        tell_shapes(progress, (model.shape(layer, store.header.image_size) for layer, _ in asked.wanted))
+    return {
+        "encode": cost.encode,
+        "noise": cost.noise,
+        "passes": cost.passes,
+        "bytes_to_write": cost.bytes_to_write,
+        "files_to_write": cost.files_to_write,
+    }

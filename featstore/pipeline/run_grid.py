@@ -1,0 +1,257 @@
+"""`grid`: which layer, which timestep, which together, with which weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from featstore.backbones.dino_name import DINO
+from featstore.config import ENSEMBLE, EvalConfig, GridConfig
+from featstore.datasets.records import canonical_split
+from featstore.errors import ImageError
+from featstore.pair_list import note_oddities
+from featstore.pipeline.defaults import check_kept, check_names, choose_compute, dataset_of, unet_layers, weights_for
+from featstore.pipeline.distributed import join_processes
+from featstore.pipeline.evaluate import (
+    choose_pairs,
+    default_split,
+    describe_features,
+    images_of,
+    in_frame_of_store,
+    unreadable,
+    without_images,
+)
+from featstore.pipeline.grid import (
+    Grid,
+    GridCost,
+    choose_some,
+    cost_cached,
+    cost_streamed,
+    grid_ledger,
+    score_cached,
+    score_streamed,
+)
+from featstore.pipeline.images import check_unchanged
+from featstore.pipeline.needed import make_latents, require_maps
+from featstore.pipeline.pairwise import PairMaps, open_pair_maps, score_grid_pairwise
+from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store
+from featstore.pipeline.told import tell_disk, tell_left_out, tell_pairwise_cost
+from featstore.plain_text import human_bytes
+from featstore.progress import Progress, Silent
+from featstore.store.keys import Stored, absolute, parse_location
+from featstore.store.source import StoredMaps
+from featstore.store.store import Store, open_store
+from matcher.configuration import Configuration, all_layers_fused, angles, one_layer_each
+from matcher.errors import InputError
+from matcher.geometry import Geometry
+from matcher.grid import GridScores
+from matcher.match import MatchSettings
+from matcher.readout import Readout
+
+
+@dataclass(frozen=True, slots=True)
+class GridRun:
+    """A grid's scores and what they are of.
+
+    Args:
+        dataset: Its name.
+        split: Whose pairs were matched.
+        scores: Of every configuration, readout and alpha.
+        features: Where the maps came from, for the record.
+        config: As it was used: what was left open is settled.
+        theta: The data set's rule.
+        store: Where the store lies.
+        evaluation: The evaluation that the best configuration is reported with, on the split for reporting.
+        chose_nothing: Whether that is another split than the grid's.
+        forget: Lets go of what the store keeps to go on with; call it once the scores are kept.
+    """
+
+    dataset: str
+    split: str
+    scores: GridScores
+    features: Mapping[str, Any]
+    config: GridConfig
+    theta: str
+    store: str
+    evaluation: EvalConfig
+    chose_nothing: bool
+    forget: Callable[[], None]
+
+
+def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
+    """Score every layer at every timestep, and all layers together at every choice of timesteps and weights.
+
+    Costs one UNet pass per image, noise draw and timestep, and one matrix product per map and target image; every
+    further combination is a weighted sum. May be stopped at any time: the same call goes on.
+
+    Args:
+        config: What is tried, and on what.
+        progress: Who is told how far it is; None for nobody.
+
+    Returns:
+        The scores of all configurations.
+
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is.
+    """
+    progress = Silent() if progress is None else progress
+    timesteps = _timesteps(config)
+    weightings = _weightings(config)
+    compute, stored = choose_compute(config), Stored(config.stored)
+    store = open_store(parse_location(config.store))
+    numbers = unet_layers(config.layers)
+    choice = choose_for_store(store, TypedPrompts(numbers, timesteps, config.prompt, config.prompts, config.fallback))
+    progress.tell(choice.line)
+    if choice.prompts is None:
+        check_kept(config.stored, "prompts of pairs (cpm)")
+    dataset = dataset_of(store, config.root)
+    split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
+    pairs = choose_some(choose_pairs(dataset, split, config.categories or ()), config.max_pairs)
+    choice.check_categories({pair.category for pair in pairs})
+    tried = _tried(config, timesteps, weightings, store.header.image_size)
+    progress.tell(
+        f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
+        f"prompt {choice.label!r}, ensemble {config.ensemble}, model {store.header.model_id}, "
+        f"images resized to {store.header.image_size} pixels"
+    )
+    if split == "test":
+        progress.tell("note: this chooses on test; choose on val where there is one, and report on test")
+    images = images_of(pairs)
+    processes = join_processes()
+    progress = progress if processes.is_main else Silent()
+    share = processes.part.of(images)
+    check_unchanged(store, dataset, share, progress)
+    everything = in_frame_of_store(store, dataset, pairs, progress)
+    note_oddities(dataset, [split], images, store.images.known_keys, progress)
+    rows = [store.images.row(image) for image in share]
+    text = choice.prompts
+    bad: Sequence[ImageError] = ()
+    extractor = None if text is None else extractor_of(store, text, config.ensemble, compute, stored)
+    if text is None or extractor is None:
+        tell_pairwise_cost(progress, len(pairs), len(tried.maps), config.ensemble)
+    else:
+        cost = (cost_streamed if config.stream else cost_cached)(store, extractor, pairs, tried, text)
+        _tell_cost(progress, cost, store)
+        processes.wait()  # what it takes is counted before it is begun
+        if config.stream:
+            bad = make_latents(store, dataset, rows, compute, progress)
+        else:
+            made = require_maps(store, dataset, rows, tried.maps, text, config.ensemble, compute, progress, stored)
+            bad = made.bad
+    bad = unreadable(*processes.gather(bad))  # from here on all processes find all maps
+    if bad and not config.skip_bad:
+        raise bad[0]
+    framed = without_images(everything, bad)
+    tell_left_out(progress, bad, len(pairs), len(framed))
+    features = describe_features(store, extractor, choice.describe(), config.ensemble, compute)
+    ledger = grid_ledger(store, framed, tried, features)
+    if ledger.done:
+        finished = f"{len(ledger.done)} of {len(ledger.pairs)} target images"
+        progress.tell(f"{finished} were finished before: going on from there")
+    if text is None or extractor is None:
+        learned = choice.learned
+        assert learned is not None, "only learned prompts belong to pairs"
+
+        def open_maps() -> PairMaps:
+            return open_pair_maps(
+                store,
+                dataset,
+                framed,
+                tried.maps,
+                learned,
+                config.dino,
+                config.ensemble,
+                compute,
+                progress,
+                processes,
+            )
+
+        scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress, processes)
+    elif config.stream:
+        scores = score_streamed(
+            store, framed, tried, text, config.ensemble, ledger, compute, progress, processes, stored
+        )
+    else:
+        scores = score_cached(StoredMaps(store, extractor), framed, tried, ledger, compute, progress, processes)
+    used = replace(config, timesteps=timesteps, weightings=weightings, split=split, **_named(choice))
+    reported = default_split(dataset)
+    return GridRun(
+        dataset.name,
+        split,
+        scores,
+        features,
+        used,
+        dataset.theta_rule.value,
+        absolute(store.path),
+        _evaluation(config, choice, reported),
+        split != reported,
+        ledger.forget,
+    )
+
+
+def _timesteps(config: GridConfig) -> tuple[int, ...]:
+    check_names(config.layers)
+    if config.timesteps is None:
+        raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
+    if DINO in config.layers:
+        raise InputError("The layer dino is for `eval` and `cache maps` only: here --layers takes layers from 1 to 4.")
+    return tuple(dict.fromkeys(config.timesteps))
+
+
+def _weightings(config: GridConfig) -> tuple[tuple[float, ...], ...]:
+    """A weight per layer each; for `sweep` 11 angles between two layers; the report's where none is given."""
+    if len(config.layers) == 1 and config.weightings is not None:
+        raise InputError("--weights weighs several layers, but --layers names one.")
+    if config.weightings is None:
+        return (weights_for(config.layers, None),)
+    if config.weightings == "sweep":
+        if len(config.layers) != 2:
+            raise InputError(f"--weights sweep goes from one layer to the other of two, not {len(config.layers)}.")
+        return angles()
+    return tuple(dict.fromkeys(weights_for(config.layers, own) for own in config.weightings))
+
+
+def _tried(
+    config: GridConfig, timesteps: tuple[int, ...], weightings: tuple[tuple[float, ...], ...], image_size: int
+) -> Grid:
+    steps = dict.fromkeys(config.layers, timesteps)
+    configurations: list[Configuration] = []
+    for shape in map(Geometry, dict.fromkeys(config.geometries)):
+        for factor in dict.fromkeys(config.upsamples):
+            settings = MatchSettings(image_size, shape, factor, Geometry(config.upsample_align or shape.value))
+            configurations += one_layer_each(steps, settings)
+            if len(steps) > 1:
+                configurations += all_layers_fused(steps, weightings, settings)
+    return Grid(tuple(configurations), tuple(map(Readout, dict.fromkeys(config.readouts))), config.alphas)
+
+
+def _tell_cost(progress: Progress, cost: GridCost, store: Store) -> None:
+    """What it takes, before it starts."""
+    maps = cost.maps
+    progress.tell(
+        f"{cost.images} images: {maps.encode} to encode (VAE passes), {maps.passes} UNet passes; peak memory about "
+        f"{human_bytes(cost.peak_bytes)} besides the networks; {human_bytes(maps.bytes_to_write)} in "
+        f"{maps.files_to_write} files to write"
+    )
+    if maps.bytes_to_write:
+        tell_disk(progress, store.path, maps.bytes_to_write)
+
+
+def _named(choice: PromptChoice) -> dict[str, Any]:
+    """The prompts that were chosen, as a config names them."""
+    return {"prompt": choice.label, "prompts": None} if choice.source is None else {"prompts": choice.source}
+
+
+def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalConfig:
+    """The evaluation that has the grid's maps, of no layers yet."""
+    return EvalConfig(
+        store=config.store,
+        root=config.root,
+        dtype=config.dtype,
+        stored=config.stored,
+        fallback=config.fallback,
+        dino=config.dino,
+        ensemble=None if config.ensemble == ENSEMBLE else config.ensemble,
+        split=split,
+        **_named(choice),
+    )
