@@ -11,7 +11,7 @@ from cli.reproduction.plan import Training
 from cli.reproduction.workplace import Workplace
 from featstore.config import TrainConfig, fields_of, from_json
 from featstore.errors import TuningError
-from featstore.tuning.run_folder import RunFolder, identity_of
+from featstore.tuning.run_folder import RunFolder, identity
 from featstore.tuning.settings import TuningSettings, resumed
 from featstore.tuning.settings import settings_of as tuning_settings
 
@@ -23,7 +23,7 @@ def open_run(place: Workplace, training: Training, pairs: int) -> RunFolder | No
     if not path.exists():
         return None
     run = RunFolder.open(path)
-    if run.identity != identity_of(place.header(training.dataset)):
+    if run.identity != identity(place.header(training.dataset)):
         raise TuningError(
             f"{path} was trained on another model, size or dataset than is asked for now: take another --work folder."
         )

@@ -12,8 +12,8 @@ from featstore.errors import TuningError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import CLIPTextModel, CLIPTokenizer
 
+    from featstore.prompts.text import TextEncoder, Tokenizer
     from featstore.store.store import PatchTokens
     from matcher.pairs import MatchingPair
 
@@ -32,8 +32,8 @@ class Prompts(Protocol):
         self,
         layer: int,
         categories: Collection[str],
-        tokenizer: "CLIPTokenizer",
-        text_encoder: "CLIPTextModel",
+        tokenizer: "Tokenizer",
+        text_encoder: "TextEncoder",
     ) -> "dict[str, Tensor]":
         """Prompt embeddings (77, D) by category; each distinct prompt is encoded once."""
 
@@ -69,7 +69,7 @@ class Start:
 
     categories: Sequence[str]
     length: int
-    text_encoder: "CLIPTextModel"
+    text_encoder: "TextEncoder"
     vocabulary: int
     patch_shape: tuple[int, int] | None
     patches: "PatchTokens"

@@ -16,7 +16,7 @@ from featstore.store.store import PatchTokens
 from matcher.pairs import MatchingPair
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from featstore.prompts.text import TextEncoder, Tokenizer
 
 GLOBAL_LENGTH = 25
 CONDITIONAL_LENGTH = 50
@@ -189,7 +189,7 @@ class PairPrompts:
 
     modules: Mapping[int, ConditionalModule]
     framed: Tensor
-    text_encoder: "CLIPTextModel"
+    text_encoder: "TextEncoder"
     patches: PatchTokens
 
     @torch.no_grad()
@@ -211,7 +211,7 @@ class PairPrompts:
 
 
 def open_pair_prompts(
-    learned: LearnedPrompts, tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel", patches: PatchTokens
+    learned: LearnedPrompts, tokenizer: "Tokenizer", text_encoder: "TextEncoder", patches: PatchTokens
 ) -> PairPrompts:
     """Raises `PromptError` where the modules do not fit the text encoder."""
     try:

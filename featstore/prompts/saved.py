@@ -12,7 +12,7 @@ from featstore.prompts.base import LearnedPrompts, Prompts
 from featstore.prompts.text import TextPrompt, encode_token_embeddings
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from featstore.prompts.text import TextEncoder, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class SavedPrompts:
         self,
         layer: int,
         categories: Collection[str],
-        tokenizer: "CLIPTokenizer",
-        text_encoder: "CLIPTextModel",
+        tokenizer: "Tokenizer",
+        text_encoder: "TextEncoder",
     ) -> dict[str, Tensor]:
         """See `Prompts.embeddings`."""
         own = {category: name for category in categories if (name := self._name(category)) is not None}
@@ -86,7 +86,7 @@ def check_usable(learned: LearnedPrompts, fingerprint: str, model_id: str, layer
         )
 
 
-def _check_shape(learned: LearnedPrompts, layer: int, text_encoder: "CLIPTextModel") -> None:
+def _check_shape(learned: LearnedPrompts, layer: int, text_encoder: "TextEncoder") -> None:
     """Raise `PromptError` where a layer's prompts are not what the text encoder takes."""
     ours = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
     theirs = tuple(next(iter(learned.tensors[layer].values())).shape)

@@ -20,7 +20,7 @@ from featstore.prompts.file import save_torch
 from featstore.prompts.text import length_of
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from featstore.prompts.text import TextEncoder, Tokenizer
 
 Keys = tuple[str, ...]
 """Where a tensor stands: the keys of the dictionaries that lead to it."""
@@ -122,8 +122,8 @@ def read_published(file: Path, mode: Mode | None = None) -> Published:
 def to_learned(
     published: Published,
     model: Model,
-    tokenizer: "CLIPTokenizer",
-    text_encoder: "CLIPTextModel",
+    tokenizer: "Tokenizer",
+    text_encoder: "TextEncoder",
     layer: int,
     timestep: int,
 ) -> LearnedPrompts:

@@ -12,7 +12,7 @@ from featstore.prompts.text import fill, plain_category, wide
 from matcher.pairs import MatchingPair
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel
+    from featstore.prompts.text import TextEncoder
 
 
 class OnePerCategory(PromptMode):
@@ -103,7 +103,7 @@ def initial_vectors(start: Start, key: str) -> Tensor:
     Returns:
         Vectors (length, D), float32 unless the encoder is wider.
     """
-    encoder: CLIPTextModel = start.text_encoder
+    encoder: TextEncoder = start.text_encoder
     ids = torch.from_numpy(generator(key).integers(start.vocabulary, size=start.length + 1)).to(encoder.device)
     rows: Tensor = encoder.embeddings(input_ids=ids[None])[0]
     return rows[1:].to(wide(rows.dtype))  # position 0 is the start's

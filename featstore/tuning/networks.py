@@ -4,11 +4,10 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel
 
 from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbones.location import ModelLocation
@@ -26,8 +25,8 @@ class Networks:
     """A text encoder and a UNet.
 
     Args:
-        text_encoder: CLIP's.
-        unets: One per layer, each ending at its layer.
+        text_encoder: CLIP's, as `featstore.prompts` takes it.
+        unets: One per layer, each ending at its layer; called as diffusers' are.
         framed: Token embeddings (77, D) around the learned vectors.
         vocabulary: How many token ids there are.
         device: Where they lie.
@@ -35,8 +34,8 @@ class Networks:
         autocast: The context in which they run.
     """
 
-    text_encoder: CLIPTextModel
-    unets: tuple[UNet2DConditionModel, ...]
+    text_encoder: Any
+    unets: tuple[Any, ...]
     framed: Tensor
     vocabulary: int
     device: torch.device

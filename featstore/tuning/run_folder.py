@@ -131,11 +131,161 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> Self:
         """An existing run. Raises `TuningError` where there is none."""
+        description = _read(path)
+        if description is None:
+            raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.")
+        if description.get("format") != FORMAT:
+            raise TuningError(f"{path} is no run of `dualsd train`: its run.json is another program's.")
+        if not isinstance(description.get("version"), int) or description["version"] > VERSION:
+            raise TuningError(
+                f"{path} was written by dualsd {description.get('creator')} in a format that this dualsd "
+                f"{creator_version()} does not know: upgrade it."
+            )
         try:
-            description = json.loads((path / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.") from error
-        if not isinstance(description, dict) or description.get("format") != FORMAT:
+            parse_known(_Described, description)
+            TuningSettings.from_json(description["settings"])
+            check_seal(description)
+        except (ValueError, InputError) as error:
+            raise TuningError(
+                f"{path}/run.json is damaged or was changed ({error}): put it back as it was, or start a new run."
+            ) from error
+        return cls(path, description)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a store lay, and what it is, see `identity`."""
+
+    path: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What `run.json` says and is read again."""
+
+    store: _Place
+    settings: Mapping[str, Any]
+    dataset: str | None = None
+    model: _Model | None = None
+    dino: str | None = None
+    created: str | None = None
+    creator: str | None = None
+    command: str | None = None
+    versions: Mapping[str, Any] | None = None
+
+
+def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:
+    """What a file of such rows of `METRICS` holds: each with its checksum."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([(*METRICS, _CHECKSUM), *((*row, _crc(row)) for row in rows)])
+    return text.getvalue().encode()
+
+
+def _crc(row: Sequence[str]) -> str:
+    return f"{zlib.crc32(','.join(row).encode()):08x}"
+
+
+def _metrics_row(header: tuple[str, ...], number: int, row: tuple[str, ...]) -> tuple[str, ...]:
+    """The row of a step, numbered from 1, without its checksum, which older files lack. Raises ValueError."""
+    own = row[: len(METRICS)]
+    if row != (own if header == METRICS else (*own, _crc(own))) or len(own) != len(METRICS) or own[0] != str(number):
+        raise ValueError(f"line {number + 1} is not that of step {number}, or its checksum does not fit")
+    for value in own[1:]:
+        float(value or 0)
+    return own
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a folder's `run.json` names; None where it has none that can be read."""
+    found = (_read(path) or {}).get("format")
+    return found if isinstance(found, str) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a folder's `run.json` holds, nothing where it is no table; None where it cannot be read."""
+    try:
+        description = json.loads((path / RUN).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return description if isinstance(description, dict) else {}
+
+
+def identity(self) -> str:
+        """What it was trained on, see `identity`."""
+        return str(self.description["store"]["identity"])
+
+    @property
+    def dino(self) -> str | None:
+        """The DINOv2 that was asked for, None for the model's own."""
+        named = self.description.get("dino")
+        return None if named is None else str(named)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run stands."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def prompts(self) -> Path:
+        """The best prompts on validation."""
+        return self.path / FILE
+
+    @property
+    def last_prompts(self) -> Path:
+        """The last prompts."""
+        return self.path / "prompts-last.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's events."""
+        return self.path / "tensorboard"
+
+    @property
+    def settings(self) -> TuningSettings:
+        """What was asked."""
+        return TuningSettings.from_json(self.description["settings"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all its steps are done and its prompts are there."""
+        steps = self.settings.steps
+        done = self.metrics_until(steps)
+        return self.prompts.is_file() and bool(done) and int(done[-1][0]) == steps
+
+    def metrics_until(self, step: int) -> list[tuple[str, ...]]:
+        """Rows of `METRICS` of the steps up to `step`. Raises `TuningError` where the file is damaged."""
+        file = self.path / "metrics.csv"
+        if not file.exists():
+            return []
+        try:
+            with file.open(newline="", encoding="utf-8") as stream:
+                header, *rows = map(tuple, csv.reader(stream))
+            if header not in (METRICS, (*METRICS, _CHECKSUM)):
+                raise ValueError("its first line does not name its columns")
+            return [_metrics_row(header, number, row) for number, row in enumerate(rows, start=1)][:step]
+        except (OSError, ValueError, csv.Error) as error:
+            raise TuningError(
+                f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run."
+            ) from error
+
+    def write_metrics(self, rows: list[tuple[str, ...]]) -> None:
+        """Write them all; the file appears whole or not at all. Raises what `write_whole` raises."""
+        write_whole(self.path / "metrics.csv", metrics_bytes(rows))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run. Raises `TuningError` where there is none."""
+        description = _read(path)
+        if description is None:
+            raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.")
+        if description.get("format") != FORMAT:
             raise TuningError(f"{path} is no run of `dualsd train`: its run.json is another program's.")
         if not isinstance(description.get("version"), int) or description["version"] > VERSION:
             raise TuningError(
@@ -213,13 +363,8 @@ def format_of(path: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def identity(store: Store) -> str:
-    """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
-    return identity_of(store.header)
-
-
-def identity_of(header: StoreHeader) -> str:
-    """The same of a store's header."""
+def identity(header: StoreHeader) -> str:
+    """What a run was trained on, wherever its store lies: data set, model, size, latents and seed."""
     parts = (header.dataset, header.model_fingerprint, header.image_size, header.latents.value, header.seed)
     return "|".join(map(str, parts))
 
@@ -236,7 +381,7 @@ def create_run(
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "creator": creator_version(),
-        "store": {"path": absolute(store.path), "identity": identity(store)},
+        "store": {"path": absolute(store.path), "identity": identity(store.header)},
         "dataset": store.header.dataset,
         "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
         **about,
@@ -306,29 +451,21 @@ def runs_newest_first(
     """The runs that were trained on this store and have prompts, the one made last first. on_damage: is told of each
     run that cannot be opened, which may be the newest; without it that is raised."""
     found = []
-    for file in parent.glob("*/run.json"):
-        if _is_of_others(file):
+    for path in (file.parent for file in parent.glob(f"*/{RUN}")):
+        described = _read(path)
+        # of an evaluation, or of another program; one that is damaged is not known to be
+        if described is not None and (
+            described.get("format") == EVALUATION or not {"format", "creator"} & described.keys()
+        ):
             continue
         try:
-            run = RunFolder.open(file.parent)
+            run = RunFolder.open(path)
         except TuningError as error:
             on_damage(error)
             continue
-        if run.prompts.is_file() and run.identity == identity(store):
+        if run.prompts.is_file() and run.identity == identity(store.header):
             found.append((str(run.description.get("created")), str(run.path), run))
     return [run for _, _, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
-
-
-def _is_of_others(file: Path) -> bool:
-    """Whether a `run.json` is of no training: of an evaluation, or of another program. One that is damaged is not known
-    to be."""
-    try:
-        description = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return False
-    if not isinstance(description, dict):
-        return True
-    return description.get("format") == EVALUATION or not {"format", "creator"} & description.keys()
 
 
 def free_name(parent: Path, prefix: str) -> str:

@@ -80,7 +80,9 @@ class TuningSettings:
         for name, flag in (("timesteps", "--t"), ("validation_timesteps", "--val-t"), ("weights", "--weights")):
             count, what = len(getattr(self, name)), name.rpartition("_")[2].removesuffix("s")
             if count != len(self.layers):
-                raise TuningError(f"{len(self.layers)} layer(s) but {count} {what}(s): give one per layer with {flag}.")
+                raise TuningError(
+                    f"{len(self.layers)} layer(s) but {count} {what}(s) ({name}): give one per layer with {flag}."
+                )
         check_timesteps((*self.timesteps, *self.validation_timesteps))
         check_weights(len(self.layers), self.weights)
         for name in _POSITIVE:

@@ -88,7 +88,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     earlier = None if config.resume is None else resume_run(config.resume)
     place = config.store or (DEFAULT_STORE if earlier is None else earlier.store)
     store = open_store(parse_location(place))
-    if earlier is not None and earlier.identity != identity(store):
+    if earlier is not None and earlier.identity != identity(store.header):
         raise InputError(f"{config.resume} was not trained on {store.path}: name its own store with --store.")
     if earlier is not None:
         begun: dict[str, Any] = {"dtype": config.dtype or earlier.settings.dtype, "dino": config.dino or earlier.dino}
