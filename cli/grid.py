@@ -39,7 +39,7 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     scores, average = done.scores, Average(config.average)
     say(f"PCK over {done.dataset} {done.split}, {spell_list(done.split, scores.pairs)}")
     print_scores(scores, average)
-    again = command_of(done.evaluation, "eval")
+    again = command_of(done.evaluation, "eval", always=("store",))
     print_winners(scores, average, again, done.chose_nothing)
     write_json(json, to_json(scores, average, done.dataset, done.split, done.features))
     write_csv(csv, CSV_HEADER, to_rows(scores))

@@ -1,5 +1,6 @@
 """The pictures and the JSON of `dualsd grid`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ from matcher.statistics import Interval
 
 
 def check_folder(folder: Path) -> None:
-    """Make the pictures' folder. Raises `InputError`, before any work is done, where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} for the pictures cannot be made: {error.strerror}.") from error
+    """Raise `InputError`, before any work is done, where the pictures' folder cannot be made."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"The folder {folder} for the pictures cannot be made in {there}: name another with --out.")
 
 
 def draw(scores: GridScores, average: Average, folder: Path) -> None:
@@ -33,6 +33,7 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
     several = len(settings_of(scores)) > 1
     files: list[Path] = []
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for settings in settings_of(scores):
             suffix = f"-{settings.geometry.value}-{settings.upsample}x" if several else ""
             for readout in scores.readouts:

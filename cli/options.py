@@ -4,14 +4,14 @@
 import inspect
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from featstore.config import ConfigField, fields_of, from_file, from_json
+from featstore.config import LAST_TIMESTEP, ConfigField, fields_of, from_file, from_json
 from featstore.store.keys import parse_location
 from matcher.errors import InputError
 
@@ -231,17 +231,18 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def command_of(config: Any, *words: str) -> str:
+def command_of(config: Any, *words: str, always: Collection[str] = ()) -> str:
     """What could be typed for a config: `dualsd eval --layers 2,3`, fit for a shell.
 
     Args:
         config: Whose values are spelled where they are not the defaults.
         words: The command.
+        always: Fields that are spelled first, whatever their values.
     """
     spelled = ["dualsd", *words]
-    for field in fields_of(type(config)):
+    for field in sorted(fields_of(type(config)), key=lambda field: field.name not in always):
         value = getattr(config, field.name)
-        if value == field.default:
+        if value == field.default and field.name not in always:
             continue
         if field.kind is bool:
             spelled.append(field.flag if value else f"--no-{field.flag[2:]}")
@@ -309,7 +310,7 @@ def parse_timesteps(text: str, option: str = "--t") -> list[int]:
     else."""
     found: list[int] = []
     for part in text.split(","):
-        matched = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9})(?::(\d{1,9}))?)?", part.strip())
+        matched = re.fullmatch(r"(\d{1,99})(?:\.\.(\d{1,99})(?::(\d{1,99}))?)?", part.strip())
         if matched is None:
             raise InputError(f"{option} takes timesteps like 261, 50,200, 50..400 or 50..400:25, not {text!r}.")
         first, last, step = (None if number is None else int(number) for number in matched.groups())
@@ -319,9 +320,9 @@ def parse_timesteps(text: str, option: str = "--t") -> list[int]:
             continue
         if last < first or step == 0:
             raise InputError(f"{option} {part} is an empty range: it must rise, by at least 1.")
-        if last > 999:
-            raise InputError(f"There is no timestep {last}: timesteps run from 0 to 999.")
-        found.extend(range(first, last + 1, step or STEP))
+        # of those that there are not one will do for a sentence
+        found.extend(range(first, min(last, LAST_TIMESTEP) + 1, step or STEP))
+        found.extend([last] if last > LAST_TIMESTEP else [])
     return found
 
 

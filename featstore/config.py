@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic.dataclasses
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from featstore.pipeline.defaults import check_layers_of, check_of_use
 from matcher.errors import InputError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 Config = TypeVar("Config")
+LAST_TIMESTEP = 999
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,24 @@ def settings(kind: type[Config]) -> type[Config]:
     return made
 
 
+def _check_timesteps(timesteps: tuple[int, ...]) -> tuple[int, ...]:
+    for timestep in timesteps:
+        if not 0 <= timestep <= LAST_TIMESTEP:
+            raise InputError(f"There is no timestep {timestep}: timesteps run from 0 to {LAST_TIMESTEP}.")
+    return timesteps
+
+
+def _check_fractions(alphas: tuple[float, ...]) -> tuple[float, ...]:
+    for alpha in alphas:
+        if not 0 < alpha <= 1:
+            raise InputError(f"Alphas are fractions of theta, above 0 and at most 1, not {alpha:g}.")
+    return alphas
+
+
 Texts = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
-Steps = Annotated[tuple[Annotated[int, Field(ge=0, le=999)], ...], Field(strict=False, min_length=1)]
-Fractions = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False, min_length=1)]
+Steps = Annotated[tuple[int, ...], Field(strict=False, min_length=1), AfterValidator(_check_timesteps)]
+Fractions = Annotated[tuple[float, ...], Field(strict=False, min_length=1), AfterValidator(_check_fractions)]
 Place = Annotated[Path, Field(strict=False)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -262,8 +277,8 @@ class MapsConfig(PromptConfig, ComputeConfig):
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
-        check_layers_of(self.layers, self.timesteps, [1.0] * len(self.layers or ()))
         check_of_use(self.layers, given_options(self, ["dino", "dino_size"]), given_options(self, OF_THE_UNET))
+        check_layers_of(self.layers, self.timesteps, None if self.layers is None else [1.0] * len(self.layers))
 
 
 @settings
@@ -312,10 +327,10 @@ class EvalConfig(PromptConfig, ComputeConfig):
 
     def __post_init__(self) -> None:
         if self.features is None:
-            check_layers_of(self.layers, self.timesteps, self.weights)
             check_of_use(
                 self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
             )
+            check_layers_of(self.layers, self.timesteps, self.weights)
 
 
 @settings

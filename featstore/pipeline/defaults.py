@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
     from featstore.pipeline.compute import Compute
     from featstore.store.store import Store
+    from matcher.readout import Readout
 
 DUAL_WEIGHTS = {"2": 0.8, "3": 0.6}
 TEXT_TIMESTEPS = {"2": 261, "3": 200}
@@ -34,8 +35,7 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if name != DINO and not name.isdecimal():
-            known = ", ".join(map(str, LAYERS))
-            raise InputError(f"--layers takes layers separated by commas, some of {known} and {DINO}, not {name!r}.")
+            raise InputError(f"--layers takes layers from 1 to {LAYERS[-1]}, or {DINO}, not {name!r}.")
     check_layers([int(name) for name in names if name != DINO])
     if len(set(names)) != len(names):
         raise InputError(f"--layers {','.join(names)} names a layer twice.")
@@ -66,9 +66,9 @@ def timesteps_for(
             raise InputError(f"There is no default timestep for layer {missing[0]}: give one per layer with --t.")
         timesteps = [usual[name] for name in numbers]
     if len(timesteps) != len(numbers):
-        apart = f" ({DINO} has none)" if DINO in names else ""
+        apart = f" of the UNet ({DINO} has none)" if DINO in names else ""
         raise InputError(
-            f"{len(numbers)} layer(s) of the UNet{apart} but {len(timesteps)} timestep(s): give one per layer with --t."
+            f"{len(numbers)} layer(s){apart} but {len(timesteps)} timestep(s): give one per layer with --t."
         )
     given = iter(timesteps)
     return tuple(None if name == DINO else next(given) for name in names)
@@ -110,6 +110,21 @@ def check_layers_of(
         check_names(names)
         timesteps_for(names, timesteps)
         weights_for(names, weights)
+    elif weights is not None:
+        from matcher.fusion import check_weights
+
+        check_weights(len(weights), list(weights))
+
+
+def find_readouts(names: Sequence[str]) -> "tuple[Readout, ...]":
+    """Readouts by name, each once. Raises `InputError` for one that there is not."""
+    from matcher.readout import Readout
+
+    known = {readout.value: readout for readout in Readout}
+    for name in names:
+        if name not in known:
+            raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
+    return tuple(known[name] for name in dict.fromkeys(names))
 
 
 def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_unet: Collection[str]) -> None:

@@ -16,6 +16,7 @@ from featstore.pipeline.defaults import (
     check_kept,
     choose_compute,
     dataset_of,
+    find_readouts,
     timesteps_for,
     unet_layers,
     weights_for,
@@ -50,7 +51,6 @@ from matcher.errors import InputError
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
 from matcher.match import MatchSettings
-from matcher.readout import Readout
 
 OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
 
@@ -92,6 +92,7 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluated:
     """
     if progress is None:
         progress = Silent()
+    find_readouts(config.readouts)
     return _from_store(config, progress) if config.features is None else _from_file(config, config.features, progress)
 
 
@@ -105,7 +106,7 @@ def _scoring(config: EvalConfig, image_size: int, timesteps: tuple[int | None, .
         config.upsample,
         Geometry(config.upsample_align or config.geometry),
     )
-    return Scoring(specs, tuple(map(Readout, dict.fromkeys(config.readouts))), config.alphas, settings)
+    return Scoring(specs, find_readouts(config.readouts), config.alphas, settings)
 
 
 def _from_store(config: EvalConfig, progress: Progress) -> Evaluated:

@@ -9,7 +9,15 @@ from featstore.config import ENSEMBLE, EvalConfig, GridConfig
 from featstore.datasets.records import canonical_split
 from featstore.errors import ImageError
 from featstore.pair_list import note_oddities
-from featstore.pipeline.defaults import check_kept, check_names, choose_compute, dataset_of, unet_layers, weights_for
+from featstore.pipeline.defaults import (
+    check_kept,
+    check_names,
+    choose_compute,
+    dataset_of,
+    find_readouts,
+    unet_layers,
+    weights_for,
+)
 from featstore.pipeline.distributed import join_processes
 from featstore.pipeline.evaluate import (
     choose_pairs,
@@ -46,7 +54,6 @@ from matcher.errors import InputError
 from matcher.geometry import Geometry
 from matcher.grid import GridScores
 from matcher.match import MatchSettings
-from matcher.readout import Readout
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     """
     progress = Silent() if progress is None else progress
     timesteps = _timesteps(config)
+    find_readouts(config.readouts)
     weightings = _weightings(config)
     compute, stored = choose_compute(config), Stored(config.stored)
     store = open_store(parse_location(config.store))
@@ -222,7 +230,7 @@ def _tried(
             configurations += one_layer_each(steps, settings)
             if len(steps) > 1:
                 configurations += all_layers_fused(steps, weightings, settings)
-    return Grid(tuple(configurations), tuple(map(Readout, dict.fromkeys(config.readouts))), config.alphas)
+    return Grid(tuple(configurations), find_readouts(config.readouts), config.alphas)
 
 
 def _tell_cost(progress: Progress, cost: GridCost, store: Store) -> None:
