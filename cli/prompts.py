@@ -92,7 +92,8 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .pt file to write.")],
     target: Annotated[str, typer.Option("--to", help="Whose layout: sd4match.")] = FORMATS[0],
     layer: Annotated[
-        int | None, typer.Option("--layer", help="Of prompts for several layers, which.", show_default="the only one")
+        int | None,
+        typer.Option("--layer", help="Layer whose prompts are written.", show_default="the only one"),
     ] = None,
 ) -> None:
     """Write one layer's prompts as SD4Match's caption.pt (single, class) or ckpt.pt (cpm)."""
@@ -115,9 +116,7 @@ def export(
 
 @app.command("info", epilog=INFO_EXAMPLES)
 def info(prompts: RunOrFile, json: JsonOption = None) -> None:
-    """What prompts are: mode, layers, length, categories, model, how they were learned, size, and a hash a layer."""
-    from dataclasses import asdict
-
+    """What prompts are: mode, layers, length, categories, model, how they were learned, size, and a hash per layer."""
     from cli.output import check_writable, human_bytes, print_table, say, write_json
     from featstore.prompts.file import file_of, load_prompts
 
@@ -152,14 +151,7 @@ def info(prompts: RunOrFile, json: JsonOption = None) -> None:
         json,
         {
             "file": str(file),
-            "mode": learned.mode.value,
-            "layers": list(learned.layers),
-            "t": list(learned.timesteps),
-            "length": learned.length,
-            "categories": list(learned.categories),
-            "model": {"id": learned.model_id, "fingerprint": learned.model_fingerprint},
-            "dino": None if learned.dino is None else asdict(learned.dino),
-            "training": dict(learned.training),
+            **{"t" if name == "timesteps" else name: value for name, value in learned.to_json().items()},
             "bytes": size,
             "content": {str(layer): learned.content(layer) for layer in learned.layers},
         },

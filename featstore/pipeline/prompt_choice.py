@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from featstore.errors import PromptError
-from featstore.prompts import cpm as pairwise
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts, check_usable
@@ -74,7 +73,7 @@ class PromptChoice:
         """For the record."""
         if self.learned is None:
             return {"prompt": self.label}
-        content = pairwise.describe(self.learned) if self.prompts is None else self.prompts.describe()
+        content = self.learned.describe() if self.prompts is None else self.prompts.describe()
         return {"prompt": self.label, "prompts": content}
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -157,6 +157,27 @@ class LearnedPrompts:
     def categories(self) -> tuple[str, ...]:
         """Those with a prompt of their own, sorted."""
         return self.mode.rules.categories(self.tensors[self.layers[0]])
+
+    def describe(self) -> dict[str, Any]:
+        """What shapes the embeddings, for the record and for an extractor's key."""
+        content = {str(layer): self.content(layer) for layer in self.layers}
+        found: dict[str, Any] = {"kind": self.mode.value, "content": content}
+        if self.mode.rules.of_pairs:
+            found["dino"] = None if self.dino is None else self.dino.fingerprint
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """All that they say but what they hold, as their file has it."""
+        return {
+            "mode": self.mode.value,
+            "layers": list(self.layers),
+            "timesteps": list(self.timesteps),
+            "length": self.length,
+            "categories": list(self.categories),
+            "model": {"id": self.model_id, "fingerprint": self.model_fingerprint},
+            "dino": None if self.dino is None else asdict(self.dino),
+            "training": dict(self.training),
+        }
 
     def content(self, layer: int) -> str:
         """16 hex digits of all that one layer's prompts hold."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -160,15 +160,6 @@ class LearnedModule:
     def tensors(self, framed: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
         """See `PromptSet`; a module has no rows to be framed."""
         return {name: own.detach().clone() for name, own in self._module.named_parameters()}
-
-
-def describe(learned: LearnedPrompts) -> dict[str, Any]:
-    """What shapes the embeddings, for the record."""
-    return {
-        "kind": learned.mode.value,
-        "content": {str(layer): learned.content(layer) for layer in learned.layers},
-        "dino": None if learned.dino is None else learned.dino.fingerprint,
-    }
 
 
 def check_dino(learned: LearnedPrompts, dino: DinoName) -> None:

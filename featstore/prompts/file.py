@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.errors import ModelError, PromptError
 from featstore.files import open_whole, write_whole
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
+from featstore.sealed import check_tensors_seal, parse_known, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 
 FORMAT = "dualsd prompts"
@@ -41,14 +41,7 @@ def prompts_bytes(prompts: LearnedPrompts) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "creator": creator_version(),
-        "mode": prompts.mode.value,
-        "layers": list(prompts.layers),
-        "timesteps": list(prompts.timesteps),
-        "length": prompts.length,
-        "categories": list(prompts.categories),
-        "model": {"id": prompts.model_id, "fingerprint": prompts.model_fingerprint},
-        "dino": None if prompts.dino is None else asdict(prompts.dino),
-        "training": dict(prompts.training),
+        **prompts.to_json(),
     }
     return seal_tensors(description, lambda metadata: save(tensors, metadata=metadata))
 
@@ -81,6 +74,19 @@ def load_prompts(path: Path) -> LearnedPrompts:
     return prompts
 
 
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What a file says of its prompts, and is read again."""
+
+    mode: Mode
+    layers: tuple[int, ...]
+    timesteps: tuple[int, ...]
+    length: int
+    model: DinoName
+    dino: DinoName | None
+    training: Mapping[str, Any]
+
+
 def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedPrompts:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise PromptError(f"{file} holds no prompts of dualsd: its metadata do not name the format {FORMAT!r}.")
@@ -94,19 +100,20 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
         for name, tensor in tensors.items():
             layer, _, own = name.partition("|")
             by_layer[int(layer.removeprefix("layer"))][own] = tensor
-        prompts = LearnedPrompts(
-            mode=Mode(description["mode"]),
-            layers=tuple(map(int, description["layers"])),
-            timesteps=tuple(map(int, description["timesteps"])),
-            length=int(description["length"]),
-            tensors=dict(by_layer),
-            model_id=str(description["model"]["id"]),
-            model_fingerprint=str(description["model"]["fingerprint"]),
-            dino=None if description["dino"] is None else DinoName(**description["dino"]),
-            training=dict(description["training"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise PromptError(f"{file} has a damaged description: {error!r}.") from error
+        said = parse_known(_Described, description)
+    except ValueError as error:
+        raise PromptError(f"{file} has a damaged description: {error}.") from error
+    prompts = LearnedPrompts(
+        said.mode,
+        said.layers,
+        said.timesteps,
+        said.length,
+        dict(by_layer),
+        said.model.id,
+        said.model.fingerprint,
+        said.dino,
+        said.training,
+    )
     if set(prompts.layers) != set(by_layer) or len(prompts.timesteps) != len(prompts.layers):
         raise PromptError(f"{file} is damaged: it holds prompts of other layers than it says.")
     names = {frozenset(own) for own in by_layer.values()}

@@ -30,10 +30,7 @@ class SavedPrompts:
 
     def describe(self) -> dict[str, Any]:
         """See `Prompts.describe`."""
-        described: dict[str, Any] = {
-            "kind": self.learned.mode.value,
-            "content": {str(layer): self.learned.content(layer) for layer in self.learned.layers},
-        }
+        described = self.learned.describe()
         return described if self.fallback is None else {**described, "fallback": self.fallback.describe()}
 
     @torch.no_grad()
