@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from cli.output import say
+from featstore.pipeline.distributed import launched
 from featstore.plain_text import printable
 
 SHOW_AFTER_SECONDS = 1.0
@@ -17,11 +18,12 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class TerminalProgress:
-    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end. whose: said behind
-    what is done, where another does the rest."""
+    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end. Of several processes
+    the first one's shows how far its own share is."""
 
-    def __init__(self, whose: str = "") -> None:
-        self._whose = whose
+    def __init__(self) -> None:
+        count = launched().count
+        self._whose = "" if count == 1 else f" (process 1 of {count})"
         self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._task: TaskID | None = None

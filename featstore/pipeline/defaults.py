@@ -163,15 +163,23 @@ def choose_compute(config: "ComputeConfig") -> "Compute":
 
     from featstore.pipeline.compute import Compute
 
-    own, name = launched(), config.device
-    if own.count > 1:
-        check_shared(name)
-        gpus = torch.cuda.device_count()
-        name = f"cuda:{own.local_rank % gpus}" if gpus and name == "auto" else "cpu"
-    device = find_device(name)
+    device = find_device(own_device(config.device))
     if config.dtype == "auto":
         return Compute(device, torch.float32 if device.type == "cpu" else torch.float16, config.batch_size)
     return Compute(device, getattr(torch, config.dtype), config.batch_size)
+
+
+def own_device(name: str) -> str:
+    """The device of this process: each of several on a machine takes a GPU of its own, shared where there are fewer.
+    Raises `InputError` for one that several processes cannot share out."""
+    import torch
+
+    own = launched()
+    if own.count > 1:
+        check_shared(name)
+        gpus = torch.cuda.device_count()
+        return f"cuda:{own.local_rank % gpus}" if gpus and name == "auto" else "cpu"
+    return name
 
 
 def check_shared(device: str) -> None:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.processes import choose_compute, gpu_of
+from featstore.pipeline.defaults import own_device
 from featstore.pipeline.distributed import launched
 from featstore.store.images import ImageTable
 from featstore.store.row_file import Row
 from featstore.store.rows import RowArray
 from featstore.store.store import create_store
+from matcher.errors import InputError
 from tests.cli.conftest import Run
 from tests.featstore.pictures import PICTURES, write_pictures
 from tests.featstore.store.small_store import HEADER, LATENT, contents
@@ -311,23 +312,20 @@ def test_what_is_not_divided(run: Run, command: str) -> None:
 
 
 def test_each_process_takes_a_gpu_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are fewer GPUs than processes they share them."""
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [gpu_of(local) for local in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    taken: list[str] = []
-    monkeypatch.setattr("cli.option_values.choose_compute", lambda device, *_: taken.append(device))
-    choose_compute("auto", "auto", 4)
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setenv("RANK", "5")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    choose_compute("auto", "auto", 4)
-    choose_compute("cpu", "auto", 4)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    choose_compute("auto", "auto", 4)
-    assert taken == ["auto", "cuda:1", "cpu", "cpu"]
+    """Shared where there are fewer GPUs than processes; one process alone takes what it is told."""
+
+    def taken(count: int, local: int, gpus: int, device: str = "auto") -> str:
+        for name, value in (("WORLD_SIZE", count), ("RANK", local), ("LOCAL_RANK", local)):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        return own_device(device)
+
+    assert [taken(4, local, 2) for local in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert (taken(4, 1, 0), taken(4, 1, 2, "cpu"), taken(1, 0, 2)) == ("cpu", "cpu", "auto")
+    with pytest.raises(InputError, match="each takes a GPU of its own"):
+        taken(4, 1, 2, "cuda:1")
 
 
-@pytest.mark.slow
 def test_under_torchrun(run: Run, store: Path) -> None:
     """The real one, with 4 processes and with 2."""
     root = Path(__file__).resolve().parents[2]
