@@ -17,8 +17,8 @@ from featstore.errors import TuningError
 from featstore.files import naming_missing_bytes
 from featstore.pair_list import describe_list, note_oddities, spell_list
 from featstore.pipeline.compute import Compute
-from featstore.pipeline.defaults import check_shared, choose_compute, dataset_of
-from featstore.pipeline.distributed import Processes, join_processes, launched
+from featstore.pipeline.defaults import choose_compute, dataset_of
+from featstore.pipeline.distributed import Processes, join_processes
 from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
 from featstore.pipeline.grid import choose_some
 from featstore.pipeline.images import check_unchanged
@@ -137,8 +137,6 @@ def _compute(config: TrainConfig) -> Compute:
     """Where networks run: in float32 on a CPU, in bfloat16 on GPUs that have it, in float16 on others, unless another
     precision was asked for. Raises `InputError` for one that cannot train here."""
     dtype = config.dtype or "auto"
-    if launched().count > 1:
-        check_shared(config.device)
     if dtype == "auto":
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         dtype = "float32" if on_cpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"

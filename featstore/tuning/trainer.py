@@ -323,6 +323,8 @@ def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> N
 
 def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.device) -> list[float]:
     """Each number summed over processes. Raises `ProcessError` where another one ended."""
+    if processes.count == 1:
+        return [*map(float, numbers)]
     # gloo and NCCL both add float64
     return processes.sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
 
