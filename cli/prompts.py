@@ -10,7 +10,7 @@ from cli.options import JsonOption, RevisionOption
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.prompts.base import LearnedPrompts, Mode
+    from featstore.prompts.base import LearnedPrompts
 
 app = typer.Typer(no_args_is_help=True, help="Learned prompts: from and to SD4Match's files, and what is in them.")
 
@@ -62,24 +62,13 @@ def import_prompts(
     from cli.output import check_writable, say
 
     check_writable(out)
-    import torch
-
-    from featstore.backbones.layers import check_layers, check_timesteps
-    from featstore.backbones.load import load_text_encoder, load_tokenizer
-    from featstore.backbones.model import open_model
     from featstore.prompts.file import save_prompts
-    from featstore.prompts.sd4match import read_published, to_learned
+    from featstore.prompts.sd4match import import_published
 
-    check_layers([layer])
-    check_timesteps([t])
-    published = read_published(file, None if mode is None else _parse_mode(mode))
-    opened = open_model(named, revision)
-    opened.schedule.check_timesteps([t])
-    encoder = load_text_encoder(opened.location, torch.device("cpu"), torch.float32)
-    learned = to_learned(published, opened, load_tokenizer(opened.location), encoder, layer, t)
+    learned, ignored = import_published(file, named, revision, layer, t, mode)
     save_prompts(learned, out)
-    if published.ignored:
-        say(f"{len(published.ignored)} tensor(s) that belong to no prompt are left out: {', '.join(published.ignored)}")
+    if ignored:
+        say(f"{len(ignored)} tensor(s) that belong to no prompt are left out: {', '.join(ignored)}")
     for line in _doubts(learned):
         say(line)
     say(f"{out}: {_describe(learned)}")
@@ -161,15 +150,6 @@ def info(prompts: RunOrFile, json: JsonOption = None) -> None:
 def _check_format(option: str, name: str) -> None:
     if name not in FORMATS:
         raise InputError(f"{option} is {' or '.join(FORMATS)}, not {name!r}.")
-
-
-def _parse_mode(name: str) -> "Mode":
-    from featstore.prompts.base import Mode
-
-    try:
-        return Mode(name)
-    except ValueError:
-        raise InputError(f"--mode is {', '.join(known.value for known in Mode)}, not {name!r}.") from None
 
 
 def _describe(learned: "LearnedPrompts") -> str:

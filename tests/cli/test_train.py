@@ -19,12 +19,13 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from featstore.backbones.model import open_model
-from featstore.config import TrainConfig
+from featstore.config import TrainConfig, from_json
 from featstore.errors import DiskFullError
 from featstore.prompts.file import load_prompts
 from featstore.store.rows import RowArray
 from featstore.tuning.run_folder import RunFolder, free_name, trained_alone
 from featstore.tuning.settings import settings_of
+from featstore.tuning.train import train as learn
 from tests.cli.conftest import Run
 from tests.featstore.trainable import write_trainable
 from tests.forked import at_once
@@ -207,6 +208,19 @@ def test_a_signal_makes_it_save_and_stop(train: Callable[..., Result], by: str) 
     ok(train("--resume", "runs/stopped"))
     ok(train("--mode", "single", "--name", "whole", *steps))
     assert_same("whole", "stopped")
+
+
+def test_a_recorded_config_trains_the_same(train: Callable[..., Result], run: Run) -> None:
+    """`--config` takes a run's `run.json`, options typed beside it win, and Python takes the same config."""
+    ok(train("--mode", "class", "--steps", "3", "--val-every", "2", "--lr", "0.02", "--name", "r"))
+    ok(run("train", "--config", "runs/r/run.json", "--name", "again"))
+    assert_same("r", "again")
+    recorded = [json.loads(Path("runs", name, "run.json").read_text())["config"] for name in ("r", "again")]
+    assert recorded[0] == recorded[1]
+    config = from_json(TrainConfig, recorded[0] | {"name": "python", "steps": 2}, "the record", str)
+    done = learn(config)
+    assert (done.run.path, done.outcome.steps, done.outcome.stopped) == (Path("runs/python"), 2, False)
+    assert [row["loss"] for row in metrics("python")] == [row["loss"] for row in metrics("r")][:2]
 
 
 def test_settings_of_a_run_cannot_change_midway(train: Callable[..., Result]) -> None:
