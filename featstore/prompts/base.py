@@ -135,12 +135,19 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LearnedPrompts:
-    """layers, timesteps: one timestep a layer, at which its prompts were learned. length: N, learned vectors a prompt.
+    """Learned prompts, in memory.
 
-    tensors: for each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
-    transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`. model_id,
-    model_fingerprint: of the diffusion model that they are for. dino: whose patch tokens a cpm is made from.
-    training: how they were learned.
+    Args:
+        mode: In which they were learned.
+        layers: Decoder layers, each with prompts of its own.
+        timesteps: One per layer, at which its prompts were learned.
+        length: N, learned vectors per prompt.
+        tensors: For each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
+            transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`.
+        model_id: Of the diffusion model that they are for.
+        model_fingerprint: Of its files.
+        dino: Whose patch tokens a cpm is made from.
+        training: How they were learned.
     """
 
     mode: Mode

@@ -31,8 +31,12 @@ Pass = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchMaps:
-    """What a batch's passes gave. maps: (passes, C, h, w) a layer. ends: for each pair the places of its source and its
-    target among the passes."""
+    """What a batch's passes gave.
+
+    Args:
+        maps: (passes, C, h, w) per layer.
+        ends: For each pair the places of its source and its target among the passes.
+    """
 
     maps: tuple[Tensor, ...]
     ends: tuple[tuple[int, int], ...]
@@ -47,9 +51,20 @@ def batch_loss(
     noisy: NoisySource,
     settings: TuningSettings,
 ) -> tuple[Tensor, int]:
-    """(the sum of the pairs' losses over `total`, UNet passes made). A pair's loss is the mean over its points.
+    """The loss of a batch, or of a part of it. A pair's loss is the mean over its points; an image that several pairs
+    share goes through the UNet once per layer and prompt.
 
-    prompts: one set a layer. An image that several pairs share goes through the UNet once a layer and prompt.
+    Args:
+        pairs: In the resized frame.
+        total: Pairs of the whole batch.
+        step: Decides the noise.
+        networks: Frozen.
+        prompts: One set per layer.
+        noisy: Hands out noisy latents.
+        settings: All that decides what training ends in.
+
+    Returns:
+        The sum of the pairs' losses over `total`, a scalar, and how many UNet passes were made.
     """
     made = batch_maps(pairs, step, networks, prompts, noisy, settings)
     passes = len(made.maps[0])
@@ -98,7 +113,7 @@ def _losses(
     networks: Networks,
     settings: TuningSettings,
 ) -> Tensor:
-    """The sum over pairs of the mean over points. All queries into a target share one product a layer."""
+    """The sum over pairs of the mean over points. All queries into a target share one product per layer."""
     dtype, matching = wide(networks.dtype), settings.matching
     described: list[Descriptors | None] = [None] * len(pairs)
     for source, members in _grouped([start for start, _ in ends]).items():
@@ -153,8 +168,19 @@ def sum_of_pck(
     settings: TuningSettings,
     batch_size: int,
 ) -> float:
-    """The sum over pairs of each pair's PCK, at the validation's timesteps, one noise draw. batch_size: images a
-    pass."""
+    """What model selection goes by: PCK of pairs, at the validation's timesteps, with one noise draw.
+
+    Args:
+        pairs: In the resized frame.
+        networks: Frozen.
+        prompts: One set per layer.
+        noisy: Hands out noisy latents, (4, h, w).
+        settings: All that decides what training ends in.
+        batch_size: Images per pass.
+
+    Returns:
+        The sum over pairs of each pair's PCK, a fraction.
+    """
     layers = tuple(
         LayerSpec(str(layer), timestep, weight)
         for layer, timestep, weight in zip(
