@@ -1,5 +1,7 @@
 """`dualsd cache verify | prune | pack | unpack`: a store kept whole, and small."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,8 +11,8 @@ from cli.options import BatchOption, DeviceOption, JsonOption, RootOption, Store
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
+    from featstore.pipeline.care import Dropped
     from featstore.pipeline.recompute import Recomputed
-    from featstore.pipeline.repair import Repaired
     from featstore.prompts.base import LearnedPrompts
     from featstore.store.keys import StoreLocation
     from featstore.store.store import Store
@@ -20,7 +22,7 @@ VERIFY_EXAMPLES = (
     "Examples:\n\n"
     "dualsd cache verify\n\n"
     "dualsd cache verify --recompute 16\n\n"
-    "dualsd cache verify --store spair.zarr --repair"
+    "dualsd cache verify --store spair.zarr --drop"
 )
 PRUNE_EXAMPLES = (
     "Examples:\n\n"
@@ -36,8 +38,9 @@ SHOWN = 20
 
 def verify(
     store: StoreOption = options.DEFAULT_STORE,
-    drop: Annotated[bool, typer.Option("--drop", help="Delete what is damaged; it is made anew when needed.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Delete what is damaged and make it anew.")] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Delete what is damaged, and print the commands that make it again.")
+    ] = False,
     recompute: Annotated[
         str | None,
         typer.Option(
@@ -55,33 +58,32 @@ def verify(
     """Read all that a store holds and hold it against its checksums, and noisy latents against the model's betas.
 
     Damaged rows and metadata, and files that killed runs left, are listed. A row that is missing is no damage: whatever
-    needs it makes it. Without --drop or --repair damage ends in exit code 2. What --repair makes comes out as it was
-    where the batch size is the same; maps of learned prompts need their run under ./runs.
+    needs it makes it. Without --drop damage ends in exit code 2. Where latents go, their noisy latents and maps go with
+    them. What is made again comes out as it was where the batch size is the same; maps of learned prompts need their
+    run under ./runs.
 
     Checksums agree with rows of another image, an edited header or weights that changed. --recompute N finds those:
     all noisy latents are compared with the formula, the model's files are hashed anew, images are read anew, and N rows
     of each array go through the model again. Half of the N are those that fit their image's latents least, the rest
     is chosen at random.
     """
-    from cli.output import check_writable, print_bad, say, write_json
+    from cli.output import check_writable, write_json
     from cli.progress import TerminalProgress
     from featstore.errors import StoreError
+    from featstore.pipeline.care import drop as drop_damage
+    from featstore.pipeline.care import rows_at_hand
     from featstore.pipeline.noisy import with_maps_made_of, with_noise_checked
-    from featstore.pipeline.repair import repair as repair_store
-    from featstore.pipeline.repair import rows_at_hand
     from featstore.store import verify as care
     from featstore.store.store import open_store
 
-    if drop and repair:
-        raise InputError("--drop and --repair exclude each other: delete, or delete and make anew.")
     count = None if recompute is None else option_values.parse_count(recompute, "--recompute")
     check_writable(json)
     opened = open_store(store)
-    outcome: Repaired | None = None
-    given_up: list[str] = []
+    dropped: Dropped | None = None
     anew: Recomputed | None = None
     with TerminalProgress() as progress:
-        found = care.verify(opened, progress, rows_at_hand(opened, progress))
+        expected = rows_at_hand(opened, progress)
+        found = care.verify(opened, progress, expected)
         if recompute is None:
             found = with_noise_checked(opened, found, progress)
         else:
@@ -89,30 +91,18 @@ def verify(
 
             dataset = option_values.dataset_of(opened, root)
             compute = option_values.choose_compute(device, "auto", batch_size)
-            anew = make_anew(opened, dataset, found, _learned_here(opened), count, seed, compute, progress)
+            runs = [*_learned_here(opened).values()]
+            anew = make_anew(opened, dataset, found, runs, count, seed, compute, progress)
             found = with_maps_made_of(opened, anew.added_to(found), [bad for own in anew.arrays for bad in own.bad])
             _print_recomputed(anew)
-            # else all of a store would be made anew by a header that is wrong
-            drop, repair = drop and not anew.nothing_fits, repair and not anew.nothing_fits
+            # else all of a store would be deleted for a header that is wrong
+            drop = drop and not anew.nothing_fits
         _print_found(opened, found)
-        if repair and not found.sound:
-            dataset = option_values.dataset_of(opened, root)
-            compute = option_values.choose_compute(device, "auto", batch_size)
-            outcome = repair_store(opened, dataset, found, _learned_here(opened), compute, progress)
-            given_up = list(outcome.given_up)
-        elif drop:
-            given_up = [care.drop_metadata(opened, damaged) for damaged in found.metadata]
-            care.drop_rows(opened, found.bad, progress)
-        if drop or repair:
-            care.sweep(opened)
-    if drop and found.bad:
-        say(f"{len(found.bad)} damaged row(s) deleted: whatever needs them makes them anew")
-    for path, count in (outcome.made if outcome else {}).items():
-        say(f"{path}: {count} row(s) made anew")
-    for sentence in given_up:
-        say(sentence)
-    print_bad(outcome.bad if outcome else ())
-    written = {**_verification_json(store, found), "given_up": given_up, **_made_json(outcome)}
+        if drop:
+            dropped = drop_damage(opened, found, expected, _learned_here(opened), progress)
+    if dropped is not None:
+        _print_dropped(found, dropped)
+    written = _verification_json(store, found) | ({} if dropped is None else asdict(dropped))
     write_json(json, written | ({} if anew is None else _recomputed_json(anew)))
     if anew is not None and anew.images:
         first = anew.images[0]
@@ -126,10 +116,10 @@ def verify(
             "of latents that its header (zarr.json) names are not those that it was made with. Nothing was changed: "
             "set the header right, or remove the noisy latents with `dualsd cache prune --noisy`."
         )
-    if not found.sound and not (drop or repair):
+    if not found.sound and dropped is None:
         raise StoreError(
-            f"{len(found.bad)} damaged row(s) and {len(found.metadata)} damaged metadata file(s) in {store}: --repair "
-            "deletes them and makes them anew, --drop deletes them."
+            f"{len(found.bad)} damaged row(s) and {len(found.metadata)} damaged metadata file(s) in {store}: --drop "
+            "deletes them and prints the commands that make them again."
         )
 
 
@@ -259,6 +249,21 @@ def _print_found(store: "Store", found: "Verification") -> None:
     say(f"{store.path}: {present} rows read, {len(found.bad)} of them damaged")
 
 
+def _print_dropped(found: "Verification", dropped: "Dropped") -> None:
+    from cli.output import say
+
+    deleted, damaged = sum(dropped.rows.values()), len({(bad.array, bad.row) for bad in found.bad})
+    if deleted:
+        more = f", and {deleted - damaged} more that were damaged or made of them" if deleted > damaged else ""
+        say(f"{damaged} damaged row(s) deleted{more}")
+    for note in dropped.notes:
+        say(note)
+    if dropped.commands:
+        say("These commands make them again:")
+    for command in dict.fromkeys(dropped.commands.values()):
+        say(f"# {', '.join(path for path, own in dropped.commands.items() if own == command)}", command)
+
+
 def _print_recomputed(anew: "Recomputed") -> None:
     from cli.output import print_table, say
 
@@ -284,61 +289,37 @@ def _print_recomputed(anew: "Recomputed") -> None:
         say(f"{anew.unreadable} image(s) could not be read; their rows were not compared")
 
 
-def _learned_here(store: "Store") -> "list[LearnedPrompts]":
-    """The prompts of all runs under ./runs that were trained on this store."""
+def _learned_here(store: "Store") -> "dict[Path, LearnedPrompts]":
+    """The prompts of all runs under ./runs that were trained on this store, by what `--prompts` takes for them."""
     from featstore.errors import PromptError
     from featstore.prompts.file import load_prompts
     from featstore.tuning.run_folder import runs_newest_first
 
-    found = []
+    found = {}
     for run in runs_newest_first(store, on_damage=lambda _: None):
-        for file in (run.prompts, run.last_prompts):
+        for path in (run.path, run.last_prompts):
             try:
-                found.append(load_prompts(file))
+                found[path] = load_prompts(path)
             except PromptError:  # one that is damaged is no prompt that maps can be made with
                 continue
     return found
 
 
 def _verification_json(store: "StoreLocation", found: "Verification") -> dict[str, Any]:
+    arrays = [asdict(array) | {"damaged": len(array.bad)} for array in found.arrays]
     return {
         "store": str(store),
         "sound": found.sound,
-        "arrays": [
-            {
-                "path": array.path,
-                "rows": array.rows,
-                "present": array.present,
-                "bytes": array.bytes,
-                "packed": array.packed,
-                "damaged": len(array.bad),
-            }
-            for array in found.arrays
-        ],
-        "bad": [{"array": bad.array, "row": list(bad.row), "image": bad.image, "why": bad.why} for bad in found.bad],
-        "metadata": [{"path": damaged.path, "why": damaged.why} for damaged in found.metadata],
-        "left_over": [{"path": own.path, "bytes": own.bytes} for own in found.left_over],
+        "arrays": [{name: value for name, value in array.items() if name != "bad"} for array in arrays],
+        "bad": [asdict(bad) for bad in found.bad],
+        "metadata": [asdict(damaged) for damaged in found.metadata],
+        "left_over": [asdict(own) for own in found.left_over],
     }
 
 
 def _recomputed_json(anew: "Recomputed") -> dict[str, Any]:
+    arrays = [asdict(own) | {"others": [bad.row for bad in own.bad]} for own in anew.arrays]
     return {
-        "recomputed": [
-            {
-                "path": own.path,
-                "rows": own.rows,
-                "relative": own.relative,
-                "cell": own.cell,
-                "others": [list(bad.row) for bad in own.bad],
-                "skipped": own.skipped,
-            }
-            for own in anew.arrays
-        ],
+        "recomputed": [{name: value for name, value in own.items() if name != "bad"} for own in arrays],
         "images": [{"image": bad.image, "why": bad.why} for bad in anew.images],
     }
-
-
-def _made_json(outcome: "Repaired | None") -> dict[str, Any]:
-    if outcome is None:
-        return {}
-    return {"made": dict(outcome.made), "unreadable": [error.image_id for error in outcome.bad]}

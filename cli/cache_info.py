@@ -1,5 +1,6 @@
 """`dualsd cache info`: what a store holds."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cli import options
@@ -49,16 +50,7 @@ def info(store: StoreOption = options.DEFAULT_STORE, json: JsonOption = None) ->
         {
             **header.to_attributes(),
             "images": len(opened.images),
-            "arrays": [
-                {
-                    "path": array.path,
-                    "row_shape": list(array.row_shape),
-                    "rows": array.rows,
-                    "present": array.present,
-                    "bytes": array.bytes,
-                }
-                for array in arrays
-            ],
+            "arrays": [{name: value for name, value in asdict(array).items() if name != "what"} for array in arrays],
         },
     )
 

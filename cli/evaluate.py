@@ -25,9 +25,9 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     and `dualsd compare` need no matching. With --features no store and no model is needed.
     """
     from cli.command_line import typed_command
-    from cli.html_report.evaluation import report_evaluation
     from cli.output import check_writable, print_evaluation, say
     from cli.progress import TerminalProgress
+    from cli.reports.evaluation import report_evaluation
     from featstore.config import to_json
     from featstore.pipeline.distributed import launched
     from featstore.pipeline.evaluation_run import check_place, kept_evaluation

@@ -18,11 +18,10 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     further combination is a weighted sum. May be stopped at any time: the same command goes on.
     """
     from cli.command_line import describe_origin, now
-    from cli.grid_output import print_scores, print_winners
-    from cli.grid_pictures import check_folder, draw, to_json
-    from cli.html_report.grid import GridRecord, report_grid
     from cli.output import check_writable, say, write_csv, write_json
     from cli.progress import TerminalProgress
+    from cli.reports.grid import check_folder, draw, report_grid
+    from cli.reports.grid_tables import print_scores, print_winners, to_json
     from featstore.config import to_json as config_to_json
     from featstore.pair_list import spell_list
     from featstore.pipeline.distributed import launched
@@ -41,14 +40,13 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     print_scores(scores, average)
     again = command_of(done.evaluation, "eval", always=("store",))
     print_winners(scores, average, again, done.chose_nothing)
-    write_json(json, to_json(scores, average, done.dataset, done.split, done.features))
+    write_json(json, to_json(done))
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(scores, average, config.out)
     root = None if config.root is None else str(config.root.resolve())
     about = {"store": done.store, "root": root, "theta": done.theta, "config": config_to_json(done.config)}
     origin = describe_origin(created=now(), **about)
-    record = GridRecord(done.dataset, done.split, done.features, again, done.chose_nothing, origin)
-    say(f"report: {report_grid(config.out, scores, average, record)}, with table.md and table.tex beside it")
+    say(f"report: {report_grid(config.out, done, again, origin)}, with table.md and table.tex beside it")
     done.forget()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from featstore.config import LAST_TIMESTEP, ConfigField, fields_of, from_file, from_json
+from featstore.datasets.registry import ONE_OF
 from featstore.store.keys import parse_location
 from matcher.errors import InputError
 
@@ -32,9 +33,7 @@ StoreOption = Annotated[
     typer.Option("--store", metavar="PLACE", parser=parse_location, help="The store's folder, or s3://bucket/prefix."),
 ]
 RootOption = Annotated[Path | None, typer.Option("--root", help="The dataset's folder; default: as at `cache build`.")]
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="spair, pf-pascal, pf-willow, folder or demo.", show_default="demo")
-]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help=f"{ONE_OF}.", show_default="demo")]
 ModelOption = Annotated[
     str | None,
     typer.Option(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from featstore.files import Needed, naming_missing_bytes, writing
+from featstore.files import writing
 from featstore.pipeline.distributed import launched
 from featstore.plain_text import free_bytes as free_bytes
 from featstore.plain_text import human_bytes as human_bytes
@@ -162,7 +162,7 @@ def _harmless(cell: str) -> str:
 
 def _write_text(file: Path, text: str) -> None:
     content = text.encode()
-    with naming_missing_bytes(file, lambda: Needed(len(content), 1, 0)), writing(str(file), len(content)):
+    with writing(file, len(content)):
         file.write_bytes(content)
 
 

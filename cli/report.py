@@ -32,11 +32,11 @@ def report(
 
     found = format_of(run)
     if found == EVALUATION:
-        from cli.html_report.evaluation import report_evaluation
+        from cli.reports.evaluation import report_evaluation
 
         file = report_evaluation(run, root)
     elif found == TRAINING:
-        from cli.html_report.training import report_training
+        from cli.reports.training import report_training
 
         file = report_training(run)
     else:

@@ -149,12 +149,12 @@ def _plan(
 def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool, json: Path | None) -> None:
     from cli.command_line import describe_origin
     from cli.output import say, write_json
+    from cli.reports.tables import write_tables
     from cli.reproduction.comparison import compare, to_json
     from cli.reproduction.layout import blocks
     from cli.reproduction.notes import notes
     from cli.reproduction.pricing import prices, print_prices
     from cli.reproduction.run import commands, pieces, run_pieces, spelled_settings, survey
-    from cli.table_text import write_tables
 
     found = survey(place, plan)
     if found.figures:
@@ -194,7 +194,7 @@ def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool
     write_json(folder / f"{table.name}.json", content)
     write_json(json, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")
-    from cli.html_report.reproduction import report_reproduction
+    from cli.reports.reproduction import report_reproduction
     from featstore.plain_text import printable
 
     say(f"report: {report_reproduction(place.folder)}, with every table made in {place.folder}")

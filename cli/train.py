@@ -53,7 +53,7 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
         about = {"run": str(done.run.path), "steps": outcome.steps, "best": best, "passes": outcome.passes}
         write_json(json, about | done.listed)
     # last: the run is kept, whatever becomes of its page
-    from cli.html_report.training import report_training
+    from cli.reports.training import report_training
 
     say(f"report: {report_training(done.run.path)}, with table.md and table.tex beside it")
     if outcome.stopped:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ar
 import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from featstore.datasets.registry import ONE_OF
 from featstore.pipeline.defaults import check_layers_of, check_of_use
 from matcher.errors import InputError
 
@@ -114,7 +115,7 @@ PLACE = "PLACE"
 
 StoreSetting = Annotated[str, Setting("The store's folder, or s3://bucket/prefix.", metavar=PLACE)]
 Root = Annotated[Place | None, Setting("The data set's folder.", unset="as at `cache build`")]
-Dataset = Annotated[str | None, Setting("spair, pf-pascal, pf-willow, folder or demo.", unset="demo")]
+Dataset = Annotated[str | None, Setting(f"{ONE_OF}.", unset="demo")]
 Model = Annotated[
     str | None,
     Setting(

@@ -57,8 +57,21 @@ class StoreExistsError(StoreError):
     """A store cannot be made where something lies already: another process may have made it at the same time."""
 
 
+AGAIN = "run the same command again"
+"""What to do once there is room, of nearly every command."""
+
+
 class DiskFullError(StoreError):
-    """There is no room left where a store or a run lies."""
+    """There is no room left where a store or a run lies. `fault` says what could not be written, and what is free."""
+
+    def __init__(self, fault: str, way_on: str = AGAIN) -> None:
+        super().__init__(f"{fault}; make room and {way_on}, what is complete is kept.")
+        self.fault = fault
+        self._way_on = way_on
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """So that one process can hand it to another."""
+        return type(self), (self.fault, self._way_on)
 
 
 class MetadataError(StoreError):

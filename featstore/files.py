@@ -5,12 +5,12 @@ import glob
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from featstore.errors import AGAIN as AGAIN
 from featstore.errors import DiskFullError, StoreError
 from featstore.plain_text import free_bytes, human_bytes
 from featstore.store.keys import StoreLocation
@@ -20,70 +20,53 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
-BLOCK_BYTES = 4096
-"""A file takes whole blocks, of this size almost everywhere. One more a file is counted, and `ARRAY_BLOCKS` for folders
-and metadata that an array may lack yet, so that what is said to be missing is never too little."""
+PARTIAL = ".partial"
 
-ARRAY_BLOCKS = 4
+IN_FLIGHT_SECONDS = 60.0
+"""A younger half-written file may be another process's, about to be renamed: a row is written in well under a second,
+and a file's time is that of the last bytes that went into it."""
 
-AGAIN = "run the same command again"
-"""What to do when there is room, of nearly every command."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, slots=True)
-class Needed:
-    """What is still to be written: so many bytes, in so many files, of so many arrays."""
-
-    bytes: int
-    files: int
-    arrays: int
+_LITTLE = 2**20
+"""Bytes that a disk may have left while it is called full, where it is not known how many are needed."""
 
 
 @contextmanager
-def writing(what: str, size: int | None = None) -> Iterator[None]:
-    """Whatever the disk refuses within becomes a `StoreError` that says so of `what`; a `DiskFullError` where there is
-    no room. size: in bytes of the file, for where files may not be that large."""
+def writing(
+    what: Path | str, size: int | None = None, *, place: StoreLocation | None = None, way_on: str = AGAIN
+) -> Iterator[None]:
+    """Turn whatever the disk refuses within into an error that says so.
+
+    Args:
+        what: What is written, a file or a name for it.
+        size: Bytes of the file, where they are known.
+        place: Where it lies, so that what is free there can be said; a file's own place needs not be named.
+        way_on: What to do once there is room.
+
+    Raises:
+        DiskFullError: Where there is no room.
+        StoreError: Where the disk does not take it for another reason.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFullError(f"{what} could not be written: the disk is full.") from error
-        if error.errno == errno.EFBIG:
-            raise StoreError(f"{what} could not be written: {_beyond_limit(size)}.") from error
-        raise StoreError(f"{what} could not be written: {error}.") from error
+    except (OSError, DiskFullError) as error:
+        if isinstance(error, DiskFullError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            room = _lack_of_room(what if isinstance(what, Path) else place, size)
+            raise DiskFullError(f"{what} could not be written: {room}", way_on) from error
+        why = _beyond_limit(size) if error.errno == errno.EFBIG else str(error)
+        raise StoreError(f"{what} could not be written: {why}.") from error
 
 
-@contextmanager
-def naming_missing_bytes(path: StoreLocation, left: Callable[[], Needed], way_on: str = AGAIN) -> Iterator[None]:
-    """A `DiskFullError` from within is raised again with the bytes that are missing where `path` lies: what is `left`
-    to write, less what is free. way_on: what to do when there is room."""
-    try:
-        yield
-    except DiskFullError as error:
-        if not isinstance(path, Path):  # some other disk: object storage is never full
-            raise
-        raise DiskFullError(_sentence(path, left(), way_on)) from error
-
-
-def missing_bytes(path: Path, needed: Needed) -> int:
-    """Bytes that are missing where `path` lies for what is needed; zero or fewer where it fits."""
-    return needed.bytes + (needed.files + needed.arrays * ARRAY_BLOCKS) * BLOCK_BYTES - free_bytes(path)
-
-
-def _sentence(path: Path, needed: Needed, way_on: str) -> str:
-    missing, free = missing_bytes(path, needed), human_bytes(free_bytes(path))
-    still = f"{human_bytes(needed.bytes)} in {needed.files} files are still to be written"
-    if missing <= 0:
+def _lack_of_room(place: StoreLocation | None, size: int | None) -> str:
+    takes = "" if size is None else f", it takes {human_bytes(size)}"
+    if not isinstance(place, Path):
+        return f"the disk is full{takes}"
+    free = free_bytes(place)
+    if free > max(size or 0, _LITTLE):
         return (
-            f"The disk of {path} takes no more, though {free} are free and {still}: there is a quota, or it holds no "
-            f"more files (`dualsd cache pack` makes fewer of them); {way_on} then."
+            f"the disk takes no more, though {human_bytes(free)} are free{takes}: there is a quota, or it holds no "
+            "more files (`dualsd cache pack` makes fewer of them)"
         )
-    return (
-        f"The disk of {path} is full, {human_bytes(missing)} are missing ({still}, {free} are free): make room and "
-        f"{way_on}, what is complete is kept."
-    )
+    return f"the disk is full, {human_bytes(free)} are free{takes}"
 
 
 def _beyond_limit(size: int | None) -> str:
@@ -97,24 +80,25 @@ def _beyond_limit(size: int | None) -> str:
     )
 
 
-PARTIAL = ".partial"
-
-IN_FLIGHT_SECONDS = 60.0
-"""A younger half-written file may be another process's, about to be renamed: a row is written in well under a second,
-and a file's time is that of the last bytes that went into it."""
-
-
 @contextmanager
-def open_whole(file: Path, size: int | None = None) -> Iterator[BinaryIO]:
-    """A file to write, or the one that lies there stays as it is. Several processes may write it: each writes under a
-    name of its own, and the last one's stays. What a kill left half written goes with the next write, once it is
-    older than `IN_FLIGHT_SECONDS`. size: in bytes, where it is known.
+def open_whole(file: Path, size: int | None = None, way_on: str = AGAIN) -> Iterator[BinaryIO]:
+    """Open a file to be written whole, or the one that lies there stays as it is.
 
-    Raises `DiskFullError` where there is no room, `StoreError` where the disk does not take it for another reason.
+    Several processes may write it: each writes under a name of its own, and the last one's stays. What a kill left half
+    written goes with the next write, once it is older than `IN_FLIGHT_SECONDS`.
+
+    Args:
+        file: The file to write, in a folder that is there.
+        size: Its bytes, where they are known.
+        way_on: What to do once there is room.
+
+    Raises:
+        DiskFullError: Where there is no room.
+        StoreError: Where the disk does not take it for another reason.
     """
     # random, and not the process's number: two containers on one disk may both have a process 7
     partial = file.with_name(f"{file.name}.{secrets.token_hex(8)}{PARTIAL}")
-    with writing(str(file), size):
+    with writing(file, size, way_on=way_on):
         sweep_old(file.parent.glob(f"{glob.escape(file.name)}.*{PARTIAL}"))
         try:
             with partial.open("wb") as stream:
@@ -129,11 +113,8 @@ def open_whole(file: Path, size: int | None = None) -> Iterator[BinaryIO]:
 
 
 def write_whole(file: Path, content: bytes, way_on: str = AGAIN) -> None:
-    """Write a file, or leave the one that lies there as it is, see `open_whole`. way_on: what to do when there is room.
-    Raises `DiskFullError` with the bytes that are missing where there is none, `StoreError` where the disk does not
-    take it for another reason."""
-    needed = Needed(len(content), 1, 0)
-    with naming_missing_bytes(file, lambda: needed, way_on), open_whole(file, len(content)) as stream:
+    """Write a file whole, or leave the one that lies there as it is. Arguments and errors are those of `open_whole`."""
+    with open_whole(file, len(content), way_on) as stream:
         stream.write(content)
 
 

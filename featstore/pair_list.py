@@ -55,8 +55,18 @@ def _points(source: FramePoints, target: FramePoints) -> list[str]:
 def note_oddities(
     dataset: Dataset, splits: Sequence[str], images: Sequence[str], keys: Mapping[str, str], progress: Progress
 ) -> tuple[str, ...]:
-    """Say once what is odd about the lists of some splits and the photographs `images`, which are scored or trained on;
-    returns what was said. keys: of images' contents by image id, of as many as are known."""
+    """Say once what is odd about the lists of some splits and the photographs that are scored or trained on.
+
+    Args:
+        dataset: the data set that the splits are of.
+        splits: names of splits.
+        images: ids of the photographs.
+        keys: keys of images' contents by image id, of as many as are known.
+        progress: where it is said.
+
+    Returns:
+        What was said.
+    """
     found = [sentence for split in splits for sentence in dataset.notes(split)]
     found += copies(dataset.name, images, keys)
     if TRAINING in dataset.splits:

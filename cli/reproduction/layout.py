@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from cli.reports.tables import Block
 from cli.reproduction.comparison import Compared, Comparison
 from cli.reproduction.plan import Column, Plan, Row
-from cli.table_text import Block
 
 NONE = "-"
 OUTSIDE = "*"

@@ -14,7 +14,7 @@ from featstore.backbones.dino_location import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.latents import Latents
 from featstore.backbones.model import Model
 from featstore.datasets.records import Dataset
-from featstore.datasets.registry import open_dataset
+from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
 from featstore.pipeline.compute import Compute
@@ -24,11 +24,7 @@ from featstore.store.store import Store, open_if_there
 from featstore.tuning.settings import DEMO_STEPS
 from matcher.errors import InputError
 
-SUBFOLDERS = {
-    "spair": ("SPair-71k", "SPair-71K", "spair-71k", "spair", "SPair"),
-    "pf-pascal": ("pf-pascal", "PF-PASCAL", "PF-Pascal", "pfpascal", "PF-dataset-PASCAL"),
-    "pf-willow": ("pf-willow", "PF-WILLOW", "PF-Willow", "pfwillow"),
-}
+SUBFOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
 """Under which names datasets lie in a folder of datasets; SD4Match's first."""
 
 SEED = 0

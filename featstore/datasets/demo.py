@@ -8,15 +8,15 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations
 from pathlib import Path
+from typing import Any, Self
 
-import numpy as np
 from PIL import Image
 
-from featstore.datasets.records import Box, ImageRecord, Pair, ThetaRule, canonical_split
+from featstore.datasets.records import ImageRecord, Pair, ThetaRule, canonical_split, pair_by_name
 from featstore.errors import DatasetError
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo_pictures"
@@ -34,17 +34,17 @@ TEST_PAIRS = 150
 class DemoDataset:
     """The demo. See `featstore.datasets.records.Dataset`."""
 
-    @property
-    def name(self) -> str:
-        return "demo"
+    name = "demo"
+    about = "drawn birds, cars, fish and persons, which come along"
+    splits = tuple(SIZES)
+    theta_rule = ThetaRule.BOX
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(SIZES)
-
-    @property
-    def theta_rule(self) -> ThetaRule:
-        return ThetaRule.BOX
+    @classmethod
+    def open(cls, root: Path | None) -> Self:
+        """The demo. Raises `DatasetError` for a root, which it does not take."""
+        if root is not None:
+            raise DatasetError(f"The demo dataset comes with dualsd and takes no root; leave out {root}.")
+        return cls()
 
     def images(self) -> tuple[ImageRecord, ...]:
         records = [record for split in SIZES for category in CATEGORIES for record in _records(category, split)]
@@ -72,24 +72,11 @@ class DemoDataset:
             return b"P6\n%d %d\n255\n" % picture.size + picture.convert("RGB").tobytes()
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotation:
-    """What a picture shows: its object's box and the keypoints that can be seen, by name, in pixels."""
-
-    box: Box
-    keypoints: Mapping[str, tuple[float, float]]
-
-
 @cache
-def _annotations() -> Mapping[str, _Annotation]:
-    """By image id."""
-    read = json.loads((FOLDER / "annotations.json").read_bytes())
-    return {
-        name: _Annotation(
-            box=tuple(own["box"]), keypoints={point: (x, y) for point, (x, y) in own["keypoints"].items()}
-        )
-        for name, own in read.items()
-    }
+def _annotations() -> Mapping[str, Any]:
+    """By image id: `keypoints`, those that can be seen, (x, y) by name, and `box` of the object, in pixels."""
+    read: dict[str, Any] = json.loads((FOLDER / "annotations.json").read_bytes())
+    return read
 
 
 def _records(category: str, split: str) -> Iterator[ImageRecord]:
@@ -106,20 +93,14 @@ def _pairs(category: str, split: str) -> Iterator[Pair]:
         chosen = sorted(by_chance[:TEST_PAIRS], key=lambda pair: (pair[0].id, pair[1].id))
     for source, target in chosen:
         ours, theirs = _annotations()[source.id], _annotations()[target.id]
-        names = tuple(name for name in ours.keypoints if name in theirs.keypoints)
-        if names:
-            yield Pair(
-                source=source.id,
-                target=target.id,
-                category=category,
-                source_points=np.array([ours.keypoints[name] for name in names]),
-                target_points=np.array([theirs.keypoints[name] for name in names]),
-                names=names,
-                source_box=ours.box,
-                target_box=theirs.box,
-            )
+        pair = pair_by_name(source, target, ours["keypoints"], theirs["keypoints"])
+        if pair is not None:
+            yield replace(pair, source_box=tuple(ours["box"]), target_box=tuple(theirs["box"]))
 
 
 def _lot(source: ImageRecord, target: ImageRecord) -> bytes:
     """Puts pairs in an order that looks random and never changes."""
     return hashlib.sha256(f"{source.id} {target.id}".encode()).digest()
+
+
+DATASET = DemoDataset

@@ -10,24 +10,14 @@ An image is named in both lists by `<category>/<file name>` or `<category>/<stem
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
+from typing import Self
 
-import numpy as np
-
-from featstore.datasets.reading import (
-    ListedPair,
-    Row,
-    entries,
-    is_file,
-    is_folder,
-    read_image,
-    read_rows,
-    refuse_repeated,
-    subfolders,
-)
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule
+from featstore.datasets.listed import ListedPair, existing_root, refuse_other_category, refuse_repeated
+from featstore.datasets.reading import Row, entries, is_file, is_folder, read_image, read_rows, subfolders
+from featstore.datasets.records import ImageRecord, Pair, ThetaRule, pair_by_name
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import is_plain, nfc, shown
 
@@ -68,19 +58,17 @@ class FolderDataset:
 
     root: Path
 
-    @property
-    def name(self) -> str:
-        return "folder"
+    name = "folder"
+    about = "your own photographs: sub-folders are categories"
+    splits = ("test",)
+    # There are no boxes, and the extent of the keypoints degenerates where somebody marks one keypoint an image (it is
+    # 0) or a few close ones.
+    theta_rule = ThetaRule.IMAGE
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return ("test",)
-
-    @property
-    def theta_rule(self) -> ThetaRule:
-        """The image's size: there are no boxes, and the extent of the keypoints degenerates where somebody marks one
-        keypoint an image (it is 0) or a few close ones."""
-        return ThetaRule.IMAGE
+    @classmethod
+    def open(cls, root: Path | None) -> Self:
+        """The photographs in `root`. Raises `DatasetError` where there is no such folder."""
+        return cls(existing_root(cls.name, root))
 
     def images(self) -> tuple[ImageRecord, ...]:
         folders: dict[str, Path] = {}
@@ -112,20 +100,22 @@ class FolderDataset:
         marks = _read_marks(marked, images)
         listed = self.root / "pairs.csv"
         if is_file(listed):
-            rows = read_rows(listed, ("source", "target"))
-            refuse_repeated(
-                [
-                    ListedPair(listed, row.line, _image(row, "source", images).id, _image(row, "target", images).id)
-                    for row in rows
-                ]
-            )
-            return tuple(_listed_pair(row, images, marks) for row in rows)
-        pairs = tuple(_all_pairs(self.images(), marks))
-        if not pairs:
+            pairs = [
+                ListedPair(row, _image(row, "source", images), _image(row, "target", images))
+                for row in read_rows(listed, ("source", "target"))
+            ]
+            refuse_repeated(pairs)
+            return tuple(_listed_pair(pair, marks) for pair in pairs)
+        by_category: dict[str, list[ImageRecord]] = {}
+        for image in self.images():
+            by_category.setdefault(image.category, []).append(image)
+        every = [_pair(*two, marks) for own in by_category.values() for two in permutations(own, 2)]
+        found = tuple(pair for pair in every if pair is not None)
+        if not found:
             raise DatasetError(
                 f"{marked}: no two images of one category share a keypoint's name; mark the same parts in both."
             )
-        return pairs
+        return found
 
     def members(self, split: str) -> frozenset[str]:
         return frozenset(image for pair in self.pairs(split) for image in (pair.source, pair.target))
@@ -265,45 +255,22 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Mark
     return marks
 
 
-def _listed_pair(row: Row, images: Mapping[str, ImageRecord], marks: Mapping[str, Marks]) -> Pair:
-    source, target = _image(row, "source", images), _image(row, "target", images)
-    if source.category != target.category:
-        raise DatasetError(
-            f"{row.where}: pairs {source.id} with {target.id}, which is of another category; remove the row."
-        )
-    pair = _pair(source, target, marks)
+def _listed_pair(listed: ListedPair, marks: Mapping[str, Marks]) -> Pair:
+    refuse_other_category(listed)
+    pair = _pair(listed.source, listed.target, marks)
     if pair is None:
         raise DatasetError(
-            f"{row.where}: the pair {source.id} -> {target.id} has no common keypoint in "
-            f"{row.file.with_name('keypoints.csv')}; mark one in both images or remove the row."
+            f"{listed} has no common keypoint in {listed.row.file.with_name('keypoints.csv')}; mark one in both images "
+            "or remove the row."
         )
     return pair
 
 
-def _all_pairs(images: tuple[ImageRecord, ...], marks: Mapping[str, Marks]) -> Iterator[Pair]:
-    by_category: dict[str, list[ImageRecord]] = {}
-    for image in images:
-        by_category.setdefault(image.category, []).append(image)
-    for members in by_category.values():
-        for source, target in permutations(members, 2):
-            pair = _pair(source, target, marks)
-            if pair is not None:
-                yield pair
-
-
 def _pair(source: ImageRecord, target: ImageRecord, marks: Mapping[str, Marks]) -> Pair | None:
-    """The pair with the keypoints that both images have, in the source's order; None where there is none."""
+    """The pair with the keypoints that both images have; None where there is none."""
     ours, theirs = marks.get(source.id, Marks()), marks.get(target.id, Marks())
-    names = tuple(name for name in ours.points if name in theirs.points)
-    if not names:
-        return None
-    return Pair(
-        source=source.id,
-        target=target.id,
-        category=source.category,
-        source_points=np.array([ours.points[name] for name in names]),
-        target_points=np.array([theirs.points[name] for name in names]),
-        names=names,
-        source_place=ours.place,
-        target_place=theirs.place,
-    )
+    pair = pair_by_name(source, target, ours.points, theirs.points)
+    return None if pair is None else replace(pair, source_place=ours.place, target_place=theirs.place)
+
+
+DATASET = FolderDataset

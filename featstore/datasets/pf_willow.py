@@ -5,129 +5,80 @@
 <root>/PF-dataset/<category>/<file>.png            categories like car(G)
 """
 
-from dataclasses import dataclass
-from itertools import compress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from featstore.datasets.reading import (
+from featstore.datasets.listed import (
+    ImageFinder,
+    ListedDataset,
     ListedPair,
-    Row,
-    Tree,
-    all_lists,
-    check_inside,
-    is_file,
-    is_folder,
-    read_image,
-    read_rows,
+    refuse_other_category,
     refuse_repeated,
-    sorted_images,
-    split_list,
 )
-from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule, in_both
+from featstore.datasets.reading import Row, Tree, check_inside, is_file, is_folder, read_rows
+from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
 from featstore.errors import DatasetError
-from featstore.plain_text import nfc, shown
-
-EXPECTED = "test_pairs.csv"
-"""The list file that a root of this dataset holds, for error sentences."""
+from featstore.plain_text import shown
 
 _KEYPOINTS = tuple(str(number) for number in range(1, 11))
 _COLUMNS = ("imageA", "imageB", *(f"{axis}{side}{name}" for side in "AB" for axis in "XY" for name in _KEYPOINTS))
 
 
-def find_lists(root: Path) -> dict[str, Path]:
-    """The list files that `root` holds, by split."""
-    path = root / "test_pairs.csv"
-    # PF-Pascal's list has the same name in SD4Match's layout; the folders beside it tell them apart.
-    is_pascal = is_folder(root / "PF-dataset-PASCAL") and not is_folder(root / "PF-dataset")
-    return {"test": path} if is_file(path) and not is_pascal else {}
+class PfWillowDataset(ListedDataset):
+    """PF-Willow in the folder `root`."""
 
+    name = "pf-willow"
+    about = "PF-Willow (Ham et al. 2016), SD4Match's lists"
+    theta_rule = ThetaRule.KEYPOINTS
+    expected = "test_pairs.csv"
+    folders = ("pf-willow", "PF-WILLOW", "PF-Willow", "pfwillow")
 
-@dataclass(frozen=True, slots=True)
-class PfWillowDataset:
-    """PF-Willow in the folder `root`. See `featstore.datasets.records.Dataset`."""
+    @classmethod
+    def find_lists(cls, root: Path) -> dict[str, Path]:
+        """The list file that a folder holds."""
+        path = root / "test_pairs.csv"
+        # PF-Pascal's list has the same name in SD4Match's layout; the folders beside it tell them apart.
+        is_pascal = is_folder(root / "PF-dataset-PASCAL") and not is_folder(root / "PF-dataset")
+        return {"test": path} if is_file(path) and not is_pascal else {}
 
-    root: Path
-
-    @property
-    def name(self) -> str:
-        return "pf-willow"
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(find_lists(self.root))
-
-    @property
-    def theta_rule(self) -> ThetaRule:
-        return ThetaRule.KEYPOINTS
-
-    def images(self) -> tuple[ImageRecord, ...]:
-        (path,) = all_lists(find_lists(self.root), EXPECTED, self.root)
-        rows, tree = read_rows(path, _COLUMNS), Tree(self.root)
-        return sorted_images((_record(tree, row, column), row.where) for row in rows for column in _COLUMNS[:2])
+    def listed(self, path: Path) -> list[ListedPair]:
+        """The pairs that the list names."""
+        finder = ImageFinder(Tree(self.root))
+        return [
+            ListedPair(row, _image(finder, row, "imageA"), _image(finder, row, "imageB"))
+            for row in read_rows(path, _COLUMNS)
+        ]
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
-        path = split_list(find_lists(self.root), split, EXPECTED, self.root)
-        rows, tree = read_rows(path, _COLUMNS), Tree(self.root)
-        pairs = tuple(_pair(tree, row) for row in rows)
-        refuse_repeated(
-            [ListedPair(path, row.line, pair.source, pair.target) for row, pair in zip(rows, pairs, strict=True)]
-        )
-        return pairs
-
-    def members(self, split: str) -> frozenset[str]:
-        split_list(find_lists(self.root), split, EXPECTED, self.root)
-        return frozenset(image.id for image in self.images())
-
-    def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (what is odd about the list is refused)
-        return ()
-
-    def read(self, image: ImageRecord) -> bytes:
-        return read_image(self.root, image)
+        """The pairs in the list's order. Raises `DatasetError` where one stands twice."""
+        listed = self.listed(self.list_of(split))
+        refuse_repeated(listed)
+        return tuple(map(_pair, listed))
 
 
-def _record(tree: Tree, row: Row, column: str) -> ImageRecord:
+DATASET = PfWillowDataset
+
+
+def _image(finder: ImageFinder, row: Row, column: str) -> ImageRecord:
     path = check_inside(row.text(column), row.where)
     if len(path.parts) < 2:
         raise DatasetError(
             f"{row.where}: {column} is {shown(str(path))}, without its category's folder; "
             "list it as PF-dataset/<category>/<file>."
         )
-    found = tree.find(str(path))
-    if found is None or not is_file(tree.root / found):
-        raise DatasetError(
-            f"{row.where}: names the image {shown(str(path))}, which is not in {tree.root}; restore the image or "
-            "remove the row."
-        )
-    category = nfc(path.parts[-2])
-    return ImageRecord(id=f"{category}/{nfc(path.stem)}", category=category, file=found)
+    return finder.find(row, str(path), path.parts[-2])
 
 
-def _pair(tree: Tree, row: Row) -> Pair:
-    source, target = _record(tree, row, "imageA"), _record(tree, row, "imageB")
-    if source.category != target.category:
-        raise DatasetError(
-            f"{row.where}: pairs {source.id} with {target.id}, which is of another category; remove the row."
-        )
+def _pair(listed: ListedPair) -> Pair:
+    refuse_other_category(listed)
+    row = listed.row
     source_points, target_points = _points(row, "A"), _points(row, "B")
-    common = in_both(source_points, target_points)
-    if not common.any():
-        raise DatasetError(
-            f"{row.where}: the pair {source.id} -> {target.id} has no keypoint that both images show; remove the row."
-        )
-    only = ~np.isnan(target_points).any(axis=1) & ~common
-    return Pair(
-        source=source.id,
-        target=target.id,
-        category=source.category,
-        source_points=source_points[common],
-        target_points=target_points[common],
-        names=tuple(compress(_KEYPOINTS, common)),
-        source_place=row.where,
-        target_place=row.where,
-        target_only={_KEYPOINTS[place]: tuple(target_points[place].tolist()) for place in np.flatnonzero(only)},
-    )
+    pair = listed.pair(source_points, target_points, _KEYPOINTS, (row.where, row.where))
+    shown = dict(zip(_KEYPOINTS, map(tuple, target_points.tolist()), strict=True))
+    only = {name: point for name, point in shown.items() if name not in pair.names and not np.isnan(point).any()}
+    return replace(pair, target_only=only)
 
 
 def _points(row: Row, side: str) -> Points:

@@ -3,13 +3,8 @@
 import contextlib
 import hashlib
 import io
-import logging
-import os
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,71 +18,8 @@ from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError
 from featstore.plain_text import one_line
 
-
-class Shared:
-    """A context that several threads may be in at once: it begins with the first and ends with the last of them.
-
-    The lists of warning filters and file descriptors that it changes belong to the process: were each thread to change
-    and restore them on its own, the last would restore another's change.
-    """
-
-    def __init__(self, begin: Callable[[], AbstractContextManager[None]]) -> None:
-        self._begin = begin
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._stack = ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._stack.enter_context(self._begin())
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._stack.close()
-
-
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    logger = logging.getLogger("PIL")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    try:
-        sys.stderr.flush()
-        kept = os.dup(2)
-    except (AttributeError, OSError, ValueError):  # there is no stderr that could be written to
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-quiet_pillow = Shared(_no_warnings)
-"""No warnings and no log of Pillow's inside."""
-
-quiet_libtiff = Shared(_no_stderr)
-"""Nothing reaches the process's stderr inside. libtiff writes its errors there itself, and Pillow does not let anybody
-turn that off; so this is for the moment in which a TIFF is decoded and for nothing else."""
-
+# Pillow warns of pictures that are within our limits, and of damage that is refused here or does not matter.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Named, because Pillow would otherwise try all it knows, EPS among them, which runs Ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -97,9 +29,6 @@ MAX_SIDE = 32_768
 
 MAX_PIXELS = 1 << 27
 """134 million: no single photograph is larger. Decoding takes 8 to 12 bytes a pixel, 1.6 GB at most."""
-
-_MAX_SCANNED = 10**11
-"""Pixels times scans of a JPEG: 20 s of decoding. A scan of a progressive one may take 100 bytes and as long as any."""
 
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
@@ -118,13 +47,13 @@ _TURN_BACK = {
 """What undoes the turning that an EXIF orientation asks for."""
 
 
-def open_picture(stream: BinaryIO) -> ImageFile:
+def _open_picture(stream: BinaryIO) -> ImageFile:
     """The picture in a stream, not yet decoded. Raises `ValueError` where it has no pixels or more than the limits, and
     whatever Pillow raises where it is damaged or of another format."""
     if not stream.read(1):
         raise ValueError("the file is empty (0 bytes)")
     opened = Image.open(stream, formats=FORMATS)
-    width, height = stored_size_of(opened)
+    width, height = _stored_size_of(opened)
     if min(width, height) < 1:
         raise ValueError(f"it is {width}x{height} pixels, so there is nothing to see")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
@@ -135,14 +64,14 @@ def open_picture(stream: BinaryIO) -> ImageFile:
     return opened
 
 
-def stored_size_of(opened: ImageFile) -> tuple[int, int]:
+def _stored_size_of(opened: ImageFile) -> tuple[int, int]:
     """Width and height in pixels as they are stored, of a picture that is not yet decoded."""
     if isinstance(opened, TiffImageFile):  # its `size` is that of the turned picture, see `as_stored`
         return int(opened.tag_v2[_WIDTH]), int(opened.tag_v2[_LENGTH])
     return opened.size
 
 
-def orientation_of(opened: ImageFile) -> int:
+def _orientation_of(opened: ImageFile) -> int:
     """How a viewer is asked to turn the stored pixels: EXIF's 1 to 8, 1 for as they are; 1 where none is readable."""
     try:
         # Not opened.getexif(): a PNG's decodes all pixels first, to see whether EXIF data follow them.
@@ -152,31 +81,15 @@ def orientation_of(opened: ImageFile) -> int:
     return value if value in _TURN_BACK else 1
 
 
-def decode_picture(opened: ImageFile, data: bytes) -> None:
-    """Decode all pixels. Raises `ValueError` where that would take too long or the file does not hold them all, and
-    whatever Pillow raises where it is damaged."""
-    if opened.format in ("JPEG", "MPO"):
-        _check_scans(opened, data)
-    if not isinstance(opened, TiffImageFile):
-        opened.load()
-        return
-    # Pillow would leave black what no strip covers.
-    extents = [tile.extents or (0, 0, 0, 0) for tile in opened.tile]
-    covered = tuple(max((extent[side] for extent in extents), default=0) for side in (2, 3))
-    if covered != stored_size_of(opened):
-        raise ValueError(f"it is truncated: it holds {covered[0]}x{covered[1]} of its pixels")
-    with quiet_libtiff:
-        opened.load()
-
-
-def _check_scans(opened: ImageFile, data: bytes) -> None:
-    first = _first_scan(data)
-    scans = data.count(_START_OF_SCAN, first)
-    if scans * opened.width * opened.height > _MAX_SCANNED:
-        raise ValueError(f"it has {scans} scans, which no camera or program writes; save it again")
-    # Zeros, in the place of what is missing, would decode to something.
-    if data.find(_END_OF_IMAGE, first) < 0:
+def _check_whole(opened: ImageFile, data: bytes) -> None:
+    """Raise `ValueError` for a picture of which Pillow would make up what is missing: grey or black."""
+    if opened.format in ("JPEG", "MPO") and data.find(_END_OF_IMAGE, _first_scan(data)) < 0:
         raise ValueError("it is truncated: it has no end mark")
+    if isinstance(opened, TiffImageFile):
+        extents = [tile.extents or (0, 0, 0, 0) for tile in opened.tile]
+        covered = tuple(max((extent[side] for extent in extents), default=0) for side in (2, 3))
+        if covered != _stored_size_of(opened):
+            raise ValueError(f"it is truncated: it holds {covered[0]}x{covered[1]} of its pixels")
 
 
 def _first_scan(data: bytes) -> int:
@@ -190,13 +103,6 @@ def _first_scan(data: bytes) -> int:
     return at
 
 
-def as_stored(picture: Image.Image, opened: ImageFile, orientation: int) -> Image.Image:
-    """The picture that was decoded from `opened`, its pixels as they are stored: Pillow turns those of a TIFF, and of
-    nothing else, as the orientation asks. `orientation`: read before decoding, which forgets it."""
-    turn = _TURN_BACK.get(orientation) if isinstance(opened, TiffImageFile) else None
-    return picture if turn is None else picture.transpose(turn)
-
-
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 _BITS, _PHOTOMETRIC = 258, 262
@@ -205,7 +111,7 @@ _BITS, _PHOTOMETRIC = 258, 262
 _TRANSPARENCY = "transparency"
 
 
-def match_transparency(opened: ImageFile) -> None:
+def _match_transparency(opened: ImageFile) -> None:
     """Bring the colour that a PNG declares transparent to the scale of the decoded pixels, before they are decoded.
 
     Pillow scales pixels of 2, 4 and (in colour) 16 bits to 8, but not that colour, and so would miss it or, worse, take
@@ -223,7 +129,7 @@ def match_transparency(opened: ImageFile) -> None:
             opened.info[_TRANSPARENCY] = tuple(value >> 8 for value in colour)
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image) -> Image.Image:
     """A decoded picture, mode RGB: transparency is shown on white, 16-bit grey is scaled so that white stays white.
 
     Raises `ValueError` for pixels that have no scale: floating point numbers, or integers of more than 16 bits.
@@ -260,16 +166,25 @@ def decode(image: ImageRecord, data: bytes) -> Image.Image:
 
     Transparent pixels are shown on white, the paper of most cut-out objects; 16-bit grey is scaled to 8 bits, CMYK and
     palettes are converted, of an animation or a file of several pictures the first is taken.
-    Raises `ImageError` for a file that is empty, truncated, of an unknown format, or beyond the limits of
-    `featstore.datasets.pictures`; never anything else, and never half a picture (but for a JPEG whose missing
-    rest is covered up by an end marker, which Pillow does not tell from a whole one).
+
+    Args:
+        image: whose picture it is.
+        data: the file's bytes.
+
+    Raises:
+        ImageError: for a file that is empty, truncated, of an unknown format, or of too many pixels; never anything
+            else, and never half a picture (but for a JPEG whose missing rest is covered up by an end marker, which
+            Pillow does not tell from a whole one).
     """
     with _reading(image):
-        with open_picture(io.BytesIO(data)) as opened:
-            orientation = orientation_of(opened)
-            match_transparency(opened)
-            decode_picture(opened, data)
-            picture = as_stored(to_rgb(opened), opened, orientation)
+        with _open_picture(io.BytesIO(data)) as opened:
+            turned = _orientation_of(opened) if isinstance(opened, TiffImageFile) else 1  # decoding forgets it
+            _match_transparency(opened)
+            _check_whole(opened, data)
+            opened.load()
+            picture = _to_rgb(opened)
+        if turned > 1:  # Pillow turns TIFFs, and nothing else, as the orientation asks
+            picture = picture.transpose(_TURN_BACK[turned])
         return ImageOps.mirror(picture) if image.mirrored else picture
 
 
@@ -278,8 +193,8 @@ def original_size(image: ImageRecord, data: bytes) -> tuple[int, int]:
 
     Raises `ImageError` for a file that is empty, of an unknown format, or too large to decode.
     """
-    with _reading(image), open_picture(io.BytesIO(data)) as opened:
-        return stored_size_of(opened)
+    with _reading(image), _open_picture(io.BytesIO(data)) as opened:
+        return _stored_size_of(opened)
 
 
 def stored_size(image: ImageRecord, path: Path) -> tuple[int, int]:
@@ -288,14 +203,14 @@ def stored_size(image: ImageRecord, path: Path) -> tuple[int, int]:
         stream = path.open("rb")
     except OSError as error:
         raise ImageError(image.id, f"Image {image.id} cannot be read from {path} ({error}); check the file.") from error
-    with stream, _reading(image), open_picture(stream) as opened:
-        return stored_size_of(opened)
+    with stream, _reading(image), _open_picture(stream) as opened:
+        return _stored_size_of(opened)
 
 
 def exif_orientation(image: ImageRecord, data: bytes) -> int:
     """How a viewer is asked to turn the picture: EXIF's 1 (not at all) to 8. Raises `ImageError` as `original_size`."""
-    with _reading(image), open_picture(io.BytesIO(data)) as opened:
-        return orientation_of(opened)
+    with _reading(image), _open_picture(io.BytesIO(data)) as opened:
+        return _orientation_of(opened)
 
 
 def image_key(image: ImageRecord, data: bytes) -> str:
@@ -306,9 +221,14 @@ def image_key(image: ImageRecord, data: bytes) -> str:
 
 
 def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.float32]:
-    """An RGB picture as the VAE takes it: shape (3, size, size), values in [-1, 1].
+    """An RGB picture as the VAE takes it: PIL's bilinear filter with antialiasing; the aspect ratio is not kept.
 
-    PIL's bilinear filter with antialiasing; the aspect ratio is not kept.
+    Args:
+        picture: mode RGB, of any size.
+        size: pixels a side.
+
+    Returns:
+        (3, size, size), values in [-1, 1].
     """
     resized = picture.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.float32)  # (size, size, 3), 0..255
@@ -317,10 +237,9 @@ def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def _reading(image: ImageRecord) -> Iterator[None]:
-    """Quiet, and whatever is raised about the file becomes an `ImageError`."""
+    """Whatever is raised about the file becomes an `ImageError`."""
     try:
-        with quiet_pillow:
-            yield
+        yield
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file.
         name = image.id if image.file == image.id else f"{image.id} ({image.file})"
         raise ImageError(

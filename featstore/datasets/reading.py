@@ -6,11 +6,11 @@ import io
 import math
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord, canonical_split
+from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord
 from featstore.errors import DatasetError, ImageError
 from featstore.plain_text import is_plain, nfc, shown
 
@@ -173,9 +173,15 @@ def _checked_header(path: Path, cells: Sequence[str], columns: Sequence[str]) ->
 def check_inside(relative: str, where: str) -> PurePosixPath:
     """A path that a list names, checked to stay inside the dataset's folder on any operating system.
 
-    `where` says which file and line names it. Raises `DatasetError` for an absolute path, one with `..`, or one that
-    is no path at all. Symbolic links are followed wherever they lead: datasets are often linked from elsewhere, and
-    whoever can make a link in the folder has the disk, while a list may come from anybody.
+    Symbolic links are followed wherever they lead: datasets are often linked from elsewhere, and whoever can make a
+    link in the folder has the disk, while a list may come from anybody.
+
+    Args:
+        relative: as the list spells it.
+        where: which file and line names it, for sentences.
+
+    Raises:
+        DatasetError: for an absolute path, one with `..`, or one that is no path at all.
     """
     windows = PureWindowsPath(relative)
     if windows.anchor or relative.startswith("/") or ".." in windows.parts or "\0" in relative or not windows.parts:
@@ -221,8 +227,10 @@ class Tree:
         Raises `DatasetError` where two names on the disk would both be it.
         """
         found = ""
-        for part in PurePosixPath(relative).parts:
-            names = self._names(found).get(nfc(part), ()) if part != ".." else ()
+        for part in relative.split("/"):
+            if part in ("", ".", ".."):
+                return None
+            names = self._names(found).get(nfc(part), ())
             if len(names) > 1:
                 raise DatasetError(
                     f"{self.root / found} holds {' and '.join(map(ascii, names))}, which differ in their Unicode "
@@ -230,7 +238,7 @@ class Tree:
                 )
             # a disk that ignores case has names which its listing spells otherwise
             spelled = self.root / found / part
-            if not names and (part == ".." or not (is_file(spelled) or is_folder(spelled))):
+            if not names and not (is_file(spelled) or is_folder(spelled)):
                 return None
             found = f"{found}/{names[0] if names else part}".lstrip("/")
         return found
@@ -238,93 +246,22 @@ class Tree:
     def _names(self, folder: str) -> Mapping[str, Sequence[str]]:
         if folder not in self.folders:
             known: dict[str, list[str]] = {}
-            for name in _entry_names(self.root / folder):
+            for name in _names_in(self.root / folder) if is_folder(self.root / folder) else ():
                 known.setdefault(nfc(name), []).append(name)
             self.folders[folder] = known
         return self.folders[folder]
 
 
-def _entry_names(folder: Path) -> list[str]:
-    """Sorted; none where there is no folder."""
+def _names_in(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
     except (OSError, ValueError) as error:
         raise DatasetError(f"{folder} cannot be listed ({error}); check that it is a readable folder.") from error
 
 
-@dataclass(frozen=True, slots=True)
-class ListedPair:
-    """The pair of image ids that a line (1-based) of a list names."""
-
-    file: Path
-    line: int
-    source: str
-    target: str
-
-
-def repeated_pairs(listed: Iterable[ListedPair]) -> dict[int, int]:
-    """The lines whose pair stands in an earlier line already, with the first such line. Raises `DatasetError` for an
-    image that is paired with itself."""
-    first: dict[tuple[str, str], int] = {}
-    repeated: dict[int, int] = {}
-    for pair in listed:
-        if pair.source == pair.target:
-            raise DatasetError(
-                f"{pair.file}, line {pair.line}: pairs {pair.source} with itself, which says nothing of matching; "
-                "remove the line."
-            )
-        earlier = first.setdefault((pair.source, pair.target), pair.line)
-        if earlier != pair.line:
-            repeated[pair.line] = earlier
-    return repeated
-
-
-def refuse_repeated(listed: Sequence[ListedPair]) -> None:
-    """Raise `DatasetError` for a pair that stands twice, and for an image that is paired with itself."""
-    repeated = repeated_pairs(listed)
-    for pair in listed:
-        if pair.line in repeated:
-            raise DatasetError(
-                f"{pair.file}, line {pair.line}: the pair {pair.source} -> {pair.target} is there already, in line "
-                f"{repeated[pair.line]}; remove one of them."
-            )
-
-
-def note_repeated(listed: Sequence[ListedPair]) -> tuple[str, ...]:
-    """A sentence where pairs of a published list stand twice, which `repeated_pairs` finds."""
-    repeated = repeated_pairs(listed)
-    if not repeated:
-        return ()
-    line, first = next(iter(repeated.items()))
-    return (
-        f"{len(repeated)} of {len(listed)} lines of {listed[0].file} repeat a pair of an earlier line, e.g. line "
-        f"{line} that of line {first}; each pair is counted once.",
-    )
-
-
 def entries(folder: Path) -> list[Path]:
     """All that is visible in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DatasetError(f"{folder} cannot be listed ({error}); check that it is a readable folder.") from error
-
-
-def sorted_images(records: Iterable[tuple[ImageRecord, str]]) -> tuple[ImageRecord, ...]:
-    """Records without repetition, sorted by id; each comes with the place that names it.
-
-    Raises `DatasetError` where two different files would get one id.
-    """
-    known: dict[str, ImageRecord] = {}
-    for record, where in records:
-        other = known.setdefault(record.id, record)
-        if other.file != record.file:
-            raise DatasetError(
-                f"{where}: {record.file} and {other.file} would both be the image {record.id}; rename one of them."
-            )
-    return tuple(known[identifier] for identifier in sorted(known))
+    return [folder / name for name in _names_in(folder) if not name.startswith(".")]
 
 
 def read_image(root: Path, image: ImageRecord) -> bytes:
@@ -339,23 +276,3 @@ def read_image(root: Path, image: ImageRecord) -> bytes:
         raise ImageError(
             image.id, f"Image {image.id} cannot be read from {path} ({error.strerror}); check that the file is there."
         ) from error
-
-
-def all_lists(lists: Mapping[str, Path], expected: str, root: Path) -> tuple[Path, ...]:
-    """The list files of all splits, of `lists` by split. Raises `DatasetError` where there is none; `expected` says
-    what was looked for."""
-    if not lists:
-        raise DatasetError(f"{root} has no {expected}; give the folder that the dataset was unpacked to.")
-    return tuple(lists.values())
-
-
-def split_list(lists: Mapping[str, Path], split: str, expected: str, root: Path) -> Path:
-    """The list file of one split. Raises `DatasetError` naming the splits that there are."""
-    all_lists(lists, expected, root)
-    split = canonical_split(split)
-    if split not in lists:
-        raise DatasetError(
-            f"{root} has no split {split!r}, it has {', '.join(lists)}; choose one of these, or add the missing list "
-            f"(looked for {expected})."
-        )
-    return lists[split]

@@ -106,10 +106,25 @@ class Pair:
     target_only: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def in_both(source_points: Points, target_points: Points) -> NDArray[np.bool_]:
-    """Which keypoints, (n,), both images show; the coordinates of an absent keypoint are NaN."""
-    present: NDArray[np.bool_] = np.isfinite(source_points + target_points)
-    return present[:, 0] & present[:, 1]
+def pair_by_name(
+    source: ImageRecord,
+    target: ImageRecord,
+    source_points: Mapping[str, Sequence[float]],
+    target_points: Mapping[str, Sequence[float]],
+) -> Pair | None:
+    """The pair of two images whose keypoints, (x, y), are known by name, in the source's order; None where no keypoint
+    is in both."""
+    names = tuple(name for name in source_points if name in target_points)
+    if not names:
+        return None
+    return Pair(
+        source=source.id,
+        target=target.id,
+        category=source.category,
+        source_points=np.array([source_points[name] for name in names], dtype=np.float64),
+        target_points=np.array([target_points[name] for name in names], dtype=np.float64),
+        names=names,
+    )
 
 
 class Dataset(Protocol):
@@ -149,7 +164,13 @@ class Dataset(Protocol):
 def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Collection[str]) -> tuple[Pair, ...]:
     """The pairs whose category is among `categories`, in their order.
 
-    Raises `DatasetError` for a category that no pair has (listing those that there are), and where no pair remains.
+    Args:
+        pairs: of a data set.
+        dataset_name: the data set's name, for sentences.
+        categories: in either Unicode normal form.
+
+    Raises:
+        DatasetError: for a category that no pair has (listing those that there are), and where no pair remains.
     """
     known = sorted({pair.category for pair in pairs})
     categories = {nfc(category) for category in categories}
@@ -175,9 +196,18 @@ def to_resized_frame(
     """The pair with points in pixels of the images resized to `size` x `size`, and its base threshold theta; and the
     same in pixels of the original images.
 
-    source_size, target_size: (width, height) of the original images, in pixels. x_resized = x size / W, whatever the
-    geometry. theta is measured on the points as annotated; only then are they clamped into the frame. Raises
-    `DatasetError` where theta cannot be measured or is 0.
+    x_resized = x size / W, whatever the geometry. theta is measured on the points as annotated; only then are they
+    clamped into the frame.
+
+    Args:
+        pair: with points in pixels of the original images.
+        rule: what theta is measured on.
+        source_size: (width, height) of the original source image, in pixels.
+        target_size: likewise of the target image.
+        size: pixels a side of the resized images.
+
+    Raises:
+        DatasetError: where theta cannot be measured or is 0.
     """
     square = (size, size)
     theta = _theta(pair, rule, target_size, square)

@@ -11,7 +11,6 @@ from featstore.backbones.model import Model
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreExistsError, UnmarkedError
-from featstore.files import Needed, naming_missing_bytes
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.images import Survey, check_same_images, refresh, survey_images
@@ -101,8 +100,7 @@ def build(
     start = time.monotonic()
     store, stale = open_or_create(dataset, model, request, progress)
     rows = request.part.of(range(len(store.images)))
-    with naming_missing_bytes(request.path, lambda: _left(model, store.header, request, len(store.images))):
-        encoded, noised, bad = _complete(store, dataset, rows, model, request, compute, progress)
+    encoded, noised, bad = _complete(store, dataset, rows, model, request, compute, progress)
     if bad and not skip_bad:
         raise bad[0]
     return BuildReport(
@@ -140,21 +138,20 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     survey = survey_images(dataset, progress)
     if isinstance(request.path, Path):  # on object storage nothing is made beside its place
         sweep_making(request.path.parent, glob.escape(request.path.name))
-    with naming_missing_bytes(request.path, lambda: _left(model, header, request, len(survey.records))):
-        if store is not None:
-            check_same_images(store, survey)
-        _check_annotations(dataset, request, store, survey, progress)
-        if store is None:
-            side = model.latent_side(header.image_size)
-            try:
-                return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
-            except StoreExistsError:
-                store = _open_same(request.path, header)
-                if store is None:
-                    raise
-        sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
-        record_whereabouts(store, header)
-        return refresh(store, survey, progress)
+    if store is not None:
+        check_same_images(store, survey)
+    _check_annotations(dataset, request, store, survey, progress)
+    if store is None:
+        side = model.latent_side(header.image_size)
+        try:
+            return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
+        except StoreExistsError:
+            store = _open_same(request.path, header)
+            if store is None:
+                raise
+    sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
+    record_whereabouts(store, header)
+    return refresh(store, survey, progress)
 
 
 def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> BuildCost:
@@ -213,17 +210,6 @@ def _complete(
     broken = {store.images.row(error.image_id) for error in bad}
     good = [row for row in rows if row not in broken]
     return encoded, add_noise(store, good, request.timesteps, request.draws, progress), bad
-
-
-def _left(model: Model, header: StoreHeader, request: BuildRequest, images: int) -> Needed:
-    """What `build` has not written yet."""
-    side, store = model.latent_side(header.image_size), open_if_there(request.path)
-    rows = request.part.of(range(images))
-    files = len(rows) * (1 + len(request.timesteps) * request.draws)
-    if store is not None:
-        files = len(missing_latents(store, rows))
-        files += sum(len(missing_noisy(store, rows, timestep, request.draws)) for timestep in request.timesteps)
-    return Needed(files * _row_bytes(model, side), files, 1 + len(request.timesteps))
 
 
 def _row_bytes(model: Model, side: int) -> int:

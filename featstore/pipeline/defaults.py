@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from featstore.backbones.dino_name import DINO
 from featstore.backbones.layers import LAYERS, check_layers
@@ -13,7 +13,6 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from featstore.config import ComputeConfig
     from featstore.datasets.records import Dataset
     from featstore.pipeline.compute import Compute
     from featstore.store.store import Store
@@ -152,7 +151,18 @@ def check_kept(stored: str, what: str) -> None:
         raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
 
 
-def choose_compute(config: "ComputeConfig") -> "Compute":
+class Computing(Protocol):
+    """A config that says where networks run."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+def choose_compute(config: Computing) -> "Compute":
     """Where to run: `auto` takes a GPU where there is one, and float16 there, float32 on the CPU. Each of several
     processes takes a GPU of its own.
 

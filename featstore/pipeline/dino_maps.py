@@ -25,7 +25,6 @@ from featstore.backbones.dino_location import HUB_NAME, SUBFOLDER, DinoShape, lo
 from featstore.backbones.location import locate
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
-from featstore.files import Needed, naming_missing_bytes
 from featstore.pipeline.batches import padded
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.pixels import pixel_batches
@@ -137,7 +136,7 @@ def require_dino_maps(
     sweep_partial(folders_of(store.path, [dino_path(found.extractor)]))
     made, bad = 0, list[ImageError]()
     progress.start("DINOv2 patch maps", len(missing), "images")
-    with naming_missing_bytes(store.path, lambda: _left(store, found, rows)), row_writer(store.path) as write:
+    with row_writer(store.path) as write:
         for batch in pixel_batches(store, dataset, missing, found.extractor.size, compute.batch_size):
             bad.extend(batch.bad)
             if batch.rows:
@@ -147,11 +146,6 @@ def require_dino_maps(
                 made += len(batch.rows)
             progress.advance(len(batch.rows) + len(batch.bad))
     return MadeDinoMaps(found.extractor, found.map_shape, made, tuple(bad))
-
-
-def _left(store: Store, found: FoundDino, rows: Sequence[int]) -> Needed:
-    cost = estimate_dino_maps(store, rows, found)
-    return Needed(cost.bytes_to_write, cost.images, 1)
 
 
 def _kept(store: Store, rows: Sequence[int], asked: AskedDino, compute: Compute, stored: Stored) -> MadeDinoMaps | None:

@@ -27,11 +27,12 @@ from typing import Any, Self
 
 from featstore.backbones.layers import check_timesteps
 from featstore.errors import EvaluationError, ModelError
-from featstore.files import Needed, naming_missing_bytes, write_whole, writing
+from featstore.files import write_whole, writing
 from featstore.pair_list import describe_list
+from featstore.parsing import parse_known
 from featstore.pipeline.evaluate import Result, Scoring, tabulated
 from featstore.pipeline.predictions import check_version, load_predictions, predictions_bytes
-from featstore.sealed import check_seal, parse_known, seal
+from featstore.sealed import check_seal, seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.store.sweep import MAKING, sweep_making
@@ -182,8 +183,8 @@ def save_evaluation(
     """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where. about: what
     else `run.json` is to hold, by names of its own.
 
-    Raises `EvaluationError` where something lies there, `DiskFullError` with the bytes that are missing where the disk
-    is full, `StoreError` where it does not take it for another reason.
+    Raises `EvaluationError` where something lies there, `DiskFullError` where the disk is full,
+    `StoreError` where it does not take it for another reason.
     """
     return _save(result, path, parent, {**about, **_describe(result)}, lambda _: None)
 
@@ -265,10 +266,9 @@ def _save(
         _RESULTS: _json_bytes(result.to_json()),
         _RUN: _json_bytes(seal(described)),
     }
-    needed = Needed(sum(map(len, contents.values())), len(contents), 1)
     place = path or parent
     try:
-        with naming_missing_bytes(place, lambda: needed), writing(f"The run in {place}"):
+        with writing(f"The run in {place}", sum(map(len, contents.values())), place=place):
             making.mkdir(parents=True)
             for name, content in contents.items():
                 write_whole(making / name, content)

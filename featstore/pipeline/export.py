@@ -15,7 +15,7 @@ from torch import Tensor
 
 from featstore.datasets.records import MIRRORED, ImageRecord
 from featstore.errors import ExportError
-from featstore.files import Needed, naming_missing_bytes, open_whole, writing
+from featstore.files import open_whole, writing
 from featstore.progress import Progress
 from featstore.prompts.file import save_torch
 from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
@@ -84,10 +84,20 @@ class Export:
 
 
 def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
-    """Write maps to a file or folder `out`; returns the bytes of their values.
+    """Write maps to a file or folder, of which each file appears whole or not at all.
 
-    The `.pt` layouts have no place for a layer's name: they hold one. A file appears whole or not at all. Raises
-    `ExportError` where there is no image or `out` cannot be written, `DiskFullError` with the bytes that are missing.
+    Args:
+        what: The maps; of one layer for the `.pt` layouts, which have no place for a layer's name.
+        layout: How they lie in files.
+        out: The file, or the folder of a layout of several.
+        progress: Told how far it is.
+
+    Returns:
+        The bytes of the maps' values.
+
+    Raises:
+        ExportError: Where there is no image, or `out` cannot be written.
+        DiskFullError: Where the disk is full.
     """
     check_out(layout, out)
     if not what.images:
@@ -95,8 +105,7 @@ def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
     shapes = [tuple(what.maps.load(what.images[0].id, layer).shape) for layer in what.layers]
     size = len(what.images) * sum(int(np.prod(shape)) for shape in shapes) * layout.value_bytes
     progress.start("writing", len(what.images) * len(what.layers), "maps")
-    with naming_missing_bytes(out, lambda: Needed(size, 1, 0)):
-        _WRITERS[layout](what, shapes, out, progress)
+    _WRITERS[layout](what, shapes, out, progress)
     return size
 
 
@@ -194,5 +203,5 @@ def _loaded(
 
 
 def _make_folder(folder: Path) -> None:
-    with writing(f"The folder {folder}"):
+    with writing(f"The folder {folder}", place=folder):
         folder.mkdir(parents=True, exist_ok=True)

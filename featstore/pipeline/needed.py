@@ -7,7 +7,6 @@ from featstore.backbones.layers import check_layers
 from featstore.backbones.model import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreError
-from featstore.files import Needed, naming_missing_bytes
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.noisy import add_noise, check_noise
 from featstore.pipeline.plan import extractor_of, missing_latents, missing_noisy, plan_maps
@@ -45,7 +44,7 @@ def require_maps(
 
     No weights are loaded where nothing is missing, and no model is looked for. Raises `ModelError` for an impossible
     layer or timestep or a model out of reach, `StoreError` where the model at hand is not the store's, `DiskFullError`
-    with the bytes that are missing where the disk fills up.
+    where the disk fills up.
     """
     pairs = list(wanted)
     check_layers([layer for layer, _ in pairs])
@@ -64,17 +63,12 @@ def require_maps(
     model = model_of(store)
     lacking = sorted({row for part in plan.rows.values() for row in part})
 
-    def left() -> Needed:
-        cost = estimate_maps(store, rows, pairs, extractor, prompt)
-        return Needed(cost.bytes_to_write, cost.files_to_write, 1 + len(steps) + len(arrays))
-
-    with naming_missing_bytes(store.path, left):
-        encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
-        unreadable = {store.images.row(error.image_id) for error in bad}
-        plan = plan.without(unreadable)
-        for timestep, part in plan.rows.items():
-            add_noise(store, part, [timestep], ensemble, progress)
-        extract_maps(store, model.location, extractor, prompt, plan, compute, progress)
+    encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
+    unreadable = {store.images.row(error.image_id) for error in bad}
+    plan = plan.without(unreadable)
+    for timestep, part in plan.rows.items():
+        add_noise(store, part, [timestep], ensemble, progress)
+    extract_maps(store, model.location, extractor, prompt, plan, compute, progress)
     return MadeMaps(extractor, encoded, plan.images, tuple(bad))
 
 
@@ -86,12 +80,7 @@ def make_latents(
         return ()
     from featstore.pipeline.latents import encode_images
 
-    def left() -> Needed:
-        files = len(missing_latents(store, rows))
-        return Needed(files * store.latents().row_bytes, files, 0)
-
-    with naming_missing_bytes(store.path, left):
-        return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
+    return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,8 @@ def check_noise(store: Store, rows: Sequence[int], timesteps: Iterable[int]) -> 
     if wrong:
         raise StoreError(
             f"The noisy latents of {store.path} at t = {', '.join(map(str, wrong))} are not noise by its betas "
-            f"({store.header.schedule.spell()}): run `dualsd cache verify --repair --store {store.path}`, which makes "
-            "them and their maps anew."
+            f"({store.header.schedule.spell()}): run `dualsd cache verify --drop --store {store.path}`, which deletes "
+            "them and their maps, and says how they are made again."
         )
 
 

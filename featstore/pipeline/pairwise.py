@@ -12,7 +12,6 @@ from featstore.backbones.dino_location import locate_dino
 from featstore.backbones.load import load_text_encoder, load_tokenizer, load_unet
 from featstore.backbones.unet import CutUNet
 from featstore.datasets.records import Dataset
-from featstore.files import naming_missing_bytes
 from featstore.pipeline.batches import chunks
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
@@ -21,7 +20,6 @@ from featstore.pipeline.grid import Grid, done_before, score_shares
 from featstore.pipeline.latents import encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.pair_inputs import missing_inputs
 from featstore.pipeline.patch_tokens import cache_patch_tokens
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
@@ -107,8 +105,8 @@ def open_pair_maps(
 ) -> PairMaps:
     """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
     load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
-    first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` with the bytes that are
-    missing where the disk fills up."""
+    first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` where the
+    disk fills up."""
     location = model_of(store).location
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
     own = processes.part.of(rows)
@@ -117,13 +115,11 @@ def open_pair_maps(
     check_dino(learned, name)
     check_noise(store, own, steps)
     sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
-    noisy = [(own, step, ensemble) for step in steps]
-    with naming_missing_bytes(store.path, lambda: missing_inputs(store, own, noisy, (name, folder))):
-        bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
-        if bad:
-            raise bad[0]
-        add_noise(store, own, steps, ensemble, progress)
-        tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
+    bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
+    if bad:
+        raise bad[0]
+    add_noise(store, own, steps, ensemble, progress)
+    tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
     processes.wait()
     encoder = load_text_encoder(location, compute.device, compute.dtype)
     prompts = open_pair_prompts(learned, load_tokenizer(location), encoder, patch_tokens_of(store, tokens))

@@ -15,22 +15,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from featstore.backbones.dino_location import SUBFOLDER
+from featstore.backbones.dino_name import DINO, DinoName
 from featstore.backbones.fingerprint import default_memory, forget
 from featstore.backbones.location import locate
 from featstore.backbones.model import Model
 from featstore.datasets.records import Dataset
+from featstore.errors import ImageError, ModelError
 from featstore.pipeline.batches import chunks
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.images import check_same_images, image_faults, survey_images
-from featstore.pipeline.needed import model_of
+from featstore.pipeline.needed import model_of, require_maps
 from featstore.pipeline.noisy import with_sources
-from featstore.pipeline.repair import Makers
+from featstore.pipeline.plan import extractor_of
 from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, Stored
+from featstore.prompts.saved import prompts_of
+from featstore.store.keys import (
+    CONDITIONING,
+    LATENTS,
+    MAPS,
+    NOISY,
+    PATCH_TOKENS,
+    DinoExtractor,
+    Extractor,
+    Stored,
+    number_of,
+)
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 from featstore.store.verify import BadRow, Verification
@@ -119,11 +134,24 @@ def recompute(
     compute: Compute,
     progress: Progress,
 ) -> Recomputed:
-    """Compare every noisy latent with the formula, and `count` rows of each other array (None: all) with what the model
-    makes of the images now; `seed` chooses them. found: the damage that is known already.
+    """Compare every noisy latent with the formula, and rows of each other array with what the model makes of the images
+    now. The model's files are hashed anew.
 
-    The model's files are hashed anew: `StoreError` where they are not those that the store was made with, or where the
-    dataset has other images.
+    Args:
+        store: The store, which is read only.
+        dataset: What it was made from.
+        found: The damage that is known already; such rows are not compared.
+        learned: The prompts that maps may have been made with.
+        count: Rows of each array; None for all.
+        seed: Of their choice.
+        compute: Device and batch size; each array's own precision is taken.
+        progress: Told how far it is.
+
+    Returns:
+        What was compared, array by array, and what is wrong with the table of images.
+
+    Raises:
+        StoreError: Where the model is not the one that the store was made with, or the dataset has other images.
     """
     model = _model_hashed_anew(store)
     survey = survey_images(dataset, progress)
@@ -156,7 +184,7 @@ def recompute(
     first |= {*_choose(there, sorted(unfit), order, count)}
     compared: list[Compared] = []
     with _scratch(store) as scratch:
-        makers = Makers(scratch, dataset, model, learned, compute, progress)
+        makers = _Makers(scratch, dataset, model, learned, compute, progress)
         (latents,) = _against_model(store, makers, {LATENTS: sorted(first)})
         if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
             (latents,) = _against_model(store, makers, {LATENTS: sorted(first | unfit)})
@@ -178,7 +206,7 @@ def _comparable(store: Store, path: str) -> RowArray | None:
 
 def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
     """Every row of noisy latents."""
-    timestep = int(array.path.rpartition("/t")[2])
+    timestep = number_of(array.path)
     there = store.latents().present()
     rows = [
         (row, draw)
@@ -229,13 +257,93 @@ def _group(path: str) -> str:
     return "/".join(path.split("/")[:2]) if path.startswith(f"{MAPS}/") else path.split("/")[0]
 
 
-def _against_model(store: Store, makers: Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
+@dataclass(frozen=True, slots=True)
+class _Makers:
+    """What makes rows anew, in a scratch store."""
+
+    store: Store
+    dataset: Dataset
+    model: Model
+    learned: Sequence[LearnedPrompts]
+    compute: Compute
+    progress: Progress
+
+    def make(self, paths: Sequence[str], rows: Sequence[int]) -> str:
+        """Make what arrays of one group are to hold of some images: empty, or why none was made."""
+        from featstore.pipeline.latents import encode_images
+
+        kind, *rest = paths[0].split("/")
+        if kind == LATENTS:
+            encode_images(self.store, self.dataset, self.model.location, rows, self.compute, self.progress)
+            return ""
+        if kind == MAPS:
+            return self._dino_maps(rest[0], rows) if rest[1] == DINO else self._maps(paths, rows)
+        return self._patch_tokens(rows) if paths[0] == PATCH_TOKENS else "what makes such rows is not known"
+
+    def _maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
+        """Of several arrays of one extractor, which share passes."""
+        places = [path.split("/")[1:] for path in paths]
+        unet = Extractor.from_description(self.store.attributes(f"{MAPS}/{places[0][0]}"))
+        prompts = None if unet is None else prompts_of(unet.prompt, self.learned)
+        if unet is None or prompts is None:
+            kind = "unknown" if unet is None else unet.prompt.get("kind")
+            return f"no run here has the {kind} prompts that they were made with; such maps are made anew when needed"
+        compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
+        if extractor_of(self.store, prompts, unet.ensemble, compute, unet.stored).key != places[0][0]:
+            return "their extractor's description does not say all that they were made with"
+        wanted = [(number_of(layer), number_of(step)) for _, layer, step in places]
+        own = (prompts, unet.ensemble, compute, self.progress, unet.stored)
+        require_maps(self.store, self.dataset, rows, wanted, *own)
+        return ""
+
+    def _dino_maps(self, key: str, rows: Sequence[int]) -> str:
+        from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
+
+        extractor = DinoExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
+        dino = None if extractor is None else find_dino(self.model, extractor.dino)
+        if extractor is None or dino is None or extractor.dtype not in BOUNDS:
+            return "the DINOv2 that they were made with is not at hand; such maps are made anew when needed"
+        asked = AskedDino(None if dino[0].id.endswith(f"/{SUBFOLDER}") else dino[0].id, extractor.size)
+        compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
+        require_dino_maps(self.store, self.dataset, rows, asked, compute, self.progress, extractor.stored)
+        return ""
+
+    def _patch_tokens(self, rows: Sequence[int]) -> str:
+        from featstore.pipeline.patch_tokens import cache_patch_tokens
+
+        made_by = self.store.attributes(CONDITIONING)
+        wanted = DinoName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
+        dino = None if wanted is None else find_dino(self.model, wanted)
+        if dino is None:
+            return "the DINOv2 that they were made with is not at hand; `dualsd train --mode cpm` makes them anew"
+        try:
+            cache_patch_tokens(self.store, self.dataset, *dino, rows, self.compute, self.progress)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+
+def find_dino(model: Model, wanted: DinoName) -> tuple[DinoName, Path] | None:
+    """The DINOv2 of that fingerprint, where it is at hand: the model's own, or the one of that name."""
+    from featstore.backbones.dino_location import locate_dino
+
+    for name in (None, wanted.id):
+        try:
+            found = locate_dino(name, model.location)
+        except ModelError:
+            continue
+        if found[0].fingerprint == wanted.fingerprint:
+            return found
+    return None
+
+
+def _against_model(store: Store, makers: _Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
     """Some rows of arrays of one group, made anew in the makers' scratch store."""
     outcomes = {path: Compared(path, 0, 0.0, None if path == LATENTS else 0.0, ()) for path in chosen}
     for block in chunks(sorted({row for rows in chosen.values() for row in rows}), BLOCK):
-        made = makers.maps([*chosen], block) if len(chosen) > 1 else makers.make(next(iter(chosen)), block)
-        if isinstance(made, str):
-            return [Compared(path, 0, 0.0, None, (), made) for path in chosen]
+        why_not = makers.make([*chosen], block)
+        if why_not:
+            return [Compared(path, 0, 0.0, None, (), why_not) for path in chosen]
         for path, rows in chosen.items():
             outcomes[path] = _compared(store, makers.store, outcomes[path], sorted({*rows} & {*block}))
     return [*outcomes.values()]

@@ -15,8 +15,9 @@ from featstore.backbones.dino_name import DinoName
 from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.errors import ModelError, PromptError
 from featstore.files import open_whole, write_whole
+from featstore.parsing import parse_known
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.sealed import check_tensors_seal, parse_known, read_tensors, seal_tensors
+from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 
 FORMAT = "dualsd prompts"

@@ -1,25 +1,27 @@
-"""What object storage refuses, in one sentence each: credentials, bucket, region, network and server told apart."""
+"""Objects in a bucket, by their paths within the store; and what object storage refuses, in one sentence each:
+credentials, bucket, region, network and server told apart.
 
-import asyncio
+obstore reads the environment and asks for roles by itself; profiles are files, which it does not read. It is imported
+where a bucket is used: only those have it installed who need it."""
+
+import configparser
+import os
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
-from typing import Any, Self, TypeVar
-
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import S3Store
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import ObjectStore
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featstore.errors import StoreError
-from featstore.store.aws_profile import settings_of_profile
 from featstore.store.keys import S3Location
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 _AGAIN = "run the same command again, what is complete is kept"
 
@@ -32,33 +34,17 @@ _BUSY = ("status code: 5", "status code: 429", "SlowDown")
 _NO_CONNECTION = ("error sending request", "dns error", "http error", "connect", "timed out", "timeout")
 
 
-class ConditionError(Exception):
+class _ConditionError(Exception):
     """A condition of a write did not hold: the object is there already, or another than was thought."""
 
 
-def is_cut_off(error: Exception) -> bool:
+def _is_cut_off(error: Exception) -> bool:
     """Whether a connection was lost where obstore does not try again: in the middle of an answer, or before that of a
     write on a condition."""
     said = str(error).partition("\n\nDebug source")[0]
     tries = re.search(r"after (\d+) retries, max_retries: (\d+)", said)
     exhausted = tries is not None and tries.group(1) == tries.group(2)
     return ("error sending request" in said and not exhausted) or "response body" in said or "decoding" in said
-
-
-@contextmanager
-def asking(location: S3Location, doing: str) -> Iterator[None]:
-    """What object storage refuses within becomes a `StoreError` that says what was being done and what helps; a missing
-    object stays a FileNotFoundError, a write whose condition does not hold becomes `ConditionError`."""
-    try:
-        yield
-    except (AlreadyExistsError, PreconditionError) as error:
-        raise ConditionError(doing) from error
-    except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
-            raise StoreError(_sentence(location, doing, error)) from error
-        raise
-    except BaseError as error:
-        raise StoreError(_sentence(location, doing, error)) from error
 
 
 def _sentence(location: S3Location, doing: str, error: Exception) -> str:
@@ -133,18 +119,14 @@ class Bucket:
 
     def read(self, key: str) -> memoryview | None:
         """An object's bytes, None where it is not there."""
-        import obstore
-
         try:
-            return self._ask(f"reading {key}", lambda: memoryview(obstore.get(self.client, key).bytes()))
+            return self._ask(f"reading {key}", lambda: memoryview(self.client.get(key).bytes()))
         except FileNotFoundError:
             return None
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object, in one PUT: a killed upload in parts would leave parts that are paid for and never seen."""
-        import obstore
-
-        self._ask(f"writing {key}", lambda: obstore.put(self.client, key, content, use_multipart=False))
+        self._ask(f"writing {key}", lambda: self.client.put(key, content, use_multipart=False))
 
     def create(self, key: str, content: bytes) -> bool:
         """Write an object that is not there yet; whether this did."""
@@ -156,45 +138,31 @@ class Bucket:
 
     def stat(self, key: str) -> tuple[StoredObject, str | None] | None:
         """An object and its tag, None where it is not there."""
-        import obstore
-
         try:
-            found = self._ask(f"looking for {key}", lambda: obstore.head(self.client, key))
+            found = self._ask(f"looking for {key}", lambda: self.client.head(key))
         except FileNotFoundError:
             return None
         return _stored(found), found["e_tag"]
 
     def objects(self, path: str = "") -> list[StoredObject]:
         """All objects below a path (all where it is empty); one request a thousand."""
-        import obstore
-
-        found = self._ask(
-            f"listing {path or 'the store'}", lambda: list(chain(*obstore.list(self.client, prefix=path or None)))
-        )
+        found = self._ask(f"listing {path or 'the store'}", lambda: list(chain(*self.client.list(path or None))))
         return [_stored(one) for one in found]
 
     def level(self, path: str) -> tuple[list[str], list[str]]:
         """(objects, folders) right below a path: their paths; one request a thousand."""
-        import obstore
-
-        found = self._ask(
-            f"listing {path or 'the store'}", lambda: obstore.list_with_delimiter(self.client, prefix=path or None)
-        )
+        found = self._ask(f"listing {path or 'the store'}", lambda: self.client.list_with_delimiter(path or None))
         return [one["path"] for one in found["objects"]], list(found["common_prefixes"])
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, a thousand a request; those that are not there are none."""
-        import obstore
-
         if keys:
-            self._ask(f"deleting {keys[0]}", lambda: obstore.delete(self.client, list(keys)))
+            self._ask(f"deleting {keys[0]}", lambda: self.client.delete(list(keys)))
 
     def _write_if(self, key: str, content: bytes, mode: Any) -> bool:
-        import obstore
-
         try:
-            self._ask(f"creating {key}", lambda: obstore.put(self.client, key, content, mode=mode, use_multipart=False))
-        except ConditionError:
+            self._ask(f"creating {key}", lambda: self.client.put(key, content, mode=mode, use_multipart=False))
+        except _ConditionError:
             # of a try whose answer was lost the next one finds what it wrote
             found = self.read(key)
             return found is not None and bytes(found) == content
@@ -202,19 +170,31 @@ class Bucket:
 
     def _ask(self, doing: str, request: Callable[[], Answer]) -> Answer:
         """What a request that may be made twice gives. obstore tries it again, see `Retries`, but for what is cut off
-        (`is_cut_off`): that is done here."""
-        from obstore.exceptions import BaseError
+        (`_is_cut_off`): that is done here.
 
-        with asking(self.location, doing):
-            last = time.monotonic() + self.retries.give_up
-            for again in range(self.retries.again):
-                try:
-                    return request()
-                except BaseError as error:
-                    if not is_cut_off(error) or time.monotonic() > last:
-                        raise
-                    time.sleep(min(self.retries.first_wait * 2**again, self.retries.longest_wait))
-            return request()
+        Raises:
+            StoreError: Where object storage refuses it; the sentence says what was being done and what helps.
+            FileNotFoundError: Where the object is missing.
+            _ConditionError: Where the condition of a write does not hold.
+        """
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        last = time.monotonic() + self.retries.give_up
+        tries = 0
+        while True:
+            try:
+                return request()
+            except (AlreadyExistsError, PreconditionError) as error:
+                raise _ConditionError(doing) from error
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise StoreError(_sentence(self.location, doing, error)) from error
+                raise
+            except BaseError as error:
+                if not _is_cut_off(error) or time.monotonic() > last or tries == self.retries.again:
+                    raise StoreError(_sentence(self.location, doing, error)) from error
+                time.sleep(min(self.retries.first_wait * 2**tries, self.retries.longest_wait))
+                tries += 1
 
 
 def open_bucket(location: S3Location, retries: Retries | None = None) -> Bucket:
@@ -290,56 +270,79 @@ def _take(bucket: Bucket, key: str, token: bytes) -> bool:
     return time.time() - held.modified > LEASE_SECONDS and bucket.replace(key, token, e_tag)
 
 
-class BucketStore(ObjectStore[S3Store]):
-    """See `zarr.storage.ObjectStore`: what dualsd uses of it, with the retries of `Bucket`. Raises `StoreError` where
-    object storage cannot be used."""
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+_INDIRECT = ("role_arn", "sso_session", "sso_start_url", "credential_process", "web_identity_token_file")
+_ROLE_VARIABLES = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
 
-    def __init__(self, bucket: Bucket, *, read_only: bool = False) -> None:
-        super().__init__(bucket.client, read_only=read_only)
-        self.bucket = bucket
 
-    def __str__(self) -> str:
-        return str(self.bucket.location)
+@dataclass(frozen=True, slots=True)
+class AwsSettings:
+    """config: what obstore is told over the environment. provider: of credentials that change, None for none."""
 
-    def with_read_only(self, read_only: bool = False) -> Self:
-        """The same, to be read only."""
-        return type(self)(self.bucket, read_only=read_only)
+    config: dict[str, str] = field(repr=False)
+    provider: Any = None
 
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """An object's bytes."""
-        if byte_range is not None:
-            with asking(self.bucket.location, f"reading {key}"):
-                return await super().get(key, prototype, byte_range)
-        content = await asyncio.to_thread(self.bucket.read, key)
-        return None if content is None else prototype.buffer.from_bytes(bytes(content))
 
-    async def exists(self, key: str) -> bool:
-        """Whether an object is there."""
-        return await asyncio.to_thread(self.bucket.stat, key) is not None
+def settings_of_profile(location: S3Location) -> AwsSettings:
+    """Endpoint, region and credentials for a store. Raises `StoreError` for a profile that is named and missing, or
+    that takes boto3 where that is not installed."""
+    profile, own = _profile(location)
+    config = {}
+    endpoint = _first(_ENDPOINTS) or own.get("endpoint_url")
+    region = _first(_REGIONS) or own.get("region")
+    if endpoint:
+        config["endpoint"] = endpoint
+    if region:
+        config["region"] = region
+    if _first(("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")):
+        return AwsSettings(config)
+    if _KEYS[0] in own and _KEYS[1] in own:
+        return AwsSettings(config | {key.removeprefix("aws_"): own[key] for key in _KEYS if key in own})
+    if any(name in own for name in _INDIRECT) and not _first(_ROLE_VARIABLES):
+        return AwsSettings(config, _through_boto3(location, profile))
+    return AwsSettings(config)
 
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write an object, whole."""
-        self._check_writable()
-        await asyncio.to_thread(self.bucket.write, key, value.to_bytes())
 
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object where none is there."""
-        self._check_writable()
-        await asyncio.to_thread(self.bucket.create, key, value.to_bytes())
+def _first(names: tuple[str, ...]) -> str | None:
+    return next((value for name in names if (value := os.environ.get(name))), None)
 
-    async def delete(self, key: str) -> None:
-        """Delete an object, be it there or not."""
-        self._check_writable()
-        await asyncio.to_thread(self.bucket.delete, [key])
 
-    async def delete_dir(self, prefix: str) -> None:
-        """Delete all objects below a prefix."""
-        self._check_writable()
-        found = await asyncio.to_thread(self.bucket.objects, prefix)
-        await asyncio.to_thread(self.bucket.delete, [one.path for one in found])
+def _profile(location: S3Location) -> tuple[str, dict[str, str]]:
+    """A profile's name, and what the two files say of it."""
+    named = os.environ.get("AWS_PROFILE")
+    name = named or "default"
+    found: dict[str, str] = {}
+    files = (
+        (os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"), name if name == "default" else f"profile {name}"),
+        (os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), name),
+    )
+    for file, section in files:
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read(Path(file).expanduser(), encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise StoreError(f"{file} cannot be read as AWS settings for {location}: correct it.") from error
+        if parser.has_section(section):
+            found |= dict(parser.items(section))
+    if named and not found:
+        raise StoreError(f"AWS_PROFILE names {named!r}, which is in neither of {files[0][0]} and {files[1][0]}.")
+    return name, found
 
-    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
-        """Names right below a prefix; one request a thousand."""
-        for level in await asyncio.to_thread(self.bucket.level, prefix.rstrip("/")):
-            for path in level:
-                yield path.rpartition("/")[2]
+
+def _through_boto3(location: S3Location, profile: str) -> Any:
+    """Sessions, roles and processes, which boto3 knows how to ask."""
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise StoreError(
+            f"The AWS profile {profile!r} for {location} takes boto3 (pip install boto3), or put keys into "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        ) from error
+    return Boto3CredentialProvider(boto3.session.Session(profile_name=profile))

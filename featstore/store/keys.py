@@ -171,6 +171,12 @@ def dino_path(extractor: DinoExtractor) -> str:
     return f"{MAPS}/{extractor.key}/{DINO}/patches"
 
 
+def number_of(path: str) -> int:
+    """The number that a path ends in: `layer2` to 2, `noisy/t0261` to 261, -1 where there is none."""
+    digits = re.search(r"\d+$", path)
+    return int(digits.group()) if digits else -1
+
+
 def _describe_stored(stored: Stored) -> dict[str, str]:
     """Nothing for float16: the names of maps that are kept so are those of versions that knew nothing else."""
     return {} if stored is Stored.FLOAT16 else {"stored": stored.value}

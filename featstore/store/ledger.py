@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from featstore.errors import StoreError
-from featstore.files import Needed, naming_missing_bytes
 from featstore.store.rows import RowArray, require_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
@@ -48,13 +47,7 @@ class StoredLedger:
         """See `matcher.grid.Ledger.save`."""
         full = np.zeros(self.array.row_shape, dtype=np.float32)
         full[..., : self.pairs[target]] = hits
-        with naming_missing_bytes(self.store.path, self._left):
-            self.array.write((self.store.images.row(target),), full)
-
-    def _left(self) -> Needed:
-        present = self.array.present()
-        files = sum(not present[self.store.images.row(target)] for target in self.pairs)
-        return Needed(files * self.array.row_bytes, files, 0)
+        self.array.write((self.store.images.row(target),), full)
 
     def forget(self) -> None:
         """Remove it, once the grid is done."""

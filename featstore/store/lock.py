@@ -1,12 +1,15 @@
 """One process at a time does what rearranges a store: packs, unpacks, removes, forgets the rows of changed images. And
 one at a time trains a run.
 
-Rows are read and written without it: each is one object, and whole."""
+Rows are read and written without it: each is one object, and whole. A lock goes with the process that holds it, however
+that ends. Where a file system has none, two processes at once are not kept apart."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from featstore.files import writing
 from featstore.store.bucket import exclusive_in, open_bucket
@@ -15,26 +18,24 @@ from matcher.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes at once are not kept apart there
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-"""A file in the store's folder. Its lock goes with the process that holds it, however that ends."""
+"""A file in the store's folder."""
 
 
 @contextmanager
 def exclusive(store: StoreLocation) -> Iterator[None]:
     """Waits until no other process rearranges the store there, and keeps others waiting. Not to be nested."""
-    with _exclusive_folder(store) if isinstance(store, Path) else exclusive_in(open_bucket(store), LOCK):
-        yield
-
-
-@contextmanager
-def _exclusive_folder(store: Path) -> Iterator[None]:
-    with writing(f"{store / LOCK}"):
+    if not isinstance(store, Path):
+        with exclusive_in(open_bucket(store), LOCK):
+            yield
+        return
+    with writing(store / LOCK):
         lock = os.open(store / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _take(lock)
+        _take(lock, blocking=True)
         yield
     finally:
         os.close(lock)
@@ -44,30 +45,14 @@ def _exclusive_folder(store: Path) -> Iterator[None]:
 def held(file: Path, busy: InputError) -> Iterator[None]:
     """Holds the lock of a file that is there, until this process ends, however it does. Raises `busy` where another
     process holds it; nobody is kept waiting."""
-    with writing(f"{file}"):
+    with writing(file):
         lock = os.open(file, os.O_RDWR)
     try:
-        if not _try(lock, "LOCK_EX"):
+        if not _take(lock, blocking=False):
             raise busy
         yield
     finally:
         os.close(lock)
-
-
-def check_free(file: Path, busy: InputError) -> None:
-    """Raise `busy` where another process holds a file's lock just now. Several may ask at once."""
-    with file.open("rb") as opened:
-        if not _try(opened.fileno(), "LOCK_SH"):
-            raise busy
-
-
-def _take(lock: int) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks: two processes at once are not kept apart there
-        return
 
 
 def take_if_free(file: Path) -> int | None:
@@ -76,19 +61,30 @@ def take_if_free(file: Path) -> int | None:
         lock = os.open(file, os.O_RDWR)
     except FileNotFoundError:
         return None
-    if _try(lock, "LOCK_EX"):
+    if _take(lock, blocking=False):
         return lock
     os.close(lock)
     return None
 
 
-def _try(lock: int, kind: str) -> bool:
-    """Whether a lock could be had at once."""
+def check_free(file: Path, busy: InputError) -> None:
+    """Raise `busy` where another process holds a file's lock just now. Several may ask at once."""
+    # filelock's own shared lock, ReadWriteLock, is one of a data base beside the file, which no process of a dualsd
+    # before this one would hold; a lock of a file's own that several may have it knows none
+    if fcntl is None:
+        return
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:  # a file system without locks
+            return
+
+
+def _take(lock: int, *, blocking: bool) -> bool:
+    # not filelock's FileLock: it makes the file, where a run's must be there, and ends where a file system has no locks
     try:
-        if fcntl is not None:
-            fcntl.flock(lock, getattr(fcntl, kind) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # see `_take`
-        pass
-    return True
+        return lock_descriptor(lock, blocking=blocking)
+    except OSError:  # a file system without locks
+        return True

@@ -26,13 +26,12 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from featstore.errors import StoreError
-from featstore.files import PARTIAL, Needed, missing_bytes, writing
-from featstore.plain_text import human_bytes
+from featstore.files import PARTIAL, writing
+from featstore.plain_text import free_bytes, human_bytes
 from featstore.progress import Progress
 from featstore.store.lock import exclusive
-from featstore.store.row_file import Row, RowFiles, row_name, row_values
+from featstore.store.row_file import Row, RowFiles, ShardFiles, row_name, row_values
 from featstore.store.rows import METADATA, RowArray, create_rows
-from featstore.store.shard_file import ShardFiles
 from featstore.store.sweep import strays, sweep_strays
 
 if TYPE_CHECKING:
@@ -98,10 +97,10 @@ def pack_array(array: RowArray, progress: Progress) -> ShardFiles:
     shards = ShardFiles(rows.folder, shard_rows(array.rows_shape, array.row_bytes), rows.shape, rows.dtype)
     parts = list(shards.shards(array.rows_shape))
     sweep_strays(array)
-    _check_room(array, "packing", len(parts))
+    _check_room(array, rows.folder, "packing")
     count = math.prod(array.rows_shape)
     try:
-        with writing(f"The packed array {array.path!r}"):
+        with writing(f"The packed array {array.path!r}", place=rows.folder):
             progress.start(f"packing {array.path}", count, "rows")
             for part in parts:
                 contents = _checked(array, shards.rows_of(part, array.rows_shape), progress)
@@ -128,9 +127,9 @@ def unpack_array(array: RowArray, progress: Progress) -> list[Row]:
     assert isinstance(shards, ShardFiles), "it is packed"
     lost: list[Row] = []
     sweep_strays(array)
-    _check_room(array, "unpacking", math.prod(array.rows_shape))
+    _check_room(array, shards.folder, "unpacking")
     try:
-        with writing(f"The unpacked array {array.path!r}"):
+        with writing(f"The unpacked array {array.path!r}", place=shards.folder):
             progress.start(f"unpacking {array.path}", math.prod(array.rows_shape), "rows")
             for row in np.ndindex(*array.rows_shape):
                 try:
@@ -185,7 +184,7 @@ def _checked(array: RowArray, rows: Iterable[Row], progress: Progress) -> Iterat
         except ValueError as error:
             raise StoreError(
                 f"Row {', '.join(map(str, row))} of array {array.path!r} is damaged ({error}): run `dualsd cache "
-                "verify --repair` before packing."
+                "verify --drop` before packing."
             ) from error
         yield row, content
         progress.advance()
@@ -200,15 +199,13 @@ def _check_packed(array: RowArray, shards: ShardFiles, row: Row) -> None:
         raise StoreError(f"Row {row[0]} of array {array.path!r} was not packed as it was: the disk is failing.")
 
 
-def _check_room(array: RowArray, doing: str, files: int) -> None:
+def _check_room(array: RowArray, folder: Path, doing: str) -> None:
     """Before the work: until it is done the array lies there twice."""
-    assert array.files is not None
-    size = math.prod(array.rows_shape) * array.row_bytes
-    missing = missing_bytes(array.files.folder, Needed(size, files, 0))
-    if missing > 0:
+    size, free = math.prod(array.rows_shape) * array.row_bytes, free_bytes(folder)
+    if size > free:
         raise StoreError(
-            f"For {doing} the array {array.path!r} its {human_bytes(size)} must fit beside it, but "
-            f"{human_bytes(missing)} are missing: make room and run the same command again."
+            f"For {doing} the array {array.path!r} its {human_bytes(size)} must fit beside it, but only "
+            f"{human_bytes(free)} are free: make room and run the same command again."
         )
 
 

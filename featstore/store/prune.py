@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from featstore.errors import StoreError
-from featstore.store.keys import MAPS, NOISY, StoreLocation
+from featstore.store.keys import MAPS, NOISY, StoreLocation, number_of
 from featstore.store.lock import exclusive
 from featstore.store.row_file import folders, names, objects
 from featstore.store.rows import METADATA
@@ -63,7 +63,7 @@ def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
         kind, *rest = path.split("/")
         if kind != MAPS:
             continue
-        key, layer, timestep = rest[0], _number(rest[1]), _number(rest[2])
+        key, layer, timestep = rest[0], number_of(rest[1]), number_of(rest[2])
         prompt = store.attributes(f"{MAPS}/{key}").get("prompt")
         texts = prompt if isinstance(prompt, Mapping) else {}
         if (
@@ -81,7 +81,7 @@ def choose_noisy(store: Store, criteria: NoisyCriteria) -> list[Prunable]:
     found = [
         _measured(store.path, path, "")
         for path in store.array_paths()
-        if path.startswith(f"{NOISY}/") and (criteria.timesteps is None or _number(path) in criteria.timesteps)
+        if path.startswith(f"{NOISY}/") and (criteria.timesteps is None or number_of(path) in criteria.timesteps)
     ]
     return _old_enough(found, criteria.older_than)
 
@@ -122,12 +122,6 @@ def _old_enough(arrays: Sequence[Prunable], age: timedelta | None) -> list[Pruna
     if age is None:
         return list(arrays)
     return [array for array in arrays if time.time() - array.newest > age.total_seconds()]
-
-
-def _number(name: str) -> int:
-    """`layer2` to 2, `t0261` to 261."""
-    digits = re.search(r"\d+$", name)
-    return int(digits.group()) if digits else -1
 
 
 def _spell(prompt: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ is NaN, which no row holds, and of integers the byte 0xFF, of which four are a s
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zarr
@@ -24,63 +24,38 @@ _LARGEST = np.float32(127)
 """Of a quantised value: -128 is left out, so that zero is in the middle."""
 
 
-class RowEncoding(Protocol):
-    """How rows lie on the disk."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of an array of such rows."""
-
-    @property
-    def read_dtype(self) -> np.dtype[Any]:
-        """Of the values that `decode` gives."""
-
-    @property
-    def fill_value(self) -> float | int:
-        """What a missing row of such an array reads as."""
-
-    def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape on the disk of a row of values of `shape`. Raises ValueError for a shape that it cannot hold."""
-
-    def shape(self, stored_shape: Sequence[int]) -> tuple[int, ...]:
-        """The other way round. Raises ValueError for a shape that no row has."""
-
-    def encode(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values as they are stored; what cannot be held (not finite, too large) gives what `is_row` denies."""
-
-    def decode(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """A stored row's values."""
-
-    def is_row(self, stored: NDArray[Any]) -> bool:
-        """Whether this is a row that was written, whose values are finite, and no missing one."""
-
-
 class Floats:
-    """Values as they are. A row is finite."""
+    """Values as they are. A row is finite.
+
+    dtype: of an array of such rows. read_dtype: of the values that `decode` gives. fill_value: what a missing row of
+    such an array reads as. Both encodings have these and the same methods.
+    """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = self.read_dtype = dtype
         self.fill_value = float("nan")
 
     def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape itself."""
+        """The shape on the disk of a row of values of `shape`. Raises ValueError for a shape that it cannot hold."""
         return tuple(shape)
 
     def shape(self, stored_shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape itself."""
+        """The other way round. Raises ValueError for a shape that no row has."""
         return tuple(stored_shape)
 
     def encode(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Rounded to the dtype; what is too large for it becomes infinite."""
+        """Values as they are stored, rounded to the dtype; what cannot be held (not finite, too large) gives what
+        `is_row` denies."""
         with np.errstate(over="ignore"):  # `is_row` is what finds it
             return np.asarray(values).astype(self.dtype)
 
     def decode(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """The row itself."""
+        """A stored row's values."""
         return stored
 
     def is_row(self, stored: NDArray[Any]) -> bool:
-        """Whether no value is infinite or NaN; numpy has no fast way to ask that of float16."""
+        """Whether this is a row that was written, whose values are finite, and no missing one; numpy has no fast way to
+        ask that of float16."""
         if stored.dtype != np.float16:
             return bool(np.isfinite(stored).all())
         bits = stored.reshape(-1).view(np.uint16)
@@ -146,6 +121,10 @@ class ScaledIntegers:
     def _scales(stored: NDArray[Any]) -> NDArray[np.float32]:
         """(C, 1)."""
         return np.ascontiguousarray(stored[:, -_SCALE.itemsize :]).view(_SCALE)
+
+
+RowEncoding = Floats | ScaledIntegers
+"""How rows lie on the disk."""
 
 
 def encoding_for(dtype: str) -> RowEncoding:

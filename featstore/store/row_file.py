@@ -1,7 +1,10 @@
-"""How a row lies: a file in a folder, an object in a bucket."""
+"""How rows lie: a file each in a folder, many in one packed file, an object each in a bucket."""
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, Endian
+from zarr.codecs import BytesCodec, Crc32cCodec, Endian, ShardingCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import LocalStore
 
@@ -64,21 +67,42 @@ Row = tuple[int, ...]
 CHECKSUM_BYTES = 4
 
 
+class StoredRows:
+    """An array's rows where they lie. shape, dtype: of a row as it is stored."""
+
+    __slots__ = ()
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def content(self, row: Row) -> NDArray[np.uint8] | None:
+        """A row's stored bytes, None where it is not there; its checksum is not looked at.
+
+        Raises:
+            ValueError: Where the file that holds it is damaged.
+            OSError: Where the disk does not give it.
+        """
+        raise NotImplementedError
+
+    def read(self, row: Row) -> NDArray[Any] | None:
+        """A row's stored values, of `shape`. Raises ValueError besides where its length or checksum is wrong."""
+        content = self.content(row)
+        return None if content is None else row_values(content, self.shape, self.dtype)
+
+
 @dataclass(frozen=True, slots=True)
-class RowFiles:
-    """A folder of one file a row. shape, dtype: of a row."""
+class RowFiles(StoredRows):
+    """A folder of one file a row."""
 
     folder: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def read(self, row: Row) -> NDArray[Any] | None:
-        """See `read_row_file`."""
-        return read_row_file(self.file(row), self.shape, self.dtype)
-
     def content(self, row: Row) -> NDArray[np.uint8] | None:
-        """The same, as it is stored, its checksum not looked at."""
-        return _content(self.file(row))
+        """See `StoredRows.content`."""
+        try:
+            return np.fromfile(self.file(row), dtype=np.uint8)
+        except FileNotFoundError:
+            return None
 
     def file(self, row: Row) -> Path:
         """Where a row is or would be."""
@@ -99,30 +123,25 @@ def row_of_name(name: str, leading: int, ndim: int) -> Row | None:
     return tuple(int(part) for part in parts[:leading])
 
 
-def row_folder(array: zarr.Array[Any]) -> Path | None:
-    """Where the rows of an array lie as plain files; None where they do not: another kind of store, or other codecs."""
+def row_files(array: zarr.Array[Any], leading: int) -> RowFiles | None:
+    """An array's rows as plain files; None where they are none: another kind of store, or other codecs."""
     store = array.store_path.store
-    return store.root / array.path if isinstance(store, LocalStore) and is_plain(array) else None
+    if not isinstance(store, LocalStore) or not _is_plain(array):
+        return None
+    return RowFiles(store.root / array.path, tuple(array.shape[leading:]), array.dtype)
 
 
-def is_plain(array: zarr.Array[Any]) -> bool:
+def _is_plain(array: zarr.Array[Any]) -> bool:
     """Whether an object of the array is a row's values and their checksum, and no more."""
     metadata = array.metadata
     if not isinstance(metadata, ArrayV3Metadata) or not array.dtype.isnative:
         return False
-    return metadata.codecs == plain_codecs(array.dtype)
+    return metadata.codecs == _plain_codecs(array.dtype)
 
 
-def plain_codecs(dtype: np.dtype[Any]) -> tuple[BytesCodec, Crc32cCodec]:
+def _plain_codecs(dtype: np.dtype[Any]) -> tuple[BytesCodec, Crc32cCodec]:
     """Zarr's, of an object that is a row's values and their checksum."""
     return BytesCodec(endian=Endian.little if dtype.itemsize > 1 else None), Crc32cCodec()
-
-
-def read_row_file(file: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-    """The row in `file`, None where there is no such file. Raises ValueError where its length or checksum is wrong, and
-    OSError where the disk does not give it."""
-    content = _content(file)
-    return None if content is None else row_values(content, shape, dtype)
 
 
 def row_values(content: NDArray[np.uint8], shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -136,27 +155,20 @@ def row_values(content: NDArray[np.uint8], shape: Sequence[int], dtype: np.dtype
     return values.view(dtype).reshape(shape)
 
 
-def _content(file: Path) -> NDArray[np.uint8] | None:
-    try:
-        return np.fromfile(file, dtype=np.uint8)
-    except FileNotFoundError:
-        return None
-
-
 @dataclass(frozen=True, slots=True)
-class RowObjects:
-    """An array's rows in a bucket. path: the array's, within the store. shape, dtype: of a row."""
+class RowObjects(StoredRows):
+    """An array's rows in a bucket. path: the array's, within the store."""
 
     bucket: Bucket
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def read(self, row: Row) -> NDArray[Any] | None:
-        """One row, None where it is not there. Raises ValueError where its length or checksum is wrong."""
+    def content(self, row: Row) -> NDArray[np.uint8] | None:
+        """See `StoredRows.content`."""
         content = self.bucket.read(self._key(row))
         # copied: whoever gets it may write to it, as to a row of a file
-        return None if content is None else row_values(np.array(content, dtype=np.uint8), self.shape, self.dtype)
+        return None if content is None else np.array(content, dtype=np.uint8)
 
     def write(self, row: Row, values: NDArray[Any]) -> None:
         """Write one row, of this shape and dtype."""
@@ -175,6 +187,133 @@ class RowObjects:
 def row_objects(array: zarr.Array[Any], leading: int) -> RowObjects | None:
     """An array's rows; None where they are no objects of a bucket, or stored otherwise than dualsd does."""
     bucket: Bucket | None = getattr(array.store_path.store, "bucket", None)
-    if bucket is None or array.shards is not None or not is_plain(array):
+    if bucket is None or array.shards is not None or not _is_plain(array):
         return None
     return RowObjects(bucket, array.path, tuple(array.shape[leading:]), array.dtype)
+
+
+ABSENT = 2**64 - 1
+"""Offset and length, in an index, of a row that is not in its file."""
+
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
+
+Index = NDArray[np.uint64]
+"""Of one file, (*rows a file, 2): offset and length in bytes of each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFiles(StoredRows):
+    """A folder of files of many rows. rows: in one file, along each leading dimension, e.g. (11,) images or (300, 8)
+    images and draws.
+
+    This is Zarr's sharding codec: rows one after the other, then an index of where each of them lies. A row's bytes in
+    it are those of its own file, checksum and all, so that packing copies them as they are, and a damaged row stays
+    known as damaged."""
+
+    folder: Path
+    rows: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row in a file, checksum included."""
+        return math.prod(self.shape) * self.dtype.itemsize + CHECKSUM_BYTES
+
+    @property
+    def index_bytes(self) -> int:
+        """Of a file's index, checksum included."""
+        return 16 * math.prod(self.rows) + CHECKSUM_BYTES
+
+    def shard_of(self, row: Row) -> Row:
+        """Which file a row is in."""
+        return tuple(index // size for index, size in zip(row, self.rows, strict=True))
+
+    def place_of(self, row: Row) -> Row:
+        """Where in its file's index a row is."""
+        return tuple(index % size for index, size in zip(row, self.rows, strict=True))
+
+    def file(self, shard: Row) -> Path:
+        """`c/3/0/0/0`: names that no row of an array that is not packed has."""
+        return self.folder.joinpath("c", *map(str, (*shard, *[0] * len(self.shape))))
+
+    def shards(self, rows_shape: tuple[int, ...]) -> Iterator[Row]:
+        """All files of an array of so many rows."""
+        yield from np.ndindex(*(math.ceil(all_ / own) for all_, own in zip(rows_shape, self.rows, strict=True)))
+
+    def rows_of(self, shard: Row, rows_shape: tuple[int, ...]) -> Iterator[Row]:
+        """The rows that one file has room for, within an array of `rows_shape`."""
+        for place in np.ndindex(*self.rows):
+            row = tuple(s * size + p for s, size, p in zip(shard, self.rows, place, strict=True))
+            if all(index < limit for index, limit in zip(row, rows_shape, strict=True)):
+                yield row
+
+    def content(self, row: Row) -> NDArray[np.uint8] | None:
+        """See `StoredRows.content`."""
+        try:
+            with self.file(self.shard_of(row)).open("rb", buffering=0) as stream:
+                offset, length = (int(number) for number in self._index(stream)[self.place_of(row)])
+                if offset == ABSENT:
+                    return None
+                if length != self.row_bytes:
+                    raise ValueError(f"{length} bytes instead of {self.row_bytes}")
+                stream.seek(offset)
+                return np.fromfile(stream, dtype=np.uint8, count=length)
+        except _NOT_THERE:
+            return None
+
+    def index(self, shard: Row) -> Index | None:
+        """Of one file, None where there is none. Raises ValueError where it is damaged, and OSError where the disk does
+        not give it."""
+        try:
+            with self.file(shard).open("rb", buffering=0) as stream:
+                return self._index(stream)
+        except _NOT_THERE:
+            return None
+
+    def _index(self, stream: FileIO) -> Index:
+        stream.seek(max(stream.seek(0, os.SEEK_END) - self.index_bytes, 0))
+        stored = stream.readall()
+        entries, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
+        if len(stored) != self.index_bytes or google_crc32c.value(entries) != int.from_bytes(checksum, "little"):
+            raise ValueError(f"the index of {stream.name} does not match its checksum")
+        return np.frombuffer(entries, dtype="<u8").reshape(*self.rows, 2)
+
+    def present(self, rows_shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Which rows of an array of `rows_shape` are there; those of a file whose index is damaged are, damaged."""
+        found = np.zeros(rows_shape, dtype=bool)
+        for shard in self.shards(rows_shape):
+            block = tuple(slice(start * size, (start + 1) * size) for start, size in zip(shard, self.rows, strict=True))
+            own = found[block]  # smaller than a file at the array's end
+            try:
+                index = self.index(shard)
+            except (ValueError, OSError):
+                own[...] = True
+                continue
+            if index is not None:
+                own[...] = (index[..., 0] != ABSENT)[tuple(slice(size) for size in own.shape)]
+        return found
+
+    def encode(self, rows: Iterable[tuple[Row, NDArray[np.uint8]]]) -> Iterator[bytes | memoryview]:
+        """What a file of these rows' stored bytes holds, piece by piece: the rows, then the index."""
+        index = np.full((*self.rows, 2), ABSENT, dtype="<u8")
+        offset = 0
+        for row, content in rows:
+            index[self.place_of(row)] = offset, len(content)
+            offset += len(content)
+            yield content.data
+        entries = index.tobytes()
+        yield entries
+        yield google_crc32c.value(entries).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def shard_files(array: zarr.Array[Any], leading: int) -> ShardFiles | None:
+    """Where the rows of a packed array lie; None for one that is not packed, or not as `cache pack` does."""
+    store, metadata, row_shape = array.store_path.store, array.metadata, tuple(array.shape[leading:])
+    if not isinstance(store, LocalStore) or not isinstance(metadata, ArrayV3Metadata) or array.shards is None:
+        return None
+    rows = tuple(array.shards[:leading])
+    packed = ShardingCodec(chunk_shape=(*[1] * leading, *row_shape), codecs=_plain_codecs(array.dtype))
+    if metadata.codecs != (packed,) or array.shards != (*rows, *row_shape) or not array.dtype.isnative:
+        return None
+    return ShardFiles(store.root / array.path, rows, row_shape, array.dtype)

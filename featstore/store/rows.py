@@ -5,7 +5,7 @@ packed into few large files (see `featstore.store.pack`): it is read as before, 
 """
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,22 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from featstore.errors import MetadataError, StoreError
 from featstore.files import writing
 from featstore.store.row_encoding import encoding_for, encoding_of, row_bytes
 from featstore.store.row_file import Row as Row
-from featstore.store.row_file import RowFiles, row_folder, row_name, row_objects, row_of_name
+from featstore.store.row_file import (
+    RowFiles,
+    ShardFiles,
+    row_files,
+    row_name,
+    row_objects,
+    row_of_name,
+    shard_files,
+)
 from featstore.store.schema import create_missing
-from featstore.store.shard_file import ShardFiles, shard_files
 
 METADATA = "zarr.json"
 """The name of an array's or a group's metadata."""
@@ -47,11 +54,9 @@ class RowArray:
     def _open(self, array: zarr.Array[Any]) -> None:
         self._array = array
         self._shards = shard_files(array, self._leading)
-        folder = row_folder(array)
         self._encoding = encoding_of(array, self._leading)
         self._stored_shape = tuple(array.shape[self._leading :])
-        plain = None if folder is None else RowFiles(folder, self._stored_shape, array.dtype)
-        self._files: RowFiles | ShardFiles | None = self._shards or plain
+        self._files: RowFiles | ShardFiles | None = self._shards or row_files(array, self._leading)
         self._objects = row_objects(array, self._leading)
 
     @property
@@ -173,7 +178,7 @@ class RowArray:
                 f"Row {_spell(row)} of {self._where} would hold values that are not finite in {stored.dtype}: the "
                 "model overflowed; try --dtype float32."
             )
-        with writing(f"Row {_spell(row)} of {self._where}", self.row_bytes):
+        with writing(f"Row {_spell(row)} of {self._where}", self.row_bytes, place=disk_of(self._array.store_path)):
             if self._objects is None or stored.shape != self._stored_shape:
                 self._array[row] = stored
             else:
@@ -200,7 +205,7 @@ class RowArray:
         images, have = self.rows_shape
         if draws > have:
             self._check_loose()
-            with writing(f"The size of {self._where}"):
+            with writing(f"The size of {self._where}", place=disk_of(self._array.store_path)):
                 self._array.resize((images, draws, *self._stored_shape))
 
     def _check_loose(self) -> None:
@@ -212,8 +217,8 @@ class RowArray:
 
     def _way_out(self, row: Row) -> str:
         if self.packed:
-            return "run `dualsd cache verify --repair`"
-        return f"delete {self._object(row)} and run the same command again, or run `dualsd cache verify --repair`"
+            return "run `dualsd cache verify --drop`"
+        return f"delete {self._object(row)} and run the same command again, or run `dualsd cache verify --drop`"
 
     def _object(self, row: Row) -> str:
         """The key of the object that a row is, within the store."""
@@ -229,7 +234,7 @@ def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: S
     may ask for it at once. Raises `StoreError` where other rows lie there."""
     _require_parents(group, path)
     if open_rows(group, path, len(rows)) is None:
-        with writing(f"The array {path!r} of {group.store_path}"):
+        with writing(f"The array {path!r} of {group.store_path}", place=disk_of(group.store_path)):
             create_missing(group, lambda made: create_rows(made, path, rows, row_shape, dtype))
     found = open_rows(group, path, len(rows))
     if found is None or found.row_shape != tuple(row_shape):
@@ -246,13 +251,15 @@ def _require_parents(group: zarr.Group, path: str) -> None:
     """Make the groups that an array lies in. Stores of earlier versions may lack some: a kill could leave an array in a
     folder that is no group, where no listing finds it."""
     for parent in PurePosixPath(path).parents:
-        if parent.name and _lacks(group, parent.as_posix()):
-            _make_group(group, parent.as_posix())
+        name = parent.as_posix()
+        if parent.name and _lacks(group, name):
+            with writing(f"The group {name!r} of {group.store_path}", place=disk_of(group.store_path)):
+                create_missing(group, lambda made, name=name: made.create_group(name))  # type: ignore[misc]
 
 
-def _make_group(root: zarr.Group, path: str) -> None:
-    with writing(f"The group {path!r} of {root.store_path}"):
-        create_missing(root, lambda made: made.create_group(path))
+def disk_of(place: StorePath) -> Path | None:
+    """The folder of a store on a local disk, None where it lies elsewhere."""
+    return place.store.root if isinstance(place.store, LocalStore) else None
 
 
 def _lacks(group: zarr.Group, path: str) -> bool:
@@ -330,7 +337,7 @@ def unlike(array: RowArray, row_shape: Sequence[int], dtype: str) -> str | None:
 def damaged_metadata(group: zarr.Group, path: str, fault: str) -> MetadataError:
     """What to raise of an array or a group whose metadata cannot be what was written."""
     return MetadataError(
-        f"{path!r} in {group.store_path} has damaged metadata ({fault}): run `dualsd cache verify --repair`, or delete "
+        f"{path!r} in {group.store_path} has damaged metadata ({fault}): run `dualsd cache verify --drop`, or delete "
         "that folder and run the same command again.",
         fault,
     )

@@ -24,7 +24,7 @@ VERSION = 2
 
 VERSION_OF_INT8 = 2
 """What a store becomes when the first maps are kept in it as int8: a dualsd that knows only version 1 would call those
-damaged, and its `cache verify --repair` would take them away."""
+damaged, and its `cache verify --drop` would take them away."""
 
 STORED_DTYPE = "float16"
 

@@ -13,13 +13,13 @@ import torch
 import zarr
 from numpy.typing import NDArray
 from torch import Tensor
+from zarr.abc.store import Store as ZarrStore
 from zarr.errors import GroupNotFoundError
 
 from featstore.backbones.dino_name import DinoName
 from featstore.errors import StoreError, StoreExistsError
 from featstore.files import writing
 from featstore.store.bucket import open_bucket
-from featstore.store.bucket_creation import create_in_bucket, open_zarr
 from featstore.store.images import ImageTable, read_images, write_images
 from featstore.store.keys import (
     CONDITIONING,
@@ -37,7 +37,15 @@ from featstore.store.keys import (
 )
 from featstore.store.lock import exclusive
 from featstore.store.row_file import folders
-from featstore.store.rows import METADATA, METADATA_ERRORS, RowArray, damaged_metadata, open_rows, require_rows
+from featstore.store.rows import (
+    METADATA,
+    METADATA_ERRORS,
+    RowArray,
+    damaged_metadata,
+    disk_of,
+    open_rows,
+    require_rows,
+)
 from featstore.store.schema import STORED_DTYPE, VERSION_OF_INT8, StoreHeader, create_missing
 from featstore.store.sweep import MAKING
 
@@ -191,10 +199,12 @@ def create_store(
     if is_there(path):
         raise taken
     if not isinstance(path, Path):
+        from featstore.store.bucket_zarr import create_in_bucket
+
         if not create_in_bucket(open_bucket(path), header.to_attributes(), fill):
             raise taken
         return open_store(path)
-    with writing(f"The store {path}"):
+    with writing(f"The store {path}", place=path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
             making = Path(folder) / "store"
@@ -225,7 +235,7 @@ def record_whereabouts(store: Store, header: StoreHeader) -> None:
     """Record where the dataset and the model lie now; what they are has not changed."""
     if (store.header.dataset_root, store.header.model_id) == (header.dataset_root, header.model_id):
         return
-    with writing(f"The header of {store.path}"):
+    with writing(f"The header of {store.path}", place=store.path):
         store.group.update_attributes({key: header.to_attributes()[key] for key in ("dataset", "model")})
 
 
@@ -234,7 +244,7 @@ def _require_version(store: Store, version: int) -> None:
     # as it is now: another process may have written the header since the store was opened
     root = zarr.open_group(store.group.store_path, mode="r+", zarr_format=3, use_consolidated=False)
     if int(str(root.attrs["version"])) < version:
-        with writing(f"The header of {store.path}"):
+        with writing(f"The header of {store.path}", place=store.path):
             root.update_attributes({"version": version})
 
 
@@ -249,7 +259,7 @@ def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32])
     for array in store.arrays().values() if stale else ():
         array.delete_rows([(row, *rest) for row in stale for rest in np.ndindex(array.rows_shape[1:])])
     table = store.images.with_contents(keys, sizes)
-    with writing(f"The table of images of {store.path}"):
+    with writing(f"The table of images of {store.path}", place=store.path):
         write_images(store.group, table)
     return Store(store.path, store.group, store.header, table), len(stale)
 
@@ -257,7 +267,7 @@ def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32])
 def _require_described(root: zarr.Group, path: str, description: Mapping[str, Any]) -> None:
     """Make a group where it is not there, and let it say what its arrays are."""
     try:
-        with writing(f"The group {path!r} of {root.store_path}"):
+        with writing(f"The group {path!r} of {root.store_path}", place=disk_of(root.store_path)):
             if path not in root:
                 # in one write, and not an attribute at a time: a kill would leave a group that says half of what it is
                 create_missing(root, lambda made: made.create_group(path, attributes=dict(description)))
@@ -271,7 +281,13 @@ def _require_described(root: zarr.Group, path: str, description: Mapping[str, An
 def _open_group(path: StoreLocation) -> zarr.Group | None:
     if not is_there(path):
         return None
-    place = path if isinstance(path, Path) else open_zarr(open_bucket(path))
+    place: Path | ZarrStore
+    if isinstance(path, Path):
+        place = path
+    else:
+        from featstore.store.bucket_zarr import BucketStore
+
+        place = BucketStore(open_bucket(path))
     try:
         return zarr.open_group(place, mode="r+", zarr_format=3, use_consolidated=False)
     except (GroupNotFoundError, *METADATA_ERRORS) as error:

@@ -3,7 +3,7 @@
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from featstore.files import IN_FLIGHT_SECONDS, PARTIAL, sweep_old
@@ -19,11 +19,6 @@ REMOVED = ".removed-"
 """Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
 
 
-def partial_files(folder: Path) -> list[Path]:
-    """The half-written files that lie in a folder, and in the folders of its packed rows, however young."""
-    return sorted(file for place in (folder, folder / "c") for file in _partial(place))
-
-
 def folders_of(store: StoreLocation, arrays: Iterable[str]) -> list[Path]:
     """The folders of some arrays and those above them, whose own metadata may be half-written, up to the store's; none
     on object storage, where nothing is ever half-written."""
@@ -34,8 +29,10 @@ def folders_of(store: StoreLocation, arrays: Iterable[str]) -> list[Path]:
 
 
 def sweep_partial(folders: Iterable[Path]) -> int:
-    """Delete the half-written files in some arrays' folders that are older than `IN_FLIGHT_SECONDS`: how many."""
-    return sum(sweep_old(partial_files(folder)) for folder in folders)
+    """Delete the half-written files in some arrays' folders, and in those of their packed rows, that are older than
+    `IN_FLIGHT_SECONDS`: how many."""
+    half_written = f"*{PARTIAL}"
+    return sum(sweep_old([*own.glob(half_written), *(own / "c").rglob(half_written)]) for own in folders)
 
 
 def sweep_making(beside: Path, names: str) -> None:
@@ -92,7 +89,3 @@ def sweep_removed(store: StoreLocation) -> None:
         return
     for folder in store.glob(f"{REMOVED}*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _partial(folder: Path) -> Iterator[Path]:
-    return folder.rglob(f"*{PARTIAL}") if folder.name == "c" else folder.glob(f"*{PARTIAL}")

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from featstore.errors import MetadataError, StoreError
-from featstore.files import PARTIAL, writing
+from featstore.files import PARTIAL, sweep_old, writing
 from featstore.progress import Progress
 from featstore.store.images import COLUMNS
 from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, DinoExtractor, Extractor, StoreLocation
@@ -23,7 +23,7 @@ from featstore.store.row_file import Row, delete, names, objects, row_of_name
 from featstore.store.rows import METADATA, RowArray, create_rows, unlike
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_partial, sweep_removed, sweep_strays
+from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_removed, sweep_strays
 
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""
@@ -106,10 +106,19 @@ def unknown(_: str) -> None:
 
 
 def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Verification:
-    """Read every chunk of every array of an open store, and hold its metadata against what is `expected` of it; the
+    """Read every chunk of every array of an open store, and hold its metadata against what is expected of it; the
     header and the table of images were read in opening it.
 
-    What is damaged is reported, not raised; but for a header that contradicts all that lies there (`StoreError`).
+    Args:
+        store: The store.
+        progress: Told how far it is.
+        expected: What its arrays should be, see `Expected`.
+
+    Returns:
+        What it holds, and all that is damaged.
+
+    Raises:
+        StoreError: Where the header contradicts all that lies there.
     """
     paths, metadata = _arrays(store)
     if LATENTS not in paths:
@@ -179,23 +188,31 @@ def drop_metadata(store: Store, damaged: BadMetadata) -> str:
     was. Raises `StoreError` for those of the latents, which are not to be thrown away."""
     if damaged.path == LATENTS:
         raise StoreError(
-            f"The metadata of the latents of {store.path} are damaged, and its rows may be whole: run `dualsd cache "
-            "verify --repair`, which writes them anew."
+            f"The metadata of the latents of {store.path} are damaged, and its rows may be whole: put the model "
+            f"{store.header.model_id} in reach and run the same command again, which then writes them anew."
         )
     with exclusive(store.path):
         if damaged.is_array or damaged.path == CONDITIONING:  # rows whose shape or maker nobody knows
             remove_folder(store.path, damaged.path)
             return f"{damaged.path} was removed, its metadata were damaged; it is made anew when it is needed"
-        with writing(f"The metadata of {damaged.path!r}"):
+        with writing(f"The metadata of {damaged.path!r}", place=store.path):
             delete(store.path, f"{damaged.path}/{METADATA}")
             store.group.require_group(damaged.path)
         return f"the metadata of {damaged.path} were written anew; its arrays are kept"
 
 
 def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int], dtype: str = STORED_DTYPE) -> bool:
-    """Write the metadata of an array of rows of `row_shape`, which lie on the disk as `dtype`, anew, so that its rows
-    are found again: whether that could be done. What cannot be found (how many draws packed noisy latents had) is
-    removed."""
+    """Write the metadata of an array anew, so that its rows are found again.
+
+    Args:
+        store: The store.
+        damaged: The array.
+        row_shape: Shape of a row's values.
+        dtype: How they lie on the disk.
+
+    Returns:
+        Whether that could be done; where it cannot be found how many draws packed noisy latents had, they are removed.
+    """
     leading = 2 if damaged.path.startswith(f"{NOISY}/") else 1
     stored_shape = encoding_for(dtype).stored_shape(row_shape)
     images = (len(store.images),)
@@ -208,7 +225,7 @@ def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int
             return False
         draws = [1 + max(row[1] for row in rows)] if leading == 2 else []
         packed = not rows and "c" in found
-        with writing(f"The metadata of {damaged.path!r}"):
+        with writing(f"The metadata of {damaged.path!r}", place=store.path):
             delete(store.path, f"{damaged.path}/{METADATA}")
             shard = shard_rows(images, row_bytes(dtype, row_shape)) if packed else None
             create_rows(store.group, damaged.path, (*images, *draws), row_shape, dtype, shard)
@@ -219,7 +236,7 @@ def sweep(store: Store) -> None:
     """Clear away what killed runs left, but for files that may still be in flight."""
     with exclusive(store.path):
         if isinstance(store.path, Path):
-            sweep_partial(sorted({file.parent for file in store.path.rglob(f"*{PARTIAL}")}))
+            sweep_old(store.path.rglob(f"*{PARTIAL}"))
         sweep_removed(store.path)
         for array in store.arrays().values():
             sweep_strays(array)

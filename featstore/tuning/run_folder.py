@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from featstore.errors import TuningError
-from featstore.files import PARTIAL, Needed, naming_missing_bytes, write_whole, writing
+from featstore.files import PARTIAL, write_whole, writing
+from featstore.parsing import parse_known
 from featstore.prompts.file import FILE
-from featstore.sealed import check_seal, parse_known, seal
+from featstore.sealed import check_seal, seal
 from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.lock import check_free, held
 from featstore.store.schema import StoreHeader, creator_version
@@ -45,8 +46,6 @@ EVALUATION = "dualsd evaluation"
 """What lies among the runs, too: `featstore.pipeline.evaluation_run`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
-METRICS_LINE_BYTES = 57
-"""Of a step in `metrics.csv`, at most."""
 
 _CHECKSUM = "crc32"
 
@@ -247,7 +246,7 @@ def create_run(
     sweep_making(parent, glob.escape(name) if name else f"{usual}-*")
     if name is not None and path.exists():
         raise _exists(path)
-    with naming_missing_bytes(path, lambda: Needed(len(content), 1, 1)), writing(f"The run's folder {path}"):
+    with writing(f"The run's folder {path}", len(content), place=path):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=parent) as folder:
             making = Path(folder) / "run"

@@ -1,21 +1,20 @@
 """Everything that decides what a training run ends in: the published settings, what is said over them, and what a run
 that goes on may change."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from featstore.backbones.dino_name import DINO
 from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.backbones.model import Model
-from featstore.config import TrainConfig
+from featstore.config import Positive, Rate, TrainConfig
 from featstore.errors import TuningError
+from featstore.parsing import parse
 from featstore.pipeline.defaults import check_names, timesteps_for, unet_layers, weights_for
 from featstore.prompts.base import Mode
-from featstore.sealed import parse
 from featstore.tuning.loss import default_kernel, gaussian
 from matcher.errors import InputError
 from matcher.fusion import check_weights
@@ -33,20 +32,6 @@ class Noise(Enum):
 _OF_SAMPLERS = ("sampling", "clique")
 """What runs of dualsd 0.1 say besides: how batches were drawn, which is always at random now."""
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-"""Precisions of the networks."""
-
-_POSITIVE = (
-    "length",
-    "steps",
-    "batch",
-    "accumulate",
-    "draws",
-    "validate_every",
-    "validation_pairs",
-    "checkpoint_every",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class TuningSettings:
@@ -56,22 +41,22 @@ class TuningSettings:
     layers: tuple[int, ...]
     timesteps: tuple[int, ...]
     weights: tuple[float, ...]
-    length: int
-    steps: int
-    batch: int
-    accumulate: int
+    length: Positive
+    steps: Positive
+    batch: Positive
+    accumulate: Positive
     noise: Noise
-    draws: int
-    rate: float
-    network_rate: float
+    draws: Positive
+    rate: Rate
+    network_rate: Rate
     kernel: int
     matching: MatchSettings
-    validate_every: int
-    validation_pairs: int
+    validate_every: Positive
+    validation_pairs: Positive
     validation_timesteps: tuple[int, ...]
-    checkpoint_every: int
+    checkpoint_every: Positive
     seed: int
-    dtype: str
+    dtype: Literal["float32", "float16", "bfloat16", "float64"]
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
@@ -85,14 +70,6 @@ class TuningSettings:
                 )
         check_timesteps((*self.timesteps, *self.validation_timesteps))
         check_weights(len(self.layers), self.weights)
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise TuningError(f"{name} is {getattr(self, name)}: it must be at least 1.")
-        for name in ("rate", "network_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise TuningError(f"{name} is {getattr(self, name)}: it must be finite and not negative.")
-        if self.dtype not in DTYPES:
-            raise TuningError(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}.")
         gaussian(self.kernel)  # raises for a kernel that cannot be
         self.mode.rules.check_length(self.length)
 

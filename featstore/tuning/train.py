@@ -14,7 +14,6 @@ from featstore.backbones.dino_location import locate_dino
 from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
-from featstore.files import naming_missing_bytes
 from featstore.pair_list import describe_list, note_oddities, spell_list
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.defaults import choose_compute, dataset_of
@@ -25,7 +24,6 @@ from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.latents import encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.pair_inputs import missing_inputs
 from featstore.pipeline.patch_tokens import cache_patch_tokens
 from featstore.pipeline.told import tell_shapes
 from featstore.progress import Progress, Silent
@@ -178,8 +176,9 @@ def fill_caches(
 ) -> None:
     """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
 
-    Raises what making them raises, the first `ImageError` of an image that cannot be read, and `DiskFullError` with the
-    bytes that are missing where the disk fills up.
+    Raises:
+        ImageError: Of the first image that cannot be read.
+        DiskFullError: The disk fills up.
     """
     location = model_of(store).location
     rows, validation_rows = _rows_of(store, pairs), _rows_of(store, validation)
@@ -191,14 +190,13 @@ def fill_caches(
         check_noise(store, part, [timestep])
     found = locate_dino(dino, location) if settings.mode.rules.of_pairs else None
     sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
-    with naming_missing_bytes(store.path, lambda: missing_inputs(store, everyone, noisy, found)):
-        _, bad = encode_images(store, dataset, location, everyone, compute, progress)
-        if bad:
-            raise bad[0]
-        for part, timestep, draws in noisy:
-            add_noise(store, part, [timestep], draws, progress)
-        if found is not None:
-            cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
+    _, bad = encode_images(store, dataset, location, everyone, compute, progress)
+    if bad:
+        raise bad[0]
+    for part, timestep, draws in noisy:
+        add_noise(store, part, [timestep], draws, progress)
+    if found is not None:
+        cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
 
 
 def prepare(

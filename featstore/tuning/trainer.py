@@ -19,17 +19,17 @@ from tensorboard.summary.writer import event_file_writer
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from featstore.errors import TuningError
-from featstore.files import Needed, naming_missing_bytes, write_whole, writing
+from featstore.errors import DiskFullError, TuningError
+from featstore.files import write_whole, writing
 from featstore.pipeline.batches import chunks
 from featstore.pipeline.distributed import Processes
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts, PromptSet
-from featstore.prompts.file import prompts_bytes, save_prompts
+from featstore.prompts.file import save_prompts
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.tuning.data import NoiseAhead, NoisySource, RandomPairs
 from featstore.tuning.networks import Networks
-from featstore.tuning.run_folder import METRICS_LINE_BYTES, RunFolder, trained_alone
+from featstore.tuning.run_folder import RunFolder, trained_alone
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import LoadNoisy, batch_loss, sum_of_pck
 from matcher.pairs import MatchingPair
@@ -96,7 +96,7 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
 
     Raises:
         TuningError: The loss is no number any more, or another process trains the run; the last checkpoint is kept.
-        DiskFullError: The disk fills up; it says how many bytes are missing.
+        DiskFullError: The disk fills up.
         ProcessError: Another of the processes ended.
     """
     # of several processes the one that writes holds the run for all of them
@@ -104,9 +104,10 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
         state = _open_state(problem)
         if run.checkpoint.exists():
             state.load(run.checkpoint)
-        way_on = f"go on with `dualsd train --resume {run.path}`"
-        with naming_missing_bytes(run.path, lambda: _left(problem, state), way_on):
+        try:
             return _learn(problem, run, state, processes, progress)
+        except DiskFullError as error:
+            raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
 
 
 def _learn(
@@ -168,18 +169,6 @@ def _open_state(problem: Problem) -> "TrainingState":
         groups.append({"params": others, "lr": settings.network_rate})
     scaler = torch.amp.GradScaler(networks.device.type) if networks.dtype is torch.float16 else None
     return TrainingState(0, [*vectors, *others], torch.optim.Adam(groups), -1.0, scaler)
-
-
-EVENT_BYTES = 96
-"""Of a number in TensorBoard's file, name and step included, at most."""
-
-
-def _left(problem: Problem, state: "TrainingState") -> Needed:
-    """What the rest of a run writes at most: its files once more, each beside the one that it replaces, and a line of
-    every step in two of them."""
-    steps = problem.settings.steps
-    lines = steps * METRICS_LINE_BYTES + 2 * (steps - state.step) * EVENT_BYTES
-    return Needed(state.largest_bytes + 2 * len(prompts_bytes(problem.snapshot())) + lines, 5, 1)
 
 
 def _expect(problem: Problem, sampler: RandomPairs, step: int, processes: Processes) -> None:
@@ -273,7 +262,7 @@ class _Recorder:
             )
         self._before = float(self._rows[-1][3]) if self._rows else 0.0
         self._started = time.monotonic()
-        with writing(str(self._run.tensorboard)):
+        with writing(self._run.tensorboard):
             # TensorBoard forgets what earlier files say of this step and later ones
             self._board = SummaryWriter(run.tensorboard, purge_step=step + 1)
             self._board.flush()
@@ -282,14 +271,14 @@ class _Recorder:
         """One step's numbers."""
         seconds = self._before + time.monotonic() - self._started
         self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
-        with writing(str(self._run.tensorboard)):
+        with writing(self._run.tensorboard):
             self._board.add_scalar("loss", loss, step)
             if pck is not None:
                 self._board.add_scalar("validation/nn PCK@0.1", pck, step)
 
     def keep(self, state: "TrainingState") -> None:
         """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""
-        with writing(str(self._run.tensorboard)):
+        with writing(self._run.tensorboard):
             self._board.flush()
         self._run.write_metrics(self._rows)
         save_prompts(self._problem.snapshot(), self._run.last_prompts)
@@ -297,7 +286,7 @@ class _Recorder:
 
     def close(self) -> None:
         """Nothing more comes."""
-        with writing(str(self._run.tensorboard)):
+        with writing(self._run.tensorboard):
             self._board.close()
 
 
@@ -329,10 +318,6 @@ def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.de
     return processes.sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
 
 
-_DESCRIBED_BYTES = 512
-"""What the file says of a parameter and its Adam state, or of the run, at most."""
-
-
 @dataclass(slots=True)
 class TrainingState:
     """step: how many are done. parameters: in a fixed order. optimiser: Adam over them. best: the best validation PCK
@@ -358,11 +343,6 @@ class TrainingState:
         scaler = None if self.scaler is None else self.scaler.state_dict()
         written = {"step": self.step, "best": self.best, "scaler": scaler}
         return seal_tensors(written, lambda metadata: save(tensors, metadata=metadata))
-
-    @property
-    def largest_bytes(self) -> int:
-        """How many that is at most: before the first step Adam has no averages yet."""
-        return sum(3 * parameter.nbytes + _DESCRIBED_BYTES for parameter in self.parameters) + _DESCRIBED_BYTES
 
     def load(self, file: Path) -> None:
         """Take over what `save` wrote. Raises `TuningError` where the file is damaged or does not fit this run."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-EMPTY = {"meta", "link", "image", "line", "circle", "path", "use", "rect"}
+EMPTY = {"meta", "link", "img"}
 """Elements that have no end."""
 
 
@@ -68,6 +68,11 @@ class HtmlPage:
     tables: list[Table]
     elements: list[tuple[str, dict[str, str | None]]]
     text: str
+
+    def pictures(self, kind: str = "") -> list[dict[str, str | None]]:
+        """The attributes of those whose data is of a kind, as `image/webp`."""
+        found = [given for name, given in self.elements if name == "img"]
+        return [given for given in found if (given["src"] or "").startswith(f"data:{kind}")]
 
     def table(self, words: str) -> Table:
         """The one whose label holds these words."""

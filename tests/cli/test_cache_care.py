@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -32,6 +33,16 @@ def ok(result: Result) -> Result:
 
 def read_json(name: str) -> Any:
     return json.loads(Path(name).read_text())
+
+
+def drop_and_make_again(run: Run) -> Any:
+    """What was dropped comes again by the commands that are printed, and by nothing else."""
+    dropped = ok(run("cache", "verify", "--drop", "--json", "d.json"))
+    out = read_json("d.json")
+    for command in out["commands"].values():
+        assert command in dropped.output.splitlines()
+        ok(run(*shlex.split(command)[1:], "--batch-size", "4"))
+    return out
 
 
 @pytest.fixture
@@ -77,10 +88,12 @@ def test_damage_is_code_2_until_it_is_mended(run: Run, store: Path, maps: str) -
     told = run(*EVAL)
     assert told.exit_code == 2
     assert f"Row 1 of array '{maps}/layer3/t0050'" in told.stderr
-    assert "cache verify --repair" in told.stderr
-    mended = ok(run("cache", "verify", "--repair", "--batch-size", "4", "--json", "r.json"))
-    assert "latents: 1 row(s) made anew" in mended.output
-    assert read_json("r.json")["made"] == {"latents": 1, "noisy/t0261": 1, f"{maps}/layer3/t0050": 1}
+    assert "cache verify --drop" in told.stderr
+    # with all that was made of the latents of dog/1
+    assert drop_and_make_again(run)["rows"] == {
+        **{"latents": 1, "noisy/t0050": 1, "noisy/t0261": 2},
+        **{f"{maps}/layer2/t0261": 1, f"{maps}/layer3/t0050": 2},
+    }
     assert contents(store) == before
     ok(run("cache", "verify"))
 
@@ -90,8 +103,12 @@ def test_dropped_rows_are_made_by_whatever_needs_them(run: Run, store: Path, map
     flip(store / maps / "layer3" / "t0050" / "c.1.0.0.0", 100, 6)
     flip(store / "latents" / "c.2.0.0.0", 2051, 0)
     dropped = ok(run("cache", "verify", "--drop"))
-    assert "2 damaged row(s) deleted" in dropped.output
-    assert before.keys() - contents(store).keys() == {f"{maps}/layer3/t0050/c.1.0.0.0", "latents/c.2.0.0.0"}
+    assert "2 damaged row(s) deleted, and 4 more" in dropped.output
+    assert before.keys() - contents(store).keys() == {
+        *(f"{maps}/layer3/t0050/c.{row}.0.0.0" for row in (1, 2)),
+        *(f"noisy/t{step}/c.2.0.0.0.0" for step in ("0050", "0261")),
+        *(f"{maps}/layer2/t0261/c.2.0.0.0", "latents/c.2.0.0.0"),
+    }
     ok(run(*BUILD))
     ok(run(*MAPS))
     assert contents(store) == before
@@ -120,13 +137,13 @@ def test_maps_of_learned_prompts_are_mended_from_their_run(run: Run, store: Path
     before = contents(store)
     (row,) = store.glob("maps/*/layer2/t0261/c.3.0.0.0")
     flip(row, 9, 2)
-    ok(run("cache", "verify", "--repair", "--batch-size", "4"))
+    drop_and_make_again(run)
     assert contents(store) == before
     flip(row, 9, 2)
     shutil.rmtree("runs")
-    gone = ok(run("cache", "verify", "--repair", "--json", "r.json"))
+    gone = ok(run("cache", "verify", "--drop", "--json", "r.json"))
     assert "no run here has the single prompts" in gone.output
-    assert len(read_json("r.json")["given_up"]) == 1
+    assert (len(read_json("r.json")["notes"]), read_json("r.json")["commands"]) == (1, {})
     assert not row.exists()
 
 
@@ -136,12 +153,11 @@ def test_metadata_that_are_damaged(run: Run, store: Path, maps: str) -> None:
     refused = run("cache", "verify")
     assert refused.exit_code == 2
     assert "1 damaged metadata file(s)" in refused.stderr
-    assert run("cache", "verify", "--drop").exit_code == 2
     for command in (BUILD, ("cache", "info"), ("cache", "pack")):
         result = run(*command)
         assert result.exit_code == 2, result.output
         assert "damaged metadata" in result.stderr
-    ok(run("cache", "verify", "--repair"))
+    ok(run("cache", "verify", "--drop"))
     assert contents(store) == before
 
 
@@ -161,11 +177,13 @@ def test_rows_of_another_image_are_code_2_until_they_are_mended(run: Run, store:
     assert refused.exit_code == 2
     assert len(refused.stderr.strip().splitlines()) == 1
     # with the maps that were made of latents and noise that do not fit
-    assert "12 damaged row(s) and 0 damaged metadata file(s) in dualsd.zarr: --repair" in refused.stderr
+    assert "12 damaged row(s) and 0 damaged metadata file(s) in dualsd.zarr: --drop" in refused.stderr
     found = {own["path"]: own["others"] for own in read_json("v.json")["recomputed"] if own["others"]}
     noisy = {f"noisy/t{step}": [[0, 0], [3, 0]] for step in ("0050", "0261")}
     assert found == {"latents": [[0], [3]], f"{maps}/layer3/t0050": [[1], [4]], **noisy}
-    ok(run("cache", "verify", "--recompute", "all", "--repair", "--batch-size", "4"))
+    ok(run("cache", "verify", "--recompute", "all", "--drop", "--batch-size", "4", "--json", "d.json"))
+    for command in read_json("d.json")["commands"].values():
+        ok(run(*shlex.split(command)[1:], "--batch-size", "4"))
     assert contents(store) == before
 
 
@@ -173,11 +191,6 @@ def test_rows_of_another_image_are_code_2_until_they_are_mended(run: Run, store:
 def test_how_many_rows_are_made_anew(run: Run, store: Path, count: str) -> None:
     result = run("cache", "verify", f"--recompute={count}")
     assert (result.exit_code, "--recompute takes how many rows" in result.stderr) == (2, True)
-
-
-def test_drop_and_repair_exclude_each_other(run: Run, store: Path) -> None:
-    result = run("cache", "verify", "--drop", "--repair")
-    assert (result.exit_code, "exclude each other" in result.stderr) == (2, True)
 
 
 def test_prune_says_what_it_frees(run: Run, store: Path, maps: str) -> None:

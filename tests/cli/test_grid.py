@@ -92,7 +92,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Finished:
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of a small grid's time."""
-    monkeypatch.setattr("cli.grid_pictures.draw", lambda *_: None)
+    monkeypatch.setattr("cli.reports.grid.draw", lambda *_: None)
 
 
 def cell(out: dict[str, Any], **wanted: Any) -> dict[str, Any]:
@@ -589,7 +589,7 @@ def test_an_interrupt_keeps_what_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cli.grid_output.print_scores", stop)
+        patch.setattr("cli.reports.grid_tables.print_scores", stop)
         assert run(*arguments).exit_code == 130
     assert len(list(store.rglob("grids/*/c.*"))) == 7
     assert "7 of 7 target images were finished before" in succeeded(run(*arguments)).output

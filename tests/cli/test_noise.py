@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ CASES = Path(__file__).parents[1] / "cases"
 EVAL = ("eval", "--layers", "2,3", "--t", "261,50", "--ensemble", "1", "--batch-size", "4", "--readouts", "nn")
 REFUSED = (
     "dualsd: The noisy latents of dualsd.zarr at t = {} are not noise by its betas (scaled_linear betas 0.00085 to "
-    "0.012, 1000 timesteps, v_prediction): run `dualsd cache verify --repair --store dualsd.zarr`, which makes them "
-    "and their maps anew."
+    "0.012, 1000 timesteps, v_prediction): run `dualsd cache verify --drop --store dualsd.zarr`, which deletes them "
+    "and their maps, and says how they are made again."
 )
 
 
@@ -77,6 +78,15 @@ def _spoil(path: Path, timestep: int, make: Any, rows: range = range(8)) -> None
                 maps.write((row,), maps.read((row,))[:, ::-1])
 
 
+def _drop_and_make_again(run: Run) -> None:
+    assert run("cache", "verify", "--drop", "--json", "d.json").exit_code == 0
+    commands = json.loads(Path("d.json").read_text())["commands"]
+    assert commands
+    for command in commands.values():
+        made = run(*shlex.split(command)[1:], "--batch-size", "4")
+        assert made.exit_code == 0, made.output
+
+
 def _scores(run: Run) -> Any:
     result = run(*EVAL, "--json", "out.json")
     assert result.exit_code == 0, result.output
@@ -104,8 +114,7 @@ def test_a_store_of_other_noise_is_refused_and_made_anew(run: Run, store: Path, 
         ("noisy", "it is not noise by the store's betas"),
         ("maps", "it was made from noise that is not by the store's betas"),
     }
-    repaired = run("cache", "verify", "--repair", "--batch-size", "4")
-    assert (repaired.exit_code, "noisy/t0261: 8 row(s) made anew" in repaired.stdout) == (0, True), repaired.output
+    _drop_and_make_again(run)
     assert run("cache", "verify").exit_code == 0
     assert _scores(run) == expected
 
@@ -114,7 +123,7 @@ def test_one_row_of_other_noise_is_found_by_verify(run: Run, store: Path) -> Non
     before = (store / "noisy" / "t0050" / "c.3.0.0.0.0").read_bytes()
     _spoil(store, 50, _euler, range(3, 4))
     assert "1 damaged row(s)" in said(run("cache", "verify").stderr)
-    assert run("cache", "verify", "--repair").exit_code == 0
+    _drop_and_make_again(run)
     assert (store / "noisy" / "t0050" / "c.3.0.0.0.0").read_bytes() == before
 
 
@@ -132,7 +141,7 @@ def test_latents_of_another_image_do_not_become_what_noisy_ones_are_made_of(run:
     assert {(one["array"].split("/")[0], one["row"][0]) for one in bad} == {
         (array, row) for array in ("latents", "noisy", "maps") for row in (2, 5)
     }
-    assert run("cache", "verify", "--repair", "--batch-size", "4").exit_code == 0
+    _drop_and_make_again(run)
     assert one.read_bytes() == before
     assert _scores(run) == expected
 

@@ -24,7 +24,7 @@ COMMANDS = {
     "grid --stream": ("grid", "--layers", "3", "--t", "50", "--ensemble", "1", *BATCH, "--stream"),
     "train single": ("train", "--mode", "single", *SMALL, "--length", "4"),
     "train cpm": ("train", "--mode", "cpm", *SMALL),
-    "cache verify": ("cache", "verify", "--repair"),
+    "cache verify": ("cache", "verify", "--drop"),
     "doctor": ("doctor", "--store", "dualsd.zarr"),
     "match demo": ("match", "a.jpg", "b.jpg", "--points", "20,20", "--model", "demo", "--ensemble", "1"),
     "build demo": ("cache", "build", "--dry-run", "--store", "demo.zarr"),

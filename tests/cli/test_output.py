@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from cli import output
 from cli.main import app
 from cli.progress import TerminalProgress
-from cli.table_text import Block, to_latex, to_markdown
+from cli.reports.tables import Block, to_latex, to_markdown
 from featstore.plain_text import printable
 
 EVIL = "a\x1b[31mb\rc\x07d\x9be\u202ef\u2066g\u2028h\ni\x7f"

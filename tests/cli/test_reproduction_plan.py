@@ -5,13 +5,13 @@ from collections import Counter
 import pytest
 
 from cli.recipe import load_recipes
+from cli.reports.tables import to_latex, to_markdown
 from cli.reproduction.comparison import Compared, compare, to_json
 from cli.reproduction.layout import blocks, narrow_blocks
 from cli.reproduction.notes import missing, notes, stand_ins
 from cli.reproduction.paper import FILE, TABLES, contradictions, load_figures, load_table
 from cli.reproduction.plan import Cell, Plan, Row, Training, choose_rows, plan_table
 from cli.reproduction.work import PromptName, Work, bytes_of
-from cli.table_text import to_latex, to_markdown
 from matcher.errors import InputError
 from matcher.statistics import Interval
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -167,8 +168,10 @@ def test_care(run: Run, build: list[str], s3_link: FaultyProxy, s3_store: str) -
     found = run("cache", "verify", "--store", s3_store)
     assert found.exit_code == 2
     assert "1 damaged row(s)" in found.output
-    repaired = run("cache", "verify", "--store", s3_store, "--repair", "--batch-size", "4")
-    assert repaired.exit_code == 0, repaired.output
+    dropped = run("cache", "verify", "--store", s3_store, "--drop", "--json", "v.json")
+    assert dropped.exit_code == 0, dropped.output
+    (command,) = json.loads(Path("v.json").read_text())["commands"].values()
+    assert run(*shlex.split(command)[1:], "--batch-size", "4").exit_code == 0
     assert stored(s3_store) == whole
     pruned = run("cache", "prune", "--store", s3_store, "--layers", "2")
     assert pruned.exit_code == 0, pruned.output

@@ -111,7 +111,7 @@ def test_an_evaluation_that_was_stopped_before_its_report_is_completed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cli.html_report.evaluation.report_evaluation", stopped)
+        patch.setattr("cli.reports.evaluation.report_evaluation", stopped)
         assert run(*EVAL, *out).exit_code != 0
     place = Path("mine" if out else KEPT)
     assert not (place / "report.html").exists()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cli.table_text import Block, to_latex, to_markdown
+from cli.reports.tables import Block, to_latex, to_markdown
 
 NAMES = (
     "a & b",

@@ -54,9 +54,12 @@ def test_others_may_read_what_the_user_lets_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "words"),
     [
-        # 3,000 bytes, a block of 4,096 and none of an array, of which 100 are free
-        (errno.ENOSPC, DiskFullError, r"is full, 7\.0 kB are missing \(3\.0 kB in 1 files .* 100 B are free\)"),
-        (errno.EDQUOT, DiskFullError, r"is full, 7\.0 kB are missing"),
+        (
+            errno.ENOSPC,
+            DiskFullError,
+            r"the disk is full, 100 B are free, it takes 3\.0 kB; make room and run",
+        ),
+        (errno.EDQUOT, DiskFullError, r"the disk is full, 100 B are free, it takes 3\.0 kB"),
         (errno.EFBIG, StoreError, r"file could not be written: no file may be that large there\.$"),
         (errno.EIO, StoreError, r"file could not be written: .*Input/output error"),
     ],

@@ -169,7 +169,7 @@ def test_others_may_read_what_the_user_lets_them(result: Result, tmp_path: Path)
 def test_a_full_disk_leaves_nothing(
     result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """And it is said how many bytes are missing: those of its files, a block of 4,096 bytes for each, and 16,384."""
+    """And it is said how many bytes its files take."""
     whole = sum(file.stat().st_size for file in save_evaluation(result, tmp_path / "whole" / "run").iterdir())
     plain = Path.replace
 
@@ -182,8 +182,8 @@ def test_a_full_disk_leaves_nothing(
     monkeypatch.setattr("featstore.files.free_bytes", lambda _: 1000)
     with pytest.raises(DiskFullError, match="make room and run the same command again") as error:
         save_evaluation(result, tmp_path / "runs" / "run")
-    missing = (whole + 3 * 4096 + 16_384 - 1000) / 1000
-    assert f"is full, {missing:.1f} kB are missing" in str(error.value)
+    assert f"The run in {tmp_path / 'runs' / 'run'} could not be written: the disk is full, 1.0 kB" in str(error.value)
+    assert f"it takes {whole / 1000:.1f} kB;" in str(error.value)
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -316,7 +316,7 @@ def test_how_far_ahead(place: S3Location, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_profile(place: S3Location, s3_link: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys, region and endpoint from the files; the environment's come first."""
-    from featstore.store.aws_profile import settings_of_profile
+    from featstore.store.bucket import settings_of_profile
 
     (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = K\naws_secret_access_key = S\n")
     (tmp_path / "config").write_text("[profile lab]\nregion = eu-north-1\nendpoint_url = http://127.0.0.1:1\n")

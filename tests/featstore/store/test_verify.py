@@ -15,8 +15,7 @@ import pytest
 from featstore.errors import StoreError
 from featstore.progress import Silent
 from featstore.store.pack import pack
-from featstore.store.row_file import RowFiles
-from featstore.store.shard_file import ShardFiles
+from featstore.store.row_file import RowFiles, ShardFiles
 from featstore.store.store import Store, open_store, summarise
 from featstore.store.verify import (
     BadMetadata,
@@ -287,7 +286,7 @@ def test_metadata_of_latents_are_never_dropped(store: Store) -> None:
     (store.path / "latents" / "zarr.json").write_text("{")
     before = contents(store.path)
     (damaged,) = check(store).metadata
-    with pytest.raises(StoreError, match="--repair"):
+    with pytest.raises(StoreError, match="put the model owner/model in reach"):
         drop_metadata(store, damaged)
     assert contents(store.path) == before
 

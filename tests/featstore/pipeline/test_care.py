@@ -1,32 +1,35 @@
-"""What is damaged is made anew, bit by bit as it was; what cannot be is deleted with a sentence."""
+"""What is damaged is dropped with what was made of it, and comes again, bit by bit as it was, by the commands that are
+named; where there is none, a sentence says why."""
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from typer.testing import CliRunner
 
+from cli.main import app
 from featstore.backbones.dino_location import locate_dino
 from featstore.backbones.dino_name import DinoName
 from featstore.backbones.model import Model
 from featstore.datasets.records import Dataset
-from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
+from featstore.pipeline.care import Dropped, drop, rows_at_hand
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.patch_tokens import cache_patch_tokens
-from featstore.pipeline.repair import Repaired, repair
 from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
+from featstore.prompts.file import save_prompts
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import DinoExtractor, Stored
 from featstore.store.pack import pack
+from featstore.store.row_file import ShardFiles
 from featstore.store.rows import require_rows
-from featstore.store.shard_file import ShardFiles
 from featstore.store.store import Store, open_store
 from featstore.store.verify import verify
 from tests.featstore.store.small_store import array_of, contents, fill, flip
@@ -61,12 +64,16 @@ def store(dataset: Dataset, model: Model, request_: BuildRequest, compute: Compu
     return store
 
 
-def mend(store: Store, dataset: Dataset, compute: Compute, runs: Sequence[LearnedPrompts] = ()) -> Repaired:
+def mend(store: Store, runs: Mapping[Path, LearnedPrompts] | None = None) -> Dropped:
+    """Drop what is damaged, and run the commands that are named."""
     opened = open_store(store.path)
-    found = verify(opened, Silent())
-    outcome = repair(opened, dataset, found, runs, compute, Silent())
+    expected = rows_at_hand(opened, Silent())
+    dropped = drop(opened, verify(opened, Silent()), expected, runs or {}, Silent())
     assert verify(open_store(store.path), Silent()).sound
-    return outcome
+    for command in dropped.commands.values():
+        made = CliRunner().invoke(app, [*shlex.split(command)[1:], "--batch-size", "4"])
+        assert made.exit_code == 0, made.output
+    return dropped
 
 
 def spoil(store: Store, name: str) -> None:
@@ -80,88 +87,103 @@ def maps_of(store: Store, kind: str) -> str:
     return f"maps/{own}"
 
 
-def test_rows_of_every_kind_come_out_as_they_were(
-    store: Store, dataset: Dataset, compute: Compute, model: Model
-) -> None:
+@pytest.fixture
+def run(tmp_path: Path, model: Model) -> Path:
+    """A file of the prompts that maps were made with."""
+    save_prompts(learned(model), tmp_path / "prompts of a run.safetensors")
+    return tmp_path / "prompts of a run.safetensors"
+
+
+def test_rows_of_every_kind_come_again_as_they_were(store: Store, model: Model, run: Path) -> None:
     before = contents(store.path)
-    text, saved = maps_of(store, "text"), maps_of(store, "class")
+    text = maps_of(store, "text")
     for name in (
-        "latents/c.1.0.0.0",
-        "latents/c.5.0.0.0",
         "noisy/t0261/c.1.1.0.0.0",
         "noisy/t0050/c.3.0.0.0.0",
         f"{text}/layer2/t0261/c.1.0.0.0",
         f"{text}/layer3/t0050/c.0.0.0.0",
-        f"{saved}/layer3/t0050/c.2.0.0.0",
-        f"{saved}/layer3/t0050/c.4.0.0.0",
     ):
         spoil(store, name)
-    outcome = mend(store, dataset, compute, [learned(model, seed=1), learned(model)])
+    dropped = mend(store, {Path("other"): learned(model, seed=1), run: learned(model)})
     assert contents(store.path) == before
-    assert outcome.given_up == ()
-    assert outcome.made == {
-        "latents": 2,
-        "noisy/t0050": 1,
-        "noisy/t0261": 1,
-        f"{text}/layer2/t0261": 1,
-        f"{text}/layer3/t0050": 1,
-        f"{saved}/layer3/t0050": 2,
-    }
+    assert dropped.notes == ()
+    assert dropped.rows == {"noisy/t0050": 1, "noisy/t0261": 1, f"{text}/layer2/t0261": 1, f"{text}/layer3/t0050": 1}
 
 
-def test_maps_of_8_bits_come_out_as_they_were(store: Store, dataset: Dataset, compute: Compute) -> None:
+def test_what_was_made_of_damaged_latents_goes_with_them(store: Store, model: Model, run: Path) -> None:
+    """Maps of learned prompts, too; their other text for the dogs no command takes."""
+    text, saved = maps_of(store, "text"), maps_of(store, "class")
+    array = store.require_dino_maps(DinoExtractor(DinoName("owner/dino", "ef" * 16), 840, "float32"), (6, 4, 4))
+    array.write((5,), np.ones((6, 4, 4)))
+    before = contents(store.path)
+    spoil(store, "latents/c.5.0.0.0")
+    dropped = mend(store, {run: learned(model)})
+    maps = [f"{own}/{place}" for own in (text, saved) for place in ("layer2/t0261", "layer3/t0050")]
+    assert dropped.rows == {"latents": 1, "noisy/t0050": 2, "noisy/t0261": 2, **dict.fromkeys(maps, 1)}
+    assert set(dropped.commands) == {"latents", "noisy/t0050", "noisy/t0261", *maps[:2]}
+    gone = {f"{saved}/{place}/c.5.0.0.0" for place in ("layer2/t0261", "layer3/t0050")}
+    assert contents(store.path) == {name: data for name, data in before.items() if name not in gone}
+
+
+def test_maps_of_8_bits_and_of_learned_prompts(
+    store: Store, dataset: Dataset, compute: Compute, model: Model, run: Path
+) -> None:
     """Rows, and the metadata of an array, which is not taken for one of float16."""
-    made = require_maps(store, dataset, range(6), WANTED, TextPrompt(), 2, compute, Silent(), Stored.INT8)
+    prompts = SavedPrompts(learned(model), TextPrompt())
+    made = require_maps(store, dataset, range(6), WANTED, prompts, 2, compute, Silent(), Stored.INT8)
     before = contents(store.path)
     path = f"maps/{made.extractor.key}/layer2/t0261"
     spoil(store, f"{path}/c.1.0.0")
     (store.path / path / "zarr.json").write_text("{")
-    outcome = mend(store, dataset, compute)
-    assert (outcome.given_up, outcome.made) == ((), {path: 1})
+    dropped = mend(store, {run: learned(model)})
+    assert dropped.rows == {path: 1}
+    assert dropped.notes == (f"the metadata of {path} were written anew; its rows are kept",)
     after = contents(store.path)
     metadata = f"{path}/zarr.json"
     assert json.loads(after.pop(metadata)) == json.loads(before.pop(metadata))
     assert after == before
 
 
-def test_metadata_of_patch_maps_take_them_along(store: Store, dataset: Dataset, compute: Compute) -> None:
+def test_metadata_of_patch_maps_take_them_along(store: Store) -> None:
     extractor = DinoExtractor(DinoName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
     array = store.require_dino_maps(extractor, (6, 4, 4))
     array.write((1,), np.ones((6, 4, 4)))
     (store.path / array.path / "zarr.json").write_text("{")
-    (sentence,) = mend(store, dataset, compute).given_up
+    opened = open_store(store.path)
+    dropped = drop(opened, verify(opened, Silent()), rows_at_hand(opened, Silent()), {}, Silent())
+    (sentence,) = dropped.notes
     assert sentence.startswith(f"{array.path} was removed, its metadata were damaged")
+    assert dropped.commands == {
+        array.path: f"dualsd cache maps --layers dino --dino owner/dino --dino-size 840 --dtype float32 --stored int8 "
+        f"--store {store.path}"
+    }
 
 
-def test_a_packed_store_is_mended_too(store: Store, dataset: Dataset, compute: Compute) -> None:
+def test_a_packed_store_is_mended_too(store: Store) -> None:
     before = contents(store.path)
     pack(store, Silent())
-    for path, row in (("latents", (2,)), (f"{maps_of(store, 'text')}/layer2/t0261", (4,))):
-        files = array_of(store, path).files
+    path = f"{maps_of(store, 'text')}/layer2/t0261"
+    for own, row in (("noisy/t0261", (2, 1)), (path, (4,))):
+        files = array_of(store, own).files
         assert isinstance(files, ShardFiles)
-        index = files.index((0,))
+        index = files.index((0,) * len(row))
         assert index is not None
-        flip(files.file((0,)), int(index[(*row, 0)]) + 11, 3)
-    outcome = mend(store, dataset, compute)
-    assert list(outcome.made.values()) == [1, 1]
+        flip(files.file((0,) * len(row)), int(index[(*row, 0)]) + 11, 3)
+    assert mend(store).rows == {"noisy/t0261": 1, path: 1}
     # what was damaged is in files of its own now, and as it was before it was packed
     now = contents(store.path)
-    assert {name: data for name, data in before.items() if name.startswith("latents/")}.items() <= now.items()
+    own = (f"{path}/", "noisy/t0261/")
+    assert {name: data for name, data in before.items() if name.startswith(own)}.items() <= now.items()
     assert array_of(store, "noisy/t0050").packed
 
 
-def test_maps_whose_run_is_gone_are_deleted_and_said(
-    store: Store, dataset: Dataset, compute: Compute, model: Model
-) -> None:
+def test_maps_whose_run_is_gone_are_deleted_and_said(store: Store, model: Model) -> None:
     before = contents(store.path)
     saved = maps_of(store, "class")
     spoil(store, f"{saved}/layer3/t0050/c.2.0.0.0")
-    outcome = mend(store, dataset, compute, [learned(model, seed=1)])
-    assert outcome.made == {}
-    (sentence,) = outcome.given_up
-    assert sentence.startswith(
-        f"1 damaged row(s) of {saved}/layer3/t0050 were deleted: no run here has the class prompts"
-    )
+    dropped = mend(store, {Path("other"): learned(model, seed=1)})
+    (sentence,) = dropped.notes
+    assert sentence.startswith(f"1 row(s) of {saved}/layer3/t0050: no run here has the class prompts")
     assert before.keys() - contents(store.path).keys() == {f"{saved}/layer3/t0050/c.2.0.0.0"}
 
 
@@ -169,35 +191,26 @@ def test_patch_tokens_and_hits_of_a_grid(store: Store, dataset: Dataset, compute
     name, folder = locate_dino(None, model.location)
     cache_patch_tokens(store, dataset, name, folder, range(6), compute, Silent())
     fill(require_rows(store.group, "grids/0123456789abcdef", (6,), (2, 2, 2, 1), "float16"))
-    before = contents(store.path)
     spoil(store, "cond/dinov2/c.3.0.0")
     spoil(store, "grids/0123456789abcdef/c.2.0.0.0.0")
-    outcome = mend(store, dataset, compute)
-    assert outcome.made == {"cond/dinov2": 1}
-    assert ["grid" in sentence for sentence in outcome.given_up] == [True]
-    del before["grids/0123456789abcdef/c.2.0.0.0.0"]
-    assert contents(store.path) == before
-
-
-def test_patch_tokens_of_a_dino_that_is_gone(store: Store, dataset: Dataset, compute: Compute) -> None:
-    fill(store.require_patch_tokens(DinoName("nowhere", "cd" * 16), (5, 3)))
-    spoil(store, "cond/dinov2/c.3.0.0")
-    outcome = mend(store, dataset, compute)
-    assert outcome.made == {}
-    assert "DINOv2" in outcome.given_up[0]
+    opened = open_store(store.path)
+    dropped = drop(opened, verify(opened, Silent()), rows_at_hand(opened, Silent()), {}, Silent())
+    assert dropped.commands == {"cond/dinov2": f"dualsd train --mode cpm --store {store.path}"}
+    assert ["grid" in sentence for sentence in dropped.notes] == [True]
     assert not array_of(store, "cond/dinov2").present()[3]
 
 
-def test_metadata_are_written_anew_and_rows_kept(store: Store, dataset: Dataset, compute: Compute) -> None:
+def test_metadata_are_written_anew_and_rows_kept(store: Store) -> None:
     before = contents(store.path)
     text = maps_of(store, "text")
     for path in ("latents", "noisy/t0261", f"{text}/layer2/t0261", "maps"):
         (store.path / path / "zarr.json").write_text("{")
     spoil(store, "noisy/t0261/c.1.1.0.0.0")  # seen only once its array is found again
-    outcome = mend(store, dataset, compute)
+    dropped = mend(store)
     assert contents(store.path) == before
-    assert outcome.made == {"noisy/t0261": 1}
-    assert outcome.given_up == ("the metadata of maps were written anew; its arrays are kept",)
+    assert dropped.rows == {"noisy/t0261": 1}
+    assert "the metadata of maps were written anew; its arrays are kept" in dropped.notes
+    assert len(dropped.notes) == 4
 
 
 def test_a_description_that_is_lost_is_written_by_the_next_run(
@@ -207,28 +220,8 @@ def test_a_description_that_is_lost_is_written_by_the_next_run(
     text = maps_of(store, "text")
     (store.path / text / "zarr.json").write_text("{")
     spoil(store, f"{text}/layer2/t0261/c.1.0.0.0")
-    outcome = mend(store, dataset, compute)
-    assert outcome.made == {}
-    assert any("unknown prompts" in sentence for sentence in outcome.given_up)
+    dropped = mend(store)
+    assert dropped.commands == {}
+    assert any("what they were made with is not known" in sentence for sentence in dropped.notes)
     require_maps(open_store(store.path), dataset, range(6), WANTED, TextPrompt(), 2, compute, Silent())
     assert contents(store.path) == before
-
-
-def test_an_image_that_cannot_be_read_any_more_is_reported(
-    store: Store, dataset: Dataset, compute: Compute, photographs: Path
-) -> None:
-    spoil(store, "latents/c.1.0.0.0")
-    spoil(store, "noisy/t0050/c.1.1.0.0.0")
-    spoil(store, "noisy/t0050/c.2.1.0.0.0")
-    (photographs / "cat" / "1.png").unlink()
-    outcome = mend(store, dataset, compute)
-    assert [error.image_id for error in outcome.bad] == ["cat/1"]
-    assert outcome.made == {"latents": 0, "noisy/t0050": 1}
-    assert not store.latents().present()[1]
-
-
-def test_an_image_that_changed_is_refused(store: Store, dataset: Dataset, compute: Compute, photographs: Path) -> None:
-    spoil(store, "latents/c.1.0.0.0")
-    Image.new("RGB", (20, 20)).save(photographs / "cat" / "1.png")
-    with pytest.raises(StoreError, match=r"cat/1.*changed since"):
-        mend(store, dataset, compute)

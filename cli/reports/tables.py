@@ -29,7 +29,7 @@ def write_tables(
 ) -> None:
     """`<stem>.md` and `<stem>.tex` in a folder, which is made. way_on: what to do where the disk was full. Raises what
     `write_whole` raises."""
-    with writing(f"The folder {folder}"):
+    with writing(f"The folder {folder}", place=folder):
         folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in ((".md", to_markdown(title, parts, notes)), (".tex", to_latex(parts, notes))):
         write_whole(folder / f"{stem}{suffix}", text.encode(), way_on)

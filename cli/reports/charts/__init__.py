@@ -1,0 +1,65 @@
+"""The charts of reports, a file each, and what they share. A chart is a function from a result to a `Chart`, or to None
+where the result has nothing for it; the page's module lists those of its kind of report under the titles of their
+sections."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from cli.reports.page import Section, Table, drawn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+
+Result = TypeVar("Result")
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+PERCENT = "PCK in percent"
+FONT, SMALL = 11, 10
+"""Sizes in points."""
+_WIDTH = 5.6
+"""In inches: narrow, so that a telephone shows the whole chart."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chart:
+    """A chart as a section shows it. alt: what it shows, for those who do not see it. tables: of its numbers, below."""
+
+    figure: "Figure"
+    alt: str
+    caption: str
+    tables: Sequence[Table] = ()
+
+
+def chart_sections(charts: Mapping[str, Callable[[Result], Chart | None]], result: Result) -> list[Section]:
+    """Those that have something to show. charts: by the titles of their sections."""
+    found = {title: draw(result) for title, draw in charts.items()}
+    return [
+        Section(title, [drawn(chart.figure, chart.alt, chart.caption), *chart.tables])
+        for title, chart in found.items()
+        if chart is not None
+    ]
+
+
+def canvas(height: float, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """A figure without a background. height: in inches. rows: of empty panels, one under the other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((_WIDTH, height), layout="constrained")
+    figure.patch.set_visible(False)
+    grid = list(figure.subplots(rows, 1, squeeze=False).flat)
+    for axes in grid:
+        axes.patch.set_visible(False)
+        axes.tick_params(labelsize=SMALL)
+        axes.grid(color="#e6e6e6")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def as_typed(legend: "Legend") -> None:
+    """Names in a legend are no formulas, whatever dollars are in them."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)

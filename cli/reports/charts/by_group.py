@@ -1,0 +1,103 @@
+"""PCK of groups of pairs as bars with intervals: by category, and by how hard a dataset says its pairs are, as
+SPair-71k does: by viewpoint, scale, truncation and occlusion."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, Chart, canvas
+from cli.reports.page import Table
+from cli.reports.scores import UNIT, Scored, at_alphas, category_block, spelled
+from cli.reports.tables import Block
+from matcher.pck import MatchedPair
+from matcher.statistics import Interval, pck_intervals
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LONGEST_NAME = 22
+"""Of a bar, in letters: a longer one would leave no room for the bar."""
+_VARIED, _HIDDEN = ("easy", "medium", "hard"), ("none", "source", "target", "both")
+LEVELS = {"viewpoint": _VARIED, "scale": _VARIED, "truncation": _HIDDEN, "occlusion": _HIDDEN}
+"""SPair-71k's words for 0, 1 and so on."""
+
+
+def by_category(scored: Scored) -> Chart:
+    """Bars a category, with all pairs as the dotted line."""
+    readout, alpha = scored.readout, scored.alpha
+    found = scored.intervals[readout][alpha]
+    return Chart(
+        _bars(list(found.by_category.items()), found.overall),
+        f"PCK@{alpha:g} in percent by category: {_said(list(found.named().items()))}.",
+        f"PCK@{alpha:g} by category, {readout.value}; orange: 95 % intervals, dotted: all pairs.",
+        [Table(category_block(scored, one), folded=one is not readout) for one in scored.intervals],
+    )
+
+
+def by_difficulty(scored: Scored) -> Chart | None:
+    """Bars a level of each flag; None where a pair has no flags."""
+    readout, alpha, scoring = scored.readout, scored.alpha, scored.run.scoring
+    bars, rows = [], []
+    for (flag, level), own in _levels(scored.run.matched).items():
+        found = pck_intervals(own, [readout], scoring.alphas, scored.average, scoring.pixels)[readout]
+        bars.append((f"{flag}: {level}", found[alpha].overall))
+        rows.append((flag, level, str(len(own)), *(spelled(columns.overall) for columns in found.values())))
+    if not rows:
+        return None
+    header = ("variation", "level", "pairs", *at_alphas(scoring.alphas))
+    title = f"{readout.value}, {scored.average.value} average, {UNIT}"
+    return Chart(
+        _bars(bars, scored.intervals[readout][alpha].overall),
+        f"PCK@{alpha:g} in percent by difficulty: {_said(bars)}.",
+        f"PCK@{alpha:g} by the dataset's own marks of difficulty, {readout.value}; orange: 95 % intervals, dotted: "
+        "all pairs. A pair has a level of each of them.",
+        [Table(Block(title, header, tuple(rows), left_columns=2))],
+    )
+
+
+def _levels(matched: Sequence[MatchedPair]) -> dict[tuple[str, str], list[MatchedPair]]:
+    """The pairs of every level that occurs, by flag and level; none where a pair has no flags."""
+    flagged = [(match, match.pair.flags) for match in matched if match.pair.flags is not None]
+    if len(flagged) < len(matched):
+        return {}
+    found: dict[tuple[str, str], list[MatchedPair]] = {}
+    for flag in sorted(flagged[0][1], key=lambda name: [*LEVELS, name].index(name)):
+        for match, flags in sorted(flagged, key=lambda one: one[1][flag]):
+            value, words = flags[flag], LEVELS.get(flag, ())
+            name = words[value] if value < len(words) else f"level {value}"
+            found.setdefault((flag, name), []).append(match)
+    return found
+
+
+def _said(bars: Sequence[tuple[str, Interval]]) -> str:
+    return ", ".join(f"{name.replace(':', '')} {100 * interval.mean:.1f}" for name, interval in bars)
+
+
+def _bars(bars: Sequence[tuple[str, Interval]], line: Interval) -> "Figure":
+    """Horizontal bars from the top, each with its interval as a whisker and its number beside it.
+
+    Args:
+        bars: Names, and PCK as fractions.
+        line: A PCK to hold them against.
+    """
+    means, lows, highs = 100 * np.array([(one.mean, one.low, one.high) for _, one in bars]).T
+    figure, (axes,) = canvas(0.55 + 0.27 * len(bars))
+    drawn = axes.barh(
+        range(len(bars)),
+        means,
+        height=0.68,
+        color=COLOURS[0],
+        xerr=(means - lows, highs - means),
+        error_kw={"ecolor": COLOURS[1], "elinewidth": 1.6},
+    )
+    axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=SMALL)
+    axes.axvline(100 * line.mean, color="#888888", lw=1, ls=(0, (2, 3)))
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name, _ in bars]
+    axes.set_yticks(range(len(bars)), names, fontsize=FONT, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(len(bars) - 0.45, -0.55)
+    axes.set_xlim(0, highs.max() * 1.14 or 1)
+    axes.set_xlabel(PERCENT, fontsize=FONT)
+    return figure

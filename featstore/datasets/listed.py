@@ -1,0 +1,220 @@
+"""What data sets have in common that are lists of pairs in a folder: SPair-71k, PF-Pascal, PF-Willow."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path, PurePosixPath
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_image, subfolders
+from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule, canonical_split
+from featstore.errors import DatasetError
+from featstore.plain_text import nfc, shown
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPair:
+    """The pair that a row of a list names."""
+
+    row: Row
+    source: ImageRecord
+    target: ImageRecord
+
+    def __str__(self) -> str:
+        return f"{self.row.where}: the pair {self.source.id} -> {self.target.id}"
+
+    def pair(self, source_points: Points, target_points: Points, names: Sequence[str], places: tuple[str, str]) -> Pair:
+        """The pair with the keypoints that both images show.
+
+        Args:
+            source_points: (n, 2), in pixels of the original image, NaN where a keypoint is absent.
+            target_points: (n, 2), likewise.
+            names: of the n keypoints.
+            places: where the source's and the target's annotation stand.
+
+        Raises:
+            DatasetError: where there is no such keypoint.
+        """
+        shown: NDArray[np.bool_] = np.isfinite(source_points + target_points)
+        common = shown[:, 0] & shown[:, 1]
+        if not common.any():
+            found = " and ".join(dict.fromkeys(places))
+            raise DatasetError(f"{self} has no keypoint that both images show; remove the row (annotated in {found}).")
+        return Pair(
+            source=self.source.id,
+            target=self.target.id,
+            category=self.source.category,
+            source_points=source_points[common],
+            target_points=target_points[common],
+            names=tuple(compress(names, common)),
+            source_place=places[0],
+            target_place=places[1],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFinder:
+    """The images that lists name, each looked for once, although it recurs in many pairs."""
+
+    tree: Tree
+    known: dict[tuple[str, str, bool], ImageRecord] = field(default_factory=dict)
+
+    def find(self, row: Row, file: str, category: str, mirrored: bool = False) -> ImageRecord:
+        """The image in a file, whose path is relative to the tree's root. Raises `DatasetError` where it is not
+        there."""
+        key = (file, category, mirrored)
+        if key not in self.known:
+            found = self.tree.find(file)
+            if found is None or not is_file(self.tree.root / found):
+                raise DatasetError(
+                    f"{row.where}: names the image {shown(file)}, which is not in {self.tree.root}; restore the image "
+                    "or remove the row."
+                )
+            identifier = nfc(f"{category}/{PurePosixPath(file).stem}") + (MIRRORED if mirrored else "")
+            self.known[key] = ImageRecord(identifier, nfc(category), found, mirrored)
+        return self.known[key]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDataset(ABC):
+    """A data set in the folder `root` that holds a list of pairs for each split. See
+    `featstore.datasets.records.Dataset`.
+
+    expected: the list files, for sentences. folders: names of the folder that it is unpacked to, the usual one first.
+    """
+
+    root: Path
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    theta_rule: ClassVar[ThetaRule]
+    expected: ClassVar[str]
+    folders: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def open(cls, root: Path | None) -> Self:
+        """The data set in `root`, or in its sub-folder of the usual name. Raises `DatasetError` where it is not."""
+        existing = existing_root(cls.name, root)
+        for folder in (existing, existing / cls.folders[0]):
+            if cls.find_lists(folder):
+                return cls(folder)
+        children = [child for child in subfolders(existing) if cls.find_lists(child)]
+        advice = (
+            f"it is in {children[0]}: give that" if children else "give the folder that the dataset was unpacked to"
+        )
+        raise DatasetError(f"{root} holds no {cls.name} dataset (looked for {cls.expected}); {advice}.")
+
+    @classmethod
+    @abstractmethod
+    def find_lists(cls, root: Path) -> Mapping[str, Path]:
+        """The list files that a folder holds, by split."""
+
+    @abstractmethod
+    def listed(self, path: Path) -> Sequence[ListedPair]:
+        """What a list file names, in its order; no annotation is opened."""
+
+    @abstractmethod
+    def pairs(self, split: str) -> tuple[Pair, ...]:
+        """See `featstore.datasets.records.Dataset`."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those whose list is there."""
+        return tuple(self.find_lists(self.root))
+
+    def images(self) -> tuple[ImageRecord, ...]:
+        """The images that the lists of all splits name. Raises `DatasetError` where two files would get one id."""
+        known: dict[str, ImageRecord] = {}
+        for pair in [pair for path in self._lists().values() for pair in self.listed(path)]:
+            for record in (pair.source, pair.target):
+                other = known.setdefault(record.id, record)
+                if other.file != record.file:
+                    raise DatasetError(
+                        f"{pair.row.where}: {record.file} and {other.file} would both be the image {record.id}; rename "
+                        "one of them."
+                    )
+        return tuple(known[identifier] for identifier in sorted(known))
+
+    def members(self, split: str) -> frozenset[str]:
+        """See `featstore.datasets.records.Dataset`."""
+        return frozenset(image.id for pair in self.listed(self.list_of(split)) for image in (pair.source, pair.target))
+
+    def notes(self, split: str | None) -> tuple[str, ...]:
+        """A sentence where pairs of a list stand twice."""
+        listed = self.listed(self.list_of(split)) if split is not None else ()
+        repeated = repeated_pairs(listed)
+        if not repeated:
+            return ()
+        line, first = next(iter(repeated.items()))
+        return (
+            f"{len(repeated)} of {len(listed)} lines of {listed[0].row.file} repeat a pair of an earlier line, e.g. "
+            f"line {line} that of line {first}; each pair is counted once.",
+        )
+
+    def read(self, image: ImageRecord) -> bytes:
+        """The bytes of the image file."""
+        return read_image(self.root, image)
+
+    def list_of(self, split: str) -> Path:
+        """The list file of one split. Raises `DatasetError` naming the splits that there are."""
+        lists, split = self._lists(), canonical_split(split)
+        if split not in lists:
+            raise DatasetError(
+                f"{self.root} has no split {split!r}, it has {', '.join(lists)}; choose one of these, or add the "
+                f"missing list (looked for {self.expected})."
+            )
+        return lists[split]
+
+    def _lists(self) -> Mapping[str, Path]:
+        lists = self.find_lists(self.root)
+        if not lists:
+            raise DatasetError(f"{self.root} has no {self.expected}; give the folder that the dataset was unpacked to.")
+        return lists
+
+
+def existing_root(name: str, root: Path | None) -> Path:
+    """The folder that is given for a data set. Raises `DatasetError` where none is, or it is not there."""
+    if root is None:
+        raise DatasetError(f"The dataset {name} needs the folder that it is in; give it with --root DIR.")
+    if not is_folder(root):
+        what = "is a file" if is_file(root) else "does not exist"
+        raise DatasetError(f"The root {root} of the dataset {name} {what}; give the folder that the dataset is in.")
+    return root
+
+
+def repeated_pairs(listed: Iterable[ListedPair]) -> dict[int, int]:
+    """The lines (1-based) whose pair stands in an earlier line already, with the first such line. Raises `DatasetError`
+    for an image that is paired with itself."""
+    first: dict[tuple[str, str], int] = {}
+    repeated: dict[int, int] = {}
+    for pair in listed:
+        if pair.source.id == pair.target.id:
+            raise DatasetError(
+                f"{pair.row.where}: pairs {pair.source.id} with itself, which says nothing of matching; remove the "
+                "line."
+            )
+        earlier = first.setdefault((pair.source.id, pair.target.id), pair.row.line)
+        if earlier != pair.row.line:
+            repeated[pair.row.line] = earlier
+    return repeated
+
+
+def refuse_repeated(listed: Sequence[ListedPair]) -> None:
+    """Raise `DatasetError` for a pair that stands twice, and for an image that is paired with itself."""
+    repeated = repeated_pairs(listed)
+    for pair in listed:
+        if pair.row.line in repeated:
+            raise DatasetError(f"{pair} is there already, in line {repeated[pair.row.line]}; remove one of them.")
+
+
+def refuse_other_category(pair: ListedPair) -> None:
+    """Raise `DatasetError` for a pair of two categories."""
+    if pair.source.category != pair.target.category:
+        raise DatasetError(
+            f"{pair.row.where}: pairs {pair.source.id} with {pair.target.id}, which is of another category; remove the "
+            "row."
+        )

@@ -1,0 +1,233 @@
+"""What `cache verify --drop` does: damaged rows are deleted, with those that were made of them, and the commands are
+named that make them again.
+
+Nothing is made here: each row comes again by the code that makes any, from images that are read anew.
+"""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featstore.backbones.dino_location import SUBFOLDER
+from featstore.backbones.dino_name import DINO
+from featstore.backbones.location import is_at_hand
+from featstore.backbones.model import Model
+from featstore.errors import MetadataError
+from featstore.pipeline.needed import model_of
+from featstore.progress import Progress
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.saved import SavedPrompts, prompts_of
+from featstore.prompts.text import TextPrompt
+from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, DinoExtractor, Extractor, Stored, number_of
+from featstore.store.ledger import GRIDS
+from featstore.store.schema import STORED_DTYPE
+from featstore.store.store import Store
+from featstore.store.verify import (
+    BadRow,
+    Expected,
+    Verification,
+    check_arrays,
+    drop_metadata,
+    drop_rows,
+    restore_metadata,
+    sweep,
+    unknown,
+)
+from matcher.errors import InputError
+
+Runs = Mapping[Path, LearnedPrompts]
+"""Learned prompts by what `--prompts` takes for them, the newest run first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What became of damage.
+
+    rows: how many rows were deleted, by array. notes: a sentence on each thing that was damaged besides rows, or that
+    no command makes again. commands: what makes an array's rows again, to be pasted.
+    """
+
+    rows: Mapping[str, int]
+    notes: tuple[str, ...]
+    commands: Mapping[str, str]
+
+
+def drop(store: Store, found: Verification, expected: Expected, runs: Runs, progress: Progress) -> Dropped:
+    """Delete what was found damaged, and what was made of it: noisy latents and maps of latents that go.
+
+    Metadata of an array whose rows are known are written anew, so that the rows are found again; others are removed,
+    with the rows that nobody can read without.
+
+    Args:
+        store: The store that was verified.
+        found: Its damage.
+        expected: What its arrays should be, see `rows_at_hand`.
+        runs: The prompts that maps may have been made with.
+        progress: Told how far it is.
+
+    Raises:
+        StoreError: Where the disk has no room to unpack a packed array, or where the metadata of the latents are
+            damaged and it is not known what they should be.
+    """
+    notes, restored, commands = list[str](), list[str](), dict[str, str]()
+
+    def note(path: str, what: str, how: str) -> None:
+        if how.startswith("dualsd "):
+            commands[path] = how
+        else:
+            notes.append(f"{what}: {how}")
+
+    for damaged in found.metadata:
+        path, how = damaged.path, way_back(store, damaged.path, runs)
+        rows = expected(path) if damaged.is_array else None
+        if rows is not None and restore_metadata(store, damaged, *rows):
+            restored.append(path)
+            notes.append(f"the metadata of {path} were written anew; its rows are kept")
+            continue
+        lost = f"{path} was removed: how much it held is not known"
+        notes.append(drop_metadata(store, damaged) if rows is None else lost)
+        if damaged.is_array or path == CONDITIONING:
+            note(path, path, how)
+    arrays = [array for path in restored if (array := store.array(path)) is not None]
+    bad = [*found.bad, *(row for array in check_arrays(store, arrays, progress) for row in array.bad)]
+    bad += _made_of(store, bad)
+    count = Counter(path for path, _ in {(one.array, one.row) for one in bad})
+    for path in sorted(count):
+        note(path, f"{count[path]} row(s) of {path}", way_back(store, path, runs))
+    drop_rows(store, sorted(bad, key=_order), progress)
+    sweep(store)
+    return Dropped(dict(sorted(count.items())), tuple(notes), commands)
+
+
+def _made_of(store: Store, bad: Collection[BadRow]) -> list[BadRow]:
+    """The noisy latents and the UNet's maps of images whose latents are among the bad rows, but for what is there too.
+    They may fit latents that were wrong, and would not fit those that are made again."""
+    images, known = {one.row[0] for one in bad if one.array == LATENTS}, {(one.array, one.row) for one in bad}
+    paths = [path for path in store.array_paths() if path.startswith((f"{NOISY}/", f"{MAPS}/")) and images]
+    arrays = [array for path in paths if f"/{DINO}/" not in path and (array := store.array(path)) is not None]
+    return [
+        BadRow(array.path, place, store.images.ids[place[0]], "its latents were damaged")
+        for array in arrays
+        for place in map(tuple, np.argwhere(array.present()).tolist())
+        if place[0] in images and (array.path, place) not in known
+    ]
+
+
+def _order(bad: BadRow) -> int:
+    """Maps first, and latents before the noisy ones that show them to be wrong: whenever this is killed, the rest is
+    found again."""
+    return {MAPS: 0, LATENTS: 1}.get(bad.array.split("/")[0], 2)
+
+
+def way_back(store: Store, path: str, runs: Runs) -> str:
+    """The command that makes rows of an array again, spelled so that a shell takes it; else a sentence on why there is
+    none."""
+    try:
+        return _command(store, path, runs)
+    except MetadataError:
+        return _NOT_KNOWN
+
+
+_NOT_KNOWN = "what they were made with is not known; whatever needs them makes them again"
+
+
+def _command(store: Store, path: str, runs: Runs) -> str:
+    kind, *rest = path.split("/")
+    if kind in (LATENTS, NOISY):
+        # a build makes all latents, whatever its noise; that which is kept already takes no more room
+        kept = (own for own in store.array_paths() if own.startswith(f"{NOISY}/"))
+        noisy = path if kind == NOISY else next(kept, f"{NOISY}/t0261")
+        array = store.array(noisy)
+        draws = 1 if array is None else array.rows_shape[1]
+        return _spell(store, "cache", "build", "--t", str(number_of(noisy)), "--ensemble", str(draws))
+    if kind == CONDITIONING:
+        return _spell(store, "train", "--mode", "cpm", *_dino_option(store.attributes(CONDITIONING).get("id")))
+    if kind == GRIDS:
+        return "the grid that was stopped scores those images again when it goes on"
+    description = store.attributes("/".join(path.split("/")[:2]))
+    dino, unet = DinoExtractor.from_description(description), Extractor.from_description(description)
+    if dino is not None:
+        return _maps(store, dino, "--layers", DINO, *_dino_option(dino.dino.id), "--dino-size", str(dino.size))
+    if unet is None or len(rest) < 3:
+        return _NOT_KNOWN
+    prompts = _prompt_options(unet.prompt, runs)
+    if prompts is None:
+        which = unet.prompt.get("kind")
+        return f"no run here has the {which} prompts that they were made with; such maps are made again when needed"
+    header = store.header
+    if rest[0] != replace(unet, model_fingerprint=header.model_fingerprint, seed=header.seed).key:
+        return "they were made with another model or seed than the header names; such maps are made again when needed"
+    place = ("--layers", str(number_of(rest[1])), "--t", str(number_of(rest[2])))
+    return _maps(store, unet, *place, *prompts, "--ensemble", str(unet.ensemble))
+
+
+def _maps(store: Store, extractor: Extractor | DinoExtractor, *options: str) -> str:
+    stored = () if extractor.stored is Stored.FLOAT16 else ("--stored", extractor.stored.value)
+    return _spell(store, "cache", "maps", *options, "--dtype", extractor.dtype, *stored)
+
+
+def _prompt_options(description: Mapping[str, object], runs: Runs) -> tuple[str, ...] | None:
+    """What is typed for the prompts of a description; None where nothing that is at hand gives them."""
+    prompts = prompts_of(description, [*runs.values()])
+    if isinstance(prompts, TextPrompt):
+        return "--prompt", prompts.template
+    if not isinstance(prompts, SavedPrompts):
+        return None
+    typed = ("--prompts", *(str(path) for path, own in runs.items() if own is prompts.learned))
+    if prompts.fallback is None:
+        return typed
+    if prompts.fallback == TextPrompt():
+        return (*typed, "--fallback", "text")
+    layers = set(prompts.learned.layers)
+    single = (own for own in runs.values() if own.mode is Mode.SINGLE and layers <= set(own.layers))
+    newest = next(single, None)  # which is what `--fallback single` takes
+    same = isinstance(prompts.fallback, SavedPrompts) and prompts.fallback.learned is newest
+    return (*typed, "--fallback", "single") if same else None
+
+
+def _dino_option(name: object) -> Iterable[str]:
+    """None for the model's own."""
+    return () if name is None or str(name).endswith(f"/{SUBFOLDER}") else ("--dino", str(name))
+
+
+def _spell(store: Store, *words: str) -> str:
+    return shlex.join(["dualsd", *words, "--store", str(store.path)])
+
+
+def rows_at_hand(store: Store, progress: Progress) -> Expected:
+    """What the store's model makes of its arrays, see `rows_of_model`, where it lies on this machine; nothing is
+    downloaded for it."""
+    try:
+        model = model_of(store) if is_at_hand(store.header.model_id, store.header.model_revision) else None
+        why = "is not on this machine"
+    except InputError as error:
+        model, why = None, f"cannot be used ({error})"
+    if model is None:
+        progress.note(
+            f"The model {store.header.model_id} {why}: shapes of rows are not held against it, only against each other."
+        )
+        return unknown
+    found = model
+    return lambda path: rows_of_model(store, found, path)
+
+
+def rows_of_model(store: Store, model: Model, path: str) -> tuple[tuple[int, ...], str] | None:
+    """The shape of an array's rows and how they lie on the disk, as header and model make them; None where that cannot
+    be told. No weights are loaded."""
+    kind, *rest = path.split("/")
+    size = store.header.image_size
+    if kind in (LATENTS, NOISY):
+        side = model.latent_side(size)
+        return (model.latent_channels, side, side), STORED_DTYPE
+    named = re.fullmatch(r"layer([1-4])", rest[1]) if kind == MAPS else None
+    if named is None:  # of a DINOv2 that nobody has named here, or hits of a grid
+        return None
+    extractor = Extractor.from_description(store.attributes(f"{MAPS}/{rest[0]}"))
+    shape = model.shape(int(named[1]), size)
+    stored = Stored.FLOAT16 if extractor is None else extractor.stored
+    return (shape.channels, shape.side, shape.side), stored.value
