@@ -2,7 +2,7 @@
 that goes on may change."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from featstore.backbones.dino_name import DINO
 from featstore.backbones.layers import check_layers, check_timesteps
 from featstore.backbones.model import Model
-from featstore.config import Positive, Rate, TrainConfig
+from featstore.config import Positive, Rate, TrainConfig, to_json
 from featstore.errors import TuningError
 from featstore.parsing import parse
 from featstore.pipeline.defaults import check_names, timesteps_for, unet_layers, weights_for
@@ -75,11 +75,7 @@ class TuningSettings:
 
     def to_json(self) -> dict[str, Any]:
         """As a run's `run.json` has it."""
-        matching = {
-            name: value.value if isinstance(value, Enum) else value for name, value in asdict(self.matching).items()
-        }
-        plain = {name: value.value if isinstance(value, Enum) else value for name, value in asdict(self).items()}
-        return {**plain, "matching": matching}
+        return to_json(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
