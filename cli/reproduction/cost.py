@@ -13,7 +13,7 @@ from featstore.datasets.records import Pair
 from featstore.pipeline.batches import chunks
 from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.plan import extractor_of, missing_latents, missing_noisy
-from featstore.prompts.base import Mode, Prompts
+from featstore.prompts.base import Prompts
 from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
@@ -77,7 +77,7 @@ def work_of_training(
     validations = sum(
         step % settings.validate_every == 0 or step == settings.steps for step in range(done + 1, settings.steps + 1)
     )
-    pairwise = settings.mode is Mode.CPM
+    pairwise = settings.mode.rules.of_pairs
     tapped = 2 * len(held_out) if pairwise else len(validated)
     passes = sum(_images_of_step(pairs, settings, step) for step in range(done, settings.steps))
     everyone = sorted({*images, *validated})
@@ -95,7 +95,7 @@ def _images_of_step(pairs: Sequence[Pair], settings: TuningSettings, step: int) 
     """Images that go through the UNet in a step, a layer: each once, or two a pair where every pair has a prompt of its
     own."""
     batch = RandomPairs(len(pairs), settings.batch, settings.seed).batch(step)
-    if settings.mode is Mode.CPM:
+    if settings.mode.rules.of_pairs:
         return 2 * len(batch)
     size = max(math.ceil(len(batch) / settings.accumulate), 1)
     return sum(

@@ -142,7 +142,7 @@ def _learned(
     learned, fallback = load_prompts(path), typed.fallback
     check_usable(learned, fingerprint, model_id, typed.layers or learned.layers)
     label = f"{learned.mode.value} prompts of {path}"
-    if learned.mode is Mode.CPM:
+    if learned.mode.rules.of_pairs:
         if fallback is not None:
             raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
         return PromptChoice(label, None, learned, path)
