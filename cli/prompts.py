@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import option_values
 from cli.options import JsonOption, RevisionOption
 from matcher.errors import InputError
 
@@ -58,9 +57,10 @@ def import_prompts(
 ) -> None:
     """Read SD4Match's published prompts into a file that --prompts takes. Nothing in the pickle is executed."""
     _check_format("--from", source)
-    named = option_values.model_for(None, model)
     from cli.output import check_writable, say
+    from featstore.pipeline.defaults import model_for
 
+    named = model_for(None, model)
     check_writable(out)
     from featstore.prompts.file import save_prompts
     from featstore.prompts.sd4match import import_published
