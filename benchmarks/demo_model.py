@@ -27,14 +27,13 @@ from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import hits
-from matcher.readout import Readout
 from matcher.statistics import Interval, bootstrap_mean
+from matcher.sweep import evaluate
 
 TIMESTEP = 261
 DRAWS = 2
@@ -81,11 +80,11 @@ def measure(model_name: str, folder: Path) -> Measured:
     pck = {}
     for name, (layers, settings) in configurations.items():
         maps = StoredMaps(store, made.extractor)
-        matched = evaluate(pairs, maps, layers, [Readout.NN], settings, compute.device)
+        matched = evaluate(pairs, maps, layers, ["nn"], settings, compute.device)
         for alpha in ALPHAS:
             pck[name, alpha] = np.array(
                 [
-                    hits(found.predictions[Readout.NN], pair.target_points, pair.theta, alpha).mean()
+                    hits(found.predictions["nn"], pair.target_points, pair.theta, alpha).mean()
                     for pair, found in zip(pairs, matched, strict=True)
                 ]
             )

@@ -23,11 +23,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.synthetic_maps import IMAGE_SIZE, POINTS, FewMaps, all_pairs, few_maps, open_maps, write_store
-from matcher.configuration import Configuration, all_layers_fused
+from matcher.configuration import Configuration, MatchSettings, all_layers_fused
 from matcher.maps import LayerSpec, MapsInMemory, MapSource
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
 from matcher.sweep import sweep
 from tests.reference import evaluate_plainly
 
@@ -40,7 +38,7 @@ CATEGORIES = 18
 TIMESTEPS = tuple(range(50, 401, 50))
 WEIGHTS = ((1.0, 0.0), (0.8, 0.6), (0.6, 0.8), (0.5, 0.5), (0.0, 1.0))
 DUAL = all_layers_fused({"2": (261,), "3": (200,)}, [(0.8, 0.6)], SETTINGS)
-SD4MATCH = (Readout.NN, Readout.BILINEAR, Readout.SOFTMAX, Readout.KERNELSOFTMAX)
+SD4MATCH = ("nn", "bilinear", "softmax", "kernelsoftmax")
 GIB = 2**30
 
 Row = tuple[str, str, str]
@@ -55,7 +53,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def run_sweep(
-    pairs: Sequence[MatchingPair], maps: MapSource, ways: Sequence[Configuration], readouts: Sequence[Readout]
+    pairs: Sequence[MatchingPair], maps: MapSource, ways: Sequence[Configuration], readouts: Sequence[str]
 ) -> None:
     """A whole sweep, whose predictions are dropped."""
     for _ in sweep(pairs, maps, ways, readouts, CPU):
@@ -88,13 +86,11 @@ def measure_sweep() -> list[Row]:
     pairs = all_pairs(1, IMAGES, SOURCES)
     ways = all_layers_fused({"2": TIMESTEPS, "3": TIMESTEPS}, WEIGHTS, SETTINGS)
     bare = bare_products(maps, IMAGES, SOURCES * POINTS)
-    turns = taking_turns([bare, lambda: run_sweep(pairs, maps, ways, [Readout.NN])], 3)
+    turns = taking_turns([bare, lambda: run_sweep(pairs, maps, ways, ["nn"])], 3)
     ratio = median(swept / products for products, swept in turns)
     swept = median(turn[1] for turn in turns)
     sample = pairs[:: len(pairs) // 6][:6]
-    plain = seconds(
-        lambda: [evaluate_plainly(sample, maps, way.layers, [Readout.NN], SETTINGS, CPU) for way in ways[:3]]
-    )
+    plain = seconds(lambda: [evaluate_plainly(sample, maps, way.layers, ["nn"], SETTINGS, CPU) for way in ways[:3]])
     whole = plain / (3 * len(sample)) * len(pairs) * len(ways)
     return [
         (f"{len(ways)} fused cells, nn: sweep / products of its 16 maps", f"{ratio:.2f}", "<= 4"),
@@ -114,7 +110,7 @@ def measure_single() -> list[Row]:
     turns = taking_turns(
         [
             bare_products(maps, IMAGES, SOURCES * POINTS),
-            lambda: run_sweep(pairs, maps, DUAL, [Readout.NN]),
+            lambda: run_sweep(pairs, maps, DUAL, ["nn"]),
             bare_products(maps, IMAGES, 4 * SOURCES * POINTS),
             lambda: run_sweep(pairs, maps, DUAL, SD4MATCH),
         ],
@@ -142,7 +138,7 @@ def measure_store() -> list[Row]:
             {(name, spec.layer, spec.timestep): stored.load(name, spec) for name in names for spec in specs}
         )
         turns = taking_turns(
-            [lambda: run_sweep(pairs, held, DUAL, [Readout.NN]), lambda: run_sweep(pairs, stored, DUAL, [Readout.NN])],
+            [lambda: run_sweep(pairs, held, DUAL, ["nn"]), lambda: run_sweep(pairs, stored, DUAL, ["nn"])],
             5,
         )
     ratio = median(from_store / from_memory for from_memory, from_store in turns)
@@ -173,7 +169,7 @@ def evaluate_store(path: Path, categories: int) -> None:
     """What `peak_of_evaluation` runs; prints JSON."""
     pairs = all_pairs(categories, IMAGES, SOURCES)
     maps = open_maps(path)
-    took = seconds(lambda: run_sweep(pairs, maps, DUAL, [Readout.NN]))
+    took = seconds(lambda: run_sweep(pairs, maps, DUAL, ["nn"]))
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
     print(json.dumps({"pairs": len(pairs), "seconds": took, "peak": peak}))
 

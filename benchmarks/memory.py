@@ -1,7 +1,8 @@
-"""Peak memory of `dualsd cache build` and `dualsd eval`, by the number of images: it must not grow with it.
+"""Peak memory of `dualsd cache build` and `dualsd eval`, by numbers of images and pairs: it must not grow with them.
 
-Run: `python -m benchmarks.memory [--images 1000,10000] [--json FILE]`. Images of 32x32 pixels are drawn on the fly, in
-20 categories, as many pairs as images, 4 keypoints a pair; the model is small, with random weights. Each command runs
+Run: `python -m benchmarks.memory [--images 1000,10000] [--pairs 870,90000] [--json FILE]`. Images of 32x32 pixels are
+drawn on the fly, in 20 categories, 4 keypoints per pair; the model is small, with random weights. Without `--pairs`
+there are as many pairs as images; with it each number of pairs is evaluated on each number of images. Each command runs
 in a process of its own, forked after the libraries were loaded, and says its own peak (`ru_maxrss`).
 """
 
@@ -37,18 +38,21 @@ EVAL = ("eval", "--layers", "1", "--t", "261", "--ensemble", "1", "--batch-size"
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Bytes of memory at most, resident. images: how many there were."""
+    """Bytes of memory at most, resident. images, pairs: how many there were."""
 
     images: int
+    pairs: int
     build: int
     eval: int
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnImages:
-    """A dataset of `count` images that are a function of their number. See `featstore.datasets.records.Dataset`."""
+    """A dataset of `count` images that are a function of their number, and `pair_count` pairs. See
+    `featstore.datasets.records.Dataset`."""
 
     count: int
+    pair_count: int
 
     @property
     def name(self) -> str:
@@ -67,9 +71,12 @@ class DrawnImages:
         return tuple(ImageRecord(_id(number), f"c{own:02d}", str(number)) for own, number in sorted(numbers))
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
-        """Each image with the next one of its category, the last with the first."""
+        """Each image with the next one of its category, the last with the first; then with the one after that."""
         assert split in self.splits
-        return tuple(self._pair(number, (number + CATEGORIES) % self.count) for number in range(self.count))
+        return tuple(
+            self._pair(number % self.count, (number + CATEGORIES * (1 + number // self.count)) % self.count)
+            for number in range(self.pair_count)
+        )
 
     def members(self, split: str) -> frozenset[str]:
         assert split in self.splits
@@ -88,23 +95,30 @@ class DrawnImages:
         return Pair(_id(source), _id(target), f"c{source % CATEGORIES:02d}", points[0], points[1], names)
 
 
-def measure(images: int, folder: Path) -> Peaks:
-    """Build a store of so many images in `folder`, and evaluate on as many pairs."""
+def measure(images: int, counts: Sequence[int], folder: Path) -> list[Peaks]:
+    """Build a store of so many images in `folder`, and evaluate on each number of pairs."""
     write_small_model(folder / "model", seed=0)
     store = ("--store", str(folder / "store.zarr"))
-    build = _peak_of(images, [*BUILD, *store, "--model", str(folder / "model")])
-    evaluation = _peak_of(images, [*EVAL, *store, "--out", str(folder / "run")])
-    return Peaks(images, build, evaluation)
+    build = _peak_of(DrawnImages(images, images), [*BUILD, *store, "--model", str(folder / "model")])
+    return [
+        Peaks(
+            images,
+            pairs,
+            build,
+            _peak_of(DrawnImages(images, pairs), [*EVAL, *store, "--out", str(folder / f"run-{pairs}")]),
+        )
+        for pairs in counts
+    ]
 
 
 def _id(number: int) -> str:
     return f"c{number % CATEGORIES:02d}/{number:06d}"
 
 
-def _peak_of(images: int, arguments: Sequence[str]) -> int:
+def _peak_of(dataset: DrawnImages, arguments: Sequence[str]) -> int:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(images, arguments, theirs))
+    process = context.Process(target=_run, args=(dataset, arguments, theirs))
     process.start()
     theirs.close()
     try:
@@ -116,9 +130,9 @@ def _peak_of(images: int, arguments: Sequence[str]) -> int:
     return peak
 
 
-def _run(images: int, arguments: Sequence[str], answer: Connection) -> None:
+def _run(dataset: DrawnImages, arguments: Sequence[str], answer: Connection) -> None:
     def drawn(_name: str, _root: Path | None) -> Dataset:
-        return DrawnImages(images)
+        return dataset
 
     registry.open_dataset = drawn
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -128,6 +142,9 @@ def _run(images: int, arguments: Sequence[str], answer: Connection) -> None:
 
 def main(
     images: Annotated[str, typer.Option(help="Numbers of images, separated by commas.")] = "1000,10000",
+    pairs: Annotated[
+        str | None, typer.Option(help="Numbers of pairs, separated by commas.", show_default="as many as images")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the peaks to FILE.", metavar="FILE")] = None,
 ) -> None:
     """Print the peaks."""
@@ -136,14 +153,17 @@ def main(
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)
-    measured = []
+    measured: list[Peaks] = []
     for count in map(int, images.split(",")):
         if count % CATEGORIES:
             raise typer.BadParameter(f"images come in {CATEGORIES} equal categories, which {count} do not make")
         with tempfile.TemporaryDirectory() as folder:
-            measured.append(measure(count, Path(folder)))
-        peaks = measured[-1]
-        typer.echo(f"{count} images: build {peaks.build / MEGABYTE:.0f} MB, eval {peaks.eval / MEGABYTE:.0f} MB")
+            measured += measure(count, [count] if pairs is None else list(map(int, pairs.split(","))), Path(folder))
+    for peaks in measured:
+        typer.echo(
+            f"{peaks.images} images, {peaks.pairs} pairs: build {peaks.build / MEGABYTE:.0f} MB, "
+            f"eval {peaks.eval / MEGABYTE:.0f} MB"
+        )
     if json is not None:
         json.write_text(json_module.dumps([asdict(peaks) for peaks in measured]))
 

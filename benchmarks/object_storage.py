@@ -27,11 +27,10 @@ from featstore.store.keys import Extractor, StoreLocation, parse_location
 from featstore.store.schema import StoreHeader
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec, MapSource
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
+from matcher.sweep import evaluate
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.s3_server import make_bucket, python_with_moto, running
 
@@ -70,7 +69,7 @@ def write_store(place: StoreLocation) -> Store:
 def seconds_of(maps: MapSource, pairs: Sequence[MatchingPair]) -> float:
     """Wall time of matching all pairs."""
     started = time.monotonic()
-    evaluate(pairs, maps, [LAYER], [Readout.NN], MatchSettings(SIZE), torch.device("cpu"))
+    evaluate(pairs, maps, [LAYER], ["nn"], MatchSettings(SIZE), torch.device("cpu"))
     return time.monotonic() - started
 
 

@@ -34,7 +34,7 @@ from featstore.tuning.data import NoisySource
 from featstore.tuning.networks import Networks
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import batch_loss, batch_maps
-from matcher.match import MatchSettings
+from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 from tools.demo_model.small_model import small_scheduler
 

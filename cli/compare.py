@@ -1,8 +1,8 @@
 """`dualsd compare`: is one evaluation better than another, and by how much."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,11 +11,7 @@ from cli.options import ByOption, CsvOption, FrameOption, JsonOption
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.pipeline.evaluation_run import EvaluationRun
-    from matcher.pck import Columns
     from matcher.statistics import Difference
-
-    Differences = Mapping[float, Columns[Difference]]
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -24,13 +20,8 @@ EXAMPLES = (
     "dualsd compare runs/ours runs/theirs --frame original --by point --json lead.json"
 )
 
-MOST_RUNS = 26
+MOST_RUNS = len(ascii_uppercase)
 """Each has a letter."""
-
-CSV_HEADER = (
-    *("first", "run", "readout", "average", "frame", "alpha", "category"),
-    *("first_percent", "run_percent", "lead_percent", "lead_low_percent", "lead_high_percent", "p"),
-)
 
 
 def compare(
@@ -62,25 +53,17 @@ def compare(
 
     from cli.output import check_writable, describe, print_table, say, write_csv, write_json
     from cli.progress import TerminalProgress
-    from featstore.pair_list import describe_list, spell_list
-    from featstore.pipeline.compare import compare_runs
-    from featstore.pipeline.evaluation_run import EvaluationRun
+    from featstore.pipeline.compare import CSV_HEADER, compare_runs
+    from featstore.pipeline.runs import EvaluationRun
 
     check_writable(json, csv)
-    first, *others = (EvaluationRun.open(path) for path in runs)
-    chosen = first.scoring.alphas if typed is None else typed
-    found = [(other, compare_runs(first, other, wanted[0], chosen, average, chosen_frame)) for other in others]
-    for sentence in dict.fromkeys(sentence for run in (first, *others) for sentence in run.notes):
+    opened = [EvaluationRun.open(path) for path in runs]
+    found = compare_runs(opened, wanted[0], typed, average, chosen_frame)
+    for sentence in dict.fromkeys(sentence for run in opened for sentence in run.notes):
         TerminalProgress().note(sentence)
-    measured = chosen_frame or first.scoring.frame_of(wanted[0])
-    pairs = [match.pair for match in first.matched]
-    say(
-        f"PCK in percent, {wanted[0].value}, {average.value} average, {measured.value} frame: {first.dataset} "
-        f"{first.split}, {spell_list(first.split, pairs)}"
-    )
-    say(f"A = {first.path}: {describe(first.scoring, first.features)}")
-    for place, (other, differences) in enumerate(found):
-        letter = chr(ord("B") + place)
+    say(found.title)
+    say(f"A = {found.first.path}: {describe(found.first.scoring, found.first.features)}")
+    for letter, (other, differences) in zip(ascii_uppercase[1:], found.others, strict=False):
         say(f"{letter} = {other.path}: {describe(other.scoring, other.features)}")
         for alpha, columns in differences.items():
             header = ["category", "A", letter, f"{letter} - A", "95 % interval", "p"]
@@ -90,11 +73,8 @@ def compare(
         "Intervals resample images, p values flip images. Each stands for itself: of many categories, thresholds and "
         "runs, one in 20 has p below 0.05 where nothing differs."
     )
-    settings = {"readout": wanted[0].value, "average": average.value, "frame": measured.value}
-    about = {"dataset": first.dataset, "split": first.split, **describe_list(first.split, pairs)}
-    comparisons = [{"run": str(other.path), "results": _to_json(differences)} for other, differences in found]
-    write_json(json, {**about, **settings, "first": str(first.path), "comparisons": comparisons})
-    write_csv(csv, CSV_HEADER, _to_rows(first, found, tuple(settings.values())))
+    write_json(json, found.to_json())
+    write_csv(csv, CSV_HEADER, found.to_rows())
 
 
 def _spelled(difference: "Difference") -> tuple[str, ...]:
@@ -108,30 +88,3 @@ def _spelled(difference: "Difference") -> tuple[str, ...]:
         f"[{low:+.2f}, {high:+.2f}]",
         f"{difference.p:.4f}",
     )
-
-
-def _to_json(differences: "Differences") -> dict[str, Any]:
-    return {
-        f"{alpha:g}": {
-            name: {
-                "first": difference.first,
-                "run": difference.second,
-                "lead": {"mean": difference.lead.mean, "low": difference.lead.low, "high": difference.lead.high},
-                "p": difference.p,
-            }
-            for name, difference in columns.named().items()
-        }
-        for alpha, columns in differences.items()
-    }
-
-
-def _to_rows(
-    first: "EvaluationRun", found: "Sequence[tuple[EvaluationRun, Differences]]", settings: tuple[str, ...]
-) -> Iterator[tuple[str, ...]]:
-    for other, differences in found:
-        for alpha, columns in differences.items():
-            for name, difference in columns.named().items():
-                lead = difference.lead
-                fractions = (difference.first, difference.second, lead.mean, lead.low, lead.high)
-                percent = (f"{100 * value:.4f}" for value in fractions)
-                yield (str(first.path), str(other.path), *settings, f"{alpha:g}", name, *percent, f"{difference.p:.4f}")

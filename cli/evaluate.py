@@ -30,7 +30,7 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     from cli.reports.evaluation import report_evaluation
     from featstore.config import to_json
     from featstore.pipeline.distributed import launched
-    from featstore.pipeline.evaluation_run import check_place, kept_evaluation
+    from featstore.pipeline.results import check_place, kept_evaluation
     from featstore.pipeline.run_evaluation import evaluate as run
     from matcher.pck import Average
 

@@ -107,7 +107,7 @@ def match(
             f"--heatmap draws a row a point, for at most {HEATMAP_POINTS} points, not {len(wanted_points)}."
         )
     chosen, *others = option_values.parse_readouts(readout)
-    if others or chosen.value == "pixel":
+    if others or chosen == "pixel":
         raise InputError(
             f"--readout takes one readout: nn, bilinear, softmax, kernelsoftmax or window, not {readout!r}."
         )
@@ -124,9 +124,10 @@ def match(
     from featstore.pipeline.prompt_choice import NEWEST, TypedPrompts, choose_for_store, choose_prompts, layers_of
     from featstore.prompts.text import DEFAULT_TEMPLATE
     from featstore.store.store import open_store
+    from matcher.configuration import MatchSettings
     from matcher.fusion import fuse
     from matcher.geometry import pixels_to_cells
-    from matcher.match import MatchSettings, correlate, match_points
+    from matcher.match import correlate, match_points
 
     check_writable(out, json)
     photos = [open_photo(source), open_photo(target)]
@@ -172,7 +173,7 @@ def match(
         np.float32
     )
     say(
-        f"model {opened.location.id}, prompt {text!r}, readout {chosen.value}, ensemble {ensemble}, geometry "
+        f"model {opened.location.id}, prompt {text!r}, readout {chosen}, ensemble {ensemble}, geometry "
         f"{shape.value}, images resized to {size} pixels"
     )
     print_table(
@@ -194,7 +195,7 @@ def match(
             "t": list(timesteps),
             "weights": list(shares),
             "prompt": text,
-            "readout": chosen.value,
+            "readout": chosen,
             "ensemble": ensemble,
             "geometry": shape.value,
             "image_size": size,

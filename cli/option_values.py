@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matcher.geometry import Geometry
     from matcher.pairs import Frame
     from matcher.pck import Average
-    from matcher.readout import Readout
 
 DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
 TEXT_TIMESTEPS = {2: 261, 3: 200}
@@ -195,16 +194,15 @@ def _alphas_between(part: str) -> list[float]:
     return [float(first + place * step) for place in range(int((last - first) / step) + 1)]
 
 
-def parse_readouts(text: str) -> "tuple[Readout, ...]":
-    """`nn,softmax` to readouts."""
-    from matcher.readout import Readout
+def parse_readouts(text: str) -> tuple[str, ...]:
+    """`nn,softmax` to readouts' names."""
+    from matcher.registry import MODULES
 
-    known = {readout.value: readout for readout in Readout}
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in known:
-            raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
-    return tuple(known[name] for name in dict.fromkeys(names))
+        if name not in MODULES:
+            raise InputError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def parse_average(text: str) -> "Average":

@@ -23,11 +23,10 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.backbones.layers import LayerShape
     from featstore.errors import ImageError
-    from featstore.pipeline.evaluate import Result, Scoring
+    from featstore.pipeline.evaluate import Evaluation, Scoring
     from featstore.store.keys import DinoExtractor, StoreLocation
-    from matcher.match import MatchSettings
+    from matcher.configuration import MatchSettings
     from matcher.pck import Average
-    from matcher.readout import Readout
 
 PIPE_WIDTH = 240
 """Columns where the output is no terminal: wide enough that no table is folded."""
@@ -60,23 +59,21 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     console().print(table)
 
 
-def print_result(result: "Result", average: "Average") -> None:
+def print_result(result: "Evaluation", average: "Average") -> None:
     """PCK by category: a row a readout and alpha as in the paper's Tables 3 and 4, or, where that is wider than the
     terminal, a row a category, a table a readout."""
-    from featstore.pair_list import spell_list
     from matcher.pck import paper_rows
 
-    table = result.table
+    table = result.scores
     header, rows = paper_rows(table, average)
-    listed = spell_list(result.split, [match.pair for match in result.matched])
-    title = f"PCK in percent, {average.value} average: {result.dataset} {result.split}, {listed}"
+    title = f"PCK in percent, {average.value} average: {result.title}"
     if sum(max(len(name), 5) + 3 for name in header) <= console().width:
         print_table(title, header, rows, left_columns=2)
         return
     for readout in table.values:
-        own = [row for row in rows if row[0] == readout.value]
+        own = [row for row in rows if row[0] == readout]
         columns = zip(header[2:], *(row[2:] for row in own), strict=True)
-        print_table(f"{title}, {readout.value}", ["category", *(f"@{row[1]}" for row in own)], list(columns))
+        print_table(f"{title}, {readout}", ["category", *(f"@{row[1]}" for row in own)], list(columns))
 
 
 def print_shapes(shapes: Iterable["LayerShape"]) -> None:
@@ -166,22 +163,21 @@ def _write_text(file: Path, text: str) -> None:
         file.write_bytes(content)
 
 
-def print_evaluation(result: "Result", average: "Average", json: Path | None, csv: Path | None) -> None:
+def print_evaluation(result: "Evaluation", average: "Average", json: Path | None, csv: Path | None) -> None:
     """Print what was measured and the table, and write both where files are asked for."""
     from matcher.pck import CSV_HEADER, to_rows
-    from matcher.readout import Readout
 
     say(describe(result.scoring, result.features))
     print_result(result, average)
     write_json(json, result.to_json())
-    rows = ((*row, *csv_settings(result, Readout(row[0]))) for row in to_rows(result.table))
+    rows = ((*row, *csv_settings(result, row[0])) for row in to_rows(result.scores))
     write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
 
 
 CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
 
 
-def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
+def csv_settings(result: "Evaluation", readout: str) -> tuple[str, ...]:
     """What a readout's numbers depend on, in the order of `CSV_SETTINGS`; several layers are joined by `+`."""
     layers, settings = result.scoring.layers, result.scoring.settings
     return (
@@ -200,6 +196,7 @@ def csv_settings(result: "Result", readout: "Readout") -> tuple[str, ...]:
 def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     """One line of all that the numbers depend on."""
     from matcher.pairs import Frame
+    from matcher.registry import frame_of
 
     settings: MatchSettings = scoring.settings
     layers = " + ".join(
@@ -214,6 +211,6 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
     if scoring.frame is not None:
         frame += f", PCK in the {scoring.frame.value} frame"
-    elif any(readout.frame is Frame.ORIGINAL for readout in scoring.readouts):
+    elif any(frame_of(readout) is Frame.ORIGINAL for readout in scoring.readouts):
         frame += ", pixel in the original frame"
     return f"{layers}{upsampling}; {frame}; {origin}"

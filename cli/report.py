@@ -26,7 +26,7 @@ def report(
     """
     from cli.output import say
     from featstore.errors import EvaluationError
-    from featstore.pipeline.evaluation_run import FORMAT as EVALUATION
+    from featstore.pipeline.results import FORMAT as EVALUATION
     from featstore.tuning.run_folder import FORMAT as TRAINING
     from featstore.tuning.run_folder import format_of
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from featstore.datasets.registry import ONE_OF
 from featstore.pipeline.defaults import check_layers_of, check_of_use
 from matcher.errors import InputError
+from matcher.registry import MODULES
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 Config = TypeVar("Config")
@@ -148,7 +149,7 @@ Weights = Annotated[Numbers | None, Setting("One weight per layer, e.g. 0.8,0.6.
 Upsample = Annotated[Factor, Setting("Upsample the finest map, bicubically, e.g. 2x.", form="factor")]
 UpsampleAlign = Annotated[GeometryName | None, Setting("Geometry of the upsampling.", unset="as --geometry")]
 Geometry = Annotated[GeometryName, Setting("From pixels to cells: corners (SD4Match) or half-pixel.")]
-Readouts = Annotated[Texts, Setting("Some of nn, bilinear, softmax, kernelsoftmax, window, pixel.")]
+Readouts = Annotated[Texts, Setting(f"Some of {', '.join(MODULES)}.")]
 Alphas = Annotated[
     Fractions, Setting("Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.", form="alphas")
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from featstore.datasets.records import MIRRORED, Dataset, canonical_split
 from featstore.progress import Progress
-from matcher.pairs import FramePoints, MatchingPair
+from matcher.pairs import FramePoints, MatchingPair, Pairs
 
 HASH_DIGITS = 12
 """Hex digits of a list's hash: no two of a million lists share one but by a chance of 1 in 500."""
@@ -31,7 +31,7 @@ def list_hash(split: str, pairs: Sequence[MatchingPair]) -> str:
 
 def describe_list(split: str, pairs: Sequence[MatchingPair]) -> dict[str, Any]:
     """What every result says of its list: `n_pairs`, `n_points`, `pairs_hash`. Raises what `list_hash` raises."""
-    points = sum(len(pair.target_points) for pair in pairs)
+    points = int(Pairs.of(pairs).counts.sum())
     return {"n_pairs": len(pairs), "n_points": points, "pairs_hash": list_hash(split, pairs)}
 
 

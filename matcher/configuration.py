@@ -1,19 +1,58 @@
-"""What a sweep tries: configurations, and which of them share their work."""
+"""How maps become matches: the settings, and the configurations of layers that a sweep tries."""
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matcher.errors import MatchError
 from matcher.fusion import check_weights
+from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
-from matcher.match import MatchSettings
-from matcher.pairs import Frame
-from matcher.readout import Readout
 
 ANGLES = 11
+
+BETA = 0.04
+"""Temperature of the matching probability softmax(m / beta) (SD4Match; docs/method.md, Correlation)."""
+
+SIGMA = 7.0
+"""Width in cells of the Gaussian of `kernel_soft_argmax` (SD4Match)."""
+
+WINDOW = 7
+"""Reach in cells of the window of `window_soft_argmax`: 15 x 15 cells (GeoAware-SC's SOFT_EVAL_WINDOW)."""
+
+WINDOW_BETA = 0.02
+"""Temperature of `window_soft_argmax` (GeoAware-SC's evaluation)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatchSettings:
+    """How maps become matches; recorded with every result.
+
+    image_size: side S of the resized image in pixels. geometry: pixel to cell. upsample: factor on the finest map's
+    size. upsample_align: geometry of the upsampling. beta: softmax temperature. sigma: kernel width in cells. window:
+    reach in cells of the readout `window`, window_beta: its own temperature.
+    """
+
+    image_size: int
+    geometry: Geometry = Geometry.CORNERS
+    upsample: int = 1
+    upsample_align: Geometry = Geometry.CORNERS
+    beta: float = BETA
+    sigma: float = SIGMA
+    window: int = WINDOW
+    window_beta: float = WINDOW_BETA
+
+    def __post_init__(self) -> None:
+        if self.image_size < 2:
+            raise MatchError(f"An image size of {self.image_size} pixels is too small: it must be at least 2.")
+        if self.upsample < 1:
+            raise MatchError(f"Maps cannot be upsampled {self.upsample} times: the factor must be at least 1.")
+        for name in ("beta", "sigma", "window_beta"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise MatchError(f"{name} is {getattr(self, name)}: it must be finite and above 0.")
+        if self.window < 0:
+            raise MatchError(f"A window of {self.window} cells cannot be: it must be at least 0.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,44 +111,3 @@ def angles(count: int = ANGLES) -> tuple[tuple[float, float], ...]:
     return tuple(
         (max(math.cos(step), 0.0) if index < count - 1 else 0.0, math.sin(step)) for index, step in enumerate(steps)
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Configurations of the same layers and settings, which differ in timesteps and weights alone: their source points
-    are sampled once a map, and each map is correlated once.
-
-    layers: names. maps: for each layer, the distinct maps asked for (of weight 1). members: indices of the
-    configurations. frame and readouts: ORIGINAL is for the readout `pixel`, which samples elsewhere, RESIZED for all
-    others.
-    """
-
-    layers: tuple[str, ...]
-    settings: MatchSettings
-    frame: Frame
-    readouts: tuple[Readout, ...]
-    members: tuple[int, ...]
-    maps: tuple[tuple[LayerSpec, ...], ...]
-
-    @property
-    def rows(self) -> int:
-        """Correlation maps that a point asks for: 4 where `bilinear` is read, else 1."""
-        return 4 if Readout.BILINEAR in self.readouts else 1
-
-
-def layouts(configurations: Sequence[Configuration], readouts: Sequence[Readout]) -> tuple[Layout, ...]:
-    """The configurations by what they share, each readout with its frame."""
-    grouped: dict[tuple[tuple[str, ...], MatchSettings], list[int]] = defaultdict(list)
-    for index, configuration in enumerate(configurations):
-        grouped[tuple(layer.layer for layer in configuration.layers), configuration.settings].append(index)
-    found = []
-    for (names, settings), members in grouped.items():
-        maps = tuple(
-            tuple(dict.fromkeys(configurations[index].layers[position].map for index in members))
-            for position in range(len(names))
-        )
-        for frame in Frame:
-            own = tuple(readout for readout in readouts if readout.frame is frame)
-            if own:
-                found.append(Layout(names, settings, frame, own, tuple(members), maps))
-    return tuple(found)

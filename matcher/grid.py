@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matcher.configuration import Configuration
+from matcher.configuration import Configuration, MatchSettings
 from matcher.errors import MatchError
 from matcher.maps import MapSource
-from matcher.match import MatchSettings
-from matcher.pairs import ALL, MatchingPair
+from matcher.pairs import ALL, MatchingPair, Pairs
 from matcher.pck import Average, Columns, averaged
-from matcher.readout import Readout
+from matcher.registry import frame_of
 from matcher.statistics import Interval, bootstrap_mean
-from matcher.sweep import grouped, sweep
+from matcher.sweep import sweep
 
 Hits = NDArray[np.uint16]
 """How many points of a pair were matched well enough: (configurations, readouts, alphas, pairs)."""
@@ -32,35 +31,25 @@ class Ledger(Protocol):
         """Keep them."""
 
 
-class NoLedger:
-    """Keeps nothing."""
-
-    def load(self, target: str) -> Hits | None:
-        """See `Ledger.load`."""
-
-    def save(self, target: str, hits: Hits) -> None:
-        """See `Ledger.save`."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class GridScores:
     """Hits of every configuration: (configurations, readouts, alphas, pairs)."""
 
-    pairs: tuple[MatchingPair, ...]
+    pairs: Pairs
     configurations: tuple[Configuration, ...]
-    readouts: tuple[Readout, ...]
+    readouts: tuple[str, ...]
     alphas: tuple[float, ...]
     hits: Hits
 
     @property
     def points(self) -> NDArray[np.int64]:
         """Points of each pair, (pairs,)."""
-        return np.array([len(pair.source_points) for pair in self.pairs])
+        return self.pairs.counts
 
     @property
     def categories(self) -> tuple[str, ...]:
         """Those that occur, sorted."""
-        return tuple(sorted({pair.category for pair in self.pairs}))
+        return tuple(self.pairs.occurring)
 
     def pck(self, average: Average) -> NDArray[np.float64]:
         """Fractions over all pairs, (configurations, readouts, alphas)."""
@@ -68,20 +57,20 @@ class GridScores:
 
     def columns(self, average: Average) -> Columns[NDArray[np.float64]]:
         """Fractions, (configurations, readouts, alphas) each."""
-        members = {name: np.array([pair.category == name for pair in self.pairs]) for name in self.categories}
+        members = self.pairs.occurring
         by_category = {name: averaged(self.hits[..., own], self.points[own], average) for name, own in members.items()}
         return Columns(self.pck(average), by_category)
 
-    def of_pairs(self, configuration: int, readout: Readout, alpha: float) -> NDArray[np.float64]:
+    def of_pairs(self, configuration: int, readout: str, alpha: float) -> NDArray[np.float64]:
         """The PCK of each pair, (pairs,), fractions."""
         hits = self.hits[configuration, self.readouts.index(readout), self.alphas.index(alpha)]
         return np.asarray(hits / self.points)
 
-    def interval(self, configuration: int, readout: Readout, alpha: float, average: Average) -> Interval:
+    def interval(self, configuration: int, readout: str, alpha: float, average: Average) -> Interval:
         """PCK and its 95 % interval, images resampled."""
         return self._interval(self.of_pairs(configuration, readout, alpha), average).within(0, 1)
 
-    def difference(self, better: int, worse: int, readout: Readout, alpha: float, average: Average) -> Interval:
+    def difference(self, better: int, worse: int, readout: str, alpha: float, average: Average) -> Interval:
         """The paired difference of two configurations and its 95 % interval."""
         lead = self.of_pairs(better, readout, alpha) - self.of_pairs(worse, readout, alpha)
         return self._interval(lead, average).within(-1, 1)
@@ -95,7 +84,7 @@ def score_grid(
     pairs: Sequence[MatchingPair],
     maps: MapSource,
     configurations: Sequence[Configuration],
-    readouts: Sequence[Readout],
+    readouts: Sequence[str],
     alphas: Sequence[float],
     device: torch.device,
     ledger: Ledger | None = None,
@@ -108,51 +97,42 @@ def score_grid(
     """
     if not pairs:
         raise MatchError("There is no pair to score.")
-    kept: Ledger = NoLedger() if ledger is None else ledger
+    pairs = Pairs.of(pairs)
     hits = np.zeros((len(configurations), len(readouts), len(alphas), len(pairs)), dtype=np.uint16)
     remaining: list[int] = []
-    for target, members in grouped(pairs, lambda pair: pair.target, range(len(pairs))).items():
-        done = kept.load(target)
+    for target, members in pairs.grouped("target").items():
+        done = None if ledger is None else ledger.load(target)
         if done is None:
             remaining += members
         else:
             hits[..., members] = done
             on_pairs(len(members))
-    for found in sweep([pairs[index] for index in remaining], maps, configurations, readouts, device):
+    left = pairs.take(remaining)
+    for found in sweep(left, maps, configurations, readouts, device):
         members = [remaining[index] for index in found.members]
-        counted = count_hits([pairs[index] for index in members], found.predictions, readouts, alphas)
+        counted = count_hits(pairs.take(members), found.predictions, readouts, alphas)
         hits[..., members] = counted
-        kept.save(pairs[members[0]].target, counted)
+        if ledger is not None:
+            ledger.save(pairs.images[pairs.target[members[0]]], counted)
         on_pairs(len(members))
-    return GridScores(tuple(pairs), tuple(configurations), tuple(readouts), tuple(alphas), hits)
+    return GridScores(pairs, tuple(configurations), tuple(readouts), tuple(alphas), hits)
 
 
 def count_hits(
-    pairs: Sequence[MatchingPair],
-    predictions: NDArray[np.float32],
-    readouts: Sequence[Readout],
-    alphas: Sequence[float],
+    pairs: Sequence[MatchingPair], predictions: NDArray[np.float32], readouts: Sequence[str], alphas: Sequence[float]
 ) -> Hits:
     """From predictions (configurations, readouts, points of all pairs in turn, 2) in pixels of each readout's frame."""
-    counts = np.array([len(pair.source_points) for pair in pairs])
-    starts = np.cumsum(counts) - counts
+    pairs = Pairs.of(pairs)
     hits = np.empty((len(predictions), len(readouts), len(alphas), len(pairs)), dtype=np.uint16)
     for column, readout in enumerate(readouts):
-        truths, thetas = zip(*(pair.truth(readout.frame) for pair in pairs), strict=True)
-        away = predictions[:, column].astype(np.float64) - np.concatenate(truths).astype(np.float64)
+        truth = pairs.in_frame(frame_of(readout))
+        away = predictions[:, column].astype(np.float64) - truth.target_points.astype(np.float64)
         distances = np.hypot(away[..., 0], away[..., 1])  # (configurations, points)
-        limits = np.repeat(np.array(thetas), counts)
+        limits = np.repeat(truth.theta, pairs.counts)
         for row, alpha in enumerate(alphas):
-            hits[:, column, row] = np.add.reduceat(distances <= alpha * limits, starts, axis=1, dtype=np.uint16)
+            right = distances <= alpha * limits
+            hits[:, column, row] = np.add.reduceat(right, pairs.starts, axis=1, dtype=np.uint16)
     return hits
-
-
-def joined(parts: Sequence[GridScores]) -> GridScores:
-    """Scores of the same grid on several lists of pairs, one after the other."""
-    first = parts[0]
-    pairs = tuple(pair for part in parts for pair in part.pairs)
-    hits = np.concatenate([part.hits for part in parts], axis=-1)
-    return GridScores(pairs, first.configurations, first.readouts, first.alphas, hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +141,7 @@ class Winner:
     where there is only one. pck: of the best. lead: its paired difference to the second. Intervals of 95 %, images
     resampled, which do not know that the best was chosen among many."""
 
-    readout: Readout
+    readout: str
     alpha: float
     best: int
     pck: Interval
@@ -202,7 +182,7 @@ def to_dictionaries(scores: GridScores) -> list[dict[str, Any]]:
         {
             **describe(configuration),
             "results": {
-                readout.value: {
+                readout: {
                     average.value: {
                         f"{alpha:g}": {
                             name: float(table[index, column, row])
@@ -245,7 +225,7 @@ def to_rows(scores: GridScores) -> Iterator[tuple[str, ...]]:
             for average, table in tables.items():
                 for row, alpha in enumerate(scores.alphas):
                     percent = f"{100 * table[index, column, row]:.4f}"
-                    yield (*own, readout.value, average.value, f"{alpha:g}", ALL, percent)
+                    yield (*own, readout, average.value, f"{alpha:g}", ALL, percent)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

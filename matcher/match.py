@@ -1,31 +1,18 @@
-"""How alike a source point is to every cell of the target."""
+"""One pair of final maps, matched plainly: every correlation map is built. `matcher.sweep` is for many pairs."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from matcher.configuration import MatchSettings
 from matcher.errors import MatchError
 from matcher.fusion import normalise, sample
-from matcher.geometry import Geometry, cells_to_pixels, pixels_to_cells
-from matcher.readout import (
-    SIGMA,
-    WINDOW,
-    WINDOW_BETA,
-    Readout,
-    blend_nearest,
-    check_predictions,
-    integer_neighbours,
-    kernel_soft_argmax,
-    nearest,
-    soft_argmax,
-    window_soft_argmax,
-)
-
-BETA = 0.04
-"""Temperature of the matching probability softmax(m / beta) (SD4Match; docs/method.md, Correlation)."""
+from matcher.geometry import cells_to_pixels, pixels_to_cells
+from matcher.pairs import Frame
+from matcher.readout import Correlations, check_predictions, integer_neighbours, nearest, nearest_pixels
+from matcher.registry import readout
 
 
 def correlate(source: Tensor, cells: Tensor, target: Tensor) -> Tensor:
@@ -38,47 +25,29 @@ def correlate(source: Tensor, cells: Tensor, target: Tensor) -> Tensor:
     return torch.einsum("nc,chw->nhw", descriptors, normalise(target, dim=0))
 
 
-@dataclass(frozen=True, slots=True)
-class MatchSettings:
-    """How maps become matches; recorded with every result.
-
-    image_size: side S of the resized image in pixels. geometry: pixel to cell. upsample: factor on the finest map's
-    size. upsample_align: geometry of the upsampling. beta: softmax temperature. sigma: kernel width in cells. window:
-    reach in cells of the readout `window`, window_beta: its own temperature.
-    """
-
-    image_size: int
-    geometry: Geometry = Geometry.CORNERS
-    upsample: int = 1
-    upsample_align: Geometry = Geometry.CORNERS
-    beta: float = BETA
-    sigma: float = SIGMA
-    window: int = WINDOW
-    window_beta: float = WINDOW_BETA
-
-    def __post_init__(self) -> None:
-        if self.image_size < 2:
-            raise MatchError(f"An image size of {self.image_size} pixels is too small: it must be at least 2.")
-        if self.upsample < 1:
-            raise MatchError(f"Maps cannot be upsampled {self.upsample} times: the factor must be at least 1.")
-        for name in ("beta", "sigma", "window_beta"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise MatchError(f"{name} is {getattr(self, name)}: it must be finite and above 0.")
-        if self.window < 0:
-            raise MatchError(f"A window of {self.window} cells cannot be: it must be at least 0.")
-
-
 def match_points(
-    source: Tensor, target: Tensor, points: Tensor, readouts: Sequence[Readout], settings: MatchSettings
-) -> dict[Readout, Tensor]:
+    source: Tensor, target: Tensor, points: Tensor, readouts: Sequence[str], settings: MatchSettings
+) -> dict[str, Tensor]:
     """Where each source point lies in the target, by each readout.
 
-    source, target: final maps (C, h, w) and (C, H, W), see `matcher.fusion.fuse`. points: (n, 2), (x, y) in pixels of
-    the resized frame. Returns (n, 2) in pixels of the resized frame, a readout.
+    Args:
+        source: Final map (C, h, w), see `matcher.fusion.fuse`.
+        target: Final map (C, H, W).
+        points: (n, 2), (x, y) in pixels of the resized frame.
+        readouts: Names, see `matcher.registry`.
+        settings: How maps become matches.
 
-    Raises `MatchError` where the maps' channels differ, a point or a match is not finite, and for `pixel`, which needs
-    the original images' sizes: see `matcher.readout.match_pixels`.
+    Returns:
+        By readout (n, 2), (x, y) in pixels of the resized frame.
+
+    Raises:
+        MatchError: The maps' channels differ, a point or a match is not finite, or a readout needs the original
+            images' sizes, as `pixel` does: see `match_pixels`.
     """
+    asked = {name: readout(name) for name in readouts}
+    for name, own in asked.items():
+        if own.frame is Frame.ORIGINAL:
+            raise MatchError(f"The readout {name} needs the original images' sizes: use matcher.match.match_pixels.")
     if source.shape[0] != target.shape[0]:
         raise MatchError(
             f"The source map has {source.shape[0]} channels and the target map {target.shape[0]}: "
@@ -90,34 +59,38 @@ def match_points(
     points = points.to(source)
     cells = pixels_to_cells(points, settings.image_size, source_size, settings.geometry)
     correlation = correlate(source, cells, target)  # (n, H, W)
-
-    def read(readout: Readout) -> Tensor:
-        match readout:
-            case Readout.NN:
-                return nearest(correlation)
-            case Readout.BILINEAR:
-                corners, weights = integer_neighbours(cells, source_size)
-                around = correlate(source, corners.flatten(0, 1), target).unflatten(0, (-1, 4))  # (n, 4, H, W)
-                return blend_nearest(around, weights)
-            case Readout.SOFTMAX:
-                return soft_argmax(correlation, settings.beta)
-            case Readout.KERNELSOFTMAX:
-                return kernel_soft_argmax(correlation, settings.beta, settings.sigma)
-            case Readout.WINDOW:
-                return window_soft_argmax(correlation, settings.window_beta, settings.window)
-            case Readout.PIXEL:
-                raise MatchError(
-                    "The readout pixel needs the original images' sizes: use matcher.readout.match_pixels."
-                )
-
+    corners, shares = integer_neighbours(cells, source_size)
+    around = correlation[:, None]
+    if any(own.rows > 1 for own in asked.values()):
+        around = correlate(source, corners.flatten(0, 1), target).unflatten(0, (-1, 4))  # (n, 4, H, W)
+    read = Correlations(settings, correlation, None, nearest(correlation), around, shares)
     found = {
-        readout: cells_to_pixels(read(readout), settings.image_size, target_size, settings.geometry)
-        for readout in readouts
+        name: cells_to_pixels(own.read(read), settings.image_size, target_size, settings.geometry)
+        for name, own in asked.items()
     }
-    for readout, positions in found.items():
-        check_predictions(positions, readout, "the source to the target map")
+    for name, positions in found.items():
+        check_predictions(positions, name, "the source to the target map")
     return found
 
 
 def _size(features: Tensor) -> tuple[int, int]:
     return features.shape[-2], features.shape[-1]
+
+
+def match_pixels(
+    source: Tensor, target: Tensor, points: Tensor, source_size: tuple[int, int], target_size: tuple[int, int]
+) -> Tensor:
+    """Where each source point lies in the target: (n, 2), whole pixels of the original target image.
+
+    source, target: final maps (C, h, w), see `matcher.fusion.fuse`. points: (n, 2) in pixels of the original source
+    image; the descriptor is that of the nearest pixel. Sizes: (width, height) of the original images.
+    """
+    upsampled, dense = (
+        functional.interpolate(features[None], (height, width), mode="bilinear")[0]
+        for features, (width, height) in ((source, source_size), (target, target_size))
+    )
+    x, y = nearest_pixels(points, source_size).long().unbind(dim=1)
+    descriptors = normalise(upsampled[:, y, x].T, dim=1)  # (n, C)
+    dense = normalise(dense, dim=0)
+    # a point at a time: a correlation map is as large as the image
+    return torch.cat([nearest(torch.einsum("c,chw->hw", vector, dense)[None]) for vector in descriptors])

@@ -1,8 +1,12 @@
-"""What the matcher has to know of two images: points and theta, in the resized frame and, where asked, the original."""
+"""What the matcher has to know of two images: points and theta, in the resized frame and, where asked, the original;
+and the pairs of an evaluation, a column per property."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,3 +106,225 @@ class MatchingPair:
                 "readout pixel and scores in that frame need: give the MatchingPair its `original`."
             )
         return self.original
+
+
+Integers = NDArray[np.integer[Any]]
+Rows = Sequence[int] | Integers | NDArray[np.bool_]
+"""Places of pairs, or a mask of all."""
+
+
+def places(rows: Rows) -> NDArray[np.intp]:
+    """The places of the pairs that are meant."""
+    chosen = rows if isinstance(rows, np.ndarray) else np.array(list(rows), dtype=np.intp)
+    return np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.intp)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairsInFrame:
+    """P pairs of N points in one frame. source_points, target_points: (N, 2), of all pairs in turn. theta: (P,)."""
+
+    source_points: FramePoints
+    target_points: FramePoints
+    theta: NDArray[np.float64]
+
+    def take(self, rows: Integers, points: Integers) -> "PairsInFrame":
+        """Some of the pairs, whose points are `points`."""
+        return PairsInFrame(self.source_points[points], self.target_points[points], self.theta[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs(Sequence[MatchingPair]):
+    """P pairs with N points, as columns: what a pair costs is its numbers. `pairs[index]` is a view of one.
+
+    images, categories: sorted; there may be more than occur. source, target, category: (P,), places among them. counts:
+    (P,), points per pair. resized, original: in either frame, None for one that not all pairs have. sizes: (P, 4),
+    (width, height) of source and target in the original frame. keypoints: the names that occur, sorted, and (N,) places
+    among them; None where a pair has none. flags: (P,) each, None where a pair has none.
+    """
+
+    images: tuple[str, ...]
+    categories: tuple[str, ...]
+    source: Integers
+    target: Integers
+    category: Integers
+    counts: NDArray[np.int64]
+    resized: PairsInFrame
+    original: PairsInFrame | None = None
+    sizes: Integers | None = None
+    keypoints: tuple[tuple[str, ...], Integers] | None = None
+    flags: Mapping[str, Integers] | None = None
+
+    @classmethod
+    def of(cls, pairs: Iterable[MatchingPair]) -> "Pairs":
+        """The pairs in their order; `Pairs` as they are."""
+        if isinstance(pairs, Pairs):
+            return pairs
+        images, categories, names = _Places(), _Places(), _Places()
+        flags: dict[str, array[int]] = {}
+        counts, sizes = array("q"), array("i")
+        resized, original = _Growing(), _Growing()
+        for pair in pairs:
+            images.add((pair.source, pair.target))
+            categories.add((pair.category,))
+            counts.append(len(pair.source_points))
+            names.add(pair.names or ())
+            for flag, value in (pair.flags or {}).items():
+                flags.setdefault(flag, array("i")).append(value)
+            resized.add(pair)
+            if pair.original is not None:
+                original.add(pair.original)
+                sizes.extend((*pair.original.source_size, *pair.original.target_size))
+        known = len(original.theta) == len(counts)
+        ends = images.sorted().reshape(-1, 2)
+        marked = bool(flags) and all(len(values) == len(counts) for values in flags.values())
+        return cls(
+            images=images.names,
+            categories=categories.names,
+            source=ends[:, 0],
+            target=ends[:, 1],
+            category=categories.sorted(),
+            counts=np.array(counts, dtype=np.int64),
+            resized=resized.grown(),
+            original=original.grown() if known else None,
+            sizes=np.array(sizes, dtype=np.int32).reshape(-1, 4) if known else None,
+            keypoints=(names.names, names.sorted()) if len(names.places) == sum(counts) else None,
+            flags={flag: np.array(values) for flag, values in flags.items()} if marked else None,
+        )
+
+    def __post_init__(self) -> None:
+        if any(name.strip() == ALL for name in self.categories):
+            raise MatchError(f"A category is called {ALL}, which is reserved for the score over all pairs; rename it.")
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> MatchingPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Pairs": ...
+    def __getitem__(self, index: int | slice) -> "MatchingPair | Pairs":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        row = range(len(self))[index]
+        own = slice(int(self.starts[row]), int(self.starts[row] + self.counts[row]))
+        original = None
+        if self.original is not None and self.sizes is not None:
+            width, height, target_width, target_height = self.sizes[row].tolist()
+            original = OriginalFrame(
+                source_size=(width, height),
+                target_size=(target_width, target_height),
+                source_points=self.original.source_points[own],
+                target_points=self.original.target_points[own],
+                theta=float(self.original.theta[row]),
+            )
+        return MatchingPair(
+            source=self.images[self.source[row]],
+            target=self.images[self.target[row]],
+            category=self.categories[self.category[row]],
+            source_points=self.resized.source_points[own],
+            target_points=self.resized.target_points[own],
+            theta=float(self.resized.theta[row]),
+            original=original,
+            names=None if self.keypoints is None else tuple(self.keypoints[0][n] for n in self.keypoints[1][own]),
+            flags=None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()},
+        )
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(P,), where each pair's points begin."""
+        return np.cumsum(self.counts) - self.counts
+
+    def points(self, rows: Rows) -> NDArray[np.int64]:
+        """The places of some pairs' points among all N, pair by pair."""
+        rows = places(rows)
+        counts = self.counts[rows]
+        ends = np.cumsum(counts)
+        return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.starts[rows] - ends + counts, counts)
+
+    def take(self, rows: Rows) -> "Pairs":
+        """Some of the pairs, in the order of `rows`: places or a mask."""
+        rows = places(rows)
+        points = self.points(rows)
+        return replace(
+            self,
+            source=self.source[rows],
+            target=self.target[rows],
+            category=self.category[rows],
+            counts=self.counts[rows],
+            resized=self.resized.take(rows, points),
+            original=None if self.original is None else self.original.take(rows, points),
+            sizes=None if self.sizes is None else self.sizes[rows],
+            keypoints=None if self.keypoints is None else (self.keypoints[0], self.keypoints[1][points]),
+            flags=None if self.flags is None else {flag: values[rows] for flag, values in self.flags.items()},
+        )
+
+    def in_frame(self, frame: Frame) -> PairsInFrame:
+        """The pairs in a frame. Raises `MatchError` where a pair is not known in the original one."""
+        if frame is Frame.RESIZED:
+            return self.resized
+        return self.in_original_frame()[0]
+
+    def in_original_frame(self) -> tuple[PairsInFrame, Integers]:
+        """The pairs in the original frame, and their `sizes`. Raises `MatchError` where that is not known."""
+        if self.original is None or self.sizes is None:
+            self[0].in_original_frame()  # raises, naming it
+        assert self.original is not None, "checked above"
+        assert self.sizes is not None, "known where the frame is"
+        return self.original, self.sizes
+
+    def grouped(
+        self, by: Literal["source", "target", "category"], rows: Iterable[int] | None = None
+    ) -> dict[str, list[int]]:
+        """The places of the pairs `rows`, by default of all, by image or category; both in the order of `rows`."""
+        names = self.categories if by == "category" else self.images
+        column: list[int] = getattr(self, by).tolist()
+        groups: dict[int, list[int]] = {}
+        for row in range(len(self)) if rows is None else rows:
+            groups.setdefault(column[row], []).append(row)
+        return {names[place]: members for place, members in groups.items()}
+
+    @property
+    def occurring(self) -> dict[str, NDArray[np.bool_]]:
+        """The categories that occur, sorted, and which pairs are of each, (P,)."""
+        return {self.categories[place]: self.category == place for place in np.unique(self.category)}
+
+
+class _Growing:
+    """A frame's columns as pairs are added: bytes, so that no array per pair stays."""
+
+    def __init__(self) -> None:
+        self._source, self._target, self.theta = bytearray(), bytearray(), array("d")
+
+    def add(self, pair: MatchingPair | OriginalFrame) -> None:
+        """One more."""
+        self._source += np.asarray(pair.source_points, dtype=np.float32).tobytes()
+        self._target += np.asarray(pair.target_points, dtype=np.float32).tobytes()
+        self.theta.append(pair.theta)
+
+    def grown(self) -> PairsInFrame:
+        """The columns."""
+        source, target = (np.frombuffer(own, dtype=np.float32).reshape(-1, 2) for own in (self._source, self._target))
+        return PairsInFrame(source, target, np.array(self.theta))
+
+
+class _Places:
+    """Names numbered as they come, then in their order."""
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+        self.places = array("i")
+
+    def add(self, names: Iterable[str]) -> None:
+        """More of them."""
+        self.places.extend([self._number.setdefault(name, len(self._number)) for name in names])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The distinct ones, sorted."""
+        return tuple(sorted(self._number))
+
+    def sorted(self) -> NDArray[np.int32]:
+        """Of each that was added its place among `names`."""
+        moved = np.empty(len(self._number), dtype=np.int32)
+        moved[[self._number[name] for name in self.names]] = np.arange(len(self._number), dtype=np.int32)
+        return moved[np.array(self.places, dtype=np.int32)]

@@ -1,16 +1,16 @@
 """PCK@alpha: the share of points with ||prediction - truth|| <= alpha theta, and its two averages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matcher.errors import MatchError
-from matcher.pairs import ALL, Frame, FramePoints, MatchingPair, PixelFrame
-from matcher.readout import Readout
+from matcher.pairs import ALL, Frame, FramePoints, MatchingPair, Pairs, PixelFrame, Rows
+from matcher.registry import frame_of
 
 T = TypeVar("T")
 
@@ -39,14 +39,64 @@ class MatchedPair:
     """A pair and what each readout predicted for its source points: (n, 2) in pixels of the readout's frame."""
 
     pair: MatchingPair
-    predictions: Mapping[Readout, FramePoints]
+    predictions: Mapping[str, FramePoints]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matches(Sequence[MatchedPair]):
+    """P pairs and what each readout predicted for their N source points: (N, 2), of all pairs in turn, in pixels of the
+    readout's frame. `matches[index]` is a view of one pair."""
+
+    pairs: Pairs
+    predictions: Mapping[str, FramePoints]
+
+    @classmethod
+    def of(cls, matched: Sequence[MatchedPair]) -> "Matches":
+        """The pairs in their order; `Matches` as they are. Raises `MatchError` where there is none."""
+        if not matched:
+            raise MatchError("There is no pair to score.")
+        if isinstance(matched, Matches):
+            return matched
+        found = {
+            name: np.concatenate([match.predictions[name] for match in matched]) for name in matched[0].predictions
+        }
+        return cls(Pairs.of(match.pair for match in matched), found)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> MatchedPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Matches": ...
+    def __getitem__(self, index: int | slice) -> "MatchedPair | Matches":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        points = self.pairs.points([range(len(self))[index]])
+        return MatchedPair(self.pairs[index], {name: own[points] for name, own in self.predictions.items()})
+
+    def take(self, rows: Rows) -> "Matches":
+        """Some of the pairs, see `Pairs.take`."""
+        points = self.pairs.points(rows)
+        return Matches(self.pairs.take(rows), {name: own[points] for name, own in self.predictions.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Pck:
+    """PCK of a readout as fractions, by alpha, in both averages."""
+
+    image: Mapping[float, Columns[float]]
+    point: Mapping[float, Columns[float]]
+
+    def __getitem__(self, average: Average) -> Mapping[float, Columns[float]]:
+        return self.image if average is Average.IMAGE else self.point
 
 
 @dataclass(frozen=True, slots=True)
 class PckTable:
     """PCK as fractions: `values[readout][average][alpha]`."""
 
-    values: Mapping[Readout, Mapping[Average, Mapping[float, Columns[float]]]]
+    values: Mapping[str, Pck]
     categories: tuple[str, ...]
     n_pairs: int
     n_points: int
@@ -73,31 +123,21 @@ class Distances:
         return np.asarray(np.add.reduceat(right, np.cumsum(self.counts) - self.counts, dtype=np.int64))
 
 
-def distances(matched: Sequence[MatchedPair], readout: Readout, frame: PixelFrame | None = None) -> Distances:
+def distances(matched: Sequence[MatchedPair], readout: str, frame: PixelFrame | None = None) -> Distances:
     """Measured in the readout's own frame, or in another: then predictions and truths are mapped from the readout's
     (those that were clamped there stay where they are), and theta is that of the frame measured in.
 
     Raises `MatchError` where there is no pair, or one is not known in the original frame.
     """
-    if not matched:
-        raise MatchError("There is no pair to score.")
-    chosen = readout.frame if frame is None else frame.frame
-    apart, thetas = [], []
-    for match in matched:
-        truths, _ = match.pair.truth(readout.frame)
-        away = match.predictions[readout].astype(np.float64) - truths.astype(np.float64)  # (n, 2)
-        if frame is not None and chosen is not readout.frame:
-            away = away * _scale(match.pair, frame)
-        apart.append(away)
-        thetas.append(match.pair.truth(chosen)[1])
-    counts = np.array([len(away) for away in apart])
-    return Distances(np.linalg.norm(np.concatenate(apart), axis=1), np.array(thetas), counts)
-
-
-def _scale(pair: MatchingPair, frame: PixelFrame) -> NDArray[np.float64]:
-    """From the other frame to this one, of the target image: (x, y)."""
-    to_original = np.asarray(pair.in_original_frame().target_size, dtype=np.float64) / frame.image_size
-    return to_original if frame.frame is Frame.ORIGINAL else 1 / to_original
+    matches = Matches.of(matched)
+    pairs, own = matches.pairs, frame_of(readout)
+    chosen = own if frame is None else frame.frame
+    truths = pairs.in_frame(own).target_points
+    away = matches.predictions[readout].astype(np.float64) - truths.astype(np.float64)  # (N, 2)
+    if frame is not None and chosen is not own:
+        to_original = pairs.in_original_frame()[1][:, 2:].astype(np.float64) / frame.image_size  # (P, 2): (x, y)
+        away *= np.repeat(to_original if chosen is Frame.ORIGINAL else 1 / to_original, pairs.counts, axis=0)
+    return Distances(np.linalg.norm(away, axis=1), pairs.in_frame(chosen).theta, pairs.counts)
 
 
 def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArray[np.float64]:
@@ -111,23 +151,19 @@ def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArr
 def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float], frame: PixelFrame | None = None) -> PckTable:
     """PCK by readout, average, alpha and category, each readout in its own frame, or all in `frame`: see `distances`.
     Raises `MatchError` where there is no pair."""
-    if not matched:
-        raise MatchError("There is no pair to score.")
-    categories = np.array([match.pair.category for match in matched])
-    counts = np.array([len(match.pair.target_points) for match in matched])
-    members = {str(category): categories == category for category in sorted(set(categories))}
-    values: dict[Readout, dict[Average, dict[float, Columns[float]]]] = {}
-    for readout in matched[0].predictions:
-        measured = distances(matched, readout, frame)
-        values[readout] = {average: {} for average in Average}
-        for alpha in alphas:
-            right = measured.hits(alpha)
-            for average in Average:
-                values[readout][average][alpha] = Columns(
-                    float(averaged(right, counts, average)),
-                    {name: float(averaged(right[own], counts[own], average)) for name, own in members.items()},
-                )
-    return PckTable(values, tuple(members), len(matched), int(counts.sum()))
+    matches = Matches.of(matched)
+    counts, members = matches.pairs.counts, matches.pairs.occurring
+
+    def columns(right: NDArray[np.int64], average: Average) -> Columns[float]:
+        own = {name: float(averaged(right[rows], counts[rows], average)) for name, rows in members.items()}
+        return Columns(float(averaged(right, counts, average)), own)
+
+    values = {}
+    for readout in matches.predictions:
+        measured = distances(matches, readout, frame)
+        right = {alpha: measured.hits(alpha) for alpha in alphas}
+        values[readout] = Pck(*({alpha: columns(own, average) for alpha, own in right.items()} for average in Average))
+    return PckTable(values, tuple(members), len(matches), int(counts.sum()))
 
 
 LEAST_POINTS = 3
@@ -154,45 +190,49 @@ class RankedPair:
 
 
 def best_and_worst(
-    matched: Sequence[MatchedPair], readout: Readout, alpha: float, frame: PixelFrame | None, count: int
+    matched: Sequence[MatchedPair], readout: str, alpha: float, frame: PixelFrame | None, count: int
 ) -> tuple[list[RankedPair], list[RankedPair]]:
     """At most `count` of each, the best first and the worst first, no pair in both: see `RULE`. Raises `MatchError`
     where there is no pair."""
-    measured = distances(matched, readout, frame)
-    apart = np.split(measured.distances, np.cumsum(measured.counts)[:-1])
-    ranked = [
-        RankedPair(index, own <= alpha * theta, float(own.mean() / theta))
-        for index, (own, theta) in enumerate(zip(apart, measured.thetas, strict=True))
+    matches = Matches.of(matched)
+    measured = distances(matches, readout, frame)
+    starts = matches.pairs.starts
+    own = [
+        slice(start, start + points) for start, points in zip(starts.tolist(), measured.counts.tolist(), strict=True)
     ]
-    telling = [one for one in ranked if len(one.right) >= LEAST_POINTS]
-    chosen = telling if len(telling) >= 2 * count else ranked
-    ordered = sorted(chosen, key=lambda one: (-one.pck, one.error, one.index))
-    best = _of_other_images(matched, ordered, count)
-    shown = {one.index for one in best}
-    worst = _of_other_images(matched, [one for one in reversed(ordered) if one.index not in shown], count)
-    return best, worst
+    errors = np.array([measured.distances[points].mean() for points in own]) / measured.thetas
+    telling = np.flatnonzero(measured.counts >= LEAST_POINTS)
+    chosen = telling if len(telling) >= 2 * count else np.arange(len(matches))
+    ordered = chosen[np.lexsort((errors[chosen], -(measured.hits(alpha) / measured.counts)[chosen]))]
+    best = _of_other_images(matches.pairs, ordered, count)
+    worst = _of_other_images(matches.pairs, [row for row in ordered[::-1] if row not in best], count)
+
+    def ranked(row: int) -> RankedPair:
+        return RankedPair(row, measured.distances[own[row]] <= alpha * measured.thetas[row], float(errors[row]))
+
+    return list(map(ranked, best)), list(map(ranked, worst))
 
 
-def _of_other_images(matched: Sequence[MatchedPair], ordered: Sequence[RankedPair], count: int) -> list[RankedPair]:
+def _of_other_images(pairs: Pairs, ordered: Iterable[int], count: int) -> list[int]:
     """The first ones, without those that show an image again."""
-    seen: set[str] = set()
-    found: list[RankedPair] = []
-    for one in ordered:
-        images = {matched[one.index].pair.source, matched[one.index].pair.target}
+    seen: set[int] = set()
+    found: list[int] = []
+    for row in map(int, ordered):
+        images = {int(pairs.source[row]), int(pairs.target[row])}
         if len(found) < count and not images & seen:
             seen |= images
-            found.append(one)
+            found.append(row)
     return found
 
 
 def to_json(table: PckTable) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """`{readout: {"image"|"point": {"0.05": {"all": 0.4121, category: ...}}}}`, values as fractions."""
     return {
-        readout.value: {
-            average.value: {f"{alpha:g}": _over_all_first(columns) for alpha, columns in by_alpha.items()}
-            for average, by_alpha in by_average.items()
+        readout: {
+            average.value: {f"{alpha:g}": _over_all_first(columns) for alpha, columns in pck[average].items()}
+            for average in Average
         }
-        for readout, by_average in table.values.items()
+        for readout, pck in table.values.items()
     }
 
 
@@ -201,20 +241,20 @@ CSV_HEADER = ("readout", "average", "alpha", "category", "pck_percent")
 
 def to_rows(table: PckTable) -> Iterator[tuple[str, str, str, str, str]]:
     """One row a number, in the order of `CSV_HEADER`."""
-    for readout, by_average in table.values.items():
-        for average, by_alpha in by_average.items():
-            for alpha, columns in by_alpha.items():
+    for readout, pck in table.values.items():
+        for average in Average:
+            for alpha, columns in pck[average].items():
                 for category, value in _over_all_first(columns).items():
-                    yield readout.value, average.value, f"{alpha:g}", category, f"{100 * value:.4f}"
+                    yield readout, average.value, f"{alpha:g}", category, f"{100 * value:.4f}"
 
 
 def paper_rows(table: PckTable, average: Average) -> tuple[list[str], list[list[str]]]:
     """Header and rows in the shape of the paper's Tables 3 and 4: a row a readout and alpha, a column a category,
     "all" last; percent with two decimals."""
     rows = [
-        [readout.value, f"{alpha:g}", *(f"{100 * value:.2f}" for value in columns.named().values())]
-        for readout, by_average in table.values.items()
-        for alpha, columns in by_average[average].items()
+        [readout, f"{alpha:g}", *(f"{100 * value:.2f}" for value in columns.named().values())]
+        for readout, pck in table.values.items()
+        for alpha, columns in pck[average].items()
     ]
     return ["readout", "alpha", *table.categories, ALL], rows
 

@@ -1,39 +1,52 @@
-"""From correlations to target points: the readouts, one function each."""
+"""From correlations to target points: what a readout is, and six of them."""
 
-from enum import Enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from matcher.configuration import MatchSettings
 from matcher.errors import MatchError
-from matcher.fusion import normalise
 from matcher.pairs import Frame
 
-SIGMA = 7.0
-"""Width in cells of the Gaussian of `kernel_soft_argmax` (SD4Match)."""
 
-WINDOW = 7
-"""Reach in cells of the window of `window_soft_argmax`: 15 x 15 cells (GeoAware-SC's SOFT_EVAL_WINDOW)."""
+@dataclass(frozen=True, eq=False)
+class Correlations:
+    """Those of n points with every cell of a target, (H, W) cells, or pixels in the original frame.
 
-WINDOW_BETA = 0.02
-"""Temperature of `window_soft_argmax` (GeoAware-SC's evaluation)."""
+    sums: (n, H, W), proportional to the cosines of each point. scale: (n,), what makes cosines of them, None where they
+    are cosines. nearest: (n, 2), the (x, y) of the largest. neighbours: (n, 4, H, W), of the four cells around each
+    source point, and shares: (n, 4), their bilinear weights; only for a readout that asks for them.
+    """
+
+    settings: MatchSettings
+    sums: Tensor
+    scale: Tensor | None
+    nearest: Tensor
+    neighbours: Tensor
+    shares: Tensor
+
+    @cached_property
+    def cosines(self) -> Tensor:
+        """(n, H, W) in [-1, 1]."""
+        return self.sums if self.scale is None else self.sums * self.scale[:, None, None]
 
 
-class Readout(Enum):
-    """The names that `--readouts` takes."""
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """A way to read target points off correlations.
 
-    NN = "nn"
-    BILINEAR = "bilinear"
-    SOFTMAX = "softmax"
-    KERNELSOFTMAX = "kernelsoftmax"
-    WINDOW = "window"
-    PIXEL = "pixel"
+    read: `Correlations` of n points to (n, 2), (x, y) in cells of the target (pixels in the original frame). frame: in
+    which its predictions are, and are scored. rows: correlation maps per point that it asks for: 4 where it reads
+    `neighbours`, which only the resized frame has.
+    """
 
-    @property
-    def frame(self) -> Frame:
-        """The frame in which its predictions are, and are scored."""
-        return Frame.ORIGINAL if self is Readout.PIXEL else Frame.RESIZED
+    name: str
+    read: Callable[[Correlations], Tensor]
+    frame: Frame = Frame.RESIZED
+    rows: int = 1
 
 
 def nearest(correlation: Tensor) -> Tensor:
@@ -50,12 +63,12 @@ def doubt(correlation: Tensor, best: Tensor) -> Tensor:
     return top - top
 
 
-def check_predictions(positions: Tensor, readout: Readout, pair: str) -> None:
+def check_predictions(positions: Tensor, readout: str, pair: str) -> None:
     """Raise `MatchError` for predictions (..., 2) that are not finite: scored, they would count as misses. Everything
     that predicts ends here. pair: what was matched with what."""
     if not positions.isfinite().all():
         raise MatchError(
-            f"The points of {pair} have no match by {readout.value}: correlations of the two are not finite in "
+            f"The points of {pair} have no match by {readout}: correlations of the two are not finite in "
             "float32; look for values in their maps that are not finite, or too large."
         )
 
@@ -138,26 +151,31 @@ def _axis(cells: int, like: Tensor) -> Tensor:
     return torch.arange(cells, dtype=like.dtype, device=like.device)
 
 
-def match_pixels(
-    source: Tensor, target: Tensor, points: Tensor, source_size: tuple[int, int], target_size: tuple[int, int]
-) -> Tensor:
-    """Where each source point lies in the target: (n, 2), whole pixels of the original target image.
-
-    source, target: final maps (C, h, w), see `matcher.fusion.fuse`. points: (n, 2) in pixels of the original source
-    image; the descriptor is that of the nearest pixel. Sizes: (width, height) of the original images.
-    """
-    upsampled, dense = (
-        functional.interpolate(features[None], (height, width), mode="bilinear")[0]
-        for features, (width, height) in ((source, source_size), (target, target_size))
-    )
-    x, y = nearest_pixels(points, source_size).long().unbind(dim=1)
-    descriptors = normalise(upsampled[:, y, x].T, dim=1)  # (n, C)
-    dense = normalise(dense, dim=0)
-    # a point at a time: a correlation map is as large as the image
-    return torch.cat([nearest(torch.einsum("c,chw->hw", vector, dense)[None]) for vector in descriptors])
-
-
 def nearest_pixels(points: Tensor, size: tuple[int, int]) -> Tensor:
     """The whole pixels (n, 2) of an image of `size` = (width, height) nearest to points (n, 2)."""
     last = torch.tensor([size[0] - 1, size[1] - 1], dtype=points.dtype, device=points.device)
     return (points + 0.5).floor().clamp(min=torch.zeros_like(last), max=last)
+
+
+def _read_kernel(found: Correlations) -> Tensor:
+    return kernel_soft_argmax(found.cosines, found.settings.beta, found.settings.sigma, found.nearest)
+
+
+def _read_window(found: Correlations) -> Tensor:
+    return window_soft_argmax(found.cosines, found.settings.window_beta, found.settings.window, found.nearest)
+
+
+NN = Readout("nn", lambda found: found.nearest)
+
+READOUTS = {
+    known.name: known
+    for known in (
+        NN,
+        Readout("bilinear", lambda found: blend_nearest(found.neighbours, found.shares), rows=4),
+        Readout("softmax", lambda found: soft_argmax(found.cosines, found.settings.beta)),
+        Readout("kernelsoftmax", _read_kernel),
+        Readout("window", _read_window),
+        Readout("pixel", lambda found: found.nearest, frame=Frame.ORIGINAL),
+    )
+}
+"""SD4Match's four, GeoAware-SC's `window` and DIFT's `pixel`."""

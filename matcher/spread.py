@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matcher.errors import MatchError
-from matcher.pairs import MatchingPair
+from matcher.pairs import MatchingPair, Pairs
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -107,13 +107,11 @@ def graphs_of(pairs: Sequence[MatchingPair], sizes: Floats | None = None) -> tup
     none are given. Raises `MatchError` where there is no pair, or the counts differ."""
     if not pairs:
         raise MatchError("There is no pair to compare.")
+    pairs = Pairs.of(pairs)
     sizes = np.ones(len(pairs)) if sizes is None else np.asarray(sizes, dtype=np.float64)
     if len(sizes) != len(pairs):
         raise MatchError(f"{len(pairs)} pair(s) with {len(sizes)} size(s) cannot be compared.")
-    members: dict[str, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        members.setdefault(pair.category, []).append(place)
-    return tuple(_graph(pairs, members[category], sizes, category) for category in sorted(members))
+    return tuple(_graph(pairs, np.flatnonzero(own), sizes, name) for name, own in pairs.occurring.items())
 
 
 def spread(graphs: Sequence[CategoryGraph], values: Floats) -> tuple[Spread, tuple[Spread, ...]]:
@@ -191,14 +189,13 @@ def _sum(parts: Sequence[Floats]) -> Floats:
     return np.asarray(np.sum(parts, axis=0))
 
 
-def _graph(pairs: Sequence[MatchingPair], members: Sequence[int], sizes: Floats, category: str) -> CategoryGraph:
-    names = tuple(sorted({image for place in members for image in (pairs[place].source, pairs[place].target)}))
-    number = {name: place for place, name in enumerate(names)}
-    ends = np.array([sorted((number[pairs[place].source], number[pairs[place].target])) for place in members])  # (p, 2)
+def _graph(pairs: Pairs, members: Places, sizes: Floats, category: str) -> CategoryGraph:
+    images, places = np.unique(np.stack([pairs.source[members], pairs.target[members]]), return_inverse=True)
+    ends = np.sort(places.reshape(2, -1).T, axis=1)  # (p, 2)
     order = np.lexsort((ends[:, 1], ends[:, 0]))
     ends = ends[order]
     starts = np.flatnonzero(np.r_[True, (np.diff(ends, axis=0) != 0).any(axis=1)])
-    chosen = np.asarray(members)[order]
+    chosen = members[order]
     own = sizes[chosen]
     return CategoryGraph(
         category=category,
@@ -206,6 +203,6 @@ def _graph(pairs: Sequence[MatchingPair], members: Sequence[int], sizes: Floats,
         weights=own / own.sum(),
         starts=starts,
         ends=ends[starts],
-        names=names,
+        names=tuple(pairs.images[place] for place in images),
         share=float(own.sum() / sizes.sum()),
     )

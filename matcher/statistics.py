@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from matcher.errors import MatchError
 from matcher.pairs import MatchingPair, PixelFrame
-from matcher.pck import Average, Columns, Distances, MatchedPair, averaged, distances
-from matcher.readout import Readout
+from matcher.pck import Average, Columns, Distances, MatchedPair, Matches, averaged, distances
 from matcher.spread import CategoryGraph, Floats, Spread, graphs_of, spread
 
 
@@ -201,17 +200,18 @@ PckIntervals = Mapping[float, Columns[Interval]]
 
 def pck_intervals(
     matched: Sequence[MatchedPair],
-    readouts: Sequence[Readout],
+    readouts: Sequence[str],
     alphas: Sequence[float],
     average: Average,
     frame: PixelFrame | None = None,
-) -> dict[Readout, PckIntervals]:
+) -> dict[str, PckIntervals]:
     """Of `readouts` at `alphas`, each in its own frame or all in `frame`: see `matcher.pck.distances`. The means are
     those of `matcher.pck.tabulate`. Raises `MatchError` where there is no pair."""
-    measured = [distances(matched, readout, frame) for readout in readouts]
+    matches = Matches.of(matched)
+    measured = [distances(matches, readout, frame) for readout in readouts]
     values = np.array([found.hits(alpha) / found.counts for found in measured for alpha in alphas])  # (values, pairs)
     sizes = measured[0].counts.astype(np.float64) if average is Average.POINT else None
-    graphs = graphs_of([match.pair for match in matched], sizes)
+    graphs = graphs_of(matches.pairs, sizes)
     over_all, of_each = bootstrap(graphs, values, INTERVAL_SEED)
 
     def columns(value: int) -> Columns[Interval]:

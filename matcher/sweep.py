@@ -5,7 +5,6 @@ and configurations that differ in timesteps and weights share all of them. `test
 this one is tested against.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -15,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from matcher.configuration import Configuration, Layout, layouts
+from matcher.configuration import Configuration, MatchSettings
+from matcher.correlate import Family, Samples, check_channels, distinct_keypoints, families, join, match_cells, sample
 from matcher.errors import MatchError
 from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
-from matcher.pairs import Frame, MatchingPair
-from matcher.queries import Samples, distinct_keypoints, join, sample
-from matcher.readout import Readout, check_predictions
-from matcher.target import check_channels, match_cells, match_pixels_of_target
+from matcher.pairs import Frame, MatchingPair, Pairs
+from matcher.pck import Matches
+from matcher.pixels import match_pixels_of_target
+from matcher.readout import check_predictions
+from matcher.registry import readout
 
 KEPT_BYTES = 2**30
 """Maps of a category's sources that are kept for when they are targets, as they came; those beyond are read again."""
@@ -43,7 +44,7 @@ def sweep(
     pairs: Sequence[MatchingPair],
     maps: MapSource,
     configurations: Sequence[Configuration],
-    readouts: Sequence[Readout],
+    readouts: Sequence[str],
     device: torch.device,
 ) -> Iterator[TargetMatches]:
     """Every configuration and readout on every pair, a target image at a time.
@@ -57,84 +58,99 @@ def sweep(
     """
     if not configurations or not readouts:
         raise MatchError("There is nothing to match: name at least one layer and one readout.")
-    if any(readout.frame is Frame.ORIGINAL for readout in readouts):
-        for pair in pairs:
-            pair.in_original_frame()
-    plan = layouts(configurations, readouts)
-    wanted = tuple(dict.fromkeys(spec for layout in plan for specs in layout.maps for spec in specs))
+    pairs = Pairs.of(pairs)
+    asked = [readout(name) for name in readouts]
+    if pairs and any(known.frame is Frame.ORIGINAL for known in asked):
+        pairs.in_original_frame()
+    plan = families(configurations, asked)
+    wanted = tuple(dict.fromkeys(spec for family in plan for specs in family.maps for spec in specs))
     ahead = images_ahead(maps, wanted)
-    for group in grouped(pairs, lambda pair: pair.category, range(len(pairs))).values():
-        targets = grouped(pairs, lambda pair: pair.target, group)
+    for group in pairs.grouped("category").values():
+        targets = pairs.grouped("target", group)
         shelf = _Shelf(maps, wanted, frozenset(targets))
         samples, rows = _sample_sources(pairs, group, shelf, plan, device, ahead)
         image: dict[LayerSpec, Tensor] = {}
         for target, raw in read_ahead(targets, shelf.take, ahead):
-            members = tuple(targets[target])
-            chosen = torch.from_numpy(np.concatenate([rows[index] for index in members])).to(device)
+            members = targets[target]
+            chosen = torch.from_numpy(rows[pairs.points(members)]).to(device)
             _into_float(raw, image, device)
-            original = pairs[members[0]].original
             found = torch.empty(len(configurations), len(readouts), len(chosen), 2, device=device)
-            for layout, sampled in zip(plan, samples, strict=True):
+            for family, sampled in zip(plan, samples, strict=True):
                 check_channels(sampled, image)
-                if layout.frame is Frame.RESIZED:
-                    positions = match_cells(layout, configurations, sampled, chosen, image)
+                if family.frame is Frame.RESIZED:
+                    positions = match_cells(family, configurations, sampled, chosen, image)
                 else:
-                    assert original is not None, "checked above"
-                    size = original.target_size
-                    positions = match_pixels_of_target(layout, configurations, sampled, chosen, image, size)
-                columns = torch.tensor([readouts.index(readout) for readout in layout.readouts], device=device)
-                found[torch.tensor(layout.members, device=device)[:, None], columns] = positions
+                    width, height = pairs.in_original_frame()[1][members[0], 2:].tolist()
+                    positions = match_pixels_of_target(family, configurations, sampled, chosen, image, (width, height))
+                columns = torch.tensor([asked.index(known) for known in family.readouts], device=device)
+                found[torch.tensor(family.members, device=device)[:, None], columns] = positions
             # all pairs of the target leave the device together
             predictions = found.cpu()
             if not predictions.isfinite().all():
-                _refuse(pairs, members, rows, readouts, predictions)
-            yield TargetMatches(members, predictions.numpy())
+                _refuse(pairs, members, readouts, predictions)
+            yield TargetMatches(tuple(members), predictions.numpy())
 
 
-def _refuse(
+def evaluate(
     pairs: Sequence[MatchingPair],
-    members: Sequence[int],
-    rows: Mapping[int, NDArray[np.int64]],
-    readouts: Sequence[Readout],
-    predictions: Tensor,
-) -> None:
+    maps: MapSource,
+    layers: Sequence[LayerSpec],
+    readouts: Sequence[str],
+    settings: MatchSettings,
+    device: torch.device,
+    on_pairs: Callable[[int], None] = lambda _: None,
+) -> Matches:
+    """Match the points of many pairs in one configuration.
+
+    Args:
+        pairs: A list or `Pairs`; P of them with N points.
+        maps: Where the images' maps come from.
+        layers: The layers that are fused.
+        readouts: Names, see `matcher.registry`.
+        settings: How maps become matches.
+        device: Where it is computed.
+        on_pairs: Is told how many more pairs are done.
+
+    Returns:
+        By readout what was predicted, (N, 2), in the order of `pairs`.
+
+    Raises:
+        MapError, MatchError: See `sweep`.
+    """
+    pairs = Pairs.of(pairs)
+    predictions = {name: np.empty((int(pairs.counts.sum()), 2), dtype=np.float32) for name in readouts}
+    for target in sweep(pairs, maps, [Configuration(tuple(layers), settings)], readouts, device):
+        points = pairs.points(target.members)
+        for name, found in zip(readouts, target.predictions[0], strict=True):
+            predictions[name][points] = found
+        on_pairs(len(target.members))
+    return Matches(pairs, predictions)
+
+
+def _refuse(pairs: Pairs, members: Sequence[int], readouts: Sequence[str], predictions: Tensor) -> None:
     """Raise `MatchError` naming the first pair and readout without a match. predictions: (configurations, readouts,
     points of all members in turn, 2)."""
-    own = predictions.split([len(rows[index]) for index in members], dim=2)
+    own = predictions.split(pairs.counts[members].tolist(), dim=2)
     for index, found in zip(members, own, strict=True):
-        for readout, positions in zip(readouts, found.unbind(dim=1), strict=True):
-            check_predictions(positions, readout, f"{pairs[index].source} -> {pairs[index].target}")
-
-
-def grouped(
-    pairs: Sequence[MatchingPair], key: Callable[[MatchingPair], str], members: Sequence[int]
-) -> dict[str, list[int]]:
-    """Indices of pairs by a key, both in the order in which they come."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index in members:
-        groups[key(pairs[index])].append(index)
-    return dict(groups)
+        for name, positions in zip(readouts, found.unbind(dim=1), strict=True):
+            check_predictions(positions, name, f"{pairs[index].source} -> {pairs[index].target}")
 
 
 def _sample_sources(
-    pairs: Sequence[MatchingPair],
-    group: Sequence[int],
-    shelf: "_Shelf",
-    plan: Sequence[Layout],
-    device: torch.device,
-    ahead: int,
-) -> tuple[list[Samples], dict[int, NDArray[np.int64]]]:
-    """The samples of all source images, a layout each, and for each pair of the group which rows of them are its."""
+    pairs: Pairs, group: Sequence[int], shelf: "_Shelf", plan: Sequence[Family], device: torch.device, ahead: int
+) -> tuple[list[Samples], NDArray[np.int64]]:
+    """The samples of all source images, a family each, and which row of them each source point of the group is: (N,),
+    of which other pairs' points have none."""
     parts: list[list[Samples]] = [[] for _ in plan]
-    rows: dict[int, NDArray[np.int64]] = {}
+    rows = np.full(int(pairs.counts.sum()), -1, dtype=np.int64)
     count = 0
-    sources = grouped(pairs, lambda pair: pair.source, group)
+    sources = pairs.grouped("source", group)
     for source, raw in read_ahead(sources, shelf.lend, ahead):
         keypoints = distinct_keypoints(pairs, sources[source])
         image = {spec: features.to(device) for spec, features in raw.items()}
-        for layout, samples in zip(plan, parts, strict=True):
-            samples.append(sample(layout, keypoints, image))
-        rows |= {index: own + count for index, own in keypoints.rows.items()}
+        for family, samples in zip(plan, parts, strict=True):
+            samples.append(sample(family, keypoints, image))
+        rows[pairs.points(sources[source])] = keypoints.rows + count
         count += len(keypoints.resized)
     return [join(samples) for samples in parts], rows
 

@@ -1,6 +1,6 @@
 """Match the points of many pairs: the plain version, which builds every fused map and goes pair by pair.
 
-Slow and easy to read; `matcher.evaluate` is tested against it.
+Slow and easy to read; `matcher.sweep` is tested against it.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from matcher.configuration import MatchSettings
 from matcher.fusion import check_weights, fuse
 from matcher.maps import LayerSpec, MapSource
-from matcher.match import MatchSettings, match_points
+from matcher.match import match_pixels, match_points
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair
-from matcher.readout import Readout, match_pixels
 
 KEPT_IMAGES = 12
 """Final maps kept between pairs; one of SD 2-1's dual maps takes 71 MB in float32."""
@@ -24,7 +24,7 @@ def evaluate_plainly(
     pairs: Sequence[MatchingPair],
     maps: MapSource,
     layers: Sequence[LayerSpec],
-    readouts: Sequence[Readout],
+    readouts: Sequence[str],
     settings: MatchSettings,
     device: torch.device,
 ) -> list[MatchedPair]:
@@ -43,12 +43,12 @@ def evaluate_plainly(
     for pair in pairs:
         source, target = final_map(pair.source), final_map(pair.target)
         points = torch.from_numpy(pair.source_points).to(device)
-        on_cells = [readout for readout in readouts if readout is not Readout.PIXEL]
+        on_cells = [readout for readout in readouts if readout != "pixel"]
         found = match_points(source, target, points, on_cells, settings)
-        if Readout.PIXEL in readouts:
+        if "pixel" in readouts:
             original = pair.in_original_frame()
             points = torch.from_numpy(original.source_points).to(device)
             sizes = original.source_size, original.target_size
-            found[Readout.PIXEL] = match_pixels(source, target, points, *sizes)
+            found["pixel"] = match_pixels(source, target, points, *sizes)
         matched.append(MatchedPair(pair, {readout: found[readout].cpu().numpy() for readout in readouts}))
     return matched

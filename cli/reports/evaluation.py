@@ -10,7 +10,7 @@ from cli.reports.charts import Chart, by_group, chart_sections, over_alpha
 from cli.reports.pairs import best_and_worst_parts
 from cli.reports.scores import Scored, category_block, overall_block
 from cli.reports.tables import Block, write_tables
-from featstore.pipeline.evaluation_run import EvaluationRun
+from featstore.pipeline.runs import EvaluationRun
 from matcher.pck import Average, paper_rows
 
 CHARTS: Mapping[str, Callable[[Scored], Chart | None]] = {
@@ -39,7 +39,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     run = EvaluationRun.open(path)
     scored = Scored.of(run)
     overall = [overall_block(scored, average) for average in scored.by_average]
-    header, rows = paper_rows(run.scored().table, run.average)
+    header, rows = paper_rows(run.scored().scores, run.average)
     title = f"PCK in percent, {run.dataset} {run.split}, {run.average.value} average"
     blocks = [
         *overall,
@@ -72,7 +72,7 @@ def _headline(scored: Scored) -> page.Headline:
     rule = scored.run.description.get("theta")
     theta = "" if rule is None else f"; theta is the {rule}"
     return page.Headline(
-        f"PCK@{alpha:g}, {scored.readout.value}, {average.value} average",
+        f"PCK@{alpha:g}, {scored.readout}, {average.value} average",
         f"{100 * pck.mean:.2f}",
         "%",
         f"95 % interval {100 * pck.low:.2f} to {100 * pck.high:.2f}",
@@ -84,7 +84,7 @@ def _headline(scored: Scored) -> page.Headline:
 def _highlights(run: EvaluationRun) -> page.Facts:
     named = {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble", "dino": "DINOv2", "features": "Features"}
     return {
-        "Dataset": facts.list_line(run.dataset, run.split, [match.pair for match in run.matched]),
+        "Dataset": facts.list_line(run.dataset, run.split, run.matched.pairs),
         "Layers": "; ".join(": ".join(fact) for fact in _layers(run).items()),
         **facts.named_features(run.features, named),
         "Geometry": run.scoring.settings.geometry.value,
@@ -107,9 +107,9 @@ def _settings(run: EvaluationRun) -> list[page.FactGroup]:
         "Average of the headline": run.average.value,
         "Alphas": [f"{alpha:g}" for alpha in scoring.alphas],
         "Theta": run.description.get("theta"),
-        "Frame of distances": [f"{one.value}: {scoring.frame_of(one).value}" for one in scoring.readouts],
+        "Frame of distances": [f"{one}: {scoring.frame_of(one).value}" for one in scoring.readouts],
     }
-    of_the_list = facts.list_facts(run.dataset, run.split, [match.pair for match in run.matched])
+    of_the_list = facts.list_facts(run.dataset, run.split, run.matched.pairs)
     return [
         page.FactGroup("What was measured", {**of_the_list, **facts.as_text(measured)}),
         page.FactGroup("Layers", _layers(run)),

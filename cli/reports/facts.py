@@ -5,9 +5,8 @@ from typing import Any
 
 from cli.reports.page import FactGroup, Facts
 from featstore.pair_list import list_hash
-from matcher.match import MatchSettings
+from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
 
 DEMO_NOTE = (
     "The model is the demo's: drawn pictures are all it knows, and its figures say nothing of Stable Diffusion's."
@@ -76,19 +75,19 @@ def feature_group(features: Mapping[str, Any]) -> FactGroup:
     return FactGroup("Features", as_text(found))
 
 
-def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[Readout]) -> FactGroup:
+def matching_group(tried: Sequence[MatchSettings], readouts: Sequence[str]) -> FactGroup:
     """How maps become matches, in all the ways that were tried; what belongs to a readout only where it was used."""
     first, used = tried[0], set(readouts)
-    softmax = used & {Readout.SOFTMAX, Readout.KERNELSOFTMAX}
+    softmax = used & {"softmax", "kernelsoftmax"}
     found = {
         "Image size": f"{first.image_size} x {first.image_size} pixels, aspect ratio not kept",
         "Geometry": unique(one.geometry.value for one in tried),
         "Upsampling of the finest map": unique(f"{one.upsample}x" for one in tried),
         "Alignment of upsampling": unique(one.upsample_align.value for one in tried),
-        "Readouts": [readout.value for readout in readouts],
+        "Readouts": list(readouts),
         "Softmax temperature beta": f"{first.beta:g}" if softmax else None,
-        "Kernel width sigma": f"{first.sigma:g} cells" if Readout.KERNELSOFTMAX in used else None,
-        "Window": f"{first.window} cells, temperature {first.window_beta:g}" if Readout.WINDOW in used else None,
+        "Kernel width sigma": f"{first.sigma:g} cells" if "kernelsoftmax" in used else None,
+        "Window": f"{first.window} cells, temperature {first.window_beta:g}" if "window" in used else None,
     }
     return FactGroup("Matching", as_text(found))
 

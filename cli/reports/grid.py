@@ -22,10 +22,11 @@ from cli.reports.grid_tables import (
 from cli.reports.scores import spelled
 from cli.reports.tables import write_tables
 from featstore.pipeline.run_grid import GridRun
+from matcher.configuration import MatchSettings
 from matcher.errors import InputError
 from matcher.grid import GridScores, Winner, weights_of, winners
-from matcher.match import MatchSettings
 from matcher.pck import Average
+from matcher.registry import frame_of
 
 CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
 """By the beginnings of their files' names."""
@@ -50,8 +51,8 @@ def draw(scores: GridScores, average: Average, folder: Path) -> None:
             for name, chart_of in CHARTS.items():
                 chart = chart_of(view)
                 if chart is not None:
-                    title = f"{chart.title}, {view.readout.value}, {average.value} average {own}".rstrip()
-                    files.append(folder / f"{'-'.join(filter(None, (name, view.readout.value, own)))}.png")
+                    title = f"{chart.title}, {view.readout}, {average.value} average {own}".rstrip()
+                    files.append(folder / f"{'-'.join(filter(None, (name, view.readout, own)))}.png")
                     chart.draw(scores.alphas, title).figure.savefig(files[-1])
     except OSError as error:
         raise InputError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
@@ -113,7 +114,7 @@ def _headline(scores: GridScores, best: Winner, average: Average) -> page.Headli
         worth = "an interval that holds 0: that is no lead" if tie else "an interval without 0"
         sentence += f" It leads {full_name(scores, best.second)} by {spelled(best.lead)} points, {worth}."
     return page.Headline(
-        f"Best PCK@{best.alpha:g}, {best.readout.value}, {average.value} average",
+        f"Best PCK@{best.alpha:g}, {best.readout}, {average.value} average",
         f"{100 * best.pck.mean:.2f}",
         "%",
         f"95 % interval {100 * best.pck.low:.2f} to {100 * best.pck.high:.2f}",
@@ -133,7 +134,7 @@ def _tried(run: GridRun) -> page.FactGroup:
         "Alphas": [f"{alpha:g}" for alpha in scores.alphas],
         "Average": run.config.average,
         "Theta": run.theta,
-        "Frame of distances": [f"{one.value}: {one.frame.value}" for one in scores.readouts],
+        "Frame of distances": [f"{one}: {frame_of(one).value}" for one in scores.readouts],
     }
     return page.FactGroup(
         "What was tried", {**facts.list_facts(run.dataset, run.split, scores.pairs), **facts.as_text(tried)}
@@ -183,5 +184,5 @@ def _pictures(scores: GridScores, average: Average, settings: MatchSettings) -> 
 
 
 def _picture(chart: GridChart, view: GridView, alpha: float) -> page.Picture:
-    one = chart.draw([alpha], view.readout.value)
+    one = chart.draw([alpha], view.readout)
     return page.drawn(one.figure, one.alt, one.caption)

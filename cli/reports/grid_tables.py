@@ -11,13 +11,12 @@ from cli.output import print_table, say
 from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block
 from featstore.pair_list import describe_list
-from featstore.pipeline.evaluate import common_frame
+from featstore.pipeline.results import common_frame
 from featstore.pipeline.run_grid import GridRun
-from matcher.configuration import Configuration
+from matcher.configuration import Configuration, MatchSettings
 from matcher.grid import GridScores, TimestepMap, Winner, describe, timestep_map, to_dictionaries, weights_of, winners
-from matcher.match import MatchSettings
 from matcher.pck import Average
-from matcher.readout import Readout
+from matcher.registry import frame_of
 from matcher.statistics import Interval
 
 WIDEST = 12
@@ -33,7 +32,7 @@ class GridView:
 
     scores: GridScores
     average: Average
-    readout: Readout
+    readout: str
     settings: MatchSettings
     percents: NDArray[np.float64]
 
@@ -146,7 +145,7 @@ def _marked(values: NDArray[np.float64]) -> list[str]:
 
 
 def _title(what: str, view: GridView) -> str:
-    about = f"{view.readout.value}, {view.average.value} average{_of_several(view.scores, view.settings)}"
+    about = f"{view.readout}, {view.average.value} average{_of_several(view.scores, view.settings)}"
     return f"{what}: PCK in percent, {about} (* the best)"
 
 
@@ -170,7 +169,7 @@ def winners_block(scores: GridScores, average: Average, found: Sequence[Winner])
     """A row a readout and alpha."""
     rows = tuple(
         (
-            winner.readout.value,
+            winner.readout,
             f"{winner.alpha:g}",
             full_name(scores, winner.best),
             spelled(winner.pck),
@@ -244,13 +243,13 @@ def to_json(run: GridRun) -> dict[str, Any]:
         "split": run.split,
         **describe_list(run.split, scores.pairs),
         "frame": common_frame(scores.readouts),
-        "frames": {readout.value: readout.frame.value for readout in scores.readouts},
+        "frames": {readout: frame_of(readout).value for readout in scores.readouts},
         **{name: getattr(settings, name) for name in ("image_size", "beta", "sigma", "window", "window_beta")},
         "features": dict(run.features),
         "average": average.value,
         "winners": [
             {
-                "readout": winner.readout.value,
+                "readout": winner.readout,
                 "alpha": winner.alpha,
                 "best": {"name": full_name(scores, winner.best), **describe(scores.configurations[winner.best])},
                 "pck": _spread(winner.pck),

@@ -15,10 +15,11 @@ from featstore.datasets.pictures import decode
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
-from featstore.pipeline.evaluation_run import EvaluationRun
+from featstore.pipeline.runs import EvaluationRun
 from matcher.errors import InputError
 from matcher.pairs import Frame
 from matcher.pck import RULE, MatchedPair, RankedPair, best_and_worst
+from matcher.registry import frame_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ def best_and_worst_parts(scored: Scored, root: Path | None) -> list[Part]:
     their names. root: the dataset's folder, where it was moved."""
     run, readout, alpha = scored.run, scored.readout, scored.alpha
     best, worst = best_and_worst(run.matched, readout, alpha, run.scoring.pixels, PAIRS_SHOWN)
-    rule = Paragraph(f"At alpha = {alpha:g}, {readout.value}. {RULE}")
+    rule = Paragraph(f"At alpha = {alpha:g}, {readout}. {RULE}")
     chosen = [("Best", one) for one in best] + [("Worst", one) for one in worst]
     try:
         pictures = read_pictures(_dataset(run, root), [run.matched[one.index] for _, one in chosen])
@@ -98,7 +99,7 @@ def _picture(scored: Scored, ranked: RankedPair, pictures: Mapping[str, Image.Im
     match = scored.run.matched[ranked.index]
     pair, original = match.pair, match.pair.in_original_frame()
     predicted = match.predictions[scored.readout].astype(np.float64)
-    if scored.readout.frame is Frame.RESIZED:
+    if frame_of(scored.readout) is Frame.RESIZED:
         predicted = predicted * np.asarray(original.target_size) / scored.run.scoring.settings.image_size
     text = (
         f"{pair.category}: {int(ranked.right.sum())} of {len(ranked.right)} keypoints right, mean distance "

@@ -1,15 +1,13 @@
 """An evaluation's scores as its tables and charts take them."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from cli.reports.tables import Block
-from featstore.pipeline.evaluation_run import EvaluationRun
+from featstore.pipeline.runs import EvaluationRun
 from matcher.pairs import ALL
 from matcher.pck import Average
-from matcher.readout import Readout
 from matcher.statistics import Interval, PckIntervals, pck_intervals
 
 UNIT = "PCK in percent [95 % interval]"
@@ -21,9 +19,9 @@ class Scored:
     with 95 % intervals, the average of the headline first."""
 
     run: EvaluationRun
-    readout: Readout
+    readout: str
     alpha: float
-    by_average: Mapping[Average, Mapping[Readout, PckIntervals]]
+    by_average: Mapping[Average, Mapping[str, PckIntervals]]
 
     @classmethod
     def of(cls, run: EvaluationRun) -> Self:
@@ -41,7 +39,7 @@ class Scored:
         return self.run.average
 
     @property
-    def intervals(self) -> Mapping[Readout, PckIntervals]:
+    def intervals(self) -> Mapping[str, PckIntervals]:
         """In the average of the headline."""
         return self.by_average[self.average]
 
@@ -69,17 +67,17 @@ def overall_block(scored: Scored, average: Average) -> Block:
     frames = {readout: f", {scoring.frame_of(readout).value} frame" for readout in found}
     several = len(set(frames.values())) > 1
     rows = tuple(
-        (f"{readout.value}{frames[readout] if several else ''}", *(spelled(one.overall) for one in by_alpha.values()))
+        (f"{readout}{frames[readout] if several else ''}", *(spelled(one.overall) for one in by_alpha.values()))
         for readout, by_alpha in found.items()
     )
     return Block(f"{average.value.capitalize()} average, {UNIT}", ("readout", *at_alphas(scoring.alphas)), rows)
 
 
-def category_block(scored: Scored, readout: Readout) -> Block:
+def category_block(scored: Scored, readout: str) -> Block:
     """A row a category, `all` last."""
     matched, by_alpha = scored.run.matched, scored.intervals[readout]
-    pairs = {**Counter(match.pair.category for match in matched), ALL: len(matched)}
+    pairs = {**{name: int(own.sum()) for name, own in matched.pairs.occurring.items()}, ALL: len(matched)}
     columns = [own.named() for own in by_alpha.values()]
     rows = tuple((name, str(pairs[name]), *(spelled(own[name]) for own in columns)) for name in columns[0])
-    title = f"{readout.value}, {scored.average.value} average, {UNIT}"
+    title = f"{readout}, {scored.average.value} average, {UNIT}"
     return Block(title, ("category", "pairs", *at_alphas(by_alpha)), rows)

@@ -16,7 +16,6 @@ from featstore.prompts.base import Mode
 from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import ALPHA
-from matcher.readout import Readout
 
 CHARTS: Mapping[str, Callable[[Course], Chart | None]] = {"Learning curves": learning.draw}
 """By the titles of their sections."""
@@ -81,7 +80,7 @@ def _headline(course: Course, settings: TuningSettings) -> page.Headline:
             f"There was no validation. At the first step the loss was {course.loss[0]:.3f}; the last prompts are kept.",
         )
     return page.Headline(
-        f"Best validation PCK@{ALPHA:g}, {Readout.NN.value}, image average",
+        f"Best validation PCK@{ALPHA:g}, nn, image average",
         f"{course.percent[best]:.2f}",
         "%",
         f"at step {course.steps[best]}, after {done}",
@@ -131,7 +130,7 @@ def _settings(run: RunFolder, settings: TuningSettings) -> list[page.FactGroup]:
         "Validation": {
             "Every": f"{settings.validate_every} steps",
             "Pairs at most": settings.validation_pairs,
-            "Measure": f"{Readout.NN.value} PCK@{ALPHA:g}, image average, one noise draw",
+            "Measure": f"nn PCK@{ALPHA:g}, image average, one noise draw",
         },
         "Data and model": {
             "Dataset": described.get("dataset", "unknown"),
@@ -147,7 +146,7 @@ def _settings(run: RunFolder, settings: TuningSettings) -> list[page.FactGroup]:
     }
     *own, data = (page.FactGroup(title, facts.as_text(values)) for title, values in groups.items())
     origin = facts.origin_group({name: value for name, value in described.items() if name != "store"})
-    return [*own, facts.matching_group([settings.matching], [Readout.NN]), data, origin]
+    return [*own, facts.matching_group([settings.matching], ["nn"]), data, origin]
 
 
 def _reading(run: RunFolder, course: Course) -> list[page.Part]:

@@ -2,7 +2,7 @@
 
 cells/dual-single@spair on pf-willow-0f3a9c21/
     figures.json    what was scored with which settings, and PCK with its intervals
-    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.evaluation_run`
+    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.results`
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from cli.reproduction.plan import Cell
 from cli.reproduction.workplace import SEED, Workplace
 from featstore.datasets.records import Pair
 from featstore.files import write_whole
-from featstore.pipeline.evaluation_run import EvaluationRun, is_finished
+from featstore.pipeline.results import is_finished
+from featstore.pipeline.runs import EvaluationRun
 from featstore.prompts.file import load_prompts
 from featstore.sealed import check_seal, seal
 from matcher.pck import Average

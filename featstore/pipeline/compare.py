@@ -1,42 +1,133 @@
-"""Runs side by side: whether they can be compared, and their pairs in one order."""
+"""Runs side by side: whether they can be compared, their pairs in one order, and how far each leads the first."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from featstore.errors import EvaluationError
-from featstore.pipeline.evaluation_run import EvaluationRun
-from matcher.pairs import Frame, MatchingPair, PixelFrame
-from matcher.pck import Average, Columns, Distances, MatchedPair, distances
-from matcher.readout import Readout
+from featstore.pair_list import describe_list, spell_list
+from featstore.pipeline.runs import EvaluationRun
+from matcher.pairs import Frame, MatchingPair, Pairs, PixelFrame
+from matcher.pck import Average, Columns, Distances, Matches, distances
 from matcher.statistics import Difference, compare
 
 _CLOSE = 0.01
 """Pixels of the original image by which annotations may differ: they are kept in float32."""
 
+CSV_HEADER = (
+    *("first", "run", "readout", "average", "frame", "alpha", "category"),
+    *("first_percent", "run_percent", "lead_percent", "lead_low_percent", "lead_high_percent", "p"),
+)
+
+Differences = Mapping[float, Columns[Difference]]
+"""By alpha."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Evaluations over the same pairs and the first one. others: each with how far it leads. readout, average, frame:
+    what was compared, and in whose pixels distances were measured."""
+
+    first: EvaluationRun
+    others: tuple[tuple[EvaluationRun, Differences], ...]
+    readout: str
+    average: Average
+    frame: Frame
+
+    @property
+    def title(self) -> str:
+        """What was compared, on which list."""
+        return (
+            f"PCK in percent, {self.readout}, {self.average.value} average, {self.frame.value} frame: "
+            f"{self.first.dataset} {self.first.split}, {spell_list(self.first.split, self.first.matched.pairs)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As `dualsd compare --json` writes it; fractions."""
+        return {
+            "dataset": self.first.dataset,
+            "split": self.first.split,
+            **describe_list(self.first.split, self.first.matched.pairs),
+            "readout": self.readout,
+            "average": self.average.value,
+            "frame": self.frame.value,
+            "first": str(self.first.path),
+            "comparisons": [{"run": str(run.path), "results": _to_json(found)} for run, found in self.others],
+        }
+
+    def to_rows(self) -> Iterator[tuple[str, ...]]:
+        """One row per run, alpha and category, in the order of `CSV_HEADER`; percent."""
+        settings = self.readout, self.average.value, self.frame.value
+        for run, differences in self.others:
+            for alpha, columns in differences.items():
+                for name, found in columns.named().items():
+                    fractions = (found.first, found.second, found.lead.mean, found.lead.low, found.lead.high)
+                    percent = (f"{100 * value:.4f}" for value in fractions)
+                    about = str(self.first.path), str(run.path), *settings, f"{alpha:g}", name
+                    yield (*about, *percent, f"{found.p:.4f}")
+
+
+def _to_json(differences: Differences) -> dict[str, Any]:
+    return {
+        f"{alpha:g}": {
+            name: {
+                "first": found.first,
+                "run": found.second,
+                "lead": {"mean": found.lead.mean, "low": found.lead.low, "high": found.lead.high},
+                "p": found.p,
+            }
+            for name, found in columns.named().items()
+        }
+        for alpha, columns in differences.items()
+    }
+
 
 def compare_runs(
+    runs: Sequence[EvaluationRun],
+    readout: str = "nn",
+    alphas: Sequence[float] | None = None,
+    average: Average = Average.IMAGE,
+    frame: Frame | None = None,
+) -> Comparison:
+    """Compare evaluations with the first, see `matcher.statistics.compare`.
+
+    Args:
+        runs: At least two, over the same pairs.
+        readout: One that all have.
+        alphas: Thresholds as fractions of theta, by default those of the first run.
+        average: Over pairs or points.
+        frame: In whose pixels distances are measured, by default the one in which all were scored.
+
+    Returns:
+        How far each leads the first, with 95 % intervals and p values.
+
+    Raises:
+        EvaluationError: One lacks the readout; pairs, keypoints or thresholds differ, or frames where none is given.
+    """
+    first, *others = runs
+    chosen = first.scoring.alphas if alphas is None else alphas
+    found = tuple((other, _lead(first, other, readout, chosen, average, frame)) for other in others)
+    return Comparison(first, found, readout, average, frame or first.scoring.frame_of(readout))
+
+
+def _lead(
     first: EvaluationRun,
     other: EvaluationRun,
-    readout: Readout,
+    readout: str,
     alphas: Sequence[float],
     average: Average,
     frame: Frame | None,
 ) -> dict[float, Columns[Difference]]:
-    """How far `other` leads, by alpha, see `matcher.statistics.compare`. frame: None for the one in
-    which both were scored.
-
-    Raises `EvaluationError` for a readout that one lacks, for different pairs or keypoints, and for different frames
-    where none is given.
-    """
     for run in (first, other):
         run.check_readout(readout)
     if frame is None:
         _check_frames(first, other, readout)
     matched = aligned(first, other)
     return compare(
-        [match.pair for match in first.matched],
+        first.matched.pairs,
         _distances(first, first.matched, readout, frame),
         _distances(other, matched, readout, frame),
         alphas,
@@ -44,32 +135,36 @@ def compare_runs(
     )
 
 
-def aligned(first: EvaluationRun, other: EvaluationRun) -> tuple[MatchedPair, ...]:
+def aligned(first: EvaluationRun, other: EvaluationRun) -> Matches:
     """The other run's matches in the order of the first one's. Raises `EvaluationError` where pairs, keypoints or
     thresholds differ."""
-    ours, theirs = (Counter(_name(match) for match in run.matched) for run in (first, other))
-    if ours != theirs:
-        run, name = (first, min(ours - theirs)) if ours - theirs else (other, min(theirs - ours))
+    ours, theirs = (_names(run.matched.pairs) for run in (first, other))
+    only_ours, only_theirs = Counter(ours) - Counter(theirs), Counter(theirs) - Counter(ours)
+    if only_ours or only_theirs:
+        run, name = (first, min(only_ours)) if only_ours else (other, min(only_theirs))
         raise EvaluationError(
             f"{first.path} and {other.path} were evaluated on different pairs ({' -> '.join(name[1:])} is only in "
             f"{run.path}): evaluate the same --split and --categories."
         )
-    waiting: dict[tuple[str, ...], list[MatchedPair]] = {}
-    for match in other.matched:
-        waiting.setdefault(_name(match), []).append(match)
-    found = tuple(waiting[_name(match)].pop(0) for match in first.matched)
-    for match, its in zip(first.matched, found, strict=True):
-        difference = _difference(match.pair, its.pair)
+    waiting: dict[tuple[str, str, str], list[int]] = {}
+    for row, name in reversed(list(enumerate(theirs))):
+        waiting.setdefault(name, []).append(row)
+    found = other.matched.take([waiting[name].pop() for name in ours])
+    for mine, its in zip(first.matched.pairs, found.pairs, strict=True):
+        difference = _difference(mine, its)
         if difference is not None:
             raise EvaluationError(
                 f"{first.path} and {other.path} were evaluated on different {difference} of "
-                f"{match.pair.source} -> {match.pair.target}: evaluate again on the same annotations."
+                f"{mine.source} -> {mine.target}: evaluate again on the same annotations."
             )
     return found
 
 
-def _name(match: MatchedPair) -> tuple[str, str, str]:
-    return match.pair.category, match.pair.source, match.pair.target
+def _names(pairs: Pairs) -> list[tuple[str, str, str]]:
+    return [
+        (pairs.categories[category], pairs.images[source], pairs.images[target])
+        for category, source, target in zip(pairs.category, pairs.source, pairs.target, strict=True)
+    ]
 
 
 def _difference(ours: MatchingPair, theirs: MatchingPair) -> str | None:
@@ -88,21 +183,21 @@ def _difference(ours: MatchingPair, theirs: MatchingPair) -> str | None:
     return None if np.isclose(first.theta, other.theta, rtol=1e-6) else "thresholds theta"
 
 
-def _check_frames(first: EvaluationRun, other: EvaluationRun, readout: Readout) -> None:
+def _check_frames(first: EvaluationRun, other: EvaluationRun, readout: str) -> None:
     ours, theirs = (_frame_of(run, readout) for run in (first, other))
     if ours != theirs:
         raise EvaluationError(
-            f"{readout.value} is measured in {ours} in {first.path}, but in {theirs} in {other.path}: choose one for "
+            f"{readout} is measured in {ours} in {first.path}, but in {theirs} in {other.path}: choose one for "
             "both with --frame original or --frame resized."
         )
 
 
-def _frame_of(run: EvaluationRun, readout: Readout) -> str:
+def _frame_of(run: EvaluationRun, readout: str) -> str:
     if run.scoring.frame_of(readout) is Frame.ORIGINAL:
         return "original images"
     return f"images of {run.scoring.settings.image_size} pixels"
 
 
-def _distances(run: EvaluationRun, matched: Sequence[MatchedPair], readout: Readout, frame: Frame | None) -> Distances:
+def _distances(run: EvaluationRun, matched: Matches, readout: str, frame: Frame | None) -> Distances:
     chosen = run.scoring.frame if frame is None else frame
     return distances(matched, readout, None if chosen is None else PixelFrame(chosen, run.scoring.settings.image_size))

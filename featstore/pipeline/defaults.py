@@ -9,6 +9,7 @@ from featstore.backbones.layers import LAYERS, check_layers
 from featstore.backbones.location import ALIASES, DEMO
 from featstore.pipeline.distributed import launched
 from matcher.errors import InputError
+from matcher.registry import MODULES
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
     from featstore.pipeline.compute import Compute
     from featstore.store.store import Store
-    from matcher.readout import Readout
 
 DUAL_WEIGHTS = {"2": 0.8, "3": 0.6}
 TEXT_TIMESTEPS = {"2": 261, "3": 200}
@@ -115,15 +115,12 @@ def check_layers_of(
         check_weights(len(weights), list(weights))
 
 
-def find_readouts(names: Sequence[str]) -> "tuple[Readout, ...]":
-    """Readouts by name, each once. Raises `InputError` for one that there is not."""
-    from matcher.readout import Readout
-
-    known = {readout.value: readout for readout in Readout}
+def find_readouts(names: Sequence[str]) -> tuple[str, ...]:
+    """Readouts' names, each once. Raises `InputError` for one that there is not."""
     for name in names:
-        if name not in known:
-            raise InputError(f"There is no readout {name!r}: choose from {', '.join(known)}.")
-    return tuple(known[name] for name in dict.fromkeys(names))
+        if name not in MODULES:
+            raise InputError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_unet: Collection[str]) -> None:

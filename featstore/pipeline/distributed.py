@@ -58,11 +58,12 @@ Shares = list[list[int]]
 def by_target(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """All pairs into a target image go to one process, which then correlates what one process alone would, and so to
     the same bits; most categories go to one as a whole. done: target images that are no work any more."""
-    from matcher.sweep import grouped
+    from matcher.pairs import Pairs
 
     targets: dict[str, list[int]] = {}
-    for members in grouped(pairs, lambda pair: pair.category, range(len(pairs))).values():
-        for target, own in grouped(pairs, lambda pair: pair.target, members).items():
+    columns = Pairs.of(pairs)
+    for members in columns.grouped("category").values():
+        for target, own in columns.grouped("target", members).items():
             targets.setdefault(target, []).extend(own)
     return in_blocks(list(targets.values()), [target not in done for target in targets], count)
 
@@ -70,10 +71,11 @@ def by_target(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str]
 def by_category(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
     """For maps that are made a category at a time and not kept: no two processes make the same. done: target images
     that are no work any more; a category is none when all of its are done."""
-    from matcher.sweep import grouped
+    from matcher.pairs import Pairs
 
-    groups = list(grouped(pairs, lambda pair: pair.category, range(len(pairs))).values())
-    left = [any(pairs[index].target not in done for index in group) for group in groups]
+    columns = Pairs.of(pairs)
+    groups = list(columns.grouped("category").values())
+    left = [not columns.grouped("target", group).keys() <= set(done) for group in groups]
     return in_blocks(groups, left, count)
 
 

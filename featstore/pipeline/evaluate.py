@@ -2,103 +2,27 @@
 depend on."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, overload
 
+import numpy as np
 import torch
 
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import image_key, original_size
 from featstore.datasets.records import Dataset, Pair, canonical_split, select_categories, to_resized_frame
 from featstore.errors import DatasetError, ImageError
-from featstore.pair_list import describe_list
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_target
+from featstore.pipeline.results import Evaluation as Evaluation
+from featstore.pipeline.results import Scoring as Scoring
+from featstore.pipeline.results import tabulated as tabulated
 from featstore.progress import Progress
 from featstore.store.keys import DinoExtractor, Extractor, Stored
 from featstore.store.store import Store
-from matcher.evaluate import evaluate
-from matcher.maps import LayerSpec, MapSource
-from matcher.match import MatchSettings
-from matcher.pairs import Frame, MatchingPair, PixelFrame
-from matcher.pck import MatchedPair, PckTable, tabulate, to_json
-from matcher.readout import Readout
-
-AnyPair = TypeVar("AnyPair", Pair, MatchingPair)
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """What is measured: readouts, alphas (fractions of theta), and how maps become matches. frame: in which distances
-    are measured, None for each readout's own."""
-
-    layers: tuple[LayerSpec, ...]
-    readouts: tuple[Readout, ...]
-    alphas: tuple[float, ...]
-    settings: MatchSettings
-    frame: Frame | None = None
-
-    @property
-    def pixels(self) -> PixelFrame | None:
-        """The frame as the matcher takes it."""
-        return None if self.frame is None else PixelFrame(self.frame, self.settings.image_size)
-
-    def frame_of(self, readout: Readout) -> Frame:
-        """In which a readout is measured."""
-        return readout.frame if self.frame is None else self.frame
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A PCK table with what it was measured on. features: where the maps came from, for the record. matched: the pairs
-    and what was predicted. notes: what is odd about the list, as `featstore.pair_list.note_oddities` said."""
-
-    dataset: str
-    split: str
-    scoring: Scoring
-    features: Mapping[str, Any]
-    matched: tuple[MatchedPair, ...]
-    table: PckTable
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As `dualsd eval --json` writes it; PCK values are fractions."""
-        layers, settings = self.scoring.layers, self.scoring.settings
-        return {
-            "dataset": self.dataset,
-            "split": self.split,
-            **describe_list(self.split, [match.pair for match in self.matched]),
-            "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
-            "t": [layer.timestep for layer in layers],
-            "weights": [layer.weight for layer in layers],
-            "geometry": settings.geometry.value,
-            "frame": common_frame(self.scoring.readouts) if self.scoring.frame is None else self.scoring.frame.value,
-            "frames": {readout.value: self.scoring.frame_of(readout).value for readout in self.scoring.readouts},
-            "image_size": settings.image_size,
-            "upsample": settings.upsample,
-            "upsample_align": settings.upsample_align.value,
-            "beta": settings.beta,
-            "sigma": settings.sigma,
-            "window": settings.window,
-            "window_beta": settings.window_beta,
-            "features": dict(self.features),
-            "notes": list(self.notes),
-            "results": to_json(self.table),
-        }
-
-
-def tabulated(
-    dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Sequence[MatchedPair]
-) -> Result:
-    """Matches with their table. Raises `MatchError` where there is no pair."""
-    table = tabulate(matched, scoring.alphas, scoring.pixels)
-    return Result(dataset, canonical_split(split), scoring, features, tuple(matched), table)
-
-
-def common_frame(readouts: Sequence[Readout]) -> str:
-    """The frame in which points, theta and distances are measured; `per readout` where readouts differ."""
-    frames = {readout.frame.value for readout in readouts}
-    return frames.pop() if len(frames) == 1 else "per readout"
+from matcher.maps import MapSource
+from matcher.pairs import MatchingPair, Pairs
+from matcher.pck import Matches
+from matcher.sweep import evaluate
 
 
 def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
@@ -125,19 +49,19 @@ def in_resized_frame(
     size_of: Callable[[str], tuple[int, int]],
     image_size: int,
     progress: Progress,
-) -> list[MatchingPair]:
+) -> Pairs:
     """The pairs as the matcher takes them; `size_of` gives an image's original (width, height).
 
     They are held against the images first (`featstore.datasets.agreement`), which notes slips and raises `DatasetError`
     for what cannot be meant.
     """
-    return [
+    return Pairs.of(
         to_resized_frame(pair, dataset.theta_rule, size_of(pair.source), size_of(pair.target), image_size)
         for pair in agreeing(dataset, pairs, size_of, progress.note)
-    ]
+    )
 
 
-def in_frame_of_store(store: Store, dataset: Dataset, pairs: Sequence[Pair], progress: Progress) -> list[MatchingPair]:
+def in_frame_of_store(store: Store, dataset: Dataset, pairs: Sequence[Pair], progress: Progress) -> Pairs:
     """The same in a store's frame, of the pairs whose images could be read when it was built. The others' sizes are not
     known; whoever makes their maps says why."""
     known = store.images
@@ -199,10 +123,17 @@ def unreadable(*errors: Sequence[ImageError]) -> tuple[ImageError, ...]:
     return tuple({error.image_id: error for part in errors for error in part}.values())
 
 
-def without_images(pairs: Sequence[AnyPair], unreadable: Sequence[ImageError]) -> tuple[AnyPair, ...]:
+@overload
+def without_images(pairs: Pairs, unreadable: Sequence[ImageError]) -> Pairs: ...
+@overload
+def without_images(pairs: Sequence[Pair], unreadable: Sequence[ImageError]) -> tuple[Pair, ...]: ...
+def without_images(pairs: Pairs | Sequence[Pair], unreadable: Sequence[ImageError]) -> Pairs | tuple[Pair, ...]:
     """The pairs that need none of some images."""
     bad = {error.image_id for error in unreadable}
-    return tuple(pair for pair in pairs if pair.source not in bad and pair.target not in bad)
+    if not isinstance(pairs, Pairs):
+        return tuple(pair for pair in pairs if pair.source not in bad and pair.target not in bad)
+    images = np.array([image not in bad for image in pairs.images])
+    return pairs.take(images[pairs.source] & images[pairs.target]) if bad else pairs
 
 
 def score(
@@ -215,30 +146,24 @@ def score(
     device: torch.device,
     progress: Progress,
     processes: Processes = ALONE,
-) -> Result:
+) -> Evaluation:
     """Match every pair and tabulate PCK. Each process matches its share, and all get the whole."""
 
-    def match(own: Sequence[MatchingPair]) -> list[MatchedPair]:
+    def match(own: Pairs) -> Matches:
         progress.start("matching", len(own), "pairs")
-        return evaluate(own, maps, scoring.layers, scoring.readouts, scoring.settings, device, on_pair=progress.advance)
+        return evaluate(own, maps, scoring.layers, scoring.readouts, scoring.settings, device, progress.advance)
 
+    pairs = Pairs.of(pairs)
     matched = match_shares(pairs, by_target(pairs, processes.count), processes, match)
     return tabulated(dataset.name, split, scoring, features, matched)
 
 
-def match_shares(
-    pairs: Sequence[MatchingPair],
-    shares: Shares,
-    processes: Processes,
-    match: Callable[[Sequence[MatchingPair]], Sequence[MatchedPair]],
-) -> list[MatchedPair]:
+def match_shares(pairs: Pairs, shares: Shares, processes: Processes, match: Callable[[Pairs], Matches]) -> Matches:
     """All pairs matched, in their order, of which each process matches its share. Raises `ProcessError` where another
     process ended early."""
-    own = match([pairs[index] for index in shares[processes.rank]])
-    parts = processes.gather([matched.predictions for matched in own])
-    predictions = {
-        index: found
-        for share, part in zip(shares, parts, strict=True)
-        for index, found in zip(share, part, strict=True)
-    }
-    return [MatchedPair(pair, predictions[index]) for index, pair in enumerate(pairs)]
+    own = match(pairs.take(shares[processes.rank]))
+    predictions = {name: np.empty((int(pairs.counts.sum()), 2), dtype=np.float32) for name in own.predictions}
+    for share, part in zip(shares, processes.gather(dict(own.predictions)), strict=True):
+        for name, found in part.items():
+            predictions[name][pairs.points(share)] = found
+    return Matches(pairs, predictions)

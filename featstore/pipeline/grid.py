@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
 from matcher.configuration import Configuration
-from matcher.grid import GridScores, joined, score_grid
+from matcher.correlate import BLOCK_CELLS
+from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
-from matcher.pairs import MatchingPair
-from matcher.readout import Readout
-from matcher.sweep import KEPT_BYTES, grouped
-from matcher.target import BLOCK_CELLS
+from matcher.pairs import MatchingPair, Pairs
+from matcher.registry import readout
+from matcher.sweep import KEPT_BYTES
 
 LIBRARIES = 500_000_000
 """Bytes that Python and torch take on their own, about."""
@@ -38,8 +38,12 @@ class Grid:
     """What is tried: configurations, readouts and alphas (fractions of theta)."""
 
     configurations: tuple[Configuration, ...]
-    readouts: tuple[Readout, ...]
+    readouts: tuple[str, ...]
     alphas: tuple[float, ...]
+
+    def scores(self, pairs: Pairs, hits: Hits) -> GridScores:
+        """With what was found for some pairs: (configurations, readouts, alphas, pairs)."""
+        return GridScores(pairs, self.configurations, self.readouts, self.alphas, hits)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,17 +72,15 @@ def score_cached(
     processes: Processes = ALONE,
 ) -> GridScores:
     """Score a grid from maps that are all in the store, in the order of `pairs`."""
+    pairs = Pairs.of(pairs)
 
-    def score(own: Sequence[MatchingPair]) -> GridScores:
-        progress.start("matching", len(own), "pairs")
-        return _score(own, maps, grid, ledger, compute, progress)
+    def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+        progress.start("matching", len(rows), "pairs")
+        return rows, _hits(pairs.take(rows), maps, grid, ledger, compute, progress)
 
     shares = by_target(pairs, processes.count, done_before(ledger, processes))
-    scores = score_shares(pairs, shares, grid, processes, score)
-    if scores.pairs == tuple(pairs):
-        return scores
-    place = {id(pair): index for index, pair in enumerate(scores.pairs)}
-    return replace(scores, pairs=tuple(pairs), hits=scores.hits[..., [place[id(pair)] for pair in pairs]])
+    rows, hits = score_shares(shares, grid, processes, score)
+    return grid.scores(pairs, hits[..., np.argsort(rows)])
 
 
 def score_streamed(
@@ -98,12 +100,30 @@ def score_streamed(
     Categories that the ledger has finished are not made again. The scores come category by category. Of several
     processes each takes whole categories.
     """
+    pairs = Pairs.of(pairs)
 
-    def score(own: Sequence[MatchingPair]) -> GridScores:
-        return _score_streamed(store, own, grid, prompt, ensemble, ledger, compute, progress, stored)
+    def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+        # loading the model's libraries takes seconds, and a grid that was finished before needs none
+        from featstore.pipeline.stream import MapStream, open_stream
+
+        stream: MapStream | None = None
+        categories = pairs.grouped("category", rows)
+        parts: list[Hits] = []
+        for category, members in categories.items():
+            own = pairs.take(members)
+            maps: MapSource = MapsInMemory({})  # a finished category asks for none
+            if not ledger.done.issuperset(own.grouped("target")):
+                if stream is None:
+                    stream = open_stream(store, tuple(categories), grid.maps, prompt, ensemble, compute, stored)
+                images = sorted({*own.grouped("source"), *own.grouped("target")})
+                maps = stream.maps_of([store.images.row(image) for image in images], progress)
+            progress.start(f"matching {category}", len(own), "pairs")
+            parts.append(_hits(own, maps, grid, ledger, compute, progress))
+        return [row for members in categories.values() for row in members], np.concatenate(parts, axis=-1)
 
     shares = by_category(pairs, processes.count, done_before(ledger, processes))
-    return score_shares(pairs, shares, grid, processes, score)
+    rows, hits = score_shares(shares, grid, processes, score)
+    return grid.scores(pairs.take(rows), hits)
 
 
 def done_before(ledger: StoredLedger, processes: Processes) -> frozenset[str]:
@@ -113,72 +133,22 @@ def done_before(ledger: StoredLedger, processes: Processes) -> frozenset[str]:
 
 
 def score_shares(
-    pairs: Sequence[MatchingPair],
-    shares: Shares,
-    grid: Grid,
-    processes: Processes,
-    score: Callable[[Sequence[MatchingPair]], GridScores],
-) -> GridScores:
-    """The scores of all pairs, of which each process scores its share: one share after the other, in the order in which
-    `score` gives its pairs. Raises `ProcessError` where another process ended early."""
-    if processes.count == 1:
-        return score(pairs)
-    indices, hits = list[int](), np.zeros((*grid.shape, 0), dtype=np.uint16)
-    if shares[processes.rank]:
-        index_of = {id(pairs[index]): index for index in shares[processes.rank]}
-        scores = score([pairs[index] for index in shares[processes.rank]])
-        indices, hits = [index_of[id(pair)] for pair in scores.pairs], scores.hits
-    parts = processes.gather((indices, hits))
-    return GridScores(
-        tuple(pairs[index] for part, _ in parts for index in part),
-        grid.configurations,
-        grid.readouts,
-        grid.alphas,
-        np.concatenate([hits for _, hits in parts], axis=-1),
-    )
+    shares: Shares, grid: Grid, processes: Processes, score: Callable[[Sequence[int]], tuple[Sequence[int], Hits]]
+) -> tuple[list[int], Hits]:
+    """The hits of all pairs, of which each process scores its share: one share after the other. score: from places of
+    pairs to their hits, in an order of its own. Raises `ProcessError` where another process ended early."""
+    own = shares[processes.rank]
+    found = score(own) if own else ([], np.zeros((*grid.shape, 0), dtype=np.uint16))
+    parts = processes.gather(found)
+    return [row for rows, _ in parts for row in rows], np.concatenate([hits for _, hits in parts], axis=-1)
 
 
-def _score_streamed(
-    store: Store,
-    pairs: Sequence[MatchingPair],
-    grid: Grid,
-    prompt: Prompts,
-    ensemble: int,
-    ledger: StoredLedger,
-    compute: Compute,
-    progress: Progress,
-    stored: Stored,
-) -> GridScores:
-    # loading the model's libraries takes seconds, and a grid that was finished before needs none
-    from featstore.pipeline.stream import MapStream, open_stream
-
-    stream: MapStream | None = None
-    categories = grouped(pairs, lambda pair: pair.category, range(len(pairs)))
-    parts: list[GridScores] = []
-    for category, members in categories.items():
-        own = [pairs[index] for index in members]
-        maps: MapSource = MapsInMemory({})  # a finished category asks for none
-        if not ledger.done.issuperset(pair.target for pair in own):
-            if stream is None:
-                stream = open_stream(store, tuple(categories), grid.maps, prompt, ensemble, compute, stored)
-            images = sorted({image for pair in own for image in (pair.source, pair.target)})
-            maps = stream.maps_of([store.images.row(image) for image in images], progress)
-        progress.start(f"matching {category}", len(own), "pairs")
-        parts.append(_score(own, maps, grid, ledger, compute, progress))
-    return joined(parts)
-
-
-def _score(
-    pairs: Sequence[MatchingPair],
-    maps: MapSource,
-    grid: Grid,
-    ledger: StoredLedger,
-    compute: Compute,
-    progress: Progress,
-) -> GridScores:
+def _hits(
+    pairs: Pairs, maps: MapSource, grid: Grid, ledger: StoredLedger, compute: Compute, progress: Progress
+) -> Hits:
     return score_grid(
         pairs, maps, grid.configurations, grid.readouts, grid.alphas, compute.device, ledger, progress.advance
-    )
+    ).hits
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +199,7 @@ def _working_bytes(store: Store, extractor: Extractor, pairs: Sequence[Pair], gr
     """Of maps (one target's in float32, three as read), the descriptors of a category, and correlations."""
     channels = sum(_map_shape(store, extractor, layer, timestep)[0] for layer, timestep in grid.maps)
     points = _largest_category(pairs) * max(len(pair.source_points) for pair in pairs)
-    rows = 4 if Readout.BILINEAR in grid.readouts else 1
+    rows = max(readout(name).rows for name in grid.readouts)
     return LIBRARIES + 5 * _image_bytes(store, extractor, grid) + 4 * points * rows * channels + 3 * 4 * BLOCK_CELLS
 
 

@@ -15,7 +15,7 @@ from featstore.datasets.records import Dataset
 from featstore.pipeline.batches import chunks
 from featstore.pipeline.compute import Compute
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
-from featstore.pipeline.evaluate import Result, Scoring, match_shares, tabulated, unreadable
+from featstore.pipeline.evaluate import Evaluation, Scoring, match_shares, tabulated, unreadable
 from featstore.pipeline.grid import Grid, done_before, score_shares
 from featstore.pipeline.latents import encode_images
 from featstore.pipeline.needed import model_of
@@ -29,12 +29,11 @@ from featstore.store.ledger import StoredLedger
 from featstore.store.source import WithDino
 from featstore.store.store import Store, patch_tokens_of
 from featstore.store.sweep import folders_of, sweep_partial
-from matcher.evaluate import evaluate
-from matcher.grid import GridScores, Hits, joined, score_grid
+from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
-from matcher.pairs import MatchingPair
-from matcher.pck import MatchedPair
-from matcher.sweep import grouped
+from matcher.pairs import MatchingPair, Pairs
+from matcher.pck import Matches
+from matcher.sweep import evaluate
 
 
 def pairwise_passes(pairs: int, maps: int, ensemble: int) -> int:
@@ -137,16 +136,26 @@ def score_pairwise(
     progress: Progress,
     dino: MapSource | None = None,
     processes: Processes = ALONE,
-) -> Result:
+) -> Evaluation:
     """`featstore.pipeline.evaluate.score` where maps belong to pairs. dino: of the layer `dino`, which does not."""
 
-    def match(own: Sequence[MatchingPair]) -> list[MatchedPair]:
+    pairs = Pairs.of(pairs)
+
+    def match(own: Pairs) -> Matches:
         progress.start("UNet passes and matching", len(own), "pairs")
-        matched: list[MatchedPair] = []
-        for pair, made in maps.of(own, progress):
-            source = made if dino is None else WithDino(made, dino)
-            matched += evaluate([pair], source, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device)
-        return matched
+        found = [
+            evaluate(
+                [pair],
+                made if dino is None else WithDino(made, dino),
+                scoring.layers,
+                scoring.readouts,
+                scoring.settings,
+                maps.compute.device,
+            ).predictions
+            for pair, made in maps.of(own, progress)
+        ]
+        none = np.zeros((0, 2), dtype=np.float32)
+        return Matches(own, {name: np.concatenate([none, *(one[name] for one in found)]) for name in scoring.readouts})
 
     # whole batches: those that one process would make, and so the same bits
     batches = list(chunks(range(len(pairs)), maps.pairs_a_batch))
@@ -165,32 +174,29 @@ def score_grid_pairwise(
 ) -> GridScores:
     """`matcher.grid.score_grid` where maps belong to pairs, a target image at a time; those that the ledger has are not
     made again. open_maps: called once, by all processes, where a pair is left to be scored."""
-    targets = grouped(pairs, lambda pair: pair.target, range(len(pairs)))
+    pairs = Pairs.of(pairs)
+    targets = pairs.grouped("target")
     finished = done_before(ledger, processes)
     left = [target not in finished for target in targets]
     maps = open_maps() if any(left) else None
 
-    def score(own: Sequence[MatchingPair]) -> GridScores:
-        progress.start("UNet passes and matching", len(own), "pairs")
-        parts: list[GridScores] = []
-        for target, members in grouped(own, lambda pair: pair.target, range(len(own))).items():
-            into = [own[index] for index in members]
+    def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+        progress.start("UNet passes and matching", len(rows), "pairs")
+        own, parts = pairs.grouped("target", rows), list[Hits]()
+        for target, members in own.items():
             done = ledger.load(target)
             if done is None:
                 assert maps is not None, "something was left"
                 scored = [
-                    score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, compute.device)
-                    for pair, made in maps.of(into, progress)
+                    score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, compute.device).hits
+                    for pair, made in maps.of(pairs.take(members), progress)
                 ]
-                parts.append(joined(scored))
-                ledger.save(target, parts[-1].hits)
+                done = np.concatenate(scored, axis=-1)
+                ledger.save(target, done)
             else:
-                parts.append(_scores(into, grid, done))
-                progress.advance(len(into))
-        return joined(parts)
+                progress.advance(len(members))
+            parts.append(done)
+        return [row for members in own.values() for row in members], np.concatenate(parts, axis=-1)
 
-    return score_shares(pairs, in_blocks(list(targets.values()), left, processes.count), grid, processes, score)
-
-
-def _scores(pairs: Sequence[MatchingPair], grid: Grid, hits: Hits) -> GridScores:
-    return GridScores(tuple(pairs), grid.configurations, grid.readouts, grid.alphas, hits)
+    rows, hits = score_shares(in_blocks(list(targets.values()), left, processes.count), grid, processes, score)
+    return grid.scores(pairs.take(rows), hits)

@@ -17,7 +17,7 @@ P pairs, N points of all pairs in turn, P_i of pair i. Points are (x, y), the fr
 The metadata's `dualsd` is JSON: format, version, creator, images, categories, names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from featstore.errors import EvaluationError
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 from matcher.errors import MatchError
-from matcher.pairs import MatchingPair, OriginalFrame
-from matcher.pck import MatchedPair
-from matcher.readout import Readout
+from matcher.pairs import Pairs, PairsInFrame
+from matcher.pck import Matches
+from matcher.registry import readout
 
 FORMAT = "dualsd predictions"
 VERSION = 1
@@ -42,47 +42,45 @@ _FLAGS = "flags|"
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def predictions_bytes(matched: Sequence[MatchedPair]) -> bytes:
+def predictions_bytes(matches: Matches) -> bytes:
     """What their file holds. Raises `MatchError` for a pair that is not known in the original frame."""
-    pairs = [match.pair for match in matched]
-    frames = [pair.in_original_frame() for pair in pairs]
-    images = sorted({image for pair in pairs for image in (pair.source, pair.target)})
-    categories = sorted({pair.category for pair in pairs})
-    named = [pair.names for pair in pairs if pair.names is not None]
-    names = sorted({name for own in named for name in own}) if len(named) == len(pairs) else None
+    pairs = matches.pairs
+    original, sizes = pairs.in_original_frame()
+    images, ends = np.unique(np.stack([pairs.source, pairs.target]), return_inverse=True)
+    categories, category = np.unique(pairs.category, return_inverse=True)
     arrays: dict[str, NDArray[Any]] = {
-        "counts": _integers([len(pair.target_points) for pair in pairs]),
-        "source": _places([pair.source for pair in pairs], images),
-        "target": _places([pair.target for pair in pairs], images),
-        "category": _places([pair.category for pair in pairs], categories),
-        "source_size": _integers([frame.source_size for frame in frames]),
-        "target_size": _integers([frame.target_size for frame in frames]),
-        "theta": np.array([(pair.theta, frame.theta) for pair, frame in zip(pairs, frames, strict=True)]),
-        "source_points": np.concatenate([pair.source_points for pair in pairs]),
-        "target_points": np.concatenate([pair.target_points for pair in pairs]),
-        "original_source_points": np.concatenate([frame.source_points for frame in frames]),
-        "original_target_points": np.concatenate([frame.target_points for frame in frames]),
+        "counts": pairs.counts.astype(np.int32),
+        "source": ends.reshape(2, -1)[0].astype(np.int32),
+        "target": ends.reshape(2, -1)[1].astype(np.int32),
+        "category": category.astype(np.int32),
+        "source_size": sizes[:, :2],
+        "target_size": sizes[:, 2:],
+        "theta": np.stack([pairs.resized.theta, original.theta], axis=1),
+        "source_points": pairs.resized.source_points,
+        "target_points": pairs.resized.target_points,
+        "original_source_points": original.source_points,
+        "original_target_points": original.target_points,
     }
-    if names is not None:
-        arrays["names"] = _places([name for own in named for name in own], names)
-    flagged = [pair.flags for pair in pairs if pair.flags is not None]
-    if len(flagged) == len(pairs):
-        arrays |= {_FLAGS + name: _integers([flags[name] for flags in flagged]) for name in flagged[0]}
-    for readout in matched[0].predictions:
-        arrays[_PREDICTIONS + readout.value] = np.concatenate([match.predictions[readout] for match in matched])
+    names: list[str] | None = None
+    if pairs.keypoints is not None:
+        used, places = np.unique(pairs.keypoints[1], return_inverse=True)
+        names = [pairs.keypoints[0][place] for place in used]
+        arrays["names"] = places.astype(np.int32)
+    arrays |= {_FLAGS + name: values.astype(np.int32) for name, values in (pairs.flags or {}).items()}
+    arrays |= {_PREDICTIONS + name: found for name, found in matches.predictions.items()}
     description = {
         "format": FORMAT,
         "version": VERSION,
         "creator": creator_version(),
-        "images": images,
-        "categories": categories,
+        "images": [pairs.images[place] for place in images],
+        "categories": [pairs.categories[place] for place in categories],
         "names": names,
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return seal_tensors(description, lambda metadata: save(contiguous, metadata=metadata))
 
 
-def load_predictions(file: Path) -> tuple[MatchedPair, ...]:
+def load_predictions(file: Path) -> Matches:
     """Read them, in the order in which they were written. Raises `EvaluationError` for what is no such file."""
     try:
         content, description = read_tensors(file)
@@ -138,48 +136,23 @@ def _check(arrays: Arrays, description: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} points outside the list of {listed}")
 
 
-def _parse(arrays: Arrays, description: Mapping[str, Any]) -> tuple[MatchedPair, ...]:
-    images, categories, known = description["images"], description["categories"], description["names"]
-    ends = np.cumsum(arrays["counts"])
-    readouts = {
-        Readout(name.removeprefix(_PREDICTIONS)): array
-        for name, array in arrays.items()
-        if name.startswith(_PREDICTIONS)
-    }
+def _parse(arrays: Arrays, description: Mapping[str, Any]) -> Matches:
+    theta = np.ascontiguousarray(arrays["theta"].T)
+    found = {name.removeprefix(_PREDICTIONS): array for name, array in arrays.items() if name.startswith(_PREDICTIONS)}
+    for name in found:
+        readout(name)  # raises for one that is not known
     flags = {name.removeprefix(_FLAGS): array for name, array in arrays.items() if name.startswith(_FLAGS)}
-    found = []
-    for row, (start, end) in enumerate(zip(ends - arrays["counts"], ends, strict=True)):
-        own = slice(int(start), int(end))
-        original = OriginalFrame(
-            source_size=_size(arrays["source_size"][row]),
-            target_size=_size(arrays["target_size"][row]),
-            source_points=arrays["original_source_points"][own],
-            target_points=arrays["original_target_points"][own],
-            theta=float(arrays["theta"][row, 1]),
-        )
-        pair = MatchingPair(
-            source=images[arrays["source"][row]],
-            target=images[arrays["target"][row]],
-            category=categories[arrays["category"][row]],
-            source_points=arrays["source_points"][own],
-            target_points=arrays["target_points"][own],
-            theta=float(arrays["theta"][row, 0]),
-            original=original,
-            names=None if known is None else tuple(known[place] for place in arrays["names"][own]),
-            flags={name: int(array[row]) for name, array in flags.items()} or None,
-        )
-        found.append(MatchedPair(pair, {readout: array[own] for readout, array in readouts.items()}))
-    return tuple(found)
-
-
-def _size(numbers: NDArray[Any]) -> tuple[int, int]:
-    return int(numbers[0]), int(numbers[1])
-
-
-def _integers(values: Sequence[Any]) -> NDArray[np.int32]:
-    return np.array(values, dtype=np.int32)
-
-
-def _places(values: Sequence[str], known: Sequence[str]) -> NDArray[np.int32]:
-    place = {value: row for row, value in enumerate(known)}
-    return _integers([place[value] for value in values])
+    pairs = Pairs(
+        images=tuple(description["images"]),
+        categories=tuple(description["categories"]),
+        source=arrays["source"],
+        target=arrays["target"],
+        category=arrays["category"],
+        counts=arrays["counts"].astype(np.int64),
+        resized=PairsInFrame(arrays["source_points"], arrays["target_points"], theta[0]),
+        original=PairsInFrame(arrays["original_source_points"], arrays["original_target_points"], theta[1]),
+        sizes=np.hstack([arrays["source_size"], arrays["target_size"]]),
+        keypoints=None if description["names"] is None else (tuple(description["names"]), arrays["names"]),
+        flags=flags or None,
+    )
+    return Matches(pairs, found)

@@ -24,7 +24,7 @@ from featstore.pipeline.defaults import (
 from featstore.pipeline.dino_maps import AskedDino, require_dino_maps
 from featstore.pipeline.distributed import join_processes
 from featstore.pipeline.evaluate import (
-    Result,
+    Evaluation,
     Scoring,
     choose_pairs,
     default_split,
@@ -47,10 +47,10 @@ from featstore.progress import Progress, Silent
 from featstore.store.keys import Stored, absolute, parse_location
 from featstore.store.source import StoredMaps, open_features
 from featstore.store.store import Store, open_store
+from matcher.configuration import MatchSettings
 from matcher.errors import InputError
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
-from matcher.match import MatchSettings
 
 OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
 
@@ -67,7 +67,7 @@ class Evaluated:
         root: The data set's folder; None for one that has none.
     """
 
-    result: Result
+    result: Evaluation
     config: EvalConfig
     theta: str
     store: str | None
@@ -147,7 +147,7 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluated:
 
 def _match(
     config: EvalConfig, store: Store, scoring: Scoring, choice: PromptChoice, compute: Compute, progress: Progress
-) -> Result:
+) -> Evaluation:
     """Match a split from a store's maps; those that lack are made and kept. The processes meet here, once what was
     asked for is found to be right."""
     dataset, split = dataset_of(store, config.root), config.split or ""
@@ -163,6 +163,8 @@ def _match(
     wanted = tuple((int(layer.layer), layer.timestep) for layer in scoring.layers if layer.timestep is not None)
     check_unchanged(store, dataset, share, progress)
     framed = in_frame_of_store(store, dataset, pairs, progress)
+    count = len(pairs)
+    del pairs  # from here on they are columns
     notes = note_oddities(dataset, [split], images, store.images.known_keys, progress)
     patches = None
     without_patches: tuple[ImageError, ...] = ()
@@ -178,7 +180,7 @@ def _match(
     if choice.prompts is None:
         from featstore.pipeline.pairwise import open_pair_maps, score_pairwise
 
-        tell_pairwise_cost(progress, len(pairs), len(wanted), ensemble)
+        tell_pairwise_cost(progress, count, len(wanted), ensemble)
         assert choice.learned is not None, "only learned prompts belong to pairs"
         pair_maps = open_pair_maps(
             store, dataset, framed, wanted, choice.learned, config.dino, ensemble, compute, progress, processes
@@ -196,7 +198,7 @@ def _match(
         raise without_maps[0]
     bad = unreadable(without_maps, without_patches)
     readable = without_images(framed, bad)
-    tell_left_out(progress, bad, len(pairs), len(readable))
+    tell_left_out(progress, bad, count, len(readable))
     about = describe_features(store, made.extractor, choice.describe(), ensemble, compute) if wanted else {}
     maps = StoredMaps(store, made.extractor, None if patches is None else patches.extractor)
     result = score(dataset, split, readable, maps, scoring, about | about_dino, compute.device, progress, processes)

@@ -49,11 +49,10 @@ from featstore.progress import Progress, Silent
 from featstore.store.keys import Stored, absolute, parse_location
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.configuration import Configuration, all_layers_fused, angles, one_layer_each
+from matcher.configuration import Configuration, MatchSettings, all_layers_fused, angles, one_layer_each
 from matcher.errors import InputError
 from matcher.geometry import Geometry
 from matcher.grid import GridScores
-from matcher.match import MatchSettings
 
 
 @dataclass(frozen=True, slots=True)

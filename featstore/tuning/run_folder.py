@@ -43,7 +43,7 @@ RUN = "run.json"
 
 FORMAT = "dualsd run"
 EVALUATION = "dualsd evaluation"
-"""What lies among the runs, too: `featstore.pipeline.evaluation_run`."""
+"""What lies among the runs, too: `featstore.pipeline.results`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
 

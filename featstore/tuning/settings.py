@@ -16,10 +16,10 @@ from featstore.parsing import parse
 from featstore.pipeline.defaults import check_names, timesteps_for, unet_layers, weights_for
 from featstore.prompts.base import Mode
 from featstore.tuning.loss import default_kernel, gaussian
+from matcher.configuration import MatchSettings
 from matcher.errors import InputError
 from matcher.fusion import check_weights
 from matcher.geometry import Geometry
-from matcher.match import MatchSettings
 
 
 class Noise(Enum):

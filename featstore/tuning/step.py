@@ -21,7 +21,6 @@ from matcher.geometry import pixels_to_cells
 from matcher.grid import score_grid
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -199,8 +198,8 @@ def sum_of_pck(
                 latents = torch.stack([noisy(image, spec.timestep) for image in batch])
                 found = networks.tap(index, latents, spec.timestep, condition.expand(len(batch), -1, -1))
                 maps |= {(image, spec.layer, spec.timestep): own for image, own in zip(batch, found, strict=True)}
-        scores = score_grid(group, MapsInMemory(maps), tried, [Readout.NN], [ALPHA], networks.device)
-        total += float(scores.of_pairs(0, Readout.NN, ALPHA).sum())
+        scores = score_grid(group, MapsInMemory(maps), tried, ["nn"], [ALPHA], networks.device)
+        total += float(scores.of_pairs(0, "nn", ALPHA).sum())
     return total
 
 

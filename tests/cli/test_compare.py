@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.pipeline.evaluate import Result, tabulated
-from featstore.pipeline.evaluation_run import save_evaluation
+from featstore.pipeline.evaluate import Evaluation, tabulated
+from featstore.pipeline.results import save_evaluation
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average, hits
-from matcher.readout import Readout
+from matcher.registry import frame_of
 from matcher.spread import graphs_of
 from matcher.statistics import bootstrap_mean, permutation_test
 from tests.cli.conftest import Run
@@ -24,8 +24,8 @@ from tests.featstore.evaluations import ALPHAS, guessed, many_pairs, result_of
 PAIRS = many_pairs()
 
 
-def evaluation(spread: float, seed: int, pairs: Sequence[MatchingPair] = PAIRS) -> Result:
-    return result_of(pairs, {Readout.NN: guessed(pairs, spread, seed), Readout.SOFTMAX: guessed(pairs, spread, 9)})
+def evaluation(spread: float, seed: int, pairs: Sequence[MatchingPair] = PAIRS) -> Evaluation:
+    return result_of(pairs, {"nn": guessed(pairs, spread, seed), "softmax": guessed(pairs, spread, 9)})
 
 
 @pytest.fixture
@@ -36,13 +36,10 @@ def two(run: Run) -> Run:
     return run
 
 
-def right(result: Result, alpha: float) -> np.ndarray[Any, Any]:
+def right(result: Evaluation, alpha: float) -> np.ndarray[Any, Any]:
     """PCK of each pair."""
     return np.array(
-        [
-            hits(match.predictions[Readout.NN], *match.pair.truth(Readout.NN.frame), alpha).mean()
-            for match in result.matched
-        ]
+        [hits(match.predictions["nn"], *match.pair.truth(frame_of("nn")), alpha).mean() for match in result.matched]
     )
 
 
@@ -64,7 +61,7 @@ def test_every_number(two: Run, average: Average) -> None:
         lead = right(second, alpha) - right(first, alpha)
         for name in found:
             for key, own in (("first", first), ("run", second)):
-                assert found[name][key] == own.table.values[Readout.NN][average][alpha].named()[name]
+                assert found[name][key] == own.pck["nn"][average][alpha].named()[name]
             assert found[name]["lead"]["mean"] == pytest.approx(found[name]["run"] - found[name]["first"])
             assert found[name]["lead"]["low"] < found[name]["lead"]["mean"] < found[name]["lead"]["high"]
         alone = bootstrap_mean(PAIRS, lead, seed=0, sizes=sizes)
@@ -110,7 +107,7 @@ def test_other_readouts_and_thresholds(two: Run) -> None:
     ok(two("compare", "a", "b", "--readout", "softmax", "--alphas", "0.05..0.2:0.05", "--json", "c.json"))
     found = read("c.json")["comparisons"][0]["results"]
     assert list(found) == ["0.05", "0.1", "0.15", "0.2"]
-    expected = evaluation(0.04, 2).table.values[Readout.SOFTMAX][Average.IMAGE][0.1].named()
+    expected = evaluation(0.04, 2).pck["softmax"][Average.IMAGE][0.1].named()
     assert {name: own["run"] for name, own in found["0.1"].items()} == expected
 
 
@@ -118,7 +115,7 @@ def test_image_sizes_need_one_frame(two: Run) -> None:
     """The same predictions on images of 100 and of 200 pixels: the original frame is the same, and so are the hits."""
     larger = many_pairs(size=200)
     guesses = [2 * points for points in guessed(PAIRS, 0.10, 1)]
-    save_evaluation(result_of(larger, {Readout.NN: guesses}, size=200), Path("larger"))
+    save_evaluation(result_of(larger, {"nn": guesses}, size=200), Path("larger"))
     refused(two("compare", "a", "larger"), "images of 100 pixels in a, but in images of 200 pixels in larger")
     for frame in ("original", "resized"):
         ok(two("compare", "a", "larger", "--frame", frame, "--json", "c.json"))

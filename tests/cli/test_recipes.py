@@ -12,9 +12,9 @@ from cli.recipe_options import TRAINING_PAIRS, steps_for
 from cli.show_recipes import commands
 from featstore.backbones.dino_location import HUB_NAME
 from featstore.prompts.text import DEFAULT_TEMPLATE
+from matcher.configuration import BETA
 from matcher.errors import InputError
-from matcher.match import BETA
-from matcher.readout import Readout
+from matcher.registry import frame_of
 from tests.cli.conftest import Run
 
 # DESIGN, section 4, and, for sd4match-*, SD4Match's scripts and README. Layers, timesteps of training, of inference,
@@ -110,7 +110,7 @@ def test_what_a_recipe_says_is_what_the_code_does() -> None:
     """Values that no option carries."""
     for recipe in load_recipes().values():
         own = recipe.inference
-        assert Readout(own.readout.value).frame.value == own.frame.value
+        assert frame_of(own.readout.value).value == own.frame.value
         assert own.template is None or own.template.value == DEFAULT_TEMPLATE
         assert own.dino is None or own.dino.value == HUB_NAME
         assert recipe.training is None or recipe.training.beta.value == BETA

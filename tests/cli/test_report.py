@@ -19,9 +19,8 @@ from cli.reports.reproduction import report_reproduction
 from cli.reports.training import report_training
 from cli.reproduction.paper import load_table
 from featstore.datasets.records import Difficulty
-from featstore.pipeline.evaluation_run import save_evaluation
 from featstore.pipeline.predictions import load_predictions
-from matcher.readout import Readout
+from featstore.pipeline.results import save_evaluation
 from tests.cli.conftest import Run
 from tests.cli.html_page import HtmlPage, read_page
 from tests.cli.reproductions import write_reproduction
@@ -125,7 +124,7 @@ def test_difficulty_by_hand(tmp_path: Path) -> None:
     far, near = np.array([0.0, 8.1]), np.array([0.0, 7.9])
     off = [[near, near], [near, far], [far, far], [near, near]]
     predicted = [pair.target_points + np.array(own) for pair, own in zip(pairs, off, strict=True)]
-    save_evaluation(result_of(pairs, {Readout.NN: predicted}), tmp_path / "run")
+    save_evaluation(result_of(pairs, {"nn": predicted}), tmp_path / "run")
     kept = load_predictions(tmp_path / "run" / "predictions.safetensors")
     assert [match.pair.flags for match in kept] == [pair.flags for pair in pairs]
     page = read_page(report_evaluation(tmp_path / "run"))
@@ -152,7 +151,7 @@ def test_no_difficulty_where_a_dataset_has_none(run: Run, store: Path) -> None:
 
 def test_names_of_a_dataset_are_text(tmp_path: Path) -> None:
     pairs = many_pairs(4, ("cat", HOSTILE))
-    result = result_of(pairs, {Readout.NN: guessed(pairs, 0.1, 0)})
+    result = result_of(pairs, {"nn": guessed(pairs, 0.1, 0)})
     about = {"command": f"dualsd eval {HOSTILE}", "root": str(tmp_path / HOSTILE.replace("/", "-")), "store": HOSTILE}
     path = save_evaluation(replace(result, features={"prompt": HOSTILE}), tmp_path / "<run>", about=about)
     page = read_page(report_evaluation(path))
@@ -192,7 +191,7 @@ def test_a_whole_benchmark_stays_small(tmp_path: Path) -> None:
         replace(pair, original=own, flags={name: place % (most + 1) for name, most in flags.items()})
         for place, (pair, own) in enumerate(zip(pairs, original, strict=True))
     ]
-    readouts = (Readout.NN, Readout.BILINEAR, Readout.SOFTMAX, Readout.KERNELSOFTMAX)
+    readouts = ("nn", "bilinear", "softmax", "kernelsoftmax")
     result = result_of(pairs, {readout: guessed(pairs, 0.1, seed) for seed, readout in enumerate(readouts)})
     path = save_evaluation(replace(result, dataset="folder"), tmp_path / "run", about={"root": str(photographs)})
     file = report_evaluation(path)

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from cli.reports.evaluation import report_evaluation
 from cli.reports.reproduction import report_reproduction
-from featstore.pipeline.evaluation_run import save_evaluation
-from matcher.readout import Readout
+from featstore.pipeline.results import save_evaluation
 from tests.cli.browser import Browser, find_browser, open_browser
 from tests.cli.reproductions import write_reproduction
 from tests.featstore.evaluations import guessed, many_pairs, result_of
@@ -113,7 +112,7 @@ def test_the_browser_would_notice(browser: Browser, tmp_path: Path) -> None:
 def test_names_that_are_markup_do_not_run(browser: Browser, tmp_path: Path) -> None:
     name = "</svg><script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
     pairs = many_pairs(4, ("cat", name))
-    path = save_evaluation(result_of(pairs, {Readout.NN: guessed(pairs, 0.1, 0)}), tmp_path / "run")
+    path = save_evaluation(result_of(pairs, {"nn": guessed(pairs, 0.1, 0)}), tmp_path / "run")
     file = report_evaluation(path)
     visit = browser.visit(file, PHONE, dark=False)
     assert visit.said == []

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from featstore.pipeline.evaluation_run import save_evaluation
+from featstore.pipeline.results import save_evaluation
 from featstore.store.store import open_store
 from featstore.tuning.run_folder import runs_newest_first
-from matcher.readout import Readout
 from tests.cli.conftest import Run
 from tests.featstore.evaluations import annotated, framed, result_of
 
@@ -80,7 +79,7 @@ def test_one_readout_in_the_original_frame(run: Run, store: Path) -> None:
 def test_frames_by_hand(run: Run) -> None:
     """See tests/featstore/test_evaluation_run.py: off by 5 of 80 pixels, or by sqrt(148) = 12.166 of 200."""
     pair = framed(annotated())
-    save_evaluation(result_of([pair], {Readout.NN: [[[14.0, 13.0], [60.0, 60.0]]]}), Path("hand"))
+    save_evaluation(result_of([pair], {"nn": [[[14.0, 13.0], [60.0, 60.0]]]}), Path("hand"))
     command = ("score", "hand", "--alphas", "0.0605,0.061,0.0625", "--json", "s.json")
     expected = {"resized": [0.5, 0.5, 1.0], "original": [0.5, 1.0, 1.0]}
     for frame, shares in expected.items():
@@ -163,5 +162,5 @@ def test_a_folder_that_cannot_be_made_is_known_before_matching(
 )
 def test_one_sentence_and_exit_code_2(run: Run, arguments: list[str], words: str) -> None:
     pair = framed(annotated())
-    save_evaluation(result_of([pair], {Readout.NN: [np.zeros((2, 2))]}), Path("hand"))
+    save_evaluation(result_of([pair], {"nn": [np.zeros((2, 2))]}), Path("hand"))
     refused(run("score", *arguments), words)

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.datasets.records import Pair, ThetaRule, to_resized_frame
-from featstore.pipeline.evaluate import Result, Scoring, tabulated
+from featstore.pipeline.evaluate import Evaluation, Scoring, tabulated
+from matcher.configuration import MatchSettings
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair
-from matcher.readout import Readout
 
 SIZE = 100
 ALPHAS = (0.05, 0.1)
@@ -40,11 +39,11 @@ def framed(pair: Pair, rule: ThetaRule = ThetaRule.BOX, size: int = SIZE) -> Mat
 
 def result_of(
     pairs: Sequence[MatchingPair],
-    predictions: Mapping[Readout, Sequence[NDArray[Any]]],
+    predictions: Mapping[str, Sequence[NDArray[Any]]],
     alphas: Sequence[float] = ALPHAS,
     layers: Sequence[str] = ("2", "3"),
     size: int = SIZE,
-) -> Result:
+) -> Evaluation:
     """Predictions are (n, 2) a pair, in the readout's frame."""
     matched = [
         MatchedPair(pair, {readout: np.asarray(own[row], dtype=np.float32) for readout, own in predictions.items()})

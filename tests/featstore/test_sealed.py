@@ -16,7 +16,8 @@ from torch import nn
 
 from featstore.backbones.load import load_text_encoder, load_tokenizer
 from featstore.backbones.location import locate
-from featstore.pipeline.evaluation_run import EvaluationRun, save_evaluation
+from featstore.pipeline.results import save_evaluation
+from featstore.pipeline.runs import EvaluationRun
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.file import load_prompts, save_prompts
 from featstore.prompts.saved import SavedPrompts
@@ -25,7 +26,6 @@ from featstore.tuning.run_folder import RunFolder, metrics_bytes
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.trainer import TrainingState
 from matcher.errors import InputError
-from matcher.readout import Readout
 from tests.cli.test_prompt_choice import SETTINGS
 from tests.featstore.evaluations import guessed, many_pairs, result_of
 from tests.featstore.prompts.made import made
@@ -107,7 +107,7 @@ def kept(kind: str, folder: Path) -> tuple[Path, Read]:
             (folder / "run.json").write_text(json.dumps(seal(described_training()), indent=2))
             return folder / "run.json", training_at
     pairs = many_pairs(2)
-    found = save_evaluation(result_of(pairs, {Readout.NN: guessed(pairs, 0.1, 1)}), folder / "run")
+    found = save_evaluation(result_of(pairs, {"nn": guessed(pairs, 0.1, 1)}), folder / "run")
     return found / ("run.json" if kind == "evaluation" else "predictions.safetensors"), evaluation_at
 
 

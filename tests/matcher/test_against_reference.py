@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.fusion import squared_norms, upsample, upsampling
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec, MapsInMemory
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
+from matcher.registry import MODULES
+from matcher.sweep import evaluate
 from tests.reference import evaluate_plainly
 
 CPU = torch.device("cpu")
 SIZE = 96
-ON_CELLS = [readout for readout in Readout if readout is not Readout.PIXEL]
+ON_CELLS = [readout for readout in MODULES if readout != "pixel"]
 SHAPES = {"coarse": (20, 6, 6), "fine": (12, 12, 12), "odd": (8, 9, 9)}
 
 
@@ -59,12 +59,12 @@ def test_it_equals_the_plain_version(layers: list[LayerSpec], geometry: Geometry
     settings = MatchSettings(SIZE, geometry, factor, geometry)
     fast = evaluate(pairs, maps, layers, ON_CELLS, settings, CPU)
     plain = evaluate_plainly(pairs, maps, layers, ON_CELLS, settings, CPU)
-    assert [match.pair for match in fast] == pairs
+    assert [(match.pair.source, match.pair.target) for match in fast] == [(pair.source, pair.target) for pair in pairs]
     for readout in ON_CELLS:
         ours = np.concatenate([match.predictions[readout] for match in fast])
         theirs = np.concatenate([match.predictions[readout] for match in plain])
         same = np.abs(ours - theirs).max(axis=1) < 1e-2
-        if readout in (Readout.NN, Readout.BILINEAR):
+        if readout in ("nn", "bilinear"):
             assert same.mean() >= 0.99  # two cells may be equally good to the last bit
         else:
             assert same.all()
@@ -73,18 +73,18 @@ def test_it_equals_the_plain_version(layers: list[LayerSpec], geometry: Geometry
 def test_the_geometries_of_points_and_of_upsampling_are_apart() -> None:
     maps, pairs = smooth_maps(3, seed=3), some_pairs(3, seed=4)
     settings = MatchSettings(SIZE, Geometry.HALF_PIXEL, 2, Geometry.CORNERS)
-    fast = evaluate(pairs, maps, LAYERS["two"], [Readout.SOFTMAX], settings, CPU)
-    plain = evaluate_plainly(pairs, maps, LAYERS["two"], [Readout.SOFTMAX], settings, CPU)
+    fast = evaluate(pairs, maps, LAYERS["two"], ["softmax"], settings, CPU)
+    plain = evaluate_plainly(pairs, maps, LAYERS["two"], ["softmax"], settings, CPU)
     for ours, theirs in zip(fast, plain, strict=True):
-        np.testing.assert_allclose(ours.predictions[Readout.SOFTMAX], theirs.predictions[Readout.SOFTMAX], atol=1e-2)
+        np.testing.assert_allclose(ours.predictions["softmax"], theirs.predictions["softmax"], atol=1e-2)
 
 
 def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, pairs = smooth_maps(4, seed=5), some_pairs(4, seed=6)
     settings = MatchSettings(SIZE)
     whole = evaluate(pairs, maps, LAYERS["two"], ON_CELLS, settings, CPU)
-    monkeypatch.setattr("matcher.target.BLOCK_CELLS", 5 * 4 * 2 * 12 * 12)
-    monkeypatch.setattr("matcher.target.CHUNK_CELLS", 2 * 4 * 12 * 12)
+    monkeypatch.setattr("matcher.correlate.BLOCK_CELLS", 5 * 4 * 2 * 12 * 12)
+    monkeypatch.setattr("matcher.correlate.CHUNK_CELLS", 2 * 4 * 12 * 12)
     blocks = evaluate(pairs, maps, LAYERS["two"], ON_CELLS, settings, CPU)
     for ours, theirs in zip(whole, blocks, strict=True):
         for readout in ON_CELLS:
@@ -100,7 +100,7 @@ def test_an_images_maps_are_asked_for_twice_at_most() -> None:
             asked[image, layer.layer] = asked.get((image, layer.layer), 0) + 1
             return maps.load(image, layer)
 
-    evaluate(pairs, Counting(), LAYERS["two"], [Readout.NN], MatchSettings(SIZE), CPU)
+    evaluate(pairs, Counting(), LAYERS["two"], ["nn"], MatchSettings(SIZE), CPU)
     assert max(asked.values()) <= 2
 
 

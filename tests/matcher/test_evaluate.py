@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from matcher.configuration import MatchSettings
 from matcher.errors import MapError, MatchError
-from matcher.evaluate import evaluate
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec, MapsInMemory
-from matcher.match import MatchSettings, match_points
+from matcher.match import match_points
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
+from matcher.sweep import evaluate
 from tests.matcher.unchecked import Unchecked
 
 CPU = torch.device("cpu")
@@ -31,10 +31,10 @@ def test_planted_matches_are_found(geometry: Geometry) -> None:
     cell = 63 / 7 if geometry is Geometry.CORNERS else 8
     offset = 0 if geometry is Geometry.CORNERS else 3.5
     points = torch.tensor([[1.0, 1.0], [6.0, 2.0]]) * cell + offset
-    found = match_points(source, target, points, [Readout.NN, Readout.BILINEAR, Readout.KERNELSOFTMAX], settings)
+    found = match_points(source, target, points, ["nn", "bilinear", "kernelsoftmax"], settings)
     expected = torch.tensor([[5.0, 4.0], [0.0, 7.0]]) * cell + offset
-    assert torch.allclose(found[Readout.NN], expected, atol=1e-4)
-    assert torch.allclose(found[Readout.BILINEAR], expected, atol=1e-2)
+    assert torch.allclose(found["nn"], expected, atol=1e-4)
+    assert torch.allclose(found["bilinear"], expected, atol=1e-2)
 
 
 def test_pairs_come_back_in_order_and_layers_are_weighed() -> None:
@@ -52,9 +52,9 @@ def test_pairs_come_back_in_order_and_layers_are_weighed() -> None:
     pairs = [MatchingPair("a", "b", "x", point, point, 10.0), MatchingPair("a", "a", "x", point, point, 10.0)]
     for weights, cell in (((0.8, 0.6), 7), ((0.6, 0.8), 0)):
         layers = [LayerSpec("good", None, weights[0]), LayerSpec("bad", None, weights[1])]
-        matched = evaluate(pairs, maps, layers, [Readout.NN], MatchSettings(64), CPU)
-        np.testing.assert_allclose(matched[0].predictions[Readout.NN], [[cell * 9, cell * 9]], atol=1e-4)
-        np.testing.assert_allclose(matched[1].predictions[Readout.NN], point, atol=1e-4)
+        matched = evaluate(pairs, maps, layers, ["nn"], MatchSettings(64), CPU)
+        np.testing.assert_allclose(matched[0].predictions["nn"], [[cell * 9, cell * 9]], atol=1e-4)
+        np.testing.assert_allclose(matched[1].predictions["nn"], point, atol=1e-4)
 
 
 def test_what_does_not_fit_together() -> None:
@@ -62,11 +62,11 @@ def test_what_does_not_fit_together() -> None:
     point = np.ones((1, 2), dtype=np.float32)
     pair = MatchingPair("a", "b", "c", point, point, 1.0)
     with pytest.raises(MatchError, match="3 channels and the target map 5"):
-        evaluate([pair], maps, [LayerSpec("x", None, 1)], [Readout.NN], MatchSettings(64), CPU)
+        evaluate([pair], maps, [LayerSpec("x", None, 1)], ["nn"], MatchSettings(64), CPU)
     with pytest.raises(MapError, match="'y'"):
-        evaluate([pair], maps, [LayerSpec("y", None, 1)], [Readout.NN], MatchSettings(64), CPU)
+        evaluate([pair], maps, [LayerSpec("y", None, 1)], ["nn"], MatchSettings(64), CPU)
     with pytest.raises(MatchError, match="layer"):
-        evaluate([pair], maps, [], [Readout.NN], MatchSettings(64), CPU)
+        evaluate([pair], maps, [], ["nn"], MatchSettings(64), CPU)
     with pytest.raises(MatchError):
         MatchSettings(1)
     with pytest.raises(MatchError):
@@ -80,4 +80,4 @@ def test_an_image_whose_maps_have_other_channels(image: str) -> None:
     point = np.array([[30.0, 30.0]], dtype=np.float32)
     pairs = [MatchingPair(source, "c", "cat", point, point, 10.0) for source in "ab"]
     with pytest.raises(MatchError, match="channels"):
-        evaluate(pairs, Unchecked(maps), [LayerSpec("f", None)], [Readout.NN], MatchSettings(64, Geometry.CORNERS), CPU)
+        evaluate(pairs, Unchecked(maps), [LayerSpec("f", None)], ["nn"], MatchSettings(64, Geometry.CORNERS), CPU)

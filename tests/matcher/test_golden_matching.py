@@ -7,18 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec, MapsInMemory
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import Average, MatchedPair, tabulate
-from matcher.readout import Readout
+from matcher.sweep import evaluate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "matching.safetensors"
 ALPHAS = (0.05, 0.1, 0.15)
 
 
-SD4MATCH = [Readout.NN, Readout.BILINEAR, Readout.SOFTMAX, Readout.KERNELSOFTMAX]
+SD4MATCH = ["nn", "bilinear", "softmax", "kernelsoftmax"]
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +52,9 @@ def matched(golden: dict[str, torch.Tensor]) -> list[MatchedPair]:
 
 
 @pytest.mark.parametrize("readout", SD4MATCH)
-def test_predictions(golden: dict[str, torch.Tensor], matched: list[MatchedPair], readout: Readout) -> None:
+def test_predictions(golden: dict[str, torch.Tensor], matched: list[MatchedPair], readout: str) -> None:
     for index, found in enumerate(matched):
-        expected = golden[f"pred_{readout.value}"][index, : len(found.pair.source_points)].numpy()
+        expected = golden[f"pred_{readout}"][index, : len(found.pair.source_points)].numpy()
         np.testing.assert_allclose(found.predictions[readout], expected, atol=1e-3)
 
 

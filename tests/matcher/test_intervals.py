@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from matcher.pck import Average, MatchedPair, hits, tabulate
-from matcher.readout import Readout
 from matcher.statistics import bootstrap_mean, pck_intervals
 from tests.featstore.evaluations import guessed, many_pairs
 
-READOUTS = (Readout.NN, Readout.SOFTMAX)
+READOUTS = ("nn", "softmax")
 ALPHAS = (0.05, 0.1)
 
 

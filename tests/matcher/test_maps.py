@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from matcher.configuration import one_layer_each
+from matcher.configuration import MatchSettings, one_layer_each
 from matcher.errors import MapError, MatchError
-from matcher.evaluate import evaluate
 from matcher.fusion import check_weights, fuse
 from matcher.geometry import Geometry
 from matcher.grid import score_grid
 from matcher.maps import LayerSpec, MapsInMemory, check_map
-from matcher.match import MatchSettings, match_points
+from matcher.match import match_points
 from matcher.pairs import MatchingPair, OriginalFrame
-from matcher.readout import Readout
+from matcher.registry import MODULES
+from matcher.sweep import evaluate
 from tests.matcher.unchecked import Unchecked
 
 CPU = torch.device("cpu")
@@ -102,20 +102,20 @@ def test_maps_of_one_layer_are_alike() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("place", ["a", "b"])
-@pytest.mark.parametrize("readout", list(Readout))
-def test_no_nan_is_scored(bad: float, place: str, readout: Readout) -> None:
+@pytest.mark.parametrize("readout", list(MODULES))
+def test_no_nan_is_scored(bad: float, place: str, readout: str) -> None:
     """Of a source that hands out what it should not: evaluate and grid name the pair and the readout."""
     maps = {(image, "x", None): plain(seed=seed) for seed, image in enumerate("ab")}
     maps[place, "x", None][:, 2:, 2:] = bad
     original = OriginalFrame((64, 64), (64, 64), POINT, POINT, 1.0)
     pair = MatchingPair("a", "b", "c", POINT, POINT, 10.0, original)
     settings = MatchSettings(61)
-    with pytest.raises(MatchError, match=rf"The points of a -> b have no match by {readout.value}"):
+    with pytest.raises(MatchError, match=rf"The points of a -> b have no match by {readout}"):
         evaluate([pair], Unchecked(maps), [LayerSpec("x", None)], [readout], settings, CPU)
     with pytest.raises(MatchError, match="a -> b"):
         score_grid([pair], Unchecked(maps), one_layer_each({"x": (None,)}, settings), [readout], [0.1], CPU)
-    if readout is not Readout.PIXEL:
-        with pytest.raises(MatchError, match=f"no match by {readout.value}"):
+    if readout != "pixel":
+        with pytest.raises(MatchError, match=f"no match by {readout}"):
             match_points(maps["a", "x", None], maps["b", "x", None], torch.from_numpy(POINT), [readout], settings)
 
 
@@ -139,7 +139,7 @@ def test_only_ratios_of_weights_count(scale: float) -> None:
             [pair],
             maps,
             [LayerSpec("x", None, 0.8 * factor), LayerSpec("y", None, 0.6 * factor)],
-            [Readout.NN, Readout.SOFTMAX],
+            ["nn", "softmax"],
             MatchSettings(61),
             CPU,
         )[0].predictions
@@ -163,4 +163,4 @@ def test_points_and_theta_are_finite() -> None:
         with pytest.raises(MatchError, match="a -> b has a point or a theta that is not finite"):
             MatchingPair("a", "b", "c", *arguments)
     with pytest.raises(MatchError, match="not finite"):
-        match_points(plain(), plain(), torch.from_numpy(absent), [Readout.NN], MatchSettings(61))
+        match_points(plain(), plain(), torch.from_numpy(absent), ["nn"], MatchSettings(61))

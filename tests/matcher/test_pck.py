@@ -6,13 +6,12 @@ import pytest
 from matcher.errors import MatchError
 from matcher.pairs import ALL, Frame, MatchingPair, OriginalFrame, PixelFrame
 from matcher.pck import Average, MatchedPair, hits, paper_rows, tabulate, to_json, to_rows
-from matcher.readout import Readout
 
 
 def pair(category: str, distances: list[float], theta: float) -> MatchedPair:
     truth = np.full((len(distances), 2), 50, dtype=np.float32)
     predicted = truth + np.array([[distance, 0] for distance in distances], dtype=np.float32)
-    return MatchedPair(MatchingPair("a", "b", category, truth, truth, theta), {Readout.NN: predicted})
+    return MatchedPair(MatchingPair("a", "b", category, truth, truth, theta), {"nn": predicted})
 
 
 def test_a_point_on_the_threshold_counts() -> None:
@@ -24,7 +23,7 @@ def test_a_point_on_the_threshold_counts() -> None:
 def test_both_averages_by_hand() -> None:
     matched = [pair("cat", [1, 1, 1, 9], 50), pair("cat", [9], 50), pair("dog", [9, 1], 50)]
     table = tabulate(matched, [0.1])
-    image, point = table.values[Readout.NN][Average.IMAGE][0.1], table.values[Readout.NN][Average.POINT][0.1]
+    image, point = table.values["nn"][Average.IMAGE][0.1], table.values["nn"][Average.POINT][0.1]
     assert image.named() == pytest.approx({ALL: (0.75 + 0 + 0.5) / 3, "cat": 0.375, "dog": 0.5})
     assert point.named() == pytest.approx({ALL: 4 / 7, "cat": 3 / 5, "dog": 0.5})
     assert (table.n_pairs, table.n_points, table.categories) == (3, 7, ("cat", "dog"))
@@ -32,7 +31,7 @@ def test_both_averages_by_hand() -> None:
 
 def test_theta_belongs_to_the_pair() -> None:
     table = tabulate([pair("cat", [6], 50), pair("cat", [6], 70)], [0.1])
-    assert table.values[Readout.NN][Average.POINT][0.1].overall == 0.5
+    assert table.values["nn"][Average.POINT][0.1].overall == 0.5
 
 
 def test_nothing_to_score() -> None:
@@ -64,4 +63,4 @@ def test_the_other_frame_by_hand() -> None:
     for frame, alpha in ((Frame.ORIGINAL, 8 / 120), (Frame.RESIZED, 4 / 50)):
         for nudge, right in ((1e-6, 1.0), (-1e-6, 0.0)):
             table = tabulate(matched, [alpha + nudge], PixelFrame(frame, 100))
-            assert table.values[Readout.NN][Average.IMAGE][alpha + nudge].overall == right
+            assert table.values["nn"][Average.IMAGE][alpha + nudge].overall == right

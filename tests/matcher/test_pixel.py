@@ -8,13 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.fusion import fuse
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec, MapSource
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair, OriginalFrame
-from matcher.readout import Readout
+from matcher.sweep import evaluate
 from tests.matcher.test_against_reference import CPU, LAYERS, SIZE, smooth_maps, some_pairs
 from tests.matcher.unchecked import Unchecked
 
@@ -74,10 +73,10 @@ def upsampling_everything(
 def test_it_equals_upsampling_everything(layers: list[LayerSpec], geometry: Geometry, factor: int) -> None:
     maps, pairs = smooth_maps(4, seed=50), in_both_frames(some_pairs(4, seed=51))
     settings = MatchSettings(SIZE, geometry, factor, geometry)
-    matched = evaluate(pairs, maps, layers, [Readout.PIXEL], settings, CPU)
+    matched = evaluate(pairs, maps, layers, ["pixel"], settings, CPU)
     same, count = 0, 0
     for found in matched:
-        ours = found.predictions[Readout.PIXEL]
+        ours = found.predictions["pixel"]
         cosines, best = upsampling_everything(found.pair, maps, layers, settings)
         same += (ours == best).all(axis=1).sum()
         count += len(ours)
@@ -97,5 +96,5 @@ def test_a_case_by_hand() -> None:
     maps = Unchecked({("a", "x", None): source, ("b", "x", None): target})
     points = np.array([[3.2, 1.0]], dtype=np.float32)
     pair = MatchingPair("a", "b", "c", points, points, 1.0, OriginalFrame((8, 4), (8, 4), points, points, 1.0))
-    (found,) = evaluate([pair], maps, [LayerSpec("x", None)], [Readout.PIXEL], MatchSettings(8), CPU)
-    np.testing.assert_array_equal(found.predictions[Readout.PIXEL], [[4.0, 0.0]])
+    (found,) = evaluate([pair], maps, [LayerSpec("x", None)], ["pixel"], MatchSettings(8), CPU)
+    np.testing.assert_array_equal(found.predictions["pixel"], [[4.0, 0.0]])

@@ -2,13 +2,7 @@ import math
 
 import torch
 
-from matcher.readout import (
-    blend_nearest,
-    integer_neighbours,
-    kernel_soft_argmax,
-    nearest,
-    soft_argmax,
-)
+from matcher.readout import blend_nearest, integer_neighbours, kernel_soft_argmax, nearest, soft_argmax
 
 
 def peak(x: int, y: int, value: float = 1.0) -> torch.Tensor:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.fusion import fuse
 from matcher.geometry import Geometry
 from matcher.maps import LayerSpec, MapsInMemory
-from matcher.match import MatchSettings, correlate
+from matcher.match import correlate
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
+from matcher.sweep import evaluate
 
 SIZE = 64
 """63 pixels between the first and the last cell's centre: 7 a cell for 10 cells, 9 for 8."""
@@ -66,9 +66,9 @@ def all_cells(side: int) -> Array:
     return np.stack([x, y], axis=1) * (SIZE - 1) / (side - 1)
 
 
-def expected_matches(correlation: Array, side: int, readout: Readout) -> Array:
+def expected_matches(correlation: Array, side: int, readout: str) -> Array:
     """(n, 2) pixels, of correlations (n, cells)."""
-    if readout is Readout.NN:
+    if readout == "nn":
         return all_cells(side)[correlation.argmax(axis=1)]
     likely = np.exp((correlation - correlation.max(axis=1, keepdims=True)) / 0.04)
     return likely / likely.sum(axis=1, keepdims=True) @ all_cells(side)
@@ -83,7 +83,7 @@ def test_dino_and_sd_dino_are_the_formula(sd_side: int, dino_side: int, layers: 
     points = all_cells(side).astype(np.float32)
     half = tuple(LayerSpec(layer.layer, layer.timestep, 0.5) for layer in layers)
     pair = MatchingPair("cat/a", "cat/b", "cat", points, points, 10.0)
-    readouts = [Readout.NN, Readout.SOFTMAX]
+    readouts = ["nn", "softmax"]
     (matched,) = evaluate([pair], maps, half, readouts, MatchSettings(SIZE), torch.device("cpu"))
     for readout in readouts:
         expected = expected_matches(correlation, side, readout)

@@ -17,14 +17,13 @@ from featstore.datasets.registry import open_dataset
 from featstore.pipeline.evaluate import in_resized_frame, sizes_from_files
 from featstore.progress import Silent
 from featstore.store.source import open_features
-from matcher.configuration import Configuration, all_layers_fused, one_layer_each
+from matcher.configuration import Configuration, MatchSettings, all_layers_fused, one_layer_each
 from matcher.errors import MapError, MatchError
 from matcher.fusion import fuse
 from matcher.geometry import Geometry, pixels_to_cells
 from matcher.maps import LayerSpec, MapsInMemory, MapSource
-from matcher.match import MatchSettings, correlate
+from matcher.match import correlate
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
 from matcher.sweep import sweep
 from tests.matcher.test_against_reference import CPU, ON_CELLS, SIZE, smooth_maps, some_pairs
 from tests.matcher.unchecked import Unchecked
@@ -32,9 +31,9 @@ from tests.reference import evaluate_plainly
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FEATURES = DATA / "pf-willow-effnet-features.safetensors"
-EXACT = frozenset({Readout.NN, Readout.BILINEAR})
+EXACT = frozenset({"nn", "bilinear"})
 """Readouts that jump where two cells are equally good."""
-OF_ONE_MAP = [readout for readout in ON_CELLS if readout is not Readout.BILINEAR]
+OF_ONE_MAP = [readout for readout in ON_CELLS if readout != "bilinear"]
 """Those that read one correlation map a point, where bilinear asks for four."""
 TIMESTEPS = (50, 261, 400)
 WEIGHTINGS = ((1.0, 0.0), (0.8, 0.6), (0.5, 0.5), (1.0, 3.0), (0.0, 1.0))
@@ -49,7 +48,7 @@ def swept(
     pairs: Sequence[MatchingPair],
     maps: MapSource,
     configurations: Sequence[Configuration],
-    readouts: Sequence[Readout] = ON_CELLS,
+    readouts: Sequence[str] = ON_CELLS,
 ) -> Predictions:
     """What a sweep predicts, brought into the order of the pairs."""
     of_pairs: dict[int, Predictions] = {}
@@ -66,7 +65,7 @@ def plainly(
     pairs: Sequence[MatchingPair],
     maps: MapSource,
     configurations: Sequence[Configuration],
-    readouts: Sequence[Readout] = ON_CELLS,
+    readouts: Sequence[str] = ON_CELLS,
 ) -> Predictions:
     """The same by the plain version, a configuration at a time."""
     found = []
@@ -76,14 +75,14 @@ def plainly(
     return np.array(found)
 
 
-def assert_alike(ours: Predictions, theirs: Predictions, readouts: Sequence[Readout] = ON_CELLS) -> None:
+def assert_alike(ours: Predictions, theirs: Predictions, readouts: Sequence[str] = ON_CELLS) -> None:
     """Soft readouts to 1e-2 px everywhere; nn at 99.9 % of the points, bilinear at 99 %: it asks for four cells a
     point, and two may be equally good to the last bit."""
     assert ours.shape == theirs.shape
     assert np.isfinite(ours).all()
     for column, readout in enumerate(readouts):
         same = np.abs(ours[:, column] - theirs[:, column]).max(axis=-1) < 1e-2
-        share = {Readout.NN: 0.999, Readout.BILINEAR: 0.99}.get(readout, 1.0)
+        share = {"nn": 0.999, "bilinear": 0.99}.get(readout, 1.0)
         assert same.mean() >= share, f"{readout}: {same.mean():.4%} are alike"
 
 
@@ -125,7 +124,7 @@ def test_every_cell_of_a_sweep_equals_the_plain_version(geometry: Geometry) -> N
     for alpha in (0.1, 0.5):
         np.testing.assert_allclose(pck(pairs, ours, alpha), pck(pairs, theirs, alpha), rtol=0, atol=1e-3)
     # no two cells of the sweep are the same by accident: all have predictions of their own
-    assert len({cell.tobytes() for cell in theirs[:, ON_CELLS.index(Readout.SOFTMAX)]}) == 3 + 3 * 3 * 3 + 3
+    assert len({cell.tobytes() for cell in theirs[:, ON_CELLS.index("softmax")]}) == 3 + 3 * 3 * 3 + 3
 
 
 def real_pairs_and_maps(images: int) -> tuple[list[MatchingPair], MapsInMemory]:
@@ -179,10 +178,8 @@ def mixed(geometry: Geometry = Geometry.CORNERS) -> list[Configuration]:
     return found[::2] + found[1::2]  # so that those which share their work are not neighbours
 
 
-@pytest.mark.parametrize(
-    "readouts", [ON_CELLS, ON_CELLS[::-1], [Readout.WINDOW, Readout.NN], [Readout.NN]], ids=lambda names: len(names)
-)
-def test_configurations_of_any_kind_go_into_one_sweep(readouts: list[Readout]) -> None:
+@pytest.mark.parametrize("readouts", [ON_CELLS, ON_CELLS[::-1], ["window", "nn"], ["nn"]], ids=lambda names: len(names))
+def test_configurations_of_any_kind_go_into_one_sweep(readouts: list[str]) -> None:
     maps, pairs, configurations = maps_over_time(4, seed=23), some_pairs(4, seed=24), mixed()
     assert_alike(swept(pairs, maps, configurations, readouts), plainly(pairs, maps, configurations, readouts), readouts)
 
@@ -192,7 +189,7 @@ def test_a_layer_of_weight_0_changes_nothing_but_the_size() -> None:
     maps, pairs, settings = maps_over_time(4, seed=25), some_pairs(4, seed=26), MatchSettings(SIZE)
     alone = Configuration((LayerSpec("fine", 50),), settings)
     beside = Configuration((LayerSpec("coarse", 261, 0.0), LayerSpec("fine", 50, 0.7)), settings)
-    predicted = swept(pairs, maps, [alone, beside], [Readout.NN])
+    predicted = swept(pairs, maps, [alone, beside], ["nn"])
     # one samples the raw map, the other normalised cells: descriptors between cells differ a little
     on_cells = [
         MatchingPair(
@@ -205,7 +202,7 @@ def test_a_layer_of_weight_0_changes_nothing_but_the_size() -> None:
         )
         for pair in pairs
     ]
-    exactly = swept(on_cells, maps, [alone, beside], [Readout.NN])
+    exactly = swept(on_cells, maps, [alone, beside], ["nn"])
     np.testing.assert_array_equal(exactly[0], exactly[1])
     assert (predicted[0] == predicted[1]).all(axis=-1).mean() > 0.8
 
@@ -213,10 +210,10 @@ def test_a_layer_of_weight_0_changes_nothing_but_the_size() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("matcher.target.BLOCK_CELLS", 1),
-        ("matcher.target.BLOCK_CELLS", 7 * 4 * 24 * 24),
-        ("matcher.target.CHUNK_CELLS", 1),
-        ("matcher.target.CHUNK_CELLS", 3 * 4 * 12 * 12),
+        ("matcher.correlate.BLOCK_CELLS", 1),
+        ("matcher.correlate.BLOCK_CELLS", 7 * 4 * 24 * 24),
+        ("matcher.correlate.CHUNK_CELLS", 1),
+        ("matcher.correlate.CHUNK_CELLS", 3 * 4 * 12 * 12),
     ],
 )
 def test_sizes_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
@@ -287,7 +284,7 @@ def test_only_maps_that_a_configuration_asks_for_are_loaded() -> None:
     maps = Counting(maps_over_time(3, seed=33))
     settings = MatchSettings(SIZE)
     configurations = all_layers_fused({"coarse": (50,), "fine": (400,)}, [(0.8, 0.6)], settings)
-    swept(some_pairs(3, seed=34), maps, configurations, [Readout.NN])
+    swept(some_pairs(3, seed=34), maps, configurations, ["nn"])
     assert {(layer.layer, layer.timestep) for _, layer in maps.asked} == {("coarse", 50), ("fine", 400)}
 
 
@@ -361,7 +358,7 @@ def test_bilinear_beside_a_cell_of_zeros() -> None:
     maps = Unchecked({("a", "x", None): source, ("b", "x", None): target})
     point = np.array([[17.5, 10.0]], dtype=np.float32)
     pair = MatchingPair("a", "b", "c", point, point, 1.0)
-    found = swept([pair], maps, one_layer_each({"x": (None,)}, MatchSettings(31)), [Readout.BILINEAR, Readout.NN])
+    found = swept([pair], maps, one_layer_each({"x": (None,)}, MatchSettings(31)), ["bilinear", "nn"])
     np.testing.assert_allclose(found[0, :, 0], [[0.75 * 30, 0.75 * 20], [30, 20]], atol=1e-4)
 
 
@@ -373,7 +370,7 @@ def a_corner(image: str, features: Tensor) -> None:
 def test_a_corner_of_zeros_equals_the_plain_version(geometry: Geometry) -> None:
     """Upsampled cells beside it are multiples of one cell, so they are equally good: nn may choose any of them."""
     maps, pairs, configurations = uneven_maps(a_corner), some_pairs(4, seed=36), on_uneven_maps(geometry)
-    readouts = [Readout.NN, Readout.SOFTMAX]
+    readouts = ["nn", "softmax"]
     ours, theirs = swept(pairs, maps, configurations, readouts), plainly(pairs, maps, configurations, readouts)
     assert_alike(ours[:, 1:], theirs[:, 1:], readouts[1:])
     for configuration, found in zip(configurations, ours[:, 0], strict=True):
@@ -425,7 +422,7 @@ def test_a_target_of_several_sources_gives_every_pair_its_own_points() -> None:
         points = np.stack([cells, cells], axis=1) * 10
         pairs.append(MatchingPair(source, target, "c", points, points, 1.0))
     settings = MatchSettings(31)
-    found = swept(pairs, maps, one_layer_each({"x": (None,)}, settings), [Readout.NN])[0, 0]
+    found = swept(pairs, maps, one_layer_each({"x": (None,)}, settings), ["nn"])[0, 0]
     np.testing.assert_allclose(found, np.concatenate([pair.source_points for pair in pairs]), atol=1e-4)
 
 
@@ -433,25 +430,25 @@ def test_nothing_to_match() -> None:
     maps, pairs = maps_over_time(2, seed=37), some_pairs(2, seed=38)
     configurations = one_layer_each({"fine": (50,)}, MatchSettings(SIZE))
     with pytest.raises(MatchError, match="nothing to match"):
-        list(sweep(pairs, maps, [], [Readout.NN], CPU))
+        list(sweep(pairs, maps, [], ["nn"], CPU))
     with pytest.raises(MatchError, match="nothing to match"):
         list(sweep(pairs, maps, configurations, [], CPU))
-    assert list(sweep([], maps, configurations, [Readout.NN], CPU)) == []
+    assert list(sweep([], maps, configurations, ["nn"], CPU)) == []
 
 
 def test_a_map_that_is_missing_comes_up_as_it_does_outside_of_threads() -> None:
     configurations = one_layer_each({"fine": (50, 999)}, MatchSettings(SIZE))
     with pytest.raises(MapError, match="999"):
-        list(sweep(some_pairs(3, seed=1), maps_over_time(3, seed=2), configurations, [Readout.NN], CPU))
+        list(sweep(some_pairs(3, seed=1), maps_over_time(3, seed=2), configurations, ["nn"], CPU))
 
 
 def test_a_sweep_that_is_left_early_can_be_started_again() -> None:
     maps, pairs, settings = smooth_maps(4, seed=39), some_pairs(4, seed=40), MatchSettings(SIZE)
     configurations = one_layer_each({"fine": (None,)}, settings)
-    started = sweep(pairs, maps, configurations, [Readout.NN], CPU)
+    started = sweep(pairs, maps, configurations, ["nn"], CPU)
     first = next(started)
     started.close()  # type: ignore[attr-defined]
-    again = next(sweep(pairs, maps, configurations, [Readout.NN], CPU))
+    again = next(sweep(pairs, maps, configurations, ["nn"], CPU))
     assert again.members == first.members
     np.testing.assert_array_equal(again.predictions, first.predictions)
     assert math.prod(first.predictions.shape[:2]) == 1

@@ -1,7 +1,7 @@
 """PCK of groups of pairs as bars with intervals: by category, and by how hard a dataset says its pairs are, as
 SPair-71k does: by viewpoint, scale, truncation and occlusion."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, Chart, canvas
 from cli.reports.page import Table
 from cli.reports.scores import UNIT, Scored, at_alphas, category_block, spelled
 from cli.reports.tables import Block
-from matcher.pck import MatchedPair
+from matcher.pck import Matches
 from matcher.statistics import Interval, pck_intervals
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def by_category(scored: Scored) -> Chart:
     return Chart(
         _bars(list(found.by_category.items()), found.overall),
         f"PCK@{alpha:g} in percent by category: {_said(list(found.named().items()))}.",
-        f"PCK@{alpha:g} by category, {readout.value}; orange: 95 % intervals, dotted: all pairs.",
+        f"PCK@{alpha:g} by category, {readout}; orange: 95 % intervals, dotted: all pairs.",
         [Table(category_block(scored, one), folded=one is not readout) for one in scored.intervals],
     )
 
@@ -39,35 +39,30 @@ def by_difficulty(scored: Scored) -> Chart | None:
     """Bars a level of each flag; None where a pair has no flags."""
     readout, alpha, scoring = scored.readout, scored.alpha, scored.run.scoring
     bars, rows = [], []
-    for (flag, level), own in _levels(scored.run.matched).items():
+    for flag, level, own in _levels(scored.run.matched):
         found = pck_intervals(own, [readout], scoring.alphas, scored.average, scoring.pixels)[readout]
         bars.append((f"{flag}: {level}", found[alpha].overall))
         rows.append((flag, level, str(len(own)), *(spelled(columns.overall) for columns in found.values())))
     if not rows:
         return None
     header = ("variation", "level", "pairs", *at_alphas(scoring.alphas))
-    title = f"{readout.value}, {scored.average.value} average, {UNIT}"
+    title = f"{readout}, {scored.average.value} average, {UNIT}"
     return Chart(
         _bars(bars, scored.intervals[readout][alpha].overall),
         f"PCK@{alpha:g} in percent by difficulty: {_said(bars)}.",
-        f"PCK@{alpha:g} by the dataset's own marks of difficulty, {readout.value}; orange: 95 % intervals, dotted: "
+        f"PCK@{alpha:g} by the dataset's own marks of difficulty, {readout}; orange: 95 % intervals, dotted: "
         "all pairs. A pair has a level of each of them.",
         [Table(Block(title, header, tuple(rows), left_columns=2))],
     )
 
 
-def _levels(matched: Sequence[MatchedPair]) -> dict[tuple[str, str], list[MatchedPair]]:
-    """The pairs of every level that occurs, by flag and level; none where a pair has no flags."""
-    flagged = [(match, match.pair.flags) for match in matched if match.pair.flags is not None]
-    if len(flagged) < len(matched):
-        return {}
-    found: dict[tuple[str, str], list[MatchedPair]] = {}
-    for flag in sorted(flagged[0][1], key=lambda name: [*LEVELS, name].index(name)):
-        for match, flags in sorted(flagged, key=lambda one: one[1][flag]):
-            value, words = flags[flag], LEVELS.get(flag, ())
-            name = words[value] if value < len(words) else f"level {value}"
-            found.setdefault((flag, name), []).append(match)
-    return found
+def _levels(matched: Matches) -> Iterator[tuple[str, str, Matches]]:
+    """Every flag and level that occurs, with its pairs; none where a pair has no flags."""
+    flags = matched.pairs.flags or {}
+    for flag in sorted(flags, key=lambda name: [*LEVELS, name].index(name)):
+        words = LEVELS.get(flag, ())
+        for value in np.unique(flags[flag]).tolist():
+            yield flag, words[value] if value < len(words) else f"level {value}", matched.take(flags[flag] == value)
 
 
 def _said(bars: Sequence[tuple[str, Interval]]) -> str:

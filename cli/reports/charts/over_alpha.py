@@ -15,8 +15,8 @@ def draw(scored: Scored) -> Chart:
     """Lines told apart by colour and dashes; a dotted one stands at the alpha of the headline."""
     average = scored.average
     curves = {
-        readout.value: np.array([100 * by_average[average][alpha].overall for alpha in ALPHAS])
-        for readout, by_average in scored.run.scored(alphas=ALPHAS).table.values.items()
+        readout: np.array([100 * by_average[average][alpha].overall for alpha in ALPHAS])
+        for readout, by_average in scored.run.scored(alphas=ALPHAS).pck.items()
     }
     figure, (axes,) = canvas(3.6)
     axes.axvline(scored.alpha, color="#888888", lw=1, ls=(0, (2, 3)))

@@ -41,7 +41,7 @@ class GridChart:
 
 def accuracy(view: GridView) -> GridChart:
     """Accuracy against timestep, a line a layer."""
-    heading = f"Accuracy against timestep, {view.readout.value}, with 95 % intervals"
+    heading = f"Accuracy against timestep, {view.readout}, with 95 % intervals"
     return GridChart(heading, "Accuracy by timestep", partial(_accuracy, view))
 
 
@@ -50,7 +50,7 @@ def two_layers(view: GridView) -> GridChart | None:
     if not view.fused or len(view.best_fused.layers) != 2:
         return None
     weights = weighted(view.best_fused)
-    return GridChart(f"Two layers together, {view.readout.value}: {weights}", weights, partial(_heat_maps, view))
+    return GridChart(f"Two layers together, {view.readout}: {weights}", weights, partial(_heat_maps, view))
 
 
 def _accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:

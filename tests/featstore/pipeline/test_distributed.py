@@ -13,15 +13,15 @@ import torch.distributed
 
 from featstore.errors import ImageError, ProcessError
 from featstore.pipeline.distributed import ALONE, Launch, by_category, by_target, in_blocks, join_processes, launched
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec, MapsInMemory
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
+from matcher.registry import MODULES
+from matcher.sweep import evaluate
 from tests.featstore.evaluations import SIZE, many_pairs
 from tests.forked import at_once, one_thread, together
 
-READOUTS = tuple(Readout)
+READOUTS = tuple(MODULES)
 LAYERS = (LayerSpec("2", 50, 0.8), LayerSpec("3", 261, 0.6))
 
 

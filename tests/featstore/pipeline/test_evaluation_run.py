@@ -18,25 +18,25 @@ from safetensors.numpy import load_file, save_file
 
 from featstore.datasets.records import ThetaRule
 from featstore.errors import DiskFullError, EvaluationError
-from featstore.pipeline.evaluate import Result
-from featstore.pipeline.evaluation_run import EvaluationRun, check_place, is_finished, kept_evaluation, save_evaluation
+from featstore.pipeline.evaluate import Evaluation
+from featstore.pipeline.results import check_place, is_finished, kept_evaluation, save_evaluation
+from featstore.pipeline.runs import EvaluationRun
 from matcher.pairs import Frame
-from matcher.pck import Average
-from matcher.readout import Readout
+from matcher.pck import Average, Matches
 from tests.featstore.evaluations import annotated, framed, guessed, many_pairs, result_of
 
 
 @pytest.fixture
-def result() -> Result:
+def result() -> Evaluation:
     pairs = many_pairs(3)
     return result_of(
         pairs,
-        {Readout.NN: guessed(pairs, 0.1, 1), Readout.PIXEL: [pair.in_original_frame().target_points for pair in pairs]},
+        {"nn": guessed(pairs, 0.1, 1), "pixel": [pair.in_original_frame().target_points for pair in pairs]},
         alphas=(0.1, 0.1 + 2**-50, 1 / 3),
     )
 
 
-def test_everything_comes_back(result: Result, tmp_path: Path) -> None:
+def test_everything_comes_back(result: Evaluation, tmp_path: Path) -> None:
     run = EvaluationRun.open(save_evaluation(result, tmp_path / "run"))
     assert (run.dataset, run.split, run.scoring, run.features) == ("demo", "test", result.scoring, result.features)
     assert len(run.matched) == len(result.matched)
@@ -49,32 +49,32 @@ def test_everything_comes_back(result: Result, tmp_path: Path) -> None:
         for one, other in ((ours.pair, theirs.pair), (mine, its)):
             for name in ("source_points", "target_points"):
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name), strict=True)
-        assert set(ours.predictions) == {Readout.NN, Readout.PIXEL}
+        assert set(ours.predictions) == {"nn", "pixel"}
         for readout in ours.predictions:
             np.testing.assert_array_equal(ours.predictions[readout], theirs.predictions[readout], strict=True)
 
 
-def test_scored_as_it_was_it_gives_the_same_numbers(result: Result, tmp_path: Path) -> None:
+def test_scored_as_it_was_it_gives_the_same_numbers(result: Evaluation, tmp_path: Path) -> None:
     path = save_evaluation(result, tmp_path / "run")
     assert EvaluationRun.open(path).scored().to_json() == result.to_json()
     assert json.loads((path / "results.json").read_text()) == result.to_json()
 
 
-def test_a_scored_result_can_be_kept_too(result: Result, tmp_path: Path) -> None:
-    again = EvaluationRun.open(save_evaluation(result, tmp_path / "first")).scored([Readout.NN], [0.2], Frame.ORIGINAL)
+def test_a_scored_result_can_be_kept_too(result: Evaluation, tmp_path: Path) -> None:
+    again = EvaluationRun.open(save_evaluation(result, tmp_path / "first")).scored(["nn"], [0.2], Frame.ORIGINAL)
     kept = EvaluationRun.open(save_evaluation(again, tmp_path / "second"))
     assert kept.scoring == again.scoring
-    assert kept.scored().table == again.table
+    assert kept.scored().scores == again.scores
 
 
-def test_pairs_without_names(result: Result, tmp_path: Path) -> None:
+def test_pairs_without_names(result: Evaluation, tmp_path: Path) -> None:
     nameless = [replace(match, pair=replace(match.pair, names=None)) for match in result.matched]
-    path = save_evaluation(replace(result, matched=tuple(nameless)), tmp_path / "run")
+    path = save_evaluation(replace(result, matched=Matches.of(nameless)), tmp_path / "run")
     assert {match.pair.names for match in EvaluationRun.open(path).matched} == {None}
 
 
-def pck(run: EvaluationRun, readout: Readout, alpha: float, frame: Frame | None) -> float:
-    return run.scored([readout], [alpha], frame).table.values[readout][Average.POINT][alpha].overall
+def pck(run: EvaluationRun, readout: str, alpha: float, frame: Frame | None) -> float:
+    return run.scored([readout], [alpha], frame).pck[readout][Average.POINT][alpha].overall
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_the_original_frame_by_hand(tmp_path: Path, rule: ThetaRule, resized: fl
     """Targets at (5, 40) and (30, 240) of 50 x 400 pixels are at (10, 10) and (60, 60) of 100 x 100. Predictions off by
     (4, 3) there, 5 pixels, are off by (2, 12) in the original image: sqrt(148) = 12.166 pixels."""
     predicted = {
-        Readout.NN: [[[14.0, 13.0], [64.0, 63.0]]],
-        Readout.PIXEL: [[[7.0, 52.0], [32.0, 252.0]]],
+        "nn": [[[14.0, 13.0], [64.0, 63.0]]],
+        "pixel": [[[7.0, 52.0], [32.0, 252.0]]],
     }
     pair = framed(annotated(), rule)
     run = EvaluationRun.open(save_evaluation(result_of([pair], predicted), tmp_path / "run"))
@@ -98,21 +98,21 @@ def test_the_original_frame_by_hand(tmp_path: Path, rule: ThetaRule, resized: fl
         for frame, distance, theta in ((Frame.RESIZED, 5, resized), (Frame.ORIGINAL, np.sqrt(148), original)):
             assert pck(run, readout, distance / theta + 1e-5, frame) == 1
             assert pck(run, readout, distance / theta - 1e-5, frame) == 0
-    assert pck(run, Readout.NN, 5 / resized, None) == 1  # a point on the threshold counts
-    assert pck(run, Readout.PIXEL, np.sqrt(148) / original - 1e-5, None) == 0
+    assert pck(run, "nn", 5 / resized, None) == 1  # a point on the threshold counts
+    assert pck(run, "pixel", np.sqrt(148) / original - 1e-5, None) == 0
 
 
 def test_points_that_were_clamped_stay_where_they_are(tmp_path: Path) -> None:
     """x = 50 of 50 pixels is 100 of 100, clamped to 98.9999: mapped back that is 49.49995, while the original frame
     would clamp to 48.9999. A prediction of the clamped point is right in both frames."""
     pair = framed(annotated(target_points=np.array([[50.0, 40.0], [30.0, 240.0]])))
-    result = result_of([pair], {Readout.NN: [pair.target_points]})
+    result = result_of([pair], {"nn": [pair.target_points]})
     run = EvaluationRun.open(save_evaluation(result, tmp_path / "run"))
     for frame in Frame:
-        assert pck(run, Readout.NN, 1e-9, frame) == 1
+        assert pck(run, "nn", 1e-9, frame) == 1
 
 
-def test_what_it_says_of_the_frame(result: Result, tmp_path: Path) -> None:
+def test_what_it_says_of_the_frame(result: Evaluation, tmp_path: Path) -> None:
     run = EvaluationRun.open(save_evaluation(result, tmp_path / "run"))
     own, original = (run.scored(frame=frame).to_json() for frame in (None, Frame.ORIGINAL))
     assert (own["frame"], own["frames"]) == ("per readout", {"nn": "resized", "pixel": "original"})
@@ -120,30 +120,32 @@ def test_what_it_says_of_the_frame(result: Result, tmp_path: Path) -> None:
     assert own["results"]["pixel"] == original["results"]["pixel"]
 
 
-def test_a_readout_that_it_lacks(result: Result, tmp_path: Path) -> None:
+def test_a_readout_that_it_lacks(result: Evaluation, tmp_path: Path) -> None:
     run = EvaluationRun.open(save_evaluation(result, tmp_path / "run"))
     with pytest.raises(EvaluationError, match=r"no readout window: it was evaluated with nn, pixel\."):
-        run.scored([Readout.WINDOW])
+        run.scored(["window"])
 
 
-def test_names_are_counted_on(result: Result, tmp_path: Path) -> None:
+def test_names_are_counted_on(result: Evaluation, tmp_path: Path) -> None:
     places = [save_evaluation(result, None, tmp_path) for _ in range(2)]
     (tmp_path / "eval-2+3-041").mkdir()
     places.append(save_evaluation(result, None, tmp_path))
     assert [place.name for place in places] == ["eval-2+3-001", "eval-2+3-002", "eval-2+3-042"]
-    odd = result_of([framed(annotated())], {Readout.NN: [framed(annotated()).target_points]}, layers=("up/1", "[a] *b"))
+    odd = result_of([framed(annotated())], {"nn": [framed(annotated()).target_points]}, layers=("up/1", "[a] *b"))
     assert save_evaluation(odd, None, tmp_path).name == "eval-up_1+_a___b-001"
     assert save_evaluation(odd, None, tmp_path).name == "eval-up_1+_a___b-002"
 
 
-def test_a_name_that_another_took_in_between(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_another_took_in_between(
+    result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = save_evaluation(result, None, tmp_path)
     names = iter([first.name, "eval-2+3-007"])
     monkeypatch.setattr("featstore.tuning.run_folder.free_name", lambda *_: next(names))
     assert save_evaluation(result, None, tmp_path).name == "eval-2+3-007"
 
 
-def test_nothing_is_written_over(result: Result, tmp_path: Path) -> None:
+def test_nothing_is_written_over(result: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     kept = save_evaluation(result, tmp_path / "empty")
     assert EvaluationRun.open(kept).matched
@@ -156,7 +158,7 @@ def test_nothing_is_written_over(result: Result, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "file"}
 
 
-def test_others_may_read_what_the_user_lets_them(result: Result, tmp_path: Path) -> None:
+def test_others_may_read_what_the_user_lets_them(result: Evaluation, tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         kept = save_evaluation(result, tmp_path / "run")
@@ -167,7 +169,7 @@ def test_others_may_read_what_the_user_lets_them(result: Result, tmp_path: Path)
 
 @pytest.mark.parametrize("place", ["predictions.safetensors", "results.json", "run.json"])
 def test_a_full_disk_leaves_nothing(
-    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """And it is said how many bytes its files take."""
     whole = sum(file.stat().st_size for file in save_evaluation(result, tmp_path / "whole" / "run").iterdir())
@@ -187,7 +189,7 @@ def test_a_full_disk_leaves_nothing(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_what_a_killed_evaluation_left_is_swept_when_it_is_old(result: Result, tmp_path: Path) -> None:
+def test_what_a_killed_evaluation_left_is_swept_when_it_is_old(result: Evaluation, tmp_path: Path) -> None:
     layers = "+".join(layer.layer for layer in result.scoring.layers)
     old, young = (tmp_path / f".eval-{layers}.{age}.making" for age in ("old", "young"))
     for folder in (old, young):
@@ -202,8 +204,7 @@ def test_what_a_killed_evaluation_left_is_swept_when_it_is_old(result: Result, t
 KILLED = """
 import os, signal
 from pathlib import Path
-import featstore.pipeline.evaluation_run as run
-from matcher.readout import Readout
+import featstore.pipeline.results as run
 from tests.featstore.evaluations import guessed, many_pairs, result_of
 plain = run.write_whole
 def write(file, content):
@@ -212,12 +213,12 @@ def write(file, content):
     plain(file, content)
 run.write_whole = write
 pairs = many_pairs(3)
-run.save_evaluation(result_of(pairs, {{Readout.NN: guessed(pairs, 0.1, 1)}}), None, Path({parent!r}))
+run.save_evaluation(result_of(pairs, {{"nn": guessed(pairs, 0.1, 1)}}), None, Path({parent!r}))
 """
 
 
 @pytest.mark.parametrize("place", ["results.json", "run.json"])
-def test_killed_in_the_middle_no_run_is_there(result: Result, tmp_path: Path, place: str) -> None:
+def test_killed_in_the_middle_no_run_is_there(result: Evaluation, tmp_path: Path, place: str) -> None:
     code = KILLED.format(place=place, parent=str(tmp_path))
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False)
@@ -230,11 +231,10 @@ def test_killed_in_the_middle_no_run_is_there(result: Result, tmp_path: Path, pl
 UNFINISHED = """
 import os, signal, sys
 from pathlib import Path
-from featstore.pipeline.evaluation_run import kept_evaluation
-from matcher.readout import Readout
+from featstore.pipeline.results import kept_evaluation
 from tests.featstore.evaluations import guessed, many_pairs, result_of
 pairs = many_pairs(3)
-result = result_of(pairs, {{Readout.NN: guessed(pairs, 0.1, 1)}})
+result = result_of(pairs, {{"nn": guessed(pairs, 0.1, 1)}})
 with kept_evaluation(result, {path}, {{"average": "image"}}, Path({parent!r})) as place:
     print(place, flush=True)
     sys.stdin.read()
@@ -253,10 +253,10 @@ def test_killed_before_its_report_the_same_evaluation_takes_its_place(tmp_path: 
     assert process.stdout is not None
     begun = Path(process.stdout.readline().decode().strip())
     pairs = many_pairs(3)
-    result = result_of(pairs, {Readout.NN: guessed(pairs, 0.1, 1)})
+    result = result_of(pairs, {"nn": guessed(pairs, 0.1, 1)})
     about = {"average": "image"}
     assert not is_finished(begun)
-    assert EvaluationRun.open(begun).scored().table == result.table
+    assert EvaluationRun.open(begun).scored().scores == result.scores
     if named:
         with pytest.raises(EvaluationError, match="exists already"):
             check_place(path)
@@ -282,7 +282,7 @@ def test_killed_before_its_report_the_same_evaluation_takes_its_place(tmp_path: 
             check_place(path)
 
 
-def test_another_evaluation_leaves_an_unfinished_one_alone(result: Result, tmp_path: Path) -> None:
+def test_another_evaluation_leaves_an_unfinished_one_alone(result: Evaluation, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), kept_evaluation(result, None, {"average": "image"}, tmp_path):
         raise KeyboardInterrupt
     for about, name in (({"average": "point"}, "eval-2+3-002"), ({"average": "image"}, "eval-2+3-001")):
@@ -311,7 +311,7 @@ def damage(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ],
 )
 def test_a_run_json_that_is_not_right(
-    result: Result, tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
+    result: Evaluation, tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
 ) -> None:
     kept = save_evaluation(result, tmp_path / "run")
     damage(kept / "run.json", change)
@@ -334,7 +334,7 @@ def test_a_run_json_that_is_not_right(
     ],
 )
 def test_predictions_that_are_damaged(
-    result: Result, tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
+    result: Evaluation, tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
 ) -> None:
     file = save_evaluation(result, tmp_path / "run") / "predictions.safetensors"
     tensors, metadata = {name: array.copy() for name, array in load_file(file).items()}, metadata_of(file)
@@ -352,7 +352,7 @@ def metadata_of(file: Path) -> dict[str, str]:
     return found
 
 
-def test_files_of_others(result: Result, tmp_path: Path) -> None:
+def test_files_of_others(result: Evaluation, tmp_path: Path) -> None:
     kept = save_evaluation(result, tmp_path / "run")
     file = kept / "predictions.safetensors"
     tensors, described = load_file(file), json.loads(metadata_of(file)["dualsd"])

@@ -39,13 +39,12 @@ from featstore.store.keys import Extractor, Stored
 from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.configuration import all_layers_fused, one_layer_each
+from matcher.configuration import MatchSettings, all_layers_fused, one_layer_each
 from matcher.grid import GridScores
 from matcher.maps import LayerSpec
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import hits
-from matcher.readout import Readout
+from matcher.registry import frame_of
 from matcher.sweep import TargetMatches, sweep
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
 from tests.reference import evaluate_plainly
@@ -59,7 +58,7 @@ SETTINGS = MatchSettings(SIZE)
 STEPS = {"2": TIMESTEPS, "3": TIMESTEPS}
 GRID = Grid(
     one_layer_each(STEPS, SETTINGS) + all_layers_fused(STEPS, [(0.8, 0.6), (1, 0), (0.3, 2)], SETTINGS),
-    (Readout.NN, Readout.BILINEAR, Readout.SOFTMAX, Readout.WINDOW, Readout.PIXEL),
+    ("nn", "bilinear", "softmax", "window", "pixel"),
     (0.06, 0.12),
 )
 """4 single layers and 2 x 2 x 3 fused ones."""
@@ -233,7 +232,10 @@ def test_cells_are_the_plain_evaluation_of_their_configuration(
         expected = np.array(
             [
                 [
-                    [hits(match.predictions[readout], *match.pair.truth(readout.frame), alpha).sum() for match in plain]
+                    [
+                        hits(match.predictions[readout], *match.pair.truth(frame_of(readout)), alpha).sum()
+                        for match in plain
+                    ]
                     for alpha in GRID.alphas
                 ]
                 for readout in GRID.readouts
@@ -437,7 +439,7 @@ def test_what_a_grid_costs_where_no_map_is_there(built: Built, tmp_path: Path) -
 def test_layers_that_share_a_timestep_share_its_passes(built: Built, tmp_path: Path) -> None:
     """Layer 2 at 3 timesteps, layer 3 at one of them: 3 passes an image and draw, not 4."""
     store = built.copied(tmp_path)
-    grid = Grid(one_layer_each({"2": (50, 261, 400), "3": (261,)}, SETTINGS), (Readout.NN,), (0.1,))
+    grid = Grid(one_layer_each({"2": (50, 261, 400), "3": (261,)}, SETTINGS), ("nn",), (0.1,))
     kept, memory = costs(built, store, grid, ensemble=1)
     noisy = 7 * (LATENT_BYTES + CHECKSUM)  # at 400
     maps = 7 * (3 * (MAP_BYTES[2] + CHECKSUM) + MAP_BYTES[3] + CHECKSUM)

@@ -21,11 +21,10 @@ from featstore.store.pack import pack
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store, open_store
 from featstore.store.verify import verify
-from matcher.evaluate import evaluate
+from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec
-from matcher.match import MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.readout import Readout
+from matcher.sweep import evaluate
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.featstore.store.small_store import ARRAYS, EXTRACTOR, HEADER, LATENT, row_values, write_small_store
 from tests.s3_server import make_public
@@ -296,7 +295,7 @@ def test_maps_are_read_while_others_are_matched(place: S3Location) -> None:
         pairs,
         Watched(store, EXTRACTOR),
         [LayerSpec("2", 261)],
-        [Readout.NN],
+        ["nn"],
         MatchSettings(64),
         torch.device("cpu"),
         lambda: before.append(everything.wait(timeout=300)),

@@ -20,7 +20,7 @@ from featstore.prompts.text import frame
 from featstore.store.store import PatchTokens
 from featstore.tuning.networks import Networks
 from featstore.tuning.settings import Noise, TuningSettings
-from matcher.match import MatchSettings
+from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 
 SIZE = 64

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from featstore.errors import TuningError
 from featstore.tuning.loss import correlations, default_kernel, describe_points, gaussian, keypoint_losses, layered
+from matcher.configuration import MatchSettings
 from matcher.geometry import pixels_to_cells
-from matcher.match import MatchSettings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "loss.safetensors"
 

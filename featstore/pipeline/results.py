@@ -1,4 +1,4 @@
-"""An evaluation's folder: what was asked, what was predicted, what came out.
+"""What an evaluation found, and its folder: what was asked, what was predicted, what came out.
 
 runs/eval-2+3-001/
     run.json                  settings, dataset, features, versions
@@ -18,152 +18,137 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
-from featstore.backbones.layers import check_timesteps
-from featstore.errors import EvaluationError, ModelError
+from featstore.datasets.records import canonical_split
+from featstore.errors import EvaluationError
 from featstore.files import write_whole, writing
-from featstore.pair_list import describe_list
-from featstore.parsing import parse_known
-from featstore.pipeline.evaluate import Result, Scoring, tabulated
-from featstore.pipeline.predictions import check_version, load_predictions, predictions_bytes
-from featstore.sealed import check_seal, seal
+from featstore.pair_list import describe_list, spell_list
+from featstore.pipeline.predictions import check_version, predictions_bytes
+from featstore.sealed import seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning import run_folder
-from matcher.configuration import Configuration
-from matcher.errors import MatchError
-from matcher.pairs import Frame
-from matcher.pck import Average, MatchedPair
-from matcher.readout import Readout
+from matcher.configuration import MatchSettings
+from matcher.maps import LayerSpec
+from matcher.pairs import Frame, PixelFrame
+from matcher.pck import Average, MatchedPair, Matches, Pck, PckTable, paper_rows, tabulate, to_json
+from matcher.registry import frame_of
 
 FORMAT = run_folder.EVALUATION
 VERSION = 1
-_RUN, _PREDICTIONS, _RESULTS = "run.json", "predictions.safetensors", "results.json"
+RUN, PREDICTIONS, RESULTS = "run.json", "predictions.safetensors", "results.json"
 _UNFINISHED = ".unfinished"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EvaluationRun:
-    """An evaluation as it was kept. features: where its maps came from. average: that of the printed table. matched:
-    its pairs and what was predicted. description: all that `run.json` holds."""
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What is measured: readouts, alphas (fractions of theta), and how maps become matches. frame: in which distances
+    are measured, None for each readout's own."""
 
-    path: Path
-    dataset: str
-    split: str
-    scoring: Scoring
-    features: Mapping[str, Any]
-    average: Average
-    matched: tuple[MatchedPair, ...]
-    description: Mapping[str, Any]
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Raises `EvaluationError` where there is none, or a newer dualsd wrote it, or it is damaged."""
-        description = _read(path)
-        try:
-            said: _Described = parse_known(_Described, description)
-            said.check()
-            matched = load_predictions(path / _PREDICTIONS)
-            said.check_against(matched)
-            check_seal(description)
-        except (ValueError, MatchError, ModelError) as error:
-            raise EvaluationError(f"{path / _RUN} is damaged or was changed ({error}): evaluate again.") from error
-        return cls(
-            path=path,
-            dataset=said.dataset,
-            split=said.split,
-            scoring=said.scoring,
-            features=said.features,
-            average=said.average,
-            matched=matched,
-            description=description,
-        )
-
-    def scored(
-        self,
-        readouts: Sequence[Readout] | None = None,
-        alphas: Sequence[float] | None = None,
-        frame: Frame | None = None,
-    ) -> Result:
-        """Scored again, by default as it was. Raises `EvaluationError` for a readout that it lacks."""
-        chosen = self.scoring.readouts if readouts is None else tuple(readouts)
-        for readout in chosen:
-            self.check_readout(readout)
-        scoring = replace(
-            self.scoring,
-            readouts=chosen,
-            alphas=self.scoring.alphas if alphas is None else tuple(alphas),
-            frame=self.scoring.frame if frame is None else frame,
-        )
-        matched = [
-            MatchedPair(match.pair, {readout: match.predictions[readout] for readout in chosen})
-            for match in self.matched
-        ]
-        return replace(tabulated(self.dataset, self.split, scoring, self.features, matched), notes=self.notes)
+    layers: tuple[LayerSpec, ...]
+    readouts: tuple[str, ...]
+    alphas: tuple[float, ...]
+    settings: MatchSettings
+    frame: Frame | None = None
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What was odd about the list when it was evaluated; nothing where an older dualsd did."""
-        kept = self.description.get("notes")
-        return tuple(map(str, kept)) if isinstance(kept, list) else ()
+    def pixels(self) -> PixelFrame | None:
+        """The frame as the matcher takes it."""
+        return None if self.frame is None else PixelFrame(self.frame, self.settings.image_size)
 
-    def check_readout(self, readout: Readout) -> None:
-        """Raise `EvaluationError` for one that the run lacks."""
-        if readout not in self.scoring.readouts:
-            known = ", ".join(known.value for known in self.scoring.readouts)
-            raise EvaluationError(f"{self.path} has no readout {readout.value}: it was evaluated with {known}.")
+    def frame_of(self, readout: str) -> Frame:
+        """In which a readout is measured."""
+        return frame_of(readout) if self.frame is None else self.frame
 
 
 @dataclass(frozen=True, slots=True)
-class _Described:
-    """What `run.json` says and is read again."""
+class Evaluation:
+    """PCK with what it was measured on. features: where the maps came from, for the record. matched: the pairs and what
+    was predicted. notes: what is odd about the list, as `featstore.pair_list.note_oddities` said.
+
+    `evaluation.pck["nn"].image[0.1].overall` is a fraction, `.by_category["cat"]` that of a category.
+    """
 
     dataset: str
     split: str
-    categories: tuple[str, ...]
-    n_pairs: int
-    n_points: int
     scoring: Scoring
     features: Mapping[str, Any]
-    average: Average = Average.IMAGE
-    theta: str | None = None
-    store: str | None = None
-    root: str | None = None
-    created: str | None = None
-    creator: str | None = None
-    command: str | None = None
-    versions: Mapping[str, Any] | None = None
+    matched: Matches
+    scores: PckTable
+    notes: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Raise ValueError, `MatchError` or `ModelError` for values that no evaluation has."""
-        scoring = self.scoring
-        Configuration(scoring.layers, scoring.settings)  # raises for weights that cannot be
-        check_timesteps([layer.timestep for layer in scoring.layers if layer.timestep is not None])
-        for name, values in (("readouts", scoring.readouts), ("alphas", scoring.alphas)):
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"scoring.{name} is empty, or names one twice")
-        if not all(0 < alpha <= 1 for alpha in scoring.alphas):
-            raise ValueError(f"scoring.alphas is {list(scoring.alphas)}, which are not all above 0 and at most 1")
+    @property
+    def pck(self) -> Mapping[str, Pck]:
+        """By readout, average (`image` or `point`) and alpha: fractions over all pairs and of each category."""
+        return self.scores.values
 
-    def check_against(self, matched: Sequence[MatchedPair]) -> None:
-        """Raise ValueError where the predictions are others than is said."""
-        if set(self.scoring.readouts) != set(matched[0].predictions):
-            raise ValueError("its predictions are of other readouts than scoring.readouts says")
-        found = {
-            "n_pairs": len(matched),
-            "n_points": sum(len(match.pair.target_points) for match in matched),
-            "categories": tuple(sorted({match.pair.category for match in matched})),
+    @property
+    def title(self) -> str:
+        """The list that it was measured on: data set, split, pairs, points and the list's hash."""
+        return f"{self.dataset} {self.split}, {spell_list(self.split, self.matched.pairs)}"
+
+    def table(self, average: Average = Average.IMAGE) -> str:
+        """PCK in percent as lines of text: a row per readout and alpha, a column per category, `all` last."""
+        header, rows = paper_rows(self.scores, average)
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(cells)
+            )
+            for cells in (list(zip(row, widths, strict=True)) for row in (header, *rows))
+        ]
+        return "\n".join([f"PCK in percent, {average.value} average: {self.title}", *lines])
+
+    def save(self, path: Path | str | None = None) -> Path:
+        """`save_evaluation`, by default in the next free folder under ./runs; returns where."""
+        return save_evaluation(self, None if path is None else Path(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """As `dualsd eval --json` writes it; PCK values are fractions."""
+        layers, settings = self.scoring.layers, self.scoring.settings
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            **describe_list(self.split, self.matched.pairs),
+            "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
+            "t": [layer.timestep for layer in layers],
+            "weights": [layer.weight for layer in layers],
+            "geometry": settings.geometry.value,
+            "frame": common_frame(self.scoring.readouts) if self.scoring.frame is None else self.scoring.frame.value,
+            "frames": {readout: self.scoring.frame_of(readout).value for readout in self.scoring.readouts},
+            "image_size": settings.image_size,
+            "upsample": settings.upsample,
+            "upsample_align": settings.upsample_align.value,
+            "beta": settings.beta,
+            "sigma": settings.sigma,
+            "window": settings.window,
+            "window_beta": settings.window_beta,
+            "features": dict(self.features),
+            "notes": list(self.notes),
+            "results": to_json(self.scores),
         }
-        for name, value in found.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name} is {getattr(self, name)}, and the predictions have {value}")
+
+
+def tabulated(
+    dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Sequence[MatchedPair]
+) -> Evaluation:
+    """Matches with their table. Raises `MatchError` where there is no pair."""
+    matches = Matches.of(matched)
+    table = tabulate(matches, scoring.alphas, scoring.pixels)
+    return Evaluation(dataset, canonical_split(split), scoring, features, matches, table)
+
+
+def common_frame(readouts: Sequence[str]) -> str:
+    """The frame in which points, theta and distances are measured; `per readout` where readouts differ."""
+    frames = {frame_of(readout).value for readout in readouts}
+    return frames.pop() if len(frames) == 1 else "per readout"
 
 
 def check_place(path: Path | None) -> None:
@@ -178,20 +163,33 @@ def check_place(path: Path | None) -> None:
 
 
 def save_evaluation(
-    result: Result, path: Path | None, parent: Path = run_folder.RUNS, about: Mapping[str, Any] = MappingProxyType({})
+    result: Evaluation,
+    path: Path | None,
+    parent: Path = run_folder.RUNS,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """Keep a result in `path`, by default the next free `<parent>/eval-<layers>-NNN`, and return where. about: what
-    else `run.json` is to hold, by names of its own.
+    """Keep a result.
 
-    Raises `EvaluationError` where something lies there, `DiskFullError` where the disk is full,
-    `StoreError` where it does not take it for another reason.
+    Args:
+        result: What was found.
+        path: The folder, by default the next free `<parent>/eval-<layers>-NNN`.
+        parent: The folder of runs.
+        about: What else `run.json` is to hold, by names of its own.
+
+    Returns:
+        The folder.
+
+    Raises:
+        EvaluationError: Something lies there.
+        DiskFullError: The disk is full.
+        StoreError: The disk does not take it for another reason.
     """
     return _save(result, path, parent, {**about, **_describe(result)}, lambda _: None)
 
 
 @contextmanager
 def kept_evaluation(
-    result: Result, path: Path | None, about: Mapping[str, Any], parent: Path = run_folder.RUNS
+    result: Evaluation, path: Path | None, about: Mapping[str, Any], parent: Path = run_folder.RUNS
 ) -> Iterator[Path]:
     """`save_evaluation`, while more is written into the folder that it gives: until that is done the run is known as
     unfinished. One that a kill left so gives its place: that in `path`, or of the same evaluation in `parent`."""
@@ -237,20 +235,20 @@ def _was_left(path: Path) -> bool:
 def _same_evaluation(path: Path, described: Mapping[str, Any]) -> bool:
     """Whether a folder's `run.json` says what `described` does, but for when and by which versions it was made."""
     try:
-        before = _read(path)
+        before = read_description(path)
     except EvaluationError:
         return False
     own = described.keys() - {"created", "creator", "versions", "command"}
     return {name: before.get(name) for name in own} == json.loads(json.dumps({name: described[name] for name in own}))
 
 
-def _layers(result: Result) -> str:
+def _layers(result: Evaluation) -> str:
     """As a run's folder names them."""
     return "+".join(re.sub(r"[^\w.-]", "_", layer.layer) for layer in result.scoring.layers)
 
 
 def _save(
-    result: Result,
+    result: Evaluation,
     path: Path | None,
     parent: Path,
     described: Mapping[str, Any],
@@ -262,9 +260,9 @@ def _save(
     sweep_making(beside, f".eval-{layers}")
     making = beside / f".eval-{layers}.{secrets.token_hex(4)}{MAKING}"
     contents = {
-        _PREDICTIONS: predictions_bytes(result.matched),
-        _RESULTS: _json_bytes(result.to_json()),
-        _RUN: _json_bytes(seal(described)),
+        PREDICTIONS: predictions_bytes(result.matched),
+        RESULTS: _json_bytes(result.to_json()),
+        RUN: _json_bytes(seal(described)),
     }
     place = path or parent
     try:
@@ -309,7 +307,7 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _describe(result: Result) -> dict[str, Any]:
+def _describe(result: Evaluation) -> dict[str, Any]:
     scoring = result.scoring
     return {
         "format": FORMAT,
@@ -318,11 +316,11 @@ def _describe(result: Result) -> dict[str, Any]:
         "creator": creator_version(),
         "dataset": result.dataset,
         "split": result.split,
-        "categories": list(result.table.categories),
-        **describe_list(result.split, [match.pair for match in result.matched]),
+        "categories": list(result.scores.categories),
+        **describe_list(result.split, result.matched.pairs),
         "scoring": {
             "layers": [asdict(layer) for layer in scoring.layers],
-            "readouts": [readout.value for readout in scoring.readouts],
+            "readouts": list(scoring.readouts),
             "alphas": list(scoring.alphas),
             "frame": None if scoring.frame is None else scoring.frame.value,
             "settings": {
@@ -336,14 +334,15 @@ def _describe(result: Result) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_description(path: Path) -> dict[str, Any]:
+    """What a run's `run.json` says. Raises `EvaluationError` where it is none of `dualsd eval`, or a newer one's."""
     try:
-        description = json.loads((path / _RUN).read_text(encoding="utf-8"))
+        description = json.loads((path / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(f"{path} is no run of `dualsd eval`: it has no {_RUN} that can be read.") from error
+        raise EvaluationError(f"{path} is no run of `dualsd eval`: it has no {RUN} that can be read.") from error
     if isinstance(description, dict) and description.get("format") == run_folder.FORMAT:
         raise EvaluationError(f"{path} is a run of `dualsd train`: evaluate it with `dualsd eval --prompts {path}`.")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise EvaluationError(f"{path} is no run of `dualsd eval`: its {_RUN} is another program's.")
+        raise EvaluationError(f"{path} is no run of `dualsd eval`: its {RUN} is another program's.")
     check_version(description, VERSION, str(path))
     return description
