@@ -29,8 +29,8 @@ COMMANDS = {
         "Write report.html, table.md and table.tex into a run's folder again, from what it keeps.",
     ),
     "train": (
-        "train.train",
-        "Learn prompts for one layer (SD4Match) or for two (the dual method), a set a layer, trained together.",
+        "train.command",
+        "Learn prompts for one layer (SD4Match) or for two (the dual method), one set per layer, trained together.",
     ),
     "match": ("match.match", "Find points of one photograph in another; prints them in pixels of B. Needs no store."),
     "recipes": (

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cli.reproduction.paper import DEMO, Cell, Training
-from cli.train_settings import DEMO_STEPS
 from featstore.backbones import location
 from featstore.backbones.dino_location import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.latents import Latents
@@ -22,6 +21,7 @@ from featstore.progress import Progress
 from featstore.recipes import Recipe
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, open_if_there
+from featstore.tuning.settings import DEMO_STEPS
 from matcher.errors import InputError
 
 SUBFOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
