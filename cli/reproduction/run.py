@@ -9,7 +9,7 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +22,8 @@ from cli.reproduction.paper import Cell, Plan, Training
 from cli.reproduction.tables import CellFigures
 from cli.reproduction.work import Prices, Work, price, work_of_cell, work_of_training
 from cli.reproduction.workplace import SEED, Workplace
-from cli.train_settings import check_resumed, published, with_typed
-from featstore.config import EvalConfig, TrainConfig, fields_of, to_json
+from cli.train import train
+from featstore.config import EvalConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset, Pair
 from featstore.errors import TuningError
 from featstore.files import write_whole
@@ -33,15 +33,11 @@ from featstore.pipeline.grid import choose_some
 from featstore.pipeline.results import is_finished
 from featstore.pipeline.runs import EvaluationRun
 from featstore.progress import Silent
-from featstore.prompts.base import Mode
 from featstore.prompts.file import load_prompts
 from featstore.sealed import check_seal, seal
-from featstore.store.keys import parse_location
-from featstore.tuning.run_folder import RunFolder, identity_of
-from featstore.tuning.settings import Noise, TuningSettings
-from matcher.configuration import MatchSettings
+from featstore.tuning.run_folder import RunFolder, identity
+from featstore.tuning.settings import TuningSettings, resumed, settings_of
 from matcher.errors import InputError
-from matcher.geometry import Geometry
 from matcher.pck import Average
 from matcher.statistics import Interval, pck_intervals
 
@@ -188,43 +184,19 @@ def _open_training(place: Workplace, training: Training, pairs_of: Callable[[], 
     """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
     pairs, dataset = pairs_of(), place.dataset(training.dataset)
     method = place.training(training, len(pairs))
-    typed = _typed(place, method)
-    accumulated = typed | {"accumulate": place.asked.accumulate}
-    settings = with_typed(published(accumulated, dataset.name, len(pairs), place.model, place.image_size), accumulated)
+    accumulated = replace(method, accumulate=place.asked.accumulate)
+    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.image_size, "float32")
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
     path, run = place.run_path(training, method), None
     if path.exists():
         run = RunFolder.open(path)
-        if run.identity != identity_of(place.header(training.dataset)):
+        if run.identity != identity(place.header(training.dataset)):
             raise TuningError(
                 f"{path} was trained on another model, size or dataset than is asked for now: take another --work "
                 "folder."
             )
-        check_resumed(run.settings, typed, path)
+        resumed(run.settings, method, run.settings.dtype, path)
     return OpenTraining(training, method, path, settings, pairs, held_out, run)
-
-
-def _typed(place: Workplace, method: TrainConfig) -> dict[str, Any]:
-    """A method by the names and types of `TuningSettings`; None where it says nothing."""
-    shape, align = (Geometry(name or "corners") for name in (method.geometry, method.upsample_align))
-    same = {field.name: getattr(method, field.name, None) for field in fields(TuningSettings)}
-    return same | {
-        "mode": Mode(method.mode),
-        "layers": tuple(map(int, method.layers or ())),
-        "noise": None if method.noise is None else Noise(method.noise),
-        "matching": MatchSettings(place.image_size, shape, 1, align),
-    }
-
-
-def _train(config: TrainConfig) -> None:
-    """`dualsd train` with a config's values as its options."""
-    from cli.train import train
-
-    given = {field.flag[2:].replace("-", "_"): getattr(config, field.name) for field in fields_of(TrainConfig)}
-    texts: dict[str, Any] = {
-        name: ",".join(map(str, own)) if isinstance(own, tuple) else own for name, own in given.items()
-    }
-    train(**texts | {"store": parse_location(str(config.store))})
 
 
 def prices(place: Workplace, found: Survey) -> Prices:
@@ -260,7 +232,7 @@ def run_left(place: Workplace, found: Survey) -> Survey:
         make_store(opened.of.dataset)
         config = opened.config(place)
         say("", f"$ {command_of(config, 'train')}")
-        _train(config)
+        train(config)
 
     def score(opened: OpenCell) -> CellFigures:
         make_store(opened.of.dataset)

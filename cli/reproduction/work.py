@@ -174,7 +174,7 @@ def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFo
     if method.ensemble is None:
         return Work(frozenset(rows), matched=len(pairs))
     draws, steps = method.ensemble, dict(zip(unet_layers(method.layers or ()), method.timesteps or (), strict=True))
-    if recipe.train is not None and Mode(recipe.train.mode) is Mode.CPM:
+    if recipe.train is not None and Mode.named(str(recipe.train.mode)).rules.of_pairs:
         rows.update(lacking.latents(), lacking.patch_tokens())
         rows.update(*(lacking.noisy(step, draws) for step in steps.values()))
         passes = Counter(dict.fromkeys(steps, 2 * len(pairs) * draws))
@@ -216,7 +216,7 @@ def work_of_training(
         rows.update(replace(everyone, images=trained).noisy(step, settings.draws))
     for step in settings.validation_timesteps:
         rows.update(replace(everyone, images=validated).noisy(step, 1))
-    pairwise = settings.mode is Mode.CPM
+    pairwise = settings.mode.rules.of_pairs
     if pairwise:
         rows.update(everyone.patch_tokens())
     validations = sum(step % settings.validate_every == 0 or step == settings.steps for step in left)
@@ -240,7 +240,7 @@ def _images_of_step(pairs: Sequence[Pair], settings: TuningSettings, step: int) 
     """Images that go through the UNet in a step, per layer: each once, or two per pair where every pair has a prompt of
     its own."""
     batch = RandomPairs(len(pairs), settings.batch, settings.seed).batch(step)
-    if settings.mode is Mode.CPM:
+    if settings.mode.rules.of_pairs:
         return 2 * len(batch)
     size = max(math.ceil(len(batch) / settings.accumulate), 1)
     return sum(len(images_of([pairs[index] for index in part])) for part in chunks(batch, size))
