@@ -27,12 +27,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from benchmarks.flops import TEXT_ENCODER, UNET, VAE
 from featstore.backbones.diffusion_networks import CutUNet, encode
 from featstore.backbones.noise import generator, noise
-from featstore.prompts.base import Mode
+from featstore.prompts.base import Mode, PromptSet, Start
 from featstore.prompts.text import frame
 from featstore.tuning.data import NoisySource
-from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
+from featstore.tuning.networks import Networks
 from featstore.tuning.settings import Noise, TuningSettings
-from featstore.tuning.step import Networks, batch_loss, batch_maps
+from featstore.tuning.step import batch_loss, batch_maps
 from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 from tools.demo_model.small_model import small_scheduler
@@ -136,27 +136,23 @@ class Whole(nn.Module):
 
 def prompt_sets(mode: Mode, pairs: list[MatchingPair], encoder: CLIPTextModel) -> list[PromptSet]:
     """Prompts of SD 2-1's length for each layer, on the encoder's device."""
-    device, width = encoder.device, encoder.config.hidden_size
-    return [
-        open_prompt_set(
-            mode,
-            layer,
-            sorted({pair.category for pair in pairs}),
-            SETTINGS.length,
-            0,
-            encoder,
-            encoder.config.vocab_size,
-            lambda key: initial_module(DINO_WIDTH, DINO_PATCHES, width, key).to(device),
-            lambda _: torch.empty(DINO_PATCHES, DINO_WIDTH, device=device),
-        )
-        for layer in SETTINGS.layers
-    ]
+    shape = DINO_PATCHES, DINO_WIDTH
+    start = Start(
+        sorted({pair.category for pair in pairs}),
+        SETTINGS.length,
+        encoder,
+        encoder.config.vocab_size,
+        shape,
+        lambda _: torch.empty(shape, device=encoder.device),
+    )
+    return [mode.rules.start(start, f"prompts|0|{layer}") for layer in SETTINGS.layers]
 
 
 def networks_of(encoder: CLIPTextModel, unets: tuple[nn.Module, ...]) -> Networks:
     """Frozen networks, where the encoder lies."""
     framed = frame(encoder, START, END, SETTINGS.length)
-    return Networks(encoder, unets, framed, encoder.device, torch.float32, contextlib.nullcontext)  # type: ignore[arg-type]
+    vocabulary, device = encoder.config.vocab_size, encoder.device
+    return Networks(encoder, unets, framed, vocabulary, device, torch.float32, contextlib.nullcontext)  # type: ignore[arg-type]
 
 
 def teraflop_an_image(mode: Mode) -> float:

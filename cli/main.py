@@ -29,8 +29,8 @@ COMMANDS = {
         "Write report.html, table.md and table.tex into a run's folder again, from what it keeps.",
     ),
     "train": (
-        "train.train",
-        "Learn prompts for one layer (SD4Match) or for two (the dual method), a set a layer, trained together.",
+        "train.command",
+        "Learn prompts for one layer (SD4Match) or for two (the dual method), one set per layer, trained together.",
     ),
     "match": ("match.command", "Find points of one photograph in another; prints them in pixels of B. Needs no store."),
     "recipes": (
@@ -38,7 +38,7 @@ COMMANDS = {
         "List the recipes; with a NAME every value, where it comes from, and the commands that run it.",
     ),
     "reproduce": (
-        "reproduce.reproduce",
+        "reproduce.command",
         "Run a table's methods and print it beside the paper's figures; what it takes is said first.",
     ),
     "demo": (

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import option_values
 from cli.options import JsonOption, RevisionOption
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.prompts.base import LearnedPrompts, Mode
+    from featstore.prompts.base import LearnedPrompts
 
 app = typer.Typer(no_args_is_help=True, help="Learned prompts: from and to SD4Match's files, and what is in them.")
 
@@ -58,27 +57,18 @@ def import_prompts(
 ) -> None:
     """Read SD4Match's published prompts into a file that --prompts takes. Nothing in the pickle is executed."""
     _check_format("--from", source)
-    named = option_values.model_for(None, model)
     from cli.output import check_writable, say
+    from featstore.pipeline.defaults import model_for
 
+    named = model_for(None, model)
     check_writable(out)
-    import torch
-
-    from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
-    from featstore.backbones.stable_diffusion import check_layers, check_timesteps, open_model
     from featstore.prompts.file import save_prompts
-    from featstore.prompts.sd4match import read_published, to_learned
+    from featstore.prompts.sd4match import import_published
 
-    check_layers([layer])
-    check_timesteps([t])
-    published = read_published(file, None if mode is None else _parse_mode(mode))
-    opened = open_model(named, revision)
-    opened.schedule.check_timesteps([t])
-    encoder = load_text_encoder(opened.location, torch.device("cpu"), torch.float32)
-    learned = to_learned(published, opened, load_tokenizer(opened.location), encoder, layer, t)
+    learned, ignored = import_published(file, named, revision, layer, t, mode)
     save_prompts(learned, out)
-    if published.ignored:
-        say(f"{len(published.ignored)} tensor(s) that belong to no prompt are left out: {', '.join(published.ignored)}")
+    if ignored:
+        say(f"{len(ignored)} tensor(s) that belong to no prompt are left out: {', '.join(ignored)}")
     for line in _doubts(learned):
         say(line)
     say(f"{out}: {_describe(learned)}")
@@ -91,7 +81,8 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .pt file to write.")],
     target: Annotated[str, typer.Option("--to", help="Whose layout: sd4match.")] = FORMATS[0],
     layer: Annotated[
-        int | None, typer.Option("--layer", help="Of prompts for several layers, which.", show_default="the only one")
+        int | None,
+        typer.Option("--layer", help="Layer whose prompts are written.", show_default="the only one"),
     ] = None,
 ) -> None:
     """Write one layer's prompts as SD4Match's caption.pt (single, class) or ckpt.pt (cpm)."""
@@ -114,9 +105,7 @@ def export(
 
 @app.command("info", epilog=INFO_EXAMPLES)
 def info(prompts: RunOrFile, json: JsonOption = None) -> None:
-    """What prompts are: mode, layers, length, categories, model, how they were learned, size, and a hash a layer."""
-    from dataclasses import asdict
-
+    """What prompts are: mode, layers, length, categories, model, how they were learned, size, and a hash per layer."""
     from cli.output import check_writable, human_bytes, print_table, say, write_json
     from featstore.prompts.file import file_of, load_prompts
 
@@ -151,14 +140,7 @@ def info(prompts: RunOrFile, json: JsonOption = None) -> None:
         json,
         {
             "file": str(file),
-            "mode": learned.mode.value,
-            "layers": list(learned.layers),
-            "t": list(learned.timesteps),
-            "length": learned.length,
-            "categories": list(learned.categories),
-            "model": {"id": learned.model_id, "fingerprint": learned.model_fingerprint},
-            "dino": None if learned.dino is None else asdict(learned.dino),
-            "training": dict(learned.training),
+            **{"t" if name == "timesteps" else name: value for name, value in learned.to_json().items()},
             "bytes": size,
             "content": {str(layer): learned.content(layer) for layer in learned.layers},
         },
@@ -168,15 +150,6 @@ def info(prompts: RunOrFile, json: JsonOption = None) -> None:
 def _check_format(option: str, name: str) -> None:
     if name not in FORMATS:
         raise InputError(f"{option} is {' or '.join(FORMATS)}, not {name!r}.")
-
-
-def _parse_mode(name: str) -> "Mode":
-    from featstore.prompts.base import Mode
-
-    try:
-        return Mode(name)
-    except ValueError:
-        raise InputError(f"--mode is {', '.join(known.value for known in Mode)}, not {name!r}.") from None
 
 
 def _describe(learned: "LearnedPrompts") -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from featstore.pipeline.run_grid import grid as grid
     from featstore.pipeline.run_match import match_photographs as match_photographs
     from featstore.store.store import open_store as open_store
+    from featstore.tuning.train import TrainResult as TrainResult
+    from featstore.tuning.train import train as train
     from matcher.errors import InputError as InputError
 
 _PLACES = {
@@ -40,6 +42,7 @@ _PLACES = {
     "featstore.pipeline.run_grid": ("grid",),
     "featstore.pipeline.run_match": ("match_photographs",),
     "featstore.store.store": ("open_store",),
+    "featstore.tuning.train": ("TrainResult", "train"),
     "matcher.errors": ("InputError",),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

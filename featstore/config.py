@@ -502,6 +502,41 @@ class MatchConfig(ComputeConfig):
             )
 
 
+@settings
+class ReproduceConfig(ComputeConfig):
+    """`dualsd reproduce`: the report's tables, run and set beside its figures."""
+
+    what: Annotated[str, Setting("table1, table2, table3, table4, table5 or figure2.", metavar="WHAT")]
+    dataset_root: Annotated[
+        Place | None, Setting("Folder in which SPair-71k, pf-pascal and pf-willow lie, or some of them.", metavar="DIR")
+    ] = None
+    on: Annotated[
+        str | None, Setting("demo: its own data set in place of each that is not at hand.", metavar="demo")
+    ] = None
+    model: Annotated[
+        str | None,
+        Setting(
+            "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
+            unset="sd2-1; with --on demo, demo",
+        ),
+    ] = None
+    revision: Revision = None
+    rows: Annotated[
+        Texts | None,
+        Setting("Only these rows, e.g. dift,dual-single@spair; other recipes too.", unset="all"),
+    ] = None
+    train_steps: Annotated[
+        Positive | None,
+        Setting("Steps to which trainings are cut short.", unset="the published epochs; on the demo 300"),
+    ] = None
+    work: Annotated[Place, Setting("Folder of its stores, runs, results and tables.", metavar="DIR")] = Path(
+        "reproduce"
+    )
+    dino: Dino = None
+    accumulate: Annotated[Positive, Setting("Parts that a training batch is taken in.")] = 1
+    gradient_checkpointing: Annotated[bool, Setting("Train in half the memory, a third more time.")] = False
+
+
 def fields_of(kind: type) -> Iterator[ConfigField]:
     """The fields of a config class, in order."""
     hints = get_type_hints(kind, include_extras=True)

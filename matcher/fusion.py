@@ -1,6 +1,5 @@
 """Layers fused into one map, upsampled where they are coarser; and the norms of an upsampled map without the map."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -9,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from matcher.errors import MatchError
 from matcher.geometry import Geometry
+from matcher.weights import LARGEST as LARGEST
+from matcher.weights import NORM_EPSILON as NORM_EPSILON
+from matcher.weights import SMALLEST_NORM as SMALLEST_NORM
+from matcher.weights import check_weights as check_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,16 +177,6 @@ def _is_identity(weights: Tensor) -> bool:
     return weights.shape[0] == weights.shape[1]
 
 
-NORM_EPSILON = 1e-6
-"""x / (||x|| + 1e-6), as in SD4Match."""
-
-SMALLEST_NORM = 1e3 * NORM_EPSILON
-"""Of what is normalised: below it the epsilon takes more than a thousandth of a cosine."""
-
-LARGEST = 1e17
-"""Of a value: beyond it a descriptor's norm overflows float32, and every match would be the first cell."""
-
-
 def normalise(features: Tensor, dim: int) -> Tensor:
     """Features divided by their norm plus `NORM_EPSILON` along the channel dimension `dim`; same shape."""
     return features / (features.norm(dim=dim, keepdim=True) + NORM_EPSILON)
@@ -212,24 +204,6 @@ def fuse(maps: Sequence[Tensor], weights: Sequence[float], factor: int, align: G
     if len(resized) == 1:
         return resized[0]
     return torch.cat([weight * normalise(layer, dim=0) for layer, weight in zip(resized, weights, strict=True)])
-
-
-def check_weights(layers: int, weights: Sequence[float]) -> None:
-    """Raise `MatchError` unless there is one weight >= 0 a layer, not all zero, and the fused cells' norm, the root of
-    the sum of their squares, is one that float32 and the normalisation's epsilon leave as it is."""
-    if layers == 0:
-        raise MatchError("No layer is named: give at least one.")
-    if len(weights) != layers:
-        raise MatchError(f"{layers} layer(s) but {len(weights)} weight(s): give one weight a layer.")
-    if not all(math.isfinite(weight) for weight in weights) or min(weights) < 0 or max(weights) == 0:
-        raise MatchError(
-            f"The weights {list(weights)} cannot be used: none may be negative or infinite and one must be positive."
-        )
-    if not SMALLEST_NORM <= math.hypot(*weights) <= LARGEST:
-        raise MatchError(
-            f"The weights {list(weights)} cannot be used: the root of the sum of their squares is "
-            f"{math.hypot(*weights):g}, and must lie between {SMALLEST_NORM:g} and {LARGEST:g}; only ratios count."
-        )
 
 
 def sample(features: Tensor, cells: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from cli.reproduction.paper import ALL, TABLES, title_of
 NONE = "-"
 OUTSIDE = "*"
 Numbers = Sequence[Mapping[str, Any]]
-"""A dictionary a number, ours and the paper's, see `cli.reproduction.comparison.to_json`."""
+"""A dictionary a number, ours and the paper's, see `cli.reproduction.tables.Compared.to_json`."""
 
 
 def report_reproduction(folder: Path) -> Path:

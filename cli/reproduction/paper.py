@@ -1,21 +1,27 @@
-"""The figures of the paper's Tables 1 to 5, all 408, as `cli/reference/paper_tables.csv` has them; PCK in percent."""
+"""The paper's Tables 1 to 5, all 408 figures as `cli/reference/paper_tables.csv` has them (PCK in percent): which cells
+a table has, what of them can be run with the datasets at hand, and what they share."""
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
+
+from featstore.recipes import Recipe
+from matcher.errors import InputError
 
 FILE = Path(__file__).parents[1] / "reference" / "paper_tables.csv"
 ALL = "all"
+DEMO = "demo"
 TABLES = ("table1", "table2", "table3", "table4", "table5")
 TRAINED_ON = "spair"
 """What prompts are learned from where a row does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(NamedTuple):
     """One number of a table. method: as the row is named, `dual-single@spair` where the training set is part of it.
     category: one, or `all`. alpha: fraction of theta. percent: PCK."""
 
@@ -37,7 +43,7 @@ class PaperTable:
     datasets: tuple[str, ...]
     categories: tuple[str, ...]
     alphas: tuple[float, ...]
-    figures: dict[tuple[str, str, str, float], float]
+    figures: Mapping[tuple[str, str, str, float], float]
 
     @property
     def by_category(self) -> bool:
@@ -59,59 +65,182 @@ def title_of(table: str) -> str:
 def load_figures() -> tuple[Figure, ...]:
     """All figures, in the file's order."""
     with FILE.open(newline="", encoding="utf-8") as stream:
-        return tuple(
-            Figure(
-                row["table"],
-                row["method"],
-                row["dataset"],
-                row["category"],
-                float(row["alpha"]),
-                float(row["pck_percent"]),
-            )
-            for row in csv.DictReader(stream)
-        )
+        _, *rows = csv.reader(stream)
+    return tuple(
+        Figure(table, method, dataset, category, float(alpha), float(percent))
+        for table, method, dataset, category, alpha, percent in rows
+    )
 
 
 def load_table(name: str) -> PaperTable:
     """One of `TABLES`."""
-    own = [figure for figure in load_figures() if figure.table == name]
-    return PaperTable(
-        name,
-        tuple(dict.fromkeys(figure.method for figure in own)),
-        tuple(dict.fromkeys(figure.dataset for figure in own)),
-        tuple(dict.fromkeys(figure.category for figure in own)),
-        tuple(dict.fromkeys(figure.alpha for figure in own)),
-        {(figure.method, figure.dataset, figure.category, figure.alpha): figure.percent for figure in own},
-    )
+    figures = {figure[1:5]: figure.percent for figure in load_figures() if figure.table == name}
+    rows, datasets, categories, alphas = (tuple(dict.fromkeys(column)) for column in zip(*figures, strict=True))
+    return PaperTable(name, rows, datasets, categories, alphas, figures)
 
 
 def contradictions(table: PaperTable) -> list[str]:
     """A sentence for each method and alpha of the table's `all` for which the paper's tables give several figures."""
+    spelled = {figure.method for figure in load_figures()}
+
+    def full_name(method: str) -> str:
+        """A row's name with its training set, which Tables 3 and 4 leave out."""
+        return f"{method}@{TRAINED_ON}" if f"{method}@{TRAINED_ON}" in spelled else method
+
     given: dict[tuple[str, str, float], dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
     for figure in load_figures():
         if figure.category == ALL:
-            key = (_full_name(figure.method), figure.dataset, figure.alpha)
-            given[key][figure.percent].append(figure.table.removeprefix("table"))
-    sentences = []
-    for row in table.rows:
-        for dataset in table.datasets:
-            for alpha in table.alphas:
-                figures = given[_full_name(row), dataset, alpha]
-                if len(figures) > 1:
-                    parts = (f"{percent:.2f} in {_tables(names)}" for percent, names in sorted(figures.items()))
-                    where = f"{row} on {dataset} @{alpha:g}"
-                    sentences.append(f"The report contradicts itself: {where} is {' and '.join(parts)}.")
-    return sentences
+            tables = given[full_name(figure.method), figure.dataset, figure.alpha]
+            tables[figure.percent].append(figure.table.removeprefix("table"))
+    return [
+        f"The report contradicts itself: {row} on {dataset} @{alpha:g} is "
+        f"{' and '.join(f'{percent:.2f} in {_spell_tables(names)}' for percent, names in sorted(figures.items()))}."
+        for row, dataset, alpha in product(table.rows, table.datasets, table.alphas)
+        if len(figures := given[full_name(row), dataset, alpha]) > 1
+    ]
 
 
-def _full_name(method: str) -> str:
-    """A row's name with its training set, which Tables 3 and 4 leave out."""
-    spelled = f"{method}@{TRAINED_ON}"
-    return spelled if any(figure.method == spelled for figure in load_figures()) else method
+def _spell_tables(numbers: Sequence[str]) -> str:
+    *before, last = sorted(numbers)
+    return f"Tables {', '.join(before)} and {last}" if before else f"Table {last}"
 
 
-def _tables(numbers: Sequence[str]) -> str:
-    names = sorted(numbers)
-    if len(names) == 1:
-        return f"Table {names[0]}"
-    return f"Tables {', '.join(names[:-1])} and {names[-1]}"
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table. name: as the paper has it. trained_on: the training set of its prompts, by the paper; None
+    where none are trained."""
+
+    name: str
+    recipe: str
+    trained_on: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Prompts to be learned: by which recipe, from which dataset."""
+
+    recipe: str
+    dataset: str
+
+    @property
+    def name(self) -> str:
+        """`dual-single@spair`."""
+        return f"{self.recipe}@{self.dataset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A recipe on a dataset's test split, with the prompts of a training where it has one."""
+
+    recipe: str
+    training: Training | None
+    dataset: str
+
+    @property
+    def name(self) -> str:
+        """`dual-single@spair on pf-willow`."""
+        return f"{self.recipe if self.training is None else self.training.name} on {self.dataset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A dataset that figures are of. stands_for: the paper's datasets: itself, or those in whose place the demo is."""
+
+    dataset: str
+    stands_for: tuple[str, ...]
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether the paper's figures are of other data."""
+        return self.stands_for != (self.dataset,)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """cells: what is run for (row, column's dataset); rows that ask for the same share it. missing: for the others, the
+    datasets that they lack."""
+
+    table: PaperTable
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, str], Cell]
+    missing: Mapping[tuple[str, str], tuple[str, ...]]
+
+    @property
+    def distinct_cells(self) -> tuple[Cell, ...]:
+        """Each once, in the order in which rows ask for them."""
+        return tuple(dict.fromkeys(self.cells.values()))
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(cell.training for cell in self.distinct_cells if cell.training is not None))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """All that are read, for training or testing, each once."""
+        trained = (training.dataset for training in self.trainings)
+        return tuple(dict.fromkeys([*trained, *(cell.dataset for cell in self.distinct_cells)]))
+
+
+def choose_rows(table: PaperTable, names: Sequence[str] | None, recipes: Mapping[str, Recipe]) -> tuple[Row, ...]:
+    """The rows that are run.
+
+    Args:
+        names: Some of the table's (`dift`, `dual-single@spair`), and other recipes beside them, of which the paper has
+            no figures; None for all of the table's.
+
+    Raises:
+        InputError: For a name that is neither.
+    """
+    return tuple(dict.fromkeys(_row(table, name, recipes) for name in names or table.rows))
+
+
+def _row(table: PaperTable, name: str, recipes: Mapping[str, Recipe]) -> Row:
+    recipe_name, _, typed = name.partition("@")
+    recipe, trained_on = recipes.get(recipe_name), typed or TRAINED_ON
+    wrong = None
+    if recipe is None:
+        wrong = "which is no row and no recipe"
+    elif recipe.train is None:
+        if not typed:
+            return Row(name, recipe_name, None)
+        wrong = f"but {recipe_name} is not trained"
+    elif trained_on not in recipe.epochs:
+        wrong = f"but {recipe_name} is trained on {', '.join(recipe.epochs)}"
+    if wrong is not None:
+        known = f"the rows of {table.title} are {', '.join(table.rows)}, and any recipe goes beside them"
+        raise InputError(f"--rows names {name!r}, {wrong}: {known}.")
+    spelled = f"{recipe_name}@{trained_on}"
+    # Tables 3 and 4 leave the usual training set out of their rows' names
+    aliases = (spelled, recipe_name) if trained_on == TRAINED_ON else (spelled,)
+    return Row(next((row for row in table.rows if row in aliases), spelled), recipe_name, trained_on)
+
+
+def plan_table(table: PaperTable, rows: Sequence[Row], found: Collection[str], stand_in: str | None) -> Plan:
+    """The cells of some rows on the table's datasets.
+
+    Args:
+        found: The datasets at hand.
+        stand_in: The dataset that is taken in place of those that are not, for training and testing; None: their cells
+            are left out.
+    """
+
+    def at_hand(dataset: str) -> str | None:
+        return dataset if dataset in found else stand_in
+
+    columns: dict[str, list[str]] = {}
+    for dataset in table.datasets:
+        columns.setdefault(at_hand(dataset) or dataset, []).append(dataset)
+    cells: dict[tuple[str, str], Cell] = {}
+    missing: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row, (dataset, stands_for) in product(rows, columns.items()):
+        wanted = [name for name in (stands_for[0], row.trained_on) if name is not None]
+        lacking = tuple(dict.fromkeys(name for name in wanted if at_hand(name) is None))
+        if lacking:
+            missing[row.name, dataset] = lacking
+            continue
+        trained_on = None if row.trained_on is None else at_hand(row.trained_on)
+        training = None if trained_on is None else Training(row.recipe, trained_on)
+        cells[row.name, dataset] = Cell(row.recipe, training, dataset)
+    return Plan(table, tuple(rows), tuple(Column(name, tuple(own)) for name, own in columns.items()), cells, missing)

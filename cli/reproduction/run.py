@@ -1,194 +1,308 @@
-"""Running a plan: first what its datasets hold and what was done before, then trainings, then cells. What cannot be run
-leaves the rest alone."""
+"""Running a plan: first what its datasets hold and what was done before, then trainings, then cells. What is done is
+not done again, and what cannot be run leaves the rest alone.
 
+cells/dual-single@spair on pf-willow-0f3a9c21/
+    figures.json    what was scored with which settings, and PCK with its intervals
+    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.results`
+"""
+
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from cli.evaluate import evaluate
+from cli.options import command_of
+from cli.output import say
 from cli.progress import TerminalProgress
-from cli.recipe_options import eval_options, to_command
-from cli.reproduction.cells import OpenCell, eval_arguments, kept_figures, score_cell
-from cli.reproduction.comparison import CellFigures
-from cli.reproduction.cost import work_of_cell, work_of_training
-from cli.reproduction.plan import Cell, Plan, Training
-from cli.reproduction.pricing import Piece
-from cli.reproduction.training import is_finished, learn, open_run, settings_of, train_arguments
-from cli.reproduction.work import Work
-from cli.reproduction.workplace import Workplace
-from featstore.datasets.records import Pair
-from featstore.pipeline.evaluate import choose_pairs, default_split
+from cli.reproduction.paper import Cell, Plan, Training
+from cli.reproduction.tables import CellFigures
+from cli.reproduction.work import Prices, Work, price, work_of_cell, work_of_training
+from cli.reproduction.workplace import SEED, Workplace
+from cli.train import train
+from featstore.config import EvalConfig, TrainConfig, to_json
+from featstore.datasets.records import Dataset, Pair
+from featstore.errors import TuningError
+from featstore.files import write_whole
+from featstore.pair_list import list_hash
+from featstore.pipeline.evaluate import choose_pairs, default_split, images_of, in_resized_frame, sizes_from_files
 from featstore.pipeline.grid import choose_some
-from featstore.tuning.run_folder import RunFolder
+from featstore.pipeline.results import is_finished
+from featstore.pipeline.runs import EvaluationRun
+from featstore.progress import Silent
+from featstore.prompts.file import load_prompts
+from featstore.sealed import check_seal, seal
+from featstore.tuning.run_folder import RunFolder, identity
+from featstore.tuning.settings import TuningSettings, resumed, settings_of
 from matcher.errors import InputError
+from matcher.pck import Average
+from matcher.statistics import Interval, pck_intervals
+
+FIGURES = "figures.json"
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class OpenTraining:
-    """A training that can be run. pairs: of its training set. held_out: those that it validates on. run: where it has
-    begun."""
+    """A training that can be run.
 
+    Args:
+        method: Its recipe's, with the steps that are taken.
+        path: Its run's folder.
+        settings: What `train` makes of the method.
+        pairs: Of its training set.
+        held_out: The pairs that it validates on.
+        run: Where it has begun.
+    """
+
+    of: Training
+    method: TrainConfig
+    path: Path
+    settings: TuningSettings
     pairs: Sequence[Pair]
     held_out: Sequence[Pair]
     run: RunFolder | None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all its steps are done."""
+        return self.run is not None and self.run.is_finished
+
+    def config(self, place: Workplace) -> TrainConfig:
+        """All that `train` is told."""
+        own, path = place.asked, self.path
+        begun = {"name": path.name, "runs": path.parent} if self.run is None else {"resume": path}
+        saving = {"accumulate": own.accumulate, "gradient_checkpointing": own.gradient_checkpointing}
+        return place.placed(self.method, self.of.dataset, **begun, **saving)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCell:
+    """A cell that can be scored. method: its recipe's. pairs: of the test split. listed: their list's hash. run: the
+    folder of its prompts, None where they are not learned."""
+
+    of: Cell
+    method: EvalConfig
+    pairs: Sequence[Pair]
+    listed: str
+    run: Path | None
+
+    def config(self, place: Workplace) -> EvalConfig:
+        """All that `eval` is told."""
+        return place.placed(self.method, self.of.dataset, prompts=self.run)
+
+    def describe(self, place: Workplace) -> dict[str, Any]:
+        """All that its figures depend on. Its prompts must be there."""
+        prompts = None if self.run is None else load_prompts(self.run)
+        return {
+            "cell": self.of.name,
+            "recipe": self.of.recipe,
+            "eval": to_json(self.method),
+            "prompts": None if prompts is None else {str(layer): prompts.content(layer) for layer in prompts.layers},
+            "dataset": self.of.dataset,
+            "pairs": self.listed,
+            "model": place.model.fingerprint,
+            "image_size": place.image_size,
+            "seed": SEED,
+            "dtype": place.compute.dtype_name,
+            "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.asked.dino,
+        }
+
+    def folder(self, place: Workplace) -> Path:
+        """Where it is kept; other settings, prompts or pairs are another folder."""
+        return place.folder / "cells" / f"{self.of.name}-{short_hash(self.describe(place))}"
+
+
+def short_hash(content: Any) -> str:
+    """8 hex digits of what JSON can hold."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """How a plan stands. trainings, cells: those that can be run; a cell comes with the pairs of its test split.
-    figures: of cells that were scored before. failures: a sentence for each training or cell that cannot be run, by
-    name."""
+    """How a plan stands. trainings, cells: those that can be run. figures: of cells that were scored before. failures:
+    a sentence for each training or cell that cannot be run, by name."""
 
     trainings: Mapping[Training, OpenTraining]
-    cells: Mapping[Cell, Sequence[Pair]]
+    cells: Mapping[Cell, OpenCell]
     figures: Mapping[Cell, CellFigures]
     failures: Mapping[str, str]
 
+    @property
+    def left_cells(self) -> list[OpenCell]:
+        """Those that are not scored yet."""
+        return [opened for cell, opened in self.cells.items() if cell not in self.figures]
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """figures: of the cells that are scored. failures: see `Survey`."""
-
-    figures: Mapping[Cell, CellFigures]
-    failures: Mapping[str, str]
+    @property
+    def left_trainings(self) -> list[OpenTraining]:
+        """Those that are not done, and whose prompts a cell that is left needs."""
+        needed = {opened.of.training for opened in self.left_cells}
+        return [own for training, own in self.trainings.items() if training in needed and not own.is_finished]
 
 
 def survey(place: Workplace, plan: Plan) -> Survey:
     """Read the datasets' lists and what the workplace holds."""
     failures: dict[str, str] = {}
     trainings: dict[Training, OpenTraining] = {}
-    cells: dict[Cell, Sequence[Pair]] = {}
+    cells: dict[Cell, OpenCell] = {}
     figures: dict[Cell, CellFigures] = {}
-    test: dict[str, Sequence[Pair]] = {}
-    trained: dict[str, Sequence[Pair]] = {}
-
-    def open_training(training: Training) -> OpenTraining:
-        dataset = place.dataset(training.dataset)
-        if training.dataset not in trained:
-            trained[training.dataset] = choose_pairs(dataset, "trn", ())
-        pairs = trained[training.dataset]
-        count = settings_of(place, training, len(pairs)).validation_pairs
-        held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), count)
-        return OpenTraining(pairs, held_out, open_run(place, training, len(pairs)))
-
-    def open_cell(cell: Cell) -> Sequence[Pair]:
-        if cell.dataset not in test:
-            dataset = place.dataset(cell.dataset)
-            test[cell.dataset] = choose_pairs(dataset, default_split(dataset), ())
-        return test[cell.dataset]
-
+    trained = cache(lambda dataset: choose_pairs(place.dataset(dataset), "trn", ()))
+    tested = cache(lambda dataset: listed_pairs(place, place.dataset(dataset), default_split(place.dataset(dataset))))
     for training in plan.trainings:
-        opened = _attempt(failures, training.name, partial(open_training, training))
+        with_pairs = partial(_open_training, place, training, partial(trained, training.dataset))
+        opened = _attempt(failures, training.name, with_pairs)
         if opened is not None:
             trainings[training] = opened
     for cell in plan.distinct_cells:
-        if cell.training is not None and cell.training not in trainings:
+        own = None if cell.training is None else trainings.get(cell.training)
+        if cell.training is not None and own is None:
             failures[cell.name] = f"The training {cell.training.name} cannot be run."
             continue
-        pairs = _attempt(failures, cell.name, partial(open_cell, cell))
-        if pairs is None:
+        listed = _attempt(failures, cell.name, partial(tested, cell.dataset))
+        if listed is None:
             continue
-        cells[cell] = pairs
-        run = None if cell.training is None else trainings[cell.training].run
-        if cell.training is None or is_finished(run):
-            kept = kept_figures(place, _open_cell(place, cell, pairs, run))
+        cells[cell] = OpenCell(cell, place.evaluation(cell), *listed, None if own is None else own.path)
+        if own is None or own.is_finished:
+            kept = kept_figures(cells[cell].folder(place))
             if kept is not None:
                 figures[cell] = kept
     return Survey(trainings, cells, figures, failures)
 
 
-def pieces(place: Workplace, found: Survey) -> list[Piece]:
-    """What is left, in the order in which it is done."""
-    left: list[Piece] = []
-    planned = Work()
-    needed = {cell.training for cell in found.cells if cell not in found.figures}
-    for training, opened in found.trainings.items():
-        if training in needed and not is_finished(opened.run):
-            work = work_of_training(place, training, opened.pairs, opened.held_out, opened.run)
-            left.append(Piece(f"train {training.name}", work.without(planned)))
-            planned |= work
-    for cell, pairs in found.cells.items():
-        if cell not in found.figures:
-            run = None if cell.training is None else found.trainings[cell.training].run
-            work = work_of_cell(place, cell, pairs, run if is_finished(run) else None)
-            left.append(Piece(cell.name, work.without(planned)))
-            planned |= work
-    return left
+def listed_pairs(place: Workplace, dataset: Dataset, split: str) -> tuple[Sequence[Pair], str]:
+    """The pairs of a split, and their list's hash."""
+    pairs = choose_pairs(dataset, split, ())
+    sizes = sizes_from_files(dataset, images_of(pairs))
+    return pairs, list_hash(split, in_resized_frame(dataset, pairs, sizes.__getitem__, place.image_size, Silent()))
 
 
-def run_pieces(place: Workplace, found: Survey) -> Outcome:
-    """Do what is left. A training or cell whose input is wrong fails with its sentence, and the next one is done."""
+def _open_training(place: Workplace, training: Training, pairs_of: Callable[[], Sequence[Pair]]) -> OpenTraining:
+    """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
+    pairs, dataset = pairs_of(), place.dataset(training.dataset)
+    method = place.training(training, len(pairs))
+    accumulated = replace(method, accumulate=place.asked.accumulate)
+    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.image_size, "float32")
+    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    path, run = place.run_path(training, method), None
+    if path.exists():
+        run = RunFolder.open(path)
+        if run.identity != identity(place.header(training.dataset)):
+            raise TuningError(
+                f"{path} was trained on another model, size or dataset than is asked for now: take another --work "
+                "folder."
+            )
+        resumed(run.settings, method, run.settings.dtype, path)
+    return OpenTraining(training, method, path, settings, pairs, held_out, run)
+
+
+def prices(place: Workplace, found: Survey) -> Prices:
+    """Of what is left, in the order in which it is done, each beyond what those before it make; last of all together,
+    where anything is left."""
+    works: list[tuple[str, Work]] = []
+    for own in found.left_trainings:
+        work = work_of_training(place, own.of.dataset, own.settings, own.pairs, own.held_out, own.run)
+        works.append((f"train {own.of.name}", work))
+    for opened in found.left_cells:
+        cell = opened.of
+        trained = None if cell.training is None else found.trainings[cell.training]
+        run = trained.run if trained is not None and trained.is_finished else None
+        works.append((cell.name, work_of_cell(place, cell, opened.pairs, run)))
+    priced, planned = [], Work()
+    for name, work in works:
+        priced.append(price(place, name, work.without(planned)))
+        planned |= work
+    return [*priced, price(place, "all", planned)] if priced else []
+
+
+def run_left(place: Workplace, found: Survey) -> Survey:
+    """Do what is left, and say how the plan stands then. A training or cell whose input is wrong fails with its
+    sentence, and the next one is done."""
     figures, failures = dict(found.figures), dict(found.failures)
-    runs: dict[Training, RunFolder] = {}
-    opened: set[str] = set()
 
-    def open_store(dataset: str) -> None:
-        if dataset not in opened:
-            with TerminalProgress() as progress:
-                place.open_store(dataset, progress)
-            opened.add(dataset)
+    @cache
+    def make_store(dataset: str) -> None:
+        with TerminalProgress() as progress:
+            place.make_store(dataset, progress)
 
-    def run_training(training: Training) -> RunFolder:
-        open_store(training.dataset)
-        return learn(place, training, len(found.trainings[training].pairs))
+    def learn(opened: OpenTraining) -> None:
+        make_store(opened.of.dataset)
+        config = opened.config(place)
+        say("", f"$ {command_of(config, 'train')}")
+        train(config)
 
-    def score(cell: Cell) -> CellFigures:
-        open_store(cell.dataset)
-        run = None if cell.training is None else runs[cell.training]
-        return score_cell(place, _open_cell(place, cell, found.cells[cell], run))
+    def score(opened: OpenCell) -> CellFigures:
+        make_store(opened.of.dataset)
+        return score_cell(place, opened)
 
-    left = [cell for cell in found.cells if cell not in figures]
-    for training in dict.fromkeys(cell.training for cell in left if cell.training is not None):
-        run = _attempt(failures, training.name, partial(run_training, training))
-        if run is not None:
-            runs[training] = run
-    for cell in left:
-        if cell.training is not None and cell.training not in runs:
+    for own in found.left_trainings:
+        _attempt(failures, own.of.name, partial(learn, own))
+    for opened in found.left_cells:
+        cell = opened.of
+        if cell.training is not None and cell.training.name in failures:
             failures[cell.name] = f"The training {cell.training.name} failed."
             continue
-        scored = _attempt(failures, cell.name, partial(score, cell))
+        scored = _attempt(failures, cell.name, partial(score, opened))
         if scored is not None:
             figures[cell] = scored
-    return Outcome(figures, failures)
+    return replace(found, figures=figures, failures=failures)
+
+
+def score_cell(place: Workplace, opened: OpenCell) -> CellFigures:
+    """Score a cell, whose store must be there, and keep its figures. Raises what `dualsd eval` raises."""
+    folder = opened.folder(place)
+    if not is_finished(folder):  # else it was stopped before its figures were written
+        config = replace(opened.config(place), out=folder)
+        say("", f"$ {command_of(config, 'eval')}")
+        evaluate(config)
+    figures = figures_of(EvaluationRun.open(folder), Average(opened.method.average))
+    plain = {
+        f"{alpha:g}": {category: asdict(interval) for category, interval in by_category.items()}
+        for alpha, by_category in figures.items()
+    }
+    written = {**opened.describe(place), "figures": plain}
+    write_whole(folder / FIGURES, (json.dumps(seal(written), indent=2) + "\n").encode())
+    return figures
+
+
+def kept_figures(folder: Path) -> CellFigures | None:
+    """Of a cell that was scored before; None where it was not."""
+    try:
+        kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+        check_seal(kept)  # damaged, they are made again from the predictions
+        return {
+            float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
+            for alpha, by_category in kept["figures"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
+    """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
+    (readout,) = run.scoring.readouts
+    found = pck_intervals(run.matched, [readout], run.scoring.alphas, average, run.scoring.pixels)
+    return {alpha: columns.named() for alpha, columns in found[readout].items()}
 
 
 def commands(place: Workplace, found: Survey) -> list[str]:
     """What is left as commands of `dualsd`."""
-    left = [cell for cell in found.cells if cell not in found.figures]
-    trainings = [own for own in dict.fromkeys(cell.training for cell in left) if own is not None]
-    datasets = dict.fromkeys([*(own.dataset for own in trainings), *(cell.dataset for cell in left)])
-    spelled = [to_command("cache build", place.build_arguments(dataset)) for dataset in datasets]
-    runs: dict[Training, Path] = {}
-    for training in trainings:
-        opened = found.trainings[training]
-        count = len(opened.pairs)
-        runs[training] = place.run_path(training, settings_of(place, training, count).steps)
-        if not is_finished(opened.run):
-            spelled.append(to_command("train", train_arguments(place, training, count, opened.run)))
-    for cell in left:
-        run = None if cell.training is None else runs[cell.training]
-        spelled.append(to_command("eval", eval_arguments(place, place.recipes[cell.recipe], cell, run)))
-    return spelled
+    trainings, cells = found.left_trainings, found.left_cells
+    datasets = dict.fromkeys([*(own.of.dataset for own in trainings), *(own.of.dataset for own in cells)])
+    return [
+        *(command_of(place.building(dataset), "cache", "build") for dataset in datasets),
+        *(command_of(own.config(place), "train") for own in trainings),
+        *(command_of(own.config(place), "eval") for own in cells),
+    ]
 
 
-def spelled_settings(place: Workplace, found: Survey) -> dict[str, str]:
-    """The settings of every training and cell as options of `dualsd`, by name."""
-    trained = {
-        training.name: to_command("train", place.training_options(training, len(opened.pairs)))
-        for training, opened in found.trainings.items()
-    }
-    scored = {
-        cell.name: to_command("eval", eval_options(place.recipes[cell.recipe], place.image_size))
-        for cell in found.cells
-    }
-    return trained | scored
-
-
-def _open_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFolder | None) -> OpenCell:
-    return OpenCell(cell, place.recipes[cell.recipe], pairs, None if run is None else run.path)
+def spelled_methods(found: Survey) -> dict[str, str]:
+    """The method of every training and cell as options of `dualsd`, by name."""
+    trained = {own.of.name: command_of(own.method, "train") for own in found.trainings.values()}
+    return trained | {own.of.name: command_of(own.method, "eval") for own in found.cells.values()}
 
 
 def _attempt(failures: dict[str, str], name: str, work: Callable[[], Found]) -> Found | None:

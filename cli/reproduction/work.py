@@ -1,43 +1,88 @@
-"""Work as data: what is to be made, and what it costs. What is kept is a member of a set, so that what several cells
-ask for counts once."""
+"""What is left to be done as data: rows of stores, passes and pairs, given what the stores hold, and what that takes.
+Rows are members of a set, so that what several trainings and cells ask for counts once."""
 
+import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cli.output import human_bytes, print_disk, print_table
+from cli.reproduction.paper import Cell
+from cli.reproduction.workplace import Workplace
+from featstore.datasets.records import Pair
+from featstore.pipeline.defaults import unet_layers
+from featstore.pipeline.evaluate import images_of
+from featstore.pipeline.features import chunks
+from featstore.pipeline.plan import extractor_of, missing_noisy
+from featstore.prompts.base import Mode, Prompts
+from featstore.prompts.file import load_prompts
+from featstore.prompts.saved import SavedPrompts
+from featstore.prompts.text import TextPrompt
+from featstore.store.keys import PATCH_TOKENS
+from featstore.store.rows import RowArray
+from featstore.store.store import Store
+from featstore.tuning.data import RandomPairs
+from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.settings import TuningSettings
+
+CROP = 224
+"""Side in pixels of what DINOv2's own preprocessing keeps of an image for a cpm."""
 
 
 @dataclass(frozen=True, slots=True)
-class PromptName:
-    """name: the same for prompts that are the same. separate: whether layers have prompts of their own, and so share no
-    pass."""
+class StoreRow:
+    """What a data set's store has of an image."""
 
-    name: str
-    separate: bool
-
-
-Latent = tuple[str, str]
-"""(dataset, image)."""
-
-Noisy = tuple[str, str, int, int]
-"""(dataset, image, timestep, draw)."""
-
-Map = tuple[str, str, PromptName, int, int, int]
-"""(dataset, image, prompts, ensemble, timestep, layer)."""
+    dataset: str
+    image: str
 
 
-Patches = tuple[str, str, int, int]
-"""(dataset, image, side in pixels of the image that DINOv2 sees, tokens that are kept of it)."""
+@dataclass(frozen=True, slots=True)
+class Latent(StoreRow):
+    """The image's latent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noisy(StoreRow):
+    """A noisy latent."""
+
+    timestep: int
+    draw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Patches(StoreRow):
+    """What DINOv2 makes of the image at a size in pixels: so many tokens."""
+
+    size: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Map(StoreRow):
+    """A layer's map. prompts: the same for prompts that are the same. alone: whether layers have prompts of their own,
+    and so share no pass."""
+
+    prompts: str
+    alone: bool
+    ensemble: int
+    timestep: int
+    layer: int
+
+    @property
+    def of_pass(self) -> tuple[Any, ...]:
+        """The same for maps that one pass gives."""
+        own = self.layer if self.alone else None
+        return self.dataset, self.image, self.prompts, self.ensemble, self.timestep, own
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """latents, noisy, maps, patches: rows of stores. forward: UNet passes whose maps are not kept. backward: passes
-    with a gradient. Both by the layer that they end at. matched: pairs."""
+    """rows: of stores. forward: UNet passes whose maps are not kept. backward: passes with a gradient. Both by the
+    layer that they end at. matched: pairs."""
 
-    latents: frozenset[Latent] = frozenset()
-    noisy: frozenset[Noisy] = frozenset()
-    maps: frozenset[Map] = frozenset()
-    patches: frozenset[Patches] = frozenset()
+    rows: frozenset[StoreRow] = frozenset()
     forward: Counter[int] = field(default_factory=Counter)
     backward: Counter[int] = field(default_factory=Counter)
     matched: int = 0
@@ -45,10 +90,7 @@ class Work:
     def __or__(self, other: "Work") -> "Work":
         """Both, shared rows once."""
         return Work(
-            self.latents | other.latents,
-            self.noisy | other.noisy,
-            self.maps | other.maps,
-            self.patches | other.patches,
+            self.rows | other.rows,
             self.forward + other.forward,
             self.backward + other.backward,
             self.matched + other.matched,
@@ -56,36 +98,203 @@ class Work:
 
     def without(self, other: "Work") -> "Work":
         """What is left once the rows of another are there."""
-        return Work(
-            self.latents - other.latents,
-            self.noisy - other.noisy,
-            self.maps - other.maps,
-            self.patches - other.patches,
-            self.forward,
-            self.backward,
-            self.matched,
-        )
+        return Work(self.rows - other.rows, self.forward, self.backward, self.matched)
 
     @property
     def passes(self) -> Counter[int]:
         """UNet passes without a gradient by the layer that they end at: those of maps, shared by layers where their
         prompts are, and `forward`."""
-        last: dict[tuple[str, str, PromptName, int, int, int | None], int] = {}
-        for dataset, image, prompts, ensemble, timestep, layer in self.maps:
-            key = (dataset, image, prompts, ensemble, timestep, layer if prompts.separate else None)
-            last[key] = max(layer, last.get(key, 0))
         found = Counter(self.forward)
-        for (*_, ensemble, _, _), layer in last.items():
-            found[layer] += ensemble
+        maps = sorted((row for row in self.rows if isinstance(row, Map)), key=lambda row: row.layer)
+        for last in {row.of_pass: row for row in maps}.values():
+            found[last.layer] += last.ensemble
         return found
 
 
-def bytes_of(work: Work, latent_bytes: int, map_bytes: Callable[[int], int], patch_bytes: Callable[[int], int]) -> int:
-    """Of all rows. latent_bytes: of a row of latents, noisy or not. map_bytes: of a layer's map. patch_bytes: of so
-    many tokens of DINOv2."""
-    maps = Counter(layer for *_, layer in work.maps)
-    return (
-        latent_bytes * (len(work.latents) + len(work.noisy))
-        + sum(map_bytes(layer) * count for layer, count in maps.items())
-        + sum(patch_bytes(tokens) for *_, tokens in work.patches)
+Prices = list[dict[str, Any]]
+"""What trainings and cells take: `name`; `encode`, VAE passes; `dino`, DINOv2's; `passes` of the UNet, and `backward`,
+those with a gradient; `pairs` to be matched; `flops` of the VAE and the UNet, but none of DINOv2 and the matching;
+`bytes_to_write` of stores' rows."""
+
+
+def price(place: Workplace, name: str, work: Work) -> dict[str, Any]:
+    """Of a piece of work, as in `Prices`."""
+    from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
+
+    model, size = place.model, place.image_size
+    rows, passes = Counter(type(row) for row in work.rows), work.passes
+    flops = rows[Latent] * encode_flops(model, size) if rows[Latent] else 0
+    flops += sum(count * pass_flops(model, layer, size) for layer, count in passes.items())
+    flops += sum(count * gradient_flops(model, layer, size) for layer, count in work.backward.items())
+    return {
+        "name": name,
+        "encode": rows[Latent],
+        "dino": rows[Patches],
+        "passes": passes.total(),
+        "backward": work.backward.total(),
+        "pairs": work.matched,
+        "flops": flops,
+        "bytes_to_write": sum(_row_bytes(place, row) for row in work.rows),
+    }
+
+
+def print_prices(place: Workplace, found: Prices) -> None:
+    """Piece by piece, and whether the disk holds all of them, the last."""
+    rows = [
+        [name, *map(str, counts), f"{flops / 1e12:.3g}", human_bytes(size)]
+        for name, *counts, flops, size in (own.values() for own in found)
+    ]
+    header = ["what is left", "VAE passes", "DINOv2", "UNet passes", "with gradient", "pairs", "TFLOP", "to write"]
+    print_table("What it takes; what several need is counted where it is made first", header, rows)
+    print_disk(place.folder, found[-1]["bytes_to_write"])
+
+
+def _row_bytes(place: Workplace, row: StoreRow) -> int:
+    """float16, and a checksum of 4 bytes."""
+    if isinstance(row, Map):
+        shape = place.model.shape(row.layer, place.image_size)
+        return 2 * shape.channels * shape.side**2 + 4
+    if isinstance(row, Patches):
+        return 2 * place.dino_shape.channels * row.tokens + 4
+    return 2 * place.model.latent_channels * place.model.latent_side(place.image_size) ** 2 + 4
+
+
+def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFolder | None) -> Work:
+    """Of scoring a cell.
+
+    Args:
+        pairs: Of the test split.
+        run: Of its prompts, where they are learned already.
+    """
+    recipe, method = place.recipes[cell.recipe], place.evaluation(cell)
+    lacking = _Lacking(place, cell.dataset, place.store_if_there(cell.dataset), tuple(images_of(pairs)))
+    rows: set[StoreRow] = set()
+    if "dino" in (method.layers or ()):
+        rows.update(lacking.patch_maps(method.dino_size or place.dino_shape.usual_size))
+    if method.ensemble is None:
+        return Work(frozenset(rows), matched=len(pairs))
+    draws, steps = method.ensemble, dict(zip(unet_layers(method.layers or ()), method.timesteps or (), strict=True))
+    if recipe.train is not None and Mode.named(str(recipe.train.mode)).rules.of_pairs:
+        rows.update(lacking.latents(), lacking.patch_tokens())
+        rows.update(*(lacking.noisy(step, draws) for step in steps.values()))
+        passes = Counter(dict.fromkeys(steps, 2 * len(pairs) * draws))
+        return Work(frozenset(rows), forward=passes, matched=len(pairs))
+    prompts: Prompts | None = None
+    if method.prompt is not None:
+        prompts, name, alone = TextPrompt(method.prompt), method.prompt, False
+    else:
+        name, alone = cell.name if cell.training is None else cell.training.name, len(steps) > 1
+        prompts = None if run is None else SavedPrompts(load_prompts(run.prompts))
+    for layer, step in steps.items():
+        unmapped = lacking.of_maps(prompts, draws, layer, step)
+        rows.update(unmapped.latents(), unmapped.noisy(step, draws))
+        rows.update(Map(cell.dataset, image, name, alone, draws, step, layer) for image in unmapped.images)
+    return Work(frozenset(rows), matched=len(pairs))
+
+
+def work_of_training(
+    place: Workplace,
+    dataset: str,
+    settings: TuningSettings,
+    pairs: Sequence[Pair],
+    held_out: Sequence[Pair],
+    run: RunFolder | None,
+) -> Work:
+    """Of learning prompts.
+
+    Args:
+        pairs: Of the training set.
+        held_out: Validated on.
+        run: Where it has begun.
+    """
+    done = 0 if run is None else len(run.metrics_until(settings.steps))
+    left = range(done + 1, settings.steps + 1)
+    trained, validated = tuple(images_of(pairs)), tuple(images_of(held_out))
+    everyone = _Lacking(place, dataset, place.store_if_there(dataset), tuple(sorted({*trained, *validated})))
+    rows: set[StoreRow] = {*everyone.latents()}
+    for step in settings.timesteps:
+        rows.update(replace(everyone, images=trained).noisy(step, settings.draws))
+    for step in settings.validation_timesteps:
+        rows.update(replace(everyone, images=validated).noisy(step, 1))
+    pairwise = settings.mode.rules.of_pairs
+    if pairwise:
+        rows.update(everyone.patch_tokens())
+    validations = sum(step % settings.validate_every == 0 or step == settings.steps for step in left)
+    tapped = 2 * len(held_out) if pairwise else len(validated)
+    passes = sum(_images_of_step(pairs, settings, step - 1) for step in left)
+    return Work(
+        frozenset(rows),
+        forward=Counter(dict.fromkeys(settings.layers, validations * tapped)),
+        backward=Counter(dict.fromkeys(settings.layers, passes)),
+        matched=validations * len(held_out),
     )
+
+
+def work_of_grid(place: Workplace, dataset: str, images: Sequence[str], passes: int, layer: int) -> Work:
+    """Of a grid that keeps nothing but latents. passes: per image, each as far as a layer."""
+    lacking = _Lacking(place, dataset, place.store_if_there(dataset), tuple(images))
+    return Work(frozenset(lacking.latents()), forward=Counter({layer: len(images) * passes}))
+
+
+def _images_of_step(pairs: Sequence[Pair], settings: TuningSettings, step: int) -> int:
+    """Images that go through the UNet in a step, per layer: each once, or two per pair where every pair has a prompt of
+    its own."""
+    batch = RandomPairs(len(pairs), settings.batch, settings.seed).batch(step)
+    if settings.mode.rules.of_pairs:
+        return 2 * len(batch)
+    size = max(math.ceil(len(batch) / settings.accumulate), 1)
+    return sum(len(images_of([pairs[index] for index in part])) for part in chunks(batch, size))
+
+
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """What a dataset's store, None where there is none yet, lacks of some images."""
+
+    place: Workplace
+    dataset: str
+    store: Store | None
+    images: tuple[str, ...]
+
+    def latents(self) -> Iterator[Latent]:
+        for image in self.without(None if self.store is None else self.store.latents()).images:
+            yield Latent(self.dataset, image)
+
+    def noisy(self, timestep: int, draws: int) -> Iterator[Noisy]:
+        lacking = [(image, draw) for image in self.images for draw in range(draws)]
+        if self.store is not None:
+            known = self.store.images
+            rows = missing_noisy(self.store, list(map(known.row, self.images)), timestep, draws)
+            lacking = [(known.ids[row], draw) for row, draw in rows]
+        for image, draw in lacking:
+            yield Noisy(self.dataset, image, timestep, draw)
+
+    def of_maps(self, prompts: Prompts | None, ensemble: int, layer: int, timestep: int) -> "_Lacking":
+        """Of those images whose map is not kept. prompts: None where they are not learned yet."""
+        if self.store is None or prompts is None:
+            return self
+        extractor = extractor_of(self.store, prompts, ensemble, self.place.compute)
+        return self.without(self.store.maps(extractor, layer, timestep))
+
+    def patch_maps(self, size: int) -> Iterator[Patches]:
+        """Of the layer `dino`. Which DINOv2 made what is there is not asked: it may have to be fetched."""
+        lacking, fitting = self, (size, self.place.compute.dtype_name)
+        if self.store is not None:
+            for extractor in self.store.pixel_extractors("dino"):
+                if (extractor.size, extractor.dtype) == fitting:
+                    lacking = lacking.without(self.store.maps(extractor, "dino", None))
+        tokens = self.place.dino_shape.side(size) ** 2
+        for image in lacking.images:
+            yield Patches(self.dataset, image, size, tokens)
+
+    def patch_tokens(self) -> Iterator[Patches]:
+        """What a cpm's prompts are made from."""
+        tokens = 1 + (CROP // self.place.dino_shape.patch) ** 2
+        for image in self.without(None if self.store is None else self.store.arrays().get(PATCH_TOKENS)).images:
+            yield Patches(self.dataset, image, CROP, tokens)
+
+    def without(self, array: RowArray | None) -> "_Lacking":
+        """Of the images that have no row in an array of the store."""
+        if self.store is None or array is None:
+            return self
+        present, row = array.present(), self.store.images.row
+        return replace(self, images=tuple(image for image in self.images if not present[row(image)]))

@@ -13,7 +13,7 @@ from featstore.errors import ProcessError
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch import Tensor
 
     from matcher.pairs import MatchingPair
 
@@ -117,16 +117,15 @@ def launched() -> Launch:
         rank = int(os.environ["RANK"])
         return Launch(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
     except (KeyError, ValueError):
-        raise not_found() from None
+        raise _not_found() from None
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process, the `rank`-th from 0, among `count` that do a command together. group: None for one alone."""
+    """This process, the `rank`-th from 0, among `count` that do a command together."""
 
     rank: int
     count: int
-    group: "ProcessGroup | None"
 
     @property
     def is_main(self) -> bool:
@@ -138,19 +137,34 @@ class Processes:
         """This process's share of images."""
         return Part(self.rank + 1, self.count)
 
+    def block(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's share of items of which neighbours belong together. (accelerate's `split_between_processes`
+        hands an item out twice where there are fewer of them than processes.)"""
+        return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
+
     def gather(self, own: Item) -> list[Item]:
         """What each process hands in, in order of rank, to all of them; none goes on before all have come here.
 
-        Raises `ProcessError` where one of them ended before.
+        Raises:
+            ProcessError: one of them ended before.
         """
-        if self.group is None:
+        if self.count == 1:
             return [own]
-        import torch.distributed
+        from accelerate.utils import gather_object
 
-        gathered: list[Item | None] = [None] * self.count
-        with meeting(self.count):
-            torch.distributed.all_gather_object(gathered, own, group=self.group)
-        return gathered  # type: ignore[return-value]  # every place was filled
+        with _meeting(self.count):
+            gathered: list[Item] = gather_object([own])
+        return gathered
+
+    def sum(self, numbers: "Tensor") -> "Tensor":
+        """A tensor of the same shape in all processes, summed over them. Raises what `gather` raises."""
+        if self.count == 1:
+            return numbers
+        from accelerate.utils import reduce
+
+        with _meeting(self.count):
+            summed: Tensor = reduce(numbers, "sum")
+        return summed
 
     def check_same(self, own: object, what: str) -> None:
         """Raise `ProcessError` where processes found another `what`: their work would not belong together."""
@@ -160,12 +174,22 @@ class Processes:
             )
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Until all processes have come here. Raises what `gather` raises."""
         self.gather(None)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through first; the others follow it, and find what it made. Raises what `gather`
+        raises."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
 
 
 @contextmanager
-def meeting(count: int) -> Iterator[None]:
+def _meeting(count: int) -> Iterator[None]:
     """Around what `count` processes tell each other. Raises `ProcessError` where one of them ended before."""
     try:
         yield
@@ -176,36 +200,53 @@ def meeting(count: int) -> Iterator[None]:
         ) from error
 
 
-ALONE = Processes(0, 1, None)
+ALONE = Processes(0, 1)
 
 
-def join_processes() -> Processes:
-    """Meet the other processes, where a launcher started several. They talk over TCP, with gloo, whatever they compute
-    on. What can be seen to be wrong with what was typed is refused before: a process that waits for others has no use
-    for those that will not come. None goes on before all have met, so that one that fails at once is not taken for one
-    that never came. Raises `ProcessError` where they do not find each other."""
+def join_processes(summing_on: str = "cpu") -> Processes:
+    """Meet the other processes, where a launcher started several. What can be seen to be wrong with what was typed is
+    refused before: a process that waits for others has no use for those that will not come. None goes on before all
+    have met, so that one that fails at once is not taken for one that never came.
+
+    Args:
+        summing_on: the type of the device whose tensors `Processes.sum` adds up. Where it is the CPU, they talk over
+            TCP, with gloo, whatever they compute on.
+
+    Raises:
+        ProcessError: they do not find each other.
+    """
     own = launched()
     if own.count == 1:
         return ALONE
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    with _joining(own.count):
+        state = PartialState(cpu=summing_on == "cpu", timeout=PATIENCE)
+        if state.num_processes > 1:
+            gather_object([None])
+    if state.num_processes == 1:
+        raise _not_found()
+    if state.backend == "gloo":
+        atexit.register(_leave)
+    return Processes(own.rank, own.count)
+
+
+def _leave() -> None:
     import torch.distributed
 
-    with joining(own.count):
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
-            atexit.register(torch.distributed.destroy_process_group)
-        joined = Processes(own.rank, own.count, torch.distributed.new_group(timeout=PATIENCE, backend="gloo"))
-    joined.wait()
-    return joined
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
-def joining(count: int) -> Iterator[None]:
+def _joining(count: int) -> Iterator[None]:
     """Around the first meeting of `count` processes. Raises `ProcessError`: one that was not told where they meet is no
     process of torchrun's, and one that was has been left, or does not reach the others."""
     try:
         yield
     except ValueError as error:
-        raise not_found() from error
+        raise _not_found() from error
     except RuntimeError as error:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ProcessError(
@@ -214,6 +255,6 @@ def joining(count: int) -> Iterator[None]:
         ) from error
 
 
-def not_found() -> ProcessError:
+def _not_found() -> ProcessError:
     """What to raise in one of several processes that were started without being told of each other."""
     return ProcessError("Several processes were started, but they do not find each other: start them with torchrun.")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from featstore.errors import PromptError
-from featstore.prompts import cpm as pairwise
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts, check_usable
@@ -74,7 +73,7 @@ class PromptChoice:
         """For the record."""
         if self.learned is None:
             return {"prompt": self.label}
-        content = pairwise.describe(self.learned) if self.prompts is None else self.prompts.describe()
+        content = self.learned.describe() if self.prompts is None else self.prompts.describe()
         return {"prompt": self.label, "prompts": content}
 
 
@@ -143,7 +142,7 @@ def _learned(
     learned, fallback = load_prompts(path), typed.fallback
     check_usable(learned, fingerprint, model_id, typed.layers or learned.layers)
     label = f"{learned.mode.value} prompts of {path}"
-    if learned.mode is Mode.CPM:
+    if learned.mode.rules.of_pairs:
         if fallback is not None:
             raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
         return PromptChoice(label, None, learned, path)

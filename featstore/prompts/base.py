@@ -1,17 +1,21 @@
-"""What prompts are: of text, learned ones, and how they are described."""
+"""What prompts are: texts, learned ones, how they are described, and the registry of modes that they are learned in."""
 
 import hashlib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
-
-from torch import Tensor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from featstore.backbones.base import NetworkName
+from featstore.errors import TuningError
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from torch import Tensor, nn
+
+    from featstore.prompts.text import TextEncoder, Tokenizer
+    from featstore.store.store import PatchTokens
+    from matcher.pairs import MatchingPair
 
 
 class Prompts(Protocol):
@@ -28,35 +32,129 @@ class Prompts(Protocol):
         self,
         layer: int,
         categories: Collection[str],
-        tokenizer: "CLIPTokenizer",
-        text_encoder: "CLIPTextModel",
-    ) -> dict[str, Tensor]:
+        tokenizer: "Tokenizer",
+        text_encoder: "TextEncoder",
+    ) -> "dict[str, Tensor]":
         """Prompt embeddings (77, D) by category; each distinct prompt is encoded once."""
 
 
-class Mode(Enum):
-    """SINGLE: one prompt for everything. CLASS: one a category. CPM: one a pair, made from both images."""
+class PromptSet(Protocol):
+    """The prompts of one layer while they are being learned."""
 
-    SINGLE = "single"
-    CLASS = "class"
-    CPM = "cpm"
+    def vectors(self, pairs: "Sequence[MatchingPair]") -> "tuple[Tensor, tuple[int, ...]]":
+        """The distinct prompts of some pairs, (u, N, D), and for each pair which of them is its."""
+
+    def parameters(self) -> "list[nn.Parameter]":
+        """What is learned, in a fixed order, at the rate of vectors."""
+
+    def network_parameters(self) -> "list[nn.Parameter]":
+        """What is learned at the rate of networks."""
+
+    def tensors(self, framed: "Tensor") -> "Mapping[str, Tensor]":
+        """As `LearnedPrompts.tensors` has them. framed: see `featstore.prompts.text.frame`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a layer's prompts start from.
+
+    Args:
+        categories: Of the training pairs, sorted.
+        length: N, learned vectors per prompt.
+        text_encoder: CLIP's, whose token embeddings are (D,) wide.
+        vocabulary: How many token ids there are.
+        patch_shape: (patches, width) of an image's DINOv2 patch tokens; None where no mode asks for them.
+        patches: Reads an image's.
+    """
+
+    categories: Sequence[str]
+    length: int
+    text_encoder: "TextEncoder"
+    vocabulary: int
+    patch_shape: tuple[int, int] | None
+    patches: "PatchTokens"
+
+
+class PromptMode(Protocol):
+    """What a mode of learned prompts is: all that training, evaluation and files ask of it."""
+
+    of_pairs: bool
+    """Whether a prompt is made from both images of a pair, from their DINOv2 patch tokens: its maps then belong to
+    pairs, and are not kept."""
+    epochs: int
+    """The published length of a training on SPair-71k."""
+
+    def check_length(self, length: int) -> None:
+        """Raise `TuningError` for prompts of a length that cannot be learned."""
+
+    def start(self, start: Start, key: str) -> PromptSet:
+        """One layer's prompts before the first step. key: decides all that is random."""
+
+    def name_of(self, names: Collection[str], category: str) -> str | None:
+        """Under which of a layer's names the prompt of a category is kept; None where there is none."""
+
+    def categories(self, names: Collection[str]) -> tuple[str, ...]:
+        """Those with a prompt of their own, sorted."""
+
+    def shapes(self, tensors: "Mapping[str, Tensor]") -> tuple[dict[str, tuple[int, ...]], range]:
+        """Of one layer's tensors those shapes, by name, that all layers share, and how long prompts of these may be.
+        Raises ValueError for tensors that are no prompts of this mode."""
+
+
+class Mode(Enum):
+    """The registry: a mode's name, and where in this package its `PromptMode` is."""
+
+    SINGLE = "single", "vectors.OneForAll"
+    CLASS = "class", "vectors.OnePerCategory"
+    CPM = "cpm", "cpm.OnePerPair"
+
+    _place: str
+
+    def __new__(cls, name: str, place: str = "") -> Self:
+        """The member whose value is the name."""
+        member = object.__new__(cls)
+        member._value_ = name
+        member._place = place
+        return member
+
+    @property
+    def rules(self) -> PromptMode:
+        """What the mode is; its file is loaded when it is first asked for."""
+        module, _, name = self._place.partition(".")
+        found: PromptMode = getattr(import_module(f"featstore.prompts.{module}"), name)()
+        return found
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The mode of a name. Raises `TuningError` for another one."""
+        try:
+            return cls(name)
+        except ValueError:
+            raise TuningError(f"--mode is {', '.join(known.value for known in cls)}, not {name!r}.") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LearnedPrompts:
-    """layers, timesteps: one timestep a layer, at which its prompts were learned. length: N, learned vectors a prompt.
+    """Learned prompts, in memory.
 
-    tensors: for each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
-    transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`. model_id,
-    model_fingerprint: of the diffusion model that they are for. dino: whose patch tokens a cpm is made from.
-    training: how they were learned.
+    Args:
+        mode: In which they were learned.
+        layers: Decoder layers, each with prompts of its own.
+        timesteps: One per layer, at which its prompts were learned.
+        length: N, learned vectors per prompt.
+        tensors: For each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
+            transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`.
+        model_id: Of the diffusion model that they are for.
+        model_fingerprint: Of its files.
+        dino: Whose patch tokens a cpm is made from.
+        training: How they were learned.
     """
 
     mode: Mode
     layers: tuple[int, ...]
     timesteps: tuple[int, ...]
     length: int
-    tensors: Mapping[int, Mapping[str, Tensor]]
+    tensors: "Mapping[int, Mapping[str, Tensor]]"
     model_id: str
     model_fingerprint: str
     dino: NetworkName | None
@@ -64,8 +162,29 @@ class LearnedPrompts:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those with a prompt of their own, sorted; none but for `CLASS`."""
-        return tuple(sorted(self.tensors[self.layers[0]])) if self.mode is Mode.CLASS else ()
+        """Those with a prompt of their own, sorted."""
+        return self.mode.rules.categories(self.tensors[self.layers[0]])
+
+    def describe(self) -> dict[str, Any]:
+        """What shapes the embeddings, for the record and for an extractor's key."""
+        content = {str(layer): self.content(layer) for layer in self.layers}
+        found: dict[str, Any] = {"kind": self.mode.value, "content": content}
+        if self.mode.rules.of_pairs:
+            found["dino"] = None if self.dino is None else self.dino.fingerprint
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """All that they say but what they hold, as their file has it."""
+        return {
+            "mode": self.mode.value,
+            "layers": list(self.layers),
+            "timesteps": list(self.timesteps),
+            "length": self.length,
+            "categories": list(self.categories),
+            "model": {"id": self.model_id, "fingerprint": self.model_fingerprint},
+            "dino": None if self.dino is None else asdict(self.dino),
+            "training": dict(self.training),
+        }
 
     def content(self, layer: int) -> str:
         """16 hex digits of all that one layer's prompts hold."""

@@ -1,20 +1,22 @@
 """A cpm: a prompt made of both images of a pair (SD4Match's conditional prompting module)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from featstore.backbones.base import NetworkName
-from featstore.errors import PromptError
-from featstore.prompts.base import LearnedPrompts
-from featstore.prompts.text import encode_token_embeddings, fill, frame
+from featstore.backbones.noise import generator
+from featstore.errors import PromptError, TuningError
+from featstore.prompts.base import LearnedPrompts, PromptMode, Start
+from featstore.prompts.text import encode_token_embeddings, fill, frame, wide
 from featstore.store.store import PatchTokens
+from matcher.pairs import MatchingPair
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from featstore.prompts.text import TextEncoder, Tokenizer
 
 GLOBAL_LENGTH = 25
 CONDITIONAL_LENGTH = 50
@@ -95,13 +97,69 @@ def module_of(tensors: dict[str, Tensor]) -> ConditionalModule:
     return module
 
 
-def describe(learned: LearnedPrompts) -> dict[str, Any]:
-    """What shapes the embeddings, for the record."""
-    return {
-        "kind": learned.mode.value,
-        "content": {str(layer): learned.content(layer) for layer in learned.layers},
-        "dino": None if learned.dino is None else learned.dino.fingerprint,
-    }
+class OnePerPair(PromptMode):
+    """Mode cpm: one prompt per pair, made from both images. Its tensors are the parameters of a `ConditionalModule`."""
+
+    of_pairs = True
+    epochs = 2
+
+    def check_length(self, length: int) -> None:
+        """See `PromptMode`."""
+        if length != GLOBAL_LENGTH + CONDITIONAL_LENGTH:
+            raise TuningError(
+                f"A cpm makes prompts of {GLOBAL_LENGTH} + {CONDITIONAL_LENGTH} vectors, not of {length}: "
+                "--length goes with single and class."
+            )
+
+    def start(self, start: Start, key: str) -> "LearnedModule":
+        """See `PromptMode`; torch's global generator is left as it was."""
+        assert start.patch_shape is not None, "read where a mode is of pairs"
+        (patches, dino_width), encoder = start.patch_shape, start.text_encoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(key).integers(2**31)))
+            module = ConditionalModule(dino_width, patches, encoder.config.hidden_size)
+        return LearnedModule(module.to(encoder.device, wide(encoder.dtype)), start.patches)
+
+    def name_of(self, names: Collection[str], category: str) -> str | None:  # noqa: ARG002
+        """See `PromptMode`; no category has a prompt."""
+        return None
+
+    def categories(self, names: Collection[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """See `PromptMode`."""
+        return ()
+
+    def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
+        """See `PromptMode`."""
+        module = module_of(dict(tensors))
+        return {"global_embeds": tuple(module.global_embeds.shape)}, range(module.length, module.length + 1)
+
+
+class LearnedModule:
+    """A `PromptSet`: the conditional module of one layer, whose linear maps are learned at a rate of their own."""
+
+    def __init__(self, module: ConditionalModule, patches: PatchTokens) -> None:
+        self._module = module
+        self._patches = patches
+
+    def vectors(self, pairs: Sequence[MatchingPair]) -> tuple[Tensor, tuple[int, ...]]:
+        """See `PromptSet`."""
+        weights = self._module.global_embeds
+        source = torch.stack([self._patches(pair.source) for pair in pairs]).to(weights)
+        target = torch.stack([self._patches(pair.target) for pair in pairs]).to(weights)
+        found: Tensor = self._module(source, target)
+        return found, tuple(range(len(pairs)))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """See `PromptSet`."""
+        return [own for name, own in self._module.named_parameters() if "linear" not in name]
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """See `PromptSet`."""
+        return [own for name, own in self._module.named_parameters() if "linear" in name]
+
+    def tensors(self, framed: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """See `PromptSet`; a module has no rows to be framed."""
+        return {name: own.detach().clone() for name, own in self._module.named_parameters()}
 
 
 def check_dino(learned: LearnedPrompts, dino: NetworkName) -> None:
@@ -122,7 +180,7 @@ class PairPrompts:
 
     modules: Mapping[int, ConditionalModule]
     framed: Tensor
-    text_encoder: "CLIPTextModel"
+    text_encoder: "TextEncoder"
     patches: PatchTokens
 
     @torch.no_grad()
@@ -144,7 +202,7 @@ class PairPrompts:
 
 
 def open_pair_prompts(
-    learned: LearnedPrompts, tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel", patches: PatchTokens
+    learned: LearnedPrompts, tokenizer: "Tokenizer", text_encoder: "TextEncoder", patches: PatchTokens
 ) -> PairPrompts:
     """Raises `PromptError` where the modules do not fit the text encoder."""
     try:

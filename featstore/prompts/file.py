@@ -1,7 +1,8 @@
 """Learned prompts on disk: safetensors with a description in its metadata, never a pickle."""
 
 from collections import defaultdict
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from featstore.backbones.base import NetworkName
 from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.errors import ModelError, PromptError
-from featstore.files import write_whole
+from featstore.files import open_whole, write_whole
+from featstore.parsing import parse_known
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.prompts.cpm import module_of
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 
@@ -41,14 +42,7 @@ def prompts_bytes(prompts: LearnedPrompts) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "creator": creator_version(),
-        "mode": prompts.mode.value,
-        "layers": list(prompts.layers),
-        "timesteps": list(prompts.timesteps),
-        "length": prompts.length,
-        "categories": list(prompts.categories),
-        "model": {"id": prompts.model_id, "fingerprint": prompts.model_fingerprint},
-        "dino": None if prompts.dino is None else asdict(prompts.dino),
-        "training": dict(prompts.training),
+        **prompts.to_json(),
     }
     return seal_tensors(description, lambda metadata: save(tensors, metadata=metadata))
 
@@ -81,6 +75,19 @@ def load_prompts(path: Path) -> LearnedPrompts:
     return prompts
 
 
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What a file says of its prompts, and is read again."""
+
+    mode: Mode
+    layers: tuple[int, ...]
+    timesteps: tuple[int, ...]
+    length: int
+    model: NetworkName
+    dino: NetworkName | None
+    training: Mapping[str, Any]
+
+
 def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedPrompts:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise PromptError(f"{file} holds no prompts of dualsd: its metadata do not name the format {FORMAT!r}.")
@@ -94,25 +101,26 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
         for name, tensor in tensors.items():
             layer, _, own = name.partition("|")
             by_layer[int(layer.removeprefix("layer"))][own] = tensor
-        prompts = LearnedPrompts(
-            mode=Mode(description["mode"]),
-            layers=tuple(map(int, description["layers"])),
-            timesteps=tuple(map(int, description["timesteps"])),
-            length=int(description["length"]),
-            tensors=dict(by_layer),
-            model_id=str(description["model"]["id"]),
-            model_fingerprint=str(description["model"]["fingerprint"]),
-            dino=None if description["dino"] is None else NetworkName(**description["dino"]),
-            training=dict(description["training"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise PromptError(f"{file} has a damaged description: {error!r}.") from error
+        said = parse_known(_Described, description)
+    except ValueError as error:
+        raise PromptError(f"{file} has a damaged description: {error}.") from error
+    prompts = LearnedPrompts(
+        said.mode,
+        said.layers,
+        said.timesteps,
+        said.length,
+        dict(by_layer),
+        said.model.id,
+        said.model.fingerprint,
+        said.dino,
+        said.training,
+    )
     if set(prompts.layers) != set(by_layer) or len(prompts.timesteps) != len(prompts.layers):
         raise PromptError(f"{file} is damaged: it holds prompts of other layers than it says.")
     names = {frozenset(own) for own in by_layer.values()}
-    if len(names) != 1 or (prompts.mode is Mode.SINGLE and names != {frozenset({""})}):
+    if len(names) != 1:
         raise PromptError(
-            f"{file} is damaged: it holds other prompts than mode {prompts.mode.value} has, one set a layer."
+            f"{file} is damaged: it holds other prompts than mode {prompts.mode.value} has, one set per layer."
         )
     try:
         check_layers(prompts.layers)
@@ -127,25 +135,28 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
 
 def _check_numbers(prompts: LearnedPrompts) -> None:
     """Raise ValueError unless all are finite float32 and of one shape, with room for the vectors that they say."""
-    lengths = set()
     shapes: dict[tuple[int, ...], str] = {}
     for layer, own in prompts.tensors.items():
         for name, tensor in own.items():
-            where = f"layer{layer}|{name}"
             if tensor.dtype is not torch.float32 or not tensor.isfinite().all():
                 kind = "not all finite" if tensor.dtype is torch.float32 else str(tensor.dtype).removeprefix("torch.")
-                raise ValueError(f"{where} is {kind}, where prompts are finite float32")
-            if prompts.mode is not Mode.CPM:
-                shapes.setdefault(tuple(tensor.shape), where)
-        if prompts.mode is Mode.CPM:
-            module = module_of(dict(own))
-            lengths.add(module.length)
-            shapes.setdefault(tuple(module.global_embeds.shape), f"layer{layer}|global_embeds")
-    if len(shapes) > 1 or len(next(iter(shapes))) != (3 if prompts.mode is Mode.CPM else 2):
+                raise ValueError(f"layer{layer}|{name} is {kind}, where prompts are finite float32")
+        found, lengths = prompts.mode.rules.shapes(own)
+        for name, shape in found.items():
+            shapes.setdefault(shape, f"layer{layer}|{name}")
+    if len(shapes) > 1 or not lengths:
         spelled = " and ".join(f"{where} {'x'.join(map(str, shape))}" for shape, where in shapes.items())
         raise ValueError(f"its prompts are not of one shape (positions, width): {spelled}")
-    if prompts.mode is not Mode.CPM:
-        positions = next(iter(shapes))[0]
-        lengths = {min(prompts.length, positions - 2)}
-    if lengths != {prompts.length} or prompts.length < 1:
-        raise ValueError(f"it says prompts of {prompts.length} vectors, and has room for {min(lengths)}")
+    if prompts.length not in lengths:
+        raise ValueError(f"it says prompts of {prompts.length} vectors, and has room for {lengths[-1]}")
+
+
+def save_torch(tensors: Tensor | Mapping[str, Tensor], file: Path) -> None:
+    """Write what `torch.load` reads; the file appears whole or not at all. Raises what `open_whole` raises."""
+    with open_whole(file) as stream:
+        try:
+            torch.save(tensors, stream)
+        except RuntimeError as error:
+            # of a disk that refuses a write: torch then ends the file all the same, and what it says is of that
+            refused = error.__context__
+            raise refused if isinstance(refused, OSError) else error from None

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from featstore.errors import ModelError, PromptError
-from featstore.prompts.base import LearnedPrompts, Mode, Prompts
-from featstore.prompts.text import TextPrompt, encode_token_embeddings, plain_category
+from featstore.prompts.base import LearnedPrompts, Prompts
+from featstore.prompts.text import TextPrompt, encode_token_embeddings
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from featstore.prompts.text import TextEncoder, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,7 @@ class SavedPrompts:
 
     def describe(self) -> dict[str, Any]:
         """See `Prompts.describe`."""
-        described: dict[str, Any] = {
-            "kind": self.learned.mode.value,
-            "content": {str(layer): self.learned.content(layer) for layer in self.learned.layers},
-        }
+        described = self.learned.describe()
         return described if self.fallback is None else {**described, "fallback": self.fallback.describe()}
 
     @torch.no_grad()
@@ -41,8 +38,8 @@ class SavedPrompts:
         self,
         layer: int,
         categories: Collection[str],
-        tokenizer: "CLIPTokenizer",
-        text_encoder: "CLIPTextModel",
+        tokenizer: "Tokenizer",
+        text_encoder: "TextEncoder",
     ) -> dict[str, Tensor]:
         """See `Prompts.embeddings`."""
         own = {category: name for category in categories if (name := self._name(category)) is not None}
@@ -61,11 +58,8 @@ class SavedPrompts:
         return found
 
     def _name(self, category: str) -> str | None:
-        """Under which name a category's prompt is kept; PF-Willow's `car(G)` takes that of `car`."""
-        if self.learned.mode is Mode.SINGLE:
-            return ""
-        own = self.learned.tensors[self.learned.layers[0]]
-        return next((name for name in (category, plain_category(category)) if name in own), None)
+        """Under which name a category's prompt is kept."""
+        return self.learned.mode.rules.name_of(self.learned.tensors[self.learned.layers[0]], category)
 
     def check_categories(self, categories: Collection[str]) -> None:
         """Raise `PromptError` for categories that have no prompt and nothing to fall back on."""
@@ -89,7 +83,7 @@ def check_usable(learned: LearnedPrompts, fingerprint: str, model_id: str, layer
         )
 
 
-def _check_shape(learned: LearnedPrompts, layer: int, text_encoder: "CLIPTextModel") -> None:
+def _check_shape(learned: LearnedPrompts, layer: int, text_encoder: "TextEncoder") -> None:
     """Raise `PromptError` where a layer's prompts are not what the text encoder takes."""
     ours = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
     theirs = tuple(next(iter(learned.tensors[layer].values())).shape)
@@ -119,7 +113,7 @@ def prompts_of(description: Mapping[str, Any], learned: Sequence[LearnedPrompts]
     if isinstance(description.get("fallback"), Mapping):
         fallback = prompts_of(description["fallback"], learned)
     for prompts in learned:
-        if prompts.mode is Mode.CPM:  # its maps belong to pairs and are never kept
+        if prompts.mode.rules.of_pairs:  # no map of theirs is kept
             continue
         if fallback is None or isinstance(fallback, TextPrompt | SavedPrompts):
             found = SavedPrompts(prompts, fallback)

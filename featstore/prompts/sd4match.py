@@ -12,15 +12,15 @@ from torch import Tensor
 
 from featstore.backbones.base import NetworkName
 from featstore.backbones.dino import HUB_NAME
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps, open_model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, module_of
+from featstore.prompts.file import save_torch
 from featstore.prompts.text import length_of
-from featstore.torch_file import save_torch
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from featstore.prompts.text import TextEncoder, Tokenizer
 
 Keys = tuple[str, ...]
 """Where a tensor stands: the keys of the dictionaries that lead to it."""
@@ -119,11 +119,43 @@ def read_published(file: Path, mode: Mode | None = None) -> Published:
     return _module(file, loaded, sorted(prefixes), mode) if prefixes else _captions(file, loaded, mode)
 
 
+def import_published(
+    file: Path, model: str, revision: str | None, layer: int, timestep: int, mode: str | None = None
+) -> tuple[LearnedPrompts, tuple[str, ...]]:
+    """SD4Match's published prompts as ours.
+
+    Args:
+        file: `caption.pt` or `ckpt.pt`.
+        model: What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.
+        revision: Of a model on the hub.
+        layer: Decoder layer, 1 to 4, that they were learned for.
+        timestep: That they were learned at.
+        mode: single, class or cpm; None to tell from the file.
+
+    Returns:
+        The prompts, and the names of tensors that belong to no prompt.
+
+    Raises:
+        PromptError: The file is none, or is damaged, or does not fit the model.
+        ModelError: The model cannot be found, or has no such layer or timestep.
+    """
+    from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer  # loads diffusers
+
+    check_layers([layer])
+    check_timesteps([timestep])
+    published = read_published(file, None if mode is None else Mode.named(mode))
+    opened = open_model(model, revision)
+    opened.schedule.check_timesteps([timestep])
+    encoder = load_text_encoder(opened.location, torch.device("cpu"), torch.float32)
+    learned = to_learned(published, opened, load_tokenizer(opened.location), encoder, layer, timestep)
+    return learned, published.ignored
+
+
 def to_learned(
     published: Published,
     model: Model,
-    tokenizer: "CLIPTokenizer",
-    text_encoder: "CLIPTextModel",
+    tokenizer: "Tokenizer",
+    text_encoder: "TextEncoder",
     layer: int,
     timestep: int,
 ) -> LearnedPrompts:

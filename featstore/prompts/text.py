@@ -4,7 +4,7 @@ through CLIP's causal transformer and final layer norm to what cross attention s
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from featstore.errors import ModelError
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    TextEncoder: TypeAlias = CLIPTextModel
+    Tokenizer: TypeAlias = CLIPTokenizer
+
 PADDING = 0
 """The token that fills a learned prompt up; SD4Match's choice, not the tokenizer's."""
 
 
 @torch.no_grad()
-def frame(text_encoder: "CLIPTextModel", start: int, end: int, length: int) -> Tensor:
+def frame(text_encoder: "TextEncoder", start: int, end: int, length: int) -> Tensor:
     """Token embeddings (positions, D) of [start, `length` vectors to be put in, end, padding], each with the position
     embedding of the place where it stands. The vectors' places hold zeros.
 
@@ -39,7 +42,7 @@ def frame(text_encoder: "CLIPTextModel", start: int, end: int, length: int) -> T
 
 
 @torch.no_grad()
-def length_of(text_encoder: "CLIPTextModel", start: int, end: int, rows: Tensor) -> int | None:
+def length_of(text_encoder: "TextEncoder", start: int, end: int, rows: Tensor) -> int | None:
     """How many vectors token embeddings (positions, D) have between their start and end; None where start, end and
     padding are not this text encoder's, give or take 1 % (half precision rounds by less).
 
@@ -64,7 +67,7 @@ def fill(framed: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([outer[:, :1], vectors, outer[:, length + 1 :]], dim=1)
 
 
-def encode_token_embeddings(text_encoder: "CLIPTextModel", rows: Tensor) -> Tensor:
+def encode_token_embeddings(text_encoder: "TextEncoder", rows: Tensor) -> Tensor:
     """Prompt embeddings (b, positions, D), after the final layer norm, of token embeddings of the same shape. Gradients
     flow. Under autocast in its dtype, else in the text encoder's."""
     # transformers 5 takes no embeddings in place of token ids, and its encoder called alone is silently not causal
@@ -76,6 +79,11 @@ def encode_token_embeddings(text_encoder: "CLIPTextModel", rows: Tensor) -> Tens
         return embeddings
     finally:
         handle.remove()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which prompts are learned and losses computed: float64 where the networks are, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 DEFAULT_TEMPLATE = "a photo of a {category}"
@@ -105,8 +113,8 @@ class TextPrompt:
         self,
         layer: int,  # noqa: ARG002  (the same for all)
         categories: Collection[str],
-        tokenizer: "CLIPTokenizer",
-        text_encoder: "CLIPTextModel",
+        tokenizer: "Tokenizer",
+        text_encoder: "TextEncoder",
     ) -> dict[str, Tensor]:
         """See `Prompts.embeddings`."""
         texts = sorted({self.text(category) for category in categories})
@@ -124,7 +132,7 @@ def plain_category(category: str) -> str:
 
 
 @torch.no_grad()
-def encode_texts(tokenizer: "CLIPTokenizer", text_encoder: "CLIPTextModel", texts: Sequence[str]) -> Tensor:
+def encode_texts(tokenizer: "Tokenizer", text_encoder: "TextEncoder", texts: Sequence[str]) -> Tensor:
     """Prompt embeddings (n, positions, D) of n texts: padded or cut to the encoder's positions (77 for SD), after its
     final layer norm, as Stable Diffusion's own pipeline makes them."""
     tokens = tokenizer(

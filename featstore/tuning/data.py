@@ -19,7 +19,7 @@ from featstore.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class RandomPairs:
-    """`size` pairs a step of `count`; every pair comes once before any comes again."""
+    """`size` of `count` pairs per step; every pair comes once before any comes again."""
 
     count: int
     size: int
@@ -37,7 +37,7 @@ def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 FRESH = 1_000_000
-"""Draws from this number on are never cached: `--noise fresh` takes one a step."""
+"""Draws from this number on are never cached: `--noise fresh` takes one per step."""
 
 
 Latent = NDArray[np.float16] | NDArray[np.float32]

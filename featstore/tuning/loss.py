@@ -21,8 +21,8 @@ TINY = 1e-12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayeredMaps:
-    """One image's maps, one a layer. maps: (C, h, w) each, float32 or float64. ups: to the final size. norms: (H, W)
-    each, of the upsampled cells. weights: one a layer."""
+    """One image's maps, one per layer. maps: (C, h, w) each, float32 or float64. ups: to the final size. norms: (H, W)
+    each, of the upsampled cells. weights: one per layer."""
 
     maps: tuple[Tensor, ...]
     ups: tuple[Upsampling, ...]
@@ -37,7 +37,7 @@ class LayeredMaps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Descriptors:
-    """What n points are: (n, C) a layer, sampled but not normalised, and lengths (n,), of the fused descriptor."""
+    """What n points are: (n, C) per layer, sampled but not normalised, and lengths (n,), of the fused descriptor."""
 
     layers: tuple[Tensor, ...]
     lengths: Tensor
@@ -48,7 +48,7 @@ class Descriptors:
 
 
 def layered(maps: Sequence[Tensor], weights: Sequence[float], settings: MatchSettings) -> LayeredMaps:
-    """Maps (C, h, w), a layer each, made ready; half precision becomes float32."""
+    """Maps (C, h, w), one per layer, made ready; half precision becomes float32."""
     wide = tuple(features if features.dtype is torch.float64 else features.float() for features in maps)
     size = final_size(wide, settings.upsample)
     ups = tuple(
@@ -93,7 +93,7 @@ def _root(squares: Tensor) -> Tensor:
 
 
 WIDE_MAP = 48
-"""Cells a side from which on the published kernel is used."""
+"""Cells per side from which on the published kernel is used."""
 
 
 def default_kernel(map_side: int) -> int:

@@ -130,11 +130,10 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> Self:
         """An existing run. Raises `TuningError` where there is none."""
-        try:
-            description = json.loads((path / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.") from error
-        if not isinstance(description, dict) or description.get("format") != FORMAT:
+        description = _read(path)
+        if description is None:
+            raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.")
+        if description.get("format") != FORMAT:
             raise TuningError(f"{path} is no run of `dualsd train`: its run.json is another program's.")
         if not isinstance(description.get("version"), int) or description["version"] > VERSION:
             raise TuningError(
@@ -204,21 +203,21 @@ def _metrics_row(header: tuple[str, ...], number: int, row: tuple[str, ...]) -> 
 
 def format_of(path: Path) -> str | None:
     """The format that a folder's `run.json` names; None where it has none that can be read."""
-    try:
-        description = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    found = description.get("format") if isinstance(description, dict) else None
+    found = (_read(path) or {}).get("format")
     return found if isinstance(found, str) else None
 
 
-def identity(store: Store) -> str:
-    """What a run was trained on, wherever the store lies: dataset, model, size, latents and seed."""
-    return identity_of(store.header)
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a folder's `run.json` holds, nothing where it is no table; None where it cannot be read."""
+    try:
+        description = json.loads((path / RUN).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return description if isinstance(description, dict) else {}
 
 
-def identity_of(header: StoreHeader) -> str:
-    """The same of a store's header."""
+def identity(header: StoreHeader) -> str:
+    """What a run was trained on, wherever its store lies: data set, model, size, latents and seed."""
     parts = (header.dataset, header.model_fingerprint, header.image_size, header.latents.value, header.seed)
     return "|".join(map(str, parts))
 
@@ -235,7 +234,7 @@ def create_run(
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "creator": creator_version(),
-        "store": {"path": absolute(store.path), "identity": identity(store)},
+        "store": {"path": absolute(store.path), "identity": identity(store.header)},
         "dataset": store.header.dataset,
         "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
         **about,
@@ -305,29 +304,21 @@ def runs_newest_first(
     """The runs that were trained on this store and have prompts, the one made last first. on_damage: is told of each
     run that cannot be opened, which may be the newest; without it that is raised."""
     found = []
-    for file in parent.glob("*/run.json"):
-        if _is_of_others(file):
+    for path in (file.parent for file in parent.glob(f"*/{RUN}")):
+        described = _read(path)
+        # of an evaluation, or of another program; one that is damaged is not known to be
+        if described is not None and (
+            described.get("format") == EVALUATION or not {"format", "creator"} & described.keys()
+        ):
             continue
         try:
-            run = RunFolder.open(file.parent)
+            run = RunFolder.open(path)
         except TuningError as error:
             on_damage(error)
             continue
-        if run.prompts.is_file() and run.identity == identity(store):
+        if run.prompts.is_file() and run.identity == identity(store.header):
             found.append((str(run.description.get("created")), str(run.path), run))
     return [run for _, _, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
-
-
-def _is_of_others(file: Path) -> bool:
-    """Whether a `run.json` is of no training: of an evaluation, or of another program. One that is damaged is not known
-    to be."""
-    try:
-        description = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return False
-    if not isinstance(description, dict):
-        return True
-    return description.get("format") == EVALUATION or not {"format", "creator"} & description.keys()
 
 
 def free_name(parent: Path, prefix: str) -> str:

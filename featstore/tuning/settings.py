@@ -1,19 +1,24 @@
-"""Everything that decides what a training run ends in."""
+"""Everything that decides what a training run ends in: the published settings, what is said over them, and what a run
+that goes on may change."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from featstore.backbones.stable_diffusion import check_layers, check_timesteps
+from featstore.backbones.registry import is_other
+from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps
+from featstore.config import Positive, Rate, TrainConfig, to_json
 from featstore.errors import TuningError
 from featstore.parsing import parse
+from featstore.pipeline.defaults import check_names, timesteps_for, unet_layers, weights_for
 from featstore.prompts.base import Mode
-from featstore.prompts.cpm import CONDITIONAL_LENGTH, GLOBAL_LENGTH
-from featstore.tuning.loss import gaussian
+from featstore.tuning.loss import default_kernel, gaussian
 from matcher.configuration import MatchSettings
+from matcher.errors import InputError
 from matcher.fusion import check_weights
+from matcher.geometry import Geometry
 
 
 class Noise(Enum):
@@ -26,84 +31,50 @@ class Noise(Enum):
 _OF_SAMPLERS = ("sampling", "clique")
 """What runs of dualsd 0.1 say besides: how batches were drawn, which is always at random now."""
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-"""Precisions of the networks."""
-
-_POSITIVE = (
-    "length",
-    "steps",
-    "batch",
-    "accumulate",
-    "draws",
-    "validate_every",
-    "validation_pairs",
-    "checkpoint_every",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class TuningSettings:
-    """layers, timesteps, weights: one each a layer. length: learned vectors a prompt. steps: of the optimiser.
-
-    batch: pairs per step. accumulate: parts that a batch is taken in. draws: cached noise draws to pick from. rate:
-    Adam's, network_rate: for the two linear maps of a cpm. kernel: k of the loss in cells. matching: geometry,
-    upsampling and temperature. validate_every, checkpoint_every: steps. validation_pairs: at most.
-    validation_timesteps: one a layer.
-    """
+    """As `featstore.config.TrainConfig` has them, every one decided. matching: geometry, upsampling and temperature."""
 
     mode: Mode
     layers: tuple[int, ...]
     timesteps: tuple[int, ...]
     weights: tuple[float, ...]
-    length: int
-    steps: int
-    batch: int
-    accumulate: int
+    length: Positive
+    steps: Positive
+    batch: Positive
+    accumulate: Positive
     noise: Noise
-    draws: int
-    rate: float
-    network_rate: float
+    draws: Positive
+    rate: Rate
+    network_rate: Rate
     kernel: int
     matching: MatchSettings
-    validate_every: int
-    validation_pairs: int
+    validate_every: Positive
+    validation_pairs: Positive
     validation_timesteps: tuple[int, ...]
-    checkpoint_every: int
+    checkpoint_every: Positive
     seed: int
-    dtype: str
+    dtype: Literal["float32", "float16", "bfloat16", "float64"]
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise TuningError(f"layers is {list(self.layers)}: name at least one, and each once.")
-        for name, what in (("timesteps", "timestep"), ("validation_timesteps", "timestep"), ("weights", "weight")):
-            count = len(getattr(self, name))
+        for name, flag in (("timesteps", "--t"), ("validation_timesteps", "--val-t"), ("weights", "--weights")):
+            count, what = len(getattr(self, name)), name.rpartition("_")[2].removesuffix("s")
             if count != len(self.layers):
-                raise TuningError(f"{len(self.layers)} layer(s) but {count} {what}(s) ({name}): give one a layer.")
+                raise TuningError(
+                    f"{len(self.layers)} layer(s) but {count} {what}(s) ({name}): give one per layer with {flag}."
+                )
         check_timesteps((*self.timesteps, *self.validation_timesteps))
         check_weights(len(self.layers), self.weights)
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise TuningError(f"{name} is {getattr(self, name)}: it must be at least 1.")
-        for name in ("rate", "network_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise TuningError(f"{name} is {getattr(self, name)}: it must be finite and not negative.")
-        if self.dtype not in DTYPES:
-            raise TuningError(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}.")
         gaussian(self.kernel)  # raises for a kernel that cannot be
-        if self.mode is Mode.CPM and self.length != GLOBAL_LENGTH + CONDITIONAL_LENGTH:
-            raise TuningError(
-                f"A cpm makes prompts of {GLOBAL_LENGTH} + {CONDITIONAL_LENGTH} vectors, not of {self.length}: "
-                "--length goes with single and class."
-            )
+        self.mode.rules.check_length(self.length)
 
     def to_json(self) -> dict[str, Any]:
         """As a run's `run.json` has it."""
-        matching = {
-            name: value.value if isinstance(value, Enum) else value for name, value in asdict(self.matching).items()
-        }
-        plain = {name: value.value if isinstance(value, Enum) else value for name, value in asdict(self).items()}
-        return {**plain, "matching": matching}
+        return to_json(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -113,3 +84,125 @@ class TuningSettings:
         own = {name: value for name, value in values.items() if name not in _OF_SAMPLERS}
         found: Self = parse(cls, own, "settings")
         return found
+
+
+TIMESTEPS = {"2": 261, "3": 350}
+"""The report's for training, by layer."""
+BATCH, PF_PASCAL_EPOCHS = 9, 50
+VALIDATIONS = 10
+DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 300, 3
+DEMO_PAIRWISE_PAIRS = 100
+"""Of val on the demo where every pair takes passes of its own: 500 would take longer than the training."""
+
+
+def settings_of(
+    config: TrainConfig, dataset: str, pairs: int, model: Model, image_size: int, dtype: str
+) -> TuningSettings:
+    """What a config says, and the published settings (docs/method.md, Settings) for all that it leaves open; on the
+    demo fewer steps of fewer pairs.
+
+    Args:
+        config: With a mode.
+        dataset: The data set's name.
+        pairs: How many its training split has.
+        model: Whose layers prompts are learned for.
+        image_size: Side of the images, pixels.
+        dtype: Precision of the networks.
+
+    Raises:
+        InputError: A layer is none, or has no default timestep or weight.
+        TuningError: The settings cannot be.
+    """
+    demo, names = dataset == DEMO, config.layers or ("2", "3")
+    said = _said(replace(config, layers=names), image_size, dtype)
+    rules = said["mode"].rules
+    epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else rules.epochs
+    steps = config.steps or (DEMO_STEPS if demo else max(round(epochs * pairs / BATCH), 1))
+    timesteps = timesteps_for(names, config.timesteps, TIMESTEPS)
+    published: dict[str, Any] = {
+        "timesteps": timesteps,
+        "weights": weights_for(names, config.weights),
+        "length": 75,
+        "steps": steps,
+        "batch": DEMO_BATCH if demo else BATCH,
+        "accumulate": 1,
+        "noise": Noise.CACHED,
+        "draws": 4,
+        "rate": 1e-2,
+        "network_rate": 1e-3,
+        "kernel": default_kernel(max(model.shape(layer, image_size).side for layer in said["layers"])),
+        "matching": MatchSettings(image_size),
+        "validate_every": max(steps // VALIDATIONS, 1),
+        "validation_pairs": DEMO_PAIRWISE_PAIRS if demo and rules.of_pairs else 500,
+        "validation_timesteps": timesteps,
+        "checkpoint_every": 100,
+        "seed": 0,
+    }
+    return TuningSettings(**(published | said))
+
+
+def resumed(saved: TuningSettings, config: TrainConfig, dtype: str, run: Path) -> TuningSettings:
+    """The settings of a run that goes on: as it began, but that its steps may grow.
+
+    Args:
+        saved: Those that it was begun with.
+        config: What is said now; what is left open is as it was.
+        dtype: Precision of the networks.
+        run: The run's folder.
+
+    Raises:
+        TuningError: Another setting is said now; the sentence names both.
+    """
+    said = _said(config, saved.matching.image_size, dtype)
+    for name, now in said.items():
+        was = getattr(saved, name)
+        if now != was and not (name == "steps" and now > was):
+            raise TuningError(
+                f"{run} was begun with {name.replace('_', ' ')} {_spell(was)}, not {_spell(now)}: leave the option "
+                "out, or start a new run."
+            )
+    return replace(saved, steps=said.get("steps", saved.steps))
+
+
+def settled(config: TrainConfig, settings: TuningSettings) -> TrainConfig:
+    """A config with all that it leaves open as it is used: it begins the same training anew."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "matching"}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    matching = settings.matching
+    return replace(
+        config,
+        **plain | {"layers": tuple(map(str, settings.layers))},
+        geometry=matching.geometry.value,
+        upsample_align=matching.upsample_align.value,
+        name=None,
+        resume=None,
+    )
+
+
+def _said(config: TrainConfig, image_size: int, dtype: str) -> dict[str, Any]:
+    """What a config does not leave open, by the names of `TuningSettings`."""
+    names = [field.name for field in fields(TuningSettings)]
+    said = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    if config.mode is not None:
+        said["mode"] = Mode.named(config.mode)
+    if config.layers is not None:
+        said["layers"] = _decoder_layers(config.layers)
+    if config.noise is not None:
+        said["noise"] = Noise(config.noise)
+    if config.geometry is not None or config.upsample_align is not None:
+        geometry = config.geometry or Geometry.CORNERS.value
+        said["matching"] = MatchSettings(image_size, Geometry(geometry), 1, Geometry(config.upsample_align or geometry))
+    return said | {"dtype": dtype}
+
+
+def _decoder_layers(names: Sequence[str]) -> tuple[int, ...]:
+    check_names(names)
+    if any(map(is_other, names)):
+        raise InputError("Prompts are learned for decoder layers, 1 to 4: the layer dino has none.")
+    return unet_layers(names)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(getattr(value, "value", value))

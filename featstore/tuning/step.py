@@ -1,23 +1,20 @@
 """One training step's loss: prompts of a batch's pairs, the UNet up to each layer, the dual correlation, the loss."""
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel
 
-from featstore.backbones.base import saying_batch_size
 from featstore.pipeline.features import chunks
-from featstore.prompts.base import Mode
-from featstore.prompts.text import encode_token_embeddings, fill
+from featstore.prompts.base import PromptSet
+from featstore.prompts.text import wide
 from featstore.tuning.data import NoisySource
 from featstore.tuning.loss import Descriptors, LayeredMaps, correlations, describe_points, keypoint_losses, layered
-from featstore.tuning.prompt_sets import PromptSet, wide
+from featstore.tuning.networks import Networks
 from featstore.tuning.settings import TuningSettings
 from matcher.configuration import Configuration
 from matcher.geometry import pixels_to_cells
@@ -25,21 +22,7 @@ from matcher.grid import score_grid
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.pairs import MatchingPair
 
-Autocast = Callable[[], contextlib.AbstractContextManager[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Networks:
-    """The frozen networks. unets: one a layer, each ending at its layer. framed: token embeddings (77, D) around the
-    learned vectors. autocast: the context in which the networks run."""
-
-    text_encoder: CLIPTextModel
-    unets: tuple[UNet2DConditionModel, ...]
-    framed: Tensor
-    device: torch.device
-    dtype: torch.dtype
-    autocast: Autocast
-
+Key = TypeVar("Key", bound=Hashable)
 
 Pass = tuple[str, int]
 """A pass of the UNet: an image, and which of the batch's prompts it goes with."""
@@ -47,8 +30,12 @@ Pass = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchMaps:
-    """What a batch's passes gave. maps: (passes, C, h, w) a layer. ends: for each pair the places of its source and its
-    target among the passes."""
+    """What a batch's passes gave.
+
+    Args:
+        maps: (passes, C, h, w) per layer.
+        ends: For each pair the places of its source and its target among the passes.
+    """
 
     maps: tuple[Tensor, ...]
     ends: tuple[tuple[int, int], ...]
@@ -63,9 +50,20 @@ def batch_loss(
     noisy: NoisySource,
     settings: TuningSettings,
 ) -> tuple[Tensor, int]:
-    """(the sum of the pairs' losses over `total`, UNet passes made). A pair's loss is the mean over its points.
+    """The loss of a batch, or of a part of it. A pair's loss is the mean over its points; an image that several pairs
+    share goes through the UNet once per layer and prompt.
 
-    prompts: one set a layer. An image that several pairs share goes through the UNet once a layer and prompt.
+    Args:
+        pairs: In the resized frame.
+        total: Pairs of the whole batch.
+        step: Decides the noise.
+        networks: Frozen.
+        prompts: One set per layer.
+        noisy: Hands out noisy latents.
+        settings: All that decides what training ends in.
+
+    Returns:
+        The sum of the pairs' losses over `total`, a scalar, and how many UNet passes were made.
     """
     made = batch_maps(pairs, step, networks, prompts, noisy, settings)
     passes = len(made.maps[0])
@@ -101,23 +99,10 @@ def batch_maps(
             )
         latents = torch.from_numpy(np.stack([noisy.load(image, timestep, step) for image, _ in passes]))
         chosen = torch.tensor([prompt for _, prompt in passes], device=networks.device)
-        maps.append(_tap(networks, layer, vectors, chosen, latents, timestep))
+        # not indexed: a shared prompt's gradients would be summed in whatever order threads take
+        condition = networks.condition(vectors).index_select(0, chosen)
+        maps.append(networks.tap(layer, latents, timestep, condition))
     return BatchMaps(tuple(maps), ends)
-
-
-def _tap(networks: Networks, layer: int, vectors: Tensor, chosen: Tensor, latents: Tensor, timestep: int) -> Tensor:
-    """Maps (p, C, h, w) of latents (p, 4, h, w), each with its prompt: `chosen` (p,) of vectors (u, N, D)."""
-    with networks.autocast(), saying_batch_size(len(latents)):
-        embeddings = encode_token_embeddings(networks.text_encoder, fill(networks.framed, vectors))  # (u, 77, D)
-        # not embeddings[chosen]: a shared prompt's gradients would be summed in whatever order threads take
-        embeddings = embeddings.index_select(0, chosen)
-        found: Tensor = networks.unets[layer](
-            latents.to(networks.device, networks.dtype),
-            timestep,
-            encoder_hidden_states=embeddings.to(networks.dtype),
-            return_dict=False,
-        )[0]
-    return found
 
 
 def _losses(
@@ -127,7 +112,7 @@ def _losses(
     networks: Networks,
     settings: TuningSettings,
 ) -> Tensor:
-    """The sum over pairs of the mean over points. All queries into a target share one product a layer."""
+    """The sum over pairs of the mean over points. All queries into a target share one product per layer."""
     dtype, matching = wide(networks.dtype), settings.matching
     described: list[Descriptors | None] = [None] * len(pairs)
     for source, members in _grouped([start for start, _ in ends]).items():
@@ -159,8 +144,8 @@ def _losses(
     return total
 
 
-def _grouped(keys: Sequence[int]) -> dict[int, list[int]]:
-    groups: dict[int, list[int]] = defaultdict(list)
+def _grouped(keys: Sequence[Key]) -> dict[Key, list[int]]:
+    groups: dict[Key, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         groups[key].append(index)
     return dict(groups)
@@ -182,8 +167,19 @@ def sum_of_pck(
     settings: TuningSettings,
     batch_size: int,
 ) -> float:
-    """The sum over pairs of each pair's PCK, at the validation's timesteps, one noise draw. batch_size: images a
-    pass."""
+    """What model selection goes by: PCK of pairs, at the validation's timesteps, with one noise draw.
+
+    Args:
+        pairs: In the resized frame.
+        networks: Frozen.
+        prompts: One set per layer.
+        noisy: Hands out noisy latents, (4, h, w).
+        settings: All that decides what training ends in.
+        batch_size: Images per pass.
+
+    Returns:
+        The sum over pairs of each pair's PCK, a fraction.
+    """
     layers = tuple(
         LayerSpec(str(layer), timestep, weight)
         for layer, timestep, weight in zip(
@@ -192,34 +188,23 @@ def sum_of_pck(
     )
     tried = [Configuration(layers, settings.matching)]
     total = 0.0
-    for group in _sharing_a_prompt(pairs, settings.mode):
+    for group in _sharing_a_prompt(pairs, settings.mode.rules.of_pairs):
         images = sorted({image for pair in group for image in (pair.source, pair.target)})
         maps: dict[tuple[str, str, int | None], Tensor] = {}
         for index, spec in enumerate(layers):
             assert spec.timestep is not None, "layers of a diffusion model have timesteps"
-            vectors, _ = prompts[index].vectors(group[:1])
-            with networks.autocast():
-                prompt = encode_token_embeddings(networks.text_encoder, fill(networks.framed, vectors))  # (1, 77, D)
+            condition = networks.condition(prompts[index].vectors(group[:1])[0])  # (1, 77, D)
             for batch in chunks(images, batch_size):
                 latents = torch.stack([noisy(image, spec.timestep) for image in batch])
-                with networks.autocast(), saying_batch_size(len(batch)):
-                    found = networks.unets[index](
-                        latents.to(networks.device, networks.dtype),
-                        spec.timestep,
-                        encoder_hidden_states=prompt.to(networks.dtype).expand(len(batch), -1, -1),
-                        return_dict=False,
-                    )[0]
+                found = networks.tap(index, latents, spec.timestep, condition.expand(len(batch), -1, -1))
                 maps |= {(image, spec.layer, spec.timestep): own for image, own in zip(batch, found, strict=True)}
         scores = score_grid(group, MapsInMemory(maps), tried, ["nn"], [ALPHA], networks.device)
         total += float(scores.of_pairs(0, "nn", ALPHA).sum())
     return total
 
 
-def _sharing_a_prompt(pairs: Sequence[MatchingPair], mode: Mode) -> list[list[MatchingPair]]:
+def _sharing_a_prompt(pairs: Sequence[MatchingPair], of_pairs: bool) -> list[list[MatchingPair]]:
     """Pairs by category, whose images share a prompt; each alone where prompts are made from pairs."""
-    if mode is Mode.CPM:
+    if of_pairs:
         return [[pair] for pair in pairs]
-    groups: dict[str, list[MatchingPair]] = defaultdict(list)
-    for pair in pairs:
-        groups[pair.category].append(pair)
-    return list(groups.values())
+    return [[pairs[index] for index in own] for own in _grouped([pair.category for pair in pairs]).values()]

@@ -1,293 +1,281 @@
-"""A run that is asked to stop finishes its step and saves itself first: Ctrl-C, SIGTERM, SIGUSR1 (preemption)."""
+"""`train`: prompts learned from a store, and nothing else. Latents, noisy latents and (cpm) patch tokens that lack are
+made first; steps call no VAE."""
 
-import contextlib
-import math
-import os
-import signal
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
 
-from featstore.errors import DiskFullError, TuningError
-from featstore.files import writing
-from featstore.pipeline.features import chunks
-from featstore.progress import Progress
-from featstore.prompts.base import LearnedPrompts
-from featstore.prompts.file import save_prompts
-from featstore.tuning.data import NoiseAhead, NoisySource, RandomPairs
-from featstore.tuning.prompt_sets import PromptSet
-from featstore.tuning.run_folder import RunFolder, trained_alone
-from featstore.tuning.settings import TuningSettings
-from featstore.tuning.state import TrainingState, share, sum_gradients, sum_numbers, wait_for_all
-from featstore.tuning.step import LoadNoisy, Networks, batch_loss, sum_of_pck
+from featstore.backbones.base import Compute
+from featstore.backbones.dino import locate_dino
+from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
+from featstore.datasets.records import Dataset
+from featstore.errors import TuningError
+from featstore.pair_list import describe_list, note_oddities, spell_list
+from featstore.pipeline.defaults import choose_compute, dataset_of
+from featstore.pipeline.distributed import Processes, join_processes
+from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
+from featstore.pipeline.grid import choose_some
+from featstore.pipeline.images import check_unchanged
+from featstore.pipeline.latents import cache_patch_tokens, encode_images
+from featstore.pipeline.needed import model_of
+from featstore.pipeline.noisy import add_noise, check_noise
+from featstore.pipeline.told import tell_shapes
+from featstore.progress import Progress, Silent
+from featstore.prompts.base import LearnedPrompts, Start
+from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location
+from featstore.store.store import Store, no_patches, open_store, patch_tokens_of
+from featstore.store.sweep import folders_of, sweep_partial
+from featstore.tuning.data import CachedNoise, FreshNoise, NoiseAhead, NoisySource
+from featstore.tuning.networks import open_networks
+from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
+from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
+from featstore.tuning.step import LoadNoisy
+from featstore.tuning.trainer import Outcome, Problem, learn
+from matcher.errors import InputError
 from matcher.pairs import MatchingPair
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Inside, signals are only noted: the function that is given says whether one came. A second Ctrl-C interrupts at
-    once. Afterwards signals are handled as before."""
-    asked = threading.Event()
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield asked.is_set
-        return
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_FORMAT = "brain.Event:2"
-
-
-class Board:
-    """Writes into a new file of a folder. Every method, and making one, raises `StoreError` or `DiskFullError` where
-    the disk does not take it."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """first_step: TensorBoard forgets what earlier files of the folder say of it and of later ones."""
-        self._file = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        with writing(self._file):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._writer = RecordWriter(self._file.open("wb"))
-        self._write(Event(file_version=_FORMAT))
-        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
-        self.flush()
-
-    def add(self, name: str, value: float, step: int) -> None:
-        """One number of one step."""
-        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
-
-    def flush(self) -> None:
-        """Hand everything so far to the disk."""
-        with writing(self._file):
-            self._writer.flush()
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        with writing(self._file):
-            self._writer.close()
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        with writing(self._file):
-            self._writer.write(event.SerializeToString())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Problem:
-    """What is learned from what. pairs, validation: in the resized frame; no validation where the dataset has no such
-    split. noisy: for steps. validation_noisy: for validation. description: of prompts, but for what they hold."""
-
-    pairs: Sequence[MatchingPair]
-    validation: Sequence[MatchingPair]
-    networks: Networks
-    prompts: Sequence[PromptSet]
-    noisy: NoisySource
-    validation_noisy: LoadNoisy
-    description: LearnedPrompts
-    batch_size: int
+KEPT_VALIDATION_LATENTS = 2048
+"""Kept in memory where the store is on object storage: 150 MB of SD 2-1's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """steps: done. best: validation PCK of the prompts that are kept, a fraction, None without validation. passes:
-    UNet passes made in this call. stopped: whether a signal ended it early."""
+class TrainResult:
+    """A training, finished or stopped.
 
-    steps: int
-    best: float | None
-    passes: int
-    stopped: bool
-
-
-def train(
-    problem: Problem, run: RunFolder, settings: TuningSettings, accelerator: "Accelerator", progress: Progress
-) -> Outcome:
-    """Learn prompts, from the run's checkpoint on where it has one, until all steps are done or a signal comes.
-
-    Ends in the same prompts however often it was stopped or killed in between (on a CPU bit by bit). Raises
-    `TuningError` where the loss is no number any more or another process trains the run, `DiskFullError` where
-    the disk fills up; the last checkpoint is kept.
+    Args:
+        run: Its folder.
+        outcome: How it ended.
+        settings: What decided it.
+        store: What it was trained on.
+        listed: The training pairs, as every result says them: `n_pairs`, `n_points`, `pairs_hash`.
     """
-    # of several processes the one that writes holds the run for all of them
-    with trained_alone(run) if accelerator.is_main_process else nullcontext():
-        state = _open_state(problem, settings, accelerator)
-        if run.checkpoint.exists():
-            state.load(run.checkpoint)
-        try:
-            return _learn(problem, run, settings, accelerator, progress, state)
-        except DiskFullError as error:
-            raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
+
+    run: RunFolder
+    outcome: Outcome
+    settings: TuningSettings
+    store: StoreLocation
+    listed: dict[str, Any]
 
 
-def _learn(
-    problem: Problem,
-    run: RunFolder,
-    settings: TuningSettings,
-    accelerator: "Accelerator",
-    progress: Progress,
-    state: TrainingState,
-) -> Outcome:
-    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
-    recorder = _Recorder(run, problem, state.step) if accelerator.is_main_process else None
-    progress.start("training", settings.steps - state.step, "steps")
-    passes, learned, best, last_pck = 0, 0, state.best, None
-    started = time.monotonic()
-    with stop_requests() as asked_to_stop:
-        stopped = False
-        while state.step < settings.steps and not stopped:
-            batch = sampler.batch(state.step)
-            _expect(problem, sampler, state.step, accelerator)
-            loss, made = _step([problem.pairs[index] for index in batch], state, problem, settings, accelerator)
-            loss, all_made, stops = sum_numbers([loss, made, asked_to_stop()], accelerator, problem.networks.device)
-            passes, learned, stopped = passes + round(all_made), learned + len(batch), stops > 0
-            if not math.isfinite(loss):
-                kept = f"the checkpoint of {run.path} is kept" if run.checkpoint.exists() else "there is no checkpoint"
-                raise TuningError(
-                    f"The loss of step {state.step + 1} is {loss}: {kept}; try a smaller --lr, or --dtype float32."
-                )
-            state.step += 1
-            pck = None
-            if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
-                pck = last_pck = _validate(problem, settings, accelerator)
-                best = max(best, pck)
-            if recorder is not None:
-                recorder.record(state.step, loss, pck)
-                if pck is not None and pck > state.best:
-                    save_prompts(_snapshot(problem), run.prompts)
-            state.best = best
-            if recorder is not None and (state.step % settings.checkpoint_every == 0 or stopped):
-                recorder.keep(state)
-            seconds = time.monotonic() - started
-            progress.say(
-                f"loss {loss:.3f}"
-                + ("" if last_pck is None else f", PCK@0.1 {100 * last_pck:.1f} (best {100 * best:.1f})")
-                + f", {passes / len(settings.layers) / seconds:.1f} images/s, {learned / seconds:.1f} pairs/s"
-            )
-            progress.advance()
-    if recorder is not None:
-        recorder.keep(state)
-        if not problem.validation:
-            save_prompts(_snapshot(problem), run.prompts)
-        recorder.close()
-    wait_for_all(accelerator)
-    return Outcome(state.step, best if best >= 0 else None, passes, stopped)
+def train(config: TrainConfig, progress: Progress | None = None, command: str | None = None) -> TrainResult:
+    """Learn prompts for one layer (SD4Match) or for several (the dual method: a set per layer, trained together).
+
+    A signal (Ctrl-C, SIGTERM, SIGUSR1) makes it save and stop. Several processes (torchrun) share every batch.
+
+    Args:
+        config: What is learned, and how; with `resume`, a run goes on.
+        progress: Who is told how far it is; None for nobody.
+        command: What was typed, for the record.
+
+    Returns:
+        The run and how it ended, in all processes.
+
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is.
+    """
+    if config.resume is None and config.mode is None:
+        raise InputError("Say what is to be learned: --mode single, class or cpm.")
+    if config.resume is not None and config.name is not None:
+        raise InputError("--name goes with a new run: one that is resumed keeps its own.")
+    earlier = None if config.resume is None else resume_run(config.resume)
+    place = config.store or (DEFAULT_STORE if earlier is None else earlier.store)
+    store = open_store(parse_location(place))
+    if earlier is not None and earlier.identity != identity(store.header):
+        raise InputError(f"{config.resume} was not trained on {store.path}: name its own store with --store.")
+    if earlier is not None:
+        begun: dict[str, Any] = {"dtype": config.dtype or earlier.settings.dtype, "dino": config.dino or earlier.dino}
+        config = replace(config, **begun)
+    dataset, model, size = dataset_of(store, config.root), model_of(store), store.header.image_size
+    pairs = choose_pairs(dataset, "trn", ())
+    compute = _compute(config)
+    if earlier is None:
+        settings = settings_of(config, dataset.name, len(pairs), model, size, compute.dtype_name)
+    else:
+        settings = resumed(earlier.settings, config, compute.dtype_name, earlier.path)
+    model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
+    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    processes = join_processes(compute.device.type)
+    if progress is None or not processes.is_main:
+        progress = Silent()
+    images = images_of([*pairs, *held_out])
+    check_unchanged(store, dataset, images, progress)
+    splits = ["trn", *(["val"] if held_out else [])]
+    note_oddities(dataset, splits, images, store.images.known_keys, progress)
+    framed, framed_held_out = (
+        in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
+    )
+    with processes.main_first():  # one makes what all read
+        fill_caches(store, dataset, framed, framed_held_out, settings, config.dino, compute, progress)
+    problem = prepare(store, framed, framed_held_out, settings, config, compute)
+    listed = describe_list("trn", framed)
+    if earlier is None:
+        about = {
+            "dino": config.dino,
+            "processes": processes.count,
+            "command": command,
+            **listed,
+            "config": to_json(settled(config, settings)),
+        }
+        run = _shared(processes, config, store, settings, about)
+    else:
+        run = earlier
+    tell_shapes(progress, (model.shape(layer, size) for layer in settings.layers))
+    progress.tell(f"model {store.header.model_id}, images of {size} pixels")
+    progress.tell(_described(settings, spell_list("trn", framed), len(framed_held_out), run.path))
+    return TrainResult(run, learn(problem, run, processes, progress), settings, store.path, listed)
 
 
-def _expect(problem: Problem, sampler: RandomPairs, step: int, accelerator: "Accelerator") -> None:
-    """Have this step's and the next one's noisy latents read meanwhile, where they are read ahead."""
-    if isinstance(problem.noisy, NoiseAhead):
-        for coming in (step, step + 1):
-            pairs = share([problem.pairs[index] for index in sampler.batch(coming)], accelerator)
-            problem.noisy.expect((image for pair in pairs for image in (pair.source, pair.target)), coming)
+def _compute(config: TrainConfig) -> Compute:
+    """Where networks run: in float32 on a CPU, in bfloat16 on GPUs that have it, in float16 on others, unless another
+    precision was asked for. Raises `InputError` for one that cannot train here."""
+    dtype = config.dtype or "auto"
+    if dtype == "auto":
+        on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+        dtype = "float32" if on_cpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    compute = choose_compute(ComputeConfig(device=config.device, dtype=dtype, batch_size=config.batch_size))
+    if compute.device.type == "cpu" and compute.dtype is torch.float16:
+        raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")
+    return compute
 
 
-def _open_state(problem: Problem, settings: TuningSettings, accelerator: "Accelerator") -> TrainingState:
-    vectors = [own for one in problem.prompts for own in one.parameters()]
-    networks = [own for one in problem.prompts for own in one.network_parameters()]
-    groups: list[dict[str, Any]] = [{"params": vectors, "lr": settings.rate}]
-    if networks:
-        groups.append({"params": networks, "lr": settings.network_rate})
-    optimiser = torch.optim.Adam(groups)
-    return TrainingState(0, [*vectors, *networks], optimiser, -1.0, accelerator.scaler)
+def _shared(
+    processes: Processes, config: TrainConfig, store: Store, settings: TuningSettings, about: dict[str, Any]
+) -> RunFolder:
+    """A new run's folder: the main process makes it, all open it."""
+    made = str(create_run(config.runs, config.name, store, settings, about).path) if processes.is_main else ""
+    return RunFolder.open(Path(processes.gather(made)[0]))
 
 
-def _step(
+def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -> str:
+    """What is learned, from what, with which settings."""
+    layers = " + ".join(
+        f"layer {layer} at t = {timestep}" for layer, timestep in zip(settings.layers, settings.timesteps, strict=True)
+    )
+    return (
+        f"{settings.mode.value} prompts of {settings.length} vectors for {layers}; {pairs}, "
+        f"{settings.batch} pairs per step, {settings.steps} steps, kernel {settings.kernel} cells, "
+        f"noise {settings.noise.value}; {held_out} pairs of val every {settings.validate_every} steps; {run}"
+    )
+
+
+def fill_caches(
+    store: Store,
+    dataset: Dataset,
     pairs: Sequence[MatchingPair],
-    state: TrainingState,
-    problem: Problem,
+    validation: Sequence[MatchingPair],
     settings: TuningSettings,
-    accelerator: "Accelerator",
-) -> tuple[float, int]:
-    """One step of the optimiser: (this process's share of the batch's loss, UNet passes that it made)."""
-    for parameter in state.parameters:
-        parameter.grad = None  # not zero: what a batch does not use must not drift under Adam
-    mine = share(pairs, accelerator)
-    total, passes = 0.0, 0
-    for part in chunks(mine, max(math.ceil(len(mine) / settings.accumulate), 1)):
-        loss, made = batch_loss(
-            part, len(pairs), state.step, problem.networks, problem.prompts, problem.noisy, settings
-        )
-        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
-        total, passes = total + loss.item(), passes + made
-    sum_gradients(state.parameters, accelerator)
-    if state.scaler is None:
-        state.optimiser.step()
-    else:  # leaves out the step where gradients have overflown
-        state.scaler.step(state.optimiser)
-        state.scaler.update()
-    return total, passes
+    dino: str | None,
+    compute: Compute,
+    progress: Progress,
+) -> None:
+    """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
+
+    Raises:
+        ImageError: Of the first image that cannot be read.
+        DiskFullError: The disk fills up.
+    """
+    location = model_of(store).location
+    rows, validation_rows = _rows_of(store, pairs), _rows_of(store, validation)
+    everyone = sorted({*rows, *validation_rows})
+    noisy = [(validation_rows, step, 1) for step in settings.validation_timesteps]
+    if settings.noise is Noise.CACHED:
+        noisy = [*((rows, step, settings.draws) for step in settings.timesteps), *noisy]
+    for part, timestep, _ in noisy:
+        check_noise(store, part, [timestep])
+    found = locate_dino(dino, location) if settings.mode.rules.of_pairs else None
+    sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
+    _, bad = encode_images(store, dataset, location, everyone, compute, progress)
+    if bad:
+        raise bad[0]
+    for part, timestep, draws in noisy:
+        add_noise(store, part, [timestep], draws, progress)
+    if found is not None:
+        cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
 
 
-def _validate(problem: Problem, settings: TuningSettings, accelerator: "Accelerator") -> float:
-    mine = share(problem.validation, accelerator)
-    summed = sum_of_pck(mine, problem.networks, problem.prompts, problem.validation_noisy, settings, problem.batch_size)
-    (total,) = sum_numbers([summed], accelerator, problem.networks.device)
-    return total / len(problem.validation)
+def prepare(
+    store: Store,
+    pairs: Sequence[MatchingPair],
+    validation: Sequence[MatchingPair],
+    settings: TuningSettings,
+    config: TrainConfig,
+    compute: Compute,
+) -> Problem:
+    """Load the networks and open the caches.
+
+    Args:
+        store: With all that training reads.
+        pairs: To learn from, in the resized frame.
+        validation: To validate on.
+        settings: All that decides what it ends in.
+        config: Says how memory and time are traded, and which DINOv2 a cpm takes.
+        compute: Where networks run.
+
+    Raises:
+        ModelError: N vectors do not fit the text encoder.
+        TuningError: The store lacks what training reads.
+    """
+    location = model_of(store).location
+    networks = open_networks(location, settings, compute, config.gradient_checkpointing, config.compile)
+    dino = tokens = None
+    if settings.mode.rules.of_pairs:
+        dino = locate_dino(config.dino, location)[0]
+        tokens = store.patch_tokens(dino)
+        if tokens is None:
+            raise TuningError(f"{store.path} has no DINOv2 tokens.")
+    start = Start(
+        sorted({pair.category for pair in pairs}),
+        settings.length,
+        networks.text_encoder,
+        networks.vocabulary,
+        None if tokens is None else (tokens.row_shape[0] - 1, tokens.row_shape[1]),  # without the class token
+        no_patches if tokens is None else patch_tokens_of(store, tokens),
+    )
+    noisy: NoisySource = FreshNoise(store)
+    if settings.noise is Noise.CACHED:
+        noisy = CachedNoise(store, settings.timesteps, settings.draws, settings.seed)
+    if not isinstance(store.path, Path):
+        noisy = NoiseAhead(noisy, settings.timesteps)
+    header = store.header
+    description = LearnedPrompts(
+        mode=settings.mode,
+        layers=settings.layers,
+        timesteps=settings.timesteps,
+        length=settings.length,
+        tensors={},
+        model_id=header.model_id,
+        model_fingerprint=header.model_fingerprint,
+        dino=dino,
+        training={"dataset": header.dataset, "image_size": header.image_size, "settings": settings.to_json()},
+    )
+    return Problem(
+        settings,
+        pairs,
+        validation,
+        networks,
+        [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers],
+        noisy,
+        _validation_noise(store),
+        description,
+        compute.batch_size,
+    )
 
 
-def _snapshot(problem: Problem) -> LearnedPrompts:
-    layers = problem.description.layers
-    framed = problem.networks.framed
-    tensors = {layer: own.tensors(framed) for layer, own in zip(layers, problem.prompts, strict=True)}
-    return replace(problem.description, tensors=tensors)
+def _rows_of(store: Store, pairs: Sequence[MatchingPair]) -> list[int]:
+    """The store's rows of all images of some pairs, sorted."""
+    return sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
 
 
-class _Recorder:
-    """Writes what happens into the run's folder; of steps that a kill undid nothing stays."""
+def _validation_noise(store: Store) -> LoadNoisy:
+    def load(image: str, timestep: int) -> Tensor:
+        array = store.noisy(timestep)
+        assert array is not None, "made before training"
+        return torch.from_numpy(array.read((store.images.row(image), 0)))
 
-    def __init__(self, run: RunFolder, problem: Problem, step: int) -> None:
-        self._run, self._problem = run, problem
-        self._rows = run.metrics_until(step)
-        if len(self._rows) != step:
-            raise TuningError(
-                f"{run.path}/metrics.csv has {len(self._rows)} of the {step} steps that the checkpoint has: copy both "
-                "again from where they are whole, or start a new run."
-            )
-        self._before = float(self._rows[-1][3]) if self._rows else 0.0
-        self._started = time.monotonic()
-        self._board = Board(run.tensorboard, step + 1)
-
-    def record(self, step: int, loss: float, pck: float | None) -> None:
-        """One step's numbers."""
-        seconds = self._before + time.monotonic() - self._started
-        self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
-        self._board.add("loss", loss, step)
-        if pck is not None:
-            self._board.add("validation/nn PCK@0.1", pck, step)
-
-    def keep(self, state: TrainingState) -> None:
-        """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""
-        self._board.flush()
-        self._run.write_metrics(self._rows)
-        save_prompts(_snapshot(self._problem), self._run.last_prompts)
-        state.save(self._run.checkpoint)
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        self._board.close()
+    # a validation reads what the last one read: from far away once is enough
+    return load if isinstance(store.path, Path) else lru_cache(KEPT_VALIDATION_LATENTS)(load)

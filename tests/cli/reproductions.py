@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-from cli.recipe import load_recipes
-from cli.reproduction.comparison import compare, to_json
-from cli.reproduction.notes import notes
-from cli.reproduction.paper import load_table
-from cli.reproduction.plan import choose_rows, plan_table
+from cli.reproduction.paper import choose_rows, load_table, plan_table
+from cli.reproduction.tables import compare, notes
+from featstore.recipes import load_recipes
 from matcher.statistics import Interval
 
 
@@ -17,7 +15,7 @@ def write_reproduction(work: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("table3", "table5"):
         table = load_table(name)
-        plan = plan_table(table, choose_rows(table, "dift", load_recipes()), ("spair",), None)
+        plan = plan_table(table, choose_rows(table, ["dift"], load_recipes()), ("spair",), None)
         figures = {
             where: {alpha: dict.fromkeys(table.categories, Interval(0.40, 0.39, 0.41)) for alpha in table.alphas}
             for where in plan.cells
@@ -28,7 +26,7 @@ def write_reproduction(work: Path) -> None:
             "model_fingerprint": "84f6ae953ed03c3c18bec057c727c21d",
             "train_steps": None,
             "notes": notes(plan, "sd2-1", 768, None, {}),
-            "figures": to_json(list(compare(plan, figures).numbers.values())),
+            "figures": [number.to_json() for number in compare(plan, figures)],
             "commands": {"dift on spair": "dualsd eval --layers 2 --t 261"},
             "creator": "0.1.0",
         }

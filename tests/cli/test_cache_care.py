@@ -124,7 +124,7 @@ def test_maps_of_learned_prompts_are_mended_from_their_run(run: Run, store: Path
     folder = Path("runs/mine")
     folder.mkdir(parents=True)
     save_prompts(prompts, folder / "prompts.safetensors")
-    about = {"path": str(store.resolve()), "identity": identity(open_store(store))}
+    about = {"path": str(store.resolve()), "identity": identity(open_store(store).header)}
     (folder / "run.json").write_text(
         json.dumps(
             {

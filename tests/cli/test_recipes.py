@@ -2,16 +2,15 @@
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.recipe import FOLDER, Recipe, load_recipe, load_recipes, parse_recipe
-from cli.recipe_options import TRAINING_PAIRS, steps_for
 from cli.show_recipes import commands
 from featstore.backbones.dino import HUB_NAME
+from featstore.config import EvalConfig, TrainConfig, from_file, from_json
 from featstore.prompts.text import DEFAULT_TEMPLATE
+from featstore.recipes import FOLDER, load_recipes, parse_recipe
 from matcher.configuration import BETA
 from matcher.errors import InputError
 from matcher.registry import frame_of
@@ -36,84 +35,101 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 TRAINED = [name for name, settings in SETTINGS.items() if settings[-1] is not None]
 
 
-def value(stated: Any) -> Any:
-    return None if stated is None else stated.value
+RECIPES = load_recipes()
 
 
 def test_these_recipes_there_are() -> None:
-    assert set(load_recipes()) == set(SETTINGS)
+    assert set(RECIPES) == set(SETTINGS)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_are_the_papers(name: str) -> None:
-    recipe = load_recipe(name)
-    own, training = recipe.inference, recipe.training
+    recipe = RECIPES[name]
+    own, train = recipe.eval, recipe.train
     found = (
-        own.layers.value,
-        None if training is None else training.timesteps.value,
-        value(own.timesteps),
-        own.weights.value,
-        own.upsample.value,
-        value(own.prompt),
-        None if training is None else (training.epochs["spair"].value, training.epochs["pf-pascal"].value),
+        own.layers,
+        None if train is None else train.timesteps,
+        own.timesteps,
+        own.weights,
+        own.upsample,
+        ("text" if own.prompt else None) if train is None else train.mode,
+        None if train is None else (recipe.epochs["spair"], recipe.epochs["pf-pascal"]),
     )
     assert found == SETTINGS[name]
-    assert (own.model.value, own.image_size.value) == ("sd2-1", 768)
-    assert value(own.ensemble) == (None if name == "dino" else 8)
-    assert value(own.latents) == (None if name == "dino" else "sample")
-    assert value(own.template) == ("a photo of a {category}" if value(own.prompt) == "text" else None)
-    expected = ("pixel", "original") if name == "dift-pixel" else ("nn", "resized")
-    assert (own.readout.value, own.frame.value) == expected
-    assert (own.average.value, own.geometry.value, own.upsample_align.value) == ("image", "corners", "corners")
-    assert own.alphas.value == (0.05, 0.1, 0.15)
-    assert value(own.dino_size) == (672 if "dino" in own.layers.value else None)
+    assert (recipe.build.model, recipe.build.size) == ("sd2-1", 768)
+    assert recipe.build.latents == (None if name == "dino" else "sample")
+    assert own.ensemble == (None if name == "dino" else 8)
+    assert own.prompt == ("a photo of a {category}" if train is None and name != "dino" else None)
+    expected = (("pixel",), "original") if name == "dift-pixel" else (("nn",), "resized")
+    assert (own.readouts, recipe.defaults.frame) == expected
+    assert (own.average, own.geometry, own.upsample_align) == ("image", "corners", "corners")
+    assert own.alphas == (0.05, 0.1, 0.15)
+    assert own.dino_size == (672 if "dino" in name else None)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_settings_of_training_are_the_papers(name: str) -> None:
-    recipe = load_recipe(name)
-    training = recipe.training
-    assert training is not None
-    assert (training.batch.value, training.ensemble.value, training.length.value) == (9, 1, 75)
-    assert (training.optimiser.value, training.rate.value) == ("adam", 0.01)
-    assert value(training.network_rate) == (0.001 if name.endswith("cpm") else None)
-    assert (training.kernel.value, training.beta.value) == (7, 0.04)
-    assert training.selection.value == "nn PCK@0.1, image average, on val"
+    recipe = RECIPES[name]
+    train, defaults = recipe.train, recipe.defaults
+    assert train is not None
+    # what is trained is what is tested, but for the timesteps
+    own = recipe.eval
+    assert (train.layers, train.weights, train.geometry) == (own.layers, own.weights, own.geometry)
+    assert train.upsample_align == own.upsample_align
+    assert (train.batch, defaults.draws_per_step, train.length) == (9, 1, 75)
+    assert (defaults.optimiser, train.rate) == ("adam", 0.01)
+    assert train.network_rate == (0.001 if name.endswith("cpm") else None)
+    assert (train.kernel, defaults.beta) == (7, 0.04)
+    assert (train.noise, train.draws, train.validation_pairs) == ("cached", 4, 500)
+    assert defaults.selection == "nn PCK@0.1, image average, on val"
+    assert train.steps == recipe.steps_for("spair", 53_340)
 
 
 def test_lengths_of_training() -> None:
     """DESIGN, section 4; batches of 9 of 53,340 and 2,941 pairs."""
     steps = {
-        (name, dataset): steps_for(load_recipe(name), dataset, TRAINING_PAIRS[dataset])
+        (name, dataset): RECIPES[name].steps_for(dataset, pairs)
         for name in ("dual-single", "dual-class", "dual-cpm")
-        for dataset in ("spair", "pf-pascal")
+        for dataset, pairs in (("spair", 53_340), ("pf-pascal", 2_941))
     }
     assert steps["dual-single", "spair"] == steps["dual-class", "spair"] == 29_633
     assert steps["dual-cpm", "spair"] == 11_853
     assert steps["dual-single", "pf-pascal"] == 16_339
+    for name, dataset in (("dift", "spair"), ("dual-single", "pf-willow")):
+        with pytest.raises(InputError, match=f"{name} is not trained on '{dataset}'"):
+            RECIPES[name].steps_for(dataset, 900)
 
 
 def test_sources_of_what_is_easily_taken_for_the_reports() -> None:
     """The readout and the upsampling's alignment are not stated; the weights and timesteps of two layers are."""
     for name in ("dift-bicubic", "dift-dual", "dual-single", "dual-class", "dual-cpm"):
-        own = load_recipe(name).inference
-        assert own.readout.source.value == own.upsample_align.source.value == "dualsd"
-        assert own.layers.source.value == "report"
-    dual = load_recipe("dual-single")
-    assert dual.inference.weights.source.value == "report"
-    assert dual.training is not None
-    assert dual.training.timesteps.source.value == "report"
-    assert load_recipe("sd4match-single").inference.timesteps.source.value == "sd4match"  # type: ignore[union-attr]
+        stated = RECIPES[name].stated
+        assert stated["eval", "readouts"].source == stated["eval", "upsample_align"].source == "dualsd"
+        assert stated["eval", "layers"].source == "report"
+    dual = RECIPES["dual-single"].stated
+    assert dual["eval", "weights"].source == dual["train", "weights"].source == "report"
+    assert dual["train", "timesteps"].source == "report"
+    assert RECIPES["sd4match-single"].stated["eval", "timesteps"].source == "sd4match"
 
 
 def test_what_a_recipe_says_is_what_the_code_does() -> None:
     """Values that no option carries."""
-    for recipe in load_recipes().values():
-        own = recipe.inference
-        assert frame_of(own.readout.value).value == own.frame.value
-        assert own.template is None or own.template.value == DEFAULT_TEMPLATE
-        assert own.dino is None or own.dino.value == HUB_NAME
-        assert recipe.training is None or recipe.training.beta.value == BETA
+    for recipe in RECIPES.values():
+        (readout,) = recipe.eval.readouts
+        assert frame_of(readout).value == recipe.defaults.frame
+        assert recipe.eval.prompt in (None, DEFAULT_TEMPLATE)
+        assert recipe.defaults.dino in (None, HUB_NAME)
+        assert recipe.train is None or recipe.defaults.beta == BETA
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_recipe_is_a_config_file(name: str) -> None:
+    """What `--config` reads of a recipe's file is what the recipe holds."""
+    file = FOLDER / f"{name}.toml"
+    recipe = RECIPES[name]
+    assert from_json(EvalConfig, from_file(EvalConfig, file), str(file), str) == recipe.eval
+    if recipe.train is not None:
+        assert from_json(TrainConfig, from_file(TrainConfig, file), str(file), str) == recipe.train
 
 
 def test_the_list_and_one_recipe_are_shown(run: Run) -> None:
@@ -123,7 +139,7 @@ def test_the_list_and_one_recipe_are_shown(run: Run) -> None:
     one = run("recipes", "sd-dino")
     assert one.exit_code == 0
     assert re.search(r"weights +│ 0.5, 0.5 +│ taken from SD4Match's code", one.output)
-    assert re.search(r"readout +│ nn +│ chosen by us", one.output)
+    assert re.search(r"readouts +│ nn +│ chosen by us", one.output)
     assert "gives DINOv2 images with Stable Diffusion's statistics" in one.output
     unknown = run("recipes", "sd5")
     assert unknown.exit_code == 2
@@ -133,7 +149,7 @@ def test_the_list_and_one_recipe_are_shown(run: Run) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_commands_that_are_printed_are_commands(run: Run, name: str) -> None:
     """They are refused for their store alone, which is not there."""
-    build, *others = map(shlex.split, commands(load_recipe(name)))
+    build, *others = map(shlex.split, commands(RECIPES[name]))
     assert build[:3] == ["dualsd", "cache", "build"]
     assert len(others) == (2 if name in TRAINED else 1)
     for command in others:
@@ -153,37 +169,28 @@ def changed(old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("title = ", "is no TOML"),
-        ("", "lacks 'inference'"),
-        (changed("[inference]", "[inferrence]"), "has 'inferrence', which is not known there"),
-        (changed("kernel = {", "kernal = {"), "[training] has 'kernal'"),
-        (changed('kernel = { value = 7, source = "sd4match" }\n', ""), "[training] lacks 'kernel'"),
-        (changed("{ value = 7,", "{ valu = 7,"), "kernel has 'valu'"),
-        (changed('value = 7, source = "sd4match"', "value = 7"), "kernel lacks 'source'"),
-        (changed('value = 7, source = "sd4match"', 'value = 7, source = "me"'), "has the source 'me' where report, "),
-        (changed('kernel = { value = 7, source = "sd4match" }', "kernel = 7"), "kernel is 7 where { value = ..., "),
-        (changed("{ value = 7,", "{ value = 7.0,"), "kernel is 7.0 where a whole number from 1 on is known"),
-        (changed("{ value = 7,", "{ value = true,"), "kernel is True where a whole number"),
-        (changed("{ value = 7,", '{ value = "7",'), "kernel is '7' where a whole number"),
-        (changed("value = 0.001", "value = -0.001"), "network_rate is -0.001 where a positive number"),
-        (changed("value = 0.04", "value = inf"), "beta is inf where a positive number"),
-        (changed("value = [50, 200]", "value = [50]"), "has 1 timesteps for 2 layer(s)"),
-        (changed("value = [50, 200]", "value = [50, 1000]"), "where a list of timesteps from 0 to 999 is known"),
-        (changed("value = [2, 3]", "value = [2, 5]"), "where a list of layers from 1 to 4 or 'dino' is known"),
-        (changed("value = [2, 3]", "value = [true, 3]"), "where a list of layers"),
-        (changed("value = [2, 3]", "value = [2, 2]"), "names a layer twice"),
-        (changed("value = [0.8, 0.6]", "value = [0.8]"), "has 1 weights for 2 layer(s)"),
-        (changed("value = [0.8, 0.6]", "value = 0.8"), "weights is 0.8 where a list of weights above 0 is known"),
-        (changed("value = [261, 350]", "value = [261]"), "has 1 timesteps of training for 2 layer(s)"),
-        (changed('value = "nn"', 'value = "best"'), "readout is 'best' where 'nn' or 'bilinear' or "),
-        (changed('value = "nn"', 'value = "pixel"'), "pixel is scored in the original frame"),
-        (changed('value = "cpm"', 'value = "single"'), "has [inference] dino, for which its other values have no use"),
-        (changed('value = "cpm"', 'value = "text"'), "lacks [inference] template, which its other values ask for"),
-        (changed('dino = { value = "facebook/dinov2-base", source = "sd4match" }\n', ""), "lacks [inference] dino"),
-        (changed("ensemble = { value = 1,", "ensemble = { value = 2,"), "trains on 2 noise draws where 1 is known"),
-        (TEXT[: TEXT.index("[training]")], "lacks [training]"),
-        (changed("[training.epochs]", "[training.epochs.of]"), "epochs of of has 'pf-pascal'"),
-        (changed('title = "', 'title = 3 # "'), "needs a title, a text"),
+        ("title = ", " is no TOML"),
+        ("", ": it needs title"),
+        (changed("[eval]", "[evaluation]"), "eval"),
+        (changed("kernel = {", "kernal = {"), ", [train]: it has 'kernal', which is no setting there"),
+        (changed("{ value = 7,", "{ valu = 7,"), ", [train] kernel: it needs value"),
+        (changed('value = 7, source = "sd4match"', "value = 7"), ", [train] kernel: it needs source"),
+        (changed('value = 7, source = "sd4match"', 'value = 7, source = "me"'), "source is to be report, "),
+        (changed('kernel = { value = 7, source = "sd4match" }', "kernel = 7"), ", [train] kernel: it needs source"),
+        (changed("{ value = 7,", "{ value = 7.0,"), "kernel is to be a whole number, not 7.0"),
+        (changed("{ value = 7,", "{ value = true,"), "kernel is to be a whole number, not True"),
+        (changed("{ value = 7,", '{ value = "7",'), "kernel is to be a whole number, not '7'"),
+        (changed("value = 0.001", "value = -0.001"), "network_rate is to be at least 0"),
+        (changed("value = 0.04", "value = inf"), "beta is to be a finite number, not inf"),
+        (changed("value = [50, 200]", "value = [50, 1000]"), "There is no timestep 1000"),
+        (changed("value = [50, 200]", "value = []"), "timesteps is to be a list that is not empty"),
+        (changed('value = "resized"', 'value = "best"'), "frame is to be resized or original, not 'best'"),
+        (changed("value = 2,", 'value = "2",'), ", [epochs]: spair is to be a whole number, not '2'"),
+        (changed("value = 2,", "value = 0,"), ", [epochs]: spair is to be at least 1, not 0"),
+        (TEXT[: TEXT.index("[epochs]")] + TEXT[TEXT.index("[defaults]") :], "needs [train] and [epochs], or neither"),
+        (changed("[epochs]", "[epochs.of]"), ", [epochs] of: it "),
+        (changed('title = "', 'title = 3 # "'), ": title is to be a text, not 3"),
+        (changed("[defaults]", "[extra]\n[defaults]"), "'extra', which is no setting there"),
     ],
 )
 def test_a_recipe_that_is_not_as_it_should_be(text: str, words: str) -> None:
@@ -202,6 +209,5 @@ def test_help_needs_no_recipe_to_be_read(run: Run) -> None:
 
 def test_every_recipe_is_read_as_it_is_written() -> None:
     """No value is lost: as many stated values as the file has sources."""
-    for path in sorted(Path(FOLDER).glob("*.toml")):
-        recipe: Recipe = load_recipe(path.stem)
-        assert len(recipe.stated()) == path.read_text(encoding="utf-8").count("source = ")
+    for name, recipe in RECIPES.items():
+        assert len(recipe.stated) == (FOLDER / f"{name}.toml").read_text(encoding="utf-8").count("source = ")

@@ -13,10 +13,11 @@ from diffusers import UNet2DConditionModel
 from transformers import Dinov2Model
 from typer.testing import Result
 
-from cli.recipe import load_recipes
 from cli.reproduction.workplace import find_datasets
+from featstore.config import EvalConfig
 from featstore.datasets import demo
 from featstore.pipeline import latents
+from featstore.recipes import load_recipes
 from featstore.sealed import seal
 from matcher.errors import InputError
 from tests.cli.conftest import Run
@@ -121,7 +122,7 @@ def test_every_recipe_runs_and_takes_what_was_said(reproduce: Reproduce, seen: C
     assert foreseen["bytes_to_write"] == sum(file.stat().st_size for file in rows_written())
     found = figures("table1")
     for name in names:
-        one = found[name if RECIPES[name].training is None else f"{name}@spair", 0.1]
+        one = found[name if RECIPES[name].train is None else f"{name}@spair", 0.1]
         assert 0 <= one["low_percent"] <= one["pck_percent"] <= one["high_percent"] <= 100
     for file in ("table1.md", "table1.tex"):
         text = Path("reproduce/tables", file).read_text()
@@ -130,20 +131,24 @@ def test_every_recipe_runs_and_takes_what_was_said(reproduce: Reproduce, seen: C
     assert json.loads(Path("dry.json").read_text())["left"] == []
 
 
-def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]) -> None:
+def test_what_is_done_is_not_done_again(reproduce: Reproduce, run: Run, seen: Counter[str]) -> None:
     first = ok(reproduce("table5", *FEW))
     assert len(commands(first)) == 4
     one = figures("table5")["dift", 0.05]
     page = read_page(Path("reproduce/report.html"))
     shown = f"{one['pck_percent']:.2f} [{one['low_percent']:.2f}, {one['high_percent']:.2f}]"
     assert page.table("spair").column("@0.05")["dift"] == shown
-    assert "dualsd eval --layers 2 --t 261" in page.text
+    assert "--layers 2 --t 261" in page.text
     assert "Not run, for want of pf-pascal: all rows on pf-pascal." in first.output
     before, table = seen.copy(), Path("reproduce/tables/table5.json").read_text()
     again = ok(reproduce("table5", *FEW))
     assert "3 cell(s) were scored before" in again.output
     assert not commands(again)
     assert seen == before
+    assert Path("reproduce/tables/table5.json").read_text() == table
+    # a table's file is a config, too
+    configured = ok(run("reproduce", "table5", "--config", "reproduce/tables/table5.json"))
+    assert "3 cell(s) were scored before" in configured.output
     assert Path("reproduce/tables/table5.json").read_text() == table
     # Table 3 asks for the same cells, by another name
     shared = ok(reproduce("table3", "--rows", "dift,sd4match-single"))
@@ -162,19 +167,19 @@ def test_what_is_done_is_not_done_again(reproduce: Reproduce, seen: Counter[str]
 
 
 def test_an_interrupted_one_goes_on(reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cli.evaluate as module
+    from cli.reproduction import run as module
 
     ok(reproduce("table5", *FEW))
     whole = Path("reproduce/tables/table5.json").read_text()
     shutil.rmtree("reproduce")
     plain, count = module.evaluate, 0
 
-    def stopped(**arguments: Any) -> Any:
+    def stopped(config: EvalConfig) -> None:
         nonlocal count
         count += 1
         if count == 2:
             raise KeyboardInterrupt
-        return plain(**arguments)
+        plain(config)
 
     monkeypatch.setattr(module, "evaluate", stopped)
     assert reproduce("table5", *FEW).exit_code == 130
@@ -309,7 +314,7 @@ def test_every_recipe_runs_on_the_demo(run: Run, monkeypatch: pytest.MonkeyPatch
     ok(run("reproduce", "table1", "--on", "demo", "--train-steps", "2", "--rows", ",".join(RECIPES)))
     written = json.loads(Path("reproduce/tables/table1.json").read_text())["figures"]
     scored = {one["row"] for one in written if one["pck_percent"] is not None}
-    assert scored == {name if recipe.training is None else f"{name}@spair" for name, recipe in RECIPES.items()}
+    assert scored == {name if recipe.train is None else f"{name}@spair" for name, recipe in RECIPES.items()}
 
 
 @pytest.mark.slow

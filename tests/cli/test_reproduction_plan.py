@@ -1,17 +1,27 @@
 """What a table asks for, what of it can be run, and the table beside the paper's figures: nothing is run here."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import pytest
 
-from cli.recipe import load_recipes
 from cli.reports.tables import to_latex, to_markdown
-from cli.reproduction.comparison import Compared, compare, to_json
-from cli.reproduction.layout import blocks, narrow_blocks
-from cli.reproduction.notes import missing, notes, stand_ins
-from cli.reproduction.paper import FILE, TABLES, contradictions, load_figures, load_table
-from cli.reproduction.plan import Cell, Plan, Row, Training, choose_rows, plan_table
-from cli.reproduction.work import PromptName, Work, bytes_of
+from cli.reproduction.paper import (
+    FILE,
+    TABLES,
+    Cell,
+    Plan,
+    Row,
+    Training,
+    choose_rows,
+    contradictions,
+    load_figures,
+    load_table,
+    plan_table,
+)
+from cli.reproduction.tables import CellFigures, Compared, blocks, compare, missing, narrow_blocks, notes, stand_ins
+from cli.reproduction.work import Map, Work
+from featstore.recipes import load_recipes
 from matcher.errors import InputError
 from matcher.statistics import Interval
 
@@ -19,7 +29,9 @@ RECIPES = load_recipes()
 EVERYWHERE = ("spair", "pf-pascal", "pf-willow")
 
 
-def planned(table: str, found: tuple[str, ...] = EVERYWHERE, on: str | None = None, rows: str | None = None) -> Plan:
+def planned(
+    table: str, found: tuple[str, ...] = EVERYWHERE, on: str | None = None, rows: tuple[str, ...] | None = None
+) -> Plan:
     loaded = load_table(table)
     return plan_table(loaded, choose_rows(loaded, rows, RECIPES), (*found, *([] if on is None else [on])), on)
 
@@ -127,9 +139,9 @@ def test_rows_that_are_typed() -> None:
     table = load_table("table5")
 
     def chosen(typed: str, name: str = "table5") -> list[Row]:
-        return list(choose_rows(load_table(name), typed, RECIPES))
+        return list(choose_rows(load_table(name), typed.split(","), RECIPES))
 
-    assert chosen("dift, dual-single@pf-pascal") == [
+    assert chosen("dift,dual-single@pf-pascal") == [
         Row("dift", "dift", None),
         Row("dual-single@pf-pascal", "dual-single", "pf-pascal"),
     ]
@@ -149,6 +161,12 @@ def test_rows_that_are_typed() -> None:
         assert words in str(raised.value)
 
 
+def numbers_of(
+    plan: Plan, figures: Mapping[tuple[str, str], CellFigures]
+) -> dict[tuple[str, str, str, float], Compared]:
+    return {(one.row.name, one.column.dataset, one.category, one.alpha): one for one in compare(plan, figures)}
+
+
 def figures(plan: Plan, mean: float, half: float) -> dict[tuple[str, str], dict[float, dict[str, Interval]]]:
     """The same for every cell."""
     interval = Interval(mean, mean - half, mean + half)
@@ -161,17 +179,17 @@ def figures(plan: Plan, mean: float, half: float) -> dict[tuple[str, str], dict[
 def test_ours_beside_the_papers() -> None:
     """39.34 on SPair-71k at 0.05 is the paper's of DIFT."""
     plan = planned("table1")
-    one = compare(plan, figures(plan, 0.4, 0.005)).of(plan.rows[0], plan.columns[0], "all", 0.05)
+    one = numbers_of(plan, figures(plan, 0.4, 0.005))["dift", "spair", "all", 0.05]
     assert one.difference == pytest.approx(0.66)
     assert one.paper_is_outside
-    wider = compare(plan, figures(plan, 0.4, 0.01)).of(plan.rows[0], plan.columns[0], "all", 0.05)
+    wider = numbers_of(plan, figures(plan, 0.4, 0.01))["dift", "spair", "all", 0.05]
     assert not wider.paper_is_outside
-    first = blocks(compare(plan, figures(plan, 0.4, 0.005)))[0]
+    first = blocks(plan, compare(plan, figures(plan, 0.4, 0.005)))[0]
     assert first.title == "Table 1, spair"
     assert first.header == ("method", "@0.05", "paper", "difference", "@0.1", "paper", "difference")
     ours = "40.00 [39.50, 40.50]"
     assert first.rows[0] == ("dift", ours, "39.34", "+0.66*", ours, "52.31", "-12.31*")
-    kept = to_json([one])[0]
+    kept = one.to_json()
     assert (kept["row"], kept["dataset"], kept["alpha"], kept["paper_percent"]) == ("dift", "spair", 0.05, 39.34)
     assert (kept["pck_percent"], kept["low_percent"], kept["high_percent"]) == pytest.approx((40, 39.5, 40.5))
     assert kept["paper_is_outside"] is True
@@ -179,25 +197,25 @@ def test_ours_beside_the_papers() -> None:
 
 def test_what_was_not_run_is_no_number() -> None:
     plan = planned("table5", ("pf-willow",))
-    (block,) = blocks(compare(plan, figures(plan, 0.4, 0.01)))
+    (block,) = blocks(plan, compare(plan, figures(plan, 0.4, 0.01)))
     assert block.title == "Table 5, pf-willow"
     assert block.rows[0][1] == "40.00 [39.00, 41.00]"
     assert block.rows[3] == ("sd4match-single@pf-pascal", "-", "48.28", "-", "-", "76.97", "-")
-    kept = to_json([compare(plan, {}).of(plan.rows[0], plan.columns[0], "all", 0.05)])[0]
+    kept = numbers_of(plan, {})["dift", "spair", "all", 0.05].to_json()
     assert kept["pck_percent"] is None
     assert kept["difference"] is None
 
 
 def test_beside_a_stand_in_no_difference_is_taken() -> None:
     plan = planned("table1", (), on="demo")
-    (block,) = blocks(compare(plan, figures(plan, 0.4, 0.01)))
+    (block,) = blocks(plan, compare(plan, figures(plan, 0.4, 0.01)))
     assert block.header == ("method", "@0.05", "paper, spair", "@0.1", "paper, spair")
     assert block.rows[0] == ("dift", "40.00 [39.00, 41.00]", "39.34", "40.00 [39.00, 41.00]", "52.31")
 
 
 def test_rows_whose_training_set_was_replaced_have_no_difference() -> None:
     plan = planned("table5", ("pf-willow",), on="demo")
-    block = blocks(compare(plan, figures(plan, 0.4, 0.01)))[1]
+    block = blocks(plan, compare(plan, figures(plan, 0.4, 0.01)))[1]
     assert block.title == "Table 5, pf-willow"
     assert block.rows[0][:4] == ("dift", "40.00 [39.00, 41.00]", "46.31", "-6.31*")
     assert block.rows[-1][:4] == ("dual-single@spair", "40.00 [39.00, 41.00]", "54.61", "-")
@@ -205,7 +223,7 @@ def test_rows_whose_training_set_was_replaced_have_no_difference() -> None:
 
 def test_columns_by_category() -> None:
     plan = planned("table3")
-    (block,) = blocks(compare(plan, figures(plan, 0.5, 0.01)))
+    (block,) = blocks(plan, compare(plan, figures(plan, 0.5, 0.01)))
     assert block.header[:3] == ("method", "", "aeroplane")
     assert len(block.header) == 2 + 19
     assert [row[:3] for row in block.rows[:3]] == [
@@ -215,7 +233,7 @@ def test_columns_by_category() -> None:
     ]
     assert block.rows[0][-1] == "50.00 [49.00, 51.00]"
     assert len(block.rows) == 3 * 9
-    tall = narrow_blocks(compare(plan, figures(plan, 0.5, 0.01)))
+    tall = narrow_blocks(plan, compare(plan, figures(plan, 0.5, 0.01)))
     assert len(tall) == 9
     assert tall[0].title == "dift, Table 3, spair"
     assert tall[0].rows[0] == ("aeroplane", "50.00 [49.00, 51.00]", "45.78", "+4.22*")
@@ -227,15 +245,15 @@ def test_categories_of_a_stand_in_are_its_own() -> None:
     plan = planned("table4", (), on="demo")
     interval = Interval(0.5, 0.4, 0.6)
     scored = {where: {0.1: dict.fromkeys(("bird", "fish", "all"), interval)} for where in plan.cells}
-    (block,) = blocks(compare(plan, scored))
+    (block,) = blocks(plan, compare(plan, scored))
     assert block.header == ("method", "", "bird", "fish", "all")
     assert block.rows[0] == ("dift", "ours @0.1", "50.00", "50.00", "50.00 [40.00, 60.00]")
     assert block.rows[1] == ("", "paper, spair", "-", "-", "48.97")
 
 
 def test_markdown_and_latex() -> None:
-    plan = planned("table1", ("spair",), rows="dift")
-    parts = blocks(compare(plan, figures(plan, 0.4, 0.005)))[:1]
+    plan = planned("table1", ("spair",), rows=("dift",))
+    parts = blocks(plan, compare(plan, figures(plan, 0.4, 0.005)))[:1]
     page = to_markdown("Table 1", parts, ["A note."])
     assert page.splitlines()[:3] == ["# Table 1", "", "## Table 1, spair"]
     assert "| dift | 40.00 [39.50, 40.50] | 39.34 | +0.66* | 40.00 [39.50, 40.50] | 52.31 | -12.31* |" in page
@@ -260,30 +278,17 @@ def test_notes_say_what_was_not_as_in_the_paper() -> None:
 
 
 def test_layers_share_a_pass_where_their_prompts_are_one() -> None:
-    text, learned = PromptName("a photo", separate=False), PromptName("dual-single@demo", separate=True)
+    def both(prompts: str, alone: bool, timesteps: tuple[int, int]) -> Work:
+        steps = zip(timesteps, (2, 3), strict=True)
+        return Work(frozenset(Map("demo", "cat/1", prompts, alone, 8, step, layer) for step, layer in steps))
 
-    def both(prompts: PromptName, timesteps: tuple[int, int]) -> Work:
-        rows = [("demo", "cat/1", prompts, 8, step, layer) for step, layer in zip(timesteps, (2, 3), strict=True)]
-        return Work(maps=frozenset(rows))
-
-    assert both(text, (261, 261)).passes == {3: 8}
-    assert both(text, (261, 200)).passes == {2: 8, 3: 8}
-    assert both(learned, (261, 261)).passes == {2: 8, 3: 8}
+    assert both("a photo", False, (261, 261)).passes == {3: 8}
+    assert both("a photo", False, (261, 200)).passes == {2: 8, 3: 8}
+    assert both("dual-single@demo", True, (261, 261)).passes == {2: 8, 3: 8}
     # dift and dift-dual share layer 2 at 261
-    dift = Work(maps=frozenset([("demo", "cat/1", text, 8, 261, 2)]))
-    assert both(text, (261, 200)).without(dift).passes == {3: 8}
-    assert (dift | both(text, (261, 200))).passes == {2: 8, 3: 8}
-
-
-def test_bytes_add_up() -> None:
-    text = PromptName("a photo", separate=False)
-    work = Work(
-        frozenset([("demo", "cat/1"), ("demo", "cat/2")]),
-        frozenset([("demo", "cat/1", 261, 0)]),
-        frozenset([("demo", "cat/1", text, 8, 261, 2)]),
-        frozenset([("demo", "cat/1", 224, 257)]),
-    )
-    assert bytes_of(work, latent_bytes=100, map_bytes={2: 1000, 3: 5000}.__getitem__, patch_bytes=int) == 1300 + 257
+    dift = Work(frozenset([Map("demo", "cat/1", "a photo", False, 8, 261, 2)]))
+    assert both("a photo", False, (261, 200)).without(dift).passes == {3: 8}
+    assert (dift | both("a photo", False, (261, 200))).passes == {2: 8, 3: 8}
 
 
 def test_a_number_that_is_the_papers_is_not_outside() -> None:

@@ -17,12 +17,14 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.train_settings import published, typed_settings
 from featstore.backbones.stable_diffusion import open_model
+from featstore.config import TrainConfig, from_json
 from featstore.errors import DiskFullError
 from featstore.prompts.file import load_prompts
 from featstore.store.rows import RowArray
 from featstore.tuning.run_folder import RunFolder, free_name, trained_alone
+from featstore.tuning.settings import settings_of
+from featstore.tuning.train import train as learn
 from tests.cli.conftest import Run
 from tests.featstore.trainable import write_trainable
 from tests.forked import at_once
@@ -42,8 +44,8 @@ STORE = ("--store", "dualsd.zarr")
 )
 def test_the_published_lengths(dataset: str, mode: str, pairs: int, steps: int) -> None:
     """The report's epochs at 9 pairs a batch (docs/method.md, Settings), on the datasets' own numbers of pairs."""
-    typed = typed_settings(768, mode, *(None,) * 7, numbers={})
-    assert published(typed, dataset, pairs, open_model("demo", None), 128).steps == steps
+    config, model = TrainConfig(mode=mode), open_model("demo", None)
+    assert settings_of(config, dataset, pairs, model, 128, "float32").steps == steps
 
 
 @pytest.fixture(scope="module")
@@ -160,15 +162,15 @@ def test_a_run_that_was_stopped_and_resumed_ends_in_the_same_prompts(train: Call
 
 KILLED = """
 import os, signal
-from featstore.tuning import train
-plain, count = train._step, 0
+from featstore.tuning import trainer
+plain, count = trainer._step, 0
 def step(*arguments):
     global count
     count += 1
     if count == {place}:
         os.kill(os.getpid(), signal.{signal})
     return plain(*arguments)
-train._step = step
+trainer._step = step
 from cli.main import app
 app({arguments!r})
 """
@@ -205,6 +207,19 @@ def test_a_signal_makes_it_save_and_stop(train: Callable[..., Result], by: str) 
     ok(train("--resume", "runs/stopped"))
     ok(train("--mode", "single", "--name", "whole", *steps))
     assert_same("whole", "stopped")
+
+
+def test_a_recorded_config_trains_the_same(train: Callable[..., Result], run: Run) -> None:
+    """`--config` takes a run's `run.json`, options typed beside it win, and Python takes the same config."""
+    ok(train("--mode", "class", "--steps", "3", "--val-every", "2", "--lr", "0.02", "--name", "r"))
+    ok(run("train", "--config", "runs/r/run.json", "--name", "again"))
+    assert_same("r", "again")
+    recorded = [json.loads(Path("runs", name, "run.json").read_text())["config"] for name in ("r", "again")]
+    assert recorded[0] == recorded[1]
+    config = from_json(TrainConfig, recorded[0] | {"name": "python", "steps": 2}, "the record", str)
+    done = learn(config)
+    assert (done.run.path, done.outcome.steps, done.outcome.stopped) == (Path("runs/python"), 2, False)
+    assert [row["loss"] for row in metrics("python")] == [row["loss"] for row in metrics("r")][:2]
 
 
 def test_settings_of_a_run_cannot_change_midway(train: Callable[..., Result]) -> None:
@@ -288,7 +303,7 @@ def test_a_disk_that_is_full_when_a_cpm_is_used(
 
 
 def test_a_loss_that_is_no_number_stops_it(train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    import featstore.tuning.train as module
+    import featstore.tuning.trainer as module
 
     plain = module._step
 

@@ -24,7 +24,7 @@ from featstore.prompts.saved import SavedPrompts
 from featstore.sealed import check_seal, read_tensors, seal, seal_tensors
 from featstore.tuning.run_folder import RunFolder, metrics_bytes
 from featstore.tuning.settings import TuningSettings
-from featstore.tuning.state import TrainingState
+from featstore.tuning.trainer import TrainingState
 from matcher.errors import InputError
 from tests.cli.test_prompt_choice import SETTINGS
 from tests.featstore.evaluations import guessed, many_pairs, result_of

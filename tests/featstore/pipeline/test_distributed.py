@@ -97,14 +97,14 @@ def test_those_that_wait_for_one_that_ended_are_told(tmp_path: Path, end: str) -
 
 def test_one_that_is_left_before_all_have_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first, where they meet, ends in the middle of it: the other is not told to start them with torchrun."""
-    plain = torch.distributed.new_group
+    plain = torch.distributed.all_gather_object
 
-    def leaving(**settings: Any) -> Any:
+    def leaving(*arguments: Any) -> Any:
         if launched().rank == 0:
             os._exit(2)
-        return plain(**settings)
+        return plain(*arguments)
 
-    monkeypatch.setattr(torch.distributed, "new_group", leaving)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", leaving)
 
     def task() -> None:
         with pytest.raises(ProcessError, match=r"Another of the 2 processes ended before all had met.* 127\.0\.0\.1:"):

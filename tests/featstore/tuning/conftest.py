@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
 from featstore.backbones.locate import locate
 from featstore.backbones.noise import generator
-from featstore.prompts.base import Mode
+from featstore.prompts.base import Mode, PromptSet, Start
 from featstore.prompts.text import frame
 from featstore.store.store import PatchTokens
-from featstore.tuning.prompt_sets import PromptSet, initial_module, open_prompt_set
+from featstore.tuning.networks import Networks
 from featstore.tuning.settings import Noise, TuningSettings
-from featstore.tuning.step import Networks
 from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 
@@ -89,25 +88,12 @@ def setup(small_model: Path) -> Setup:
     encoder, tokenizer = load_text_encoder(location, cpu, double), load_tokenizer(location)
     whole = CutUNet(load_unet(location, cpu, double), 3)
     framed = frame(encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, LENGTH)
-    networks = Networks(
-        encoder, tuple(whole.until(layer) for layer in SETTINGS.layers), framed, cpu, double, contextlib.nullcontext
-    )
+    unets = tuple(whole.until(layer) for layer in SETTINGS.layers)
+    networks = Networks(encoder, unets, framed, len(tokenizer), cpu, double, contextlib.nullcontext)
 
     def open_prompts(settings: TuningSettings, patches: PatchTokens = patch_tokens) -> list[PromptSet]:
-        return [
-            open_prompt_set(
-                settings.mode,
-                layer,
-                ["cat", "dog"],
-                LENGTH,
-                settings.seed,
-                encoder,
-                len(tokenizer),
-                lambda key: initial_module(DINO_WIDTH, PATCHES, encoder.config.hidden_size, key).double(),
-                patches,
-            )
-            for layer in settings.layers
-        ]
+        start = Start(["cat", "dog"], LENGTH, encoder, len(tokenizer), (PATCHES, DINO_WIDTH), patches)
+        return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
 
     return Setup(networks, SETTINGS, open_prompts, encoder)
 

@@ -13,7 +13,7 @@ from cli.main import app
 from featstore.backbones import diffusion_networks as vae_module
 from featstore.pipeline import latents as latents_module
 from featstore.prompts.base import Mode
-from featstore.tuning import prepare as prepare_module
+from featstore.tuning import networks as networks_module
 from tests.featstore.trainable import write_trainable
 
 
@@ -34,7 +34,7 @@ def test_training_calls_no_vae_and_no_block_beyond_its_layers(
     assert built.exit_code == 0, built.output
     calls = dict.fromkeys(range(4), 0)
     encoded: list[int] = []
-    plain_load = prepare_module.load_unet
+    plain_load = networks_module.load_unet
 
     def counting(*arguments: Any) -> nn.Module:
         unet = plain_load(*arguments)
@@ -46,7 +46,7 @@ def test_training_calls_no_vae_and_no_block_beyond_its_layers(
         encoded.append(len(images))
         raise AssertionError("training called the VAE")
 
-    monkeypatch.setattr(prepare_module, "load_unet", counting)
+    monkeypatch.setattr(networks_module, "load_unet", counting)
     for module in (vae_module, latents_module):
         monkeypatch.setattr(module, "encode", refused)
     # a fresh noise draw each step asks for clean latents, and still for no VAE

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featstore.prompts.base import Mode
+from featstore.prompts.base import Mode, PromptSet
 from featstore.prompts.text import encode_token_embeddings, fill
 from featstore.tuning.loss import keypoint_losses
-from featstore.tuning.prompt_sets import PromptSet
+from featstore.tuning.networks import Networks
 from featstore.tuning.settings import TuningSettings
-from featstore.tuning.step import Networks, batch_loss
+from featstore.tuning.step import batch_loss
 from matcher.fusion import fuse
 from matcher.geometry import pixels_to_cells
 from matcher.match import correlate

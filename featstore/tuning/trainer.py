@@ -1,0 +1,375 @@
+"""The loop of a training: steps, validations and checkpoints, on one process or several. A run that is asked to stop
+finishes its step and saves itself first: Ctrl-C, SIGTERM, SIGUSR1 (preemption)."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from tensorboard.summary.writer import event_file_writer
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from featstore.errors import DiskFullError, TuningError
+from featstore.files import write_whole, writing
+from featstore.pipeline.distributed import Processes
+from featstore.pipeline.features import chunks
+from featstore.progress import Progress
+from featstore.prompts.base import LearnedPrompts, PromptSet
+from featstore.prompts.file import save_prompts
+from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
+from featstore.tuning.data import NoiseAhead, NoisySource, RandomPairs
+from featstore.tuning.networks import Networks
+from featstore.tuning.run_folder import RunFolder, trained_alone
+from featstore.tuning.settings import TuningSettings
+from featstore.tuning.step import LoadNoisy, batch_loss, sum_of_pck
+from matcher.pairs import MatchingPair
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What is learned from what.
+
+    Args:
+        settings: All that decides what it ends in.
+        pairs: To learn from, in the resized frame.
+        validation: To validate on; none where the data set has no such split.
+        networks: Frozen.
+        prompts: One set per layer.
+        noisy: Noisy latents of steps.
+        validation_noisy: Those of validations.
+        description: Of the prompts, but for what they hold.
+        batch_size: Images per pass in validation.
+    """
+
+    settings: TuningSettings
+    pairs: Sequence[MatchingPair]
+    validation: Sequence[MatchingPair]
+    networks: Networks
+    prompts: Sequence[PromptSet]
+    noisy: NoisySource
+    validation_noisy: LoadNoisy
+    description: LearnedPrompts
+    batch_size: int
+
+    def snapshot(self) -> LearnedPrompts:
+        """The prompts as they are now."""
+        sets = zip(self.description.layers, self.prompts, strict=True)
+        return replace(self.description, tensors={layer: own.tensors(self.networks.framed) for layer, own in sets})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended.
+
+    Args:
+        steps: Done in all.
+        best: Validation PCK of the prompts that are kept, a fraction; None without validation.
+        passes: UNet passes made in this call.
+        stopped: Whether a signal ended it early.
+    """
+
+    steps: int
+    best: float | None
+    passes: int
+    stopped: bool
+
+
+def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Progress) -> Outcome:
+    """Learn prompts, from the run's checkpoint on where it has one, until all steps are done or a signal comes. Ends in
+    the same prompts however often it was stopped or killed in between (on a CPU bit by bit).
+
+    Args:
+        problem: What is learned from what.
+        run: Where it is kept.
+        processes: Which share every batch.
+        progress: Is told how far it is.
+
+    Raises:
+        TuningError: The loss is no number any more, or another process trains the run; the last checkpoint is kept.
+        DiskFullError: The disk fills up.
+        ProcessError: Another of the processes ended.
+    """
+    # of several processes the one that writes holds the run for all of them
+    with trained_alone(run) if processes.is_main else contextlib.nullcontext(), _raised_once():
+        state = _open_state(problem)
+        if run.checkpoint.exists():
+            state.load(run.checkpoint)
+        try:
+            return _learn(problem, run, state, processes, progress)
+        except DiskFullError as error:
+            raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
+
+
+def _learn(
+    problem: Problem, run: RunFolder, state: "TrainingState", processes: Processes, progress: Progress
+) -> Outcome:
+    settings, device = problem.settings, problem.networks.device
+    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
+    recorder = _Recorder(run, problem, state.step) if processes.is_main else None
+    progress.start("training", settings.steps - state.step, "steps")
+    passes, learned, best, last_pck = 0, 0, state.best, None
+    started = time.monotonic()
+    with stop_requests() as asked_to_stop:
+        stopped = False
+        while state.step < settings.steps and not stopped:
+            batch = sampler.batch(state.step)
+            _expect(problem, sampler, state.step, processes)
+            loss, made = _step([problem.pairs[index] for index in batch], state, problem, processes)
+            loss, all_made, stops = sum_numbers([loss, made, asked_to_stop()], processes, device)
+            passes, learned, stopped = passes + round(all_made), learned + len(batch), stops > 0
+            if not math.isfinite(loss):
+                kept = f"the checkpoint of {run.path} is kept" if run.checkpoint.exists() else "there is no checkpoint"
+                raise TuningError(
+                    f"The loss of step {state.step + 1} is {loss}: {kept}; try a smaller --lr, or --dtype float32."
+                )
+            state.step += 1
+            pck = None
+            if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
+                pck = last_pck = _validate(problem, processes)
+                best = max(best, pck)
+            if recorder is not None:
+                recorder.record(state.step, loss, pck)
+                if pck is not None and pck > state.best:
+                    save_prompts(problem.snapshot(), run.prompts)
+            state.best = best
+            if recorder is not None and (state.step % settings.checkpoint_every == 0 or stopped):
+                recorder.keep(state)
+            seconds = time.monotonic() - started
+            progress.say(
+                f"loss {loss:.3f}"
+                + ("" if last_pck is None else f", PCK@0.1 {100 * last_pck:.1f} (best {100 * best:.1f})")
+                + f", {passes / len(settings.layers) / seconds:.1f} images/s, {learned / seconds:.1f} pairs/s"
+            )
+            progress.advance()
+    if recorder is not None:
+        recorder.keep(state)
+        if not problem.validation:
+            save_prompts(problem.snapshot(), run.prompts)
+        recorder.close()
+    processes.wait()
+    return Outcome(state.step, best if best >= 0 else None, passes, stopped)
+
+
+def _open_state(problem: Problem) -> "TrainingState":
+    settings, networks = problem.settings, problem.networks
+    vectors = [own for one in problem.prompts for own in one.parameters()]
+    others = [own for one in problem.prompts for own in one.network_parameters()]
+    groups: list[dict[str, Any]] = [{"params": vectors, "lr": settings.rate}]
+    if others:
+        groups.append({"params": others, "lr": settings.network_rate})
+    scaler = torch.amp.GradScaler(networks.device.type) if networks.dtype is torch.float16 else None
+    return TrainingState(0, [*vectors, *others], torch.optim.Adam(groups), -1.0, scaler)
+
+
+def _expect(problem: Problem, sampler: RandomPairs, step: int, processes: Processes) -> None:
+    """Have this step's and the next one's noisy latents read meanwhile, where they are read ahead."""
+    if isinstance(problem.noisy, NoiseAhead):
+        for coming in (step, step + 1):
+            pairs = processes.block([problem.pairs[index] for index in sampler.batch(coming)])
+            problem.noisy.expect((image for pair in pairs for image in (pair.source, pair.target)), coming)
+
+
+def _step(
+    pairs: Sequence[MatchingPair], state: "TrainingState", problem: Problem, processes: Processes
+) -> tuple[float, int]:
+    """One step of the optimiser: (this process's share of the batch's loss, UNet passes that it made)."""
+    for parameter in state.parameters:
+        parameter.grad = None  # not zero: what a batch does not use must not drift under Adam
+    mine, settings = processes.block(pairs), problem.settings
+    total, passes = 0.0, 0
+    for part in chunks(mine, max(math.ceil(len(mine) / settings.accumulate), 1)):
+        loss, made = batch_loss(
+            part, len(pairs), state.step, problem.networks, problem.prompts, problem.noisy, settings
+        )
+        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+        total, passes = total + loss.item(), passes + made
+    sum_gradients(state.parameters, processes)
+    if state.scaler is None:
+        state.optimiser.step()
+    else:  # leaves out the step where gradients have overflown
+        state.scaler.step(state.optimiser)
+        state.scaler.update()
+    return total, passes
+
+
+def _validate(problem: Problem, processes: Processes) -> float:
+    mine, networks = processes.block(problem.validation), problem.networks
+    summed = sum_of_pck(mine, networks, problem.prompts, problem.validation_noisy, problem.settings, problem.batch_size)
+    (total,) = sum_numbers([summed], processes, networks.device)
+    return total / len(problem.validation)
+
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Inside, signals are only noted: the function that is given says whether one came. A second Ctrl-C interrupts at
+    once. Afterwards signals are handled as before."""
+    asked = threading.Event()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield asked.is_set
+        return
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _raised_once() -> Iterator[None]:
+    """What the disk refuses to TensorBoard's thread is raised where its file is flushed: and is not printed besides."""
+    plain = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if type(raised.thread).__module__ != event_file_writer.__name__:
+            plain(raised)
+
+    threading.excepthook = hook
+    yield
+    threading.excepthook = plain  # not where something failed: the thread may be about to say so
+
+
+class _Recorder:
+    """Writes what happens into the run's folder; of steps that a kill undid nothing stays."""
+
+    def __init__(self, run: RunFolder, problem: Problem, step: int) -> None:
+        self._run, self._problem = run, problem
+        self._rows = run.metrics_until(step)
+        if len(self._rows) != step:
+            raise TuningError(
+                f"{run.path}/metrics.csv has {len(self._rows)} of the {step} steps that the checkpoint has: copy both "
+                "again from where they are whole, or start a new run."
+            )
+        self._before = float(self._rows[-1][3]) if self._rows else 0.0
+        self._started = time.monotonic()
+        with writing(self._run.tensorboard):
+            # TensorBoard forgets what earlier files say of this step and later ones
+            self._board = SummaryWriter(run.tensorboard, purge_step=step + 1)
+            self._board.flush()
+
+    def record(self, step: int, loss: float, pck: float | None) -> None:
+        """One step's numbers."""
+        seconds = self._before + time.monotonic() - self._started
+        self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
+        with writing(self._run.tensorboard):
+            self._board.add_scalar("loss", loss, step)
+            if pck is not None:
+                self._board.add_scalar("validation/nn PCK@0.1", pck, step)
+
+    def keep(self, state: "TrainingState") -> None:
+        """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""
+        with writing(self._run.tensorboard):
+            self._board.flush()
+        self._run.write_metrics(self._rows)
+        save_prompts(self._problem.snapshot(), self._run.last_prompts)
+        state.save(self._run.checkpoint)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        with writing(self._run.tensorboard):
+            self._board.close()
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Sum gradients over processes, in place, in one message. A parameter that no process used keeps none.
+
+    Losses are shares of the whole batch's mean, so the sum is the gradient of that mean, however many processes there
+    are. (SD4Match's code calls the prompt module past DDP: its gradients are not averaged.)
+
+    Raises:
+        ProcessError: another process ended.
+    """
+    if processes.count == 1:
+        return
+    used = torch.stack([torch.tensor(float(own.grad is not None)) for own in parameters]).to(parameters[0])
+    parts = [(torch.zeros_like(own) if own.grad is None else own.grad).flatten() for own in parameters]
+    summed = processes.sum(torch.cat([used, *parts]))
+    for index, (own, part) in enumerate(
+        zip(parameters, summed[len(used) :].split([own.numel() for own in parameters]), strict=True)
+    ):
+        own.grad = part.view_as(own).clone() if summed[index] > 0 else None
+
+
+def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.device) -> list[float]:
+    """Each number summed over processes. Raises `ProcessError` where another one ended."""
+    if processes.count == 1:
+        return [*map(float, numbers)]
+    # gloo and NCCL both add float64
+    return processes.sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """step: how many are done. parameters: in a fixed order. optimiser: Adam over them. best: the best validation PCK
+    so far, a fraction; -1 before the first. scaler: of float16's gradients, None where there is none."""
+
+    step: int
+    parameters: Sequence[nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    best: float
+    scaler: Any
+
+    def save(self, file: Path) -> None:
+        """Write it; the file appears whole or not at all. Raises what `write_whole` raises."""
+        write_whole(file, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What its file holds."""
+        tensors = {}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"{index}"] = parameter.detach().cpu().contiguous()
+            for name, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"{index}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        written = {"step": self.step, "best": self.best, "scaler": scaler}
+        return seal_tensors(written, lambda metadata: save(tensors, metadata=metadata))
+
+    def load(self, file: Path) -> None:
+        """Take over what `save` wrote. Raises `TuningError` where the file is damaged or does not fit this run."""
+        try:
+            content, written = read_tensors(file)
+            check_tensors_seal(content, written)
+            tensors = load(content)
+            for index, parameter in enumerate(self.parameters):
+                own = tensors.pop(f"{index}")
+                if (own.shape, own.dtype) != (parameter.shape, parameter.dtype):  # copying would broadcast and convert
+                    raise ValueError(
+                        f"parameter {index} is {own.dtype} of shape {tuple(own.shape)}, in this run {parameter.dtype} "
+                        f"of shape {tuple(parameter.shape)}"
+                    )
+                with torch.no_grad():
+                    parameter.copy_(own)
+                prefix = f"{index}|"
+                adam = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+                if adam:
+                    # Adam keeps its count of steps on the CPU
+                    self.optimiser.state[parameter] = {
+                        name: value if name == "step" else value.to(parameter.device) for name, value in adam.items()
+                    }
+            self.step, self.best = int(written["step"]), float(written["best"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TuningError(
+                f"The checkpoint {file} cannot be used ({error}): copy it again from where it is whole, or train anew."
+            ) from error
+        if self.scaler is not None and written["scaler"]:
+            self.scaler.load_state_dict(written["scaler"])
