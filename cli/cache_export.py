@@ -28,8 +28,6 @@ from cli.options import (
 )
 from featstore.backbones.registry import family_of, is_other
 from featstore.pipeline.defaults import (
-    LEARNED_TIMESTEPS,
-    TEXT_TIMESTEPS,
     check_names,
     check_of_use,
     timesteps_for,
@@ -101,13 +99,14 @@ def export(
     from cli.output import check_writable, human_bytes, print_bad, print_shapes, say, write_json
     from cli.progress import TerminalProgress
     from featstore.backbones.base import Asked
-    from featstore.pipeline.evaluate import choose_pairs, describe_features, describe_others, images_of
     from featstore.pipeline.export import Export, Layout, check_out
     from featstore.pipeline.export import export as write
     from featstore.pipeline.images import check_unchanged
     from featstore.pipeline.needed import require_maps
+    from featstore.pipeline.opened import Opened
+    from featstore.pipeline.pairs import choose_pairs, images_of
     from featstore.pipeline.plan import MapRequest
-    from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
+    from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
     from matcher.maps import LayerSpec
@@ -125,27 +124,26 @@ def export(
     choice = choose_for_store(
         opened, TypedPrompts(None if typed is None else unet_layers(typed), steps, prompt, prompts, fallback)
     )
-    names = typed or tuple(map(str, layers_of(choice, None)))
+    names = typed or choice.layers
     if kind is not Layout.FEATURES and len(names) != 1:
         raise InputError(f"--layout {layout} holds one layer: name one with --layers, e.g. --layers 2.")
     if unet_layers(names):
         say(choice.line)
     choice.check_categories({image.category for image in images})
-    usual = TEXT_TIMESTEPS if choice.learned is None else LEARNED_TIMESTEPS
-    wanted = [LayerSpec(name, step) for name, step in zip(names, timesteps_for(names, steps, usual), strict=True)]
-    of_unet = unet_layers(names)
+    with_steps = timesteps_for(names, steps, choice.timesteps)
+    wanted = [LayerSpec(name, step) for name, step in zip(names, with_steps, strict=True)]
     with TerminalProgress() as progress:
         check_unchanged(opened, dataset, [image.id for image in images], progress)
         keys, text = [(layer.layer, layer.timestep) for layer in wanted], choice.of_images("cache export")
         asked = {"dino": Asked(dino, dino_size)}
-        made = require_maps(opened, dataset, rows, keys, MapRequest(text, ensemble, compute, kept_as, asked), progress)
+        request = MapRequest(text, ensemble, compute, kept_as, asked)
+        made = require_maps(opened, dataset, rows, keys, request, progress)
         bad = made.bad
         if bad and not skip_bad:
             raise bad[0]
         unread = {error.image_id for error in bad}
         images = [image for image in images if image.id not in unread]
-        about = describe_features(opened, made.extractor, choice.describe(), ensemble, compute) if of_unet else {}
-        about |= describe_others(made.others.values())
+        about = Opened(opened, dataset, choice, names, request).describe(made.extractor, made.others)
         maps = StoredMaps(opened, made.extractor, made.others)
         size = write(Export(maps, images, wanted, dataset.name, about), kind, out, progress)
         print_shapes(_stored_shape(opened, extractor, *place) for extractor, place in _places(made, keys))

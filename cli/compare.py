@@ -54,7 +54,7 @@ def compare(
     from cli.output import check_writable, describe, print_table, say, write_csv, write_json
     from cli.progress import TerminalProgress
     from featstore.pipeline.compare import CSV_HEADER, compare_runs
-    from featstore.pipeline.runs import EvaluationRun
+    from featstore.pipeline.results import EvaluationRun
 
     check_writable(json, csv)
     opened = [EvaluationRun.open(path) for path in runs]

@@ -23,7 +23,7 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.backbones.base import LayerShape
     from featstore.errors import ImageError
-    from featstore.pipeline.evaluate import Evaluation, Scoring
+    from featstore.pipeline.results import Evaluation, Scoring
     from featstore.store.keys import StoreLocation
     from matcher.configuration import MatchSettings
     from matcher.pck import Average

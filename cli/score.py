@@ -39,7 +39,7 @@ def score(
 
     from cli.output import check_writable, print_evaluation
     from cli.progress import TerminalProgress
-    from featstore.pipeline.runs import EvaluationRun
+    from featstore.pipeline.results import EvaluationRun
 
     check_writable(json, csv)
     result = EvaluationRun.open(run).scored(chosen_readouts, chosen_alphas, chosen_frame)

@@ -12,8 +12,8 @@ from cli.reproduction.paper import Cell
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
 from featstore.pipeline.defaults import unet_layers
-from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.features import chunks
+from featstore.pipeline.pairs import images_of
 from featstore.pipeline.plan import extractor_of, missing_noisy
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.file import load_prompts
