@@ -40,7 +40,7 @@ from featstore.store.store import Store, open_store
 from matcher.configuration import MatchSettings, all_layers_fused, one_layer_each
 from matcher.grid import GridScores
 from matcher.maps import LayerSpec
-from matcher.pairs import Pairs
+from matcher.pairs import MatchingPair, Pairs
 from matcher.pck import hits
 from matcher.registry import frame_of
 from matcher.sweep import TargetMatches, sweep
