@@ -131,7 +131,7 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     if config.layers is None:
         raise InputError("--features needs --layers: the names of the file's layers.")
     scoring = _scoring(config, [(name, None) for name in config.layers], config.size)
-    compute = choose_compute(config)
+    compute = choose_compute(config.device, config.dtype, config.batch_size)
     maps = open_features(features)
     dataset = open_dataset(config.dataset, config.root)
     split = canonical_split(config.split or default_split(dataset))

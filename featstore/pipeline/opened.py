@@ -90,7 +90,7 @@ def open_asked(config: MapsConfig | EvalConfig | GridConfig, progress: Progress)
     Raises:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
-    compute, store = choose_compute(config), open_store(config.store)
+    compute, store = choose_compute(config.device, config.dtype, config.batch_size), open_store(config.store)
     choice = choose_for_store(store, TypedPrompts.of(config))
     if choice.prompts is None:
         check_kept(config.stored, "prompts of pairs (cpm)")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featstore.backbones.base import Compute
 from featstore.backbones.dino import locate_dino
-from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
+from featstore.config import DEFAULT_STORE, TrainConfig, to_json
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
 from featstore.pipeline.defaults import choose_compute, dataset_of
@@ -142,7 +142,7 @@ def _compute(config: TrainConfig) -> Compute:
     if dtype == "auto":
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         dtype = "float32" if on_cpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    compute = choose_compute(ComputeConfig(device=config.device, dtype=dtype, batch_size=config.batch_size))
+    compute = choose_compute(config.device, dtype, config.batch_size)
     if compute.device.type == "cpu" and compute.dtype is torch.float16:
         raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")
     return compute
