@@ -101,10 +101,10 @@ def export(
     from cli.output import check_writable, human_bytes, print_bad, print_shapes, say, write_json
     from cli.progress import TerminalProgress
     from featstore.backbones.base import Asked
+    from featstore.pipeline.build import check_unchanged
     from featstore.pipeline.evaluate import choose_pairs, describe_features, describe_others, images_of
     from featstore.pipeline.export import Export, Layout, check_out
     from featstore.pipeline.export import export as write
-    from featstore.pipeline.images import check_unchanged
     from featstore.pipeline.needed import require_maps
     from featstore.pipeline.plan import MapRequest
     from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of

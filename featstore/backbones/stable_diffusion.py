@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.locate import COMPONENTS, locate
 from featstore.backbones.model_file import default_memory, fingerprint, pass_once, read_config
-from featstore.backbones.noise import LatentScale
+from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
 from featstore.backbones.registry import family_of
-from featstore.backbones.schedule import NoiseSchedule, read_schedule
 from featstore.errors import ModelError
 
 if TYPE_CHECKING:

@@ -23,8 +23,7 @@ from featstore.backbones.base import (
     compute_on,
 )
 from featstore.backbones.noise import Latents, noise, posterior_noise
-from featstore.backbones.profile import profile_of
-from featstore.backbones.registry import family_of, is_diffusion, open_family, pixel_families
+from featstore.backbones.registry import family_of, is_diffusion, open_family, pixel_families, profile_of
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
 from featstore.datasets.reading import LARGEST_IMAGE, read_limited

@@ -91,8 +91,7 @@ def _require_diffusion_maps(
     if not plan.parts:
         return MadeMaps(extractor, {}, (), 0, 0, {}, ())
     # Only now: loading the model's libraries takes longer than an evaluation from the cache.
-    from featstore.pipeline.features import extract_maps
-    from featstore.pipeline.latents import encode_images
+    from featstore.pipeline.features import encode_images, extract_maps
 
     model = model_of(store)
     lacking = sorted({row for part in plan.rows.values() for row in part})
@@ -228,7 +227,7 @@ def make_latents(
     """Encode those images of `rows` whose latents are not cached; returns those that could not be read."""
     if not missing_latents(store, rows):
         return ()
-    from featstore.pipeline.latents import encode_images
+    from featstore.pipeline.features import encode_images
 
     return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
 

@@ -13,9 +13,8 @@ from featstore.backbones.dino import locate_dino
 from featstore.datasets.records import Dataset
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
 from featstore.pipeline.evaluate import Evaluation, Scoring, match_shares, tabulated, unreadable
-from featstore.pipeline.features import chunks, diffusion_maps, noisy_of
+from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps, encode_images, noisy_of
 from featstore.pipeline.grid import Grid, done_before, score_shares
-from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
 from featstore.pipeline.plan import PlannedPasses

@@ -24,8 +24,8 @@ from featstore.backbones.model_file import default_memory, forget
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
+from featstore.pipeline.build import check_same_images, image_faults, survey_images
 from featstore.pipeline.features import chunks
-from featstore.pipeline.images import check_same_images, image_faults, survey_images
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
 from featstore.pipeline.noisy import with_sources
 from featstore.pipeline.plan import MapRequest, extractor_of
@@ -268,7 +268,7 @@ class _Makers:
 
     def make(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Make what arrays of one group are to hold of some images: empty, or why none was made."""
-        from featstore.pipeline.latents import encode_images
+        from featstore.pipeline.features import encode_images
 
         kind, *rest = paths[0].split("/")
         if kind == LATENTS:
@@ -315,7 +315,7 @@ class _Makers:
         return f"the {named} that they were made with is not at hand; such maps are made anew when needed"
 
     def _patch_tokens(self, rows: Sequence[int]) -> str:
-        from featstore.pipeline.latents import cache_patch_tokens
+        from featstore.pipeline.features import cache_patch_tokens
 
         made_by = self.store.attributes(CONDITIONING)
         wanted = NetworkName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None

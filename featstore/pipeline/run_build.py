@@ -14,6 +14,7 @@ from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
 from featstore.pipeline import build as stage
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import (
     LEARNED_TIMESTEPS,
     TEXT_TIMESTEPS,
@@ -25,7 +26,6 @@ from featstore.pipeline.defaults import (
 )
 from featstore.pipeline.distributed import ONE, Launch, Part, join_processes, launched, parse_part
 from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
-from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import FoundBackbone, estimate_maps, find_backbones, model_of, require_maps
 from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of

@@ -10,6 +10,7 @@ from featstore.config import ENSEMBLE, EvalConfig, given_options
 from featstore.datasets.records import canonical_split
 from featstore.datasets.registry import open_dataset
 from featstore.pair_list import note_oddities
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import (
     LEARNED_TIMESTEPS,
     TEXT_TIMESTEPS,
@@ -38,7 +39,6 @@ from featstore.pipeline.evaluate import (
     unreadable,
     without_images,
 )
-from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.plan import MapRequest
 from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store, layers_of

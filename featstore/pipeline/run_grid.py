@@ -10,6 +10,7 @@ from featstore.config import ENSEMBLE, EvalConfig, GridConfig
 from featstore.datasets.records import canonical_split
 from featstore.errors import ImageError
 from featstore.pair_list import note_oddities
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import (
     check_kept,
     check_names,
@@ -40,7 +41,6 @@ from featstore.pipeline.grid import (
     score_cached,
     score_streamed,
 )
-from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import find_backbones, make_latents, require_maps
 from featstore.pipeline.pairwise import PairMaps, open_pair_maps, score_grid_pairwise
 from featstore.pipeline.plan import MapRequest, extractor_of

@@ -16,12 +16,12 @@ from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
 from featstore.pair_list import describe_list, note_oddities, spell_list
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
 from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
+from featstore.pipeline.features import cache_patch_tokens, encode_images
 from featstore.pipeline.grid import choose_some
-from featstore.pipeline.images import check_unchanged
-from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
 from featstore.pipeline.told import tell_shapes

@@ -16,7 +16,7 @@ from typer.testing import Result
 from cli.reproduction.workplace import find_datasets
 from featstore.config import EvalConfig
 from featstore.datasets import demo
-from featstore.pipeline import latents
+from featstore.pipeline import features as latents
 from featstore.recipes import load_recipes
 from featstore.sealed import seal
 from matcher.errors import InputError

@@ -16,7 +16,7 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, resize_to_square
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
-from featstore.pipeline import latents as latents_stage
+from featstore.pipeline import features as latents_stage
 from featstore.pipeline.build import BuildRequest, build, estimate
 from featstore.progress import Silent
 from featstore.store.store import open_store

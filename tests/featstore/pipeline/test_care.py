@@ -18,7 +18,7 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.care import Dropped, drop, rows_at_hand
-from featstore.pipeline.latents import cache_patch_tokens
+from featstore.pipeline.features import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.plan import MapRequest
 from featstore.progress import Silent

@@ -20,7 +20,7 @@ from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.care import drop, rows_at_hand
-from featstore.pipeline.latents import cache_patch_tokens
+from featstore.pipeline.features import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.plan import MapRequest
 from featstore.pipeline.recompute import Recomputed, find_dino, recompute

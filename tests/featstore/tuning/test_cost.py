@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks.training import teraflop_an_image
 from cli.main import app
 from featstore.backbones import diffusion_networks as vae_module
-from featstore.pipeline import latents as latents_module
+from featstore.pipeline import features as latents_module
 from featstore.prompts.base import Mode
 from featstore.tuning import networks as networks_module
 from tests.featstore.trainable import write_trainable
