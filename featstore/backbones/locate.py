@@ -1,7 +1,8 @@
 """Where a model lies, and whether what lies there is a Stable Diffusion: a folder, the hub, or the demo's own.
 
-By its configurations a model is one whose UNet runs on latents, a timestep and the text encoder's embeddings, or something
-else, which is refused by what it is."""
+By its configurations a model is one whose UNet runs on latents, a timestep and the text encoder's embeddings, or
+something else, which is refused by what it is.
+"""
 
 import contextlib
 import os

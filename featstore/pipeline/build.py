@@ -1,8 +1,10 @@
-"""Which images there are, and what their bytes are now: the table of a new store, and what is stale in an old one."""
+"""`cache build`: a store made or brought up to date, from a dataset and a model. Which images there are, and what their
+bytes are now, is looked at first: the table of a new store, and what is stale in an old one."""
 
 import glob
+import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,11 @@ from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError, StoreExistsError, UnmarkedError
 from featstore.pair_list import copies
 from featstore.pipeline.distributed import WHOLE, Part
-from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.plan import missing_latents, missing_noisy
+from featstore.pipeline.needed import fill
+from featstore.pipeline.plan import Work, missing_latents, missing_noisy
 from featstore.progress import Progress
 from featstore.store.images import COLUMNS, ImageTable
-from featstore.store.keys import LATENTS, StoreLocation, noisy_path
+from featstore.store.keys import StoreLocation
 from featstore.store.lock import exclusive
 from featstore.store.pack import unpack_array
 from featstore.store.schema import StoreHeader
@@ -55,30 +57,28 @@ class Survey:
             self.sizes,
         )
 
+    def now(self, store: Store) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+        """The keys and sizes that a store of these images should have. An image that the disk does not give just now is
+        not one that changed, and of a file that is no readable image just now the size is the one that is known."""
+        then = store.images
+        keys = tuple(key or before for key, before in zip(self.keys, then.keys, strict=True))
+        changed = np.array([key != before for key, before in zip(keys, then.keys, strict=True)], dtype=bool)
+        given = np.array([key is not None for key in self.keys], dtype=bool)[:, None] & (self.sizes > 0)
+        return keys, np.where(given | changed[:, None], self.sizes, then.sizes)
+
 
 def survey_images(dataset: Dataset, progress: Progress) -> Survey:
     """Read and hash every image's bytes, and its header. Broken images are not raised: encoding them will say. Images
     that ask to be turned are noted once (`featstore.datasets.pictures`)."""
     records = dataset.images()
     progress.start("reading images", len(records), "images")
-
-    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int], int]:
-        key = None
-        try:
-            data = dataset.read(record)
-            key = image_key(record, data)
-            return key, original_size(record, data), exif_orientation(record, data)
-        except ImageError:
-            return key, (0, 0), 1
-
     keys, sizes, turned = [], [], []
-    with ThreadPoolExecutor(READERS) as pool:
-        for record, (key, size, orientation) in zip(records, pool.map(inspect, records), strict=True):
-            keys.append(key)
-            sizes.append(size)
-            if orientation != 1:
-                turned.append(record.id)
-            progress.advance()
+    for record, (key, size, orientation) in _inspected(dataset, records):
+        keys.append(key)
+        sizes.append(size)
+        if orientation != 1:
+            turned.append(record.id)
+        progress.advance()
     if turned:
         progress.note(
             f"{len(turned)} images of {dataset.name}, e.g. {turned[0]}, ask to be turned when they are shown (EXIF "
@@ -90,6 +90,24 @@ def survey_images(dataset: Dataset, progress: Progress) -> Survey:
     return Survey(records, tuple(keys), np.array(sizes, dtype=np.int32).reshape(-1, 2))
 
 
+def _inspected(
+    dataset: Dataset, records: Sequence[ImageRecord]
+) -> Iterator[tuple[ImageRecord, tuple[str | None, tuple[int, int], int]]]:
+    """Each image with its key, its original size and how it asks to be turned; broken ones with what is known."""
+
+    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int], int]:
+        key = None
+        try:
+            data = dataset.read(record)
+            key = image_key(record, data)
+            return key, original_size(record, data), exif_orientation(record, data)
+        except ImageError:
+            return key, (0, 0), 1
+
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from zip(records, pool.map(inspect, records), strict=True)
+
+
 def check_unchanged(store: Store, dataset: Dataset, images: Collection[str], progress: Progress) -> None:
     """Raise `StoreError` where an image's bytes are not those that the store was made from: its maps would be matched
     against keypoints of another picture. Or where the table of images has another size or category of it: keypoints
@@ -97,47 +115,28 @@ def check_unchanged(store: Store, dataset: Dataset, images: Collection[str], pro
     wanted = set(images)
     records = [record for record in dataset.images() if record.id in wanted]
     progress.start("checking images", len(records), "images")
-
-    def inspect(record: ImageRecord) -> tuple[str | None, tuple[int, int]]:
-        try:
-            data = dataset.read(record)
-        except ImageError:
-            return None, (0, 0)
-        return image_key(record, data), _size_of(record, data)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        for record, (key, size) in zip(records, pool.map(inspect, records), strict=True):
-            row = store.images.row(record.id)
-            check_category(store, row, record)
-            if key not in (None, store.images.keys[row]):
-                raise StoreError(
-                    f"The file of image {record.id!r} has changed since `cache build`: run `dualsd cache build` again."
-                )
-            fault = _size_fault(store.images, row, size)
-            if fault is not None:
-                raise StoreError(
-                    f"Of image {record.id!r} in {store.path} {fault}: run `dualsd cache build`, which writes the table "
-                    "of images anew."
-                )
-            progress.advance()
+    for record, (key, size, _) in _inspected(dataset, records):
+        row = store.images.row(record.id)
+        check_category(store, row, record)
+        if key not in (None, store.images.keys[row]):
+            raise StoreError(
+                f"The file of image {record.id!r} has changed since `cache build`: run `dualsd cache build` again."
+            )
+        if fault := _size_fault(store.images, row, size):
+            raise StoreError(
+                f"Of image {record.id!r} in {store.path} {fault}: run `dualsd cache build`, which writes the table of "
+                "images anew."
+            )
+        progress.advance()
 
 
 def check_category(store: Store, row: int, record: ImageRecord) -> None:
     """Raise `StoreError` where the table of images has another category of an image than the dataset."""
-    fault = _category_fault(store.images, row, record)
-    if fault is not None:
+    if fault := _category_fault(store.images, row, record):
         raise StoreError(
             f"Of image {record.id!r} in {store.path} {fault}: its maps may be of the wrong category's prompt; make the "
             "store anew with `dualsd cache build` and another --store."
         )
-
-
-def _size_of(record: ImageRecord, data: bytes) -> tuple[int, int]:
-    """Original width and height, 0 for what is no readable image."""
-    try:
-        return original_size(record, data)
-    except ImageError:
-        return 0, 0
 
 
 def check_same_images(store: Store, survey: Survey) -> None:
@@ -151,30 +150,25 @@ def image_faults(store: Store, survey: Survey) -> list[tuple[int, str]]:
     """What the table of images says otherwise than the dataset and its files, by row. The dataset has the store's
     images."""
     table = store.images
-    found = []
+    found: list[tuple[int, str]] = []
     for row, record in enumerate(survey.records):
+        faults = [_size_fault(table, row, tuple(survey.sizes[row].tolist())), _category_fault(table, row, record)]
         if survey.keys[row] not in (None, table.keys[row]):
-            found.append((row, "its file is not the one that the store was made from"))
-            continue
-        size = tuple(survey.sizes[row].tolist())
-        faults = (_size_fault(table, row, size), _category_fault(table, row, record))
-        found += [(row, fault) for fault in faults if fault is not None]
+            faults = ["its file is not the one that the store was made from"]
+        found += [(row, fault) for fault in faults if fault]
     return found
 
 
-def _size_fault(table: ImageTable, row: int, size: tuple[int, ...]) -> str | None:
+def _size_fault(table: ImageTable, row: int, size: tuple[int, ...]) -> str:
+    """Empty where there is none; a file that cannot be read now says nothing."""
     stored = tuple(table.sizes[row].tolist())
-    if stored == size or 0 in size:  # one that cannot be read now says nothing
-        return None
     spelt = " where its file has ".join(f"{width} x {height}" for width, height in (stored, size))
-    return f"the table of images says {spelt} pixels"
+    return "" if stored == size or 0 in size else f"the table of images says {spelt} pixels"
 
 
-def _category_fault(table: ImageTable, row: int, record: ImageRecord) -> str | None:
-    stored = table.categories[row]
-    if stored == record.category:
-        return None
-    return f"the table of images says category {stored!r} where the dataset says {record.category!r}"
+def _category_fault(table: ImageTable, row: int, record: ImageRecord) -> str:
+    stored, said = table.categories[row], record.category
+    return "" if stored == said else f"the table of images says category {stored!r} where the dataset says {said!r}"
 
 
 def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, int]:
@@ -186,20 +180,19 @@ def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, in
     check_same_images(store, survey)
     for row, record in enumerate(survey.records):
         check_category(store, row, record)
-    if _is_current(store, survey):
+    if _is_current(store, *survey.now(store)):
         return store, 0
     with exclusive(store.path):  # nobody packs a row of what an image was while it is forgotten
         store = open_store(store.path)
-        if _is_current(store, survey):  # another process was first, and may have made rows of the new ones since
+        keys, sizes = survey.now(store)
+        if _is_current(store, keys, sizes):  # another process was first, and may have made rows of the new ones since
             return store, 0
-        keys, sizes = _keys_now(store, survey), _sizes_now(store, survey)
         same = np.array(keys) == np.array(store.images.keys)
-        resized = same & (sizes != store.images.sizes).any(axis=1)
-        if resized.any():
-            first = store.images.ids[int(np.flatnonzero(resized)[0])]
+        resized = np.flatnonzero(same & (sizes != store.images.sizes).any(axis=1))
+        if len(resized):
             progress.note(
-                f"Of {int(resized.sum())} image(s), e.g. {first}, the table of images said another size than the file "
-                "has; it is set right."
+                f"Of {len(resized)} image(s), e.g. {store.images.ids[resized[0]]}, the table of images said another "
+                "size than the file has; it is set right."
             )
         for array in store.arrays().values() if not same.all() else ():
             if array.packed:
@@ -207,32 +200,17 @@ def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, in
         return replace_stale(store, keys, sizes)
 
 
-def _is_current(store: Store, survey: Survey) -> bool:
-    return _keys_now(store, survey) == store.images.keys and np.array_equal(
-        _sizes_now(store, survey), store.images.sizes
-    )
-
-
-def _sizes_now(store: Store, survey: Survey) -> NDArray[np.int32]:
-    """Of a file that is no readable image just now the size that is known."""
-    given = np.array([key is not None for key in survey.keys])[:, None] & (survey.sizes > 0)
-    changed = np.array([now not in (None, then) for now, then in zip(survey.keys, store.images.keys, strict=True)])
-    return np.where(given | changed[:, None], survey.sizes, store.images.sizes)
-
-
-def _keys_now(store: Store, survey: Survey) -> tuple[str, ...]:
-    """An image that the disk does not give just now is not one that changed."""
-    return tuple(now or then for now, then in zip(survey.keys, store.images.keys, strict=True))
+def _is_current(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> bool:
+    return keys == store.images.keys and np.array_equal(sizes, store.images.sizes)
 
 
 def _difference(stored: Sequence[str], found: Sequence[str]) -> str:
     gone, new = sorted(set(stored) - set(found)), sorted(set(found) - set(stored))
-    parts = []
-    if gone:
-        parts.append(f"{len(gone)} of its {len(stored)} are no longer in the dataset (e.g. {gone[0]!r})")
-    if new:
-        parts.append(f"{len(new)} of the dataset's {len(found)} are not in the store (e.g. {new[0]!r})")
-    return " and ".join(parts) + "; name another --store" if parts else "their order differs; name another --store"
+    parts = [
+        *([f"{len(gone)} of its {len(stored)} are no longer in the dataset (e.g. {gone[0]!r})"] if gone else []),
+        *([f"{len(new)} of the dataset's {len(found)} are not in the store (e.g. {new[0]!r})"] if new else []),
+    ]
+    return f"{' and '.join(parts) or 'their order differs'}; name another --store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +289,8 @@ def build(
     start = time.monotonic()
     store, stale = open_or_create(dataset, model, request, progress)
     rows = request.part.of(range(len(store.images)))
-    encoded, noised, bad = _complete(store, dataset, rows, model, request, compute, progress)
+    noisy = [(rows, timestep, request.draws) for timestep in request.timesteps]
+    encoded, noised, bad = fill(Work(store, dataset, compute, progress), model, noisy, rows)
     if bad and not skip_bad:
         raise bad[0]
     return BuildReport(
@@ -328,13 +307,9 @@ def build(
 
 def together(reports: Sequence[BuildReport]) -> BuildReport:
     """What all parts did."""
+    counts = ("images", "encoded", "skipped", "stale", "noised", "bytes_written")  # one of them forgot the stale rows
     return BuildReport(
-        images=sum(report.images for report in reports),
-        encoded=sum(report.encoded for report in reports),
-        skipped=sum(report.skipped for report in reports),
-        stale=sum(report.stale for report in reports),  # one of them forgot the rows
-        noised=sum(report.noised for report in reports),
-        bytes_written=sum(report.bytes_written for report in reports),
+        **{name: sum(getattr(report, name) for report in reports) for name in counts},
         seconds=max(report.seconds for report in reports),
         bad=tuple(error for report in reports for error in report.bad),
     )
@@ -353,14 +328,13 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
         check_same_images(store, survey)
     _check_annotations(dataset, request, store, survey, progress)
     if store is None:
-        side = model.latent_side(header.image_size)
         try:
-            return create_store(request.path, header, survey.table(), (model.latent_channels, side, side)), 0
+            return create_store(request.path, header, survey.table(), model.latent_shape(header.image_size)), 0
         except StoreExistsError:
             store = _open_same(request.path, header)
             if store is None:
                 raise
-    sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
+    sweep_partial(folders_of(store.path, COLUMNS))
     record_whereabouts(store, header)
     return refresh(store, survey, progress)
 
@@ -370,7 +344,6 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
     header = header_of(dataset, model, request)
     store = _open_same(request.path, header)
     survey = survey_images(dataset, progress)
-    side = model.latent_side(header.image_size)
     rows = request.part.of(range(len(survey.records)))
     encode, noise = len(rows), len(rows) * len(request.timesteps) * request.draws
     if store is not None:
@@ -380,7 +353,8 @@ def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Pr
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
     _check_annotations(dataset, request, store, survey, progress)
-    return BuildCost(len(rows), encode, noise, (encode + noise) * _row_bytes(model, side), encode + noise)
+    row_bytes = math.prod(model.latent_shape(header.image_size)) * 2 + 4  # float16, and a checksum
+    return BuildCost(len(rows), encode, noise, (encode + noise) * row_bytes, encode + noise)
 
 
 def _check_annotations(
@@ -398,34 +372,6 @@ def _check_annotations(
             continue
         readable = [pair for pair in pairs if pair.source in sizes and pair.target in sizes]
         agreeing(dataset, readable, sizes.__getitem__, progress.note)
-
-
-def _complete(
-    store: Store,
-    dataset: Dataset,
-    rows: Sequence[int],
-    model: Model,
-    request: BuildRequest,
-    compute: Compute,
-    progress: Progress,
-) -> tuple[int, int, list[ImageError]]:
-    """Make what is missing of `rows`: (images encoded, noisy latents made, images that could not be read)."""
-    check_noise(store, rows, request.timesteps)
-    lacks_noise = any(missing_noisy(store, rows, timestep, request.draws) for timestep in request.timesteps)
-    if not missing_latents(store, rows) and not lacks_noise:
-        return 0, 0, []
-    # Only now: the model's libraries take longer to load than it takes to see that nothing is missing.
-    from featstore.pipeline.features import encode_images
-
-    encoded, bad = encode_images(store, dataset, model.location, rows, compute, progress)
-    broken = {store.images.row(error.image_id) for error in bad}
-    good = [row for row in rows if row not in broken]
-    return encoded, add_noise(store, good, request.timesteps, request.draws, progress), bad
-
-
-def _row_bytes(model: Model, side: int) -> int:
-    """Of latents, clean or noisy, in a file: float16 and a checksum of 4 bytes."""
-    return model.latent_channels * side * side * 2 + 4
 
 
 def _open_same(path: StoreLocation, header: StoreHeader) -> Store | None:

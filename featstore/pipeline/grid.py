@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from featstore.backbones.registry import is_diffusion
 from featstore.datasets.records import Dataset, Pair
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target
 from featstore.pipeline.evaluate import images_of
-from featstore.pipeline.needed import FoundBackbone, MapsCost, estimate_maps, model_of
-from featstore.pipeline.plan import MapRequest, missing_latents, sharing_a_pass
+from featstore.pipeline.needed import MapsCost, estimate_maps, model_of, open_stream
+from featstore.pipeline.plan import FoundBackbone, MapRequest, missing_latents, sharing_a_pass
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import Extractor
@@ -108,20 +109,16 @@ def score_streamed(
     pairs = Pairs.of(pairs)
 
     def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
-        # loading the model's libraries takes seconds, and a grid that was finished before needs none
-        from featstore.pipeline.stream import MapStream, open_stream
-
-        stream: MapStream | None = None
         categories = pairs.grouped("category", rows)
+        # its libraries take seconds to load, and a grid that was finished before needs none
+        stream = cache(lambda: open_stream(store, dataset, tuple(categories), grid.maps, request))
         parts: list[Hits] = []
         for category, members in categories.items():
             own = pairs.take(members)
             maps: MapSource = MapsInMemory({})  # a finished category asks for none
             if not ledger.done.issuperset(own.grouped("target")):
-                if stream is None:
-                    stream = open_stream(store, dataset, tuple(categories), grid.maps, request)
                 images = sorted({*own.grouped("source"), *own.grouped("target")})
-                maps = stream.maps_of([store.images.row(image) for image in images], progress)
+                maps = stream().maps_of([store.images.row(image) for image in images], progress)
             progress.start(f"matching {category}", len(own), "pairs")
             parts.append(_hits(own, maps, grid, ledger, request.compute, progress))
         return [row for members in categories.values() for row in members], np.concatenate(parts, axis=-1)

@@ -30,7 +30,7 @@ from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
 from featstore.pipeline.defaults import check_names, timesteps_for, weights_for
-from featstore.pipeline.features import Batch, chunks, diffusion_maps, pixel_maps
+from featstore.pipeline.features import Batch, Made, diffusion_maps, passes
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent
 from featstore.prompts.text import encode_texts
@@ -239,7 +239,7 @@ class Featurizer:
         prompt: PhotoPrompt,
         ensemble: int,
         progress: Progress,
-    ) -> list[tuple[int, MapKey, Tensor]]:
+    ) -> list[Made[int]]:
         if not groups:
             return []
         latents = [self._encoded(photo) for photo in photos]
@@ -257,7 +257,7 @@ class Featurizer:
         # a pass holds draws of one photograph: its maps do not depend on which others are asked for
         compute = replace(self.compute, batch_size=min(self.compute.batch_size, ensemble))
         rows = tuple(range(len(photos)))
-        parts = [PlannedPasses(keys[0][1], tuple(layer for layer, _ in keys), rows) for keys in groups]
+        parts = [PlannedPasses(keys, rows) for keys in groups]
         return list(diffusion_maps(self.networks, parts, noisy, told, ensemble, compute, progress))
 
     def _encoded(self, photo: Photo) -> NDArray[np.float32]:
@@ -270,18 +270,16 @@ class Featurizer:
         latents: NDArray[np.float32] = self.networks.encode(pixels, drawn)[0].cpu().numpy()
         return latents
 
-    def _other_maps(
-        self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress
-    ) -> list[tuple[int, MapKey, Tensor]]:
+    def _other_maps(self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress) -> list[Made[int]]:
         backbone, size, networks = self._other(layers[0])
         if networks is None:
             networks = backbone.load(self.compute, layers)
             self._others[family_of(layers[0])] = backbone, size, networks
         batches = (
-            Batch(rows, np.stack([resize_to_square(photos[row].picture, size) for row in rows]), 1, len(rows), True)
-            for rows in chunks(range(len(photos)), 1)
+            Batch([row], resize_to_square(photo.picture, size)[None], 1, 1, True) for row, photo in enumerate(photos)
         )
-        return list(pixel_maps(networks, layers, batches, self.compute, progress))
+        keys = [(layer, None) for layer in layers]
+        return list(passes(networks, keys, batches, None, self.compute.device, progress))
 
     def _other(self, layer: str) -> tuple[Backbone, int, Networks | None]:
         family = family_of(layer)

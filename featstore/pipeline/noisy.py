@@ -1,5 +1,6 @@
 """Stage 1, second half: noise is added to the cached latents at each timestep, and kept. No network is run."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -8,41 +9,40 @@ from numpy.typing import NDArray
 
 from featstore.backbones.noise import noise
 from featstore.errors import StoreError
-from featstore.pipeline.plan import missing_noisy
+from featstore.pipeline.plan import Work, missing_noisy
 from featstore.progress import Progress
-from featstore.store.keys import LATENTS, MAPS, NOISY, noisy_path
+from featstore.store.keys import LATENTS, MAPS, NOISY, noisy_path, number_of
 from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
+from featstore.store.rows import Row
 from featstore.store.store import Store
 from featstore.store.verify import BadRow, Verification
 from matcher.maps import read_ahead
 
+NoisyRows = tuple[Sequence[int], int, int]
+"""Image rows, a timestep, and how many draws each of noise."""
 
-def add_noise(
-    store: Store,
-    rows: Sequence[int],
-    timesteps: Sequence[int],
-    draws: int,
-    progress: Progress,
-) -> int:
-    """Noisy latents of the images of `rows` at each timestep, `draws` draws each: how many were made.
 
-    The noise of a draw depends on (seed, image key, timestep, draw) alone. Latents of `rows` must be cached. Raises
-    `StoreError` where those that are there are others.
-    """
-    check_noise(store, rows, timesteps)
-    missing = {step: part for step in timesteps if (part := missing_noisy(store, rows, step, draws))}
-    total = sum(len(part) for part in missing.values())
+def add_noise(work: Work, noisy: Sequence[NoisyRows]) -> int:
+    """Noisy latents of images whose latents are cached: how many were made. The noise of a draw depends on (seed, image
+    key, timestep, draw) alone."""
+    store, progress = work.store, work.progress
+    missing: dict[int, set[Row]] = defaultdict(set)
+    for rows, timestep, draws in noisy:
+        missing[timestep].update(missing_noisy(store, rows, timestep, draws))
+    total = sum(map(len, missing.values()))
     if total == 0:
         return 0
-    unpack(store, [noisy_path(timestep) for timestep in missing], progress)
+    unpack(store, [noisy_path(timestep) for timestep, places in missing.items() if places], progress)
     latents = store.latents()
     progress.start("adding noise", total, "latents")
     with row_writer(store.path) as write:
-        for timestep, part in missing.items():
-            array = store.require_noisy(timestep, draws)
+        for timestep, places in missing.items():
+            if not places:
+                continue
+            array = store.require_noisy(timestep, max(draws for _, step, draws in noisy if step == timestep))
             wanted: dict[int, list[int]] = {}
-            for row, draw in part:
+            for row, draw in sorted(places):
                 wanted.setdefault(row, []).append(draw)
             for row, stored in read_ahead(wanted, lambda row: latents.read((row,)), reads_ahead(store.path)):
                 clean = stored.astype(np.float32)
@@ -68,13 +68,11 @@ def check_noise(store: Store, rows: Sequence[int], timesteps: Iterable[int]) -> 
     """
     steps = sorted(set(timesteps))
     store.header.schedule.check_timesteps(steps)
-    places = {step: found for step in steps if (found := _row_of(store, rows, step))}
-    mixed = store.header.schedule.has_mixed
     wrong = [
         step
-        for step, place in places.items()
-        for _, kept, clean, drawn in with_sources(store, noisy_path(step), [place])
-        if not mixed(kept, clean, drawn, step)
+        for step in steps
+        for _, kept, clean, drawn in with_sources(store, noisy_path(step), _row_of(store, rows, step))
+        if not store.header.schedule.has_mixed(kept, clean, drawn, step)
     ]
     if wrong:
         raise StoreError(
@@ -91,7 +89,7 @@ def with_sources(
     be the mixture of. Latents are read once for the draws of an image, which stand together in `places`."""
     if not places:  # nor are there latents, perhaps
         return
-    array, latents, timestep = store.array(path), store.latents(), _timestep(path)
+    array, latents, timestep = store.array(path), store.latents(), number_of(path)
     assert array is not None, "its rows were listed"
     clean, of = np.empty(0, np.float32), -1
     for (row, draw), kept in read_ahead(places, array.read, reads_ahead(store.path)):
@@ -100,22 +98,20 @@ def with_sources(
         yield (row, draw), kept, clean, noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
 
 
-def _timestep(path: str) -> int:
-    return int(path.rpartition("/t")[2])
-
-
-def _row_of(store: Store, rows: Sequence[int], timestep: int) -> tuple[int, int] | None:
-    """(image row, draw) of noisy latents that are cached, and whose latents are; damaged ones are told where they are
-    used."""
+def _row_of(store: Store, rows: Sequence[int], timestep: int) -> list[tuple[int, int]]:
+    """(image row, draw) of noisy latents that are cached, and whose latents are, if there is one; damaged ones are told
+    where they are used."""
     array, latents = store.noisy(timestep), store.latents()
     if array is None:
-        return None
+        return []
     present = array.present() & latents.present()[:, None]
     asked = np.zeros_like(present)
     asked[list(rows)] = True
-    places = [(row, draw) for chosen in (asked, ~asked) for row, draw in np.argwhere(present & chosen).tolist()]
-    whole = (place for place in places if array.damage(place) is None and latents.damage(place[:1]) is None)
-    return next(whole, None)
+    for chosen in (asked, ~asked):
+        for row, draw in np.argwhere(present & chosen).tolist():
+            if array.damage((row, draw)) is None and latents.damage((row,)) is None:
+                return [(row, draw)]
+    return []
 
 
 def with_noise_checked(store: Store, found: Verification, progress: Progress) -> Verification:
@@ -135,52 +131,45 @@ def with_noise_checked(store: Store, found: Verification, progress: Progress) ->
         ]
     progress.start("checking noise", sum(map(len, places.values())), "rows")
     wrong: list[BadRow] = []
-    fitting = {path: set[int]() for path in places}
+    suspects, fitting = set[int](), set[int]()
     for path, rows in places.items():
+        bad, fits = set[int](), set[int]()
         for (row, draw), kept, clean, drawn in with_sources(store, path, rows):
-            if store.header.schedule.has_mixed(kept, clean, drawn, _timestep(path)):
-                fitting[path].add(row)
+            if store.header.schedule.has_mixed(kept, clean, drawn, number_of(path)):
+                fits.add(row)
             else:
+                bad.add(row)
                 wrong.append(_bad(store, path, (row, draw), "it is not noise by the store's betas"))
             progress.advance()
-    # Where others fit, the schedule is right; an image that then fits nowhere is more likely wrong itself.
-    fits_somewhere = set[int]().union(*fitting.values())
-    asked = {bad.row[0] for bad in wrong if fitting[bad.array]}
-    wrong += [
-        _bad(store, LATENTS, (row,), "none of its noisy latents is made of it")
-        for row in sorted(asked - fits_somewhere)
-    ]
+        # Where others fit, the schedule is right; an image that then fits nowhere is more likely wrong itself.
+        suspects |= bad if fits else set()
+        fitting |= fits
+    why = "none of its noisy latents is made of it"
+    wrong += [_bad(store, LATENTS, (row,), why) for row in sorted(suspects - fitting)]
     return with_maps_made_of(store, _with(found, wrong), wrong)
 
 
 def with_maps_made_of(store: Store, found: Verification, wrong: Sequence[BadRow]) -> Verification:
     """What was found, and the UNet's maps of images and timesteps whose noisy latents are `wrong`."""
     damaged = {(bad.array, bad.row) for bad in found.bad}
-    images: dict[str, set[int]] = {}
+    images: dict[int, set[int]] = defaultdict(set)
     for bad in wrong:
         if bad.array.startswith(f"{NOISY}/"):
-            images.setdefault(bad.array.removeprefix(NOISY), set()).add(bad.row[0])
+            images[number_of(bad.array)].add(bad.row[0])
     made: list[BadRow] = []
+    why = "it was made from noise that is not by the store's betas"
     for path in (one.path for one in found.arrays if one.path.startswith(f"{MAPS}/")):
-        of_wrong = images.get(f"/{path.rpartition('/')[2]}", set())
+        of_wrong = images.get(number_of(path), set())
         array = store.array(path) if of_wrong else None
         if array is not None:
             rows = sorted(of_wrong.intersection(np.flatnonzero(array.present()).tolist()))
-            made += [
-                _bad(store, path, (row,), "it was made from noise that is not by the store's betas")
-                for row in rows
-                if (path, (row,)) not in damaged
-            ]
+            made += [_bad(store, path, (row,), why) for row in rows if (path, (row,)) not in damaged]
     return _with(found, made)
 
 
 def _with(found: Verification, wrong: Sequence[BadRow]) -> Verification:
-    by_array: dict[str, list[BadRow]] = {}
-    for bad in wrong:
-        by_array.setdefault(bad.array, []).append(bad)
-    return replace(
-        found, arrays=tuple(replace(one, bad=(*one.bad, *by_array.get(one.path, ()))) for one in found.arrays)
-    )
+    arrays = (replace(one, bad=(*one.bad, *(bad for bad in wrong if bad.array == one.path))) for one in found.arrays)
+    return replace(found, arrays=tuple(arrays))
 
 
 def _bad(store: Store, path: str, row: tuple[int, ...], why: str) -> BadRow:

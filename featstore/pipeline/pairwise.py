@@ -8,24 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute, MapKey, Networks
+from featstore.backbones.base import Asked, Compute, MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.datasets.records import Dataset
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
 from featstore.pipeline.evaluate import Evaluation, Scoring, match_shares, tabulated, unreadable
-from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps, encode_images, noisy_of
+from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps, noisy_of
 from featstore.pipeline.grid import Grid, done_before, score_shares
-from featstore.pipeline.needed import model_of
-from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.plan import PlannedPasses
+from featstore.pipeline.needed import fill, model_of
+from featstore.pipeline.plan import MapRequest, PlannedPasses, Work
 from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
-from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
 from featstore.store.ledger import StoredLedger
 from featstore.store.source import MapsByLayer
 from featstore.store.store import Store, patch_tokens_of
-from featstore.store.sweep import folders_of, sweep_partial
 from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
@@ -62,7 +59,7 @@ class PairMaps:
         for batch in chunks(pairs, self.pairs_a_batch):
             ends = [(pair.source, pair.target) for pair in batch]
             places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
-            parts = [PlannedPasses(timestep, (layer,), places) for layer, timestep in self.wanted]
+            parts = [PlannedPasses((key,), places) for key in self.wanted]
             prompts = {layer: self.prompts.of(int(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
 
             def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
@@ -83,40 +80,46 @@ class PairMaps:
 
 
 def open_pair_maps(
-    store: Store,
-    dataset: Dataset,
+    work: Work,
     pairs: Sequence[MatchingPair],
     wanted: tuple[MapKey, ...],
     learned: LearnedPrompts,
-    dino: str | None,
-    ensemble: int,
-    compute: Compute,
-    progress: Progress,
-    processes: Processes = ALONE,
-    others: Mapping[str, MapSource] | None = None,
+    request: MapRequest,
+    processes: Processes,
+    others: Mapping[str, MapSource],
 ) -> PairMaps:
     """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
-    load the networks. dino: where the DINOv2 lies; by default the model's own, else `facebook/dinov2-base`. Raises the
-    first `ImageError`, `PromptError` for another DINOv2 than the prompts', and `DiskFullError` where the disk
-    fills up."""
-    model = model_of(store)
-    location = model.location
+    load the networks.
+
+    Args:
+        work: the store, and what it is filled from.
+        pairs: whose maps will be made.
+        wanted: (layer, timestep) of the UNet's maps.
+        learned: prompts of pairs.
+        request: noise draws that are averaged, and where the DINOv2 lies; by default it is the model's own, else
+            `facebook/dinov2-base`.
+        processes: those that share the images.
+        others: see `PairMaps`.
+
+    Raises:
+        ImageError: of the first image that cannot be read.
+        PromptError: for another DINOv2 than the prompts'.
+        DiskFullError: where the disk fills up.
+    """
+    store, model, ensemble = work.store, model_of(work.store), request.ensemble
     rows = sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
     own = processes.part.of(rows)
     steps = sorted({timestep for _, timestep in wanted if timestep is not None})
-    name, folder = locate_dino(dino, location)
-    check_dino(learned, name)
-    check_noise(store, own, steps)
-    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
-    bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
+    found = locate_dino(request.asked.get("dino", Asked()).name, model.location)
+    check_dino(learned, found[0])
+    bad = unreadable(*processes.gather(fill(work, model, [(own, timestep, ensemble) for timestep in steps], own)[2]))
     if bad:
         raise bad[0]
-    add_noise(store, own, steps, ensemble, progress)
-    tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
+    tokens = cache_patch_tokens(work, *found, own)
     processes.wait()
-    networks = model.load(compute, [layer for layer, _ in wanted])
+    networks = model.load(work.compute, [layer for layer, _ in wanted])
     prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
-    return PairMaps(store, networks, prompts, wanted, ensemble, compute, others or {})
+    return PairMaps(store, networks, prompts, wanted, ensemble, work.compute, others)
 
 
 def score_pairwise(

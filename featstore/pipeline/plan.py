@@ -1,20 +1,39 @@
 """What is missing of latents, noisy latents and maps. Loads no model library, as often nothing is missing."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from featstore.backbones.base import Asked, Compute, MapKey
+from featstore.backbones.base import Asked, Backbone, Compute, LayerShape, MapKey
+from featstore.datasets.records import Dataset
+from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import AnyExtractor, Extractor, Stored
-from featstore.store.rows import Row
+from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor, Stored
+from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What rows of a store are made of and with: its images in the data set, where networks run, and who is told."""
+
+    store: Store
+    dataset: Dataset
+    compute: Compute
+    progress: Progress
+
+
+def missing_rows(array: RowArray | None, rows: Sequence[int]) -> list[int]:
+    """Those of `rows` that an array of one row per image lacks."""
+    if array is None:
+        return [*rows]
+    present = array.present()
+    return [row for row in rows if not present[row]]
 
 
 def missing_latents(store: Store, rows: Sequence[int]) -> list[int]:
     """Those of `rows` whose latents are not cached."""
-    present = store.latents().present()
-    return [row for row in rows if not present[row]]
+    return missing_rows(store.latents(), rows)
 
 
 def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) -> list[Row]:
@@ -27,17 +46,28 @@ def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) 
     return [(row, draw) for row, draw in wanted if draw >= present.shape[1] or not present[row, draw]]
 
 
+def missing_maps(store: Store, extractor: AnyExtractor, rows: Sequence[int], keys: Iterable[MapKey]) -> list[int]:
+    """Those of `rows` that lack one of the maps (layer, timestep), sorted."""
+    return sorted({row for key in keys for row in missing_rows(store.maps(extractor, *key), rows)})
+
+
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPasses(Generic[Item]):
-    """Passes at a timestep that share a prompt: the layers tapped, and what they are made of, rows of images that lack
-    any of them."""
+    """Passes at a timestep that share a prompt. keys: (layer, timestep) of the maps that are taken. rows: what they are
+    made of, images that lack any of those maps."""
 
-    timestep: int | None
-    layers: tuple[str, ...]
+    keys: tuple[MapKey, ...]
     rows: tuple[Item, ...]
+
+    @property
+    def timestep(self) -> int:
+        """The one of all keys."""
+        timestep = self.keys[0][1]
+        assert timestep is not None, "layers of a diffusion model have timesteps"
+        return timestep
 
 
 def sharing_a_pass(wanted: Iterable[MapKey], differ_by_layer: bool) -> list[tuple[MapKey, ...]]:
@@ -46,33 +76,6 @@ def sharing_a_pass(wanted: Iterable[MapKey], differ_by_layer: bool) -> list[tupl
     for layer, timestep in sorted(set(wanted), key=lambda key: (key[1] or 0, key[0])):
         groups.setdefault((timestep or 0, layer if differ_by_layer else None), []).append((layer, timestep))
     return [tuple(keys) for keys in groups.values()]
-
-
-@dataclass(frozen=True, slots=True)
-class MapPlan:
-    """The passes of a diffusion model that are still to be made."""
-
-    parts: tuple[PlannedPasses[int], ...]
-
-    @property
-    def images(self) -> int:
-        """Images times timesteps (times layers, where their prompts differ) that a UNet pass is made for; times the
-        ensemble: passes."""
-        return sum(len(part.rows) for part in self.parts)
-
-    @property
-    def rows(self) -> dict[int, tuple[int, ...]]:
-        """The image rows of each timestep, sorted."""
-        steps = {part.timestep for part in self.parts if part.timestep is not None}
-        return {
-            step: tuple(sorted({row for part in self.parts if part.timestep == step for row in part.rows}))
-            for step in sorted(steps)
-        }
-
-    def without(self, rows: Collection[int]) -> "MapPlan":
-        """The plan but for some image rows."""
-        kept = (replace(part, rows=tuple(row for row in part.rows if row not in rows)) for part in self.parts)
-        return MapPlan(tuple(part for part in kept if part.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,20 @@ class MapRequest:
         return self.prompt
 
 
+@dataclass(frozen=True, slots=True)
+class FoundBackbone:
+    """A backbone of images alone, at hand. extractor: under whose name its maps lie. shapes: of the layers wanted."""
+
+    extractor: PixelExtractor
+    backbone: Backbone
+    shapes: Mapping[str, LayerShape]
+
+    @property
+    def keys(self) -> list[MapKey]:
+        """Of the layers' maps, which have no timestep."""
+        return [(layer, None) for layer in self.shapes]
+
+
 def extractor_of(
     store: Store, prompt: Prompts, ensemble: int, compute: Compute, stored: Stored = Stored.FLOAT16
 ) -> Extractor:
@@ -102,25 +119,12 @@ def extractor_of(
     return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, stored)
 
 
-def missing_maps(store: Store, extractor: AnyExtractor, rows: Sequence[int], key: MapKey) -> set[int]:
-    """Those of `rows` whose maps (layer, timestep) are not cached."""
-    array = store.maps(extractor, *key)
-    present = None if array is None else array.present()
-    return {row for row in rows if present is None or not present[row]}
-
-
 def plan_maps(
     store: Store, extractor: Extractor, rows: Sequence[int], wanted: Iterable[MapKey], prompt: Prompts
-) -> MapPlan:
-    """What is missing of the maps (layer, timestep) in `wanted`, for the images of `rows`."""
-    missing = {key: lacking for key in wanted if (lacking := missing_maps(store, extractor, rows, key))}
-    return MapPlan(
-        tuple(
-            PlannedPasses(
-                keys[0][1],
-                tuple(layer for layer, _ in keys),
-                tuple(sorted(set[int]().union(*(missing[key] for key in keys)))),
-            )
-            for keys in sharing_a_pass(missing, prompt.differ_by_layer)
-        )
-    )
+) -> list[PlannedPasses[int]]:
+    """The passes that the maps (layer, timestep) in `wanted` are still to be made with, of the images of `rows`."""
+    missing = {key: lacking for key in wanted if (lacking := missing_rows(store.maps(extractor, *key), rows))}
+    return [
+        PlannedPasses(keys, tuple(sorted({row for key in keys for row in missing[key]})))
+        for keys in sharing_a_pass(missing, prompt.differ_by_layer)
+    ]

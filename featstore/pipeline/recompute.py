@@ -28,7 +28,7 @@ from featstore.pipeline.build import check_same_images, image_faults, survey_ima
 from featstore.pipeline.features import chunks
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
 from featstore.pipeline.noisy import with_sources
-from featstore.pipeline.plan import MapRequest, extractor_of
+from featstore.pipeline.plan import MapRequest, Work, extractor_of
 from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
@@ -272,7 +272,7 @@ class _Makers:
 
         kind, *rest = paths[0].split("/")
         if kind == LATENTS:
-            encode_images(self.store, self.dataset, self.model.location, rows, self.compute, self.progress)
+            encode_images(Work(self.store, self.dataset, self.compute, self.progress), self.model, rows)
             return ""
         if kind == MAPS:
             return self._maps(paths, rows) if rest[1].startswith("layer") else self._other_maps(paths, rows)
@@ -323,7 +323,7 @@ class _Makers:
         if dino is None:
             return "the DINOv2 that they were made with is not at hand; `dualsd train --mode cpm` makes them anew"
         try:
-            cache_patch_tokens(self.store, self.dataset, *dino, rows, self.compute, self.progress)
+            cache_patch_tokens(Work(self.store, self.dataset, self.compute, self.progress), *dino, rows)
         except ImageError as error:
             return str(error)
         return ""

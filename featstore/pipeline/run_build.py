@@ -26,8 +26,8 @@ from featstore.pipeline.defaults import (
 )
 from featstore.pipeline.distributed import ONE, Launch, Part, join_processes, launched, parse_part
 from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
-from featstore.pipeline.needed import FoundBackbone, estimate_maps, find_backbones, model_of, require_maps
-from featstore.pipeline.plan import MapRequest, extractor_of
+from featstore.pipeline.needed import estimate_maps, find_backbones, model_of, require_maps
+from featstore.pipeline.plan import FoundBackbone, MapRequest, extractor_of
 from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
 from featstore.pipeline.told import spell_bad, tell_disk, tell_shapes
 from featstore.plain_text import human_bytes

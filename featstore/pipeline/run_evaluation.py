@@ -40,7 +40,7 @@ from featstore.pipeline.evaluate import (
     without_images,
 )
 from featstore.pipeline.needed import require_maps
-from featstore.pipeline.plan import MapRequest
+from featstore.pipeline.plan import MapRequest, Work
 from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store, layers_of
 from featstore.pipeline.told import tell_left_out, tell_pairwise_cost, tell_shapes
 from featstore.progress import Progress, Silent
@@ -187,9 +187,8 @@ def _match(
         tell_pairwise_cost(progress, count, len(unet), ensemble)
         assert choice.learned is not None, "only learned prompts belong to pairs"
         beside = {layer: maps for layer, _ in kept}
-        pair_maps = open_pair_maps(
-            store, dataset, framed, unet, choice.learned, config.dino, ensemble, compute, progress, processes, beside
-        )
+        work = Work(store, dataset, compute, progress)
+        pair_maps = open_pair_maps(work, framed, unet, choice.learned, request, processes, beside)
         result = score_pairwise(dataset, split, framed, pair_maps, scoring, about | others, progress, processes)
         return replace(result, notes=notes)
     readable = without_images(framed, bad)

@@ -43,7 +43,7 @@ from featstore.pipeline.grid import (
 )
 from featstore.pipeline.needed import find_backbones, make_latents, require_maps
 from featstore.pipeline.pairwise import PairMaps, open_pair_maps, score_grid_pairwise
-from featstore.pipeline.plan import MapRequest, extractor_of
+from featstore.pipeline.plan import MapRequest, Work, extractor_of
 from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store
 from featstore.pipeline.told import tell_disk, tell_left_out, tell_pairwise_cost
 from featstore.plain_text import human_bytes
@@ -172,19 +172,9 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         assert learned is not None, "only learned prompts belong to pairs"
 
         def open_maps() -> PairMaps:
-            return open_pair_maps(
-                store,
-                dataset,
-                framed,
-                tried.diffusion_maps,
-                learned,
-                config.dino,
-                config.ensemble,
-                compute,
-                progress,
-                processes,
-                {layer: StoredMaps(store, None, others) for layer in config.layers if is_other(layer)},
-            )
+            work = Work(store, dataset, compute, progress)
+            beside = {layer: StoredMaps(store, None, others) for layer in config.layers if is_other(layer)}
+            return open_pair_maps(work, framed, tried.diffusion_maps, learned, request, processes, beside)
 
         scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress, processes)
     elif config.stream:

@@ -87,7 +87,7 @@ def array_of(store: Store, made: MadeMaps) -> RowArray:
 
 
 def lacking(store: Store, made: MadeMaps) -> set[int]:
-    return missing_maps(store, made.others["dino"], range(6), ("dino", None))
+    return {*missing_maps(store, made.others["dino"], range(6), [("dino", None)])}
 
 
 def objects(path: Path) -> dict[str, bytes]:

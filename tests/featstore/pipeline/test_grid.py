@@ -20,6 +20,7 @@ from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.evaluate import in_resized_frame
+from featstore.pipeline.features import EncodedMaps, MapStream
 from featstore.pipeline.grid import (
     Grid,
     GridCost,
@@ -30,9 +31,8 @@ from featstore.pipeline.grid import (
     score_cached,
     score_streamed,
 )
-from featstore.pipeline.needed import MapsCost, require_maps
+from featstore.pipeline.needed import MapsCost, open_stream, require_maps
 from featstore.pipeline.plan import MapRequest, extractor_of
-from featstore.pipeline.stream import EncodedMaps, MapStream, open_stream
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Extractor, Stored
@@ -405,7 +405,7 @@ def test_a_finished_stream_loads_no_model(
     def fail(*_: object) -> None:
         raise AssertionError("a model was looked for")
 
-    monkeypatch.setattr("featstore.pipeline.stream.open_stream", fail)
+    monkeypatch.setattr("featstore.pipeline.grid.open_stream", fail)
     assert_same(streamed(built, store), undisturbed)
 
 
