@@ -160,13 +160,17 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     return digest.hexdigest()
 
 
-def pass_once(fingerprint: str, memory: Path, check: Callable[[], None]) -> None:
-    """Run a check of weights, which takes seconds, unless the memory says that it was passed: for these contents and by
-    these versions of the libraries that load them. What it raises is not remembered."""
-    mark = "|".join(["weights 1", fingerprint, *map(version, ("diffusers", "transformers"))])
+def checked_fingerprint(folder: Path, components: tuple[str, ...], check: Callable[[], None]) -> str:
+    """The fingerprint of a folder whose weights pass a check, which takes seconds. It is not run again where the memory
+    says that it was passed: for these contents and by these versions of the libraries that load them. What it raises is
+    not remembered."""
+    memory = default_memory()
+    found = fingerprint(folder, components, memory)
+    mark = "|".join(["weights 1", found, *map(version, ("diffusers", "transformers"))])
     if mark not in _recall(memory):
         check()
         _remember(memory, {**_recall(memory), mark: "passed"})
+    return found
 
 
 def forget(folder: Path, memory: Path) -> None:
