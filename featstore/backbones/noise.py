@@ -30,6 +30,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 LARGEST_BETA = 0.999
 """Where the kinds end that are defined by abar, as in diffusers."""
 MOST_TIMESTEPS = 100_000
+RESTORE = "correct it, or restore the model's own file"
 
 # What diffusers takes where a configuration is silent: in every class that has betas. The betas have no such default:
 # classes differ there, and a folder that lost its betas would be given another model's.
@@ -74,34 +75,34 @@ class NoiseSchedule:
         one of another process than this, and for values that are none."""
         _check_process(config, where)
         found = settings_of(config)
-        timesteps, zero_snr, prediction = (
-            found[key] for key in ("num_train_timesteps", "rescale_betas_zero_snr", "prediction_type")
+        timesteps, zero_snr, prediction, kind = (
+            found[key] for key in ("num_train_timesteps", "rescale_betas_zero_snr", "prediction_type", "beta_schedule")
         )
-        if prediction not in PREDICTIONS:
-            raise _wrong(where, "prediction_type", prediction, f"must be one of {', '.join(PREDICTIONS)}")
-        if type(timesteps) is not int or not 1 <= timesteps <= MOST_TIMESTEPS:
-            raise _wrong(where, "num_train_timesteps", timesteps, f"must be a whole number from 1 to {MOST_TIMESTEPS}")
-        if type(zero_snr) is not bool:
-            raise _wrong(where, "rescale_betas_zero_snr", zero_snr, "must be true or false")
-        if zero_snr and timesteps == 1:
-            raise _wrong(where, "num_train_timesteps", timesteps, "must be more than 1 with rescale_betas_zero_snr")
-        kind, start, end = found["beta_schedule"], 0.0, 0.0
-        trained: tuple[float, ...] = ()
-        if found["trained_betas"] is not None:
-            kind, trained = "trained", _trained(found["trained_betas"], timesteps, where)
-        elif kind is None:
+        own_betas = found["trained_betas"]
+        if kind is None and own_betas is None:
             raise ModelError(
                 f"{where} states no betas (beta_schedule or trained_betas), so how its model was noised is not known: "
                 "take a model of Stable Diffusion's kind, or state the betas that it was trained with there."
             )
-        elif kind not in KINDS:
-            raise _wrong(where, "beta_schedule", kind, f"must be one of {', '.join(KINDS)}")
+        whole = type(timesteps) is int and 1 <= timesteps <= MOST_TIMESTEPS
+        for key, fits, what in (
+            ("prediction_type", prediction in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"),
+            ("num_train_timesteps", whole, f"a whole number from 1 to {MOST_TIMESTEPS}"),
+            ("rescale_betas_zero_snr", type(zero_snr) is bool, "true or false"),
+            ("num_train_timesteps", timesteps != 1 or not zero_snr, "more than 1 with rescale_betas_zero_snr"),
+            ("beta_schedule", own_betas is not None or kind in KINDS, f"one of {', '.join(KINDS)}"),
+        ):
+            if not fits:
+                raise _wrong(where, key, found[key], f"must be {what}")
+        start, end, trained = 0.0, 0.0, tuple[float, ...]()
+        if own_betas is not None:
+            kind, trained = "trained", _trained(own_betas, timesteps, where)
         elif kind in SPACED:
             start, end = (_beta(found[key], key, where) for key in ("beta_start", "beta_end"))
             if start > end or end == 0:
                 raise ModelError(
                     f"{where} has beta_start {start:g} and beta_end {end:g}, but betas rise from the first to the "
-                    "second: correct it, or restore the model's own file."
+                    f"second: {RESTORE}."
                 )
         return cls(kind, start, end, trained, timesteps, zero_snr, prediction)
 
@@ -212,17 +213,14 @@ def read_schedule(location: ModelLocation) -> NoiseSchedule:
     return schedule
 
 
-_USUAL_SAMPLERS = frozenset(
-    f"{sampler}Scheduler"
-    for sampler in (
-        "DDIM",
-        "DDPM",
-        "PNDM",
-        "EulerDiscrete",
-        "EulerAncestralDiscrete",
-        "LMSDiscrete",
-        "DPMSolverMultistep",
-    )
+_USUAL_SAMPLERS = (
+    "DDIM",
+    "DDPM",
+    "PNDM",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "LMSDiscrete",
+    "DPMSolverMultistep",
 )
 """What nearly all published folders name. Those are known to be built from betas; diffusers takes seconds to load."""
 
@@ -230,7 +228,7 @@ _USUAL_SAMPLERS = frozenset(
 def _has_betas(name: object) -> bool:
     """Whether diffusers has a scheduler of this name, and builds it from betas. One that is not installed in full, for
     want of another package, is taken on its configuration's word."""
-    if isinstance(name, str) and name in _USUAL_SAMPLERS:
+    if name in [f"{sampler}Scheduler" for sampler in _USUAL_SAMPLERS]:
         return True
     import diffusers
 
@@ -242,27 +240,25 @@ def _has_betas(name: object) -> bool:
     return "beta_schedule" in parameters or "args" in parameters
 
 
+_OTHER_PROCESSES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("flow matching", "use_flow_sigmas", lambda value: value not in (None, False)),
+    ("flow matching", "shift", lambda value: value not in (None, False)),
+    ("flow matching", "prediction_type", lambda value: value == "flow_prediction"),
+    ("EDM's", "sigma_data", lambda value: value is not None),
+    ("EDM's", "timestep_type", lambda value: value not in (None, "discrete")),
+    ("noise with a shifted signal-to-noise ratio", "snr_shift_scale", lambda value: value not in (None, 1)),
+)
+"""Of processes that are not noise by betas the settings that tell them."""
+
+
 def _check_process(config: Mapping[str, Any], where: str) -> None:
     """Raise `ModelError` for a configuration that states another process than noise by betas, even beside betas, as one
     keeps them that was saved after its class was exchanged."""
-    others = {
-        "flow matching": [
-            *(key for key in ("use_flow_sigmas", "shift") if config.get(key) not in (None, False)),
-            *(key for key in ("prediction_type",) if config.get(key) == "flow_prediction"),
-        ],
-        "EDM's": [
-            *(key for key in ("sigma_data",) if config.get(key) is not None),
-            *(key for key in ("timestep_type",) if config.get(key) not in (None, "discrete")),
-        ],
-        "noise with a shifted signal-to-noise ratio": [
-            key for key in ("snr_shift_scale",) if config.get(key) not in (None, 1)
-        ],
-    }
-    for process, keys in others.items():
-        if keys:
+    for process, key, tells in _OTHER_PROCESSES:
+        if tells(config.get(key)):
             raise ModelError(
-                f"{where} says {keys[0]} {stated(config[keys[0]])}: that process is {process}, not noise by betas "
-                "alone; take a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
+                f"{where} says {key} {stated(config[key])}: that process is {process}, not noise by betas alone; take "
+                "a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
             )
 
 
@@ -270,10 +266,8 @@ def _trained(betas: object, timesteps: int, where: str) -> tuple[float, ...]:
     if not isinstance(betas, list | tuple):
         raise _wrong(where, "trained_betas", betas, "must be a list of numbers")
     if len(betas) != timesteps:
-        raise ModelError(
-            f"{where} has {len(betas)} trained_betas for {timesteps} timesteps (num_train_timesteps): correct it, or "
-            "restore the model's own file."
-        )
+        count = f"{len(betas)} trained_betas for {timesteps} timesteps (num_train_timesteps)"
+        raise ModelError(f"{where} has {count}: {RESTORE}.")
     found = tuple(_beta(beta, f"trained_betas[{index}]", where) for index, beta in enumerate(betas))
     if not any(found):
         raise _wrong(where, "trained_betas", 0, "must not all be 0")
@@ -287,11 +281,7 @@ def _beta(value: object, key: str, where: str) -> float:
 
 
 def _wrong(where: str, key: str, value: object, what: str) -> ModelError:
-    return ModelError(f"{where} has {key} {stated(value)}, which {what}: correct it, or restore the model's own file.")
-
-
-def _cosine(share: float) -> float:
-    return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
+    return ModelError(f"{where} has {key} {stated(value)}, which {what}: {RESTORE}.")
 
 
 def _laplace(share: float) -> float:
@@ -300,14 +290,10 @@ def _laplace(share: float) -> float:
     return math.sqrt(snr / (1 + snr))
 
 
-def _exponential(share: float) -> float:
-    return math.exp(share * -12.0)
-
-
 _ABAR: Mapping[str, Callable[[float], float]] = {
-    "squaredcos_cap_v2": _cosine,
+    "squaredcos_cap_v2": lambda share: math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2,
     "laplace": _laplace,
-    "exp": _exponential,
+    "exp": lambda share: math.exp(share * -12.0),
 }
 """Of the share of the timesteps that is passed."""
 
@@ -370,15 +356,9 @@ class LatentScale:
                 )
         shift, factor = config.get("shift_factor"), config.get("scaling_factor", USUAL_FACTOR)
         if shift is not None and not _is_number(shift):
-            raise ModelError(
-                f"{where} has shift_factor {stated(shift)}, which must be a number below {LARGEST:g}: restore the "
-                "model's own file."
-            )
+            raise _wrong(where, "shift_factor", shift, f"must be a number below {LARGEST:g}")
         if not _is_number(factor) or factor <= 0:
-            raise ModelError(
-                f"{where} has scaling_factor {stated(factor)}, which must be a number above 0 and below {LARGEST:g}: "
-                "restore the model's own file."
-            )
+            raise _wrong(where, "scaling_factor", factor, f"must be a number above 0 and below {LARGEST:g}")
         return cls(float(shift or 0), float(factor))
 
 
