@@ -213,22 +213,14 @@ def read_schedule(location: ModelLocation) -> NoiseSchedule:
     return schedule
 
 
-_USUAL_SAMPLERS = (
-    "DDIM",
-    "DDPM",
-    "PNDM",
-    "EulerDiscrete",
-    "EulerAncestralDiscrete",
-    "LMSDiscrete",
-    "DPMSolverMultistep",
-)
+_SAMPLERS = ("DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "DPMSolverMultistep")
 """What nearly all published folders name. Those are known to be built from betas; diffusers takes seconds to load."""
 
 
 def _has_betas(name: object) -> bool:
     """Whether diffusers has a scheduler of this name, and builds it from betas. One that is not installed in full, for
     want of another package, is taken on its configuration's word."""
-    if name in [f"{sampler}Scheduler" for sampler in _USUAL_SAMPLERS]:
+    if name in [f"{sampler}Scheduler" for sampler in _SAMPLERS]:
         return True
     import diffusers
 
