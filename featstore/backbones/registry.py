@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from featstore.backbones.base import Family
+from featstore.backbones.base import Asked, Backbone, Family, ModelLocation
 from featstore.errors import ModelError
 
 DIFFUSION = "stable_diffusion"
@@ -64,6 +64,22 @@ def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
 def open_family(layer: str) -> Family:
     """The module that opens the backbone of a layer made of images alone."""
     return cast(Family, import_module(LAYERS[layer]))
+
+
+def open_other(layer: str, asked: Mapping[str, Asked], model: ModelLocation) -> tuple[Backbone, int]:
+    """The backbone of a layer made of images alone, and the side in pixels of the images that it is given.
+
+    Args:
+        layer: of another family than the diffusion model's.
+        asked: which backbones, by family, where not the usual ones.
+        model: the store's, which may bring one.
+
+    Raises:
+        ModelError: where it is out of reach.
+    """
+    own = asked.get(family_of(layer), Asked())
+    backbone = open_family(layer).open_backbone(own, model)
+    return backbone, backbone.image_size if own.size is None else own.size
 
 
 USUAL = "sd2-1"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from featstore.backbones.base import Asked, Compute, LayerShape, MapKey
 from featstore.backbones.locate import locate
-from featstore.backbones.registry import is_diffusion, open_family, pixel_families
+from featstore.backbones.registry import is_diffusion, open_family, open_other, pixel_families
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
@@ -152,10 +152,8 @@ def find_backbones(store: Store, layers: Sequence[str], request: MapRequest) -> 
     """
     found = {}
     for family, own in pixel_families(layers).items():
-        wanted = request.asked.get(family, Asked())
         model = locate(store.header.model_id, store.header.model_revision)
-        backbone = open_family(own[0]).open_backbone(wanted, model)
-        size = backbone.image_size if wanted.size is None else wanted.size
+        backbone, size = open_other(own[0], request.asked, model)
         shapes = backbone.layers(size)
         extractor = PixelExtractor(family, backbone.name, size, request.compute.dtype_name, request.stored)
         found[family] = FoundBackbone(extractor, backbone, {layer: shapes[layer] for layer in own})

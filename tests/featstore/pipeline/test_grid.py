@@ -196,7 +196,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     plain = MapStream.maps_of
 
     def noting(self: MapStream, rows: Sequence[int], progress: Silent) -> Any:
-        made.append([self.store.images.ids[row] for row in rows])
+        made.append([self.work.store.images.ids[row] for row in rows])
         return plain(self, rows, progress)
 
     monkeypatch.setattr(MapStream, "maps_of", noting)
