@@ -8,21 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Asked, Compute, MapKey, Networks
+from featstore.backbones.base import Asked, MapKey, Networks
 from featstore.backbones.dino import locate_dino
-from featstore.datasets.records import Dataset
-from featstore.pipeline.distributed import ALONE, Processes, in_blocks
+from featstore.pipeline.distributed import Processes, in_blocks
 from featstore.pipeline.evaluate import Evaluation, Scoring, match_shares, tabulated, unreadable
 from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps, noisy_of
 from featstore.pipeline.grid import Grid, done_before, score_shares
 from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.plan import MapRequest, PlannedPasses, Work
-from featstore.progress import Progress, Silent
+from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.ledger import StoredLedger
 from featstore.store.source import MapsByLayer
-from featstore.store.store import Store, patch_tokens_of
+from featstore.store.store import patch_tokens_of
 from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
@@ -40,22 +39,21 @@ class PairMaps:
     """Makes the maps of pairs. wanted: (layer, timestep). ensemble: noise draws that are averaged. others: maps of
     other backbones' layers, which do not depend on the pair, by layer."""
 
-    store: Store
+    work: Work
     networks: Networks
     prompts: PairPrompts
     wanted: tuple[MapKey, ...]
     ensemble: int
-    compute: Compute
     others: Mapping[str, MapSource]
 
     @property
     def pairs_a_batch(self) -> int:
         """Whose maps are made together."""
-        return max(self.compute.batch_size // (2 * self.ensemble), 1)
+        return max(self.work.compute.batch_size // (2 * self.ensemble), 1)
 
-    def of(self, pairs: Sequence[MatchingPair], progress: Progress) -> Iterator[tuple[MatchingPair, MapSource]]:
+    def of(self, pairs: Sequence[MatchingPair]) -> Iterator[tuple[MatchingPair, MapSource]]:
         """Each pair with both images' maps, in order."""
-        load = noisy_of(self.store)
+        load, row = noisy_of(self.work.store), self.work.store.images.row
         for batch in chunks(pairs, self.pairs_a_batch):
             ends = [(pair.source, pair.target) for pair in batch]
             places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
@@ -66,17 +64,17 @@ class PairMaps:
                 return prompts[layer][[index for index, _ in items]]
 
             def noisy(item: tuple[int, str], timestep: int, draw: int) -> NDArray[Any]:
-                return load(self.store.images.row(item[1]), timestep, draw)
+                return load(row(item[1]), timestep, draw)
 
             maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
-            silent = Silent()  # progress counts pairs
-            made = diffusion_maps(self.networks, parts, noisy, told, self.ensemble, self.compute, silent)
+            compute, silent = self.work.compute, Silent()  # progress counts pairs
+            made = diffusion_maps(self.networks, parts, noisy, told, self.ensemble, compute, silent)
             for (index, image), key, features in made:
                 maps[index][image, *key] = features
             for pair, own_maps in zip(batch, maps, strict=True):
                 own = MapsInMemory(own_maps)
                 yield pair, MapsByLayer({**self.others, **{layer: own for layer, _ in self.wanted}})
-                progress.advance()
+                self.work.progress.advance()
 
 
 def open_pair_maps(
@@ -119,28 +117,20 @@ def open_pair_maps(
     processes.wait()
     networks = model.load(work.compute, [layer for layer, _ in wanted])
     prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
-    return PairMaps(store, networks, prompts, wanted, ensemble, work.compute, others)
+    return PairMaps(work, networks, prompts, wanted, ensemble, others)
 
 
 def score_pairwise(
-    dataset: Dataset,
-    split: str,
-    pairs: Sequence[MatchingPair],
-    maps: PairMaps,
-    scoring: Scoring,
-    features: Mapping[str, Any],
-    progress: Progress,
-    processes: Processes = ALONE,
+    split: str, pairs: Pairs, maps: PairMaps, scoring: Scoring, features: Mapping[str, Any], processes: Processes
 ) -> Evaluation:
     """`featstore.pipeline.evaluate.score` where maps belong to pairs."""
-
-    pairs = Pairs.of(pairs)
+    device = maps.work.compute.device
 
     def match(own: Pairs) -> Matches:
-        progress.start("UNet passes and matching", len(own), "pairs")
+        maps.work.progress.start("UNet passes and matching", len(own), "pairs")
         found = [
-            evaluate([pair], made, scoring.layers, scoring.readouts, scoring.settings, maps.compute.device).predictions
-            for pair, made in maps.of(own, progress)
+            evaluate([pair], made, scoring.layers, scoring.readouts, scoring.settings, device).predictions
+            for pair, made in maps.of(own)
         ]
         none = np.zeros((0, 2), dtype=np.float32)
         return Matches(own, {name: np.concatenate([none, *(one[name] for one in found)]) for name in scoring.readouts})
@@ -148,41 +138,39 @@ def score_pairwise(
     # whole batches: those that one process would make, and so the same bits
     batches = list(chunks(range(len(pairs)), maps.pairs_a_batch))
     matched = match_shares(pairs, in_blocks(batches, [True] * len(batches), processes.count), processes, match)
-    return tabulated(dataset.name, split, scoring, features, matched)
+    return tabulated(maps.work.dataset.name, split, scoring, features, matched)
 
 
 def score_grid_pairwise(
-    pairs: Sequence[MatchingPair],
+    pairs: Pairs,
     open_maps: Callable[[], PairMaps],
     grid: Grid,
     ledger: StoredLedger,
-    compute: Compute,
-    progress: Progress,
-    processes: Processes = ALONE,
+    work: Work,
+    processes: Processes,
 ) -> GridScores:
     """`matcher.grid.score_grid` where maps belong to pairs, a target image at a time; those that the ledger has are not
     made again. open_maps: called once, by all processes, where a pair is left to be scored."""
-    pairs = Pairs.of(pairs)
     targets = pairs.grouped("target")
     finished = done_before(ledger, processes)
     left = [target not in finished for target in targets]
     maps = open_maps() if any(left) else None
 
     def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
-        progress.start("UNet passes and matching", len(rows), "pairs")
+        work.progress.start("UNet passes and matching", len(rows), "pairs")
         own, parts = pairs.grouped("target", rows), list[Hits]()
         for target, members in own.items():
             done = ledger.load(target)
             if done is None:
                 assert maps is not None, "something was left"
                 scored = [
-                    score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, compute.device).hits
-                    for pair, made in maps.of(pairs.take(members), progress)
+                    score_grid([pair], made, grid.configurations, grid.readouts, grid.alphas, work.compute.device).hits
+                    for pair, made in maps.of(pairs.take(members))
                 ]
                 done = np.concatenate(scored, axis=-1)
                 ledger.save(target, done)
             else:
-                progress.advance(len(members))
+                work.progress.advance(len(members))
             parts.append(done)
         return [row for members in own.values() for row in members], np.concatenate(parts, axis=-1)
 

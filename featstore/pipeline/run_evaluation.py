@@ -189,7 +189,7 @@ def _match(
         beside = {layer: maps for layer, _ in kept}
         work = Work(store, dataset, compute, progress)
         pair_maps = open_pair_maps(work, framed, unet, choice.learned, request, processes, beside)
-        result = score_pairwise(dataset, split, framed, pair_maps, scoring, about | others, progress, processes)
+        result = score_pairwise(split, framed, pair_maps, scoring, about | others, processes)
         return replace(result, notes=notes)
     readable = without_images(framed, bad)
     tell_left_out(progress, bad, count, len(readable))

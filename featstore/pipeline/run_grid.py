@@ -170,13 +170,13 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     if text is None or extractor is None:
         learned = choice.learned
         assert learned is not None, "only learned prompts belong to pairs"
+        work = Work(store, dataset, compute, progress)
 
         def open_maps() -> PairMaps:
-            work = Work(store, dataset, compute, progress)
             beside = {layer: StoredMaps(store, None, others) for layer in config.layers if is_other(layer)}
             return open_pair_maps(work, framed, tried.diffusion_maps, learned, request, processes, beside)
 
-        scores = score_grid_pairwise(framed, open_maps, tried, ledger, compute, progress, processes)
+        scores = score_grid_pairwise(framed, open_maps, tried, ledger, work, processes)
     elif config.stream:
         scores = score_streamed(store, dataset, framed, tried, request, ledger, progress, processes)
     else:
