@@ -319,14 +319,9 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
     """The store of a request, made with no latents yet where there is none: (the store, how many of its images had
     changed, whose rows are forgotten). Of several processes that find none, one makes it and the others take that one.
     Raises `StoreError` where it was made otherwise."""
-    header = header_of(dataset, model, request)
-    store = _open_same(request.path, header)
-    survey = survey_images(dataset, progress)
     if isinstance(request.path, Path):  # on object storage nothing is made beside its place
         sweep_making(request.path.parent, glob.escape(request.path.name))
-    if store is not None:
-        check_same_images(store, survey)
-    _check_annotations(dataset, request, store, survey, progress)
+    header, store, survey = _found(dataset, model, request, progress)
     if store is None:
         try:
             return create_store(request.path, header, survey.table(), model.latent_shape(header.image_size)), 0
@@ -341,28 +336,30 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
 
 def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> BuildCost:
     """What `build` would do now; nothing is written."""
-    header = header_of(dataset, model, request)
-    store = _open_same(request.path, header)
-    survey = survey_images(dataset, progress)
+    header, store, survey = _found(dataset, model, request, progress)
     rows = request.part.of(range(len(survey.records)))
     encode, noise = len(rows), len(rows) * len(request.timesteps) * request.draws
     if store is not None:
-        check_same_images(store, survey)
         fresh = [row for row in rows if survey.keys[row] in (None, store.images.keys[row])]
         encode -= len(fresh) - len(missing_latents(store, fresh))
         for timestep in request.timesteps:
             noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
-    _check_annotations(dataset, request, store, survey, progress)
     row_bytes = math.prod(model.latent_shape(header.image_size)) * 2 + 4  # float16, and a checksum
     return BuildCost(len(rows), encode, noise, (encode + noise) * row_bytes, encode + noise)
 
 
-def _check_annotations(
-    dataset: Dataset, request: BuildRequest, store: Store | None, survey: Survey, progress: Progress
-) -> None:
-    """Hold the annotations of all splits against images that are new, before anything is made of these."""
+def _found(
+    dataset: Dataset, model: Model, request: BuildRequest, progress: Progress
+) -> tuple[StoreHeader, Store | None, Survey]:
+    """The header that is asked for, the store if there is one, and the images as they are now. Annotations of all
+    splits are held against images that are new, before anything is made of these."""
+    header = header_of(dataset, model, request)
+    store = _open_same(request.path, header)
+    survey = survey_images(dataset, progress)
+    if store is not None:
+        check_same_images(store, survey)
     if request.root is None or (store is not None and store.images.keys == survey.keys):
-        return  # they are drawn in code, or were held against these images
+        return header, store, survey  # they are drawn in code, or were held against these images
     read = zip(survey.records, survey.sizes.tolist(), strict=True)
     sizes = {record.id: (width, height) for record, (width, height) in read if width and height}
     for split in dataset.splits:
@@ -372,6 +369,7 @@ def _check_annotations(
             continue
         readable = [pair for pair in pairs if pair.source in sizes and pair.target in sizes]
         agreeing(dataset, readable, sizes.__getitem__, progress.note)
+    return header, store, survey
 
 
 def _open_same(path: StoreLocation, header: StoreHeader) -> Store | None:
