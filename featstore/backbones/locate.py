@@ -96,44 +96,38 @@ def check_pipeline(where: str, index: Mapping[str, Any], names: Set[str]) -> Non
 def check_configurations(folder: Path) -> None:
     """Raise `ModelError` where the networks of a folder in diffusers' layout are others than Stable Diffusion's, or do
     not belong together. Only their configurations are read."""
+    if fault := next(_faults(folder), None):
+        raise ModelError(f"{fault}.")
+
+
+def _faults(folder: Path) -> Iterator[str]:
     configs = {name: read_object(folder / name / "config.json", "a diffusers configuration") for name in _NETWORKS}
     for name, (key, wanted, kind) in _NETWORKS.items():
         found = configs[name].get(key, wanted)
         if found != wanted:
-            raise ModelError(f"{folder / name} holds a network of the {kind.format(shown(str(found)))}: {TAKE}.")
+            yield f"{folder / name} holds a network of the {kind.format(shown(str(found)))}: {TAKE}"
     for name, config in configs.items():
         if config.get("quantization_config") is not None:
-            raise ModelError(f"{folder / name} holds quantised weights: take a model that is not quantised.")
-    vae, encoder = configs["vae"], configs["text_encoder"]
+            yield f"{folder / name} holds quantised weights: take a model that is not quantised"
+    vae, unet, where = configs["vae"], configs["unet"], folder / "unet"
     if (colours := vae.get("in_channels", 3)) != 3:
-        raise ModelError(
-            f"{folder / 'vae'} encodes pictures of {colours} channels, not of red, green and blue: {TAKE}."
-        )
-    _check_unet(folder / "unet", configs["unet"], vae.get("latent_channels", 4), encoder.get("hidden_size", 512))
-
-
-def _check_unet(folder: Path, unet: Mapping[str, Any], latent_channels: object, text_width: object) -> None:
-    """Raise `ModelError` unless a UNet runs on latents, a timestep and text embeddings, and on nothing else."""
-    channels = unet.get("in_channels", 4)
-    if channels != latent_channels:
-        seems = _CHANNELS.get(channels) if isinstance(channels, int) and latent_channels == 4 else None
-        raise ModelError(
-            f"{folder} takes {channels} channels, but the VAE's latents have {latent_channels}"
-            f"{f': it seems to be {seems}' if seems else ''}: {TAKE}."
-        )
+        yield f"{folder / 'vae'} encodes pictures of {colours} channels, not of red, green and blue: {TAKE}"
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels != latents:
+        seems = _CHANNELS.get(channels) if isinstance(channels, int) and latents == 4 else None
+        said = f"{where} takes {channels} channels, but the VAE's latents have {latents}"
+        yield f"{said}{f': it seems to be {seems}' if seems else ''}: {TAKE}"
     for key, takes in _MORE_INPUTS.items():
-        if unet.get(key) is not None:
-            raise ModelError(
-                f"{folder} takes {takes} beside latents, timestep and text ({key} {shown(str(unet[key]))}): {TAKE}."
-            )
+        if (value := unet.get(key)) is not None:
+            yield f"{where} takes {takes} beside latents, timestep and text ({key} {shown(str(value))}): {TAKE}"
     if (times := unet.get("time_embedding_type", "positional")) != "positional":
-        raise ModelError(f"{folder} takes no timesteps but logarithms of noise ({shown(str(times))}): {TAKE}.")
-    width = unet.get("cross_attention_dim", 1280)
+        yield f"{where} takes no timesteps but logarithms of noise ({shown(str(times))}): {TAKE}"
+    text_width, width = configs["text_encoder"].get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
     for own in width if isinstance(width, list) else [width]:
         if own != text_width:
-            raise ModelError(
-                f"{folder} takes text embeddings of width {own} (cross_attention_dim), but the text encoder beside it "
-                f"makes {text_width}: take UNet and text encoder of one model (SD 1.x has 768, SD 2.x 1024)."
+            yield (
+                f"{where} takes text embeddings of width {own} (cross_attention_dim), but the text encoder beside it "
+                f"makes {text_width}: take UNet and text encoder of one model (SD 1.x has 768, SD 2.x 1024)"
             )
 
 

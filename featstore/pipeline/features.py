@@ -22,7 +22,6 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError, StoreError
-from featstore.pipeline.noisy import noisy_latent
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
@@ -30,6 +29,7 @@ from featstore.pipeline.plan import (
     Work,
     missing_latents,
     missing_rows,
+    noisy_latent,
     sharing_a_pass,
 )
 from featstore.progress import Progress

@@ -11,11 +11,13 @@ from featstore.backbones.registry import is_diffusion, open_family, open_other, 
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
-from featstore.pipeline.noisy import NoisyRows, add_noise, check_noise
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
+    NoisyRows,
     Work,
+    add_noise,
+    check_noise,
     extractor_of,
     missing_latents,
     missing_maps,

@@ -27,8 +27,7 @@ from featstore.errors import ImageError, ModelError
 from featstore.pipeline.build import check_same_images, image_faults, survey_images
 from featstore.pipeline.features import chunks
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
-from featstore.pipeline.noisy import with_sources
-from featstore.pipeline.plan import MapRequest, Work, extractor_of
+from featstore.pipeline.plan import MapRequest, Work, extractor_of, with_sources
 from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts

@@ -23,8 +23,7 @@ from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_fram
 from featstore.pipeline.features import cache_patch_tokens
 from featstore.pipeline.grid import choose_some
 from featstore.pipeline.needed import fill, model_of
-from featstore.pipeline.noisy import NoisyRows
-from featstore.pipeline.plan import Work
+from featstore.pipeline.plan import NoisyRows, Work
 from featstore.pipeline.told import tell_shapes
 from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts, Start
