@@ -124,9 +124,11 @@ def require_maps(
 
 def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[MapKey], request: MapRequest) -> MadeMaps:
     store, prompt, ensemble = work.store, request.told, request.ensemble
-    check_noise(store, rows, {timestep for _, timestep in wanted if timestep is not None})
+    steps = {timestep for _, timestep in wanted if timestep is not None}
+    check_noise(store, rows, steps)
     extractor = extractor_of(store, prompt, ensemble, work.compute, request.stored)
-    sweep_partial(folders_of(store.path, [map_path(extractor, *key) for key in wanted]))
+    arrays = [LATENTS, *map(noisy_path, steps), *(map_path(extractor, *key) for key in wanted)]
+    sweep_partial(folders_of(store.path, arrays))
     parts = plan_maps(store, extractor, rows, wanted, prompt)
     if not parts:
         return MadeMaps(extractor)
