@@ -3,6 +3,8 @@
 A published folder names the class that samples best (SD-Turbo's is Euler's), and what diffusers' classes call
 `add_noise` is what sampling needs: DPMSolver's counts timesteps backwards, Euler's does not scale the image. What the
 UNet was trained on follows from the betas alone, and is what is computed here.
+
+Noise itself is a function of its key alone: the same on any machine, in any order, batch, process or resumed run.
 """
 
 import hashlib

@@ -1,4 +1,5 @@
-"""Which layers there are, and whose they are: the one place where a layer's name is resolved.
+"""Which layers there are, and whose they are: the one place where a layer's name is resolved. And what is recommended
+for a model where nobody says otherwise: layers, timesteps, weights, kernel, each with its source (`profiles/*.toml`).
 
 A further backbone of images alone is one module with the two functions of `featstore.backbones.base.Family`, and one
 line in `LAYERS` for each of its layers.
@@ -29,17 +30,12 @@ def family_of(layer: str) -> str:
     """Whose a layer is: the last part of its module's name, which names it in stores and records as well. Raises
     `ModelError` where there is no such layer, and says which there are."""
     if layer not in LAYERS:
-        others = ", ".join(name for name in LAYERS if not is_of(name, DIFFUSION))
+        others = ", ".join(filter(is_other, LAYERS))
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "
             f"DIFT's up_ft_index count from 0), and {others}."
         )
     return LAYERS[layer].rpartition(".")[2]
-
-
-def is_of(layer: str, family: str) -> bool:
-    """Whether a layer belongs to a family."""
-    return LAYERS[layer].rpartition(".")[2] == family
 
 
 def is_diffusion(layer: str) -> bool:
@@ -49,7 +45,7 @@ def is_diffusion(layer: str) -> bool:
 
 def is_other(layer: str) -> bool:
     """Whether a layer is made of images alone, with neither noise nor text; features of a file have any names."""
-    return layer in LAYERS and not is_of(layer, DIFFUSION)
+    return layer in LAYERS and not is_diffusion(layer)
 
 
 def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
