@@ -72,7 +72,7 @@ def verify(
     from featstore.errors import StoreError
     from featstore.pipeline.care import drop as drop_damage
     from featstore.pipeline.care import rows_at_hand
-    from featstore.pipeline.noisy import with_maps_made_of, with_noise_checked
+    from featstore.pipeline.plan import with_maps_made_of, with_noise_checked
     from featstore.store import verify as care
     from featstore.store.store import open_store
 

@@ -101,7 +101,7 @@ def export(
     from featstore.backbones.base import Asked
     from featstore.pipeline.export import Export, Layout, check_out
     from featstore.pipeline.export import export as write
-    from featstore.pipeline.images import check_unchanged
+    from featstore.pipeline.build import check_unchanged
     from featstore.pipeline.needed import require_maps
     from featstore.pipeline.opened import Opened
     from featstore.pipeline.pairs import choose_pairs, images_of

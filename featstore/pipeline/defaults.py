@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from featstore.backbones.base import Compute, compute_on
 from featstore.backbones.locate import ALIASES, DEMO
-from featstore.backbones.profile import profile_of
-from featstore.backbones.registry import LAYERS, family_of, is_other
+from featstore.backbones.registry import LAYERS, family_of, is_other, profile_of
 from featstore.pipeline.distributed import launched
 from matcher.errors import InputError
 from matcher.registry import MODULES
@@ -71,7 +70,7 @@ def timesteps_for(
 
 
 def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
-    """One weight per layer: those asked for, else the recommended ones (`featstore.backbones.profile`).
+    """One weight per layer: those asked for, else the recommended ones (`featstore.backbones.registry`).
 
     Raises:
         InputError: Where counts disagree, or layers have no usual weights.

@@ -181,8 +181,8 @@ def _match_pairwise(
 
     def match(own: Pairs) -> Matches:
         progress.start("UNet passes and matching", len(own), "pairs")
-        how = scoring.layers, scoring.readouts, scoring.settings, maps.compute.device
-        found = [match_pairs([pair], made, *how).predictions for pair, made in maps.of(own, progress)]
+        how = scoring.layers, scoring.readouts, scoring.settings, maps.work.compute.device
+        found = [match_pairs([pair], made, *how).predictions for pair, made in maps.of(own)]
         none = np.zeros((0, 2), dtype=np.float32)
         return Matches(own, {name: np.concatenate([none, *(one[name] for one in found)]) for name in scoring.readouts})
 

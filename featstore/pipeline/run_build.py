@@ -16,11 +16,11 @@ from featstore.errors import ImageError
 from featstore.pipeline import build as stage
 from featstore.pipeline.defaults import choose_compute, model_for
 from featstore.pipeline.distributed import ALONE, Part, Processes, join_processes, launched, parse_part
-from featstore.pipeline.images import check_unchanged
-from featstore.pipeline.needed import FoundBackbone, estimate_maps, find_backbones, model_of, require_maps
+from featstore.pipeline.build import check_unchanged
+from featstore.pipeline.needed import estimate_maps, find_backbones, model_of, require_maps
 from featstore.pipeline.opened import Opened, open_asked
 from featstore.pipeline.pairs import choose_pairs, images_of
-from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.plan import FoundBackbone, extractor_of
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, spell_bad, tell_disk, tell_shapes
 from featstore.store.keys import AnyExtractor, parse_location
