@@ -99,9 +99,9 @@ def export(
     from cli.output import check_writable, human_bytes, print_bad, print_shapes, say, write_json
     from cli.progress import TerminalProgress
     from featstore.backbones.base import Asked
+    from featstore.pipeline.build import check_unchanged
     from featstore.pipeline.export import Export, Layout, check_out
     from featstore.pipeline.export import export as write
-    from featstore.pipeline.build import check_unchanged
     from featstore.pipeline.needed import require_maps
     from featstore.pipeline.opened import Opened
     from featstore.pipeline.pairs import choose_pairs, images_of

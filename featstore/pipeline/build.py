@@ -19,9 +19,9 @@ from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError, StoreExistsError, UnmarkedError
-from featstore.pipeline.pairs import copies
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import fill
+from featstore.pipeline.pairs import copies
 from featstore.pipeline.plan import Work, missing_latents, missing_noisy
 from featstore.progress import Progress
 from featstore.store.images import COLUMNS, ImageTable

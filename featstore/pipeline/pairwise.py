@@ -1,30 +1,24 @@
 """Evaluation where maps depend on the pair (cpm): they are made pair by pair and never cached."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Asked, MapKey, Networks
+from featstore.backbones.base import MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps, noisy_of
 from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.opened import Opened, PairsToMatch
-from featstore.pipeline.plan import MapRequest, PlannedPasses, Work
+from featstore.pipeline.plan import PlannedPasses, Work
 from featstore.progress import Progress, Silent
-from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
-from featstore.store.ledger import StoredLedger
 from featstore.store.source import MapsByLayer
 from featstore.store.store import patch_tokens_of
-from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
-from matcher.pck import Matches
-from matcher.sweep import evaluate
 
 
 def tell_pairwise_cost(progress: Progress, pairs: int, maps: int, ensemble: int) -> None:

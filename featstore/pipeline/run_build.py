@@ -14,9 +14,9 @@ from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
 from featstore.pipeline import build as stage
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, model_for
 from featstore.pipeline.distributed import ALONE, Part, Processes, join_processes, launched, parse_part
-from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.needed import estimate_maps, find_backbones, model_of, require_maps
 from featstore.pipeline.opened import Opened, open_asked
 from featstore.pipeline.pairs import choose_pairs, images_of
