@@ -5,9 +5,9 @@ their boxes and against each other. A slip is what lies at most 2 pixels or 2 % 
 benchmarks have such. Nothing here changes a number but padding, which becomes absent.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress
 from math import nan
 from typing import Self
 
@@ -76,21 +76,12 @@ class _Columns:
             side
             for pair in pairs
             for side in (
-                (pair.source, pair.source_box, pair.source_size, pair.names),
-                (pair.target, pair.target_box, pair.target_size, (*pair.names, *pair.target_only)),
+                (pair.source, pair.source_points, pair.source_box, pair.source_size, pair.names),
+                (pair.target, pair.shown, pair.target_box, pair.target_size, (*pair.names, *pair.target_only)),
             )
         ]
         images, image = _numbered(identifier for identifier, *_ in sides)
         names, name = _numbered(name for *_, own in sides for name in own)
-        points = [
-            points
-            for pair in pairs
-            for points in (
-                pair.source_points,
-                pair.target_points,
-                *np.reshape([*pair.target_only.values()], (-1, 1, 2)),
-            )
-        ]
         return cls(
             dataset=dataset,
             pairs=pairs,
@@ -98,11 +89,11 @@ class _Columns:
             sizes=np.array([size_of(identifier) for identifier in images], dtype=np.float64),
             names=names,
             image=image,
-            boxes=np.array([box or (nan,) * 4 for _, box, *_ in sides], dtype=np.float64),
+            boxes=np.array([box or (nan,) * 4 for _, _, box, *_ in sides], dtype=np.float64),
             stated=np.array([size or (nan,) * 2 for *_, size, _ in sides], dtype=np.float64),
             side=np.repeat(np.arange(len(sides)), [len(own) for *_, own in sides]),
             name=name,
-            points=np.concatenate(points),
+            points=np.concatenate([points for _, points, *_ in sides]),
         )
 
     def chosen(self, rows: Places | Mask) -> Self:
@@ -155,14 +146,15 @@ class _Columns:
         x, y = self.points[row]
         return f"{self.names[self.name[row]]!r} of {self.images[self.row_images[row]]} at {x:g}, {y:g}"
 
-    def counted(self, found: Mask, what: str, words: str) -> list[str]:
-        """A note that begins with how many are found, of which kind (`keypoints`); none where there are none."""
-        return [f"{int(found.sum())} {what} of {self.dataset.name}{words}."] if found.any() else []
+    def counted(self, found: Mask, words: str, what: str = "keypoints") -> Iterator[str]:
+        """A note that begins with how many are found, and of which kind; none where there are none."""
+        if found.any():
+            yield f"{int(found.sum())} {what} of {self.dataset.name}{words}."
 
-    def exemplified(self, found: Mask, words: str) -> list[str]:
+    def exemplified(self, found: Mask, words: str) -> Iterator[str]:
         """The same of keypoints, (N,), with the first of them."""
-        example = self.keypoint(int(found.argmax())) if found.any() else ""
-        return self.counted(found, "keypoints", f", e.g. {example}, {words}")
+        if found.any():
+            yield from self.counted(found, f", e.g. {self.keypoint(int(found.argmax()))}, {words}")
 
 
 def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Note) -> tuple[Pair, ...]:
@@ -185,8 +177,8 @@ def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Not
     kept = _without(marks, padded)
     shown, pads = marks.chosen(~padded), marks.chosen(padded).distinct()
     distinct = shown.distinct()
-    checked = [*_check_sizes(marks), *_check_units(distinct), *_check_boxes(shown), *_check_inside(distinct)]
-    for sentence in (*checked, *_doubts(pads, distinct)):
+    checks = _check_sizes(marks), _check_units(distinct), _check_boxes(shown), _check_inside(distinct)
+    for sentence in [*chain(*checks, _doubts(pads, distinct))]:  # nothing is said of what is refused
         note(sentence)
     return kept
 
@@ -261,28 +253,30 @@ def _without(marks: _Columns, padded: Mask) -> tuple[Pair, ...]:
 # What is refused
 
 
-def _check_sizes(marks: _Columns) -> list[str]:
+def _check_sizes(marks: _Columns) -> Iterator[str]:
     """Sizes that annotations state, against the pictures' own."""
     sizes = marks.sizes[marks.image]
     off, turned = (np.abs(stated - sizes) for stated in (marks.stated, marks.stated[:, ::-1]))  # NaN: nothing stated
     far, slips = _far(off, sizes), np.any(off > 0, axis=1)
     if not slips.any():
-        return []
+        return
     side = int((far if far.any() else slips).argmax())
-    # A list that states height x width throughout is a matter of spelling; a single such image was turned.
-    if _far(turned, sizes).any() and far.any():
-        width, height = marks.stated[side]
-        raise marks.refusal(
-            side,
-            f"the annotation is of an image of {width:g}x{height:g} pixels, but {marks.picture(side)} is of another "
-            "size; restore the image, or annotations made for this one (sizes count as stored: EXIF turns nothing).",
-        )
-    slip = f"a size that is off by at most {np.nanmax(off):g} pixels; the image's own is taken"
-    what, count = ("the image's size as height x width", far.sum()) if far.any() else (slip, slips.sum())
-    return [f"{marks.place(side)}{int(count)} annotations state {what}."]
+    what, count = f"a size that is off by at most {np.nanmax(off):g} pixels; the image's own is taken", slips.sum()
+    if far.any():
+        # A list that states height x width throughout is a matter of spelling; a single such image was turned.
+        if _far(turned, sizes).any():
+            width, height = marks.stated[side]
+            raise marks.refusal(
+                side,
+                f"the annotation is of an image of {width:g}x{height:g} pixels, but {marks.picture(side)} is of "
+                "another size; restore the image, or annotations made for this one (sizes count as stored: EXIF turns "
+                "nothing).",
+            )
+        what, count = "the image's size as height x width", far.sum()
+    yield f"{marks.place(side)}{int(count)} annotations state {what}."
 
 
-def _check_units(marks: _Columns) -> list[str]:
+def _check_units(marks: _Columns) -> Iterator[str]:
     """Keypoints of which no pixel is meant: all within one pixel of the corner."""
     image, large = marks.row_images, marks.row_sizes >= _SMALLEST
     tiny = np.all((np.abs(marks.points) <= 1) & large, axis=1)
@@ -298,16 +292,16 @@ def _check_units(marks: _Columns) -> list[str]:
             f"coordinates from 0 to 1 do; write pixels, x times {width:g} and y times {height:g}.",
         )
     crowded = len(marks.points) >= _CROWD and len(np.unique(image)) > 1
-    if not crowded or not large.all() or (marks.points > marks.row_sizes / 2).any():
-        return []
-    x, y = marks.points.max(axis=0)
-    return [
-        f"{marks.place(int(marks.side[0]))}all {len(marks.points)} keypoints lie in the upper left quarter of their "
-        f"images, none beyond {x:g}, {y:g}: are they in pixels of these images, not in percent or of smaller ones?"
-    ]
+    if crowded and large.all() and not (marks.points > marks.row_sizes / 2).any():
+        x, y = marks.points.max(axis=0)
+        yield (
+            f"{marks.place(int(marks.side[0]))}all {len(marks.points)} keypoints lie in the upper left quarter of "
+            f"their images, none beyond {x:g}, {y:g}: are they in pixels of these images, not in percent or of smaller "
+            "ones?"
+        )
 
 
-def _check_boxes(marks: _Columns) -> list[str]:
+def _check_boxes(marks: _Columns) -> Iterator[str]:
     """Boxes against the picture and the keypoints inside."""
     boxed = np.flatnonzero(~np.isnan(marks.boxes[:, 0]))
     # an image's box recurs in each of its pairs
@@ -359,14 +353,12 @@ def _check_boxes(marks: _Columns) -> list[str]:
         share = f"{int(out.sum())} of {len(out)} keypoints of {marks.dataset.name} lie outside their boxes"
         refuse((missed > 0) & (out.mean() > _MOST), f"leaves keypoints out, as others do: {share}")
     recurring = np.bincount(marks.image[sides], minlength=len(marks.images)) > 1
-    return [
-        *marks.counted(np.any(over > 0, axis=1), "boxes", " reach beyond their image a little"),
-        *marks.counted(out, "keypoints", " lie outside their object's box"),
-        *marks.counted(recurring, "images", " have another box in one annotation than in another"),
-    ]
+    yield from marks.counted(np.any(over > 0, axis=1), " reach beyond their image a little", "boxes")
+    yield from marks.counted(out, " lie outside their object's box")
+    yield from marks.counted(recurring, " have another box in one annotation than in another", "images")
 
 
-def _check_inside(marks: _Columns) -> list[str]:
+def _check_inside(marks: _Columns) -> Iterator[str]:
     """Keypoints against their pictures' borders. The border itself, x = W, is inside."""
     sizes, image = marks.row_sizes, marks.row_images
     beyond = _beyond(marks.points, 0, sizes)
@@ -389,31 +381,29 @@ def _check_inside(marks: _Columns) -> list[str]:
             f"{width:g}x{height:g} pixels; {advice}: x, y count in pixels of the image as stored.",
         )
     whose = ", after theta was measured on them" if marks.dataset.theta_rule is ThetaRule.KEYPOINTS else ""
-    words = f" lie outside their image and are moved to its border{whose}"
-    return marks.counted(np.any(beyond > 0, axis=1), "keypoints", words)
+    outside = np.any(beyond > 0, axis=1)
+    yield from marks.counted(outside, f" lie outside their image and are moved to its border{whose}")
 
 
 # What is noted
 
 
-def _doubts(pads: _Columns, marks: _Columns) -> list[str]:
+def _doubts(pads: _Columns, marks: _Columns) -> Iterator[str]:
     """What annotations say of themselves: padding, corners, two keypoints in one place, two lists that differ."""
+    everything = np.ones(len(pads.points), dtype=bool)
+    yield from pads.exemplified(everything, "only pad its lists and are taken as absent")
+    corner = "lie in the very corner and are taken as they are; leave them empty where they are absent"
+    yield from marks.exemplified(np.all(marks.points == 0, axis=1), corner)
     own = marks.chosen(np.lexsort([marks.name, *marks.points.T, marks.row_images]))
     moved = np.any(np.diff(own.points, axis=0), axis=1) | (np.diff(own.row_images) != 0)
-    same = ~moved & (np.diff(own.name) != 0)
-    corner = "lie in the very corner and are taken as they are; leave them empty where they are absent"
-    sentences = [
-        *pads.exemplified(np.ones(len(pads.points), dtype=bool), "only pad its lists and are taken as absent"),
-        *marks.exemplified(np.all(marks.points == 0, axis=1), corner),
-        *own.exemplified(np.append(same, False), "lie exactly where another of their image does"),
-    ]
+    same = np.append(~moved & (np.diff(own.name) != 0), False)
+    yield from own.exemplified(same, "lie exactly where another of their image does")
     own = marks.chosen(np.argsort(marks.key, kind="stable"))
     differs = (np.diff(own.key) == 0) & np.any(np.abs(np.diff(own.points, axis=0)) > _SAME, axis=1)
     if differs.any():
         keys, row = len(np.unique(own.key[:-1][differs])), int(differs.argmax())
         one, other = (f"{own.keypoint(at)} ({own.place(int(own.side[at]))[:-2]})" for at in (row, row + 1))
-        sentences.append(
+        yield (
             f"{keys} keypoints of {marks.dataset.name} are elsewhere in one annotation than in another of the same "
             f"image, e.g. {one} and {other}."
         )
-    return sentences

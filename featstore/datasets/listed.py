@@ -74,10 +74,6 @@ class ListedDataset(ABC):
     def image(self, tree: Tree, row: Row, side: int) -> ImageRecord:
         """What a row names as its source, `side` 0, or its target, 1."""
 
-    @abstractmethod
-    def pairs(self, split: str) -> tuple[Pair, ...]:
-        """See `featstore.datasets.records.Dataset`."""
-
     def listed(self, path: Path) -> list[ListedPair]:
         """What a list file names, in its order; no annotation is opened."""
         tree = Tree(self.root)

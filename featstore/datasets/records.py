@@ -102,6 +102,11 @@ class Pair:
     target_place: str = ""
     target_only: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> Points:
+        """(n + m, 2), all keypoints that the target shows: the pair's, then the m of `target_only`."""
+        return np.vstack([self.target_points, *self.target_only.values()])
+
 
 @dataclass(frozen=True, slots=True)
 class Marks:
@@ -252,8 +257,7 @@ def _theta(pair: Pair, rule: ThetaRule, target_size: tuple[int, int], frame: tup
         return float(max(frame))
     if rule is ThetaRule.KEYPOINTS:
         # all that the target shows: theta is a matter of its own annotation, whatever the source lacks
-        points = np.vstack([pair.target_points, *pair.target_only.values()])
-        corners = np.stack([points.min(axis=0), points.max(axis=0)])
+        corners = np.stack([pair.shown.min(axis=0), pair.shown.max(axis=0)])
     else:
         corners = np.reshape(pair.target_box or [np.nan] * 4, (2, 2))
     low, high = _resized(corners, target_size, frame)
