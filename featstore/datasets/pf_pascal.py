@@ -30,7 +30,6 @@ from featstore.datasets.pictures import original_size
 from featstore.datasets.reading import Row, Tree, check_inside, is_file, is_folder, read_bytes, read_rows
 from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord, Marks, Pair, Points, ThetaRule
 from featstore.errors import DatasetError, UnmarkedError
-from featstore.plain_text import nfc
 
 CATEGORIES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -56,7 +55,7 @@ class PfPascalDataset(ListedDataset):
     @classmethod
     def find_lists(cls, root: Path) -> dict[str, Path]:
         """The list files that a folder holds. Raises `DatasetError` where a split has two lists of other pairs."""
-        if _data_folder(root) is None:
+        if _prefix(root) is None:
             return {}
         lists: dict[str, Path] = {}
         for split, prefixes in {"trn": ("trn", "train"), "val": ("val",), "test": ("test",)}.items():
@@ -64,7 +63,10 @@ class PfPascalDataset(ListedDataset):
             paths = [root / folder / name for name in names for folder in ("", "PF-dataset-PASCAL", "image_pairs")]
             found = [path for path in paths if is_file(path)]
             for other in found[1:]:
-                if _content(found[0]) != _content(other):
+                listed = (
+                    [(pair.source.id, pair.target.id) for pair in cls(root).listed(path)] for path in (found[0], other)
+                )
+                if len(set(map(frozenset, listed))) > 1:
                     raise DatasetError(
                         f"{found[0]} and {other} are both lists of {split}, but of different pairs; remove one of them."
                     )
@@ -86,7 +88,7 @@ class PfPascalDataset(ListedDataset):
             raise row.refusal(f"class is {number:g} where {known} is known; correct the row.")
         # As SD4Match, only the file's name counts: lists differ in the folders that they put before it.
         name = check_inside(row.text(_IMAGES[side]), row.where).name
-        file = _in_data_folder(self.root, f"JPEGImages/{name}")
+        file = f"{_prefix(self.root) or ''}JPEGImages/{name}"
         return tree.image(row, file, CATEGORIES[int(number) - 1], _is_mirrored(row))
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
@@ -99,43 +101,25 @@ class PfPascalDataset(ListedDataset):
             points = read_keypoints(path)
             return points * (-1, 1) + (original_size(image, self.read(image))[0], 0) if image.mirrored else points
 
-        for pair in listed:
-            if pair.row.line not in repeated:
-                paths = [_annotation(tree, pair.row, image) for image in (pair.source, pair.target)]
-                ours, theirs = points_of(pair.source, paths[0]), points_of(pair.target, paths[1])
-                if len(ours) != len(theirs):
-                    raise DatasetError(
-                        f"{pair} has {len(ours)} keypoints in the source's annotation and {len(theirs)} in the "
-                        "target's; correct the annotations or remove the row."
-                    )
-                names, places = [str(number + 1) for number in range(len(ours))], list(map(str, paths))
-                found.append(pair.pair(Marks.of_list(names, ours, places[0]), Marks.of_list(names, theirs, places[1])))
+        for pair in [own for own in listed if own.row.line not in repeated]:
+            place, target_place = (_annotation(tree, pair.row, image) for image in (pair.source, pair.target))
+            ours, theirs = points_of(pair.source, place), points_of(pair.target, target_place)
+            if len(ours) != len(theirs):
+                counts = f"{len(ours)} keypoints in the source's annotation and {len(theirs)} in the target's"
+                raise DatasetError(f"{pair} has {counts}; correct the annotations or remove the row.")
+            names = [str(number + 1) for number in range(len(ours))]
+            ends = zip((ours, theirs), (place, target_place), strict=True)
+            found.append(pair.pair(*(Marks.of_list(names, points, str(path)) for points, path in ends)))
         return tuple(found)
 
 
 DATASET = PfPascalDataset
 
 
-def _content(path: Path) -> set[tuple[str | float, ...]]:
-    """What tells one list from another: as for images, only files' names count."""
-    return {
-        (
-            *(nfc(check_inside(row.text(column), row.where).name) for column in _IMAGES),
-            row.number("class"),
-            _is_mirrored(row),
-        )
-        for row in PfPascalDataset.rows(path)
-    }
-
-
-def _data_folder(root: Path) -> str | None:
-    """Where images and annotations are: a folder of `root`, or `root` itself ("")."""
-    return next((name for name in ("PF-dataset-PASCAL", "") if is_folder(root / name / "JPEGImages")), None)
-
-
-def _in_data_folder(root: Path, path: str) -> str:
-    """A path below it, relative to `root`."""
-    return f"{_data_folder(root) or ''}/{path}".lstrip("/")
+def _prefix(root: Path) -> str | None:
+    """What paths of images and annotations begin with: a folder of `root`, or nothing where they are in `root`; None
+    where there are none."""
+    return next((own for own in ("PF-dataset-PASCAL/", "") if is_folder(root / f"{own}JPEGImages")), None)
 
 
 def _is_mirrored(row: Row) -> bool:
@@ -147,7 +131,7 @@ def _is_mirrored(row: Row) -> bool:
 
 def _annotation(tree: Tree, row: Row, image: ImageRecord) -> Path:
     """Where the annotation of an image lies. Raises `DatasetError` where it is not there."""
-    wanted = _in_data_folder(tree.root, f"Annotations/{image.category}/{Path(image.file).stem}.mat")
+    wanted = f"{_prefix(tree.root) or ''}Annotations/{image.category}/{Path(image.file).stem}.mat"
     path = tree.root / (tree.find(wanted) or wanted)
     if not is_file(path):
         kind = DatasetError if is_folder(path.parents[1]) else UnmarkedError

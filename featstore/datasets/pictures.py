@@ -106,18 +106,16 @@ def _match_transparency(opened: ImageFile) -> None:
     colour = opened.info.get(_TRANSPARENCY)
     if opened.format != "PNG" or colour is None:
         return
-    match opened.tile[0].args:  # how the pixels are packed
-        case "L;2":
-            opened.info[_TRANSPARENCY] = colour * 85
-        case "L;4":
-            opened.info[_TRANSPARENCY] = colour * 17
-        case "RGB;16B":
-            opened.info[_TRANSPARENCY] = tuple(value >> 8 for value in colour)
+    packed = opened.tile[0].args  # how the pixels are
+    if packed in ("L;2", "L;4"):
+        opened.info[_TRANSPARENCY] = colour * (85 if packed == "L;2" else 17)
+    elif packed == "RGB;16B":
+        opened.info[_TRANSPARENCY] = tuple(value >> 8 for value in colour)
 
 
 def _to_rgb(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """A picture, mode RGB: transparency is shown on white, 16-bit grey is scaled so that white stays white. tags: those
-    of a TIFF.
+    """A decoded picture, mode RGB: transparency is shown on white, 16-bit grey is scaled so that white stays white.
+    tags: those of a TIFF.
 
     Raises `ValueError` for pixels that have no scale: floating point numbers, or integers of more than 16 bits.
     """
@@ -166,11 +164,12 @@ def decode(image: ImageRecord, data: bytes) -> Image.Image:
         with _open_picture(io.BytesIO(data)) as opened:
             _match_transparency(opened)
             _check_whole(opened, data)
-            picture: Image.Image = opened
-            if isinstance(opened, TiffImageFile):
+            tags: Mapping[int, Any] = opened.tag_v2 if isinstance(opened, TiffImageFile) else {}
+            if tags:
                 opened.getexif()[_ORIENTATION] = 1  # Pillow turns TIFFs, and nothing else, as the orientation asks
-                picture = opened.copy()  # whose size is that of the pixels that were not turned
-            picture = _to_rgb(picture, getattr(opened, "tag_v2", {}))
+            opened.load()
+            # a TIFF that was not turned still has the turned one's size, its copy has that of the pixels
+            picture = _to_rgb(opened.copy() if tags else opened, tags)
         return ImageOps.mirror(picture) if image.mirrored else picture
 
 
