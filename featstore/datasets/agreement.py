@@ -216,6 +216,8 @@ def _padding(marks: _Columns) -> Mask:
     points[mirrored, 0] = marks.row_sizes[mirrored, 0] - points[mirrored, 0]
     negative: Mask = (points[:, 0] == points[:, 1]) & (points[:, 0] < 0)
     zero = np.all(points == 0, axis=1)
+    if not zero.any():
+        return negative
     images, counts = np.unique(np.unique(marks.key[zero]) // len(marks.names), return_counts=True)
     twice = np.isin(marks.row_images, images[counts > 1])
     boxes = marks.boxes[marks.side]
@@ -233,11 +235,9 @@ def _without(marks: _Columns, padded: Mask) -> tuple[Pair, ...]:
         count = len(pair.names)
         common = ~(padded[source:target] | padded[target : target + count])
         if not common.any():
-            raise marks.refusal(
-                2 * index,
-                f"the pair {pair.source} -> {pair.target} has no keypoint that both images show, but {count} at 0, 0 "
-                "or -1, -1, which pad the list; leave the pair out.",
-            )
+            what = f"the pair {pair.source} -> {pair.target} has no keypoint that both images show"
+            pads = f"{count} at 0, 0 or -1, -1, which pad the list"
+            raise marks.refusal(2 * index, f"{what}, but {pads}; leave the pair out.")
         names = tuple(compress(pair.names, common))
         shown = {marks.names[marks.name[row]]: marks.points[row] for row in range(target, end) if not padded[row]}
         kept[index] = replace(
@@ -266,12 +266,9 @@ def _check_sizes(marks: _Columns) -> Iterator[str]:
         # A list that states height x width throughout is a matter of spelling; a single such image was turned.
         if _far(turned, sizes).any():
             width, height = marks.stated[side]
-            raise marks.refusal(
-                side,
-                f"the annotation is of an image of {width:g}x{height:g} pixels, but {marks.picture(side)} is of "
-                "another size; restore the image, or annotations made for this one (sizes count as stored: EXIF turns "
-                "nothing).",
-            )
+            what = f"an image of {width:g}x{height:g} pixels, but {marks.picture(side)} is of another size"
+            advice = "restore the image, or annotations made for this one (sizes count as stored: EXIF turns nothing)"
+            raise marks.refusal(side, f"the annotation is of {what}; {advice}.")
         what, count = "the image's size as height x width", far.sum()
     yield f"{marks.place(side)}{int(count)} annotations state {what}."
 
@@ -286,19 +283,15 @@ def _check_units(marks: _Columns) -> Iterator[str]:
     if wrong.any() or everywhere:
         row = int((tiny & (wrong[image] | everywhere)).argmax())
         side, (width, height) = int(marks.side[row]), marks.row_sizes[row]
-        raise marks.refusal(
-            side,
-            f"all {total[image[row]]} keypoints of {marks.picture(side)} lie within one pixel of its corner, as "
-            f"coordinates from 0 to 1 do; write pixels, x times {width:g} and y times {height:g}.",
-        )
+        what = f"all {total[image[row]]} keypoints of {marks.picture(side)} lie within one pixel of its corner"
+        advice = f"write pixels, x times {width:g} and y times {height:g}"
+        raise marks.refusal(side, f"{what}, as coordinates from 0 to 1 do; {advice}.")
     crowded = len(marks.points) >= _CROWD and len(np.unique(image)) > 1
     if crowded and large.all() and not (marks.points > marks.row_sizes / 2).any():
         x, y = marks.points.max(axis=0)
-        yield (
-            f"{marks.place(int(marks.side[0]))}all {len(marks.points)} keypoints lie in the upper left quarter of "
-            f"their images, none beyond {x:g}, {y:g}: are they in pixels of these images, not in percent or of smaller "
-            "ones?"
-        )
+        what = f"all {len(marks.points)} keypoints lie in the upper left quarter of their images, none beyond"
+        question = "are they in pixels of these images, not in percent or of smaller ones?"
+        yield f"{marks.place(int(marks.side[0]))}{what} {x:g}, {y:g}: {question}"
 
 
 def _check_boxes(marks: _Columns) -> Iterator[str]:
@@ -315,11 +308,8 @@ def _check_boxes(marks: _Columns) -> Iterator[str]:
         if wrong.any():
             side = int(sides[wrong][0])
             box = ", ".join(f"{value:g}" for value in marks.boxes[side])
-            raise marks.refusal(
-                side,
-                f"the bounding box {box} of {marks.picture(side)} {what}; write keypoints and box in pixels of this "
-                "image, the box as x1, y1, x2, y2.",
-            )
+            advice = "write keypoints and box in pixels of this image, the box as x1, y1, x2, y2"
+            raise marks.refusal(side, f"the bounding box {box} of {marks.picture(side)} {what}; {advice}.")
 
     over = np.maximum(_beyond(low, 0, sizes), _beyond(high, 0, sizes))  # (B, 2)
     tiny = np.all((np.abs(boxes) <= 1) & np.tile(sizes >= _SMALLEST, 2), axis=1)
@@ -375,11 +365,9 @@ def _check_inside(marks: _Columns) -> Iterator[str]:
         (width, height), side = sizes[row], int(marks.side[row])
         count = f"{int((far & chosen).sum())} of {int(chosen.sum())}"
         advice = "exchange x and y, which puts them inside" if not turned[chosen].any() else "correct them"
-        raise marks.refusal(
-            side,
-            f"{count} keypoints of {marks.dataset.name} lie far outside their image, e.g. {marks.keypoint(row)} of its "
-            f"{width:g}x{height:g} pixels; {advice}: x, y count in pixels of the image as stored.",
-        )
+        what = f"{count} keypoints of {marks.dataset.name} lie far outside their image, e.g. {marks.keypoint(row)}"
+        reason = "x, y count in pixels of the image as stored"
+        raise marks.refusal(side, f"{what} of its {width:g}x{height:g} pixels; {advice}: {reason}.")
     whose = ", after theta was measured on them" if marks.dataset.theta_rule is ThetaRule.KEYPOINTS else ""
     outside = np.any(beyond > 0, axis=1)
     yield from marks.counted(outside, f" lie outside their image and are moved to its border{whose}")
@@ -403,7 +391,5 @@ def _doubts(pads: _Columns, marks: _Columns) -> Iterator[str]:
     if differs.any():
         keys, row = len(np.unique(own.key[:-1][differs])), int(differs.argmax())
         one, other = (f"{own.keypoint(at)} ({own.place(int(own.side[at]))[:-2]})" for at in (row, row + 1))
-        yield (
-            f"{keys} keypoints of {marks.dataset.name} are elsewhere in one annotation than in another of the same "
-            f"image, e.g. {one} and {other}."
-        )
+        what = "are elsewhere in one annotation than in another of the same image"
+        yield f"{keys} keypoints of {marks.dataset.name} {what}, e.g. {one} and {other}."

@@ -80,10 +80,9 @@ class FolderDataset:
             raise DatasetError(f"A folder of photographs has no split {split!r}, it has test; choose that.")
         marked, listed = self.root / "keypoints.csv", self.root / "pairs.csv"
         if not is_file(marked):
-            raise UnmarkedError(
-                f"{self.root} has no keypoints.csv, so there is nothing to score; it should hold the header "
-                "image,name,x,y and a row for each keypoint, in pixels of the original image."
-            )
+            what = f"{self.root} has no keypoints.csv, so there is nothing to score"
+            needed = f"the header {','.join(_COLUMNS)} and a row for each keypoint, in pixels of the original image"
+            raise UnmarkedError(f"{what}; it should hold {needed}.")
         images = self.images()
         # both names that lists may use; where a.jpg and a.jpg.png meet, the file's name wins
         by_name = {image.id: image for image in images} | {nfc(image.file): image for image in images}
@@ -94,13 +93,12 @@ class FolderDataset:
             check_each_new(pairs)
             return tuple(pair.pair(marks[pair.source.id], marks[pair.target.id]) for pair in pairs)
         categories = groupby(images, key=lambda image: image.category)  # they are sorted by id, which begins with it
-        every = [two for _, own in categories for two in permutations(own, 2)]
-        found = [pair_of(*two, *(marks[image.id] for image in two)) for two in every]
-        if not any(found):
-            raise DatasetError(
-                f"{marked}: no two images of one category share a keypoint's name; mark the same parts in both."
-            )
-        return tuple(pair for pair in found if pair is not None)
+        every = (ends for _, own in categories for ends in permutations(own, 2))
+        found = [pair for one, two in every if (pair := pair_of(one, two, marks[one.id], marks[two.id])) is not None]
+        if not found:
+            what = "no two images of one category share a keypoint's name"
+            raise DatasetError(f"{marked}: {what}; mark the same parts in both.")
+        return tuple(found)
 
     def members(self, split: str) -> frozenset[str]:
         return frozenset(image for pair in self.pairs(split) for image in (pair.source, pair.target))
@@ -110,10 +108,8 @@ class FolderDataset:
         left, sentences, marked = Counter(map(_kind, _left_out(self.root))), [], self.root / "keypoints.csv"
         if left:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
-            sentences.append(
-                f"{left.total()} files in {self.root} are left out, as only {' '.join(SUFFIXES)} in the sub-folder of "
-                f"a category are read: {kinds}."
-            )
+            why = f"as only {' '.join(SUFFIXES)} in the sub-folder of a category are read"
+            sentences.append(f"{left.total()} files in {self.root} are left out, {why}: {kinds}.")
         header = read_rows(marked, _COLUMNS)[0].values if is_file(marked) else ()
         unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
         if unknown:

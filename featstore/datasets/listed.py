@@ -106,10 +106,9 @@ class ListedDataset(ABC):
         if not repeated:
             return ()
         line, first = next(iter(repeated.items()))
-        return (
-            f"{len(repeated)} of {len(listed)} lines of {listed[0].row.file} repeat a pair of an earlier line, e.g. "
-            f"line {line} that of line {first}; each pair is counted once.",
-        )
+        what = f"repeat a pair of an earlier line, e.g. line {line} that of line {first}"
+        lines = f"{len(repeated)} of {len(listed)} lines of {listed[0].row.file}"
+        return (f"{lines} {what}; each pair is counted once.",)
 
     def read(self, image: ImageRecord) -> bytes:
         """The bytes of the image file."""
@@ -119,10 +118,8 @@ class ListedDataset(ABC):
         """The list file of one split. Raises `DatasetError` naming the splits that there are."""
         lists, split = self._lists(), canonical_split(split)
         if split not in lists:
-            raise DatasetError(
-                f"{self.root} has no split {split!r}, it has {', '.join(lists)}; choose one of these, or add the "
-                f"missing list (looked for {self.expected})."
-            )
+            advice = f"choose one of these, or add the missing list (looked for {self.expected})"
+            raise DatasetError(f"{self.root} has no split {split!r}, it has {', '.join(lists)}; {advice}.")
         return lists[split]
 
     def _lists(self) -> Mapping[str, Path]:
@@ -152,9 +149,8 @@ def repeated_pairs(listed: Iterable[ListedPair]) -> dict[int, int]:
     repeated: dict[int, int] = {}
     for pair in listed:
         if pair.source.id == pair.target.id:
-            raise pair.row.refusal(
-                f"pairs {pair.source.id} with itself, which says nothing of matching; remove the line."
-            )
+            what = f"pairs {pair.source.id} with itself, which says nothing of matching"
+            raise pair.row.refusal(f"{what}; remove the line.")
         earlier = first.setdefault((pair.source.id, pair.target.id), pair.row.line)
         if earlier != pair.row.line:
             repeated[pair.row.line] = earlier

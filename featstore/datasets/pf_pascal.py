@@ -63,13 +63,11 @@ class PfPascalDataset(ListedDataset):
             paths = [root / folder / name for name in names for folder in ("", "PF-dataset-PASCAL", "image_pairs")]
             found = [path for path in paths if is_file(path)]
             for other in found[1:]:
-                listed = (
-                    [(pair.source.id, pair.target.id) for pair in cls(root).listed(path)] for path in (found[0], other)
-                )
-                if len(set(map(frozenset, listed))) > 1:
-                    raise DatasetError(
-                        f"{found[0]} and {other} are both lists of {split}, but of different pairs; remove one of them."
-                    )
+                listed = (cls(root).listed(path) for path in (found[0], other))
+                named = {frozenset((pair.source.id, pair.target.id) for pair in pairs) for pairs in listed}
+                if len(named) > 1:
+                    what = f"{found[0]} and {other} are both lists of {split}, but of different pairs"
+                    raise DatasetError(f"{what}; remove one of them.")
             lists |= {split: found[0]} if found else {}
         return lists
 
@@ -256,9 +254,8 @@ def read_keypoints(path: Path) -> Points:
     try:
         points = read_numeric_variable(read_bytes(path), "kps")
     except ValueError as error:
-        raise DatasetError(
-            f"{path} is no MATLAB file with a readable variable kps ({error}); restore it from the dataset."
-        ) from error
+        what = f"is no MATLAB file with a readable variable kps ({error})"
+        raise DatasetError(f"{path} {what}; restore it from the dataset.") from error
     if points is None:
         wrong = "it has no variable kps"
     elif points.ndim != 2 or points.shape[1] != 2:

@@ -45,10 +45,8 @@ def _open_picture(stream: BinaryIO) -> ImageFile:
     if min(width, height) < 1:
         raise ValueError(f"it is {width}x{height} pixels, so there is nothing to see")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise ValueError(
-            f"it is {width}x{height} pixels where at most {MAX_SIDE:,} a side and {MAX_PIXELS // 10**6} million in all "
-            "are read; scale it down"
-        )
+        limits = f"at most {MAX_SIDE:,} a side and {MAX_PIXELS // 10**6} million in all are read"
+        raise ValueError(f"it is {width}x{height} pixels where {limits}; scale it down")
     return opened
 
 
@@ -217,9 +215,8 @@ def _reading(image: ImageRecord) -> Iterator[None]:
         yield
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file.
         name = image.id if image.file == image.id else f"{image.id} ({image.file})"
-        raise ImageError(
-            image.id, f"Image {name} cannot be decoded: {_reason(error)}; restore the file or leave the image out."
-        ) from error
+        what = f"Image {name} cannot be decoded: {_reason(error)}"
+        raise ImageError(image.id, f"{what}; restore the file or leave the image out.") from error
 
 
 def _reason(error: Exception) -> str:

@@ -73,10 +73,8 @@ class Row:
             return None
         if len(present) == 1:
             column, other = (y, x) if present == [x] else (x, y)
-            raise self.refusal(
-                f"{column} is {shown(self.values[column])}, so absent, where {other} is {shown(self.values[other])}; "
-                "fill in both, or leave both empty."
-            )
+            what = f"{column} is {shown(self.values[column])}, so absent, where {other} is {shown(self.values[other])}"
+            raise self.refusal(f"{what}; fill in both, or leave both empty.")
         found = {column: self.number(column) for column in present}
         for column, value in found.items():
             if abs(value) > LARGEST_COORDINATE:
@@ -136,9 +134,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
     header = [cell.strip() for cell in lines[0][1]]
     found = repr(",".join(header)[:200])
     if missing := [column for column in columns if column not in header]:
-        raise DatasetError(
-            f"{path} has no column {', '.join(missing)} (its header is {found}); the header needs {needed}."
-        )
+        what = f"has no column {', '.join(missing)} (its header is {found})"
+        raise DatasetError(f"{path} {what}; the header needs {needed}.")
     if len(set(header)) != len(header):
         raise DatasetError(f"{path} names a column twice in its header {found}; rename one.")
     for line, cells in lines[1:]:
@@ -163,10 +160,8 @@ def check_inside(relative: str, where: str) -> PurePosixPath:
     """
     windows = PureWindowsPath(relative)
     if windows.anchor or relative.startswith("/") or ".." in windows.parts or "\0" in relative or not windows.parts:
-        raise DatasetError(
-            f"{where}: the path {shown(relative)} leads out of the dataset's folder; list paths relative to that "
-            "folder, without '..'."
-        )
+        what = f"the path {shown(relative)} leads out of the dataset's folder"
+        raise DatasetError(f"{where}: {what}; list paths relative to that folder, without '..'.")
     return PurePosixPath(relative)
 
 
@@ -210,10 +205,8 @@ class Tree:
                 return None
             names = self._names(found).get(nfc(part), ())
             if len(names) > 1:
-                raise DatasetError(
-                    f"{self.root / found} holds {' and '.join(map(ascii, names))}, which differ in their Unicode "
-                    "normal form only; rename or remove one of them."
-                )
+                both = f"{' and '.join(map(ascii, names))}, which differ in their Unicode normal form only"
+                raise DatasetError(f"{self.root / found} holds {both}; rename or remove one of them.")
             # a disk that ignores case has names which its listing spells otherwise
             spelled = self.root / found / part
             if not names and not (is_file(spelled) or is_folder(spelled)):
@@ -236,9 +229,8 @@ class Tree:
         if key not in self.images:
             found = self.find(file)
             if found is None or not is_file(self.root / found):
-                raise row.refusal(
-                    f"names the image {shown(file)}, which is not in {self.root}; restore the image or remove the row."
-                )
+                what = f"names the image {shown(file)}, which is not in {self.root}"
+                raise row.refusal(f"{what}; restore the image or remove the row.")
             identifier = nfc(f"{category}/{PurePosixPath(file).stem}") + (MIRRORED if mirrored else "")
             self.images[key] = ImageRecord(identifier, nfc(category), found, mirrored)
         return self.images[key]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from math import isfinite
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +58,9 @@ class ImageRecord:
 
     def __post_init__(self) -> None:
         if self.category.strip() == ALL:
-            raise DatasetError(
-                f"Image {self.id} is of a category called {ALL}, which is reserved for the score over all pairs; "
-                "rename the category (its folder, and in the lists that name it)."
-            )
+            what = f"is of a category called {ALL}, which is reserved for the score over all pairs"
+            advice = "rename the category (its folder, and in the lists that name it)"
+            raise DatasetError(f"Image {self.id} {what}; {advice}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +121,10 @@ class Marks:
     size: tuple[float, float] | None = None
 
     @classmethod
-    def of_list(cls, names: Iterable[str], points: Points, place: str, **more: Any) -> Self:
+    def of_list(cls, names: Iterable[str], points: Points, place: str) -> Self:
         """The marks of an image of whose keypoints `points`, (n, 2), are NaN where it does not show one."""
         listed = zip(names, points.tolist(), strict=True)
-        return cls({name: point for name, point in listed if isfinite(sum(point))}, place, **more)
+        return cls({name: point for name, point in listed if isfinite(sum(point))}, place)
 
 
 def pair_of(source: ImageRecord, target: ImageRecord, ours: Marks, theirs: Marks) -> Pair | None:
@@ -200,10 +199,8 @@ def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Coll
     wanted, known = {nfc(category) for category in categories}, {pair.category for pair in pairs}
     names = ", ".join(sorted(known)) or "none"
     if unknown := sorted(wanted - known):
-        raise DatasetError(
-            f"{dataset_name} has no category {', '.join(map(repr, unknown))} among its {len(pairs)} pairs; choose from "
-            f"{names}."
-        )
+        what = f"has no category {', '.join(map(repr, unknown))} among its {len(pairs)} pairs"
+        raise DatasetError(f"{dataset_name} {what}; choose from {names}.")
     if not wanted:
         raise DatasetError(f"No pair of {dataset_name} remains; name at least one category of {names}.")
     return tuple(pair for pair in pairs if pair.category in wanted)
@@ -264,8 +261,7 @@ def _theta(pair: Pair, rule: ThetaRule, target_size: tuple[int, int], frame: tup
     theta = float((high - low).max())
     if not theta > 0:
         reason = "the target has no bounding box" if np.isnan(theta) else f"it is {theta:g} pixels"
-        raise DatasetError(
-            f"Pair {pair.source} -> {pair.target}: PCK's threshold is measured on the {rule.value}, but {reason}; "
-            "correct the annotation or leave the pair out."
-        )
+        what = f"PCK's threshold is measured on the {rule.value}, but {reason}"
+        advice = "correct the annotation or leave the pair out"
+        raise DatasetError(f"Pair {pair.source} -> {pair.target}: {what}; {advice}.")
     return theta

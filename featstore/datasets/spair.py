@@ -67,8 +67,8 @@ class _Annotation(BaseModel):
     trg_imsize: _Size | None = None
 
 
-def _wrong(path: Path, what: str) -> DatasetError:
-    return DatasetError(f"{path}: {what}; restore the file from SPair-71k.")
+def _wrong(where: Path | str, what: str) -> DatasetError:
+    return DatasetError(f"{where}: {what}; restore the file from SPair-71k.")
 
 
 def _read_annotation(path: Path) -> tuple[_Annotation, Difficulty | None]:
@@ -98,7 +98,7 @@ def _marks(path: Path, annotation: _Annotation, role: Literal["src", "trg"]) -> 
         what = "a point that is not two finite numbers [x, y] of pixels, nor null for an absent one"
         raise _wrong(path, f"{field} has {what}")
     box = getattr(annotation, f"{role}_bndbox")
-    return Marks.of_list(names, points, str(path), box=box, size=None if size is None else size[:2])
+    return replace(Marks.of_list(names, points, str(path)), box=box, size=None if size is None else size[:2])
 
 
 _LINE = re.compile(r"(?P<number>\d+)-(?P<source>[^-:/\\]+)-(?P<target>[^-:/\\]+):(?P<category>[^:/\\]+)")
@@ -129,12 +129,11 @@ class SpairDataset(ListedDataset):
         # Not splitlines(): it also breaks at separators that no editor counts as a line.
         for number, line in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
             match = _LINE.fullmatch(line) if is_plain(line) else None
-            row = Row(path, number, {"line": line, **(match.groupdict() if match else {})})
-            if line and not match:
+            if match:
+                yield Row(path, number, {"line": line, **match.groupdict()})
+            elif line:
                 what = f"{shown(line)} is not <number>-<source>-<target>:<category>"
-                raise row.refusal(f"{what}; restore the file from SPair-71k.")
-            if line:
-                yield row
+                raise _wrong(f"{path}, line {number}", what)
 
     def image(self, tree: Tree, row: Row, side: int) -> ImageRecord:
         """What a row names as its source or target."""
@@ -170,9 +169,8 @@ def _annotation_file(tree: Tree, folder: str, row: Row) -> Path:
         raise kind(f"{row.where}: {what}; restore it or remove the line.")
     if len(found) > 1:
         files = " and ".join(Path(path).name for path in found)
-        raise row.refusal(
-            f"its annotation is there {len(found)} times, as {files}, in {tree.root / folder}; remove all but one."
-        )
+        what = f"its annotation is there {len(found)} times, as {files}, in {tree.root / folder}"
+        raise row.refusal(f"{what}; remove all but one.")
     return tree.root / found[0]
 
 
