@@ -122,7 +122,7 @@ class Marks:
 
     @classmethod
     def of_list(cls, names: Iterable[str], points: Points, place: str) -> Self:
-        """The marks of an image of whose keypoints `points`, (n, 2), are NaN where it does not show one."""
+        """An image's marks from a list of all n keypoints: `points`, (n, 2), are NaN where it does not show one."""
         listed = zip(names, points.tolist(), strict=True)
         return cls({name: point for name, point in listed if isfinite(sum(point))}, place)
 
@@ -229,17 +229,20 @@ def to_resized_frame(
     Raises:
         DatasetError: where theta cannot be measured or is 0.
     """
-    sizes = (source_size, target_size)
+    points, sizes, square = (pair.source_points, pair.target_points), (source_size, target_size), (size, size)
 
-    def framed(frames: tuple[tuple[int, int], tuple[int, int]]) -> tuple[FramePoints, FramePoints, float]:
+    def framed(
+        points: Iterable[Points], frames: tuple[tuple[int, int], tuple[int, int]]
+    ) -> tuple[FramePoints, FramePoints, float]:
         theta = _theta(pair, rule, target_size, frames[1])
         source, target = (
-            np.clip(_resized(points, own, frame), _MARGIN, np.subtract(frame, 1 + _MARGIN)).astype(np.float32)
-            for points, own, frame in zip((pair.source_points, pair.target_points), sizes, frames, strict=True)
+            np.clip(own, _MARGIN, np.asarray(frame) - 1 - _MARGIN).astype(np.float32)
+            for own, frame in zip(points, frames, strict=True)
         )
         return source, target, theta
 
-    resized, original = framed(((size, size), (size, size))), OriginalFrame(source_size, target_size, *framed(sizes))
+    resized = framed((_resized(own, each, square) for own, each in zip(points, sizes, strict=True)), (square, square))
+    original = OriginalFrame(source_size, target_size, *framed(points, sizes))
     flags = None if pair.difficulty is None else asdict(pair.difficulty)
     return MatchingPair(pair.source, pair.target, pair.category, *resized, original, pair.names, flags)
 
