@@ -120,6 +120,13 @@ def launched() -> Launch:
         raise _not_found() from None
 
 
+def check_divided(command: str | None, divided: Collection[str]) -> None:
+    """Raise `InputError` where several processes were started for a command that is none of `divided`: each would do
+    all of it, and write the same files."""
+    if command is not None and command not in divided and launched().count > 1:
+        raise InputError(f"`{command}` is not divided among processes: start it without torchrun.")
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """This process, the `rank`-th from 0, among `count` that do a command together."""

@@ -9,7 +9,7 @@ from featstore.backbones.base import Asked, MapKey
 from featstore.backbones.noise import Latents
 from featstore.backbones.registry import is_other
 from featstore.backbones.stable_diffusion import Model, open_model
-from featstore.config import BuildConfig, MapsConfig
+from featstore.config import BuildConfig, KeptMapsConfig, MapsConfig
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
@@ -28,7 +28,7 @@ from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import FoundBackbone, estimate_maps, find_backbones, model_of, require_maps
 from featstore.pipeline.plan import MapRequest, extractor_of
-from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
+from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store, layers_of
 from featstore.pipeline.told import spell_bad, tell_disk, tell_shapes
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent
@@ -185,8 +185,14 @@ class MapsReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Maps:
-    """What maps are to be made of."""
+class AskedMaps:
+    """What maps are to be made of.
+
+    Args:
+        images: Their ids, in the order of `rows`.
+        names: Of the layers, of which `wanted` has the timesteps.
+        choice: The prompts that `request` tells the networks.
+    """
 
     store: Store
     dataset: Dataset
@@ -194,6 +200,7 @@ class _Maps:
     rows: Sequence[int]
     names: tuple[str, ...]
     wanted: tuple[MapKey, ...]
+    choice: PromptChoice
     request: MapRequest
 
 
@@ -211,7 +218,7 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
         InputError: In one of its kinds, see `build`.
     """
     progress = Silent() if progress is None else progress
-    asked = _asked_maps(config, launched(), progress)
+    asked = asked_maps(config, _part(config.part, launched()), "cache maps", progress)
     processes = join_processes()
     progress = progress if processes.is_main else Silent()
     store = asked.store
@@ -246,7 +253,7 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
 def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -> Mapping[str, int]:
     """What `make_maps` would take, by name; nothing is written. See `make_maps`."""
     progress = Silent() if progress is None else progress
-    asked = _asked_maps(config, ONE, progress)  # what is only said is said of all
+    asked = asked_maps(config, _part(config.part, ONE), "cache maps", progress)  # what is only said is said of all
     store, rows = asked.store, asked.rows
     check_unchanged(store, asked.dataset, asked.images, progress)
     found = find_backbones(store, asked.names, asked.request)
@@ -268,10 +275,11 @@ def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -
     return total
 
 
-def _asked_maps(config: MapsConfig, launch: Launch, progress: Progress) -> _Maps:
+def asked_maps(config: KeptMapsConfig, part: Part, command: str, progress: Progress) -> AskedMaps:
+    """What a config asks for. Raises `InputError`, in one of its kinds, for whatever cannot be used as it is."""
     store = open_store(parse_location(config.store))
     dataset = dataset_of(store, config.root)
-    part, compute = _part(config.part, launch), choose_compute(config)
+    compute = choose_compute(config)
     wanted_images = store.images.ids if config.split is None else images_of(choose_pairs(dataset, config.split, ()))
     images = part.of(wanted_images)
     rows = [store.images.row(image) for image in images]
@@ -287,13 +295,15 @@ def _asked_maps(config: MapsConfig, launch: Launch, progress: Progress) -> _Maps
     steps = timesteps_for(names, config.timesteps, usual)
     wanted = tuple(zip(names, steps, strict=True))
     progress.tell(f"model {store.header.model_id}, images of {store.header.image_size} pixels")
-    prompts = choice.of_images("cache maps")
+    prompts = choice.of_images(command)
     others = {"dino": Asked(config.dino, config.dino_size)}
     request = MapRequest(prompts, config.ensemble, compute, Stored(config.stored), others)
-    return _Maps(store, dataset, images, rows, names, wanted, request)
+    return AskedMaps(store, dataset, images, rows, names, wanted, choice, request)
 
 
-def _tell_missing(asked: _Maps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None) -> dict[str, Any]:
+def _tell_missing(
+    asked: AskedMaps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None
+) -> dict[str, Any]:
     """What making maps would take, the UNet's shapes told where any of its maps is missing."""
     store = asked.store
     request, prompt = asked.request, asked.request.told
