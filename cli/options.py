@@ -171,8 +171,7 @@ STEP = 50
 
 
 def parse_timesteps(text: str, option: str = "--t") -> list[int]:
-    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps, each once. Raises `InputError` for anything
-    else."""
+    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps. Raises `InputError` for anything else."""
     found: list[int] = []
     for part in text.split(","):
         matched = re.fullmatch(r"(\d{1,99})(?:\.\.(\d{1,99})(?::(\d{1,99}))?)?", part.strip())

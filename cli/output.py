@@ -83,15 +83,11 @@ def check_writable(*files: Path | None) -> None:
 
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
     """Write JSON where a file is asked for. Raises `InputError` where it cannot be written."""
-    if file is None or not _speaks():
-        return
     _write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(file: Path | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write CSV where a file is asked for. Raises `InputError` where it cannot be written."""
-    if file is None or not _speaks():
-        return
     text = io.StringIO(newline="")
     csv.writer(text).writerows([_harmless(cell) for cell in row] for row in [header, *rows])
     _write_text(file, text.getvalue())
@@ -108,10 +104,11 @@ def _harmless(cell: str) -> str:
     return f"'{cell}" if cell.lstrip(" ").startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
 
 
-def _write_text(file: Path, text: str) -> None:
+def _write_text(file: Path | None, text: str) -> None:
     content = text.encode()
-    with writing(file, len(content)):
-        file.write_bytes(content)
+    if file is not None and _speaks():
+        with writing(file, len(content)):
+            file.write_bytes(content)
 
 
 def print_evaluation(result: "Evaluation", average: "Average", json: Path | None, csv: Path | None) -> None:

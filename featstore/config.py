@@ -628,7 +628,9 @@ class CompareConfig(metaclass=_Constructed):
     ]
     readout: Annotated[str, Setting("Which of the runs' readouts.")] = "nn"
     alphas: KeptAlphas = None
-    average: AverageName = "image"
+    average: Annotated[Literal["image", "point"], Setting("Average that is compared: image or point.", flag="--by")] = (
+        "image"
+    )
     frame: FrameName = None
 
     def __post_init__(self) -> None:
