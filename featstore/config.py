@@ -357,6 +357,7 @@ class EvalConfig(PromptConfig, ComputeConfig):
     ] = None
 
     def __post_init__(self) -> None:
+        find_readouts(self.readouts)
         if self.features is None:
             check_of_use(
                 self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
@@ -412,6 +413,10 @@ class GridConfig(PromptConfig, ComputeConfig):
     out: Annotated[Place, Setting("Folder for the report, its tables and pictures.", metavar="DIR")] = Path("grid")
     stored: Stored = "float16"
     skip_bad: SkipBad = False
+
+    def __post_init__(self) -> None:
+        check_names(self.layers)
+        find_readouts(self.readouts)
 
 
 @settings
@@ -484,6 +489,9 @@ class TrainConfig(metaclass=_Constructed):
     batch_size: Annotated[Positive, Setting("Images per pass in validation.")] = 8
     gradient_checkpointing: Annotated[bool, Setting("Half the memory, a third more time.")] = False
     compile: Annotated[bool, Setting("Compile the networks first (torch.compile).")] = False
+
+    def __post_init__(self) -> None:
+        check_names(self.layers or ())
 
 
 @settings
