@@ -492,6 +492,7 @@ class TrainConfig(metaclass=_Constructed):
 
     def __post_init__(self) -> None:
         check_names(self.layers or ())
+        check_layers_of(None, None, self.weights)
 
 
 @settings
