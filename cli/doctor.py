@@ -69,7 +69,7 @@ def _say_model(name: str, revision: str | None) -> None:
     from featstore.backbones.dino import SUBFOLDER, locate_dino
     from featstore.backbones.locate import DEMO, check_on_hub, downloaded, hub_name_of
     from featstore.backbones.stable_diffusion import LAYERS, open_model
-    from featstore.pipeline.told import tell_shapes
+    from featstore.progress import tell_shapes
 
     if name != DEMO and not Path(name).expanduser().is_dir() and downloaded(hub_name_of(name), revision) is None:
         check_on_hub(hub_name_of(name), revision)

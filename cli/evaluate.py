@@ -5,7 +5,7 @@ import shlex
 from cli.options import CsvOption, JsonOption, taking
 from cli.output import print_evaluation, say, typed_command
 from cli.progress import TerminalProgress
-from featstore.config import EvalConfig, to_json
+from featstore.config import EvalConfig
 from featstore.pipeline.distributed import launched
 
 EXAMPLES = (
@@ -28,8 +28,8 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     and `dualsd compare` need no matching. With --features no store and no model is needed.
     """
     from cli.reports.evaluation import report_evaluation
+    from featstore.pipeline.evaluate import evaluate as run
     from featstore.pipeline.results import check_place, kept_evaluation
-    from featstore.pipeline.run_evaluation import evaluate as run
     from matcher.pck import Average
 
     check_place(config.out)
@@ -38,16 +38,8 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     if launched().rank > 0:
         return
     average = Average(config.average)
-    print_evaluation(done.result, average, json, csv)
-    about = {
-        "command": typed_command(),
-        "average": average.value,
-        "theta": done.theta,
-        "store": done.store,
-        "root": None if done.root is None else str(done.root.resolve()),
-        "config": to_json(done.config),
-    }
-    with kept_evaluation(done.result, config.out, about) as kept:
+    print_evaluation(done, average, json, csv)
+    with kept_evaluation(done, config.out, {"command": typed_command()}) as kept:
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
         page = report_evaluation(kept)
     say(f"report: {page}, with table.md and table.tex beside it")

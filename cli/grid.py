@@ -23,8 +23,8 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     """
     from cli.reports.grid import check_folder, draw, report_grid
     from cli.reports.grid_tables import print_scores, print_winners, to_json
-    from featstore.pair_list import spell_list
-    from featstore.pipeline.run_grid import grid as run
+    from featstore.pipeline.grid import grid as run
+    from featstore.pipeline.pairs import spell_list
     from matcher.grid import CSV_HEADER, to_rows
     from matcher.pck import Average
 

@@ -42,7 +42,7 @@ def score(config: ScoreConfig, json: JsonOption = None, csv: CsvOption = None) -
     In the original frame, predictions and target points are mapped back to pixels of the target image as it came, and
     theta is measured there: with aspect ratios kept, as many published protocols do.
     """
-    from featstore.pipeline.runs import EvaluationRun
+    from featstore.pipeline.results import EvaluationRun
     from matcher.pairs import Frame
     from matcher.pck import Average
 
@@ -62,7 +62,7 @@ def compare(config: CompareConfig, json: JsonOption = None, csv: CsvOption = Non
     that of a permutation test that flips what images do to the difference, not pairs.
     """
     from featstore.pipeline.compare import CSV_HEADER, compare_runs
-    from featstore.pipeline.runs import EvaluationRun
+    from featstore.pipeline.results import EvaluationRun
     from matcher.pairs import Frame
     from matcher.pck import Average
 

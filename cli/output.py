@@ -22,7 +22,7 @@ from featstore.plain_text import printable
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.pipeline.evaluate import Evaluation, Scoring
+    from featstore.pipeline.results import Evaluation, Scoring
     from matcher.configuration import MatchSettings
     from matcher.pck import Average
 

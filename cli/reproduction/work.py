@@ -13,11 +13,11 @@ from cli.reproduction.paper import Cell
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
 from featstore.pipeline.defaults import unet_layers
-from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.features import chunks
+from featstore.pipeline.pairs import images_of
 from featstore.pipeline.plan import extractor_of, missing_noisy
-from featstore.pipeline.told import tell_disk
 from featstore.plain_text import human_bytes
+from featstore.progress import tell_disk
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts

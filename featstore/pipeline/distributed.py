@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from featstore.errors import ProcessError
+from featstore.errors import ImageError, ProcessError
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -162,6 +162,18 @@ class Processes:
         with _meeting(self.count):
             gathered: list[Item] = gather_object([own])
         return gathered
+
+    def gather_bad(self, bad: Sequence[ImageError], skip_bad: bool) -> tuple[ImageError, ...]:
+        """What was wrong with images in all processes, each image once.
+
+        Raises:
+            ImageError: The first, unless they are skipped.
+            ProcessError: One of the processes ended before.
+        """
+        found = tuple({error.image_id: error for part in self.gather(bad) for error in part}.values())
+        if found and not skip_bad:
+            raise found[0]
+        return found
 
     def sum(self, numbers: "Tensor") -> "Tensor":
         """A tensor of the same shape in all processes, summed over them. Raises what `gather` raises."""

@@ -20,13 +20,11 @@ from featstore.datasets.records import MIRRORED, ImageRecord
 from featstore.errors import ExportError, ImageError
 from featstore.files import open_whole, writing
 from featstore.pipeline.distributed import WHOLE
-from featstore.pipeline.evaluate import describe_features, describe_others
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import MadeMaps, require_maps
 from featstore.pipeline.run_build import asked_maps
-from featstore.pipeline.told import spell_bad, tell_shapes
 from featstore.plain_text import human_bytes
-from featstore.progress import Progress, Silent
+from featstore.progress import Progress, Silent, spell_bad, tell_shapes
 from featstore.prompts.file import save_torch
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
@@ -166,26 +164,23 @@ def export_maps(config: ExportConfig, progress: Progress | None = None) -> Expor
     progress, layout, out = progress or Silent(), Layout(config.layout), config.out
     check_out(layout, out)
     asked = asked_maps(config, WHOLE, "cache export", progress)
-    store, dataset, request = asked.store, asked.dataset, asked.request
-    if layout is not Layout.FEATURES and len(asked.names) != 1:
+    opened = asked.opened
+    store, dataset = opened.store, opened.dataset
+    if layout is not Layout.FEATURES and len(opened.names) != 1:
         raise InputError(f"--layout {layout.value} holds one layer: name one with --layers, e.g. --layers 2.")
     check_unchanged(store, dataset, asked.images, progress)
-    made = require_maps(store, dataset, asked.rows, asked.wanted, request, progress)
+    made = require_maps(store, dataset, asked.rows, asked.wanted, opened.request, progress)
     if made.bad and not config.skip_bad:
         raise made.bad[0]
     left = set(asked.images) - {error.image_id for error in made.bad}
     images = [image for image in dataset.images() if image.id in left]
-    about = describe_others(made.others.values())
-    if made.extractor is not None:
-        described = describe_features(store, made.extractor, asked.choice.describe(), request.ensemble, request.compute)
-        about = described | about
+    about = opened.describe(made.extractor, made.others)
     maps = StoredMaps(store, made.extractor, made.others)
     layers = [LayerSpec(*key) for key in asked.wanted]
     size = export(Export(maps, images, layers, dataset.name, about), layout, out, progress)
     tell_shapes(progress, (_stored_shape(store, made, *key) for key in asked.wanted))
-    progress.tell(
-        f"{out}: {len(images)} images, layers {','.join(asked.names)}, {human_bytes(size)} in the layout {layout.value}"
-    )
+    layers_named, layout_named = ",".join(opened.names), f"{human_bytes(size)} in the layout {layout.value}"
+    progress.tell(f"{out}: {len(images)} images, layers {layers_named}, {layout_named}")
     for line in spell_bad(made.bad):
         progress.tell(line)
     return Exported(out, layout, len(images), size, about, made.bad)

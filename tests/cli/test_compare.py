@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.pipeline.evaluate import Evaluation, tabulated
-from featstore.pipeline.results import save_evaluation
+from featstore.pipeline.results import Evaluation, save_evaluation, tabulated
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average, hits
 from matcher.registry import frame_of
