@@ -6,11 +6,13 @@ is not known, no True for 1, no number that is not finite; what cannot be is an 
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING as REQUIRED
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic.dataclasses
@@ -18,7 +20,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from featstore.datasets.registry import ONE_OF
 from featstore.parsing import MISSING, UNKNOWN, what_is_wrong
-from featstore.pipeline.defaults import check_layers_of, check_of_use
+from featstore.pipeline.defaults import check_layers_of, check_names, check_of_use, find_readouts
 from matcher.errors import InputError
 from matcher.registry import MODULES
 
@@ -38,6 +40,7 @@ class Setting:
         form: How its text is read where the type does not say: `timesteps`, `alphas`, `factor`, `factors`,
             `weightings`, `points`.
         metavar: What stands for the value in help texts.
+        also: Another spelling of the option.
     """
 
     meaning: str
@@ -45,6 +48,7 @@ class Setting:
     flag: str | None = None
     form: str | None = None
     metavar: str | None = None
+    also: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,11 @@ class ConfigField:
     def flag(self) -> str:
         """`--batch-size`."""
         return self.setting.flag or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def spellings(self) -> list[str]:
+        """The option in every way in which it may be typed."""
+        return [self.flag] if self.setting.also is None else [self.flag, self.setting.also]
 
 
 class _Constructed(type):
@@ -254,8 +263,8 @@ class PromptConfig(metaclass=_Constructed):
 
 
 @settings
-class MapsConfig(PromptConfig, ComputeConfig):
-    """`dualsd cache maps`: feature maps, kept."""
+class KeptMapsConfig(PromptConfig, ComputeConfig):
+    """Which maps, of which images."""
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
@@ -264,12 +273,32 @@ class MapsConfig(PromptConfig, ComputeConfig):
     ensemble: Ensemble = ENSEMBLE
     split: str | None = option("Only images of a split.", "all", default=None)
     stored: Stored = "float16"
-    part: Part = None
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
         check_of_use(self.layers, given_options(self, ["dino", "dino_size"]), given_options(self, OF_THE_UNET))
         check_layers_of(self.layers, self.timesteps, None if self.layers is None else [1.0] * len(self.layers))
+
+
+@settings
+class MapsConfig(KeptMapsConfig):
+    """`dualsd cache maps`: feature maps, kept."""
+
+    part: Part = None
+
+
+@settings
+class ExportConfig(KeptMapsConfig):
+    """`dualsd cache export`: maps as files for other programs."""
+
+    out: Annotated[Place, Setting("The file to write, or the folder of dift and dift-images.")]
+    layout: Annotated[
+        Literal["features", "sd4match", "dift", "dift-images"],
+        Setting(
+            "features: safetensors for eval --features. sd4match: one .pt by its identifiers. dift: one .pth per "
+            "category. dift-images: one .pt per image."
+        ),
+    ] = "features"
 
 
 @settings
@@ -309,6 +338,7 @@ class EvalConfig(PromptConfig, ComputeConfig):
     )
 
     def __post_init__(self) -> None:
+        find_readouts(self.readouts)
         if self.features is None:
             check_of_use(
                 self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
@@ -354,6 +384,10 @@ class GridConfig(PromptConfig, ComputeConfig):
     out: Place = option("Folder for the report, its tables and pictures.", default=Path("grid"), metavar="DIR")
     stored: Stored = "float16"
     skip_bad: SkipBad = False
+
+    def __post_init__(self) -> None:
+        check_names(self.layers)
+        find_readouts(self.readouts)
 
 
 @settings
@@ -414,6 +448,10 @@ class TrainConfig(metaclass=_Constructed):
     gradient_checkpointing: bool = option("Half the memory, a third more time.", default=False)
     compile: bool = option("Compile the networks first (torch.compile).", default=False)
 
+    def __post_init__(self) -> None:
+        check_names(self.layers or ())
+        check_layers_of(None, None, self.weights)
+
 
 @settings
 class MatchConfig(ComputeConfig):
@@ -450,6 +488,146 @@ class MatchConfig(ComputeConfig):
     def __post_init__(self) -> None:
         check_layers_of(self.layers, self.timesteps, self.weights)
         check_of_use(self.layers, given_options(self, ["dino_size"]), given_options(self, OF_THE_UNET[:3]))
+
+
+@settings
+class StoreConfig(metaclass=_Constructed):
+    """Which store."""
+
+    store: StoreSetting = DEFAULT_STORE
+
+
+@settings
+class DoctorConfig(StoreConfig):
+    """`dualsd doctor`: what this machine has."""
+
+    model: str | None = option(MODELS, "demo", default=None)
+    revision: Revision = None
+    offline: Annotated[bool, Setting("Do not ask the hub for a model.")] = False
+
+
+@settings
+class VerifyConfig(StoreConfig):
+    """`dualsd cache verify`: a store held against its checksums, and against what made it."""
+
+    drop: Annotated[bool, Setting("Delete what is damaged, and print the commands that make it again.")] = False
+    recompute: Annotated[
+        str | None,
+        Setting(
+            "Rows of each array to make anew from the images and compare, or all; noisy latents are always all.",
+            metavar="N",
+        ),
+    ] = None
+    seed: Annotated[int, Setting("Seed of the choice of rows for --recompute.")] = 0
+    root: Root = None
+    device: Device = "auto"
+    batch_size: Positive = option("Images, or noisy latents, that go through a network together.", default=8)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"all|[1-9]\d*", self.recompute or "all"):
+            raise InputError(f"--recompute takes how many rows of each array, e.g. 16, or all, not {self.recompute!r}.")
+
+
+@settings
+class PruneConfig(StoreConfig):
+    """`dualsd cache prune`: maps, or noisy latents, that go."""
+
+    prompt: Annotated[str | None, Setting("Maps made with this text prompt.")] = None
+    extractor: Annotated[str | None, Setting("Maps of the extractors whose key begins so.", metavar="KEY")] = None
+    layers: Annotated[Texts | None, Setting("Maps of these layers, e.g. 2,3.", also="--layer")] = None
+    timesteps: Annotated[
+        Steps | None,
+        Setting("Maps or noisy latents at these timesteps, e.g. 261,200 or 50..400.", flag="--t", form="timesteps"),
+    ] = None
+    older_than: Annotated[
+        str | None, Setting("Arrays whose newest row is older than this, e.g. 12h, 30d, 2w.", metavar="AGE")
+    ] = None
+    noisy: Annotated[bool, Setting("Noisy latents instead of maps.")] = False
+
+    def __post_init__(self) -> None:
+        check_names(self.layers or ())
+        if self.noisy and (self.prompt, self.extractor, self.layers) != (None, None, None):
+            raise InputError("--noisy goes with --t and --older-than: they have no prompt, extractor or layer.")
+
+
+KeptAlphas = Annotated[
+    Fractions | None, Setting("Thresholds, e.g. 0.05,0.1 or 0.01..0.2:0.01.", unset="those of the run", form="alphas")
+]
+FrameName = Annotated[
+    Literal["resized", "original"] | None,
+    Setting(
+        "Where distances and theta are measured: in resized or original images.",
+        unset="each readout's own: original for pixel, else resized",
+    ),
+]
+
+
+@settings
+class ScoreConfig(metaclass=_Constructed):
+    """`dualsd score`: an evaluation that was kept, scored again."""
+
+    run: Annotated[Place, Setting("The folder that `dualsd eval` kept.", metavar="RUN")]
+    alphas: KeptAlphas = None
+    frame: FrameName = None
+    average: AverageName = "image"
+    readouts: Annotated[Texts | None, Setting("Only these readouts.", unset="all")] = None
+
+    def __post_init__(self) -> None:
+        find_readouts(self.readouts or ())
+
+
+@settings
+class CompareConfig(metaclass=_Constructed):
+    """`dualsd compare`: evaluations over the same pairs, held against the first."""
+
+    runs: Annotated[
+        tuple[Place, ...],
+        Field(strict=False),
+        Setting("Folders that `dualsd eval` kept; the first is A.", metavar="RUN_A RUN_B ..."),
+    ]
+    readout: Annotated[str, Setting("Which of the runs' readouts.")] = "nn"
+    alphas: KeptAlphas = None
+    average: Annotated[Literal["image", "point"], Setting("Average that is compared: image or point.", flag="--by")] = (
+        "image"
+    )
+    frame: FrameName = None
+
+    def __post_init__(self) -> None:
+        if "," in self.readout:
+            raise InputError(f"--readout takes one readout, not {self.readout!r}.")
+        find_readouts([self.readout])
+        if not 2 <= len(self.runs) <= len(ascii_uppercase):  # each has a letter
+            raise InputError(
+                f"compare takes 2 to {len(ascii_uppercase)} runs, of which the first is what the others are compared "
+                "with."
+            )
+
+
+@settings
+class ImportConfig(metaclass=_Constructed):
+    """`dualsd prompts import`: SD4Match's prompts, made ours."""
+
+    file: Annotated[Place, Setting("SD4Match's caption.pt or ckpt.pt.", metavar="FILE.pt")]
+    out: Annotated[Place, Setting("The .safetensors file to write.")]
+    model: Annotated[
+        str | None,
+        Setting("What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.", unset="it must be named"),
+    ] = None
+    source: Annotated[Literal["sd4match"], Setting("Whose file it is: sd4match.", flag="--from")] = "sd4match"
+    revision: Revision = None
+    layer: Annotated[int, Setting("Decoder layer, 1 to 4, that they were learned for.")] = 2
+    timestep: Annotated[int, Setting("Timestep that they were learned at.", flag="--t")] = 261
+    mode: Annotated[str | None, Setting("single, class or cpm.", unset="told from the file")] = None
+
+
+@settings
+class PublishConfig(metaclass=_Constructed):
+    """`dualsd prompts export`: one layer's prompts, made SD4Match's."""
+
+    prompts: Annotated[Place, Setting("A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")]
+    out: Annotated[Place, Setting("The .pt file to write.")]
+    target: Annotated[Literal["sd4match"], Setting("Whose layout: sd4match.", flag="--to")] = "sd4match"
+    layer: Annotated[int | None, Setting("Layer whose prompts are written.", unset="the only one")] = None
 
 
 @settings

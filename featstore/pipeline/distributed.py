@@ -254,3 +254,10 @@ def _joining(count: int) -> Iterator[None]:
 def _not_found() -> ProcessError:
     """What to raise in one of several processes that were started without being told of each other."""
     return ProcessError("Several processes were started, but they do not find each other: start them with torchrun.")
+
+
+def check_divided(command: str | None, divided: Collection[str]) -> None:
+    """Raise `InputError` where several processes were started for a command that is none of `divided`: each would do
+    all of it, and write the same files."""
+    if command is not None and command not in divided and launched().count > 1:
+        raise InputError(f"`{command}` is not divided among processes: start it without torchrun.")

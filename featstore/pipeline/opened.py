@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from featstore.backbones.base import Asked, MapKey
-from featstore.config import ENSEMBLE, EvalConfig, GridConfig, MapsConfig
+from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig
 from featstore.datasets.records import Dataset, Pair
 from featstore.errors import ImageError
 from featstore.pipeline.build import check_unchanged
@@ -84,7 +84,7 @@ def _describe_stored(extractor: AnyExtractor | None) -> dict[str, str]:
     return {} if extractor is None or extractor.stored is Stored.FLOAT16 else {"stored": extractor.stored.value}
 
 
-def open_asked(config: MapsConfig | EvalConfig | GridConfig, progress: Progress) -> Opened:
+def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progress) -> Opened:
     """Open what a config names; which prompts are used is told.
 
     Raises:

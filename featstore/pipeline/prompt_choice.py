@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from featstore.config import EvalConfig, GridConfig, MapsConfig, MatchConfig
+from featstore.config import EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.errors import PromptError
 from featstore.pipeline.defaults import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, unet_layers
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
@@ -37,7 +37,9 @@ class TypedPrompts:
     template: str = DEFAULT_TEMPLATE
 
     @classmethod
-    def of(cls, config: MapsConfig | EvalConfig | GridConfig | MatchConfig, template: str = DEFAULT_TEMPLATE) -> Self:
+    def of(
+        cls, config: KeptMapsConfig | EvalConfig | GridConfig | MatchConfig, template: str = DEFAULT_TEMPLATE
+    ) -> Self:
         """What a config says of them."""
         layers = None if config.layers is None else unet_layers(config.layers)
         fallback = None if isinstance(config, MatchConfig) else config.fallback

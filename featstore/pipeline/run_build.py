@@ -9,7 +9,7 @@ from featstore.backbones.base import MapKey
 from featstore.backbones.noise import Latents
 from featstore.backbones.registry import is_other
 from featstore.backbones.stable_diffusion import Model, open_model
-from featstore.config import BuildConfig, MapsConfig
+from featstore.config import BuildConfig, KeptMapsConfig, MapsConfig
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
@@ -166,7 +166,7 @@ class MapsReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Maps:
+class AskedMaps:
     """What maps are to be made, of which images. rows: theirs in the store."""
 
     opened: Opened
@@ -189,7 +189,7 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
         InputError: In one of its kinds, see `build`.
     """
     progress = Silent() if progress is None else progress
-    asked = _asked_maps(config, launched(), progress)
+    asked = asked_maps(config, _part(config.part, launched()), "cache maps", progress)
     processes = join_processes()
     progress = progress if processes.is_main else Silent()
     opened = asked.opened
@@ -218,7 +218,8 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
 def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -> Mapping[str, int]:
     """What `make_maps` would take, by name; nothing is written. See `make_maps`."""
     progress = Silent() if progress is None else progress
-    asked = _asked_maps(config, ALONE, progress)  # what is only said is said of all
+    part = _part(config.part, ALONE)  # what is only said is said of all
+    asked = asked_maps(config, part, "cache maps", progress)
     store = asked.opened.store
     check_unchanged(store, asked.opened.dataset, asked.images, progress)
     found = find_backbones(store, asked.opened.names, asked.opened.request)
@@ -235,19 +236,22 @@ def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -
     return total
 
 
-def _asked_maps(config: MapsConfig, launch: Processes, progress: Progress) -> _Maps:
-    part, opened = _part(config.part, launch), open_asked(config, progress)
+def asked_maps(config: KeptMapsConfig, part: Part, command: str, progress: Progress) -> AskedMaps:
+    """What a config asks for. Raises `InputError`, in one of its kinds, for whatever cannot be used as it is."""
+    opened = open_asked(config, progress)
     store, choice = opened.store, opened.choice
-    choice.of_images("cache maps")
+    choice.of_images(command)
     chosen = store.images.ids if config.split is None else images_of(choose_pairs(opened.dataset, config.split, ()))
     images = part.of(chosen)
     rows = [store.images.row(image) for image in images]
     choice.check_categories({store.images.categories[row] for row in rows})
     progress.tell(f"model {store.header.model_id}, images of {store.header.image_size} pixels")
-    return _Maps(opened, images, rows, opened.keys(config.timesteps))
+    return AskedMaps(opened, images, rows, opened.keys(config.timesteps))
 
 
-def _tell_missing(asked: _Maps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None) -> dict[str, Any]:
+def _tell_missing(
+    asked: AskedMaps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None
+) -> dict[str, Any]:
     """What making maps would take, the UNet's shapes told where any of its maps is missing."""
     store, request = asked.opened.store, asked.opened.request
     extractor = extractor_of(store, request.told, request.ensemble, request.compute, request.stored)
