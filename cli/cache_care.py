@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from featstore.pipeline.care import Dropped
     from featstore.pipeline.recompute import Recomputed
     from featstore.prompts.base import LearnedPrompts
+    from featstore.store.care import Verification
     from featstore.store.keys import StoreLocation
     from featstore.store.store import Store
-    from featstore.store.verify import Verification
 
 VERIFY_EXAMPLES = (
     "Examples:\n\n"
@@ -73,7 +73,7 @@ def verify(
     from featstore.pipeline.care import drop as drop_damage
     from featstore.pipeline.care import rows_at_hand
     from featstore.pipeline.noisy import with_maps_made_of, with_noise_checked
-    from featstore.store import verify as care
+    from featstore.store import care
     from featstore.store.store import open_store
 
     count = None if recompute is None else option_values.parse_count(recompute, "--recompute")
@@ -143,7 +143,7 @@ def prune(
     Latents stay always, and so whatever is removed can be made again without the VAE.
     """
     from cli.output import check_writable, human_bytes, print_table, say, write_json
-    from featstore.store import prune as care
+    from featstore.store import care
     from featstore.store.store import open_store
 
     check_writable(json)
@@ -154,7 +154,7 @@ def prune(
         raise InputError("--noisy goes with --t and --older-than: noisy latents have no prompt, extractor or layer.")
     opened = open_store(store)
     if noisy:
-        chosen = care.choose_noisy(opened, care.NoisyCriteria(timesteps, age))
+        chosen = care.choose_noisy(opened, timesteps, age)
     else:
         chosen = care.choose_maps(opened, care.MapCriteria(prompt, extractor, chosen_layers, timesteps, age))
     if chosen:

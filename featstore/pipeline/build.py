@@ -12,16 +12,15 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, StoreExistsError, UnmarkedError
+from featstore.files import sweep_making, sweep_partial
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.images import Survey, check_same_images, refresh, survey_images
 from featstore.pipeline.noisy import add_noise, check_noise
 from featstore.pipeline.plan import missing_latents, missing_noisy
 from featstore.progress import Progress
-from featstore.store.images import COLUMNS
 from featstore.store.keys import LATENTS, StoreLocation, noisy_path
-from featstore.store.schema import StoreHeader
+from featstore.store.schema import COLUMNS, StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts
-from featstore.store.sweep import folders_of, sweep_making, sweep_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
             store = _open_same(request.path, header)
             if store is None:
                 raise
-    sweep_partial(folders_of(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)]))
+    sweep_partial(store.path, [*COLUMNS, LATENTS, *map(noisy_path, request.timesteps)])
     record_whereabouts(store, header)
     return refresh(store, survey, progress)
 

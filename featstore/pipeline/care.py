@@ -22,11 +22,7 @@ from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts, prompts_of
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, Extractor, PixelExtractor, Stored, number_of
-from featstore.store.ledger import GRIDS
-from featstore.store.schema import STORED_DTYPE
-from featstore.store.store import Store
-from featstore.store.verify import (
+from featstore.store.care import (
     BadRow,
     Expected,
     Verification,
@@ -37,6 +33,9 @@ from featstore.store.verify import (
     sweep,
     unknown,
 )
+from featstore.store.keys import CONDITIONING, GRIDS, LATENTS, MAPS, NOISY, Extractor, PixelExtractor, Stored, number_of
+from featstore.store.schema import STORED_DTYPE
+from featstore.store.store import Store
 from matcher.errors import InputError
 
 Runs = Mapping[Path, LearnedPrompts]

@@ -20,9 +20,8 @@ from featstore.pipeline.plan import MapPlan, PlannedPasses
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import AnyExtractor, Extractor, map_path
-from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
-from featstore.store.rows import RowArray
+from featstore.store.rows import RowArray, reads_ahead, row_writer
 from featstore.store.store import Store
 from matcher.maps import read_ahead
 

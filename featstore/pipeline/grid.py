@@ -18,9 +18,8 @@ from featstore.pipeline.plan import MapRequest, missing_latents, sharing_a_pass
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import Extractor
-from featstore.store.ledger import StoredLedger, open_ledger
-from featstore.store.row_encoding import encoding_for
-from featstore.store.source import StoredMaps
+from featstore.store.row_file import encoding_for
+from featstore.store.source import StoredLedger, StoredMaps, open_ledger
 from featstore.store.store import Store
 from matcher.configuration import Configuration
 from matcher.correlate import BLOCK_CELLS

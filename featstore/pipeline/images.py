@@ -12,9 +12,9 @@ from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
 from featstore.pair_list import copies
 from featstore.progress import Progress
-from featstore.store.images import ImageTable
 from featstore.store.lock import exclusive
 from featstore.store.pack import unpack_array
+from featstore.store.schema import ImageTable
 from featstore.store.store import Store, open_store, replace_stale
 
 READERS = 8

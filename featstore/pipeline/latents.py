@@ -17,9 +17,8 @@ from featstore.pipeline.features import chunks, padded, pixel_batches
 from featstore.pipeline.plan import missing_latents
 from featstore.progress import Progress
 from featstore.store.keys import LATENTS, PATCH_TOKENS
-from featstore.store.overlap import row_writer
 from featstore.store.pack import unpack
-from featstore.store.rows import RowArray
+from featstore.store.rows import RowArray, row_writer
 from featstore.store.store import Store
 
 

@@ -10,15 +10,15 @@ from featstore.backbones.registry import is_diffusion, open_family, pixel_famili
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
+from featstore.files import sweep_partial
 from featstore.pipeline.noisy import add_noise, check_noise
 from featstore.pipeline.plan import MapRequest, extractor_of, missing_latents, missing_maps, missing_noisy, plan_maps
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path, noisy_path
 from featstore.store.pack import unpack
-from featstore.store.row_encoding import row_bytes
+from featstore.store.row_file import row_bytes
 from featstore.store.store import Store
-from featstore.store.sweep import folders_of, sweep_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _require_diffusion_maps(
     check_noise(store, rows, steps)
     extractor = extractor_of(store, prompt, ensemble, compute, request.stored)
     arrays = [map_path(extractor, *key) for key in wanted]
-    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), *arrays]))
+    sweep_partial(store.path, [LATENTS, *map(noisy_path, steps), *arrays])
     plan = plan_maps(store, extractor, rows, wanted, prompt)
     if not plan.parts:
         return MadeMaps(extractor, {}, (), 0, 0, {}, ())
@@ -183,7 +183,7 @@ def _make(
     networks = found.backbone.load(compute, layers)
     paths = [map_path(extractor, layer, None) for layer in layers]
     unpack(store, paths, progress)
-    sweep_partial(folders_of(store.path, paths))
+    sweep_partial(store.path, paths)
     bad: list[ImageError] = []
 
     progress.start(f"maps of {', '.join(layers)}", len(rows), "images")

@@ -10,11 +10,11 @@ from featstore.backbones.noise import noise
 from featstore.errors import StoreError
 from featstore.pipeline.plan import missing_noisy
 from featstore.progress import Progress
+from featstore.store.care import BadRow, Verification
 from featstore.store.keys import LATENTS, MAPS, NOISY, noisy_path
-from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
+from featstore.store.rows import reads_ahead, row_writer
 from featstore.store.store import Store
-from featstore.store.verify import BadRow, Verification
 from matcher.maps import read_ahead
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from featstore.backbones.base import Compute, MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.datasets.records import Dataset
+from featstore.files import sweep_partial
 from featstore.pipeline.distributed import ALONE, Processes, in_blocks
 from featstore.pipeline.evaluate import Evaluation, Scoring, match_shares, tabulated, unreadable
 from featstore.pipeline.features import chunks, diffusion_maps, noisy_of
@@ -23,10 +24,8 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
-from featstore.store.ledger import StoredLedger
-from featstore.store.source import MapsByLayer
+from featstore.store.source import MapsByLayer, StoredLedger
 from featstore.store.store import Store, patch_tokens_of
-from featstore.store.sweep import folders_of, sweep_partial
 from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
@@ -108,7 +107,7 @@ def open_pair_maps(
     name, folder = locate_dino(dino, location)
     check_dino(learned, name)
     check_noise(store, own, steps)
-    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
+    sweep_partial(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS])
     bad = unreadable(*processes.gather(encode_images(store, dataset, location, own, compute, progress)[1]))
     if bad:
         raise bad[0]

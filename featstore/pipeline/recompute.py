@@ -4,11 +4,11 @@ finds what every checksum agrees with: rows of other images, an edited header, w
 - Noisy latents need no network: every row is compared with the formula, from the stored latents.
 - Of latents, maps and tokens a choice goes through the networks again, in a scratch store beside nobody's, by the code
   that made them: rows that something speaks against first (noisy latents that do not fit,
-  `featstore.pipeline.suspects`), then a random choice, the same images for every array.
+  `featstore.pipeline.recompute`), then a random choice, the same images for every array.
 """
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from featstore.backbones.base import Asked, Compute, NetworkName
 from featstore.backbones.locate import locate
@@ -29,10 +31,10 @@ from featstore.pipeline.images import check_same_images, image_faults, survey_im
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
 from featstore.pipeline.noisy import with_sources
 from featstore.pipeline.plan import MapRequest, extractor_of
-from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
+from featstore.store.care import BadRow, Verification
 from featstore.store.keys import (
     CONDITIONING,
     LATENTS,
@@ -46,7 +48,6 @@ from featstore.store.keys import (
 )
 from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
-from featstore.store.verify import BadRow, Verification
 
 FEW = 4
 """Fewer rows may well all be wrong."""
@@ -404,3 +405,64 @@ def _cell(kept: NDArray[Any], made: NDArray[Any]) -> float:
     norms = np.linalg.norm(ours, axis=axis) * np.linalg.norm(theirs, axis=axis)
     apart = 1 - (ours * theirs).sum(axis=axis) / np.maximum(norms, 1e-12)
     return float(apart[norms >= 1e-4 * norms.mean()].max(initial=0.0))
+
+
+SIDE = 16
+"""Cells a side to which latents and maps are averaged: enough to tell images apart, and little to keep of many."""
+
+CHANNELS = 16
+"""Random mixtures of a map's channels that are predicted."""
+
+RIDGE = 1e-3
+"""Keeps the fit finite where latents say the same twice, as a share of their mean square."""
+
+Read = Callable[[int], NDArray[np.floating]]
+
+
+def by_suspicion(rows: Sequence[int], latents: Read, maps: Read, progress: Progress) -> list[int]:
+    """Image rows, those whose map fits their latents least first. latents: (c, h, w) of a row. maps: (C, h, w), or
+    tokens (P, C) of square images of which the first may be the class token's."""
+    if len(rows) < 3:  # nothing to fit
+        return list(rows)
+    progress.start("looking for rows of other images", len(rows), "rows")
+    around, mixed = [], []
+    mixture: Tensor | None = None
+    for row in rows:
+        found = _as_map(torch.from_numpy(np.asarray(maps(row), dtype=np.float32)))
+        if mixture is None:
+            mixture = torch.randn(CHANNELS, len(found), generator=torch.Generator().manual_seed(0)) / len(found) ** 0.5
+        around.append(_around(torch.from_numpy(latents(row).astype(np.float32))))
+        pooled = adaptive_avg_pool2d(found, SIDE)
+        mixed.append(torch.einsum("kc,chw->khw", mixture, pooled).flatten(1).T)  # (SIDE * SIDE, CHANNELS)
+        progress.advance()
+    inputs, outputs = torch.cat(around), torch.cat(mixed)  # (images * SIDE * SIDE, features), (..., CHANNELS)
+    outputs = (outputs - outputs.mean(0)) / (outputs.std(0) + 1e-12)
+    square = inputs.T @ inputs
+    ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square))
+    predicted = inputs @ torch.linalg.solve(square + ridge, inputs.T @ outputs)
+    fits = _unit(predicted.reshape(len(rows), -1)) @ _unit(outputs.reshape(len(rows), -1)).T  # (latents of, maps of)
+    own = fits.diagonal().clone()
+    fits.fill_diagonal_(-torch.inf)
+    # another image's latents that predict this map, or another image's map that these latents predict
+    margin = own - torch.maximum(fits.max(0).values, fits.max(1).values)
+    return [rows[index] for index in margin.argsort().tolist()]
+
+
+def _as_map(values: Tensor) -> Tensor:
+    """(C, h, w) of a map or of tokens."""
+    if values.ndim == 3:
+        return values
+    side = int(len(values) ** 0.5)
+    return values[len(values) - side * side :].T.unflatten(1, (side, side))
+
+
+def _around(latents: Tensor) -> Tensor:
+    """Of each cell its latents and its neighbours', their squares and a one: (SIDE * SIDE, features)."""
+    cells = pad(adaptive_avg_pool2d(latents, SIDE)[None], (1, 1, 1, 1), mode="replicate")[0]
+    near = torch.cat([cells[:, y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)]).flatten(1).T
+    return torch.cat([near, near**2, torch.ones(len(near), 1)], dim=1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(0)
+    return centred / (centred.norm(dim=1, keepdim=True) + 1e-12)

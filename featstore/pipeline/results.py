@@ -27,13 +27,12 @@ from typing import Any
 
 from featstore.datasets.records import canonical_split
 from featstore.errors import EvaluationError
-from featstore.files import write_whole, writing
+from featstore.files import MAKING, sweep_making, write_whole, writing
 from featstore.pair_list import describe_list, spell_list
 from featstore.pipeline.predictions import check_version, predictions_bytes
 from featstore.sealed import seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
-from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning import run_folder
 from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec

@@ -19,8 +19,8 @@ from featstore.pipeline.needed import FoundBackbone, find_backbones, model_of
 from featstore.pipeline.noisy import noisy_latent
 from featstore.pipeline.plan import MapRequest, PlannedPasses, sharing_a_pass
 from featstore.progress import Progress
-from featstore.store.overlap import reads_ahead
-from featstore.store.row_encoding import RowEncoding, encoding_for
+from featstore.store.row_file import RowEncoding, encoding_for
+from featstore.store.rows import reads_ahead
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from matcher.maps import LayerSpec, read_ahead

@@ -1,4 +1,4 @@
-"""In which precision maps are kept on the disk, whatever they were computed in."""
+"""What lies where: the place of a store, paths and names of its arrays, and what the names of maps stand for."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ class Stored(Enum):
 
     FLOAT16 = "float16"
     INT8 = "int8"
-    """With one scale a channel and map: half the disk. See `featstore.store.row_encoding`."""
+    """With one scale a channel and map: half the disk. See `featstore.store.row_file`."""
 
 
 _OTHER_CLOUDS = ("gs", "gcs", "az", "azure", "adl", "abfs", "abfss", "r2", "http", "https", "ftp", "sftp", "file")
@@ -68,12 +68,19 @@ def parse_location(typed: str | StoreLocation) -> StoreLocation:
     return Path(text)
 
 
+METADATA = "zarr.json"
+"""The name of an array's or a group's metadata."""
+
+METADATA_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, OverflowError, AssertionError)
+"""What zarr raises of metadata that are damaged."""
+
 LATENTS = "latents"
 IMAGES = "images"
 NOISY = "noisy"
 MAPS = "maps"
 CONDITIONING = "cond"
 PATCH_TOKENS = f"{CONDITIONING}/dinov2"
+GRIDS = "grids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,11 @@ AnyExtractor = Extractor | PixelExtractor
 def noisy_path(timestep: int) -> str:
     """Of the array of noisy latents at a timestep: `noisy/t0261`."""
     return f"{NOISY}/t{timestep:04d}"
+
+
+def leading_of(path: str) -> int:
+    """How many dimensions of an array count its rows: of noisy latents images and draws."""
+    return 2 if path.startswith(f"{NOISY}/") else 1
 
 
 def map_path(extractor: AnyExtractor, layer: int | str, timestep: int | None) -> str:

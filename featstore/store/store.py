@@ -2,8 +2,8 @@
 
 import errno
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ import torch
 import zarr
 from numpy.typing import NDArray
 from torch import Tensor
-from zarr.abc.store import Store as ZarrStore
 from zarr.errors import GroupNotFoundError
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError, StoreExistsError
-from featstore.files import writing
-from featstore.store.bucket import open_bucket
-from featstore.store.images import ImageTable, read_images, write_images
+from featstore.files import MAKING, writing
+from featstore.store.bucket import BucketStore, open_bucket
 from featstore.store.keys import (
     CONDITIONING,
     LATENTS,
     MAPS,
+    METADATA,
+    METADATA_ERRORS,
     NOISY,
     PATCH_TOKENS,
     AnyExtractor,
@@ -32,22 +32,22 @@ from featstore.store.keys import (
     PixelExtractor,
     Stored,
     StoreLocation,
+    leading_of,
     map_path,
     noisy_path,
 )
 from featstore.store.lock import exclusive
 from featstore.store.row_file import folders
-from featstore.store.rows import (
-    METADATA,
-    METADATA_ERRORS,
-    RowArray,
-    damaged_metadata,
-    disk_of,
-    open_rows,
-    require_rows,
+from featstore.store.rows import RowArray, damaged_metadata, open_rows, require_group, require_rows
+from featstore.store.schema import (
+    STORED_DTYPE,
+    VERSION_OF_INT8,
+    ImageTable,
+    StoreHeader,
+    metadata_of,
+    read_images,
+    write_images,
 )
-from featstore.store.schema import STORED_DTYPE, VERSION_OF_INT8, StoreHeader, create_missing
-from featstore.store.sweep import MAKING
 
 _BELOW = (f"{NOISY}/*", f"{MAPS}/*/*/*", f"{CONDITIONING}/*")
 """Where arrays lie, as patterns."""
@@ -93,7 +93,7 @@ class Store:
         """The same, made where missing, each map of `shape` (C, h, w); the extractor's group says what it is."""
         if extractor.stored is not Stored.FLOAT16:
             _require_version(self, VERSION_OF_INT8)
-        _require_described(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
+        require_group(self.group, f"{MAPS}/{extractor.key}", extractor.describe())
         path = map_path(extractor, layer, timestep)
         return require_rows(self.group, path, (len(self.images),), shape, extractor.stored.value)
 
@@ -126,7 +126,7 @@ class Store:
 
     def require_patch_tokens(self, dino: NetworkName, shape: tuple[int, int]) -> RowArray:
         """The same, made where missing; the group says whose they are."""
-        _require_described(self.group, CONDITIONING, asdict(dino))
+        require_group(self.group, CONDITIONING, asdict(dino))
         return require_rows(self.group, PATCH_TOKENS, (len(self.images),), shape, STORED_DTYPE)
 
     def attributes(self, path: str) -> dict[str, Any]:
@@ -141,34 +141,40 @@ class Store:
     def array(self, path: str) -> RowArray | None:
         """An array of rows by its path, None where there is none. Raises `MetadataError` where its metadata are
         damaged."""
-        found = open_rows(self.group, path, leading=2 if path.startswith(f"{NOISY}/") else 1)
+        found = open_rows(self.group, path, leading_of(path))
         if found is not None and found.rows_shape[0] != len(self.images):
             raise damaged_metadata(self.group, path, f"{found.rows_shape[0]} rows of {len(self.images)} images")
         return found
 
     def array_paths(self) -> list[str]:
         """Of every array of rows: latents, noisy latents, maps, patch tokens."""
-        if not isinstance(self.path, Path):
-            return [LATENTS, *(folder for below in _BELOW for folder in folders(self.path, below))]
         # Not zarr's own listing: damaged metadata of one array would hide all others.
-        files = [file for below in _BELOW for file in sorted(self.path.glob(f"{below}/zarr.json"))]
-        return [LATENTS, *(file.parent.relative_to(self.path).as_posix() for file in files)]
+        return [LATENTS, *(folder for below in _BELOW for folder in folders(self.path, below))]
 
     def arrays(self) -> dict[str, RowArray]:
         """Every array of rows by its path. Raises `MetadataError` where the metadata of one are damaged."""
         found = {LATENTS: self.latents()}
-        for path in self.array_paths():
-            array = self.array(path)
-            if array is not None:
-                found[path] = array
+        found |= {path: array for path in self.array_paths() if (array := self.array(path)) is not None}
         return found
 
 
 def open_store(path: StoreLocation) -> Store:
     """Open an existing store. Raises `StoreError` where there is none, or none that this version can read."""
-    group = _open_group(path)
-    if group is None:
+    store = open_if_there(path)
+    if store is None:
         raise StoreError(f"There is no store at {path}: make one with `dualsd cache build --store {path}`.")
+    return store
+
+
+def open_if_there(path: StoreLocation) -> Store | None:
+    """The store at `path`, None where nothing lies there. Raises `StoreError` for anything but a dualsd store."""
+    if not is_there(path):
+        return None
+    try:
+        place = path if isinstance(path, Path) else BucketStore(open_bucket(path))
+        group = zarr.open_group(place, mode="r+", zarr_format=3, use_consolidated=False)
+    except (GroupNotFoundError, *METADATA_ERRORS) as error:
+        raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error
     header = StoreHeader.from_attributes(group.attrs.asdict(), str(path))
     return Store(path, group, header, read_images(group, str(path)))
 
@@ -188,18 +194,19 @@ def create_store(
     taken = StoreExistsError(f"{path} exists already: name another --store.")
     if is_there(path):
         raise taken
-    if not isinstance(path, Path):
-        from featstore.store.bucket_zarr import create_in_bucket
-
-        if not create_in_bucket(open_bucket(path), header.to_attributes(), fill):
+    if not isinstance(path, Path):  # where there is no renaming: its root comes last, and only if none came before
+        bucket, contents = open_bucket(path), metadata_of(fill, **header.to_attributes())
+        root = contents.pop(METADATA)
+        for key, content in contents.items():
+            bucket.write(key, content.to_bytes())
+        if not bucket.create(METADATA, root.to_bytes()):
             raise taken
         return open_store(path)
     with writing(f"The store {path}", place=path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
             making = Path(folder) / "store"
-            group = zarr.create_group(making, attributes=header.to_attributes())
-            create_missing(group, fill)
+            fill(zarr.create_group(making, attributes=header.to_attributes()))
             try:
                 making.rename(path)
             except OSError as error:
@@ -211,14 +218,7 @@ def create_store(
 
 def is_there(path: StoreLocation) -> bool:
     """Whether anything lies where a store would: on object storage, whether a store's root does."""
-    if isinstance(path, Path):
-        return path.exists()
-    return METADATA in open_bucket(path).level("")[0]
-
-
-def open_if_there(path: StoreLocation) -> Store | None:
-    """The store at `path`, None where nothing lies there. Raises `StoreError` for anything but a dualsd store."""
-    return open_store(path) if is_there(path) else None
+    return path.exists() if isinstance(path, Path) else METADATA in open_bucket(path).level("")[0]
 
 
 def record_whereabouts(store: Store, header: StoreHeader) -> None:
@@ -248,40 +248,10 @@ def replace_stale(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32])
         return store, 0
     for array in store.arrays().values() if stale else ():
         array.delete_rows([(row, *rest) for row in stale for rest in np.ndindex(array.rows_shape[1:])])
-    table = store.images.with_contents(keys, sizes)
+    table = replace(store.images, keys=keys, sizes=sizes)
     with writing(f"The table of images of {store.path}", place=store.path):
         write_images(store.group, table)
-    return Store(store.path, store.group, store.header, table), len(stale)
-
-
-def _require_described(root: zarr.Group, path: str, description: Mapping[str, Any]) -> None:
-    """Make a group where it is not there, and let it say what its arrays are."""
-    try:
-        with writing(f"The group {path!r} of {root.store_path}", place=disk_of(root.store_path)):
-            if path not in root:
-                # in one write, and not an attribute at a time: a kill would leave a group that says half of what it is
-                create_missing(root, lambda made: made.create_group(path, attributes=dict(description)))
-            group = root.require_group(path)
-            if group.attrs.keys() < description.keys():  # one that was made on the way to an array, or half described
-                group.update_attributes(dict(description))
-    except METADATA_ERRORS as error:
-        raise damaged_metadata(root, path, str(error) or repr(error)) from error
-
-
-def _open_group(path: StoreLocation) -> zarr.Group | None:
-    if not is_there(path):
-        return None
-    place: Path | ZarrStore
-    if isinstance(path, Path):
-        place = path
-    else:
-        from featstore.store.bucket_zarr import BucketStore
-
-        place = BucketStore(open_bucket(path))
-    try:
-        return zarr.open_group(place, mode="r+", zarr_format=3, use_consolidated=False)
-    except (GroupNotFoundError, *METADATA_ERRORS) as error:
-        raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error
+    return replace(store, images=table), len(stale)
 
 
 KEPT = 256
@@ -325,7 +295,7 @@ def summarise(store: Store) -> list[ArraySummary]:
     for path, array in store.arrays().items():
         present = array.present()
         count = int(present.sum())
-        what = ", ".join(part for part in (_what(store, path), "packed" if array.packed else "") if part)
+        what = ", ".join(filter(None, (_what(store, path), "packed" if array.packed else "")))
         found.append(ArraySummary(path, array.row_shape, present.size, count, count * array.row_bytes, what))
     return found
 

@@ -15,6 +15,7 @@ from featstore.backbones.dino import locate_dino
 from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
+from featstore.files import sweep_partial
 from featstore.pair_list import describe_list, note_oddities, spell_list
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
@@ -29,7 +30,6 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts, Start
 from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location
 from featstore.store.store import Store, no_patches, open_store, patch_tokens_of
-from featstore.store.sweep import folders_of, sweep_partial
 from featstore.tuning.data import CachedNoise, FreshNoise, NoiseAhead, NoisySource
 from featstore.tuning.networks import open_networks
 from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
@@ -188,7 +188,7 @@ def fill_caches(
     for part, timestep, _ in noisy:
         check_noise(store, part, [timestep])
     found = locate_dino(dino, location) if settings.mode.rules.of_pairs else None
-    sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
+    sweep_partial(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS])
     _, bad = encode_images(store, dataset, location, everyone, compute, progress)
     if bad:
         raise bad[0]

@@ -26,12 +26,12 @@ from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.file import save_prompts
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
+from featstore.store.care import verify
 from featstore.store.keys import PixelExtractor, Stored
 from featstore.store.pack import pack
 from featstore.store.row_file import ShardFiles
 from featstore.store.rows import require_rows
 from featstore.store.store import Store, open_store
-from featstore.store.verify import verify
 from tests.featstore.store.small_store import array_of, contents, fill, flip
 
 WANTED = [("2", 261), ("3", 50)]

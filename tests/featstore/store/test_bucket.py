@@ -14,13 +14,13 @@ from featstore.errors import MetadataError, StoreError
 from featstore.progress import Silent
 from featstore.store import bucket as bucket_lock
 from featstore.store.bucket import Bucket, Retries, open_bucket
+from featstore.store.care import verify
 from featstore.store.keys import S3Location, Stored, map_path, parse_location
 from featstore.store.lock import exclusive
-from featstore.store.overlap import REQUESTS, row_writer
 from featstore.store.pack import pack
+from featstore.store.rows import REQUESTS, row_writer
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store, open_store
-from featstore.store.verify import verify
 from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec
 from matcher.pairs import MatchingPair

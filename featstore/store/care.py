@@ -1,9 +1,16 @@
-"""Read everything that a store holds against its checksums, and take away what is damaged."""
+"""A store kept whole and small: everything is read against its checksums; what is damaged, and what nobody needs any
+more, is taken away. Latents stay."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +20,28 @@ import zarr
 from featstore.errors import MetadataError, StoreError
 from featstore.files import PARTIAL, sweep_old, writing
 from featstore.progress import Progress
-from featstore.store.images import COLUMNS
-from featstore.store.keys import CONDITIONING, IMAGES, LATENTS, MAPS, NOISY, Extractor, PixelExtractor, StoreLocation
-from featstore.store.ledger import GRIDS
+from featstore.store.bucket import open_bucket
+from featstore.store.keys import (
+    CONDITIONING,
+    GRIDS,
+    IMAGES,
+    LATENTS,
+    MAPS,
+    METADATA,
+    NOISY,
+    Extractor,
+    PixelExtractor,
+    StoreLocation,
+    leading_of,
+    number_of,
+)
 from featstore.store.lock import exclusive
-from featstore.store.pack import shard_rows, unpack_array
-from featstore.store.row_encoding import encoding_for, row_bytes
-from featstore.store.row_file import Row, delete, names, objects, row_of_name
-from featstore.store.rows import METADATA, RowArray, create_rows, unlike
-from featstore.store.schema import STORED_DTYPE
+from featstore.store.pack import shard_rows, strays, sweep_strays, unpack_array
+from featstore.store.row_file import Row, encoding_for, folders, objects, row_bytes, row_of_name
+from featstore.store.rows import RowArray, create_rows, unlike
+from featstore.store.schema import COLUMNS, STORED_DTYPE, rewrite_metadata
 from featstore.store.store import Store
-from featstore.store.sweep import REMOVED, remove_folder, strays, sweep_removed, sweep_strays
+from matcher.errors import InputError
 
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""
@@ -161,11 +179,9 @@ def _reads_well(array: RowArray) -> bool:
 
 def check_arrays(store: Store, arrays: Sequence[RowArray], progress: Progress) -> list[CheckedArray]:
     """Read every row of some arrays."""
-    present = [array.present() for array in arrays]
-    progress.start("reading rows", int(sum(rows.sum() for rows in present)), "rows")
-    return [
-        _check(store, array, np.argwhere(rows).tolist(), progress) for array, rows in zip(arrays, present, strict=True)
-    ]
+    present = [[*map(tuple, np.argwhere(array.present()).tolist())] for array in arrays]
+    progress.start("reading rows", sum(map(len, present)), "rows")
+    return [_check(store, array, rows, progress) for array, rows in zip(arrays, present, strict=True)]
 
 
 def drop_rows(store: Store, rows: Iterable[BadRow], progress: Progress) -> None:
@@ -178,8 +194,7 @@ def drop_rows(store: Store, rows: Iterable[BadRow], progress: Progress) -> None:
             array = store.array(path)
             if array is not None and array.packed:
                 unpack_array(array, progress)
-                array = store.array(path)
-            if array is not None:
+            if array is not None:  # which knows that it is no longer packed
                 array.delete_rows(own)
 
 
@@ -196,8 +211,7 @@ def drop_metadata(store: Store, damaged: BadMetadata) -> str:
             remove_folder(store.path, damaged.path)
             return f"{damaged.path} was removed, its metadata were damaged; it is made anew when it is needed"
         with writing(f"The metadata of {damaged.path!r}", place=store.path):
-            delete(store.path, f"{damaged.path}/{METADATA}")
-            store.group.require_group(damaged.path)
+            rewrite_metadata(store.group, damaged.path, lambda made: made.create_group(damaged.path))
         return f"the metadata of {damaged.path} were written anew; its arrays are kept"
 
 
@@ -213,22 +227,21 @@ def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int
     Returns:
         Whether that could be done; where it cannot be found how many draws packed noisy latents had, they are removed.
     """
-    leading = 2 if damaged.path.startswith(f"{NOISY}/") else 1
-    stored_shape = encoding_for(dtype).stored_shape(row_shape)
-    images = (len(store.images),)
+    path, leading, images = damaged.path, leading_of(damaged.path), len(store.images)
+    ndim = leading + len(encoding_for(dtype).stored_shape(row_shape))
     with exclusive(store.path):
-        found = names(store.path, damaged.path)
-        named = (row_of_name(name, leading, leading + len(stored_shape)) for name in found)
-        rows = [row for row in named if row is not None]
+        names = [found.path.removeprefix(f"{path}/") for found in objects(store.path, path)]
+        rows = [row for name in names if (row := row_of_name(name, leading, ndim)) is not None]
         if leading == 2 and not rows:
-            remove_folder(store.path, damaged.path)
+            remove_folder(store.path, path)
             return False
-        draws = [1 + max(row[1] for row in rows)] if leading == 2 else []
-        packed = not rows and "c" in found
-        with writing(f"The metadata of {damaged.path!r}", place=store.path):
-            delete(store.path, f"{damaged.path}/{METADATA}")
-            shard = shard_rows(images, row_bytes(dtype, row_shape)) if packed else None
-            create_rows(store.group, damaged.path, (*images, *draws), row_shape, dtype, shard)
+        rows_shape = (images, 1 + max(row[1] for row in rows)) if leading == 2 else (images,)
+        packed = not rows and any(name.startswith("c/") for name in names)
+        shard = shard_rows(rows_shape, row_bytes(dtype, row_shape)) if packed else None
+        with writing(f"The metadata of {path!r}", place=store.path):
+            rewrite_metadata(
+                store.group, path, lambda made: create_rows(made, path, rows_shape, row_shape, dtype, shard)
+            )
     return True
 
 
@@ -277,16 +290,15 @@ def _is_described(path: str, attributes: dict[str, Any]) -> bool:
     return any(extractor.key == path.rpartition("/")[2] for extractor in own)
 
 
-def _check(store: Store, array: RowArray, rows: Sequence[Sequence[int]], progress: Progress) -> CheckedArray:
-    places = [tuple(row) for row in rows]
+def _check(store: Store, array: RowArray, rows: Sequence[Row], progress: Progress) -> CheckedArray:
     bad = []
     with ThreadPoolExecutor(READERS) as pool:
-        for row, damage in zip(places, pool.map(array.damage, places), strict=True):
+        for row, damage in zip(rows, pool.map(array.damage, rows), strict=True):
             if damage is not None:
                 bad.append(BadRow(array.path, row, store.images.ids[row[0]], damage))
             progress.advance()
-    total = int(np.prod(array.rows_shape))
-    return CheckedArray(array.path, total, len(places), len(places) * array.row_bytes, array.packed, tuple(bad))
+    total = math.prod(array.rows_shape)
+    return CheckedArray(array.path, total, len(rows), len(rows) * array.row_bytes, array.packed, tuple(bad))
 
 
 def _column(store: Store, path: str) -> CheckedArray:
@@ -308,3 +320,130 @@ def _left_over(store: Store, arrays: Iterable[RowArray]) -> list[LeftOver]:
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@dataclass(frozen=True, slots=True)
+class MapCriteria:
+    """Maps that meet all that is said: prompt: the text that they were made with. extractor: the first digits of their
+    extractor's key. layers, timesteps: theirs is among them. older_than: since their newest row was written. None where
+    it does not matter."""
+
+    prompt: str | None = None
+    extractor: str | None = None
+    layers: Sequence[int] | None = None
+    timesteps: Sequence[int] | None = None
+    older_than: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """An array that meets the criteria. bytes, files: that go with it. newest: when its newest row was written, seconds
+    since 1970. what: the text prompt of maps, or the kind of learned ones; empty for noisy latents."""
+
+    path: str
+    bytes: int
+    files: int
+    newest: float
+    what: str
+
+
+def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
+    """The maps that meet the criteria. Raises `InputError` where nothing is asked, so that nothing is removed by
+    mistake, and `StoreError` where an extractor is named that is not there."""
+    if criteria == MapCriteria():
+        raise InputError("Which maps go must be said: by --prompt, --extractor, --layer, --t or --older-than.")
+    keys = [folder.rpartition("/")[2] for folder in folders(store.path, f"{MAPS}/*")]
+    if criteria.extractor is not None and not any(key.startswith(criteria.extractor) for key in keys):
+        raise StoreError(f"{store.path} has no extractor {criteria.extractor!r}: it has {', '.join(keys) or 'none'}.")
+    found = []
+    for path in store.array_paths():
+        kind, *rest = path.split("/")
+        if kind != MAPS:
+            continue
+        key, layer, timestep = rest[0], number_of(rest[1]), number_of(rest[2])
+        prompt = store.attributes(f"{MAPS}/{key}").get("prompt")
+        texts = prompt if isinstance(prompt, Mapping) else {}
+        if (
+            criteria.prompt in (None, texts.get("template"))
+            and key.startswith(criteria.extractor or "")
+            and (criteria.layers is None or layer in criteria.layers)
+            and (criteria.timesteps is None or timestep in criteria.timesteps)
+        ):
+            found.append(_measured(store.path, path, _spell(texts)))
+    return _old_enough(found, criteria.older_than)
+
+
+def choose_noisy(store: Store, timesteps: Sequence[int] | None, older_than: timedelta | None) -> list[Prunable]:
+    """The noisy latents at some timesteps and of some age, see `MapCriteria`; all where nothing is said."""
+    found = [
+        _measured(store.path, path, "")
+        for path in store.array_paths()
+        if path.startswith(f"{NOISY}/") and (timesteps is None or number_of(path) in timesteps)
+    ]
+    return _old_enough(found, older_than)
+
+
+def prune(store: Store, chosen: Sequence[Prunable]) -> None:
+    """Remove them, and the groups that hold nothing any more. An array is gone at once or not at all. Not to be done
+    while another process makes the same maps."""
+    with exclusive(store.path):
+        for array in chosen:
+            remove_folder(store.path, array.path)
+        for below in ("*/*", "*"):
+            for group in folders(store.path, f"{MAPS}/{below}"):
+                if not folders(store.path, f"{group}/*"):
+                    remove_folder(store.path, group)
+        sweep_removed(store.path)
+
+
+def parse_age(text: str) -> timedelta:
+    """`30d`, `12h` or `2w`. Raises `InputError` for anything else."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
+    if matched is None:
+        raise InputError(f"--older-than takes an age like 12h, 30d or 2w, not {text!r}.")
+    hours = {"h": 1, "d": 24, "w": 7 * 24}[matched.group(2)]
+    try:
+        return timedelta(hours=float(matched.group(1)) * hours)
+    except OverflowError:
+        raise InputError(f"--older-than {text} is longer ago than there have been files.") from None
+
+
+def _measured(store: StoreLocation, path: str, what: str) -> Prunable:
+    files = objects(store, path)
+    newest = max((file.modified for file in files if not file.path.endswith(f"/{METADATA}")), default=0.0)
+    return Prunable(path, sum(file.bytes for file in files), len(files), newest, what)
+
+
+def _old_enough(arrays: Sequence[Prunable], age: timedelta | None) -> list[Prunable]:
+    return [array for array in arrays if age is None or time.time() - array.newest > age.total_seconds()]
+
+
+def _spell(prompt: Mapping[str, Any]) -> str:
+    return str(prompt.get("template", prompt.get("kind", "unknown prompt")))
+
+
+REMOVED = ".removed-"
+"""Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
+
+
+def remove_folder(store: StoreLocation, path: str) -> None:
+    """Remove an array or a group. On a disk it is gone at once; rows of a removal that was killed are never seen again,
+    as they might have gone stale meanwhile. On object storage rows go first and metadata last: what a killed removal
+    leaves is an array that lacks rows."""
+    if not isinstance(store, Path):
+        bucket = open_bucket(store)
+        keys = [found.path for found in bucket.objects(path)]
+        metadata = [key for key in keys if key.endswith(f"/{METADATA}")]
+        bucket.delete([key for key in keys if key not in metadata])
+        bucket.delete(sorted(metadata, key=len, reverse=True))
+        return
+    gone = store / f"{REMOVED}{uuid.uuid4().hex}"
+    with suppress(FileNotFoundError):  # another process was first
+        (store / path).rename(gone)
+        shutil.rmtree(gone)
+
+
+def sweep_removed(store: StoreLocation) -> None:
+    """Finish removals that were killed. The caller holds the store's lock."""
+    for folder in store.glob(f"{REMOVED}*") if isinstance(store, Path) else ():
+        shutil.rmtree(folder, ignore_errors=True)
