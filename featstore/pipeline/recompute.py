@@ -4,7 +4,7 @@ finds what every checksum agrees with: rows of other images, an edited header, w
 - Noisy latents need no network: every row is compared with the formula, from the stored latents.
 - Of latents, maps and tokens a choice goes through the networks again, in a scratch store beside nobody's, by the code
   that made them: rows that something speaks against first (noisy latents that do not fit,
-  `featstore.pipeline.recompute`), then a random choice, the same images for every array.
+  `by_suspicion`), then a random choice, the same images for every array.
 """
 
 import tempfile
@@ -44,9 +44,10 @@ from featstore.store.keys import (
     Extractor,
     PixelExtractor,
     Stored,
+    leading_of,
     number_of,
 )
-from featstore.store.rows import Row, RowArray
+from featstore.store.rows import Row, RowArray, require_group
 from featstore.store.store import Store, create_store
 
 FEW = 4
@@ -109,12 +110,11 @@ class Recomputed:
     @property
     def nothing_fits(self) -> bool:
         """Whether no latents, or no noisy latents, came out as they are stored: then rather the header is wrong."""
-        kinds = (
-            [own for own in self.arrays if own.path.split("/")[0] == kind and own.rows] for kind in (LATENTS, NOISY)
-        )
-        return any(
-            sum(one.rows for one in own) >= FEW and all(len(one.bad) == one.rows for one in own) for own in kinds
-        )
+        for kind in (LATENTS, NOISY):
+            own = [one for one in self.arrays if one.path.split("/")[0] == kind]
+            if sum(one.rows for one in own) >= FEW and all(len(one.bad) == one.rows for one in own):
+                return True
+        return False
 
     def added_to(self, found: Verification) -> Verification:
         """What was found, with the rows that came out otherwise among the damaged ones."""
@@ -152,25 +152,25 @@ def recompute(
     Raises:
         StoreError: Where the model is not the one that the store was made with, or the dataset has other images.
     """
-    model = _model_hashed_anew(store)
+    location = locate(store.header.model_id, store.header.model_revision)
+    forget(location.folder, default_memory())
+    model = model_of(store)
     survey = survey_images(dataset, progress)
     check_same_images(store, survey)
     images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
-    changed = {bad.row[0] for bad in images}
     unreadable = {row for row, key in enumerate(survey.keys) if key is None}
     known = {(bad.array, bad.row) for bad in found.bad}
-    arrays = [array for checked in found.arrays if (array := _comparable(store, checked.path)) is not None]
-    noisy = [_against_formula(store, array, known, progress) for array in arrays if len(array.rows_shape) == 2]
+    paths = [own.path for own in found.arrays if own.path.split("/")[0] in (LATENTS, NOISY, MAPS, CONDITIONING)]
+    arrays = {path: array for path in paths if (array := store.array(path)) is not None}
+    mixed = [array for path, array in arrays.items() if leading_of(path) == 2]
+    noisy = [_against_formula(store, array, known, progress) for array in mixed]
 
     order = np.random.default_rng(seed).permutation(len(store.images)).tolist()
+    left_out = unreadable | {bad.row[0] for bad in images}
     whole = {
-        array.path: {
-            row
-            for (row,) in np.argwhere(array.present()).tolist()
-            if (array.path, (row,)) not in known and row not in unreadable and row not in changed
-        }
-        for array in arrays
-        if len(array.rows_shape) == 1
+        path: {row for (row,) in _whole(array, known)} - left_out
+        for path, array in arrays.items()
+        if leading_of(path) == 1
     }
     there = whole.pop(LATENTS, set())
     misfits = [{bad.row[0] for bad in own.bad} for own in noisy]
@@ -193,25 +193,17 @@ def recompute(
     return Recomputed((latents, *noisy, *compared), images, len(unreadable))
 
 
-def _model_hashed_anew(store: Store) -> Model:
-    location = locate(store.header.model_id, store.header.model_revision)
-    forget(location.folder, default_memory())
-    return model_of(store)
-
-
-def _comparable(store: Store, path: str) -> RowArray | None:
-    return store.array(path) if path.split("/")[0] in (LATENTS, NOISY, MAPS, CONDITIONING) else None
+def _whole(array: RowArray, known: Collection[tuple[str, Row]]) -> list[Row]:
+    """The rows that are there and not known to be damaged."""
+    present = map(tuple, np.argwhere(array.present()).tolist())
+    return [row for row in present if (array.path, row) not in known]
 
 
 def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
     """Every row of noisy latents."""
     timestep = number_of(array.path)
-    there = store.latents().present()
-    rows = [
-        (row, draw)
-        for row, draw in np.argwhere(array.present()).tolist()
-        if there[row] and (LATENTS, (row,)) not in known and (array.path, (row, draw)) not in known
-    ]
+    there = {*_whole(store.latents(), known)}
+    rows = [(row, draw) for row, draw in _whole(array, known) if (row,) in there]
     progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
     bad, largest, schedule = list[BadRow](), 0.0, store.header.schedule
     for (row, draw), kept, clean, drawn in with_sources(store, array.path, rows):
@@ -247,7 +239,7 @@ def _scratch(store: Store) -> Iterator[Store]:
         channels, height, width = store.latents().row_shape
         made = create_store(Path(folder) / "scratch.zarr", store.header, store.images, (channels, height, width))
         for path in sorted({_group(path) for path in store.array_paths() if path.startswith((MAPS, CONDITIONING))}):
-            made.group.require_group(path).update_attributes(store.attributes(path))
+            require_group(made.group, path, store.attributes(path))
         yield made
 
 
@@ -282,7 +274,7 @@ class _Makers:
     def _maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of several arrays of one extractor, which share passes."""
         places = [path.split("/")[1:] for path in paths]
-        unet = Extractor.from_description(self.store.attributes(f"{MAPS}/{places[0][0]}"))
+        unet = Extractor.from_description(self.store.attributes(_group(paths[0])))
         prompts = None if unet is None else prompts_of(unet.prompt, self.learned)
         if unet is None or prompts is None:
             kind = "unknown" if unet is None else unet.prompt.get("kind")
@@ -297,8 +289,8 @@ class _Makers:
 
     def _other_maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of a backbone that sees images alone: the usual one, or the one of the name that they were made with."""
-        key, layers = paths[0].split("/")[1], [path.split("/")[2] for path in paths]
-        extractor = PixelExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
+        layers = [path.split("/")[2] for path in paths]
+        extractor = PixelExtractor.from_description(self.store.attributes(_group(paths[0])))
         if extractor is not None and extractor.dtype in BOUNDS:
             compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
             for name in (None, extractor.network.id):
@@ -308,7 +300,7 @@ class _Makers:
                     found = find_backbones(self.store, layers, request)[extractor.family]
                 except ModelError:
                     continue
-                if found.extractor.key == key:
+                if found.extractor.key == paths[0].split("/")[1]:
                     wanted = [(layer, None) for layer in layers]
                     require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
                     return ""
@@ -346,50 +338,51 @@ def find_dino(model: Model, wanted: NetworkName) -> tuple[NetworkName, Path] | N
 
 def _against_model(store: Store, makers: _Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
     """Some rows of arrays of one group, made anew in the makers' scratch store."""
-    outcomes = {path: Compared(path, 0, 0.0, None if path == LATENTS else 0.0, ()) for path in chosen}
+    found = {path: list[tuple[int, float, float]]() for path in chosen}
     for block in chunks(sorted({row for rows in chosen.values() for row in rows}), BLOCK):
         why_not = makers.make([*chosen], block)
         if why_not:
             return [Compared(path, 0, 0.0, None, (), why_not) for path in chosen]
         for path, rows in chosen.items():
-            outcomes[path] = _compared(store, makers.store, outcomes[path], sorted({*rows} & {*block}))
-    return [*outcomes.values()]
+            found[path] += _deviations(store, makers.store, path, sorted({*rows} & {*block}))
+    return [_judged(store, path, rows) for path, rows in found.items()]
 
 
-def _compared(store: Store, scratch: Store, before: Compared, rows: Sequence[int]) -> Compared:
-    """What came of an array's rows `before`, and of these, which lie in the scratch store."""
-    path, bound = before.path, _bound(store, before.path)
+def _deviations(store: Store, scratch: Store, path: str, rows: Sequence[int]) -> Iterator[tuple[int, float, float]]:
+    """How far rows are from those in the scratch store, as `Bound` has it, which are then taken away there."""
     kept, made = store.array(path), scratch.array(path)
     assert kept is not None, "its rows were listed"
     assert made is not None, "its rows were made just now"
     present = made.present()
-    bad, number, relative, cell = [*before.bad], before.rows, before.relative, before.cell
     for row in (row for row in rows if present[row]):
         ours, theirs = kept.read((row,)), made.read((row,))
         apart = _relative(ours, theirs)
-        turned = 0.0 if cell is None else _cell(ours, theirs)
-        if apart > bound.relative or turned > bound.cell:
-            why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
-            bad.append(BadRow(path, (row,), store.images.ids[row], why))
-        elif path == LATENTS:  # so that what is made of them is made of the same bits
+        yield row, apart, 0.0 if path == LATENTS else _cell(ours, theirs)
+        if path == LATENTS and apart <= LATENTS_BOUND.relative:  # so that what is made of them is made of the same bits
             made.write((row,), ours)
-        number, relative = number + 1, max(relative, apart)
-        cell = None if cell is None else max(cell, turned)
     if path != LATENTS:
         made.delete_rows([(int(row),) for row in np.flatnonzero(present)])
-    return Compared(path, number, relative, cell, tuple(bad))
 
 
-def _bound(store: Store, path: str) -> Bound:
-    if path == LATENTS:
-        return LATENTS_BOUND
-    if not path.startswith(f"{MAPS}/"):  # tokens do not say in which precision they were computed
-        return BOUNDS["float16"]
+def _judged(store: Store, path: str, deviations: Sequence[tuple[int, float, float]]) -> Compared:
+    """What came of an array's rows."""
     description = store.attributes(_group(path))
-    bound = BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
-    if description.get("stored") != Stored.INT8.value:
-        return bound
-    return Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+    # neither tokens nor latents say in which precision they were computed
+    bound = LATENTS_BOUND if path == LATENTS else BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
+    if description.get("stored") == Stored.INT8.value:
+        bound = Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+    bad = [
+        BadRow(
+            path,
+            (row,),
+            store.images.ids[row],
+            f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding",
+        )
+        for row, apart, turned in deviations
+        if apart > bound.relative or turned > bound.cell
+    ]
+    largest, cell = (max((own[place] for own in deviations), default=0.0) for place in (1, 2))
+    return Compared(path, len(deviations), largest, None if path == LATENTS else cell, tuple(bad))
 
 
 def _relative(kept: NDArray[Any], made: NDArray[Any]) -> float:

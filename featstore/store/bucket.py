@@ -97,11 +97,12 @@ RETRIES = Retries()
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """path: within the store. modified: seconds since 1970."""
+    """path: within the store. modified: seconds since 1970. e_tag: of what it holds, on object storage."""
 
     path: str
     bytes: int
     modified: float
+    e_tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,12 @@ class Bucket:
         """Write an object in the place of the one with this tag; whether it was still that one."""
         return self._write_if(key, content, {"e_tag": e_tag})
 
-    def stat(self, key: str) -> tuple[StoredObject, str | None] | None:
-        """An object and its tag, None where it is not there."""
+    def stat(self, key: str) -> StoredObject | None:
+        """An object without its bytes, None where it is not there."""
         try:
-            found = self._ask(f"looking for {key}", lambda: self.client.head(key))
+            return _stored(self._ask(f"looking for {key}", lambda: self.client.head(key)))
         except FileNotFoundError:
             return None
-        return _stored(found), found["e_tag"]
 
     def objects(self, path: str = "") -> list[StoredObject]:
         """All objects below a path (all where it is empty); one request a thousand."""
@@ -231,7 +231,7 @@ def open_bucket(location: S3Location, retries: Retries | None = None) -> Bucket:
 
 
 def _stored(found: Mapping[str, Any]) -> StoredObject:
-    return StoredObject(found["path"], int(found["size"]), found["last_modified"].timestamp())
+    return StoredObject(found["path"], int(found["size"]), found["last_modified"].timestamp(), found["e_tag"])
 
 
 LEASE_SECONDS = 900.0
@@ -257,11 +257,10 @@ def exclusive_in(bucket: Bucket, key: str) -> Iterator[None]:
 def _take(bucket: Bucket, key: str, token: bytes) -> bool:
     if bucket.create(key, token):
         return True
-    found = bucket.stat(key)
-    if found is None:
+    held = bucket.stat(key)
+    if held is None or time.time() - held.modified <= LEASE_SECONDS:
         return False
-    held, e_tag = found
-    return time.time() - held.modified > LEASE_SECONDS and bucket.replace(key, token, e_tag)
+    return bucket.replace(key, token, held.e_tag)
 
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")

@@ -29,7 +29,7 @@ from featstore.plain_text import free_bytes, human_bytes
 from featstore.progress import Progress
 from featstore.store.keys import METADATA
 from featstore.store.lock import exclusive
-from featstore.store.row_file import Row, RowFiles, ShardFiles, row_of_name, row_values
+from featstore.store.row_file import Row, RowFiles, ShardFiles, row_of_name
 from featstore.store.rows import RowArray, create_rows
 from featstore.store.schema import metadata_of
 
@@ -168,14 +168,14 @@ def _pack_under_lock(store: "Store", path: str, progress: Progress) -> Packed:
         there = files = int(present.sum())
         if isinstance(array.files, ShardFiles):
             sweep_strays(array)
-            files, why = len(list(array.files.shards(array.rows_shape))), "packed already"
+            files, why = len(array.files.shards(array.rows_shape)), "packed already"
         elif array.files is None:
             why = "stored otherwise than dualsd does"
         elif there < present.size:
             why = f"{present.size - there} of {present.size} rows are missing"
         else:
             why = "one file already" if there < 2 else ""
-        after = files if why else len(list(pack_array(array, progress).shards(array.rows_shape)))
+        after = files if why else len(pack_array(array, progress).shards(array.rows_shape))
         return Packed(path, there * array.row_bytes, files, after, why)
 
 
@@ -188,7 +188,7 @@ def _checked(
         try:
             if content is None:
                 raise ValueError("it is gone")
-            row_values(content, files.shape, files.dtype)
+            files.values(content)
         except ValueError as error:
             raise StoreError(
                 f"Row {', '.join(map(str, row))} of array {array.path!r} is damaged ({error}): run `dualsd cache "

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,21 @@ class StoredRows:
     def read(self, row: Row) -> NDArray[Any] | None:
         """A row's stored values, of `shape`. Raises ValueError besides where its length or checksum is wrong."""
         content = self.content(row)
-        return None if content is None else row_values(content, self.shape, self.dtype)
+        return None if content is None else self.values(content)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a stored row, checksum included."""
+        return math.prod(self.shape) * self.dtype.itemsize + CHECKSUM_BYTES
+
+    def values(self, content: NDArray[np.uint8]) -> NDArray[Any]:
+        """The row whose stored bytes are `content`. Raises ValueError where their length or checksum is wrong."""
+        if len(content) != self.row_bytes:
+            raise ValueError(f"{len(content)} bytes instead of {self.row_bytes}")
+        values, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+        if _checksum(values) != checksum.tobytes():
+            raise ValueError("its checksum does not match")
+        return values.view(self.dtype).reshape(self.shape)
 
     def name(self, row: Row) -> str:
         """The name of a row's file or object: `c.3.0.0.0`."""
@@ -242,17 +257,6 @@ def row_of_name(name: str, leading: int, ndim: int) -> Row | None:
     return tuple(int(part) for part in parts[:leading])
 
 
-def row_values(content: NDArray[np.uint8], shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The row whose stored bytes are `content`. Raises ValueError where their length or checksum is wrong."""
-    expected = int(np.prod(shape)) * dtype.itemsize + CHECKSUM_BYTES
-    if len(content) != expected:
-        raise ValueError(f"{len(content)} bytes instead of {expected}")
-    values, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    if _checksum(values) != checksum.tobytes():
-        raise ValueError("its checksum does not match")
-    return values.view(dtype).reshape(shape)
-
-
 @dataclass(frozen=True, slots=True)
 class RowObjects(StoredRows):
     """An array's rows in a bucket. path: the array's, within the store."""
@@ -277,9 +281,6 @@ ABSENT = 2**64 - 1
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 
-Index = NDArray[np.uint64]
-"""Of one file, (*rows a file, 2): offset and length in bytes of each row."""
-
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles(StoredRows):
@@ -294,43 +295,34 @@ class ShardFiles(StoredRows):
     rows: tuple[int, ...]
 
     @property
-    def row_bytes(self) -> int:
-        """Of a row in a file, checksum included."""
-        return math.prod(self.shape) * self.dtype.itemsize + CHECKSUM_BYTES
-
-    @property
     def index_bytes(self) -> int:
         """Of a file's index, checksum included."""
         return 16 * math.prod(self.rows) + CHECKSUM_BYTES
 
-    def shard_of(self, row: Row) -> Row:
-        """Which file a row is in."""
-        return tuple(index // size for index, size in zip(row, self.rows, strict=True))
-
-    def place_of(self, row: Row) -> Row:
-        """Where in its file's index a row is."""
-        return tuple(index % size for index, size in zip(row, self.rows, strict=True))
+    def place_of(self, row: Row) -> tuple[Row, Row]:
+        """Which file a row is in, and where in its index."""
+        file, place = zip(*map(divmod, row, self.rows), strict=True)
+        return file, place
 
     def file(self, shard: Row) -> Path:
         """`c/3/0/0/0`: names that no row of an array that is not packed has."""
         return self.folder.joinpath("c", *map(str, (*shard, *[0] * len(self.shape))))
 
-    def shards(self, rows_shape: tuple[int, ...]) -> Iterator[Row]:
+    def shards(self, rows_shape: tuple[int, ...]) -> list[Row]:
         """All files of an array of so many rows."""
-        yield from np.ndindex(*(math.ceil(all_ / own) for all_, own in zip(rows_shape, self.rows, strict=True)))
+        return [*np.ndindex(*(math.ceil(count / own) for count, own in zip(rows_shape, self.rows, strict=True)))]
 
     def rows_of(self, shard: Row, rows_shape: tuple[int, ...]) -> Iterator[Row]:
         """The rows that one file has room for, within an array of `rows_shape`."""
-        for place in np.ndindex(*self.rows):
-            row = tuple(s * size + p for s, size, p in zip(shard, self.rows, place, strict=True))
-            if all(index < limit for index, limit in zip(row, rows_shape, strict=True)):
-                yield row
+        sizes = zip(shard, self.rows, rows_shape, strict=True)
+        return product(*(range(start * size, min((start + 1) * size, limit)) for start, size, limit in sizes))
 
     def content(self, row: Row) -> NDArray[np.uint8] | None:
         """See `StoredRows.content`."""
+        shard, place = self.place_of(row)
         try:
-            with self.file(self.shard_of(row)).open("rb", buffering=0) as stream:
-                offset, length = (int(number) for number in self._index(stream)[self.place_of(row)])
+            with self.file(shard).open("rb", buffering=0) as stream:
+                offset, length = (int(number) for number in self._index(stream)[place])
                 if offset == ABSENT:
                     return None
                 if length != self.row_bytes:
@@ -340,16 +332,9 @@ class ShardFiles(StoredRows):
         except _NOT_THERE:
             return None
 
-    def index(self, shard: Row) -> Index | None:
-        """Of one file, None where there is none. Raises ValueError where it is damaged, and OSError where the disk does
-        not give it."""
-        try:
-            with self.file(shard).open("rb", buffering=0) as stream:
-                return self._index(stream)
-        except _NOT_THERE:
-            return None
-
-    def _index(self, stream: FileIO) -> Index:
+    def _index(self, stream: FileIO) -> NDArray[np.uint64]:
+        """Of one file, (*rows a file, 2): offset and length in bytes of each row. Raises ValueError where it is
+        damaged."""
         stream.seek(max(stream.seek(0, os.SEEK_END) - self.index_bytes, 0))
         stored = stream.readall()
         entries, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
@@ -364,12 +349,13 @@ class ShardFiles(StoredRows):
             block = tuple(slice(start * size, (start + 1) * size) for start, size in zip(shard, self.rows, strict=True))
             own = found[block]  # smaller than a file at the array's end
             try:
-                index = self.index(shard)
+                with self.file(shard).open("rb", buffering=0) as stream:
+                    there = self._index(stream)[..., 0] != ABSENT
+                own[...] = there[tuple(slice(size) for size in own.shape)]
+            except _NOT_THERE:
+                continue
             except (ValueError, OSError):
                 own[...] = True
-                continue
-            if index is not None:
-                own[...] = (index[..., 0] != ABSENT)[tuple(slice(size) for size in own.shape)]
         return found
 
     def encode(self, rows: Iterable[tuple[Row, NDArray[np.uint8]]]) -> Iterator[bytes | memoryview]:
@@ -377,7 +363,7 @@ class ShardFiles(StoredRows):
         index = np.full((*self.rows, 2), ABSENT, dtype="<u8")
         offset = 0
         for row, content in rows:
-            index[self.place_of(row)] = offset, len(content)
+            index[self.place_of(row)[1]] = offset, len(content)
             offset += len(content)
             yield content.data
         entries = index.tobytes()

@@ -269,20 +269,20 @@ def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
     """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged, and
     `StoreError` for a packed one on object storage."""
     try:
-        found = group.get(path)
-        if not isinstance(found, zarr.Array):
+        array = group.get(path)
+        if not isinstance(array, zarr.Array):
             return None
-        if found.shards and not isinstance(group.store_path.store, LocalStore):
+        if array.shards and not isinstance(group.store_path.store, LocalStore):
             raise StoreError(
                 f"{path!r} in {group.store_path} is packed, which only a store on a local disk may be: unpack it there "
                 "with `dualsd cache unpack`, and copy it again."
             )
-        fault = _fault(found, leading)
+        fault = _fault(array, leading)
+        if fault is None:
+            return RowArray(array, leading)
     except METADATA_ERRORS as error:
         fault = str(error) or repr(error)
-    if fault is not None:
-        raise damaged_metadata(group, path, fault)
-    return RowArray(found, leading)
+    raise damaged_metadata(group, path, fault)
 
 
 def unlike(array: RowArray, row_shape: Sequence[int], dtype: str) -> str | None:

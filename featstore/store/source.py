@@ -52,19 +52,16 @@ class StoredMaps:
         return max(min(AHEAD_BYTES // max(image_bytes, 1), REQUESTS), AHEAD)
 
     def _array(self, layer: LayerSpec) -> RowArray:
-        array = self._arrays.get((layer.layer, layer.timestep))
-        if array is None:
-            array = self._arrays[layer.layer, layer.timestep] = self._open(layer)
-        return array
-
-    def _open(self, layer: LayerSpec) -> RowArray:
-        which = f"layer {layer.layer}" + ("" if layer.timestep is None else f" at t = {layer.timestep}")
-        family = family_of(layer.layer)
-        extractor: AnyExtractor | None = self.extractor if family == DIFFUSION else self.others.get(family)
-        array = None if extractor is None else self.store.maps(extractor, layer.layer, layer.timestep)
-        if array is None:
-            raise StoreError(f"{self.store.path} has no maps of {which}.")
-        return array
+        key = layer.layer, layer.timestep
+        if key not in self._arrays:
+            family = family_of(layer.layer)
+            extractor: AnyExtractor | None = self.extractor if family == DIFFUSION else self.others.get(family)
+            array = None if extractor is None else self.store.maps(extractor, layer.layer, layer.timestep)
+            if array is None:
+                which = f"layer {layer.layer}" + ("" if layer.timestep is None else f" at t = {layer.timestep}")
+                raise StoreError(f"{self.store.path} has no maps of {which}.")
+            self._arrays[key] = array
+        return self._arrays[key]
 
 
 @dataclass(frozen=True, slots=True)
