@@ -34,19 +34,8 @@ from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
+from featstore.store import keys
 from featstore.store.care import BadRow, Verification
-from featstore.store.keys import (
-    CONDITIONING,
-    LATENTS,
-    MAPS,
-    NOISY,
-    PATCH_TOKENS,
-    Extractor,
-    PixelExtractor,
-    Stored,
-    leading_of,
-    number_of,
-)
 from featstore.store.rows import Row, RowArray, require_group
 from featstore.store.store import Store, create_store
 
@@ -110,7 +99,7 @@ class Recomputed:
     @property
     def nothing_fits(self) -> bool:
         """Whether no latents, or no noisy latents, came out as they are stored: then rather the header is wrong."""
-        for kind in (LATENTS, NOISY):
+        for kind in (keys.LATENTS, keys.NOISY):
             own = [one for one in self.arrays if one.path.split("/")[0] == kind]
             if sum(one.rows for one in own) >= FEW and all(len(one.bad) == one.rows for one in own):
                 return True
@@ -159,20 +148,20 @@ def recompute(
     check_same_images(store, survey)
     images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
     unreadable = {row for row, key in enumerate(survey.keys) if key is None}
+    left_out = unreadable | {bad.row[0] for bad in images}
     known = {(bad.array, bad.row) for bad in found.bad}
-    paths = [own.path for own in found.arrays if own.path.split("/")[0] in (LATENTS, NOISY, MAPS, CONDITIONING)]
+    paths = [own.path for own in found.arrays if own.path.split("/")[0] not in (keys.IMAGES, keys.GRIDS)]
     arrays = {path: array for path in paths if (array := store.array(path)) is not None}
-    mixed = [array for path, array in arrays.items() if leading_of(path) == 2]
+    mixed = [array for path, array in arrays.items() if keys.leading_of(path) == 2]
     noisy = [_against_formula(store, array, known, progress) for array in mixed]
 
     order = np.random.default_rng(seed).permutation(len(store.images)).tolist()
-    left_out = unreadable | {bad.row[0] for bad in images}
     whole = {
         path: {row for (row,) in _whole(array, known)} - left_out
         for path, array in arrays.items()
-        if leading_of(path) == 1
+        if keys.leading_of(path) == 1
     }
-    there = whole.pop(LATENTS, set())
+    there = whole.pop(keys.LATENTS, set())
     misfits = [{bad.row[0] for bad in own.bad} for own in noisy]
     unfit = there.intersection(*misfits) if misfits else set()
     chosen = {
@@ -184,9 +173,9 @@ def recompute(
     compared: list[Compared] = []
     with _scratch(store) as scratch:
         makers = _Makers(scratch, dataset, model, learned, compute, progress)
-        (latents,) = _against_model(store, makers, {LATENTS: sorted(first)})
+        (latents,) = _against_model(store, makers, {keys.LATENTS: sorted(first)})
         if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
-            (latents,) = _against_model(store, makers, {LATENTS: sorted(first | unfit)})
+            (latents,) = _against_model(store, makers, {keys.LATENTS: sorted(first | unfit)})
         for group in dict.fromkeys(map(_group, chosen)):
             own = {path: sorted(rows) for path, rows in chosen.items() if _group(path) == group}
             compared += _against_model(store, makers, own)
@@ -201,7 +190,7 @@ def _whole(array: RowArray, known: Collection[tuple[str, Row]]) -> list[Row]:
 
 def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
     """Every row of noisy latents."""
-    timestep = number_of(array.path)
+    timestep = keys.number_of(array.path)
     there = {*_whole(store.latents(), known)}
     rows = [(row, draw) for row, draw in _whole(array, known) if (row,) in there]
     progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
@@ -238,14 +227,15 @@ def _scratch(store: Store) -> Iterator[Store]:
     with tempfile.TemporaryDirectory(prefix="dualsd-verify-") as folder:
         channels, height, width = store.latents().row_shape
         made = create_store(Path(folder) / "scratch.zarr", store.header, store.images, (channels, height, width))
-        for path in sorted({_group(path) for path in store.array_paths() if path.startswith((MAPS, CONDITIONING))}):
-            require_group(made.group, path, store.attributes(path))
+        for path in {*map(_group, store.array_paths())}:
+            if description := store.attributes(path):
+                require_group(made.group, path, description)
         yield made
 
 
 def _group(path: str) -> str:
     """What describes an array: an extractor's group, which its arrays share."""
-    return "/".join(path.split("/")[:2]) if path.startswith(f"{MAPS}/") else path.split("/")[0]
+    return "/".join(path.split("/")[:2]) if path.startswith(f"{keys.MAPS}/") else path.split("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,17 +254,17 @@ class _Makers:
         from featstore.pipeline.latents import encode_images
 
         kind, *rest = paths[0].split("/")
-        if kind == LATENTS:
+        if kind == keys.LATENTS:
             encode_images(self.store, self.dataset, self.model.location, rows, self.compute, self.progress)
             return ""
-        if kind == MAPS:
+        if kind == keys.MAPS:
             return self._maps(paths, rows) if rest[1].startswith("layer") else self._other_maps(paths, rows)
-        return self._patch_tokens(rows) if paths[0] == PATCH_TOKENS else "what makes such rows is not known"
+        return self._patch_tokens(rows) if paths[0] == keys.PATCH_TOKENS else "what makes such rows is not known"
 
     def _maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of several arrays of one extractor, which share passes."""
         places = [path.split("/")[1:] for path in paths]
-        unet = Extractor.from_description(self.store.attributes(_group(paths[0])))
+        unet = keys.Extractor.from_description(self.store.attributes(_group(paths[0])))
         prompts = None if unet is None else prompts_of(unet.prompt, self.learned)
         if unet is None or prompts is None:
             kind = "unknown" if unet is None else unet.prompt.get("kind")
@@ -282,7 +272,7 @@ class _Makers:
         compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
         if extractor_of(self.store, prompts, unet.ensemble, compute, unet.stored).key != places[0][0]:
             return "their extractor's description does not say all that they were made with"
-        wanted = [(layer.removeprefix("layer"), number_of(step)) for _, layer, step in places]
+        wanted = [(layer.removeprefix("layer"), keys.number_of(step)) for _, layer, step in places]
         request = MapRequest(prompts, unet.ensemble, compute, unet.stored)
         require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
         return ""
@@ -290,7 +280,7 @@ class _Makers:
     def _other_maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of a backbone that sees images alone: the usual one, or the one of the name that they were made with."""
         layers = [path.split("/")[2] for path in paths]
-        extractor = PixelExtractor.from_description(self.store.attributes(_group(paths[0])))
+        extractor = keys.PixelExtractor.from_description(self.store.attributes(_group(paths[0])))
         if extractor is not None and extractor.dtype in BOUNDS:
             compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
             for name in (None, extractor.network.id):
@@ -310,7 +300,7 @@ class _Makers:
     def _patch_tokens(self, rows: Sequence[int]) -> str:
         from featstore.pipeline.latents import cache_patch_tokens
 
-        made_by = self.store.attributes(CONDITIONING)
+        made_by = self.store.attributes(keys.CONDITIONING)
         wanted = NetworkName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
         dino = None if wanted is None else find_dino(self.model, wanted)
         if dino is None:
@@ -357,10 +347,10 @@ def _deviations(store: Store, scratch: Store, path: str, rows: Sequence[int]) ->
     for row in (row for row in rows if present[row]):
         ours, theirs = kept.read((row,)), made.read((row,))
         apart = _relative(ours, theirs)
-        yield row, apart, 0.0 if path == LATENTS else _cell(ours, theirs)
-        if path == LATENTS and apart <= LATENTS_BOUND.relative:  # so that what is made of them is made of the same bits
-            made.write((row,), ours)
-    if path != LATENTS:
+        yield row, apart, 0.0 if path == keys.LATENTS else _cell(ours, theirs)
+        if path == keys.LATENTS and apart <= LATENTS_BOUND.relative:
+            made.write((row,), ours)  # so that what is made of them is made of the same bits
+    if path != keys.LATENTS:
         made.delete_rows([(int(row),) for row in np.flatnonzero(present)])
 
 
@@ -368,21 +358,17 @@ def _judged(store: Store, path: str, deviations: Sequence[tuple[int, float, floa
     """What came of an array's rows."""
     description = store.attributes(_group(path))
     # neither tokens nor latents say in which precision they were computed
-    bound = LATENTS_BOUND if path == LATENTS else BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
-    if description.get("stored") == Stored.INT8.value:
+    bound = LATENTS_BOUND if path == keys.LATENTS else BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
+    if description.get("stored") == keys.Stored.INT8.value:
         bound = Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+    rounding = f"of its norm, where {bound.relative:.2g} is rounding"
     bad = [
-        BadRow(
-            path,
-            (row,),
-            store.images.ids[row],
-            f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding",
-        )
+        BadRow(path, (row,), store.images.ids[row], f"made anew it differs by {apart:.2g} {rounding}")
         for row, apart, turned in deviations
         if apart > bound.relative or turned > bound.cell
     ]
     largest, cell = (max((own[place] for own in deviations), default=0.0) for place in (1, 2))
-    return Compared(path, len(deviations), largest, None if path == LATENTS else cell, tuple(bad))
+    return Compared(path, len(deviations), largest, None if path == keys.LATENTS else cell, tuple(bad))
 
 
 def _relative(kept: NDArray[Any], made: NDArray[Any]) -> float:

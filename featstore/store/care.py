@@ -15,26 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from featstore.errors import MetadataError, StoreError
 from featstore.files import PARTIAL, sweep_old, writing
 from featstore.progress import Progress
+from featstore.store import keys
 from featstore.store.bucket import open_bucket
-from featstore.store.keys import (
-    CONDITIONING,
-    GRIDS,
-    IMAGES,
-    LATENTS,
-    MAPS,
-    METADATA,
-    NOISY,
-    Extractor,
-    PixelExtractor,
-    StoreLocation,
-    leading_of,
-    number_of,
-)
 from featstore.store.lock import exclusive
 from featstore.store.pack import shard_rows, strays, sweep_strays, unpack_array
 from featstore.store.row_file import Row, encoding_for, folders, objects, row_bytes, row_of_name
@@ -46,7 +32,7 @@ from matcher.errors import InputError
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""
 
-_DEPTHS = {LATENTS: 1, IMAGES: 2, NOISY: 2, CONDITIONING: 2, GRIDS: 2, MAPS: 4}
+_DEPTHS = {keys.LATENTS: 1, keys.IMAGES: 2, keys.NOISY: 2, keys.CONDITIONING: 2, keys.GRIDS: 2, keys.MAPS: 4}
 """How deep arrays lie; what lies higher is a group."""
 
 
@@ -139,8 +125,8 @@ def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Ve
         StoreError: Where the header contradicts all that lies there.
     """
     paths, metadata = _arrays(store)
-    if LATENTS not in paths:
-        metadata.append(BadMetadata(LATENTS, "there are none"))
+    if keys.LATENTS not in paths:
+        metadata.append(BadMetadata(keys.LATENTS, "there are none"))
     opened: list[RowArray] = []
     for path in paths:
         try:
@@ -150,25 +136,21 @@ def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Ve
             continue
         if array is None:
             continue
-        row_shape, dtype = expected(path) or (array.row_shape, _usual_dtype(array))
+        usual = array.dtype if path.startswith(f"{keys.MAPS}/") else STORED_DTYPE  # maps may be of 8 bits
+        row_shape, dtype = expected(path) or (array.row_shape, usual)
         fault = unlike(array, row_shape, dtype)
         if fault is None:
             opened.append(array)
-        elif path == LATENTS and _reads_well(array) and math.prod(array.row_shape) != math.prod(row_shape):
+        elif path == keys.LATENTS and _reads_well(array) and math.prod(array.row_shape) != math.prod(row_shape):
             raise StoreError(
                 f"The header of {store.path} says images of {store.header.image_size} pixels and the model "
                 f"{store.header.model_id}, whose latents are {tuple(row_shape)}, but whole ones of {array.row_shape} "
-                f"lie there: the header was edited; set it right in {METADATA}, or build the store anew."
+                f"lie there: the header was edited; set it right in {keys.METADATA}, or build the store anew."
             )
         else:
             metadata.append(BadMetadata(path, fault))
     checked = [_column(store, path) for path in COLUMNS] + check_arrays(store, opened, progress)
     return Verification(tuple(checked), tuple(metadata), tuple(_left_over(store, opened)))
-
-
-def _usual_dtype(array: RowArray) -> str:
-    """How its rows lie on the disk where nothing else is known: maps may be of 8 bits."""
-    return array.dtype if array.path.startswith(f"{MAPS}/") else STORED_DTYPE
 
 
 def _reads_well(array: RowArray) -> bool:
@@ -192,22 +174,23 @@ def drop_rows(store: Store, rows: Iterable[BadRow], progress: Progress) -> None:
     for path, own in by_array.items():
         with exclusive(store.path):
             array = store.array(path)
-            if array is not None and array.packed:
+            if array is None:
+                continue
+            if array.packed:
                 unpack_array(array, progress)
-            if array is not None:  # which knows that it is no longer packed
-                array.delete_rows(own)
+            array.delete_rows(own)
 
 
 def drop_metadata(store: Store, damaged: BadMetadata) -> str:
     """Take away metadata that cannot be used, and with them what cannot be used without; a sentence that says what that
     was. Raises `StoreError` for those of the latents, which are not to be thrown away."""
-    if damaged.path == LATENTS:
+    if damaged.path == keys.LATENTS:
         raise StoreError(
             f"The metadata of the latents of {store.path} are damaged, and its rows may be whole: put the model "
             f"{store.header.model_id} in reach and run the same command again, which then writes them anew."
         )
     with exclusive(store.path):
-        if damaged.is_array or damaged.path == CONDITIONING:  # rows whose shape or maker nobody knows
+        if damaged.is_array or damaged.path == keys.CONDITIONING:  # rows whose shape or maker nobody knows
             remove_folder(store.path, damaged.path)
             return f"{damaged.path} was removed, its metadata were damaged; it is made anew when it is needed"
         with writing(f"The metadata of {damaged.path!r}", place=store.path):
@@ -227,7 +210,7 @@ def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int
     Returns:
         Whether that could be done; where it cannot be found how many draws packed noisy latents had, they are removed.
     """
-    path, leading, images = damaged.path, leading_of(damaged.path), len(store.images)
+    path, leading, images = damaged.path, keys.leading_of(damaged.path), len(store.images)
     ndim = leading + len(encoding_for(dtype).stored_shape(row_shape))
     with exclusive(store.path):
         names = [found.path.removeprefix(f"{path}/") for found in objects(store.path, path)]
@@ -269,23 +252,23 @@ def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
         except MetadataError as error:
             bad.append(BadMetadata(path, error.fault))
             continue
-        if path.startswith(f"{MAPS}/") and path.count("/") == 1 and not _is_described(path, attributes):
+        if path.startswith(f"{keys.MAPS}/") and path.count("/") == 1 and not _is_described(path, attributes):
             bad.append(BadMetadata(path, "its description is not that of the extractor which its name stands for"))
     return paths, bad
 
 
-def _with_metadata(store: StoreLocation) -> list[str]:
+def _with_metadata(store: keys.StoreLocation) -> list[str]:
     """All arrays and groups but the root."""
     if isinstance(store, Path):  # not by listing all files, of which there may be very many
-        return [file.parent.relative_to(store).as_posix() for file in sorted(store.rglob(METADATA))]
-    return [found.path.rpartition("/")[0] for found in objects(store) if found.path.endswith(f"/{METADATA}")]
+        return [file.parent.relative_to(store).as_posix() for file in sorted(store.rglob(keys.METADATA))]
+    return [found.path.rpartition("/")[0] for found in objects(store) if found.path.endswith(f"/{keys.METADATA}")]
 
 
 def _is_described(path: str, attributes: dict[str, Any]) -> bool:
     """Whether an extractor's description makes its name; none was written where a run was killed in between."""
     if not attributes:
         return True
-    made = [kind.from_description(attributes) for kind in (Extractor, PixelExtractor)]
+    made = [kind.from_description(attributes) for kind in (keys.Extractor, keys.PixelExtractor)]
     own = [extractor for extractor in made if extractor is not None and extractor.describe() == attributes]
     return any(extractor.key == path.rpartition("/")[2] for extractor in own)
 
@@ -303,8 +286,6 @@ def _check(store: Store, array: RowArray, rows: Sequence[Row], progress: Progres
 
 def _column(store: Store, path: str) -> CheckedArray:
     """A column of the table of images: one object, which was read when the store was opened."""
-    column = store.group[path]
-    assert isinstance(column, zarr.Array)
     size = sum(found.bytes for found in objects(store.path, f"{path}/c") if not found.path.endswith(PARTIAL))
     return CheckedArray(path, 1, 1, size, False, ())
 
@@ -352,24 +333,25 @@ def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
     mistake, and `StoreError` where an extractor is named that is not there."""
     if criteria == MapCriteria():
         raise InputError("Which maps go must be said: by --prompt, --extractor, --layer, --t or --older-than.")
-    keys = [folder.rpartition("/")[2] for folder in folders(store.path, f"{MAPS}/*")]
-    if criteria.extractor is not None and not any(key.startswith(criteria.extractor) for key in keys):
-        raise StoreError(f"{store.path} has no extractor {criteria.extractor!r}: it has {', '.join(keys) or 'none'}.")
+    extractors = [folder.rpartition("/")[2] for folder in folders(store.path, f"{keys.MAPS}/*")]
+    if criteria.extractor is not None and not any(key.startswith(criteria.extractor) for key in extractors):
+        known = ", ".join(extractors) or "none"
+        raise StoreError(f"{store.path} has no extractor {criteria.extractor!r}: it has {known}.")
     found = []
     for path in store.array_paths():
-        kind, *rest = path.split("/")
-        if kind != MAPS:
+        if not path.startswith(f"{keys.MAPS}/"):
             continue
-        key, layer, timestep = rest[0], number_of(rest[1]), number_of(rest[2])
-        prompt = store.attributes(f"{MAPS}/{key}").get("prompt")
+        _, key, layer, timestep = path.split("/")
+        prompt = store.attributes(f"{keys.MAPS}/{key}").get("prompt")
         texts = prompt if isinstance(prompt, Mapping) else {}
         if (
             criteria.prompt in (None, texts.get("template"))
             and key.startswith(criteria.extractor or "")
-            and (criteria.layers is None or layer in criteria.layers)
-            and (criteria.timesteps is None or timestep in criteria.timesteps)
+            and (criteria.layers is None or keys.number_of(layer) in criteria.layers)
+            and (criteria.timesteps is None or keys.number_of(timestep) in criteria.timesteps)
         ):
-            found.append(_measured(store.path, path, _spell(texts)))
+            what = str(texts.get("template", texts.get("kind", "unknown prompt")))
+            found.append(_measured(store.path, path, what))
     return _old_enough(found, criteria.older_than)
 
 
@@ -378,7 +360,7 @@ def choose_noisy(store: Store, timesteps: Sequence[int] | None, older_than: time
     found = [
         _measured(store.path, path, "")
         for path in store.array_paths()
-        if path.startswith(f"{NOISY}/") and (timesteps is None or number_of(path) in timesteps)
+        if path.startswith(f"{keys.NOISY}/") and (timesteps is None or keys.number_of(path) in timesteps)
     ]
     return _old_enough(found, older_than)
 
@@ -390,7 +372,7 @@ def prune(store: Store, chosen: Sequence[Prunable]) -> None:
         for array in chosen:
             remove_folder(store.path, array.path)
         for below in ("*/*", "*"):
-            for group in folders(store.path, f"{MAPS}/{below}"):
+            for group in folders(store.path, f"{keys.MAPS}/{below}"):
                 if not folders(store.path, f"{group}/*"):
                     remove_folder(store.path, group)
         sweep_removed(store.path)
@@ -408,9 +390,9 @@ def parse_age(text: str) -> timedelta:
         raise InputError(f"--older-than {text} is longer ago than there have been files.") from None
 
 
-def _measured(store: StoreLocation, path: str, what: str) -> Prunable:
+def _measured(store: keys.StoreLocation, path: str, what: str) -> Prunable:
     files = objects(store, path)
-    newest = max((file.modified for file in files if not file.path.endswith(f"/{METADATA}")), default=0.0)
+    newest = max((file.modified for file in files if not file.path.endswith(f"/{keys.METADATA}")), default=0.0)
     return Prunable(path, sum(file.bytes for file in files), len(files), newest, what)
 
 
@@ -418,23 +400,19 @@ def _old_enough(arrays: Sequence[Prunable], age: timedelta | None) -> list[Pruna
     return [array for array in arrays if age is None or time.time() - array.newest > age.total_seconds()]
 
 
-def _spell(prompt: Mapping[str, Any]) -> str:
-    return str(prompt.get("template", prompt.get("kind", "unknown prompt")))
-
-
 REMOVED = ".removed-"
 """Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
 
 
-def remove_folder(store: StoreLocation, path: str) -> None:
+def remove_folder(store: keys.StoreLocation, path: str) -> None:
     """Remove an array or a group. On a disk it is gone at once; rows of a removal that was killed are never seen again,
     as they might have gone stale meanwhile. On object storage rows go first and metadata last: what a killed removal
     leaves is an array that lacks rows."""
     if not isinstance(store, Path):
         bucket = open_bucket(store)
-        keys = [found.path for found in bucket.objects(path)]
-        metadata = [key for key in keys if key.endswith(f"/{METADATA}")]
-        bucket.delete([key for key in keys if key not in metadata])
+        found = [one.path for one in bucket.objects(path)]
+        metadata = [key for key in found if key.endswith(f"/{keys.METADATA}")]
+        bucket.delete([key for key in found if key not in metadata])
         bucket.delete(sorted(metadata, key=len, reverse=True))
         return
     gone = store / f"{REMOVED}{uuid.uuid4().hex}"
@@ -443,7 +421,7 @@ def remove_folder(store: StoreLocation, path: str) -> None:
         shutil.rmtree(gone)
 
 
-def sweep_removed(store: StoreLocation) -> None:
+def sweep_removed(store: keys.StoreLocation) -> None:
     """Finish removals that were killed. The caller holds the store's lock."""
     for folder in store.glob(f"{REMOVED}*") if isinstance(store, Path) else ():
         shutil.rmtree(folder, ignore_errors=True)
