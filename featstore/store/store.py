@@ -28,6 +28,7 @@ from featstore.store.schema import (
     VERSION_OF_INT8,
     ImageTable,
     StoreHeader,
+    create_missing,
     metadata_of,
     read_images,
     write_images,
@@ -190,7 +191,7 @@ def create_store(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
             making = Path(folder) / "store"
-            fill(zarr.create_group(making, attributes=header.to_attributes()))
+            create_missing(zarr.create_group(making, attributes=header.to_attributes()), fill)
             try:
                 making.rename(path)
             except OSError as error:
