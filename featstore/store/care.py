@@ -241,7 +241,8 @@ def sweep(store: Store) -> None:
 def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
     """Paths of all arrays of rows, and what is wrong with the metadata of groups."""
     paths, bad = [], []
-    for path in _with_metadata(store.path):
+    # all arrays and groups but the root
+    for path in filter(None, (one.path.rpartition("/")[0] for one in objects(store.path, named=keys.METADATA))):
         if path in COLUMNS or path.split("/")[0] not in _DEPTHS:  # read already, or not dualsd's
             continue
         if BadMetadata(path, "").is_array:
@@ -255,13 +256,6 @@ def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
         if path.startswith(f"{keys.MAPS}/") and path.count("/") == 1 and not _is_described(path, attributes):
             bad.append(BadMetadata(path, "its description is not that of the extractor which its name stands for"))
     return paths, bad
-
-
-def _with_metadata(store: keys.StoreLocation) -> list[str]:
-    """All arrays and groups but the root."""
-    if isinstance(store, Path):  # not by listing all files, of which there may be very many
-        return [file.parent.relative_to(store).as_posix() for file in sorted(store.rglob(keys.METADATA))]
-    return [found.path.rpartition("/")[0] for found in objects(store) if found.path.endswith(f"/{keys.METADATA}")]
 
 
 def _is_described(path: str, attributes: dict[str, Any]) -> bool:

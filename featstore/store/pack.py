@@ -58,7 +58,12 @@ def pack(store: "Store", progress: Progress) -> list[Packed]:
     files."""
     if not isinstance(store.path, Path):
         raise StoreError(f"{store.path} cannot be packed: packing is for file systems that count their files.")
-    return [_pack_under_lock(store, path, progress) for path in store.arrays()]
+    found = []
+    for path in store.arrays():
+        with exclusive(store.path):
+            array = store.array(path)
+            found.append(Packed(path, 0, 0, 0, "it is gone") if array is None else _pack_if_whole(array, progress))
+    return found
 
 
 def unpack(store: "Store", paths: Iterable[str], progress: Progress) -> list[str]:
@@ -159,24 +164,21 @@ def _replacing(array: RowArray, folder: Path, shard: Row | None, doing: str) -> 
         sweep_strays(RowArray(zarr.open_array(array.array.store_path, mode="r+", zarr_format=3), leading))
 
 
-def _pack_under_lock(store: "Store", path: str, progress: Progress) -> Packed:
-    with exclusive(store.path):
-        array = store.array(path)
-        if array is None:
-            return Packed(path, 0, 0, 0, "it is gone")
-        present = array.present()
-        there = files = int(present.sum())
-        if isinstance(array.files, ShardFiles):
-            sweep_strays(array)
-            files, why = len(array.files.shards(array.rows_shape)), "packed already"
-        elif array.files is None:
-            why = "stored otherwise than dualsd does"
-        elif there < present.size:
-            why = f"{present.size - there} of {present.size} rows are missing"
-        else:
-            why = "one file already" if there < 2 else ""
-        after = files if why else len(pack_array(array, progress).shards(array.rows_shape))
-        return Packed(path, there * array.row_bytes, files, after, why)
+def _pack_if_whole(array: RowArray, progress: Progress) -> Packed:
+    present = array.present()
+    there = files = int(present.sum())
+    why = ""
+    if isinstance(array.files, ShardFiles):
+        sweep_strays(array)
+        files, why = len(array.files.shards(array.rows_shape)), "packed already"
+    elif array.files is None:
+        why = "stored otherwise than dualsd does"
+    elif there < present.size:
+        why = f"{present.size - there} of {present.size} rows are missing"
+    elif there < 2:
+        why = "one file already"
+    after = files if why else len(pack_array(array, progress).shards(array.rows_shape))
+    return Packed(array.path, there * array.row_bytes, files, after, why)
 
 
 def _checked(

@@ -84,7 +84,10 @@ class RowArray:
         try:
             values = self._values(row)
         except _ROW_ERRORS as error:
-            raise StoreError(f"{self._named(row)} is damaged ({error}): {self._way_out(row)}.") from error
+            by_hand = "" if self.packed else f"delete {self._key(row)} and run the same command again, or "
+            raise StoreError(
+                f"{self._named(row)} is damaged ({error}): {by_hand}run `dualsd cache verify --drop`."
+            ) from error
         if values is None or not self._encoding.is_row(values):
             raise StoreError(f"{self._named(row)} is not cached.")
         return self._encoding.decode(values)
@@ -177,11 +180,6 @@ class RowArray:
         if self.packed:
             # A row of a shared file is written by writing that file anew: of two processes one would lose its rows.
             raise StoreError(f"The {self._where} is packed: run `dualsd cache unpack` before its rows change.")
-
-    def _way_out(self, row: Row) -> str:
-        if self.packed:
-            return "run `dualsd cache verify --drop`"
-        return f"delete {self._key(row)} and run the same command again, or run `dualsd cache verify --drop`"
 
     def _key(self, row: Row) -> str:
         """The key of the object that a row is, within the store."""

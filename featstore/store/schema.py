@@ -132,31 +132,32 @@ class StoreHeader:
         """What noise is added by. Raises `ModelError` where the header states none that is by betas."""
         return NoiseSchedule.parse(self.scheduler, f"The header of {self.where}")
 
-    def _noise(self) -> dict[str, Any]:
-        """The schedule, to be compared: a dualsd before this one copied the whole configuration."""
+    def _shaping(self) -> dict[str, Any]:
+        """What shapes the arrays beside the model, by its name in a sentence."""
         try:
-            return self.schedule.describe()
-        except ModelError:
-            return settings_of(self.scheduler)
+            noise = self.schedule.describe()
+        except ModelError:  # a dualsd before this one copied the whole configuration
+            noise = settings_of(self.scheduler)
+        return {
+            "dataset": self.dataset,
+            "image size": self.image_size,
+            "latents": self.latents.value,
+            "seed": self.seed,
+            "latents shifted by": self.latent_shift,
+            "noise schedule": noise,
+        }
 
     def check_same(self, asked: "StoreHeader", where: str) -> None:
         """Raise `StoreError`, naming both sides, where `asked` would cache other arrays than this store holds."""
-        sides: list[tuple[str, Any, Any]] = [
-            ("dataset", self.dataset, asked.dataset),
-            ("image size", self.image_size, asked.image_size),
-            ("latents", self.latents.value, asked.latents.value),
-            ("seed", self.seed, asked.seed),
-            ("latents shifted by", self.latent_shift, asked.latent_shift),
-            ("noise schedule", self._noise(), asked._noise()),
-        ]
         if self.model_fingerprint != asked.model_fingerprint:
             raise StoreError(
                 f"{where} was made with the model {self.model_id} (fingerprint {self.model_fingerprint[:8]}), not "
                 f"{asked.model_id} (fingerprint {asked.model_fingerprint[:8]}): name another --store."
             )
-        for what, mine, theirs in sides:
-            if mine != theirs:
-                raise StoreError(f"{where} was made with {what} {mine}, not {theirs}: name another --store.")
+        theirs = asked._shaping()
+        for what, mine in self._shaping().items():
+            if mine != theirs[what]:
+                raise StoreError(f"{where} was made with {what} {mine}, not {theirs[what]}: name another --store.")
 
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
@@ -249,27 +250,22 @@ def write_images(group: zarr.Group, table: ImageTable) -> None:
     """Write the table; each column is one object."""
     images = group.require_group(IMAGES)
     # The key comes last: a run killed before it finds the image changed again, and writes its size again.
-    columns: dict[str, NDArray[Any]] = {
-        "id": np.array(table.ids, dtype=object),
-        "category": np.array(table.categories, dtype=object),
+    columns = {
+        "id": table.ids,
+        "category": table.categories,
         "width": table.sizes[:, 0],
         "height": table.sizes[:, 1],
-        "key": np.array(table.keys, dtype=object),
+        "key": table.keys,
     }
     for name, values in columns.items():
+        text = name in _TEXT_COLUMNS
+        kind, lost = ("string", "") if text else ("int32", -1)  # what a lost column reads as, so that it shows
         if name not in images:
-            images.create_array(
-                name,
-                shape=values.shape,
-                chunks=values.shape,
-                dtype="string" if name in _TEXT_COLUMNS else "int32",
-                # what a lost column reads as, so that it shows
-                fill_value="" if name in _TEXT_COLUMNS else -1,
-                compressors=Crc32cCodec(),
-            )
+            size = (len(table),)
+            images.create_array(name, shape=size, chunks=size, dtype=kind, fill_value=lost, compressors=Crc32cCodec())
         column = images[name]
         assert isinstance(column, zarr.Array)
-        column[:] = values
+        column[:] = np.array(values, dtype=object if text else np.int32)
 
 
 def read_images(group: zarr.Group, where: str) -> ImageTable:
