@@ -82,7 +82,8 @@ def drop(store: Store, found: Verification, expected: Expected, runs: Runs, prog
             notes.append(f"{what}: {how}")
 
     for damaged in found.metadata:
-        path, how = damaged.path, way_back(store, damaged.path, runs)
+        path = damaged.path
+        how = way_back(store, path, runs) if damaged.is_array or path == CONDITIONING else ""
         rows = expected(path) if damaged.is_array else None
         if rows is None:
             notes.append(drop_metadata(store, damaged))
@@ -92,7 +93,7 @@ def drop(store: Store, found: Verification, expected: Expected, runs: Runs, prog
             continue
         else:
             notes.append(f"{path} was removed: how much it held is not known")
-        if damaged.is_array or path == CONDITIONING:
+        if how:
             note(path, path, how)
     arrays = [array for path in restored if (array := store.array(path)) is not None]
     bad = [*found.bad, *(row for array in check_arrays(store, arrays, progress) for row in array.bad)]

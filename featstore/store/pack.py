@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
@@ -32,9 +31,7 @@ from featstore.store.lock import exclusive
 from featstore.store.row_file import Row, RowFiles, ShardFiles, row_of_name
 from featstore.store.rows import RowArray, create_rows
 from featstore.store.schema import metadata_of
-
-if TYPE_CHECKING:
-    from featstore.store.store import Store
+from featstore.store.store import Store
 
 SHARD_BYTES = 128_000_000
 """About as large as a file becomes: 64 to 256 MB are few enough files, and small enough to move."""
@@ -52,7 +49,7 @@ class Packed:
     why: str = ""
 
 
-def pack(store: "Store", progress: Progress) -> list[Packed]:
+def pack(store: Store, progress: Progress) -> list[Packed]:
     """Pack every array whose rows are all there. Raises `StoreError` for a damaged row, and where the disk has no room
     for an array beside itself; what was packed before stays packed; and on object storage, which does not count
     files."""
@@ -66,7 +63,7 @@ def pack(store: "Store", progress: Progress) -> list[Packed]:
     return found
 
 
-def unpack(store: "Store", paths: Iterable[str], progress: Progress) -> list[str]:
+def unpack(store: Store, paths: Iterable[str], progress: Progress) -> list[str]:
     """Unpack those arrays at `paths` that are packed, and clear away what a killed run left beside the others: which
     were packed. Raises `StoreError` where the disk has no room."""
     unpacked = []
