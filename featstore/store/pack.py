@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,17 +147,16 @@ def _replacing(array: RowArray, folder: Path, shard: Row | None, doing: str) -> 
             f"For {doing} the array {array.path!r} its {human_bytes(size)} must fit beside it, but only "
             f"{human_bytes(free)} are free: make room and run the same command again."
         )
-    leading = len(array.rows_shape)
     try:
         with writing(f"The {doing.removesuffix('ing')}ed array {array.path!r}", place=folder):
             yield
-            made = partial(
-                create_rows, path="x", rows=array.rows_shape, row_shape=array.row_shape, dtype=array.dtype, shard=shard
-            )
-            _write(folder / METADATA, [metadata_of(made)[f"x/{METADATA}"].to_bytes()])
+            shape, row_shape = array.rows_shape, array.row_shape
+            made = metadata_of(lambda group: create_rows(group, "x", shape, row_shape, array.dtype, shard))
+            _write(folder / METADATA, [made[f"x/{METADATA}"].to_bytes()])
     finally:
         # whichever does not count now: the old files where it went well, else the new ones
-        sweep_strays(RowArray(zarr.open_array(array.array.store_path, mode="r+", zarr_format=3), leading))
+        now = zarr.open_array(array.array.store_path, mode="r+", zarr_format=3)
+        sweep_strays(RowArray(now, len(array.rows_shape)))
 
 
 def _pack_if_whole(array: RowArray, progress: Progress) -> Packed:

@@ -335,9 +335,16 @@ class ShardFiles(StoredRows):
         except _NOT_THERE:
             return None
 
+    def index(self, shard: Row) -> NDArray[np.uint64] | None:
+        """Of one file, (*rows a file, 2): offset and length in bytes of each row; None where there is no file. Raises
+        ValueError where it is damaged, and OSError where the disk does not give it."""
+        try:
+            with self.file(shard).open("rb", buffering=0) as stream:
+                return self._index(stream)
+        except _NOT_THERE:
+            return None
+
     def _index(self, stream: FileIO) -> NDArray[np.uint64]:
-        """Of one file, (*rows a file, 2): offset and length in bytes of each row. Raises ValueError where it is
-        damaged."""
         stream.seek(max(stream.seek(0, os.SEEK_END) - self.index_bytes, 0))
         stored = stream.readall()
         entries, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
@@ -352,13 +359,12 @@ class ShardFiles(StoredRows):
             block = tuple(slice(start * size, (start + 1) * size) for start, size in zip(shard, self.rows, strict=True))
             own = found[block]  # smaller than a file at the array's end
             try:
-                with self.file(shard).open("rb", buffering=0) as stream:
-                    there = self._index(stream)[..., 0] != ABSENT
-                own[...] = there[tuple(slice(size) for size in own.shape)]
-            except _NOT_THERE:
-                continue
+                index = self.index(shard)
             except (ValueError, OSError):
                 own[...] = True
+                continue
+            if index is not None:
+                own[...] = (index[..., 0] != ABSENT)[tuple(slice(size) for size in own.shape)]
         return found
 
     def encode(self, rows: Iterable[tuple[Row, NDArray[np.uint8]]]) -> Iterator[bytes | memoryview]:
