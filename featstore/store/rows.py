@@ -173,6 +173,7 @@ class RowArray:
             self._check_loose()
             with writing(f"The size of {self._where}", place=disk_of(self.array.store_path)):
                 self.array.resize((images, draws, *self._stored_shape))
+            self._open(self.array, 2)
 
     def _check_loose(self) -> None:
         if self.packed:
