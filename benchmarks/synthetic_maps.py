@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from featstore.backbones.noise import Latents
-from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor
-from featstore.store.schema import StoreHeader
+from featstore.store.schema import ImageTable, StoreHeader
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store
 from matcher.maps import LayerSpec

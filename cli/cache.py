@@ -173,14 +173,14 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
 
     Latents stay always, and so whatever is removed can be made again without the VAE.
     """
-    from featstore.store.prune import MapCriteria, NoisyCriteria, choose_maps, choose_noisy, parse_age, prune
+    from featstore.store.care import MapCriteria, choose_maps, choose_noisy, parse_age, prune
     from featstore.store.store import open_store
 
     age = None if config.older_than is None else parse_age(config.older_than)
     layers = None if config.layers is None else [*map(int, config.layers)]
     opened = open_store(parse_location(config.store))
     if config.noisy:
-        chosen = choose_noisy(opened, NoisyCriteria(config.timesteps, age))
+        chosen = choose_noisy(opened, config.timesteps, age)
     else:
         criteria = MapCriteria(config.prompt, config.extractor, layers, config.timesteps, age)
         chosen = choose_maps(opened, criteria)

@@ -4,6 +4,7 @@ import errno
 import glob
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -96,20 +97,28 @@ def open_whole(file: Path, size: int | None = None, way_on: str = AGAIN) -> Iter
         DiskFullError: Where there is no room.
         StoreError: Where the disk does not take it for another reason.
     """
-    # random, and not the process's number: two containers on one disk may both have a process 7
-    partial = file.with_name(f"{file.name}.{secrets.token_hex(8)}{PARTIAL}")
     with writing(file, size, way_on=way_on):
         sweep_old(file.parent.glob(f"{glob.escape(file.name)}.*{PARTIAL}"))
-        try:
-            with partial.open("wb") as stream:
-                yield stream
-                stream.flush()
-                # some disks say only now that they are full; and after a power cut no empty file lies in its place
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(file) as stream:
+            yield stream
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its place whole and is on the disk then, or the one that lies there stays as it is; what
+    the disk refuses is raised as it comes."""
+    # random, and not the process's number: two containers on one disk may both have a process 7
+    partial = file.with_name(f"{file.name}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            # some disks say only now that they are full; and after a power cut no empty file lies in its place
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(file: Path, content: bytes, way_on: str = AGAIN) -> None:
@@ -129,3 +138,30 @@ def sweep_old(partial: Iterable[Path]) -> int:
         except OSError:  # finished or swept by another meanwhile, or a disk that may only be read
             continue
     return swept
+
+
+MAKING = ".making"
+"""Ends the name of a folder beside a store, or a run, that is being made and will take its place whole."""
+
+
+def sweep_partial(store: StoreLocation, arrays: Iterable[str]) -> int:
+    """Delete the half-written files, older than `IN_FLIGHT_SECONDS`, of some arrays, of their packed rows and of the
+    groups above them up to the store's: how many. None on object storage, where nothing is ever half-written."""
+    if not isinstance(store, Path):
+        return 0
+    above = {folder for array in arrays for folder in (store / array, *(store / array).parents)}
+    folders = sorted(folder for folder in above if folder.is_relative_to(store))
+    half_written = f"*{PARTIAL}"
+    return sum(sweep_old([*own.glob(half_written), *(own / "c").rglob(half_written)]) for own in folders)
+
+
+def sweep_making(beside: Path, names: str) -> None:
+    """Delete what killed attempts to make a store or a run left in the folder `beside`, older than `IN_FLIGHT_SECONDS`
+    as a whole. names: a pattern of what was being made."""
+    for folder in beside.glob(f"{names}.*{MAKING}"):
+        try:
+            youngest = max(one.stat().st_mtime for one in (folder, *folder.rglob("*")))
+        except OSError:  # it is being swept, or takes its place just now
+            continue
+        if time.time() - youngest > IN_FLIGHT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)

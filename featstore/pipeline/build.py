@@ -19,18 +19,17 @@ from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError, StoreExistsError, UnmarkedError
+from featstore.files import sweep_making, sweep_partial
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import fill
 from featstore.pipeline.pairs import copies
 from featstore.pipeline.plan import Work, missing_latents, missing_noisy
 from featstore.progress import Progress
-from featstore.store.images import COLUMNS, ImageTable
 from featstore.store.keys import StoreLocation
 from featstore.store.lock import exclusive
 from featstore.store.pack import unpack_array
-from featstore.store.schema import StoreHeader
+from featstore.store.schema import COLUMNS, ImageTable, StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, open_store, record_whereabouts, replace_stale
-from featstore.store.sweep import folders_of, sweep_making, sweep_partial
 
 READERS = 8
 """Threads that read image files; reading waits for the disk, not for a core."""
@@ -329,7 +328,7 @@ def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progre
             store = _open_same(request.path, header)
             if store is None:
                 raise
-    sweep_partial(folders_of(store.path, COLUMNS))
+    sweep_partial(store.path, COLUMNS)
     record_whereabouts(store, header)
     return refresh(store, survey, progress)
 

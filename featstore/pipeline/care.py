@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,7 @@ from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts, prompts_of
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import (
-    CONDITIONING,
-    LATENTS,
-    MAPS,
-    NOISY,
-    Extractor,
-    PixelExtractor,
-    Stored,
-    number_of,
-    parse_location,
-)
-from featstore.store.ledger import GRIDS
-from featstore.store.schema import STORED_DTYPE
-from featstore.store.store import Store, open_store
-from featstore.store.verify import (
+from featstore.store.care import (
     BadRow,
     CheckedArray,
     Expected,
@@ -57,6 +44,20 @@ from featstore.store.verify import (
     unknown,
     verify,
 )
+from featstore.store.keys import (
+    CONDITIONING,
+    GRIDS,
+    LATENTS,
+    MAPS,
+    NOISY,
+    Extractor,
+    PixelExtractor,
+    Stored,
+    number_of,
+    parse_location,
+)
+from featstore.store.schema import STORED_DTYPE
+from featstore.store.store import Store, open_store
 from featstore.tuning.run_folder import runs_newest_first
 from matcher.errors import InputError
 
@@ -197,15 +198,18 @@ def drop(store: Store, found: Verification, expected: Expected, runs: Runs, prog
             notes.append(f"{what}: {how}")
 
     for damaged in found.metadata:
-        path, how = damaged.path, way_back(store, damaged.path, runs)
+        path = damaged.path
+        how = way_back(store, path, runs) if damaged.is_array or path == CONDITIONING else ""
         rows = expected(path) if damaged.is_array else None
-        if rows is not None and restore_metadata(store, damaged, *rows):
+        if rows is None:
+            notes.append(drop_metadata(store, damaged))
+        elif restore_metadata(store, damaged, *rows):
             restored.append(path)
             notes.append(f"the metadata of {path} were written anew; its rows are kept")
             continue
-        lost = f"{path} was removed: how much it held is not known"
-        notes.append(drop_metadata(store, damaged) if rows is None else lost)
-        if damaged.is_array or path == CONDITIONING:
+        else:
+            notes.append(f"{path} was removed: how much it held is not known")
+        if how:
             note(path, path, how)
     arrays = [array for path in restored if (array := store.array(path)) is not None]
     bad = [*found.bad, *(row for array in check_arrays(store, arrays, progress) for row in array.bad)]
@@ -238,38 +242,34 @@ def _order(bad: BadRow) -> int:
     return {MAPS: 0, LATENTS: 1}.get(bad.array.split("/")[0], 2)
 
 
+NOT_KNOWN = "what they were made with is not known; whatever needs them makes them again"
+
+
 def way_back(store: Store, path: str, runs: Runs) -> str:
     """The command that makes rows of an array again, spelled so that a shell takes it; else a sentence on why there is
     none."""
-    try:
-        return _command(store, path, runs)
-    except MetadataError:
-        return _NOT_KNOWN
-
-
-_NOT_KNOWN = "what they were made with is not known; whatever needs them makes them again"
-
-
-def _command(store: Store, path: str, runs: Runs) -> str:
     kind, *rest = path.split("/")
-    if kind in (LATENTS, NOISY):
-        # a build makes all latents, whatever its noise; that which is kept already takes no more room
-        kept = (own for own in store.array_paths() if own.startswith(f"{NOISY}/"))
-        noisy = path if kind == NOISY else next(kept, f"{NOISY}/t0261")
-        array = store.array(noisy)
-        draws = 1 if array is None else array.rows_shape[1]
-        return _spell(store, "cache", "build", "--t", str(number_of(noisy)), "--ensemble", str(draws))
-    if kind == CONDITIONING:
-        return _spell(store, "train", "--mode", "cpm", *_dino_option(store.attributes(CONDITIONING).get("id")))
     if kind == GRIDS:
         return "the grid that was stopped scores those images again when it goes on"
-    description = store.attributes("/".join(path.split("/")[:2]))
+    try:
+        if kind in (LATENTS, NOISY):
+            # a build makes all latents, whatever its noise; that which is kept already takes no more room
+            kept = (own for own in store.array_paths() if own.startswith(f"{NOISY}/"))
+            noisy = path if kind == NOISY else next(kept, f"{NOISY}/t0261")
+            array = store.array(noisy)
+            draws = 1 if array is None else array.rows_shape[1]
+            return _spell(store, "cache", "build", "--t", str(number_of(noisy)), "--ensemble", str(draws))
+        description = store.attributes(CONDITIONING if kind == CONDITIONING else "/".join(path.split("/")[:2]))
+    except MetadataError:
+        return NOT_KNOWN
+    if kind == CONDITIONING:
+        return _spell(store, "train", "--mode", "cpm", *_dino_option(description.get("id")))
     other, unet = PixelExtractor.from_description(description), Extractor.from_description(description)
     if other is not None:
         own = (*_dino_option(other.network.id), "--dino-size", str(other.size)) if other.family == "dino" else ()
         return _maps(store, other, "--layers", rest[1], *own)
     if unet is None or len(rest) < 3:
-        return _NOT_KNOWN
+        return NOT_KNOWN
     prompts = _prompt_options(unet.prompt, runs)
     if prompts is None:
         which = unet.prompt.get("kind")
@@ -315,7 +315,7 @@ def _spell(store: Store, *words: str) -> str:
 
 
 def rows_at_hand(store: Store, progress: Progress) -> Expected:
-    """What the store's model makes of its arrays, see `rows_of_model`, where it lies on this machine; nothing is
+    """What the store's model makes of its arrays, see `_rows_of_model`, where it lies on this machine; nothing is
     downloaded for it."""
     try:
         model = model_of(store) if is_at_hand(store.header.model_id, store.header.model_revision) else None
@@ -327,11 +327,10 @@ def rows_at_hand(store: Store, progress: Progress) -> Expected:
             f"The model {store.header.model_id} {why}: shapes of rows are not held against it, only against each other."
         )
         return unknown
-    found = model
-    return lambda path: rows_of_model(store, found, path)
+    return partial(_rows_of_model, store, model)
 
 
-def rows_of_model(store: Store, model: Model, path: str) -> tuple[tuple[int, ...], str] | None:
+def _rows_of_model(store: Store, model: Model, path: str) -> tuple[tuple[int, ...], str] | None:
     """The shape of an array's rows and how they lie on the disk, as header and model make them; None where that cannot
     be told. No weights are loaded."""
     kind, *rest = path.split("/")

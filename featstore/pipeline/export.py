@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -116,7 +117,10 @@ def export(what: Export, layout: Layout, out: Path, progress: Progress) -> int:
     shapes = [tuple(what.maps.load(what.images[0].id, layer).shape) for layer in what.layers]
     size = len(what.images) * sum(int(np.prod(shape)) for shape in shapes) * layout.value_bytes
     progress.start("writing", len(what.images) * len(what.layers), "maps")
-    _WRITERS[layout](what, shapes, out, progress)
+    if layout is Layout.FEATURES:
+        _write_features(what, shapes, out, progress)
+    else:
+        _write_torch(what, layout, out, progress)
     return size
 
 
@@ -214,37 +218,25 @@ def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, 
         write_float16(stream, named, arrays, {"dualsd": json.dumps(about)})
 
 
-def _write_sd4match(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
-    with_mirroring = what.dataset == "pf-pascal"
-    found = {
-        sd4match_identifier(image, with_mirroring): features[None].float()
-        for image, (features,) in _loaded(what, what.images, progress)
-    }
-    _make_folder(out.parent)
-    save_torch(found, out)
-
-
-def _write_dift(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
-    _make_folder(out)
-    for category in sorted({image.category for image in what.images}):
-        own = [image for image in what.images if image.category == category]
-        found = {_file_name(image): features[None].float() for image, (features,) in _loaded(what, own, progress)}
-        save_torch(found, out / f"{category}.pth")
-
-
-def _write_dift_images(what: Export, _: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:
-    for image, (features,) in _loaded(what, what.images, progress):
-        file = out / f"{image.id}.pt"
+def _write_torch(what: Export, layout: Layout, out: Path, progress: Progress) -> None:
+    """The files that torch reads."""
+    if layout is Layout.DIFT_IMAGES:
+        for image, (features,) in _loaded(what, what.images, progress):
+            file = out / f"{image.id}.pt"
+            _make_folder(file.parent)
+            save_torch(features.float(), file)
+        return
+    files = {out: what.images}
+    if layout is Layout.DIFT:
+        categories = sorted({image.category for image in what.images})
+        files = {out / f"{name}.pth": [own for own in what.images if own.category == name] for name in categories}
+    identifier = partial(sd4match_identifier, with_mirroring=what.dataset == "pf-pascal")
+    name_of = _file_name if layout is Layout.DIFT else identifier
+    for file, images in files.items():
+        loaded = _loaded(what, images, progress)
+        found = {name_of(image): features[None].float() for image, (features,) in loaded}
         _make_folder(file.parent)
-        save_torch(features.float(), file)
-
-
-_WRITERS: Mapping[Layout, Callable[[Export, Sequence[tuple[int, ...]], Path, Progress], None]] = {
-    Layout.FEATURES: _write_features,
-    Layout.SD4MATCH: _write_sd4match,
-    Layout.DIFT: _write_dift,
-    Layout.DIFT_IMAGES: _write_dift_images,
-}
+        save_torch(found, file)
 
 
 def sd4match_identifier(image: ImageRecord, with_mirroring: bool) -> str:

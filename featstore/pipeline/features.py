@@ -22,6 +22,7 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError, StoreError
+from featstore.files import sweep_partial
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
@@ -35,13 +36,11 @@ from featstore.pipeline.plan import (
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, map_path
-from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
-from featstore.store.row_encoding import RowEncoding, encoding_for
-from featstore.store.rows import RowArray
+from featstore.store.row_file import RowEncoding, encoding_for
+from featstore.store.rows import RowArray, reads_ahead, row_writer
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from featstore.store.sweep import folders_of, sweep_partial
 from matcher.maps import LayerSpec, read_ahead
 
 if TYPE_CHECKING:
@@ -316,7 +315,7 @@ def cache_patch_tokens(work: Work, dino: NetworkName, folder: Path, rows: Sequen
     Raises `StoreError` where the store has those of another DINOv2, `ImageError` for an image that cannot be read.
     """
     store = work.store
-    sweep_partial(folders_of(store.path, [PATCH_TOKENS]))
+    sweep_partial(store.path, [PATCH_TOKENS])
     known = store.patch_tokens(dino)
     if known is not None and not missing_rows(known, rows):
         return known

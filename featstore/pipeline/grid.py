@@ -36,9 +36,8 @@ from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts
 from featstore.store.keys import Extractor, PixelExtractor, absolute
-from featstore.store.ledger import StoredLedger, open_ledger
-from featstore.store.row_encoding import encoding_for
-from featstore.store.source import StoredMaps
+from featstore.store.row_file import encoding_for
+from featstore.store.source import StoredLedger, StoredMaps, open_ledger
 from featstore.store.store import Store
 from matcher.configuration import Configuration, MatchSettings, all_layers_fused, angles, one_layer_each
 from matcher.correlate import BLOCK_CELLS

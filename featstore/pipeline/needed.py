@@ -11,6 +11,7 @@ from featstore.backbones.registry import is_diffusion, open_family, open_other, 
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
+from featstore.files import sweep_partial
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
@@ -28,9 +29,8 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path, noisy_path
 from featstore.store.pack import unpack
-from featstore.store.row_encoding import row_bytes
+from featstore.store.row_file import row_bytes
 from featstore.store.store import Store
-from featstore.store.sweep import folders_of, sweep_partial
 
 if TYPE_CHECKING:
     from featstore.pipeline.features import MapStream
@@ -58,7 +58,7 @@ def fill(
     store = work.store
     for own, timestep, _ in noisy:
         check_noise(store, own, [timestep])
-    sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(timestep) for _, timestep, _ in noisy)]))
+    sweep_partial(store.path, [LATENTS, *(noisy_path(timestep) for _, timestep, _ in noisy)])
     everyone = sorted({*rows, *(row for own, _, _ in noisy for row in own)})
     encoded, bad = 0, list[ImageError]()
     if missing_latents(store, everyone):
@@ -128,7 +128,7 @@ def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[Ma
     check_noise(store, rows, steps)
     extractor = extractor_of(store, prompt, ensemble, work.compute, request.stored)
     arrays = [LATENTS, *map(noisy_path, steps), *(map_path(extractor, *key) for key in wanted)]
-    sweep_partial(folders_of(store.path, arrays))
+    sweep_partial(store.path, arrays)
     parts = plan_maps(store, extractor, rows, wanted, prompt)
     if not parts:
         return MadeMaps(extractor)
@@ -197,7 +197,7 @@ def _make(work: Work, rows: Sequence[int], found: FoundBackbone) -> list[ImageEr
     networks = found.backbone.load(work.compute, [*found.shapes])
     paths = [map_path(found.extractor, *key) for key in found.keys]
     unpack(work.store, paths, work.progress)
-    sweep_partial(folders_of(work.store.path, paths))
+    sweep_partial(work.store.path, paths)
     bad: list[ImageError] = []
     work.progress.start(f"maps of {', '.join(found.shapes)}", len(rows), "images")
     keep(work.store, found.extractor, pixel_maps(found, networks, work, rows, bad))

@@ -15,6 +15,7 @@ from featstore.datasets.records import Dataset
 from featstore.errors import StoreError
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
+from featstore.store.care import BadRow, Verification
 from featstore.store.keys import (
     LATENTS,
     MAPS,
@@ -26,11 +27,9 @@ from featstore.store.keys import (
     noisy_path,
     number_of,
 )
-from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
-from featstore.store.rows import Row, RowArray
+from featstore.store.rows import Row, RowArray, reads_ahead, row_writer
 from featstore.store.store import Store
-from featstore.store.verify import BadRow, Verification
 from matcher.maps import read_ahead
 
 

@@ -4,11 +4,11 @@ finds what every checksum agrees with: rows of other images, an edited header, w
 - Noisy latents need no network: every row is compared with the formula, from the stored latents.
 - Of latents, maps and tokens a choice goes through the networks again, in a scratch store beside nobody's, by the code
   that made them: rows that something speaks against first (noisy latents that do not fit,
-  `featstore.pipeline.suspects`), then a random choice, the same images for every array.
+  `by_suspicion`), then a random choice, the same images for every array.
 """
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from featstore.backbones.base import Asked, Compute, NetworkName
 from featstore.backbones.locate import locate
@@ -28,24 +30,13 @@ from featstore.pipeline.build import check_same_images, image_faults, survey_ima
 from featstore.pipeline.features import chunks
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
 from featstore.pipeline.plan import MapRequest, Work, extractor_of, with_sources
-from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
-from featstore.store.keys import (
-    CONDITIONING,
-    LATENTS,
-    MAPS,
-    NOISY,
-    PATCH_TOKENS,
-    Extractor,
-    PixelExtractor,
-    Stored,
-    number_of,
-)
-from featstore.store.rows import Row, RowArray
+from featstore.store import keys
+from featstore.store.care import BadRow, Verification
+from featstore.store.rows import Row, RowArray, require_group
 from featstore.store.store import Store, create_store
-from featstore.store.verify import BadRow, Verification
 
 FEW = 4
 """Fewer rows may well all be wrong."""
@@ -107,12 +98,11 @@ class Recomputed:
     @property
     def nothing_fits(self) -> bool:
         """Whether no latents, or no noisy latents, came out as they are stored: then rather the header is wrong."""
-        kinds = (
-            [own for own in self.arrays if own.path.split("/")[0] == kind and own.rows] for kind in (LATENTS, NOISY)
-        )
-        return any(
-            sum(one.rows for one in own) >= FEW and all(len(one.bad) == one.rows for one in own) for own in kinds
-        )
+        for kind in (keys.LATENTS, keys.NOISY):
+            own = [one for one in self.arrays if one.path.split("/")[0] == kind]
+            if sum(one.rows for one in own) >= FEW and all(len(one.bad) == one.rows for one in own):
+                return True
+        return False
 
     def added_to(self, found: Verification) -> Verification:
         """What was found, with the rows that came out otherwise among the damaged ones."""
@@ -150,27 +140,27 @@ def recompute(
     Raises:
         StoreError: Where the model is not the one that the store was made with, or the dataset has other images.
     """
-    model = _model_hashed_anew(store)
+    location = locate(store.header.model_id, store.header.model_revision)
+    forget(location.folder, default_memory())
+    model = model_of(store)
     survey = survey_images(dataset, progress)
     check_same_images(store, survey)
     images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
-    changed = {bad.row[0] for bad in images}
     unreadable = {row for row, key in enumerate(survey.keys) if key is None}
+    left_out = unreadable | {bad.row[0] for bad in images}
     known = {(bad.array, bad.row) for bad in found.bad}
-    arrays = [array for checked in found.arrays if (array := _comparable(store, checked.path)) is not None]
-    noisy = [_against_formula(store, array, known, progress) for array in arrays if len(array.rows_shape) == 2]
+    paths = [own.path for own in found.arrays if own.path.split("/")[0] not in (keys.IMAGES, keys.GRIDS)]
+    arrays = {path: array for path in paths if (array := store.array(path)) is not None}
+    mixed = [array for path, array in arrays.items() if keys.leading_of(path) == 2]
+    noisy = [_against_formula(store, array, known, progress) for array in mixed]
 
     order = np.random.default_rng(seed).permutation(len(store.images)).tolist()
     whole = {
-        array.path: {
-            row
-            for (row,) in np.argwhere(array.present()).tolist()
-            if (array.path, (row,)) not in known and row not in unreadable and row not in changed
-        }
-        for array in arrays
-        if len(array.rows_shape) == 1
+        path: {row for (row,) in _whole(array, known)} - left_out
+        for path, array in arrays.items()
+        if keys.leading_of(path) == 1
     }
-    there = whole.pop(LATENTS, set())
+    there = whole.pop(keys.LATENTS, set())
     misfits = [{bad.row[0] for bad in own.bad} for own in noisy]
     unfit = there.intersection(*misfits) if misfits else set()
     chosen = {
@@ -182,34 +172,26 @@ def recompute(
     compared: list[Compared] = []
     with _scratch(store) as scratch:
         makers = _Makers(scratch, dataset, model, learned, compute, progress)
-        (latents,) = _against_model(store, makers, {LATENTS: sorted(first)})
+        (latents,) = _against_model(store, makers, {keys.LATENTS: sorted(first)})
         if any(bad.row[0] in unfit for bad in latents.bad):  # then any of those whose noise does not fit may be wrong
-            (latents,) = _against_model(store, makers, {LATENTS: sorted(first | unfit)})
+            (latents,) = _against_model(store, makers, {keys.LATENTS: sorted(first | unfit)})
         for group in dict.fromkeys(map(_group, chosen)):
             own = {path: sorted(rows) for path, rows in chosen.items() if _group(path) == group}
             compared += _against_model(store, makers, own)
     return Recomputed((latents, *noisy, *compared), images, len(unreadable))
 
 
-def _model_hashed_anew(store: Store) -> Model:
-    location = locate(store.header.model_id, store.header.model_revision)
-    forget(location.folder, default_memory())
-    return model_of(store)
-
-
-def _comparable(store: Store, path: str) -> RowArray | None:
-    return store.array(path) if path.split("/")[0] in (LATENTS, NOISY, MAPS, CONDITIONING) else None
+def _whole(array: RowArray, known: Collection[tuple[str, Row]]) -> list[Row]:
+    """The rows that are there and not known to be damaged."""
+    present = map(tuple, np.argwhere(array.present()).tolist())
+    return [row for row in present if (array.path, row) not in known]
 
 
 def _against_formula(store: Store, array: RowArray, known: Collection[tuple[str, Row]], progress: Progress) -> Compared:
     """Every row of noisy latents."""
-    timestep = number_of(array.path)
-    there = store.latents().present()
-    rows = [
-        (row, draw)
-        for row, draw in np.argwhere(array.present()).tolist()
-        if there[row] and (LATENTS, (row,)) not in known and (array.path, (row, draw)) not in known
-    ]
+    timestep = keys.number_of(array.path)
+    there = {*_whole(store.latents(), known)}
+    rows = [(row, draw) for row, draw in _whole(array, known) if (row,) in there]
     progress.start(f"comparing {array.path} with the formula", len(rows), "latents")
     bad, largest, schedule = list[BadRow](), 0.0, store.header.schedule
     for (row, draw), kept, clean, drawn in with_sources(store, array.path, rows):
@@ -244,14 +226,15 @@ def _scratch(store: Store) -> Iterator[Store]:
     with tempfile.TemporaryDirectory(prefix="dualsd-verify-") as folder:
         channels, height, width = store.latents().row_shape
         made = create_store(Path(folder) / "scratch.zarr", store.header, store.images, (channels, height, width))
-        for path in sorted({_group(path) for path in store.array_paths() if path.startswith((MAPS, CONDITIONING))}):
-            made.group.require_group(path).update_attributes(store.attributes(path))
+        for path in {*map(_group, store.array_paths())}:
+            if description := store.attributes(path):
+                require_group(made.group, path, description)
         yield made
 
 
 def _group(path: str) -> str:
     """What describes an array: an extractor's group, which its arrays share."""
-    return "/".join(path.split("/")[:2]) if path.startswith(f"{MAPS}/") else path.split("/")[0]
+    return "/".join(path.split("/")[:2]) if path.startswith(f"{keys.MAPS}/") else path.split("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,17 +253,17 @@ class _Makers:
         from featstore.pipeline.features import encode_images
 
         kind, *rest = paths[0].split("/")
-        if kind == LATENTS:
+        if kind == keys.LATENTS:
             encode_images(Work(self.store, self.dataset, self.compute, self.progress), self.model, rows)
             return ""
-        if kind == MAPS:
+        if kind == keys.MAPS:
             return self._maps(paths, rows) if rest[1].startswith("layer") else self._other_maps(paths, rows)
-        return self._patch_tokens(rows) if paths[0] == PATCH_TOKENS else "what makes such rows is not known"
+        return self._patch_tokens(rows) if paths[0] == keys.PATCH_TOKENS else "what makes such rows is not known"
 
     def _maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of several arrays of one extractor, which share passes."""
         places = [path.split("/")[1:] for path in paths]
-        unet = Extractor.from_description(self.store.attributes(f"{MAPS}/{places[0][0]}"))
+        unet = keys.Extractor.from_description(self.store.attributes(_group(paths[0])))
         prompts = None if unet is None else prompts_of(unet.prompt, self.learned)
         if unet is None or prompts is None:
             kind = "unknown" if unet is None else unet.prompt.get("kind")
@@ -288,15 +271,15 @@ class _Makers:
         compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
         if extractor_of(self.store, prompts, unet.ensemble, compute, unet.stored).key != places[0][0]:
             return "their extractor's description does not say all that they were made with"
-        wanted = [(layer.removeprefix("layer"), number_of(step)) for _, layer, step in places]
+        wanted = [(layer.removeprefix("layer"), keys.number_of(step)) for _, layer, step in places]
         request = MapRequest(prompts, unet.ensemble, compute, unet.stored)
         require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
         return ""
 
     def _other_maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of a backbone that sees images alone: the usual one, or the one of the name that they were made with."""
-        key, layers = paths[0].split("/")[1], [path.split("/")[2] for path in paths]
-        extractor = PixelExtractor.from_description(self.store.attributes(f"{MAPS}/{key}"))
+        layers = [path.split("/")[2] for path in paths]
+        extractor = keys.PixelExtractor.from_description(self.store.attributes(_group(paths[0])))
         if extractor is not None and extractor.dtype in BOUNDS:
             compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
             for name in (None, extractor.network.id):
@@ -306,7 +289,7 @@ class _Makers:
                     found = find_backbones(self.store, layers, request)[extractor.family]
                 except ModelError:
                     continue
-                if found.extractor.key == key:
+                if found.extractor.key == paths[0].split("/")[1]:
                     wanted = [(layer, None) for layer in layers]
                     require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
                     return ""
@@ -316,7 +299,7 @@ class _Makers:
     def _patch_tokens(self, rows: Sequence[int]) -> str:
         from featstore.pipeline.features import cache_patch_tokens
 
-        made_by = self.store.attributes(CONDITIONING)
+        made_by = self.store.attributes(keys.CONDITIONING)
         wanted = NetworkName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
         dino = None if wanted is None else find_dino(self.model, wanted)
         if dino is None:
@@ -344,50 +327,47 @@ def find_dino(model: Model, wanted: NetworkName) -> tuple[NetworkName, Path] | N
 
 def _against_model(store: Store, makers: _Makers, chosen: Mapping[str, Sequence[int]]) -> list[Compared]:
     """Some rows of arrays of one group, made anew in the makers' scratch store."""
-    outcomes = {path: Compared(path, 0, 0.0, None if path == LATENTS else 0.0, ()) for path in chosen}
+    found = {path: list[tuple[int, float, float]]() for path in chosen}
     for block in chunks(sorted({row for rows in chosen.values() for row in rows}), BLOCK):
         why_not = makers.make([*chosen], block)
         if why_not:
             return [Compared(path, 0, 0.0, None, (), why_not) for path in chosen]
         for path, rows in chosen.items():
-            outcomes[path] = _compared(store, makers.store, outcomes[path], sorted({*rows} & {*block}))
-    return [*outcomes.values()]
+            found[path] += _deviations(store, makers.store, path, sorted({*rows} & {*block}))
+    return [_judged(store, path, rows) for path, rows in found.items()]
 
 
-def _compared(store: Store, scratch: Store, before: Compared, rows: Sequence[int]) -> Compared:
-    """What came of an array's rows `before`, and of these, which lie in the scratch store."""
-    path, bound = before.path, _bound(store, before.path)
+def _deviations(store: Store, scratch: Store, path: str, rows: Sequence[int]) -> Iterator[tuple[int, float, float]]:
+    """How far rows are from those in the scratch store, as `Bound` has it, which are then taken away there."""
     kept, made = store.array(path), scratch.array(path)
     assert kept is not None, "its rows were listed"
     assert made is not None, "its rows were made just now"
     present = made.present()
-    bad, number, relative, cell = [*before.bad], before.rows, before.relative, before.cell
     for row in (row for row in rows if present[row]):
         ours, theirs = kept.read((row,)), made.read((row,))
         apart = _relative(ours, theirs)
-        turned = 0.0 if cell is None else _cell(ours, theirs)
-        if apart > bound.relative or turned > bound.cell:
-            why = f"made anew it differs by {apart:.2g} of its norm, where {bound.relative:.2g} is rounding"
-            bad.append(BadRow(path, (row,), store.images.ids[row], why))
-        elif path == LATENTS:  # so that what is made of them is made of the same bits
-            made.write((row,), ours)
-        number, relative = number + 1, max(relative, apart)
-        cell = None if cell is None else max(cell, turned)
-    if path != LATENTS:
+        yield row, apart, 0.0 if path == keys.LATENTS else _cell(ours, theirs)
+        if path == keys.LATENTS and apart <= LATENTS_BOUND.relative:
+            made.write((row,), ours)  # so that what is made of them is made of the same bits
+    if path != keys.LATENTS:
         made.delete_rows([(int(row),) for row in np.flatnonzero(present)])
-    return Compared(path, number, relative, cell, tuple(bad))
 
 
-def _bound(store: Store, path: str) -> Bound:
-    if path == LATENTS:
-        return LATENTS_BOUND
-    if not path.startswith(f"{MAPS}/"):  # tokens do not say in which precision they were computed
-        return BOUNDS["float16"]
+def _judged(store: Store, path: str, deviations: Sequence[tuple[int, float, float]]) -> Compared:
+    """What came of an array's rows."""
     description = store.attributes(_group(path))
-    bound = BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
-    if description.get("stored") != Stored.INT8.value:
-        return bound
-    return Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+    # neither tokens nor latents say in which precision they were computed
+    bound = LATENTS_BOUND if path == keys.LATENTS else BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
+    if description.get("stored") == keys.Stored.INT8.value:
+        bound = Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+    rounding = f"of its norm, where {bound.relative:.2g} is rounding"
+    bad = [
+        BadRow(path, (row,), store.images.ids[row], f"made anew it differs by {apart:.2g} {rounding}")
+        for row, apart, turned in deviations
+        if apart > bound.relative or turned > bound.cell
+    ]
+    largest, cell = (max((own[place] for own in deviations), default=0.0) for place in (1, 2))
+    return Compared(path, len(deviations), largest, None if path == keys.LATENTS else cell, tuple(bad))
 
 
 def _relative(kept: NDArray[Any], made: NDArray[Any]) -> float:
@@ -403,3 +383,64 @@ def _cell(kept: NDArray[Any], made: NDArray[Any]) -> float:
     norms = np.linalg.norm(ours, axis=axis) * np.linalg.norm(theirs, axis=axis)
     apart = 1 - (ours * theirs).sum(axis=axis) / np.maximum(norms, 1e-12)
     return float(apart[norms >= 1e-4 * norms.mean()].max(initial=0.0))
+
+
+SIDE = 16
+"""Cells a side to which latents and maps are averaged: enough to tell images apart, and little to keep of many."""
+
+CHANNELS = 16
+"""Random mixtures of a map's channels that are predicted."""
+
+RIDGE = 1e-3
+"""Keeps the fit finite where latents say the same twice, as a share of their mean square."""
+
+Read = Callable[[int], NDArray[np.floating]]
+
+
+def by_suspicion(rows: Sequence[int], latents: Read, maps: Read, progress: Progress) -> list[int]:
+    """Image rows, those whose map fits their latents least first. latents: (c, h, w) of a row. maps: (C, h, w), or
+    tokens (P, C) of square images of which the first may be the class token's."""
+    if len(rows) < 3:  # nothing to fit
+        return list(rows)
+    progress.start("looking for rows of other images", len(rows), "rows")
+    around, mixed = [], []
+    mixture: Tensor | None = None
+    for row in rows:
+        found = _as_map(torch.from_numpy(np.asarray(maps(row), dtype=np.float32)))
+        if mixture is None:
+            mixture = torch.randn(CHANNELS, len(found), generator=torch.Generator().manual_seed(0)) / len(found) ** 0.5
+        around.append(_around(torch.from_numpy(latents(row).astype(np.float32))))
+        pooled = adaptive_avg_pool2d(found, SIDE)
+        mixed.append(torch.einsum("kc,chw->khw", mixture, pooled).flatten(1).T)  # (SIDE * SIDE, CHANNELS)
+        progress.advance()
+    inputs, outputs = torch.cat(around), torch.cat(mixed)  # (images * SIDE * SIDE, features), (..., CHANNELS)
+    outputs = (outputs - outputs.mean(0)) / (outputs.std(0) + 1e-12)
+    square = inputs.T @ inputs
+    ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square))
+    predicted = inputs @ torch.linalg.solve(square + ridge, inputs.T @ outputs)
+    fits = _unit(predicted.reshape(len(rows), -1)) @ _unit(outputs.reshape(len(rows), -1)).T  # (latents of, maps of)
+    own = fits.diagonal().clone()
+    fits.fill_diagonal_(-torch.inf)
+    # another image's latents that predict this map, or another image's map that these latents predict
+    margin = own - torch.maximum(fits.max(0).values, fits.max(1).values)
+    return [rows[index] for index in margin.argsort().tolist()]
+
+
+def _as_map(values: Tensor) -> Tensor:
+    """(C, h, w) of a map or of tokens."""
+    if values.ndim == 3:
+        return values
+    side = int(len(values) ** 0.5)
+    return values[len(values) - side * side :].T.unflatten(1, (side, side))
+
+
+def _around(latents: Tensor) -> Tensor:
+    """Of each cell its latents and its neighbours', their squares and a one: (SIDE * SIDE, features)."""
+    cells = pad(adaptive_avg_pool2d(latents, SIDE)[None], (1, 1, 1, 1), mode="replicate")[0]
+    near = torch.cat([cells[:, y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)]).flatten(1).T
+    return torch.cat([near, near**2, torch.ones(len(near), 1)], dim=1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(0)
+    return centred / (centred.norm(dim=1, keepdim=True) + 1e-12)

@@ -4,18 +4,23 @@ credentials, bucket, region, network and server told apart.
 obstore reads the environment and asks for roles by itself; profiles are files, which it does not read. It is imported
 where a bucket is used: only those have it installed who need it."""
 
+import asyncio
 import configparser
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore
 
 from featstore.errors import StoreError
 from featstore.store.keys import S3Location
@@ -49,32 +54,22 @@ def _is_cut_off(error: Exception) -> bool:
 
 def _sentence(location: S3Location, doing: str, error: Exception) -> str:
     said = " ".join(str(error).partition("\n\nDebug source")[0].split())[:400]
+    denied = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
+    keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+    tried = f"({doing}, tried again and again: {said})"
     if "NoSuchBucket" in said:
         return f"There is no bucket {location.bucket!r}: make it, or check the name in {location} and AWS_ENDPOINT_URL."
     if _ROLE_ADDRESS in said:
-        return (
-            f"{location} cannot be used without credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-            "AWS_PROFILE, or AWS_SKIP_SIGNATURE=true where the bucket is public."
-        )
+        how = f"set {keys}, or AWS_SKIP_SIGNATURE=true where the bucket is public"
+        return f"{location} cannot be used without credentials: {how}."
     if any(word in said for word in _ELSEWHERE):
         return f"The bucket of {location} lies in another region: set AWS_REGION to its own."
-    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or any(
-        word in said for word in _REFUSED
-    ):
-        return (
-            f"{location} refuses these credentials ({doing}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-            "AWS_PROFILE, and what they may do in the bucket."
-        )
+    if denied or any(word in said for word in _REFUSED):
+        return f"{location} refuses these credentials ({doing}): check {keys}, and what they may do in the bucket."
     if any(word in said for word in _BUSY):
-        return (
-            f"{location} keeps failing ({doing}, tried again and again: {said}): its server is overloaded or broken; "
-            f"later {_AGAIN}."
-        )
+        return f"{location} keeps failing {tried}: its server is overloaded or broken; later {_AGAIN}."
     if any(word in said.lower() for word in _NO_CONNECTION):
-        return (
-            f"{location} is out of reach ({doing}, tried again and again: {said}): check the network and "
-            f"AWS_ENDPOINT_URL, and {_AGAIN}."
-        )
+        return f"{location} is out of reach {tried}: check the network and AWS_ENDPOINT_URL, and {_AGAIN}."
     return f"{location} failed ({doing}: {said}); {_AGAIN}."
 
 
@@ -102,11 +97,12 @@ RETRIES = Retries()
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """path: within the store. modified: seconds since 1970."""
+    """path: within the store. modified: seconds since 1970. e_tag: of what it holds, on object storage."""
 
     path: str
     bytes: int
     modified: float
+    e_tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +132,12 @@ class Bucket:
         """Write an object in the place of the one with this tag; whether it was still that one."""
         return self._write_if(key, content, {"e_tag": e_tag})
 
-    def stat(self, key: str) -> tuple[StoredObject, str | None] | None:
-        """An object and its tag, None where it is not there."""
+    def stat(self, key: str) -> StoredObject | None:
+        """An object without its bytes, None where it is not there."""
         try:
-            found = self._ask(f"looking for {key}", lambda: self.client.head(key))
+            return _stored(self._ask(f"looking for {key}", lambda: self.client.head(key)))
         except FileNotFoundError:
             return None
-        return _stored(found), found["e_tag"]
 
     def objects(self, path: str = "") -> list[StoredObject]:
         """All objects below a path (all where it is empty); one request a thousand."""
@@ -208,26 +203,25 @@ def open_bucket(location: S3Location, retries: Retries | None = None) -> Bucket:
     waits = retries or RETRIES
     settings = settings_of_profile(location)
     endpoint = settings.config.get("endpoint", "")
+    limits = {
+        "connect_timeout": timedelta(seconds=waits.connect),
+        "read_timeout": timedelta(seconds=waits.silence),
+        "timeout": timedelta(seconds=waits.request),
+        **({"allow_http": True} if endpoint.startswith("http://") else {}),
+    }
+    first, longest = timedelta(seconds=waits.first_wait), timedelta(seconds=waits.longest_wait)
+    retries_of_obstore = {
+        "max_retries": waits.again,
+        "retry_timeout": timedelta(seconds=waits.give_up),
+        "backoff": {"init_backoff": first, "max_backoff": longest, "base": 2},
+    }
     try:
         client = S3Store(
             location.bucket,
             prefix=location.prefix,
             config=settings.config,  # type: ignore[arg-type]
-            client_options={
-                "connect_timeout": timedelta(seconds=waits.connect),
-                "read_timeout": timedelta(seconds=waits.silence),
-                "timeout": timedelta(seconds=waits.request),
-                **({"allow_http": True} if endpoint.startswith("http://") else {}),
-            },
-            retry_config={
-                "max_retries": waits.again,
-                "retry_timeout": timedelta(seconds=waits.give_up),
-                "backoff": {
-                    "init_backoff": timedelta(seconds=waits.first_wait),
-                    "max_backoff": timedelta(seconds=waits.longest_wait),
-                    "base": 2,
-                },
-            },
+            client_options=limits,  # type: ignore[arg-type]
+            retry_config=retries_of_obstore,  # type: ignore[arg-type]
             credential_provider=settings.provider,
         )
     except (BaseError, ValueError) as error:
@@ -237,7 +231,7 @@ def open_bucket(location: S3Location, retries: Retries | None = None) -> Bucket:
 
 
 def _stored(found: Mapping[str, Any]) -> StoredObject:
-    return StoredObject(found["path"], int(found["size"]), found["last_modified"].timestamp())
+    return StoredObject(found["path"], int(found["size"]), found["last_modified"].timestamp(), found["e_tag"])
 
 
 LEASE_SECONDS = 900.0
@@ -263,11 +257,10 @@ def exclusive_in(bucket: Bucket, key: str) -> Iterator[None]:
 def _take(bucket: Bucket, key: str, token: bytes) -> bool:
     if bucket.create(key, token):
         return True
-    found = bucket.stat(key)
-    if found is None:
+    held = bucket.stat(key)
+    if held is None or time.time() - held.modified <= LEASE_SECONDS:
         return False
-    held, e_tag = found
-    return time.time() - held.modified > LEASE_SECONDS and bucket.replace(key, token, e_tag)
+    return bucket.replace(key, token, held.e_tag)
 
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -293,13 +286,11 @@ def settings_of_profile(location: S3Location) -> AwsSettings:
     """Endpoint, region and credentials for a store. Raises `StoreError` for a profile that is named and missing, or
     that takes boto3 where that is not installed."""
     profile, own = _profile(location)
-    config = {}
-    endpoint = _first(_ENDPOINTS) or own.get("endpoint_url")
-    region = _first(_REGIONS) or own.get("region")
-    if endpoint:
-        config["endpoint"] = endpoint
-    if region:
-        config["region"] = region
+    stated = {
+        "endpoint": _first(_ENDPOINTS) or own.get("endpoint_url"),
+        "region": _first(_REGIONS) or own.get("region"),
+    }
+    config = {name: value for name, value in stated.items() if value}
     if _first(("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")):
         return AwsSettings(config)
     if _KEYS[0] in own and _KEYS[1] in own:
@@ -346,3 +337,49 @@ def _through_boto3(location: S3Location, profile: str) -> Any:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         ) from error
     return Boto3CredentialProvider(boto3.session.Session(profile_name=profile))
+
+
+class BucketStore(ObjectStore[Any]):
+    """See `zarr.storage.ObjectStore`: what dualsd uses of it, with the retries of `Bucket`. Raises `StoreError` where
+    object storage cannot be used."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__(bucket.client)
+        self.bucket = bucket
+
+    def __str__(self) -> str:
+        return str(self.bucket.location)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """An object's bytes."""
+        if byte_range is not None:  # of packed arrays alone, which no store of ours has there
+            return await super().get(key, prototype, byte_range)
+        content = await asyncio.to_thread(self.bucket.read, key)
+        return None if content is None else prototype.buffer.from_bytes(bytes(content))
+
+    async def exists(self, key: str) -> bool:
+        """Whether an object is there."""
+        return await asyncio.to_thread(self.bucket.stat, key) is not None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object, whole."""
+        await asyncio.to_thread(self.bucket.write, key, value.to_bytes())
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object where none is there."""
+        await asyncio.to_thread(self.bucket.create, key, value.to_bytes())
+
+    async def delete(self, key: str) -> None:
+        """Delete an object, be it there or not."""
+        await asyncio.to_thread(self.bucket.delete, [key])
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete all objects below a prefix."""
+        found = await asyncio.to_thread(self.bucket.objects, prefix)
+        await asyncio.to_thread(self.bucket.delete, [one.path for one in found])
+
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+        """Names right below a prefix; one request a thousand."""
+        for level in await asyncio.to_thread(self.bucket.level, prefix.rstrip("/")):
+            for path in level:
+                yield path.rpartition("/")[2]

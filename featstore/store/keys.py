@@ -1,4 +1,4 @@
-"""In which precision maps are kept on the disk, whatever they were computed in."""
+"""What lies where: the place of a store, paths and names of its arrays, and what the names of maps stand for."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError
@@ -18,7 +18,7 @@ class Stored(Enum):
 
     FLOAT16 = "float16"
     INT8 = "int8"
-    """With one scale a channel and map: half the disk. See `featstore.store.row_encoding`."""
+    """With one scale a channel and map: half the disk. See `featstore.store.row_file`."""
 
 
 _OTHER_CLOUDS = ("gs", "gcs", "az", "azure", "adl", "abfs", "abfss", "r2", "http", "https", "ftp", "sftp", "file")
@@ -68,12 +68,19 @@ def parse_location(typed: str | StoreLocation) -> StoreLocation:
     return Path(text)
 
 
+METADATA = "zarr.json"
+"""The name of an array's or a group's metadata."""
+
+METADATA_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, OverflowError, AssertionError)
+"""What zarr raises of metadata that are damaged."""
+
 LATENTS = "latents"
 IMAGES = "images"
 NOISY = "noisy"
 MAPS = "maps"
 CONDITIONING = "cond"
 PATCH_TOKENS = f"{CONDITIONING}/dinov2"
+GRIDS = "grids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +101,12 @@ class Extractor:
 
     def describe(self) -> dict[str, Any]:
         """For the group's attributes."""
-        return {
-            "model_fingerprint": self.model_fingerprint,
-            "prompt": dict(self.prompt),
-            "ensemble": self.ensemble,
-            "dtype": self.dtype,
-            "seed": self.seed,
-            **_describe_stored(self.stored),
-        }
+        return _described(self.stored, asdict(self))
 
     @classmethod
     def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
         """The extractor that a group's attributes describe, None where they are another kind's."""
-        try:
-            return cls(
-                model_fingerprint=str(attributes["model_fingerprint"]),
-                prompt=dict(attributes["prompt"]),
-                ensemble=int(attributes["ensemble"]),
-                dtype=str(attributes["dtype"]),
-                seed=int(attributes["seed"]),
-                stored=_stored_of(attributes),
-            )
-        except (KeyError, TypeError, ValueError):
-            return None
+        return _parsed(cls, attributes)
 
     @property
     def key(self) -> str:
@@ -140,22 +130,14 @@ class PixelExtractor:
 
     def describe(self) -> dict[str, Any]:
         """For the group's attributes."""
-        return {
-            self.family: asdict(self.network),
-            "size": self.size,
-            "dtype": self.dtype,
-            **_describe_stored(self.stored),
-        }
+        own = {self.family: asdict(self.network), "size": self.size, "dtype": self.dtype}
+        return _described(self.stored, own)
 
     @classmethod
     def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
         """The extractor that a group's attributes describe, None where they are another kind's."""
-        try:
-            ((family, network),) = [(key, value) for key, value in attributes.items() if isinstance(value, Mapping)]
-            name = NetworkName(str(network["id"]), str(network["fingerprint"]))
-            return cls(family, name, int(attributes["size"]), str(attributes["dtype"]), _stored_of(attributes))
-        except (KeyError, TypeError, ValueError):
-            return None
+        networks = [{"family": key, "network": own} for key, own in attributes.items() if isinstance(own, Mapping)]
+        return _parsed(cls, {**attributes, **networks[0]}) if len(networks) == 1 else None
 
     @property
     def key(self) -> str:
@@ -171,6 +153,11 @@ def noisy_path(timestep: int) -> str:
     return f"{NOISY}/t{timestep:04d}"
 
 
+def leading_of(path: str) -> int:
+    """How many dimensions of an array count its rows: of noisy latents images and draws."""
+    return 2 if path.startswith(f"{NOISY}/") else 1
+
+
 def map_path(extractor: AnyExtractor, layer: int | str, timestep: int | None) -> str:
     """Of the array of an extractor's maps: `maps/<hash>/layer2/t0261`, or without one `maps/<hash>/dino/patches`."""
     where = f"{layer}/patches" if timestep is None else f"layer{layer}/t{timestep:04d}"
@@ -183,13 +170,24 @@ def number_of(path: str) -> int:
     return int(digits.group()) if digits else -1
 
 
-def _describe_stored(stored: Stored) -> dict[str, str]:
-    """Nothing for float16: the names of maps that are kept so are those of versions that knew nothing else."""
-    return {} if stored is Stored.FLOAT16 else {"stored": stored.value}
+Made = TypeVar("Made")
 
 
-def _stored_of(attributes: Mapping[str, Any]) -> Stored:
-    return Stored(attributes.get("stored", Stored.FLOAT16.value))
+def _described(stored: Stored, description: dict[str, Any]) -> dict[str, Any]:
+    """With its precision; nothing for float16: the names of maps that are kept so are those of versions that knew
+    nothing else."""
+    own = {name: value for name, value in description.items() if name != "stored"}
+    return own if stored is Stored.FLOAT16 else {**own, "stored": stored.value}
+
+
+def _parsed(kind: type[Made], attributes: Mapping[str, Any]) -> Made | None:
+    from featstore.parsing import parse_known  # pydantic, which no command line needs that asks for help
+
+    try:
+        made: Made = parse_known(kind, attributes)
+    except ValueError:
+        return None
+    return made
 
 
 def _key(description: Mapping[str, Any]) -> str:

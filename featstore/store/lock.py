@@ -32,25 +32,27 @@ def exclusive(store: StoreLocation) -> Iterator[None]:
         with exclusive_in(open_bucket(store), LOCK):
             yield
         return
-    with writing(store / LOCK):
-        lock = os.open(store / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with _opened(store / LOCK, os.O_CREAT) as lock:
         _take(lock, blocking=True)
         yield
-    finally:
-        os.close(lock)
 
 
 @contextmanager
 def held(file: Path, busy: InputError) -> Iterator[None]:
     """Holds the lock of a file that is there, until this process ends, however it does. Raises `busy` where another
     process holds it; nobody is kept waiting."""
-    with writing(file):
-        lock = os.open(file, os.O_RDWR)
-    try:
+    with _opened(file) as lock:
         if not _take(lock, blocking=False):
             raise busy
         yield
+
+
+@contextmanager
+def _opened(file: Path, more: int = 0) -> Iterator[int]:
+    with writing(file):
+        lock = os.open(file, os.O_RDWR | more, 0o666)
+    try:
+        yield lock
     finally:
         os.close(lock)
 

@@ -11,31 +11,26 @@ over when a run is killed take room and are never read; the next packing or unpa
 """
 
 import math
-import os
-import uuid
+import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import MemoryStore
 
 from featstore.errors import StoreError
-from featstore.files import PARTIAL, writing
+from featstore.files import replacing, writing
 from featstore.plain_text import free_bytes, human_bytes
 from featstore.progress import Progress
+from featstore.store.keys import METADATA
 from featstore.store.lock import exclusive
-from featstore.store.row_file import Row, RowFiles, ShardFiles, row_name, row_values
-from featstore.store.rows import METADATA, RowArray, create_rows
-from featstore.store.sweep import strays, sweep_strays
-
-if TYPE_CHECKING:
-    from featstore.store.store import Store
+from featstore.store.row_file import Row, RowFiles, ShardFiles, row_of_name
+from featstore.store.rows import RowArray, create_rows
+from featstore.store.schema import metadata_of
+from featstore.store.store import Store
 
 SHARD_BYTES = 128_000_000
 """About as large as a file becomes: 64 to 256 MB are few enough files, and small enough to move."""
@@ -53,16 +48,21 @@ class Packed:
     why: str = ""
 
 
-def pack(store: "Store", progress: Progress) -> list[Packed]:
+def pack(store: Store, progress: Progress) -> list[Packed]:
     """Pack every array whose rows are all there. Raises `StoreError` for a damaged row, and where the disk has no room
     for an array beside itself; what was packed before stays packed; and on object storage, which does not count
     files."""
     if not isinstance(store.path, Path):
         raise StoreError(f"{store.path} cannot be packed: packing is for file systems that count their files.")
-    return [_pack_under_lock(store, path, progress) for path in store.arrays()]
+    found = []
+    for path in store.arrays():
+        with exclusive(store.path):
+            array = store.array(path)
+            found.append(Packed(path, 0, 0, 0, "it is gone") if array is None else _pack_if_whole(array, progress))
+    return found
 
 
-def unpack(store: "Store", paths: Iterable[str], progress: Progress) -> list[str]:
+def unpack(store: Store, paths: Iterable[str], progress: Progress) -> list[str]:
     """Unpack those arrays at `paths` that are packed, and clear away what a killed run left beside the others: which
     were packed. Raises `StoreError` where the disk has no room."""
     unpacked = []
@@ -94,26 +94,19 @@ def pack_array(array: RowArray, progress: Progress) -> ShardFiles:
     """
     rows = array.files
     assert isinstance(rows, RowFiles), "its rows are files of their own"
-    shards = ShardFiles(rows.folder, shard_rows(array.rows_shape, array.row_bytes), rows.shape, rows.dtype)
-    parts = list(shards.shards(array.rows_shape))
-    sweep_strays(array)
-    _check_room(array, rows.folder, "packing")
+    shard = shard_rows(array.rows_shape, array.row_bytes)
+    shards = ShardFiles(rows.shape, rows.dtype, rows.folder, shard)
     count = math.prod(array.rows_shape)
-    try:
-        with writing(f"The packed array {array.path!r}", place=rows.folder):
-            progress.start(f"packing {array.path}", count, "rows")
-            for part in parts:
-                contents = _checked(array, shards.rows_of(part, array.rows_shape), progress)
-                _write(shards.file(part), shards.encode(contents))
-                _flush(shards.file(part))
-            progress.start(f"reading {array.path} again", count, "rows")
-            for row in np.ndindex(*array.rows_shape):
-                _check_packed(array, shards, row)
-                progress.advance()
-            _write(rows.folder / METADATA, [_metadata(array, shards.rows)])
-    finally:
-        # whichever does not count now: the rows where it went well, else the shards
-        sweep_strays(_reopened(array))
+    with _replacing(array, rows.folder, shard, "packing"):
+        progress.start(f"packing {array.path}", count, "rows")
+        for part in shards.shards(array.rows_shape):
+            contents = _checked(array, rows, shards.rows_of(part, array.rows_shape), progress)
+            _write(shards.file(part), shards.encode(contents))
+        progress.start(f"reading {array.path} again", count, "rows")
+        for row in np.ndindex(*array.rows_shape):
+            if not _is_sound(shards, row):
+                raise StoreError(f"Row {row[0]} of array {array.path!r} was not packed as it was: the disk is failing.")
+            progress.advance()
     return shards
 
 
@@ -126,61 +119,73 @@ def unpack_array(array: RowArray, progress: Progress) -> list[Row]:
     shards = array.files
     assert isinstance(shards, ShardFiles), "it is packed"
     lost: list[Row] = []
-    sweep_strays(array)
-    _check_room(array, shards.folder, "unpacking")
-    try:
-        with writing(f"The unpacked array {array.path!r}", place=shards.folder):
-            progress.start(f"unpacking {array.path}", math.prod(array.rows_shape), "rows")
-            for row in np.ndindex(*array.rows_shape):
-                try:
-                    content = shards.content(row)
-                except ValueError:
-                    content = None
-                if content is None:
-                    lost.append(row)
-                else:
-                    _write(shards.folder / row_name(row, len(shards.shape)), [content.data])
-                progress.advance()
-            _write(shards.folder / METADATA, [_metadata(array, None)])
-    finally:
-        sweep_strays(_reopened(array))
+    with _replacing(array, shards.folder, None, "unpacking"):
+        progress.start(f"unpacking {array.path}", math.prod(array.rows_shape), "rows")
+        for row in np.ndindex(*array.rows_shape):
+            try:
+                content = shards.content(row)
+            except ValueError:
+                content = None
+            if content is None:
+                lost.append(row)
+            else:
+                _write(shards.folder / shards.name(row), [content.data])
+            progress.advance()
     if lost:
         progress.note(f"{len(lost)} rows of {array.path} were lost in damaged files; they can be made anew")
     return lost
 
 
-def _pack_under_lock(store: "Store", path: str, progress: Progress) -> Packed:
-    with exclusive(store.path):
-        array = store.array(path)
-        if array is None:
-            return Packed(path, 0, 0, 0, "it is gone")
-        present = array.present()
-        there = int(present.sum())
-        size = there * array.row_bytes
-        if isinstance(array.files, ShardFiles):
-            sweep_strays(array)
-            files = len(list(array.files.shards(array.rows_shape)))
-            return Packed(path, size, files, files, "packed already")
-        if array.files is None:
-            return Packed(path, size, there, there, "stored otherwise than dualsd does")
-        if there < present.size:
-            return Packed(path, size, there, there, f"{present.size - there} of {present.size} rows are missing")
-        if there < 2:
-            return Packed(path, size, there, there, "one file already")
-        shards = pack_array(array, progress)
-        return Packed(path, size, there, len(list(shards.shards(array.rows_shape))))
+@contextmanager
+def _replacing(array: RowArray, folder: Path, shard: Row | None, doing: str) -> Iterator[None]:
+    """Within, the files are made that are then the array, packed as `shard` says or not. Until it is done the array
+    lies there twice."""
+    sweep_strays(array)
+    size, free = math.prod(array.rows_shape) * array.row_bytes, free_bytes(folder)
+    if size > free:
+        raise StoreError(
+            f"For {doing} the array {array.path!r} its {human_bytes(size)} must fit beside it, but only "
+            f"{human_bytes(free)} are free: make room and run the same command again."
+        )
+    try:
+        with writing(f"The {doing.removesuffix('ing')}ed array {array.path!r}", place=folder):
+            yield
+            shape, row_shape = array.rows_shape, array.row_shape
+            made = metadata_of(lambda group: create_rows(group, "x", shape, row_shape, array.dtype, shard))
+            _write(folder / METADATA, [made[f"x/{METADATA}"].to_bytes()])
+    finally:
+        # whichever does not count now: the old files where it went well, else the new ones
+        now = zarr.open_array(array.array.store_path, mode="r+", zarr_format=3)
+        sweep_strays(RowArray(now, len(array.rows_shape)))
 
 
-def _checked(array: RowArray, rows: Iterable[Row], progress: Progress) -> Iterator[tuple[Row, NDArray[np.uint8]]]:
+def _pack_if_whole(array: RowArray, progress: Progress) -> Packed:
+    present = array.present()
+    there = files = int(present.sum())
+    why = ""
+    if isinstance(array.files, ShardFiles):
+        sweep_strays(array)
+        files, why = len(array.files.shards(array.rows_shape)), "packed already"
+    elif array.files is None:
+        why = "stored otherwise than dualsd does"
+    elif there < present.size:
+        why = f"{present.size - there} of {present.size} rows are missing"
+    elif there < 2:
+        why = "one file already"
+    after = files if why else len(pack_array(array, progress).shards(array.rows_shape))
+    return Packed(array.path, there * array.row_bytes, files, after, why)
+
+
+def _checked(
+    array: RowArray, files: RowFiles, rows: Iterable[Row], progress: Progress
+) -> Iterator[tuple[Row, NDArray[np.uint8]]]:
     """The stored bytes of rows that are files of their own, each held against its checksum."""
-    files = array.files
-    assert isinstance(files, RowFiles)
     for row in rows:
         content = files.content(row)
         try:
             if content is None:
                 raise ValueError("it is gone")
-            row_values(content, files.shape, files.dtype)
+            files.values(content)
         except ValueError as error:
             raise StoreError(
                 f"Row {', '.join(map(str, row))} of array {array.path!r} is damaged ({error}): run `dualsd cache "
@@ -190,55 +195,35 @@ def _checked(array: RowArray, rows: Iterable[Row], progress: Progress) -> Iterat
         progress.advance()
 
 
-def _check_packed(array: RowArray, shards: ShardFiles, row: Row) -> None:
+def _is_sound(shards: ShardFiles, row: Row) -> bool:
     try:
-        sound = shards.read(row) is not None
+        return shards.read(row) is not None
     except ValueError:
-        sound = False
-    if not sound:
-        raise StoreError(f"Row {row[0]} of array {array.path!r} was not packed as it was: the disk is failing.")
-
-
-def _check_room(array: RowArray, folder: Path, doing: str) -> None:
-    """Before the work: until it is done the array lies there twice."""
-    size, free = math.prod(array.rows_shape) * array.row_bytes, free_bytes(folder)
-    if size > free:
-        raise StoreError(
-            f"For {doing} the array {array.path!r} its {human_bytes(size)} must fit beside it, but only "
-            f"{human_bytes(free)} are free: make room and run the same command again."
-        )
-
-
-def _reopened(array: RowArray) -> RowArray:
-    now = zarr.open_array(array.array.store_path, mode="r+", zarr_format=3)
-    return RowArray(now, len(array.rows_shape))
-
-
-def _metadata(array: RowArray, shard: Row | None) -> bytes:
-    """Of the same array, packed as `shard` says or not: what zarr itself would write."""
-    memory = MemoryStore()
-    group = zarr.create_group(memory)
-    create_rows(group, "x", array.rows_shape, array.row_shape, array.dtype, shard)
-    stored = sync(memory.get(f"x/{METADATA}", default_buffer_prototype()))
-    assert stored is not None
-    return stored.to_bytes()
+        return False
 
 
 def _write(file: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a file, which appears whole or not at all."""
+    """Write a file, which appears whole or not at all, and is on the disk then: what it stands for is deleted next."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        with partial.open("wb") as stream:
-            for piece in pieces:
-                stream.write(piece)
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(file) as stream:
+        stream.writelines(pieces)
 
 
-def _flush(file: Path) -> None:
-    """Until it is on the disk: the rows that it stands for are deleted next, and might be there already."""
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
+def strays(array: RowArray) -> list[Path]:
+    """What packing or unpacking left when it was killed: single rows of a packed array, or packed ones of one that is
+    not."""
+    if isinstance(array.files, RowFiles):
+        return [folder for folder in [array.files.folder / "c"] if folder.is_dir()]
+    if not isinstance(array.files, ShardFiles):
+        return []
+    leading, ndim = len(array.rows_shape), array.array.ndim
+    return [file for file in array.files.folder.iterdir() if row_of_name(file.name, leading, ndim) is not None]
+
+
+def sweep_strays(array: RowArray) -> None:
+    """Delete them. The caller holds the store's lock: another process may be packing."""
+    for path in strays(array):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,10 +1,18 @@
-"""How rows lie: a file each in a folder, many in one packed file, an object each in a bucket."""
+"""How rows lie: what their values are on the disk, and a file each in a folder, many in one packed file, or an object
+each in a bucket.
+
+Values are floating-point numbers as they are, or 8-bit integers that have one scale a channel. A missing row, which
+zarr reads as the fill value, is never taken for one that is there: of floats the fill value is NaN, which no row holds,
+and of integers the byte 0xFF, of which four are a scale that is NaN.
+"""
 
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from io import FileIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +27,164 @@ from zarr.storage import LocalStore
 from featstore.store.bucket import Bucket, StoredObject, open_bucket
 from featstore.store.keys import StoreLocation
 
+_EXPONENT = np.uint16(0x7C00)
+"""The bits of a float16 that are all set where it is infinite or NaN."""
+
+_BLOCK_VALUES = 2**18
+"""Values that are looked at at once; they stay in the cache."""
+
+_SCALE = np.dtype("<f4")
+_LARGEST = np.float32(127)
+"""Of a quantised value: -128 is left out, so that zero is in the middle."""
+
+
+class Floats:
+    """Values as they are. A row is finite.
+
+    dtype: of an array of such rows. read_dtype: of the values that `decode` gives. fill_value: what a missing row of
+    such an array reads as. Both encodings have these and the same methods.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = self.read_dtype = dtype
+        self.fill_value = float("nan")
+
+    def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape on the disk of a row of values of `shape`. Raises ValueError for a shape that it cannot hold."""
+        return tuple(shape)
+
+    def shape(self, stored_shape: Sequence[int]) -> tuple[int, ...]:
+        """The other way round. Raises ValueError for a shape that no row has."""
+        return tuple(stored_shape)
+
+    def encode(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values as they are stored, rounded to the dtype; what cannot be held (not finite, too large) gives what
+        `is_row` denies."""
+        with np.errstate(over="ignore"):  # `is_row` is what finds it
+            return np.asarray(values).astype(self.dtype)
+
+    def decode(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """A stored row's values."""
+        return stored
+
+    def is_row(self, stored: NDArray[Any]) -> bool:
+        """Whether this is a row that was written, whose values are finite, and no missing one; numpy has no fast way to
+        ask that of float16."""
+        if stored.dtype != np.float16:
+            return bool(np.isfinite(stored).all())
+        bits = stored.reshape(-1).view(np.uint16)
+        exponents = np.empty(min(len(bits), _BLOCK_VALUES), dtype=np.uint16)
+        for start in range(0, len(bits), _BLOCK_VALUES):
+            block = bits[start : start + _BLOCK_VALUES]
+            if np.bitwise_and(block, _EXPONENT, out=exponents[: len(block)]).max() == _EXPONENT:
+                return False
+        return True
+
+
+class ScaledIntegers:
+    """Square maps (C, h, h) as int8 rows (C, h * h + 4): of each channel its values, in C order, and then the four
+    bytes of its scale, a little-endian float32.
+
+    The scale is a channel's largest absolute value over 127, and a value is its integer times the scale: off by half a
+    scale at most. A channel of zeros has the scale 0.
+    """
+
+    dtype = np.dtype(np.int8)
+    read_dtype = np.dtype(np.float32)
+    fill_value = -1
+
+    def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(C, h * h + 4) of (C, h, h)."""
+        if len(shape) != 3 or shape[1] != shape[2]:
+            raise ValueError(f"{tuple(shape)} is no shape of square maps (C, h, h)")
+        return shape[0], shape[1] * shape[2] + _SCALE.itemsize
+
+    def shape(self, stored_shape: Sequence[int]) -> tuple[int, ...]:
+        """(C, h, h) of (C, h * h + 4)."""
+        cells = stored_shape[-1] - _SCALE.itemsize
+        side = math.isqrt(max(cells, 0))
+        if len(stored_shape) != 2 or side == 0 or side * side != cells:
+            raise ValueError(f"{tuple(stored_shape)} is no shape of int8 maps (C, h * h + 4)")
+        return stored_shape[0], side, side
+
+    def encode(self, values: NDArray[Any]) -> NDArray[np.int8]:
+        """Quantised from values of any precision, (C, h, h)."""
+        with np.errstate(over="ignore"):  # infinite scales are what `is_row` finds
+            channels = np.asarray(values).astype(np.float32, copy=False).reshape(len(values), -1)
+        scales = np.abs(channels).max(axis=1, keepdims=True) / _LARGEST
+        stored = np.full(self.stored_shape(values.shape), self.fill_value, dtype=np.int8)
+        if np.isfinite(scales).all():
+            steps = np.divide(channels, scales, out=np.zeros_like(channels), where=scales > 0)
+            # scales so small that they have few bits of their own may leave a step above 127
+            stored[:, : -_SCALE.itemsize] = np.clip(np.rint(steps, out=steps), -_LARGEST, _LARGEST, out=steps)
+            stored[:, -_SCALE.itemsize :] = scales.astype(_SCALE).view(np.int8)
+        return stored
+
+    def decode(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """(C, h, h) in float32."""
+        steps = stored[:, : -_SCALE.itemsize]
+        values: NDArray[np.float32] = np.multiply(steps, self._scales(stored), dtype=np.float32)
+        return values.reshape(self.shape(stored.shape))
+
+    def is_row(self, stored: NDArray[Any]) -> bool:
+        """Whether every scale is a finite number that is not negative."""
+        scales = self._scales(stored)
+        return bool((np.isfinite(scales) & (scales >= 0)).all())
+
+    @staticmethod
+    def _scales(stored: NDArray[Any]) -> NDArray[np.float32]:
+        """(C, 1)."""
+        return np.ascontiguousarray(stored[:, -_SCALE.itemsize :]).view(_SCALE)
+
+
+RowEncoding = Floats | ScaledIntegers
+"""How rows lie on the disk."""
+
+
+def encoding_for(dtype: str) -> RowEncoding:
+    """How rows of an array of that dtype lie on the disk."""
+    return ScaledIntegers() if np.dtype(dtype) == np.int8 else Floats(np.dtype(dtype))
+
+
+def encoding_of(array: zarr.Array[Any], leading: int) -> RowEncoding:
+    """How the rows of an array lie on the disk, of whose dimensions `leading` count rows. Raises ValueError, saying
+    why, where its missing rows could be taken for rows that are there, or it holds no rows of dualsd."""
+    if array.dtype.kind != "f" and array.dtype != np.int8:
+        raise ValueError(f"rows of {array.dtype} are none of dualsd's")
+    found = encoding_for(array.dtype.name)
+    found.shape(array.shape[leading:])
+    same = np.isnan(array.fill_value) if array.dtype.kind == "f" else array.fill_value == found.fill_value
+    if not same:
+        raise ValueError(f"missing rows of {array.dtype} would read as {array.fill_value}")
+    return found
+
+
+def row_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a row of values of `shape` on the disk, with its checksum of 4 bytes."""
+    encoding = encoding_for(dtype)
+    return math.prod(encoding.stored_shape(shape)) * encoding.dtype.itemsize + 4
+
 
 def folders(store: StoreLocation, pattern: str) -> list[str]:
     """Paths of the folders that a pattern such as `maps/*` names, sorted. On object storage a request a folder above
     them, whatever they hold."""
     if isinstance(store, Path):
         return [folder.relative_to(store).as_posix() for folder in sorted(store.glob(pattern)) if folder.is_dir()]
-    bucket = open_bucket(store)
     first, *rest = pattern.split("/*")
     found = [first]
     for _ in rest:
-        found = [below for folder in found for below in bucket.level(folder)[1]]
+        found = [below for folder in found for below in open_bucket(store).level(folder)[1]]
     return sorted(found)
 
 
-def objects(store: StoreLocation, path: str = "") -> list[StoredObject]:
-    """All files or objects below a path, sorted; all of the store where it is empty."""
-    if isinstance(store, Path):
-        files = [file for file in sorted((store / path).rglob("*")) if file.is_file()]
-        return [
-            StoredObject(file.relative_to(store).as_posix(), stat.st_size, stat.st_mtime)
-            for file in files
-            for stat in [file.stat()]
-        ]
-    return sorted(open_bucket(store).objects(path), key=lambda found: found.path)
-
-
-def names(store: StoreLocation, path: str) -> list[str]:
-    """Names of the files or objects right below a path; none where it is not there."""
-    if isinstance(store, Path):
-        folder = store / path
-        return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    return sorted(key.rpartition("/")[2] for key in open_bucket(store).level(path)[0])
-
-
-def delete(store: StoreLocation, path: str) -> None:
-    """Delete a file or an object, be it there or not."""
-    if isinstance(store, Path):
-        (store / path).unlink(missing_ok=True)
-    else:
-        open_bucket(store).delete([path])
+def objects(store: StoreLocation, path: str = "", named: str = "*") -> list[StoredObject]:
+    """All files or objects below a path, sorted; all of the store where it is empty. named: a pattern of their names,
+    by which a disk has to look at fewer."""
+    if not isinstance(store, Path):
+        found = sorted(open_bucket(store).objects(path), key=lambda one: one.path)
+        return [one for one in found if fnmatch(one.path.rpartition("/")[2], named)]
+    files = [(file, file.stat()) for file in sorted((store / path).rglob(named)) if file.is_file()]
+    return [StoredObject(file.relative_to(store).as_posix(), stat.st_size, stat.st_mtime) for file, stat in files]
 
 
 Row = tuple[int, ...]
@@ -67,10 +193,10 @@ Row = tuple[int, ...]
 CHECKSUM_BYTES = 4
 
 
+@dataclass(frozen=True, slots=True)
 class StoredRows:
     """An array's rows where they lie. shape, dtype: of a row as it is stored."""
 
-    __slots__ = ()
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -86,7 +212,25 @@ class StoredRows:
     def read(self, row: Row) -> NDArray[Any] | None:
         """A row's stored values, of `shape`. Raises ValueError besides where its length or checksum is wrong."""
         content = self.content(row)
-        return None if content is None else row_values(content, self.shape, self.dtype)
+        return None if content is None else self.values(content)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a stored row, checksum included."""
+        return math.prod(self.shape) * self.dtype.itemsize + CHECKSUM_BYTES
+
+    def values(self, content: NDArray[np.uint8]) -> NDArray[Any]:
+        """The row whose stored bytes are `content`. Raises ValueError where their length or checksum is wrong."""
+        if len(content) != self.row_bytes:
+            raise ValueError(f"{len(content)} bytes instead of {self.row_bytes}")
+        values, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+        if _checksum(values) != checksum.tobytes():
+            raise ValueError("its checksum does not match")
+        return values.view(self.dtype).reshape(self.shape)
+
+    def name(self, row: Row) -> str:
+        """The name of a row's file or object: `c.3.0.0.0`."""
+        return f"c.{'.'.join(map(str, (*row, *[0] * len(self.shape))))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +238,6 @@ class RowFiles(StoredRows):
     """A folder of one file a row."""
 
     folder: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
     def content(self, row: Row) -> NDArray[np.uint8] | None:
         """See `StoredRows.content`."""
@@ -106,12 +248,7 @@ class RowFiles(StoredRows):
 
     def file(self, row: Row) -> Path:
         """Where a row is or would be."""
-        return self.folder / row_name(row, len(self.shape))
-
-
-def row_name(row: Row, dimensions: int) -> str:
-    """The name of a row's object, of which `dimensions` count values: `c.3.0.0.0`."""
-    return f"c.{'.'.join(map(str, (*row, *[0] * dimensions)))}"
+        return self.folder / self.name(row)
 
 
 def row_of_name(name: str, leading: int, ndim: int) -> Row | None:
@@ -123,82 +260,29 @@ def row_of_name(name: str, leading: int, ndim: int) -> Row | None:
     return tuple(int(part) for part in parts[:leading])
 
 
-def row_files(array: zarr.Array[Any], leading: int) -> RowFiles | None:
-    """An array's rows as plain files; None where they are none: another kind of store, or other codecs."""
-    store = array.store_path.store
-    if not isinstance(store, LocalStore) or not _is_plain(array):
-        return None
-    return RowFiles(store.root / array.path, tuple(array.shape[leading:]), array.dtype)
-
-
-def _is_plain(array: zarr.Array[Any]) -> bool:
-    """Whether an object of the array is a row's values and their checksum, and no more."""
-    metadata = array.metadata
-    if not isinstance(metadata, ArrayV3Metadata) or not array.dtype.isnative:
-        return False
-    return metadata.codecs == _plain_codecs(array.dtype)
-
-
-def _plain_codecs(dtype: np.dtype[Any]) -> tuple[BytesCodec, Crc32cCodec]:
-    """Zarr's, of an object that is a row's values and their checksum."""
-    return BytesCodec(endian=Endian.little if dtype.itemsize > 1 else None), Crc32cCodec()
-
-
-def row_values(content: NDArray[np.uint8], shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The row whose stored bytes are `content`. Raises ValueError where their length or checksum is wrong."""
-    expected = int(np.prod(shape)) * dtype.itemsize + CHECKSUM_BYTES
-    if len(content) != expected:
-        raise ValueError(f"{len(content)} bytes instead of {expected}")
-    values, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    if google_crc32c.value(values) != int.from_bytes(checksum.tobytes(), "little"):
-        raise ValueError("its checksum does not match")
-    return values.view(dtype).reshape(shape)
-
-
 @dataclass(frozen=True, slots=True)
 class RowObjects(StoredRows):
     """An array's rows in a bucket. path: the array's, within the store."""
 
     bucket: Bucket
     path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
     def content(self, row: Row) -> NDArray[np.uint8] | None:
         """See `StoredRows.content`."""
-        content = self.bucket.read(self._key(row))
+        content = self.bucket.read(f"{self.path}/{self.name(row)}")
         # copied: whoever gets it may write to it, as to a row of a file
         return None if content is None else np.array(content, dtype=np.uint8)
 
     def write(self, row: Row, values: NDArray[Any]) -> None:
         """Write one row, of this shape and dtype."""
         content = np.ascontiguousarray(values).tobytes()
-        checksum = google_crc32c.value(content).to_bytes(CHECKSUM_BYTES, "little")
-        self.bucket.write(self._key(row), content + checksum)
-
-    def delete(self, rows: Sequence[Row]) -> None:
-        """Delete rows, a thousand a request: whoever holds the bucket's lock for it holds it for a while only."""
-        self.bucket.delete([self._key(row) for row in rows])
-
-    def _key(self, row: Row) -> str:
-        return f"{self.path}/{row_name(row, len(self.shape))}"
-
-
-def row_objects(array: zarr.Array[Any], leading: int) -> RowObjects | None:
-    """An array's rows; None where they are no objects of a bucket, or stored otherwise than dualsd does."""
-    bucket: Bucket | None = getattr(array.store_path.store, "bucket", None)
-    if bucket is None or array.shards is not None or not _is_plain(array):
-        return None
-    return RowObjects(bucket, array.path, tuple(array.shape[leading:]), array.dtype)
+        self.bucket.write(f"{self.path}/{self.name(row)}", content + _checksum(content))
 
 
 ABSENT = 2**64 - 1
 """Offset and length, in an index, of a row that is not in its file."""
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
-
-Index = NDArray[np.uint64]
-"""Of one file, (*rows a file, 2): offset and length in bytes of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,47 +296,36 @@ class ShardFiles(StoredRows):
 
     folder: Path
     rows: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def row_bytes(self) -> int:
-        """Of a row in a file, checksum included."""
-        return math.prod(self.shape) * self.dtype.itemsize + CHECKSUM_BYTES
 
     @property
     def index_bytes(self) -> int:
         """Of a file's index, checksum included."""
         return 16 * math.prod(self.rows) + CHECKSUM_BYTES
 
-    def shard_of(self, row: Row) -> Row:
-        """Which file a row is in."""
-        return tuple(index // size for index, size in zip(row, self.rows, strict=True))
-
-    def place_of(self, row: Row) -> Row:
-        """Where in its file's index a row is."""
-        return tuple(index % size for index, size in zip(row, self.rows, strict=True))
+    def place_of(self, row: Row) -> tuple[Row, Row]:
+        """Which file a row is in, and where in its index."""
+        file, place = zip(*map(divmod, row, self.rows), strict=True)
+        return file, place
 
     def file(self, shard: Row) -> Path:
         """`c/3/0/0/0`: names that no row of an array that is not packed has."""
         return self.folder.joinpath("c", *map(str, (*shard, *[0] * len(self.shape))))
 
-    def shards(self, rows_shape: tuple[int, ...]) -> Iterator[Row]:
+    def shards(self, rows_shape: tuple[int, ...]) -> list[Row]:
         """All files of an array of so many rows."""
-        yield from np.ndindex(*(math.ceil(all_ / own) for all_, own in zip(rows_shape, self.rows, strict=True)))
+        return [*np.ndindex(*(math.ceil(count / own) for count, own in zip(rows_shape, self.rows, strict=True)))]
 
     def rows_of(self, shard: Row, rows_shape: tuple[int, ...]) -> Iterator[Row]:
         """The rows that one file has room for, within an array of `rows_shape`."""
-        for place in np.ndindex(*self.rows):
-            row = tuple(s * size + p for s, size, p in zip(shard, self.rows, place, strict=True))
-            if all(index < limit for index, limit in zip(row, rows_shape, strict=True)):
-                yield row
+        sizes = zip(shard, self.rows, rows_shape, strict=True)
+        return product(*(range(start * size, min((start + 1) * size, limit)) for start, size, limit in sizes))
 
     def content(self, row: Row) -> NDArray[np.uint8] | None:
         """See `StoredRows.content`."""
+        shard, place = self.place_of(row)
         try:
-            with self.file(self.shard_of(row)).open("rb", buffering=0) as stream:
-                offset, length = (int(number) for number in self._index(stream)[self.place_of(row)])
+            with self.file(shard).open("rb", buffering=0) as stream:
+                offset, length = (int(number) for number in self._index(stream)[place])
                 if offset == ABSENT:
                     return None
                 if length != self.row_bytes:
@@ -262,20 +335,20 @@ class ShardFiles(StoredRows):
         except _NOT_THERE:
             return None
 
-    def index(self, shard: Row) -> Index | None:
-        """Of one file, None where there is none. Raises ValueError where it is damaged, and OSError where the disk does
-        not give it."""
+    def index(self, shard: Row) -> NDArray[np.uint64] | None:
+        """Of one file, (*rows a file, 2): offset and length in bytes of each row; None where there is no file. Raises
+        ValueError where it is damaged, and OSError where the disk does not give it."""
         try:
             with self.file(shard).open("rb", buffering=0) as stream:
                 return self._index(stream)
         except _NOT_THERE:
             return None
 
-    def _index(self, stream: FileIO) -> Index:
+    def _index(self, stream: FileIO) -> NDArray[np.uint64]:
         stream.seek(max(stream.seek(0, os.SEEK_END) - self.index_bytes, 0))
         stored = stream.readall()
         entries, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
-        if len(stored) != self.index_bytes or google_crc32c.value(entries) != int.from_bytes(checksum, "little"):
+        if len(stored) != self.index_bytes or _checksum(entries) != checksum:
             raise ValueError(f"the index of {stream.name} does not match its checksum")
         return np.frombuffer(entries, dtype="<u8").reshape(*self.rows, 2)
 
@@ -299,21 +372,32 @@ class ShardFiles(StoredRows):
         index = np.full((*self.rows, 2), ABSENT, dtype="<u8")
         offset = 0
         for row, content in rows:
-            index[self.place_of(row)] = offset, len(content)
+            index[self.place_of(row)[1]] = offset, len(content)
             offset += len(content)
             yield content.data
         entries = index.tobytes()
         yield entries
-        yield google_crc32c.value(entries).to_bytes(CHECKSUM_BYTES, "little")
+        yield _checksum(entries)
 
 
-def shard_files(array: zarr.Array[Any], leading: int) -> ShardFiles | None:
-    """Where the rows of a packed array lie; None for one that is not packed, or not as `cache pack` does."""
-    store, metadata, row_shape = array.store_path.store, array.metadata, tuple(array.shape[leading:])
-    if not isinstance(store, LocalStore) or not isinstance(metadata, ArrayV3Metadata) or array.shards is None:
+def _checksum(content: bytes | NDArray[np.uint8]) -> bytes:
+    return google_crc32c.value(content).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def stored_rows(array: zarr.Array[Any], leading: int) -> StoredRows | None:
+    """Where an array's rows lie, of whose dimensions `leading` count rows; None where they are stored otherwise than
+    dualsd does: in another kind of store, by other codecs, or packed otherwise than `cache pack` does."""
+    store, metadata, dtype, shape = array.store_path.store, array.metadata, array.dtype, tuple(array.shape[leading:])
+    if not isinstance(metadata, ArrayV3Metadata) or not dtype.isnative:
         return None
-    rows = tuple(array.shards[:leading])
-    packed = ShardingCodec(chunk_shape=(*[1] * leading, *row_shape), codecs=_plain_codecs(array.dtype))
-    if metadata.codecs != (packed,) or array.shards != (*rows, *row_shape) or not array.dtype.isnative:
-        return None
-    return ShardFiles(store.root / array.path, rows, row_shape, array.dtype)
+    # an object is a row's values and their checksum, and no more
+    plain = BytesCodec(endian=Endian.little if dtype.itemsize > 1 else None), Crc32cCodec()
+    if array.shards is not None and isinstance(store, LocalStore):
+        packed = ShardingCodec(chunk_shape=(*[1] * leading, *shape), codecs=plain)
+        if metadata.codecs == (packed,) and array.shards[leading:] == shape:
+            return ShardFiles(shape, dtype, store.root / array.path, tuple(array.shards[:leading]))
+    elif metadata.codecs == plain and isinstance(store, LocalStore):
+        return RowFiles(shape, dtype, store.root / array.path)
+    elif metadata.codecs == plain and (bucket := getattr(store, "bucket", None)) is not None:
+        return RowObjects(shape, dtype, bucket, array.path)
+    return None

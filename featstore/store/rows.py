@@ -4,39 +4,36 @@ No bookkeeping: which rows are there is read off the objects themselves, so it c
 packed into few large files (see `featstore.store.pack`): it is read as before, and its rows are not written.
 """
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec
-from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from featstore.errors import MetadataError, StoreError
 from featstore.files import writing
-from featstore.store.row_encoding import encoding_for, encoding_of, row_bytes
+from featstore.store.keys import METADATA_ERRORS, StoreLocation
 from featstore.store.row_file import Row as Row
 from featstore.store.row_file import (
-    RowFiles,
+    RowObjects,
     ShardFiles,
-    row_files,
-    row_name,
-    row_objects,
+    StoredRows,
+    encoding_for,
+    encoding_of,
+    row_bytes,
     row_of_name,
-    shard_files,
+    stored_rows,
 )
 from featstore.store.schema import create_missing
-
-METADATA = "zarr.json"
-"""The name of an array's or a group's metadata."""
-
-METADATA_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, OverflowError, AssertionError)
-"""What zarr raises of metadata that are damaged."""
 
 _ROW_ERRORS = (ValueError, OSError, RuntimeError, IndexError, BufferError)
 
@@ -45,73 +42,39 @@ class RowArray:
     """An array (*rows, *row shape) of which single rows are written, read and deleted.
 
     `leading` of its dimensions count rows: 1 for latents and maps, 2 for noisy latents (image, draw).
+
+    array: as zarr knows it. path: within the store. rows_shape: (images,) or (images, draws). row_shape: of one row's
+    values; on the disk it may be another, see `featstore.store.row_file`. dtype: of the values on the disk. row_bytes:
+    of one row on the disk, checksum included. read_bytes: of one row's values as they are read. files: its rows where
+    they lie; None where they are stored otherwise than dualsd does.
     """
 
     def __init__(self, array: zarr.Array[Any], leading: int) -> None:
-        self._leading = leading
-        self._open(array)
+        self._open(array, leading)
 
-    def _open(self, array: zarr.Array[Any]) -> None:
-        self._array = array
-        self._shards = shard_files(array, self._leading)
-        self._encoding = encoding_of(array, self._leading)
-        self._stored_shape = tuple(array.shape[self._leading :])
-        self._files: RowFiles | ShardFiles | None = self._shards or row_files(array, self._leading)
-        self._objects = row_objects(array, self._leading)
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row's values; on the disk it may be another, see `featstore.store.row_encoding`."""
-        return self._encoding.shape(self._stored_shape)
-
-    @property
-    def rows_shape(self) -> tuple[int, ...]:
-        """(images,) or (images, draws)."""
-        return tuple(self._array.shape[: self._leading])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row on disk, checksum included."""
-        return row_bytes(self.dtype, self.row_shape)
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of one row's values as they are read."""
-        return int(np.prod(self.row_shape)) * self._encoding.read_dtype.itemsize
-
-    @property
-    def dtype(self) -> str:
-        """Of the values on the disk."""
-        return str(self._array.dtype.name)
-
-    @property
-    def path(self) -> str:
-        """Within the store."""
-        return self._array.path
-
-    @property
-    def array(self) -> zarr.Array[Any]:
-        """As zarr knows it."""
-        return self._array
-
-    @property
-    def files(self) -> RowFiles | ShardFiles | None:
-        """Its rows on a local disk; None where they are elsewhere, or stored otherwise than dualsd does."""
-        return self._files
+    def _open(self, array: zarr.Array[Any], leading: int) -> None:
+        self._encoding = encoding_of(array, leading)
+        self._stored_shape = tuple(array.shape[leading:])
+        self.array, self.path, self.dtype = array, array.path, str(array.dtype.name)
+        self.rows_shape = tuple(array.shape[:leading])
+        self.row_shape = self._encoding.shape(self._stored_shape)
+        self.row_bytes = row_bytes(self.dtype, self.row_shape)
+        self.read_bytes = math.prod(self.row_shape) * self._encoding.read_dtype.itemsize
+        self.files = stored_rows(array, leading)
 
     @property
     def packed(self) -> bool:
         """Whether many rows share a file."""
-        return self._shards is not None
+        return isinstance(self.files, ShardFiles)
 
     def present(self) -> NDArray[np.bool_]:
         """Which rows are there, shape `rows_shape`; one listing, no row is read."""
-        if self._shards is not None:
-            return self._shards.present(self.rows_shape)
+        if isinstance(self.files, ShardFiles):
+            return self.files.present(self.rows_shape)
         found = np.zeros(self.rows_shape, dtype=bool)
-        for name in sync(_names(self._array.store_path.store, self._array.path)):
-            row = row_of_name(name, self._leading, self._array.ndim)
-            if row is not None and all(index < size for index, size in zip(row, self.rows_shape, strict=True)):
+        for name in sync(_names(self.array)):
+            row = row_of_name(name, len(self.rows_shape), self.array.ndim)
+            if row is not None and self._has_room_for(row):
                 found[row] = True
         return found
 
@@ -121,11 +84,12 @@ class RowArray:
         try:
             values = self._values(row)
         except _ROW_ERRORS as error:
+            by_hand = "" if self.packed else f"delete {self._key(row)} and run the same command again, or "
             raise StoreError(
-                f"Row {_spell(row)} of {self._where} is damaged ({error}): {self._way_out(row)}."
+                f"{self._named(row)} is damaged ({error}): {by_hand}run `dualsd cache verify --drop`."
             ) from error
         if values is None or not self._encoding.is_row(values):
-            raise StoreError(f"Row {_spell(row)} of {self._where} is not cached.")
+            raise StoreError(f"{self._named(row)} is not cached.")
         return self._encoding.decode(values)
 
     def damage(self, row: Row) -> str | None:
@@ -151,21 +115,23 @@ class RowArray:
                 return self._stored(row)  # it may have been packed and unpacked in between
 
     def _stored(self, row: Row) -> NDArray[Any] | None:
-        rows = self._files or self._objects
-        if rows is None or any(index >= size for index, size in zip(row, self.rows_shape, strict=True)):
-            return np.asarray(self._array[row])
-        return rows.read(row)
+        if self.files is None or not self._has_room_for(row):
+            return np.asarray(self.array[row])
+        return self.files.read(row)
+
+    def _has_room_for(self, row: Row) -> bool:
+        return all(index < size for index, size in zip(row, self.rows_shape, strict=True))
 
     def _changed(self) -> bool:
         """Whether another process packed, unpacked or grew it since it was opened; it is then opened again."""
         try:
-            now = zarr.open_array(self._array.store_path, mode="r+", zarr_format=3)
+            now = zarr.open_array(self.array.store_path, mode="r+", zarr_format=3)
         except METADATA_ERRORS:
             return False
         # not as objects: the values that missing rows are filled with are NaN, and differ from themselves
-        if now.metadata.to_dict() == self._array.metadata.to_dict():
+        if now.metadata.to_dict() == self.array.metadata.to_dict():
             return False
-        self._open(now)
+        self._open(now, len(self.rows_shape))
         return True
 
     def write(self, row: Row, values: NDArray[Any]) -> None:
@@ -175,14 +141,14 @@ class RowArray:
         stored = self._encoding.encode(values)
         if not self._encoding.is_row(stored):
             raise StoreError(
-                f"Row {_spell(row)} of {self._where} would hold values that are not finite in {stored.dtype}: the "
-                "model overflowed; try --dtype float32."
+                f"{self._named(row)} would hold values that are not finite in {stored.dtype}: the model overflowed; "
+                "try --dtype float32."
             )
-        with writing(f"Row {_spell(row)} of {self._where}", self.row_bytes, place=disk_of(self._array.store_path)):
-            if self._objects is None or stored.shape != self._stored_shape:
-                self._array[row] = stored
+        with writing(self._named(row), self.row_bytes, place=disk_of(self.array.store_path)):
+            if isinstance(self.files, RowObjects) and stored.shape == self._stored_shape:
+                self.files.write(row, stored)
             else:
-                self._objects.write(row, stored)
+                self.array[row] = stored
 
     def delete(self, row: Row) -> None:
         """Forget one row, whether it is there or not. Raises `StoreError` where the array is packed."""
@@ -191,12 +157,12 @@ class RowArray:
     def delete_rows(self, rows: Sequence[Row]) -> None:
         """Forget rows, whether they are there or not. Raises `StoreError` where the array is packed."""
         self._check_loose()
-        if self._objects is not None:
-            self._objects.delete(rows)
-            return
-        store: ZarrStore = self._array.store_path.store
-        for row in rows:
-            sync(store.delete(self._object(row)))
+        keys = [self._key(row) for row in rows]
+        if isinstance(self.files, RowObjects):  # a thousand a request: a lock that is held for it is not held for long
+            self.files.bucket.delete(keys)
+        else:
+            for key in keys:
+                sync(self.array.store_path.store.delete(key))
 
     def grow(self, draws: int) -> None:
         """Make room for `draws` draws an image; never shrinks. Raises `StoreError` where the array is packed."""
@@ -205,8 +171,9 @@ class RowArray:
         images, have = self.rows_shape
         if draws > have:
             self._check_loose()
-            with writing(f"The size of {self._where}", place=disk_of(self._array.store_path)):
-                self._array.resize((images, draws, *self._stored_shape))
+            with writing(f"The size of {self._where}", place=disk_of(self.array.store_path)):
+                self.array.resize((images, draws, *self._stored_shape))
+            self._open(self.array, 2)
 
     def _check_loose(self) -> None:
         if self.packed:
@@ -215,24 +182,26 @@ class RowArray:
             # A row of a shared file is written by writing that file anew: of two processes one would lose its rows.
             raise StoreError(f"The {self._where} is packed: run `dualsd cache unpack` before its rows change.")
 
-    def _way_out(self, row: Row) -> str:
-        if self.packed:
-            return "run `dualsd cache verify --drop`"
-        return f"delete {self._object(row)} and run the same command again, or run `dualsd cache verify --drop`"
-
-    def _object(self, row: Row) -> str:
+    def _key(self, row: Row) -> str:
         """The key of the object that a row is, within the store."""
-        return f"{self._array.path}/{row_name(row, len(self._stored_shape))}"
+        return f"{self.path}/{StoredRows(self._stored_shape, self.array.dtype).name(row)}"
+
+    def _named(self, row: Row) -> str:
+        return f"Row {', '.join(map(str, row))} of {self._where}"
 
     @property
     def _where(self) -> str:
-        return f"array {self._array.path!r} in {self._array.store_path.store}"
+        return f"array {self.path!r} in {self.array.store_path.store}"
 
 
 def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: Sequence[int], dtype: str) -> RowArray:
     """The array at `path`, made where it is not there: rows of `row_shape`, chunks of one row. Any number of processes
     may ask for it at once. Raises `StoreError` where other rows lie there."""
-    _require_parents(group, path)
+    for parent in PurePosixPath(path).parents[:-1]:
+        # Stores of earlier versions may lack some: a kill could leave an array in a folder that is no group, where no
+        # listing finds it. Damaged ones are what `cache verify` is for; what lies in them can be read without.
+        with suppress(MetadataError):
+            require_group(group, parent.as_posix(), {})
     if open_rows(group, path, len(rows)) is None:
         with writing(f"The array {path!r} of {group.store_path}", place=disk_of(group.store_path)):
             create_missing(group, lambda made: create_rows(made, path, rows, row_shape, dtype))
@@ -247,26 +216,24 @@ def require_rows(group: zarr.Group, path: str, rows: Sequence[int], row_shape: S
     return found
 
 
-def _require_parents(group: zarr.Group, path: str) -> None:
-    """Make the groups that an array lies in. Stores of earlier versions may lack some: a kill could leave an array in a
-    folder that is no group, where no listing finds it."""
-    for parent in PurePosixPath(path).parents:
-        name = parent.as_posix()
-        if parent.name and _lacks(group, name):
-            with writing(f"The group {name!r} of {group.store_path}", place=disk_of(group.store_path)):
-                create_missing(group, lambda made, name=name: made.create_group(name))  # type: ignore[misc]
+def require_group(root: zarr.Group, path: str, description: Mapping[str, Any]) -> None:
+    """Make a group where it is not there, and let it say what its arrays are. Raises `MetadataError` where its own
+    metadata are damaged."""
+    try:
+        with writing(f"The group {path!r} of {root.store_path}", place=disk_of(root.store_path)):
+            if path not in root:
+                # in one write, and not an attribute at a time: a kill would leave a group that says half of what it is
+                create_missing(root, lambda made: made.create_group(path, attributes=dict(description)))
+            group = root.require_group(path)
+            if group.attrs.keys() < description.keys():  # one that was made on the way to an array, or half described
+                group.update_attributes(dict(description))
+    except METADATA_ERRORS as error:
+        raise damaged_metadata(root, path, str(error) or repr(error)) from error
 
 
 def disk_of(place: StorePath) -> Path | None:
     """The folder of a store on a local disk, None where it lies elsewhere."""
     return place.store.root if isinstance(place.store, LocalStore) else None
-
-
-def _lacks(group: zarr.Group, path: str) -> bool:
-    try:
-        return path not in group
-    except METADATA_ERRORS:  # damaged, which `cache verify` is for; what lies in it can be read without
-        return False
 
 
 def create_rows(
@@ -301,18 +268,20 @@ def open_rows(group: zarr.Group, path: str, leading: int) -> RowArray | None:
     """The array at `path`, None where there is none. Raises `MetadataError` where its metadata are damaged, and
     `StoreError` for a packed one on object storage."""
     try:
-        found = group.get(path)
-        if isinstance(found, zarr.Array) and found.shards and not isinstance(group.store_path.store, LocalStore):
+        array = group.get(path)
+        if not isinstance(array, zarr.Array):
+            return None
+        if array.shards and not isinstance(group.store_path.store, LocalStore):
             raise StoreError(
                 f"{path!r} in {group.store_path} is packed, which only a store on a local disk may be: unpack it there "
                 "with `dualsd cache unpack`, and copy it again."
             )
-        fault = _fault(found, leading) if isinstance(found, zarr.Array) else None
+        fault = _fault(array, leading)
+        if fault is None:
+            return RowArray(array, leading)
     except METADATA_ERRORS as error:
         fault = str(error) or repr(error)
-    if fault is not None:
-        raise damaged_metadata(group, path, fault)
-    return RowArray(found, leading) if isinstance(found, zarr.Array) else None
+    raise damaged_metadata(group, path, fault)
 
 
 def unlike(array: RowArray, row_shape: Sequence[int], dtype: str) -> str | None:
@@ -349,18 +318,47 @@ def _fault(array: zarr.Array[Any], leading: int) -> str | None:
     if dimensions < 1 or array.chunks != (*[1] * leading, *stored_shape):
         return f"chunks of {array.chunks} are not one row each"
     encoding_of(array, leading)  # says by a ValueError what is wrong with its values
-    if not isinstance(array.metadata, ArrayV3Metadata):
-        return "it is not of Zarr v3"
-    if array.shards is not None and shard_files(array, leading) is None:
+    if array.shards is not None and stored_rows(array, leading) is None:
         return f"its shards of {array.shards} are not those of `dualsd cache pack`"
-    if array.shards is None and array.metadata.encode_chunk_key((0,) * array.ndim) != row_name((0,), array.ndim - 1):
+    if array.shards is None and array.metadata.encode_chunk_key((0,) * array.ndim) != f"c{'.0' * array.ndim}":
         return "its rows have other names"
     return None
 
 
-def _spell(row: Row) -> str:
-    return ", ".join(str(index) for index in row)
+async def _names(array: zarr.Array[Any]) -> list[str]:
+    return [name async for name in array.store_path.store.list_dir(array.path)]
 
 
-async def _names(store: ZarrStore, path: str) -> list[str]:
-    return [name async for name in store.list_dir(path)]
+REQUESTS = 8
+"""Requests under way at once, of reading ahead and of writing behind."""
+
+AHEAD_BYTES = 256 * 2**20
+"""Of rows that are read ahead, at most; two images are always."""
+
+WriteRow = Callable[[RowArray, Row, NDArray[Any]], None]
+"""Writes a row of an array, see `RowArray.write`; where it is behind, errors come up later."""
+
+
+def reads_ahead(store: StoreLocation) -> int:
+    """How many reads of small rows run ahead of what is computed; none on a local disk, which is faster than that."""
+    return 0 if isinstance(store, Path) else REQUESTS
+
+
+@contextmanager
+def row_writer(store: StoreLocation) -> Iterator[WriteRow]:
+    """Writes rows: at once on a local disk, else in threads, a few at a time. When it ends all are written, or what one
+    of them raised is raised. Rows that were handed over must not be changed any more."""
+    if isinstance(store, Path):
+        yield RowArray.write
+        return
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="write-behind") as writers:
+        under_way: deque[Future[None]] = deque()
+
+        def write(array: RowArray, row: Row, values: NDArray[Any]) -> None:
+            while len(under_way) >= 2 * REQUESTS:
+                under_way.popleft().result()
+            under_way.append(writers.submit(array.write, row, values))
+
+        yield write
+        for written in under_way:
+            written.result()

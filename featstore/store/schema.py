@@ -1,21 +1,29 @@
-"""The store's header: what was cached, by what and how. It prints itself into the root group's attributes and reads
-itself back; two headers that disagree are told apart in one sentence (docs/store.md, Header)."""
+"""The store's header and its table of images: what was cached, by what and how, and which row is which image.
+
+The header prints itself into the root group's attributes and reads itself back; two headers that disagree are told
+apart in one sentence (docs/store.md, Header)."""
 
 import errno
-import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+import numpy as np
 import zarr
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from numpy.typing import NDArray
+from pydantic import Field
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer
 from zarr.core.sync import sync
-from zarr.storage import MemoryStore, StorePath
+from zarr.storage import MemoryStore
 
 from featstore.backbones.noise import Latents, NoiseSchedule, settings_of
 from featstore.errors import ModelError, StoreError
+from featstore.parsing import STRICT, parse
+from featstore.store.keys import IMAGES, METADATA, METADATA_ERRORS
 
 FORMAT = "dualsd"
 VERSION = 2
@@ -36,6 +44,9 @@ def creator_version() -> str:
         return "unknown"
 
 
+Text = Annotated[str, Field(min_length=1)]
+
+
 @dataclass(frozen=True)
 class StoreHeader:
     """Everything up to the UNet's input that shapes the cached arrays.
@@ -47,12 +58,14 @@ class StoreHeader:
     where: the store's place, for sentences.
     """
 
-    dataset: str
-    dataset_root: str | None
-    model_id: str
-    model_revision: str | None
-    model_fingerprint: str
-    image_size: int
+    __pydantic_config__ = STRICT
+
+    dataset: Text
+    dataset_root: Text | None
+    model_id: Text
+    model_revision: Text | None
+    model_fingerprint: Text
+    image_size: Annotated[int, Field(ge=1)]
     latents: Latents
     scheduler: Mapping[str, Any]
     seed: int
@@ -85,33 +98,29 @@ class StoreHeader:
         """
         if attributes.get("format") != FORMAT:
             raise StoreError(f"{where} is no dualsd store: its attributes do not name the format {FORMAT!r}.")
-        found = attributes.get("version")
-        if type(found) is not int or found < 1:
-            raise StoreError(f"{where} has a damaged header: its version is {found!r}.")
-        if found > VERSION:
+        stated = attributes.get("version")
+        if type(stated) is not int or stated < 1:
+            raise StoreError(f"{where} has a damaged header: its version is {stated!r}.")
+        if stated > VERSION:
             raise StoreError(
-                f"{where} has store version {found}, written by dualsd {attributes.get('creator', 'unknown')}; this "
+                f"{where} has store version {stated}, written by dualsd {attributes.get('creator', 'unknown')}; this "
                 f"dualsd {creator_version()} reads up to version {VERSION}: upgrade it."
             )
         try:
             model, dataset = attributes["model"], attributes["dataset"]
             if attributes["dtype"] != STORED_DTYPE:
                 raise ValueError(f"its dtype is {attributes['dtype']!r}, not {STORED_DTYPE!r}")
-            return cls(
-                dataset=_text(dataset, "name"),
-                dataset_root=None if dataset["root"] is None else _text(dataset, "root"),
-                model_id=_text(model, "id"),
-                model_revision=None if model["revision"] is None else _text(model, "revision"),
-                model_fingerprint=_text(model, "fingerprint"),
-                image_size=_whole(attributes["preprocessing"], "size", 1),
-                latents=Latents(attributes["latents"]),
-                scheduler=dict(attributes["scheduler"]),
-                seed=_whole(attributes, "seed", None),
-                latent_shift=_finite(attributes.get("latent_shift", 0.0), "latent_shift"),
-                creator=str(attributes["creator"]),
-                version=found,
-                where=where,
-            )
+            found = {
+                "dataset": dataset["name"],
+                "dataset_root": dataset["root"],
+                **{f"model_{name}": model[name] for name in ("id", "revision", "fingerprint")},
+                "image_size": attributes["preprocessing"]["size"],
+                **{name: attributes[name] for name in ("latents", "scheduler", "seed", "creator", "version")},
+                "latent_shift": attributes.get("latent_shift", 0.0),
+                "where": where,
+            }
+            header: Self = parse(cls, found, "")
+            return header
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{where} has a damaged header: {error!r}; set it right in its zarr.json, or build the store anew."
@@ -122,58 +131,44 @@ class StoreHeader:
         """What noise is added by. Raises `ModelError` where the header states none that is by betas."""
         return NoiseSchedule.parse(self.scheduler, f"The header of {self.where}")
 
-    def _noise(self) -> dict[str, Any]:
-        """The schedule, to be compared: a dualsd before this one copied the whole configuration."""
+    def _shaping(self) -> dict[str, Any]:
+        """What shapes the arrays beside the model, by its name in a sentence."""
         try:
-            return self.schedule.describe()
-        except ModelError:
-            return settings_of(self.scheduler)
+            noise = self.schedule.describe()
+        except ModelError:  # a dualsd before this one copied the whole configuration
+            noise = settings_of(self.scheduler)
+        return {
+            "dataset": self.dataset,
+            "image size": self.image_size,
+            "latents": self.latents.value,
+            "seed": self.seed,
+            "latents shifted by": self.latent_shift,
+            "noise schedule": noise,
+        }
 
     def check_same(self, asked: "StoreHeader", where: str) -> None:
         """Raise `StoreError`, naming both sides, where `asked` would cache other arrays than this store holds."""
-        sides: list[tuple[str, Any, Any]] = [
-            ("dataset", self.dataset, asked.dataset),
-            ("image size", self.image_size, asked.image_size),
-            ("latents", self.latents.value, asked.latents.value),
-            ("seed", self.seed, asked.seed),
-            ("latents shifted by", self.latent_shift, asked.latent_shift),
-            ("noise schedule", self._noise(), asked._noise()),
-        ]
         if self.model_fingerprint != asked.model_fingerprint:
             raise StoreError(
                 f"{where} was made with the model {self.model_id} (fingerprint {self.model_fingerprint[:8]}), not "
                 f"{asked.model_id} (fingerprint {asked.model_fingerprint[:8]}): name another --store."
             )
-        for what, mine, theirs in sides:
-            if mine != theirs:
-                raise StoreError(f"{where} was made with {what} {mine}, not {theirs}: name another --store.")
-
-
-def _text(holder: Mapping[str, Any], name: str) -> str:
-    """A text that is not empty. Raises ValueError for anything else."""
-    value = holder[name]
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"its {name} is {value!r}, no text")
-    return value
-
-
-def _whole(holder: Mapping[str, Any], name: str, least: int | None) -> int:
-    """A whole number, `least` at least. Raises ValueError for anything else: 0.5 is no seed, and is not read as 0."""
-    value = holder[name]
-    if type(value) is not int or (least is not None and value < least):
-        raise ValueError(f"its {name} is {value!r}, no whole number" + ("" if least is None else f" from {least} on"))
-    return value
-
-
-def _finite(value: object, name: str) -> float:
-    """A finite number. Raises ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"its {name} is {value!r}, no finite number")
-    return float(value)
+        theirs = asked._shaping()
+        for what, mine in self._shaping().items():
+            if mine != theirs[what]:
+                raise StoreError(f"{where} was made with {what} {mine}, not {theirs[what]}: name another --store.")
 
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 """What file systems say that know no links: exFAT, many network mounts, Google Drive in Colab."""
+
+
+def metadata_of(make: Callable[[zarr.Group], object], **attributes: Any) -> dict[str, Buffer]:
+    """What zarr writes for the groups and arrays that `make` makes in the group that it is given, which has these
+    attributes: by key, a group before what it holds."""
+    memory: dict[str, Buffer] = {}
+    make(zarr.create_group(MemoryStore(memory), attributes=attributes))
+    return {key: memory[key] for key in sorted(memory, key=lambda key: key.count("/"))}
 
 
 def create_missing(root: zarr.Group, make: Callable[[zarr.Group], object]) -> None:
@@ -184,23 +179,110 @@ def create_missing(root: zarr.Group, make: Callable[[zarr.Group], object]) -> No
     where there is one: no lock is needed, on one machine or on several, and whoever is killed leaves nothing half made.
     Where there are no links it is looked for and then renamed into its place: one process works there as anywhere.
     """
-    memory = MemoryStore()
-    make(zarr.create_group(memory))
-    for key in sorted(sync(_keys(memory)), key=lambda key: key.count("/")):  # a group before what it holds
-        made = sync(memory.get(key, default_buffer_prototype()))
-        assert made is not None, "listed just now"
-        sync(_put(root.store_path / key, made))
+    contents = metadata_of(make)
+    del contents[METADATA]
+    for key, content in contents.items():
+        place = root.store_path / key
+        try:
+            sync(place.set_if_not_exists(content))
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not sync(place.exists()):
+                sync(place.set(content))
 
 
-async def _put(place: StorePath, content: Buffer) -> None:
+def rewrite_metadata(root: zarr.Group, path: str, make: Callable[[zarr.Group], object]) -> None:
+    """Put the metadata of the group or array at `path` that `make` makes in the place of those that lie there."""
+    key = f"{path}/{METADATA}"
+    sync((root.store_path / key).set(metadata_of(make)[key]))
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Columns of equal length; row i of every array of the store belongs to image i.
+
+    ids, categories: as in the dataset. keys: hash of the file's bytes and of the mirroring. sizes: (N, 2) original
+    width and height in pixels, 0 for an image that could not be read.
+    """
+
+    ids: tuple[str, ...]
+    categories: tuple[str, ...]
+    keys: tuple[str, ...]
+    sizes: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row by image id."""
+        return {image: row for row, image in enumerate(self.ids)}
+
+    @cached_property
+    def known_keys(self) -> dict[str, str]:
+        """Key by image id, of the images that could be read."""
+        return {image: key for image, key, (width, _) in zip(self.ids, self.keys, self.sizes, strict=True) if width}
+
+    def row(self, image: str) -> int:
+        """The row of an image. Raises `StoreError` for one that is not in the store."""
+        if image not in self.rows:
+            raise StoreError(f"The image {image!r} is not in the store.")
+        return self.rows[image]
+
+    def size(self, image: str) -> tuple[int, int]:
+        """Original (width, height) of an image in pixels. Raises `StoreError` where it could not be read."""
+        width, height = self.sizes[self.row(image)]
+        if width < 1 or height < 1:
+            raise StoreError(
+                f"The image {image!r} could not be read when the store was built: run `dualsd cache build`."
+            )
+        return int(width), int(height)
+
+
+_TEXT_COLUMNS = ("id", "category", "key")
+COLUMNS = tuple(f"{IMAGES}/{name}" for name in (*_TEXT_COLUMNS, "width", "height"))
+"""Paths of the table's arrays."""
+
+
+def write_images(group: zarr.Group, table: ImageTable) -> None:
+    """Write the table; each column is one object."""
+    images = group.require_group(IMAGES)
+    # The key comes last: a run killed before it finds the image changed again, and writes its size again.
+    columns = {
+        "id": table.ids,
+        "category": table.categories,
+        "width": table.sizes[:, 0],
+        "height": table.sizes[:, 1],
+        "key": table.keys,
+    }
+    for name, values in columns.items():
+        text = name in _TEXT_COLUMNS
+        kind, lost = ("string", "") if text else ("int32", -1)  # what a lost column reads as, so that it shows
+        if name not in images:
+            size = (len(table),)
+            images.create_array(name, shape=size, chunks=size, dtype=kind, fill_value=lost, compressors=Crc32cCodec())
+        column = images[name]
+        assert isinstance(column, zarr.Array)
+        column[:] = np.array(values, dtype=object if text else np.int32)
+
+
+def read_images(group: zarr.Group, where: str) -> ImageTable:
+    """Read the table. Raises `StoreError` where it is missing or its columns do not fit together."""
     try:
-        await place.set_if_not_exists(content)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if not await place.exists():
-            await place.set(content)
-
-
-async def _keys(memory: MemoryStore) -> list[str]:
-    return [key async for key in memory.list() if key != "zarr.json"]
+        columns = {name: np.asarray(group[f"{IMAGES}/{name}"]) for name in (*_TEXT_COLUMNS, "width", "height")}
+    except METADATA_ERRORS as error:
+        raise StoreError(f"{where} has no readable table of images ({error}): delete it and build it again.") from error
+    lengths = {len(values) for values in columns.values()}
+    lost = [name for name in _TEXT_COLUMNS if not all(columns[name])]
+    lost += [name for name in ("width", "height") if (columns[name] < 0).any()]
+    if len(lengths) != 1 or lost:
+        raise StoreError(f"The table of images of {where} is incomplete: delete the store and build it again.")
+    doubled = [str(image) for image, count in Counter(columns["id"].tolist()).items() if count > 1]
+    if doubled:
+        raise StoreError(
+            f"The table of images of {where} has the image {doubled[0]!r} more than once: delete the store and "
+            "build it again."
+        )
+    ids, categories, keys = (tuple(str(value) for value in columns[name]) for name in _TEXT_COLUMNS)
+    return ImageTable(ids, categories, keys, np.stack([columns["width"], columns["height"]], axis=1).astype(np.int32))

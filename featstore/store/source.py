@@ -1,10 +1,14 @@
-"""A store's maps, and a file's, as the matcher asks for them."""
+"""What the matcher asks for: maps of a store or a file, and the hits of a grid that was stopped."""
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -12,12 +16,14 @@ from torch import Tensor
 from featstore.backbones.registry import DIFFUSION, family_of
 from featstore.errors import StoreError
 from featstore.plain_text import is_plain, nfc, one_line, shown
-from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor
-from featstore.store.overlap import AHEAD_BYTES, REQUESTS
-from featstore.store.rows import RowArray
+from featstore.store.keys import GRIDS, AnyExtractor, Extractor, PixelExtractor
+from featstore.store.rows import AHEAD_BYTES, REQUESTS, RowArray, require_rows
+from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from matcher.errors import MapError
+from matcher.errors import MapError, MatchError
+from matcher.grid import Hits
 from matcher.maps import AHEAD, LayerSpec, MapSource, check_maps, images_ahead
+from matcher.pairs import MatchingPair
 
 _NAMED = "'<image id>|<layer name>'"
 
@@ -46,19 +52,16 @@ class StoredMaps:
         return max(min(AHEAD_BYTES // max(image_bytes, 1), REQUESTS), AHEAD)
 
     def _array(self, layer: LayerSpec) -> RowArray:
-        array = self._arrays.get((layer.layer, layer.timestep))
-        if array is None:
-            array = self._arrays[layer.layer, layer.timestep] = self._open(layer)
-        return array
-
-    def _open(self, layer: LayerSpec) -> RowArray:
-        which = f"layer {layer.layer}" + ("" if layer.timestep is None else f" at t = {layer.timestep}")
-        family = family_of(layer.layer)
-        extractor: AnyExtractor | None = self.extractor if family == DIFFUSION else self.others.get(family)
-        array = None if extractor is None else self.store.maps(extractor, layer.layer, layer.timestep)
-        if array is None:
-            raise StoreError(f"{self.store.path} has no maps of {which}.")
-        return array
+        key = layer.layer, layer.timestep
+        if key not in self._arrays:
+            family = family_of(layer.layer)
+            extractor: AnyExtractor | None = self.extractor if family == DIFFUSION else self.others.get(family)
+            array = None if extractor is None else self.store.maps(extractor, layer.layer, layer.timestep)
+            if array is None:
+                which = f"layer {layer.layer}" + ("" if layer.timestep is None else f" at t = {layer.timestep}")
+                raise StoreError(f"{self.store.path} has no maps of {which}.")
+            self._arrays[key] = array
+        return self._arrays[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +140,64 @@ def open_features(path: Path) -> FeatureFile:
         twice = min(names - set(composed.values()))
         raise MapError(f"{path} has two tensors {twice!a}, in both Unicode normal forms; remove one of them.")
     return FeatureFile(path, handle, composed)
+
+
+LARGEST_COUNT = 2048
+"""Whole numbers up to it are exact in float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLedger:
+    """A `matcher.grid.Ledger`: an array of one row a target image, (images, configurations, readouts, alphas, pairs).
+
+    pairs: how many go into each target image. done: the target images that were finished when it was opened.
+    """
+
+    store: Store
+    path: str
+    array: RowArray
+    pairs: Mapping[str, int]
+    done: frozenset[str]
+
+    def load(self, target: str) -> Hits | None:
+        """See `matcher.grid.Ledger.load`."""
+        if target not in self.done:
+            return None
+        hits: Hits = self.array.read((self.store.images.row(target),))[..., : self.pairs[target]].astype(np.uint16)
+        return hits
+
+    def save(self, target: str, hits: Hits) -> None:
+        """See `matcher.grid.Ledger.save`."""
+        full = np.zeros(self.array.row_shape, dtype=np.float32)
+        full[..., : self.pairs[target]] = hits
+        self.array.write((self.store.images.row(target),), full)
+
+    def forget(self) -> None:
+        """Remove it, once the grid is done."""
+        del self.store.group[self.path]
+
+
+def open_ledger(
+    store: Store, pairs: Sequence[MatchingPair], shape: tuple[int, int, int], description: Mapping[str, Any]
+) -> StoredLedger:
+    """The ledger of a grid, made where it is not there. shape: configurations, readouts, alphas. description: all that
+    its hits depend on besides the pairs and what their images hold, which are added here. Raises `MatchError` where
+    there is no pair, `StoreError` for one of more points than can be counted."""
+    if not pairs:
+        raise MatchError("There is no pair to score.")
+    digest = hashlib.blake2b(json.dumps(description, sort_keys=True, default=str).encode(), digest_size=8)
+    for pair in pairs:
+        for image in (pair.source, pair.target):
+            digest.update(f"{image} {store.images.keys[store.images.row(image)]} ".encode())
+        frames = (pair,) if pair.original is None else (pair, pair.original)
+        for frame in frames:
+            for numbers in (frame.source_points, frame.target_points, np.float64(frame.theta)):
+                digest.update(numbers.tobytes())
+    if max(len(pair.source_points) for pair in pairs) > LARGEST_COUNT:
+        raise StoreError(f"A pair with more than {LARGEST_COUNT} points cannot be counted in a store: leave it out.")
+    counts = Counter(pair.target for pair in pairs)
+    path = f"{GRIDS}/{digest.hexdigest()}"
+    array = require_rows(store.group, path, (len(store.images),), (*shape, max(counts.values())), STORED_DTYPE)
+    present = array.present()
+    done = frozenset(target for target in counts if present[store.images.row(target)])
+    return StoredLedger(store, path, array, counts, done)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from featstore.errors import TuningError
-from featstore.files import PARTIAL, write_whole, writing
+from featstore.files import MAKING, PARTIAL, sweep_making, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.prompts.file import FILE
 from featstore.sealed import check_seal, seal
@@ -33,7 +33,6 @@ from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.lock import check_free, held
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
-from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning.settings import TuningSettings
 from matcher.errors import InputError
 

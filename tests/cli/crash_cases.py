@@ -19,8 +19,8 @@ import zarr
 from PIL import Image
 
 from featstore.progress import Silent
+from featstore.store.care import verify
 from featstore.store.store import open_store, summarise
-from featstore.store.verify import verify
 from tests.faults import Ended, Forks
 from tests.featstore.store.small_store import contents
 from tests.featstore.trainable import write_trainable

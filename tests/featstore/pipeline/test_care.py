@@ -26,13 +26,13 @@ from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.file import save_prompts
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
+from featstore.store.care import verify
 from featstore.store.keys import PixelExtractor, Stored
 from featstore.store.pack import pack
 from featstore.store.row_file import ShardFiles
 from featstore.store.rows import require_rows
 from featstore.store.store import Store, open_store
-from featstore.store.verify import verify
-from tests.featstore.store.small_store import array_of, contents, fill, flip
+from tests.featstore.store.small_store import array_of, contents, fill, flip, write_small_store
 
 WANTED = [("2", 261), ("3", 50)]
 
@@ -159,6 +159,23 @@ def test_metadata_of_patch_maps_take_them_along(store: Store) -> None:
         array.path: f"dualsd cache maps --layers dino --dino owner/dino --dino-size 840 --dtype float32 --stored int8 "
         f"--store {store.path}"
     }
+
+
+def test_a_description_of_patch_maps_that_was_edited_is_taken_away(tmp_path: Path) -> None:
+    store = write_small_store(tmp_path / "s.zarr")
+    extractor = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32")
+    array = store.require_maps(extractor, "dino", None, (6, 4, 4))
+    fill(array)
+    group = f"maps/{extractor.key}"
+    store.group[group].attrs["size"] = 518
+    found = verify(store, Silent())
+    assert [damaged.path for damaged in found.metadata] == [group]
+    dropped = drop(store, found, lambda _: None, {}, Silent())
+    assert dropped.commands == {}
+    assert dropped.notes == (f"the metadata of {group} were written anew; its arrays are kept",)
+    opened = open_store(store.path)
+    assert verify(opened, Silent()).sound
+    assert array_of(opened, array.path).present().all()
 
 
 def test_a_packed_store_is_mended_too(store: Store) -> None:

@@ -34,7 +34,7 @@ from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Extractor, Stored
-from featstore.store.row_encoding import encoding_for
+from featstore.store.row_file import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
 from matcher.configuration import MatchSettings, all_layers_fused, one_layer_each

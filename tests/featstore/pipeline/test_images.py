@@ -9,7 +9,7 @@ from featstore.datasets.records import Dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import check_unchanged, refresh, survey_images
 from featstore.progress import Silent
-from featstore.store.images import ImageTable, write_images
+from featstore.store.schema import ImageTable, write_images
 from featstore.store.store import Store, create_store, open_store
 from tests.featstore.store.small_store import HEADER, LATENT, contents
 

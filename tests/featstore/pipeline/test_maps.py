@@ -21,7 +21,7 @@ from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Stored
-from featstore.store.row_encoding import encoding_for
+from featstore.store.row_file import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
 from matcher.maps import LayerSpec

@@ -27,10 +27,10 @@ from featstore.pipeline.recompute import Recomputed, find_dino, recompute
 from featstore.progress import Silent
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
-from featstore.store.images import write_images
+from featstore.store.care import verify
 from featstore.store.keys import Stored
+from featstore.store.schema import write_images
 from featstore.store.store import Store, open_store
-from featstore.store.verify import verify
 from tests.conftest import write_photographs
 from tests.featstore.pipeline.test_care import learned
 from tests.featstore.store.small_store import array_of, contents, flip

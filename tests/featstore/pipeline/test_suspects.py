@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featstore.pipeline.suspects import by_suspicion
+from featstore.pipeline.recompute import by_suspicion
 from featstore.progress import Silent
 
 IMAGES = 24

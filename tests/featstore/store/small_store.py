@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 
 from featstore.backbones.base import NetworkName
 from featstore.backbones.noise import Latents
-from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, map_path
 from featstore.store.row_file import Row
 from featstore.store.rows import RowArray, require_rows
-from featstore.store.schema import StoreHeader
+from featstore.store.schema import ImageTable, StoreHeader
 from featstore.store.store import Store, create_store
 
 HEADER = StoreHeader("folder", "/data", "owner/model", "main", "ab" * 16, 64, Latents.SAMPLE, {}, 7)

@@ -14,13 +14,13 @@ from featstore.errors import MetadataError, StoreError
 from featstore.progress import Silent
 from featstore.store import bucket as bucket_lock
 from featstore.store.bucket import Bucket, Retries, open_bucket
+from featstore.store.care import verify
 from featstore.store.keys import S3Location, Stored, map_path, parse_location
 from featstore.store.lock import exclusive
-from featstore.store.overlap import REQUESTS, row_writer
 from featstore.store.pack import pack
+from featstore.store.rows import REQUESTS, row_writer
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store, open_store
-from featstore.store.verify import verify
 from matcher.configuration import MatchSettings
 from matcher.maps import LayerSpec
 from matcher.pairs import MatchingPair
@@ -124,9 +124,9 @@ def test_conditions(bucket: Bucket, s3_link: FaultyProxy) -> None:
     assert not bucket.create("a", b"second")
     stat = bucket.stat("a")
     assert stat is not None
-    assert stat[0].bytes == 5
-    assert bucket.replace("a", b"third", stat[1])
-    assert not bucket.replace("a", b"fourth", stat[1]), "it is another one now"
+    assert stat.bytes == 5
+    assert bucket.replace("a", b"third", stat.e_tag)
+    assert not bucket.replace("a", b"fourth", stat.e_tag), "it is another one now"
     assert bytes(bucket.read("a") or b"") == b"third"
     assert bucket.read("b") is None
     assert bucket.stat("b") is None
@@ -298,7 +298,7 @@ def test_maps_are_read_while_others_are_matched(place: S3Location) -> None:
         ["nn"],
         MatchSettings(64),
         torch.device("cpu"),
-        lambda: before.append(everything.wait(timeout=300)),
+        lambda _: before.append(everything.wait(timeout=300)),
     )
     assert before == [True] * len(pairs)
 

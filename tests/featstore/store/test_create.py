@@ -14,11 +14,9 @@ from zarr.storage import LocalStore
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreExistsError
-from featstore.store import store as store_module
-from featstore.store.images import ImageTable
 from featstore.store.keys import map_path
 from featstore.store.rows import create_rows
-from featstore.store.schema import create_missing
+from featstore.store.schema import ImageTable, create_missing
 from featstore.store.store import Store, create_store, open_store
 from tests.featstore.store.small_store import EXTRACTOR, HEADER, LATENT, MAP, contents, write_small_store
 from tests.forked import all_done, at_once
@@ -74,11 +72,11 @@ def test_a_group_that_another_described_in_between_stays(tmp_path: Path, monkeyp
     plain = create_missing
 
     def after_another(*arguments: object) -> None:
-        monkeypatch.setattr(store_module, "create_missing", plain)
+        monkeypatch.setattr("featstore.store.rows.create_missing", plain)
         open_store(store.path).require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3))
         plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store_module, "create_missing", after_another)
+    monkeypatch.setattr("featstore.store.rows.create_missing", after_another)
     store.require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3))
     assert store.attributes("cond") == {"id": "dino", "fingerprint": "cd" * 16}
 

@@ -12,8 +12,8 @@ import zarr
 
 from featstore.errors import StoreError
 from featstore.progress import Silent
+from featstore.store.care import verify
 from featstore.store.store import Store, open_store
-from featstore.store.verify import verify
 from tests.featstore.store.small_store import contents
 from tests.fixtures.make_store_v1 import EXTRACTOR, HEADER, IMAGES, LATENT, MAP, SALTS, values, write
 

@@ -21,8 +21,8 @@ from featstore.pipeline.needed import require_maps
 from featstore.pipeline.plan import MapRequest
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
+from featstore.store.care import verify
 from featstore.store.store import Store, open_store
-from featstore.store.verify import verify
 from tests.featstore.store.small_store import contents, write_small_store
 from tests.small_disk import resize
 

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError
 from featstore.progress import Silent
+from featstore.store.care import BadMetadata, MapCriteria, choose_maps, prune, restore_metadata, verify
 from featstore.store.keys import Extractor, PixelExtractor, Stored, map_path
 from featstore.store.pack import pack, unpack
-from featstore.store.prune import MapCriteria, choose_maps, prune
-from featstore.store.row_encoding import ScaledIntegers, encoding_for
+from featstore.store.row_file import ScaledIntegers, encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store, summarise
-from featstore.store.verify import BadMetadata, restore_metadata, verify
 from matcher.maps import LayerSpec
 from tests.featstore.store.small_store import EXTRACTOR, HEADER, array_of, contents, flip, write_small_store
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from featstore.backbones.noise import Latents
 from featstore.errors import DiskFullError, StoreError
-from featstore.store.images import ImageTable
-from featstore.store.ledger import StoredLedger, open_ledger
-from featstore.store.schema import StoreHeader
+from featstore.store.schema import ImageTable, StoreHeader
+from featstore.store.source import StoredLedger, open_ledger
 from featstore.store.store import Store, create_store, open_store, replace_stale
 from matcher.pairs import MatchingPair, OriginalFrame
 

@@ -17,10 +17,10 @@ from zarr.codecs import Crc32cCodec
 from featstore.errors import StoreError
 from featstore.progress import Silent
 from featstore.store import pack as pack_module
+from featstore.store.care import verify
 from featstore.store.pack import pack, shard_rows, unpack
 from featstore.store.rows import RowArray
 from featstore.store.store import Store, open_store, summarise
-from featstore.store.verify import verify
 from tests.featstore.store.small_store import (
     ARRAYS,
     MAP_PATH,

@@ -10,11 +10,10 @@ import pytest
 
 from featstore.errors import StoreError
 from featstore.progress import Silent
+from featstore.store.care import MapCriteria, choose_maps, choose_noisy, parse_age, prune, verify
 from featstore.store.keys import map_path
 from featstore.store.pack import pack
-from featstore.store.prune import MapCriteria, NoisyCriteria, choose_maps, choose_noisy, parse_age, prune
 from featstore.store.store import Store, open_store
-from featstore.store.verify import verify
 from matcher.errors import InputError
 from tests.featstore.store.small_store import ARRAYS, EXTRACTOR, OTHER, contents, write_small_store
 
@@ -82,10 +81,10 @@ def test_groups_that_hold_nothing_go_along(store: Store) -> None:
 
 def test_noisy_latents(store: Store) -> None:
     age(store, "noisy/t0050", 3)
-    assert [own.path for own in choose_noisy(store, NoisyCriteria())] == ["noisy/t0050", "noisy/t0261"]
-    assert [own.path for own in choose_noisy(store, NoisyCriteria(timesteps=(261, 3)))] == ["noisy/t0261"]
-    assert not choose_noisy(store, NoisyCriteria(older_than=timedelta(days=4)))
-    old = choose_noisy(store, NoisyCriteria(older_than=timedelta(days=2)))
+    assert [own.path for own in choose_noisy(store, None, None)] == ["noisy/t0050", "noisy/t0261"]
+    assert [own.path for own in choose_noisy(store, (261, 3), None)] == ["noisy/t0261"]
+    assert not choose_noisy(store, None, timedelta(days=4))
+    old = choose_noisy(store, None, timedelta(days=2))
     assert [(own.path, own.files) for own in old] == [("noisy/t0050", 7)]
     prune(store, old)
     assert store.noisy(50) is None

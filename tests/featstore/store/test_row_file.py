@@ -13,7 +13,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from featstore.errors import StoreError
-from featstore.store.row_file import RowFiles, row_files
+from featstore.store.row_file import RowFiles, stored_rows
 from featstore.store.rows import RowArray, open_rows, require_rows
 
 ROW = (3, 5, 4)
@@ -106,14 +106,14 @@ def test_a_flipped_checksum_is_found(tmp_path: Path, rows: RowArray) -> None:
 
 
 def test_a_missing_file_is_a_row_that_is_not_cached(tmp_path: Path, rows: RowArray) -> None:
-    assert RowFiles(file_of(tmp_path, 1).parent, ROW, np.dtype(np.float16)).read((1,)) is None
+    assert RowFiles(ROW, np.dtype(np.float16), file_of(tmp_path, 1).parent).read((1,)) is None
     with pytest.raises(StoreError, match=r"Row 1 of array 'maps/x'.*not cached"):
         rows.read((1,))
 
 
 def test_a_row_file_of_another_length_is_refused(tmp_path: Path, rows: RowArray) -> None:
     with pytest.raises(ValueError, match="124 bytes instead of 244"):
-        RowFiles(file_of(tmp_path, 0).parent, ROW, np.dtype(np.float32)).read((0,))
+        RowFiles(ROW, np.dtype(np.float32), file_of(tmp_path, 0).parent).read((0,))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, rows: RowArray) -> None:
@@ -157,7 +157,7 @@ def test_other_codecs_are_read_through_zarr(group: zarr.Group, codecs: dict[str,
         **codecs,
     )
     made[3] = values_of(3)
-    assert row_files(made, 1) is None
+    assert stored_rows(made, 1) is None
     rows = open_rows(group, "maps/y", leading=1)
     assert rows is not None
     np.testing.assert_array_equal(rows.read((3,)), values_of(3))
@@ -170,7 +170,7 @@ def test_a_store_that_is_no_folder_is_read_through_zarr() -> None:
     group = zarr.create_group(memory)
     rows = require_rows(group, "maps/x", (4,), ROW, "float16")
     rows.write((1,), values_of(1))
-    assert row_files(plain_zarr(group, "maps/x"), 1) is None
+    assert stored_rows(plain_zarr(group, "maps/x"), 1) is None
     np.testing.assert_array_equal(rows.read((1,)), values_of(1))
     with pytest.raises(StoreError, match=r"Row 0 of array 'maps/x'.*not cached"):
         rows.read((0,))

@@ -8,9 +8,8 @@ import zarr
 from featstore.backbones.base import NetworkName
 from featstore.backbones.noise import Latents
 from featstore.errors import StoreError
-from featstore.store.images import ImageTable, write_images
 from featstore.store.keys import Extractor, PixelExtractor, map_path, noisy_path
-from featstore.store.schema import StoreHeader
+from featstore.store.schema import ImageTable, StoreHeader, write_images
 from featstore.store.store import Store, create_store, open_store, replace_stale
 from tests.featstore.store.small_store import write_small_store
 

@@ -14,10 +14,7 @@ import pytest
 
 from featstore.errors import StoreError
 from featstore.progress import Silent
-from featstore.store.pack import pack
-from featstore.store.row_file import RowFiles, ShardFiles
-from featstore.store.store import Store, open_store, summarise
-from featstore.store.verify import (
+from featstore.store.care import (
     BadMetadata,
     Verification,
     drop_metadata,
@@ -26,6 +23,9 @@ from featstore.store.verify import (
     sweep,
     verify,
 )
+from featstore.store.pack import pack
+from featstore.store.row_file import RowFiles, ShardFiles
+from featstore.store.store import Store, open_store, summarise
 from matcher.errors import InputError
 from tests.featstore.store.small_store import (
     ARRAYS,

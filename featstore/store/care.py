@@ -1,0 +1,421 @@
+"""A store kept whole and small: everything is read against its checksums; what is damaged, and what nobody needs any
+more, is taken away. Latents stay."""
+
+import math
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featstore.errors import MetadataError, StoreError
+from featstore.files import PARTIAL, sweep_old, writing
+from featstore.progress import Progress
+from featstore.store import keys
+from featstore.store.bucket import open_bucket
+from featstore.store.lock import exclusive
+from featstore.store.pack import shard_rows, strays, sweep_strays, unpack_array
+from featstore.store.row_file import Row, encoding_for, folders, objects, row_bytes, row_of_name
+from featstore.store.rows import RowArray, create_rows, unlike
+from featstore.store.schema import COLUMNS, STORED_DTYPE, rewrite_metadata
+from featstore.store.store import Store
+from matcher.errors import InputError
+
+READERS = 4
+"""Threads that read rows; checksums and the disk both let go of the interpreter."""
+
+_DEPTHS = {keys.LATENTS: 1, keys.IMAGES: 2, keys.NOISY: 2, keys.CONDITIONING: 2, keys.GRIDS: 2, keys.MAPS: 4}
+"""How deep arrays lie; what lies higher is a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is there and cannot be used. image: whose it is. why: what is wrong with it."""
+
+    array: str
+    row: Row
+    image: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedArray:
+    """rows: that could be there, each an object of its own or part of a packed one; present: that are, `bad` of them
+    damaged. bytes: of those that are there."""
+
+    path: str
+    rows: int
+    present: int
+    bytes: int
+    packed: bool
+    bad: tuple[BadRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BadMetadata:
+    """An array or a group whose metadata cannot be used, so that none of its rows is found."""
+
+    path: str
+    why: str
+
+    @property
+    def is_array(self) -> bool:
+        """Else it is a group."""
+        kind, *rest = self.path.split("/")
+        return len(rest) + 1 == _DEPTHS.get(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """A file or folder that a killed run left. path: within the store."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a store was found to hold."""
+
+    arrays: tuple[CheckedArray, ...]
+    metadata: tuple[BadMetadata, ...]
+    left_over: tuple[LeftOver, ...]
+
+    @property
+    def bad(self) -> tuple[BadRow, ...]:
+        """All bad rows."""
+        return tuple(row for array in self.arrays for row in array.bad)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged; rows may be missing, and files left over."""
+        return not self.bad and not self.metadata
+
+
+Expected = Callable[[str], tuple[Sequence[int], str] | None]
+"""Of an array's path the shape of its rows and how they lie on the disk, as model, header and layer make them; None
+where that is not known."""
+
+
+def unknown(_: str) -> None:
+    """Where no model is at hand: arrays are held against what they say of themselves."""
+
+
+def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Verification:
+    """Read every chunk of every array of an open store, and hold its metadata against what is expected of it; the
+    header and the table of images were read in opening it.
+
+    Args:
+        store: The store.
+        progress: Told how far it is.
+        expected: What its arrays should be, see `Expected`.
+
+    Returns:
+        What it holds, and all that is damaged.
+
+    Raises:
+        StoreError: Where the header contradicts all that lies there.
+    """
+    paths, metadata = _arrays(store)
+    if keys.LATENTS not in paths:
+        metadata.append(BadMetadata(keys.LATENTS, "there are none"))
+    opened: list[RowArray] = []
+    for path in paths:
+        try:
+            array = store.array(path)
+        except MetadataError as error:
+            metadata.append(BadMetadata(path, error.fault))
+            continue
+        if array is None:
+            continue
+        usual = array.dtype if path.startswith(f"{keys.MAPS}/") else STORED_DTYPE  # maps may be of 8 bits
+        row_shape, dtype = expected(path) or (array.row_shape, usual)
+        fault = unlike(array, row_shape, dtype)
+        if fault is None:
+            opened.append(array)
+        elif path == keys.LATENTS and _reads_well(array) and math.prod(array.row_shape) != math.prod(row_shape):
+            raise StoreError(
+                f"The header of {store.path} says images of {store.header.image_size} pixels and the model "
+                f"{store.header.model_id}, whose latents are {tuple(row_shape)}, but whole ones of {array.row_shape} "
+                f"lie there: the header was edited; set it right in {keys.METADATA}, or build the store anew."
+            )
+        else:
+            metadata.append(BadMetadata(path, fault))
+    checked = [_column(store, path) for path in COLUMNS] + check_arrays(store, opened, progress)
+    return Verification(tuple(checked), tuple(metadata), tuple(_left_over(store, opened)))
+
+
+def _reads_well(array: RowArray) -> bool:
+    """Whether a row is there that is what the metadata say."""
+    rows = np.argwhere(array.present())
+    return len(rows) > 0 and array.damage(tuple(rows[0].tolist())) is None
+
+
+def check_arrays(store: Store, arrays: Sequence[RowArray], progress: Progress) -> list[CheckedArray]:
+    """Read every row of some arrays."""
+    present = [[*map(tuple, np.argwhere(array.present()).tolist())] for array in arrays]
+    progress.start("reading rows", sum(map(len, present)), "rows")
+    return [_check(store, array, rows, progress) for array, rows in zip(arrays, present, strict=True)]
+
+
+def drop_rows(store: Store, rows: Iterable[BadRow], progress: Progress) -> None:
+    """Delete rows; packed arrays are unpacked for it. Raises `StoreError` where the disk has no room for that."""
+    by_array: dict[str, list[Row]] = {}
+    for bad in rows:
+        by_array.setdefault(bad.array, []).append(bad.row)
+    for path, own in by_array.items():
+        with exclusive(store.path):
+            array = store.array(path)
+            if array is None:
+                continue
+            if array.packed:
+                unpack_array(array, progress)
+            array.delete_rows(own)
+
+
+def drop_metadata(store: Store, damaged: BadMetadata) -> str:
+    """Take away metadata that cannot be used, and with them what cannot be used without; a sentence that says what that
+    was. Raises `StoreError` for those of the latents, which are not to be thrown away."""
+    if damaged.path == keys.LATENTS:
+        raise StoreError(
+            f"The metadata of the latents of {store.path} are damaged, and its rows may be whole: put the model "
+            f"{store.header.model_id} in reach and run the same command again, which then writes them anew."
+        )
+    with exclusive(store.path):
+        if damaged.is_array or damaged.path == keys.CONDITIONING:  # rows whose shape or maker nobody knows
+            remove_folder(store.path, damaged.path)
+            return f"{damaged.path} was removed, its metadata were damaged; it is made anew when it is needed"
+        with writing(f"The metadata of {damaged.path!r}", place=store.path):
+            rewrite_metadata(store.group, damaged.path, lambda made: made.create_group(damaged.path))
+        return f"the metadata of {damaged.path} were written anew; its arrays are kept"
+
+
+def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int], dtype: str = STORED_DTYPE) -> bool:
+    """Write the metadata of an array anew, so that its rows are found again.
+
+    Args:
+        store: The store.
+        damaged: The array.
+        row_shape: Shape of a row's values.
+        dtype: How they lie on the disk.
+
+    Returns:
+        Whether that could be done; where it cannot be found how many draws packed noisy latents had, they are removed.
+    """
+    path, leading, images = damaged.path, keys.leading_of(damaged.path), len(store.images)
+    ndim = leading + len(encoding_for(dtype).stored_shape(row_shape))
+    with exclusive(store.path):
+        names = [found.path.removeprefix(f"{path}/") for found in objects(store.path, path)]
+        rows = [row for name in names if (row := row_of_name(name, leading, ndim)) is not None]
+        if leading == 2 and not rows:
+            remove_folder(store.path, path)
+            return False
+        rows_shape = (images, 1 + max(row[1] for row in rows)) if leading == 2 else (images,)
+        packed = not rows and any(name.startswith("c/") for name in names)
+        shard = shard_rows(rows_shape, row_bytes(dtype, row_shape)) if packed else None
+        with writing(f"The metadata of {path!r}", place=store.path):
+            rewrite_metadata(
+                store.group, path, lambda made: create_rows(made, path, rows_shape, row_shape, dtype, shard)
+            )
+    return True
+
+
+def sweep(store: Store) -> None:
+    """Clear away what killed runs left, but for files that may still be in flight."""
+    with exclusive(store.path):
+        if isinstance(store.path, Path):
+            sweep_old(store.path.rglob(f"*{PARTIAL}"))
+        sweep_removed(store.path)
+        for array in store.arrays().values():
+            sweep_strays(array)
+
+
+def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
+    """Paths of all arrays of rows, and what is wrong with the metadata of groups."""
+    paths, bad = [], []
+    # all arrays and groups but the root
+    for path in filter(None, (one.path.rpartition("/")[0] for one in objects(store.path, named=keys.METADATA))):
+        if path in COLUMNS or path.split("/")[0] not in _DEPTHS:  # read already, or not dualsd's
+            continue
+        if BadMetadata(path, "").is_array:
+            paths.append(path)
+            continue
+        try:
+            attributes = store.attributes(path)
+        except MetadataError as error:
+            bad.append(BadMetadata(path, error.fault))
+            continue
+        if path.startswith(f"{keys.MAPS}/") and path.count("/") == 1 and not _is_described(path, attributes):
+            bad.append(BadMetadata(path, "its description is not that of the extractor which its name stands for"))
+    return paths, bad
+
+
+def _is_described(path: str, attributes: dict[str, Any]) -> bool:
+    """Whether an extractor's description makes its name; none was written where a run was killed in between."""
+    if not attributes:
+        return True
+    made = [kind.from_description(attributes) for kind in (keys.Extractor, keys.PixelExtractor)]
+    own = [extractor for extractor in made if extractor is not None and extractor.describe() == attributes]
+    return any(extractor.key == path.rpartition("/")[2] for extractor in own)
+
+
+def _check(store: Store, array: RowArray, rows: Sequence[Row], progress: Progress) -> CheckedArray:
+    bad = []
+    with ThreadPoolExecutor(READERS) as pool:
+        for row, damage in zip(rows, pool.map(array.damage, rows), strict=True):
+            if damage is not None:
+                bad.append(BadRow(array.path, row, store.images.ids[row[0]], damage))
+            progress.advance()
+    total = math.prod(array.rows_shape)
+    return CheckedArray(array.path, total, len(rows), len(rows) * array.row_bytes, array.packed, tuple(bad))
+
+
+def _column(store: Store, path: str) -> CheckedArray:
+    """A column of the table of images: one object, which was read when the store was opened."""
+    size = sum(found.bytes for found in objects(store.path, f"{path}/c") if not found.path.endswith(PARTIAL))
+    return CheckedArray(path, 1, 1, size, False, ())
+
+
+def _left_over(store: Store, arrays: Iterable[RowArray]) -> list[LeftOver]:
+    if not isinstance(store.path, Path):  # objects are whole or not there
+        return []
+    found = [*store.path.rglob(f"*{PARTIAL}"), *store.path.glob(f"{REMOVED}*")]
+    found += [path for array in arrays for path in strays(array)]
+    return [LeftOver(path.relative_to(store.path).as_posix(), _size(path)) for path in sorted(found)]
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@dataclass(frozen=True, slots=True)
+class MapCriteria:
+    """Maps that meet all that is said: prompt: the text that they were made with. extractor: the first digits of their
+    extractor's key. layers, timesteps: theirs is among them. older_than: since their newest row was written. None where
+    it does not matter."""
+
+    prompt: str | None = None
+    extractor: str | None = None
+    layers: Sequence[int] | None = None
+    timesteps: Sequence[int] | None = None
+    older_than: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """An array that meets the criteria. bytes, files: that go with it. newest: when its newest row was written, seconds
+    since 1970. what: the text prompt of maps, or the kind of learned ones; empty for noisy latents."""
+
+    path: str
+    bytes: int
+    files: int
+    newest: float
+    what: str
+
+
+def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
+    """The maps that meet the criteria. Raises `InputError` where nothing is asked, so that nothing is removed by
+    mistake, and `StoreError` where an extractor is named that is not there."""
+    if criteria == MapCriteria():
+        raise InputError("Which maps go must be said: by --prompt, --extractor, --layer, --t or --older-than.")
+    extractors = [folder.rpartition("/")[2] for folder in folders(store.path, f"{keys.MAPS}/*")]
+    if criteria.extractor is not None and not any(key.startswith(criteria.extractor) for key in extractors):
+        known = ", ".join(extractors) or "none"
+        raise StoreError(f"{store.path} has no extractor {criteria.extractor!r}: it has {known}.")
+    found = []
+    for path in store.array_paths():
+        if not path.startswith(f"{keys.MAPS}/"):
+            continue
+        _, key, layer, timestep = path.split("/")
+        prompt = store.attributes(f"{keys.MAPS}/{key}").get("prompt")
+        texts = prompt if isinstance(prompt, Mapping) else {}
+        if (
+            criteria.prompt in (None, texts.get("template"))
+            and key.startswith(criteria.extractor or "")
+            and (criteria.layers is None or keys.number_of(layer) in criteria.layers)
+            and (criteria.timesteps is None or keys.number_of(timestep) in criteria.timesteps)
+        ):
+            what = str(texts.get("template", texts.get("kind", "unknown prompt")))
+            found.append(_measured(store.path, path, what))
+    return _old_enough(found, criteria.older_than)
+
+
+def choose_noisy(store: Store, timesteps: Sequence[int] | None, older_than: timedelta | None) -> list[Prunable]:
+    """The noisy latents at some timesteps and of some age, see `MapCriteria`; all where nothing is said."""
+    found = [
+        _measured(store.path, path, "")
+        for path in store.array_paths()
+        if path.startswith(f"{keys.NOISY}/") and (timesteps is None or keys.number_of(path) in timesteps)
+    ]
+    return _old_enough(found, older_than)
+
+
+def prune(store: Store, chosen: Sequence[Prunable]) -> None:
+    """Remove them, and the groups that hold nothing any more. An array is gone at once or not at all. Not to be done
+    while another process makes the same maps."""
+    with exclusive(store.path):
+        for array in chosen:
+            remove_folder(store.path, array.path)
+        for below in ("*/*", "*"):
+            for group in folders(store.path, f"{keys.MAPS}/{below}"):
+                if not folders(store.path, f"{group}/*"):
+                    remove_folder(store.path, group)
+        sweep_removed(store.path)
+
+
+def parse_age(text: str) -> timedelta:
+    """`30d`, `12h` or `2w`. Raises `InputError` for anything else."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
+    if matched is None:
+        raise InputError(f"--older-than takes an age like 12h, 30d or 2w, not {text!r}.")
+    hours = {"h": 1, "d": 24, "w": 7 * 24}[matched.group(2)]
+    try:
+        return timedelta(hours=float(matched.group(1)) * hours)
+    except OverflowError:
+        raise InputError(f"--older-than {text} is longer ago than there have been files.") from None
+
+
+def _measured(store: keys.StoreLocation, path: str, what: str) -> Prunable:
+    files = objects(store, path)
+    newest = max((file.modified for file in files if not file.path.endswith(f"/{keys.METADATA}")), default=0.0)
+    return Prunable(path, sum(file.bytes for file in files), len(files), newest, what)
+
+
+def _old_enough(arrays: Sequence[Prunable], age: timedelta | None) -> list[Prunable]:
+    return [array for array in arrays if age is None or time.time() - array.newest > age.total_seconds()]
+
+
+REMOVED = ".removed-"
+"""Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
+
+
+def remove_folder(store: keys.StoreLocation, path: str) -> None:
+    """Remove an array or a group. On a disk it is gone at once; rows of a removal that was killed are never seen again,
+    as they might have gone stale meanwhile. On object storage rows go first and metadata last: what a killed removal
+    leaves is an array that lacks rows."""
+    if not isinstance(store, Path):
+        bucket = open_bucket(store)
+        found = [one.path for one in bucket.objects(path)]
+        metadata = [key for key in found if key.endswith(f"/{keys.METADATA}")]
+        bucket.delete([key for key in found if key not in metadata])
+        bucket.delete(sorted(metadata, key=len, reverse=True))
+        return
+    gone = store / f"{REMOVED}{uuid.uuid4().hex}"
+    with suppress(FileNotFoundError):  # another process was first
+        (store / path).rename(gone)
+        shutil.rmtree(gone)
+
+
+def sweep_removed(store: keys.StoreLocation) -> None:
+    """Finish removals that were killed. The caller holds the store's lock."""
+    for folder in store.glob(f"{REMOVED}*") if isinstance(store, Path) else ():
+        shutil.rmtree(folder, ignore_errors=True)
