@@ -1,6 +1,6 @@
 """`dualsd grid`: which layer, which timestep, which two together, with which weights."""
 
-from cli.options import CsvOption, JsonOption, command_of, taking
+from cli.options import CsvOption, JsonOption, taking
 from featstore.config import GridConfig
 
 EXAMPLES = (
@@ -21,13 +21,12 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     from cli.output import check_writable, say, write_csv, write_json
     from cli.progress import TerminalProgress
     from cli.reports.grid import check_folder, draw, report_grid
-    from cli.reports.grid_tables import print_scores, print_winners, to_json
+    from cli.reports.grid_tables import RankedGrid, print_scores, print_winners, to_json
     from featstore.config import to_json as config_to_json
     from featstore.pair_list import spell_list
     from featstore.pipeline.distributed import launched
     from featstore.pipeline.run_grid import grid as run
     from matcher.grid import CSV_HEADER, to_rows
-    from matcher.pck import Average
 
     check_writable(json, csv)
     check_folder(config.out)
@@ -35,18 +34,17 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
         done = run(config, progress)
     if launched().rank > 0:
         return
-    scores, average = done.scores, Average(config.average)
+    scores, ranked = done.scores, RankedGrid(done)
     say(f"PCK over {done.dataset} {done.split}, {spell_list(done.split, scores.pairs)}")
-    print_scores(scores, average)
-    again = command_of(done.evaluation, "eval", always=("store",))
-    print_winners(scores, average, again, done.chose_nothing, done.features)
-    write_json(json, to_json(done))
+    print_scores(ranked)
+    print_winners(ranked)
+    write_json(json, to_json(ranked))
     write_csv(csv, CSV_HEADER, to_rows(scores))
-    draw(scores, average, config.out)
+    draw(ranked, config.out)
     root = None if config.root is None else str(config.root.resolve())
     about = {"store": done.store, "root": root, "theta": done.theta, "config": config_to_json(done.config)}
     origin = describe_origin(created=now(), **about)
-    say(f"report: {report_grid(config.out, done, again, origin)}, with table.md and table.tex beside it")
+    say(f"report: {report_grid(ranked, config.out, origin)}, with table.md and table.tex beside it")
     done.forget()
 
 

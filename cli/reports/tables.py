@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.output import print_table
 from featstore.files import AGAIN, write_whole, writing
 from featstore.plain_text import printable
 
@@ -22,6 +23,11 @@ class Block:
     def width(self) -> int:
         """Columns of a terminal that it takes."""
         return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
+
+
+def print_block(block: Block) -> None:
+    """On stdout."""
+    print_table(block.title, block.header, block.rows, block.left_columns)
 
 
 def write_tables(

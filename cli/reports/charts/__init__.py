@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from cli.reports.page import Section, Table, drawn
+from cli.reports.page import Part, Table, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,14 +33,10 @@ class Chart:
     tables: Sequence[Table] = ()
 
 
-def chart_sections(charts: Mapping[str, Callable[[Result], Chart | None]], result: Result) -> list[Section]:
-    """Those that have something to show. charts: by the titles of their sections."""
-    found = {title: draw(result) for title, draw in charts.items()}
-    return [
-        Section(title, [drawn(chart.figure, chart.alt, chart.caption), *chart.tables])
-        for title, chart in found.items()
-        if chart is not None
-    ]
+def chart_sections(charts: Mapping[str, Callable[[Result], Chart | None]], result: Result) -> dict[str, list[Part]]:
+    """Those that have something to show, as sections of a page. charts: by the titles of their sections."""
+    found = ((title, draw(result)) for title, draw in charts.items())
+    return {title: [drawn(one.figure, one.alt, one.caption), *one.tables] for title, one in found if one is not None}
 
 
 def canvas(height: float, rows: int = 1) -> "tuple[Figure, list[Axes]]":

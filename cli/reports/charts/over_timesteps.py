@@ -76,7 +76,7 @@ def _accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
 def _line(view: GridView, own: Sequence[int], alpha: float) -> Line:
     """own: a layer's configurations."""
     steps = {index: timesteps_of(view.scores.configurations[index])[0] for index in own}
-    intervals = {index: view.scores.interval(index, view.readout, alpha, view.average) for index in own}
+    intervals = {index: view.scores.interval(index, view.readout, alpha, view.grid.average) for index in own}
     rows = [(steps[index], 100 * one.mean, 100 * one.low, 100 * one.high) for index, one in intervals.items()]
     return np.array(sorted(rows))
 
