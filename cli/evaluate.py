@@ -27,7 +27,6 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     from cli.command_line import typed_command
     from cli.output import check_writable, print_evaluation, say
     from cli.progress import TerminalProgress
-    from cli.reports.evaluation import report_evaluation
     from featstore.config import to_json
     from featstore.pipeline.distributed import launched
     from featstore.pipeline.results import check_place, kept_evaluation
@@ -50,6 +49,8 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
         "root": None if done.root is None else str(done.root.resolve()),
         "config": to_json(done.config),
     }
+    from cli.reports.evaluation import report_evaluation
+
     with kept_evaluation(done.result, config.out, about) as kept:
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
         page = report_evaluation(kept)

@@ -20,8 +20,7 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     from cli.command_line import describe_origin, now
     from cli.output import check_writable, say, write_csv, write_json
     from cli.progress import TerminalProgress
-    from cli.reports.grid import check_folder, draw, report_grid
-    from cli.reports.grid_tables import RankedGrid, print_scores, print_winners, to_json
+    from cli.reports.tables import check_folder
     from featstore.config import to_json as config_to_json
     from featstore.pair_list import spell_list
     from featstore.pipeline.distributed import launched
@@ -34,7 +33,10 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
         done = run(config, progress)
     if launched().rank > 0:
         return
-    scores, ranked = done.scores, RankedGrid(done)
+    from cli.reports.grid import draw, report_grid
+    from cli.reports.grid_tables import RankedGrid, print_scores, print_winners, to_json
+
+    scores, ranked = done.scores, RankedGrid.of(done)
     say(f"PCK over {done.dataset} {done.split}, {spell_list(done.split, scores.pairs)}")
     print_scores(ranked)
     print_winners(ranked)

@@ -4,9 +4,12 @@ correspondences: two pictures side by side, lines between them."""
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,11 +27,6 @@ from matcher.errors import InputError
 from matcher.pairs import Frame
 from matcher.pck import RULE, Average, MatchedPair, RankedPair, best_and_worst, paper_rows
 from matcher.registry import frame_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.patheffects import AbstractPathEffect
 
 CHARTS: Mapping[str, Callable[[Scored], Chart | None]] = {
     "PCK over alpha": over_alpha.draw,
@@ -106,7 +104,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
                 *([FRAMES] if len(set(frames.values())) > 1 else []),
                 *page.demo_note(features.get("model")),
             ],
-            "Over all pairs": [page.Table(block) for block in overall],
+            "Over all pairs": overall,
             **chart_sections(CHARTS, scored),
             "Best and worst pairs": best_and_worst_parts(scored, root),
             "Go on from here": [
@@ -187,7 +185,7 @@ def best_and_worst_parts(scored: Scored, root: Path | None) -> list[page.Part]:
             for one, match in own
         )
         block = Block("Best and worst pairs", ("", "category", "source", "target", f"PCK@{alpha:g}"), rows, 4)
-        return [rule, f"Their pictures cannot be shown: {error}", page.Table(block)]
+        return [rule, f"Their pictures cannot be shown: {error}", block]
     galleries = [
         page.Gallery(title, [_picture(scored, one, match, pictures) for one, match in own])
         for title, own in lists.items()
@@ -230,10 +228,8 @@ def _picture(
 
 
 def pair_figure(
-    pictures: tuple[Image.Image, Image.Image],
-    points: tuple[Places, Places, Places],
-    right: NDArray[np.bool_],
-) -> "Figure":
+    pictures: tuple[Image.Image, Image.Image], points: tuple[Places, Places, Places], right: NDArray[np.bool_]
+) -> Figure:
     """Two pictures and what was matched.
 
     Args:
@@ -241,8 +237,6 @@ def pair_figure(
         points: Those of the source, what was predicted, and the truth, (n, 2) each, in pixels of their picture.
         right: Which predictions are, (n,).
     """
-    from matplotlib.figure import Figure
-
     scales = [min(_HEIGHT / picture.height, _WIDEST / picture.width) for picture in pictures]
     lefts = [0.0, pictures[0].width * scales[0] + _GAP]
     width = lefts[1] + pictures[1].width * scales[1]
@@ -264,12 +258,12 @@ def pair_figure(
     return figure
 
 
-def _mark_right(axes: "Axes", starts: Places, ends: Places) -> None:
+def _mark_right(axes: Axes, starts: Places, ends: Places) -> None:
     _lines(axes, starts, ends, color=_RIGHT, lw=1.3 * _POINTS, path_effects=_edge(2.6, 0.6))
     axes.plot(*np.concatenate([starts, ends]).T, "o", **_DOT, mfc=_RIGHT)
 
 
-def _mark_wrong(axes: "Axes", starts: Places, ends: Places, truths: Places) -> None:
+def _mark_wrong(axes: Axes, starts: Places, ends: Places, truths: Places) -> None:
     dashes = (0, (5 / 1.2, 4 / 1.2))
     _lines(axes, starts, ends, color=_WRONG, lw=1.2 * _POINTS, ls=dashes, path_effects=_edge(2.4, 0.3))
     _lines(axes, ends, truths, color="white", lw=_POINTS, path_effects=_edge(2.4, 0.5, "black"))
@@ -279,12 +273,10 @@ def _mark_wrong(axes: "Axes", starts: Places, ends: Places, truths: Places) -> N
     axes.plot(*ends.T, "x", ms=7.2 * _POINTS, mew=2.2 * _POINTS, mec=_WRONG, path_effects=_edge(4.2))
 
 
-def _lines(axes: "Axes", starts: Places, ends: Places, **how: Any) -> None:
+def _lines(axes: Axes, starts: Places, ends: Places, **how: Any) -> None:
     axes.plot(*np.stack([starts, ends], axis=1).T, **how)  # x and y: (2, n) each
 
 
-def _edge(width: float, alpha: float = 1.0, colour: str = "white") -> "list[AbstractPathEffect]":
+def _edge(width: float, alpha: float = 1.0, colour: str = "white") -> list[AbstractPathEffect]:
     """What makes a mark seen on any picture."""
-    from matplotlib.patheffects import withStroke
-
     return [withStroke(linewidth=width * _POINTS, foreground=colour, alpha=alpha)]

@@ -1,7 +1,7 @@
 """`report.html`, tables and pictures of a grid."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,6 @@ from matcher.registry import frame_of
 
 CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
 """By the beginnings of their files' names."""
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `InputError`, before any work is done, where the pictures' folder cannot be made."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"The folder {folder} for the pictures cannot be made in {there}: name another with --out.")
 
 
 def draw(grid: RankedGrid, folder: Path) -> None:
@@ -102,9 +95,9 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
                 *([page.Command(caution(scores, run.chose_nothing), eval_command(grid))] if several else []),
                 *page.demo_note(run.features.get("model")),
             ],
-            "The best": [page.Table(chosen)],
+            "The best": [chosen],
             "Pictures": list(_pictures(grid)),
-            "All scores": [page.Table(block, folded=index > 1) for index, block in enumerate(tables)],
+            "All scores": [replace(block, folded=index > 1) for index, block in enumerate(tables)],
         },
     )
     return page.write_report(report, folder)

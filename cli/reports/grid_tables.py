@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,36 +36,32 @@ WIDEST = 12
 LISTED = 10
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class RankedGrid:
-    """A grid's run, its settings in order, and the best configuration per readout and alpha."""
+    """A grid with its best configurations.
+
+    Args:
+        run: What was measured.
+        scores: Of all configurations.
+        average: That of tables and pictures, by which configurations are ranked.
+        alpha: That of what can show only one.
+        settings: Those that occur, in order.
+        winners: The best configuration per readout and alpha.
+    """
 
     run: GridRun
+    scores: GridScores
+    average: Average
+    alpha: float
+    settings: tuple[MatchSettings, ...]
+    winners: tuple[Winner, ...]
 
-    @property
-    def scores(self) -> GridScores:
-        """Of all configurations."""
-        return self.run.scores
-
-    @property
-    def average(self) -> Average:
-        """That of tables and pictures, by which configurations are ranked."""
-        return Average(self.run.config.average)
-
-    @cached_property
-    def settings(self) -> list[MatchSettings]:
-        """The settings that occur, in order."""
-        return list(dict.fromkeys(entry.settings for entry in self.scores.configurations))
-
-    @cached_property
-    def winners(self) -> tuple[Winner, ...]:
-        """One per readout and alpha."""
-        return winners(self.scores, self.average)
-
-    @property
-    def alpha(self) -> float:
-        """That of what can show only one."""
-        return shown_alpha(self.scores.alphas)
+    @classmethod
+    def of(cls, run: GridRun) -> Self:
+        """Rank the configurations of a grid."""
+        scores, average = run.scores, Average(run.config.average)
+        settings = tuple(dict.fromkeys(entry.settings for entry in scores.configurations))
+        return cls(run, scores, average, shown_alpha(scores.alphas), settings, winners(scores, average))
 
     @property
     def winner(self) -> Winner:
@@ -102,11 +97,6 @@ class GridView:
     percents: NDArray[np.float64]
 
     @property
-    def scores(self) -> GridScores:
-        """Of the grid."""
-        return self.grid.scores
-
-    @property
     def alone(self) -> dict[str, list[int]]:
         """The configurations of one layer, by the layer's name, in the order of the grid."""
         found: dict[str, list[int]] = {}
@@ -122,22 +112,22 @@ class GridView:
 
     @property
     def _members(self) -> Iterator[tuple[int, tuple[LayerSpec, ...]]]:
-        entries = enumerate(self.scores.configurations)
+        entries = enumerate(self.grid.scores.configurations)
         return ((index, entry.layers) for index, entry in entries if entry.settings == self.settings)
 
     def percent(self, alpha: float) -> NDArray[np.float64]:
         """At one alpha, (configurations,)."""
-        return np.asarray(self.percents[:, self.scores.alphas.index(alpha)])
+        return np.asarray(self.percents[:, self.grid.scores.alphas.index(alpha)])
 
     @property
     def best_fused(self) -> Configuration:
         """The best of several layers; there must be one."""
         values = self.percent(self.grid.alpha)
-        return self.scores.configurations[max(self.fused, key=lambda index: values[index])]
+        return self.grid.scores.configurations[max(self.fused, key=lambda index: values[index])]
 
     def over_timesteps(self, alpha: float) -> TimestepMap:
         """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
-        return timestep_map(self.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
+        return timestep_map(self.grid.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
 
 
 def weighted(configuration: Configuration) -> str:
@@ -161,7 +151,7 @@ def score_blocks(grid: RankedGrid) -> Iterator[Block]:
 
 def _alone(view: GridView) -> Block:
     """A row a timestep, a column a layer and alpha, the best of each column marked."""
-    scores, alone = view.scores, view.alone
+    scores, alone = view.grid.scores, view.alone
     steps = {layer: [_step(scores.configurations[index]) for index in own] for layer, own in alone.items()}
     columns = {
         f"layer {layer} @{alpha:g}": dict(zip(steps[layer], _marked(view.percent(alpha)[own]), strict=True))
@@ -181,7 +171,7 @@ def _step(configuration: Configuration) -> str:
 
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
-    scores, alpha, best = view.scores, view.grid.alpha, view.best_fused
+    scores, alpha, best = view.grid.scores, view.grid.alpha, view.best_fused
     grid = view.over_timesteps(alpha) if len(best.layers) == 2 and has_timesteps(best) else None
     if grid is None or len(grid.columns) > WIDEST:
         values = view.percent(alpha)

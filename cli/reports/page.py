@@ -5,13 +5,15 @@ import base64
 import io
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from cli.reports.tables import Block
 from featstore.files import AGAIN, write_whole
@@ -19,9 +21,6 @@ from featstore.pair_list import list_hash
 from featstore.store.schema import creator_version
 from matcher.configuration import MatchSettings
 from matcher.pairs import Pairs
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,16 +47,6 @@ class Notes:
 
     template: ClassVar[str] = "notes.html.jinja"
     texts: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table. marked: (row, column) of the cells that stand out. folded: whether it is shown when asked for."""
-
-    template: ClassVar[str] = "table.html.jinja"
-    block: Block
-    marked: Collection[tuple[int, int]] = ()
-    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +79,7 @@ class Command:
     line: str
 
 
-Part = str | Notes | Table | Picture | Gallery | Command
+Part = str | Notes | Block | Picture | Gallery | Command
 """Of a section; a text is a paragraph."""
 
 
@@ -117,21 +106,19 @@ class Page:
     sections: Mapping[str, Sequence[Part]]
 
 
-def drawn(figure: "Figure", alt: str, caption: str) -> Picture:
+def drawn(figure: Figure, alt: str, caption: str) -> Picture:
     """A chart as SVG, whose texts stay text."""
-    from matplotlib import rc_context
-
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}):
         address = _address(figure, "svg", "image/svg+xml", metadata={"Date": None})
     return Picture(address, alt, caption, on_paper=figure.patch.get_visible())
 
 
-def photographed(figure: "Figure", alt: str, caption: str) -> Picture:
+def photographed(figure: Figure, alt: str, caption: str) -> Picture:
     """Photographs with marks on them, as pixels."""
     return Picture(_address(figure, "webp", "image/webp", pil_kwargs={"quality": 82}), alt, caption)
 
 
-def _address(figure: "Figure", form: str, kind: str, **options: Any) -> str:
+def _address(figure: Figure, form: str, kind: str, **options: Any) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format=form, **options)
     return f"data:{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -15,10 +15,18 @@ from cli.grid import grid
 from cli.options import command_of
 from cli.output import console, say, write_json
 from cli.progress import TerminalProgress
-from cli.reports.reproduction import report_reproduction
 from cli.reports.tables import print_block, write_tables
 from cli.reproduction.paper import DEMO, Plan, choose_rows, load_table, plan_table
-from cli.reproduction.tables import CellFigures, blocks, compare, missing, narrow_blocks, notes, stand_ins
+from cli.reproduction.tables import (
+    CellFigures,
+    blocks,
+    compare,
+    missing,
+    narrow_blocks,
+    notes,
+    report_reproduction,
+    stand_ins,
+)
 from cli.reproduction.work import prices_of, print_prices, work_left, work_of_grid
 from cli.reproduction.workplace import FIGURES, SEED, OpenCell, Survey, Workplace, noted, short_hash, survey
 from cli.train import train
