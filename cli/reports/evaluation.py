@@ -17,7 +17,7 @@ from cli.output import describe
 from cli.reports import page
 from cli.reports.charts import Chart, by_group, chart_sections, over_alpha
 from cli.reports.scores import Scored, category_block, overall_block, pck_headline
-from cli.reports.tables import Block, write_tables
+from cli.reports.tables import Block, in_words, write_tables
 from featstore.datasets.pictures import decode
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
@@ -82,7 +82,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     }
     report = page.Page(
         kind="Evaluation",
-        title=f"{page.in_words('Layer', [layer.layer for layer in scoring.layers])} on {where}",
+        title=f"{in_words('Layer', [layer.layer for layer in scoring.layers])} on {where}",
         created=page.when(run.description.get("created")),
         headline=_headline(scored),
         highlights={

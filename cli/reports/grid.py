@@ -10,7 +10,7 @@ from cli.reports import page
 from cli.reports.charts.over_timesteps import GridChart, accuracy, two_layers
 from cli.reports.grid_tables import GridView, RankedGrid, caution, eval_command, score_blocks, winners_block
 from cli.reports.scores import pck_headline, spelled
-from cli.reports.tables import write_tables
+from cli.reports.tables import in_words, write_tables
 from matcher.errors import InputError
 from matcher.grid import weights_of
 from matcher.registry import frame_of
@@ -64,7 +64,7 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
     weightings = page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
     report = page.Page(
         kind="Grid",
-        title=f"{page.in_words('Layer', layers)} on {title}, {len(scores.configurations)} configurations",
+        title=f"{in_words('Layer', layers)} on {title}, {len(scores.configurations)} configurations",
         created=page.when(origin.get("created")),
         headline=_headline(grid),
         highlights={

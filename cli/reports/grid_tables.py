@@ -14,18 +14,9 @@ from cli.reports.tables import Block, print_block
 from featstore.pair_list import describe_list
 from featstore.pipeline.results import common_frame
 from featstore.pipeline.run_grid import GridRun
+from matcher import grid as grids
 from matcher.configuration import Configuration, MatchSettings
-from matcher.grid import (
-    GridScores,
-    TimestepMap,
-    Winner,
-    describe,
-    has_timesteps,
-    timestep_map,
-    to_dictionaries,
-    weights_of,
-    winners,
-)
+from matcher.grid import GridScores, TimestepMap, Winner, weights_of
 from matcher.maps import LayerSpec
 from matcher.pck import Average
 from matcher.registry import frame_of
@@ -61,7 +52,7 @@ class RankedGrid:
         """Rank the configurations of a grid."""
         scores, average = run.scores, Average(run.config.average)
         settings = tuple(dict.fromkeys(entry.settings for entry in scores.configurations))
-        return cls(run, scores, average, shown_alpha(scores.alphas), settings, winners(scores, average))
+        return cls(run, scores, average, shown_alpha(scores.alphas), settings, grids.winners(scores, average))
 
     @property
     def winner(self) -> Winner:
@@ -127,7 +118,7 @@ class GridView:
 
     def over_timesteps(self, alpha: float) -> TimestepMap:
         """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
-        return timestep_map(self.grid.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
+        return grids.timestep_map(self.grid.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
 
 
 def weighted(configuration: Configuration) -> str:
@@ -172,7 +163,7 @@ def _step(configuration: Configuration) -> str:
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
     scores, alpha, best = view.grid.scores, view.grid.alpha, view.best_fused
-    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and has_timesteps(best) else None
+    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and grids.has_timesteps(best) else None
     if grid is None or len(grid.columns) > WIDEST:
         values = view.percent(alpha)
         ranked = sorted(view.fused, key=lambda index: -values[index])[:LISTED]
@@ -272,12 +263,12 @@ def to_json(grid: RankedGrid) -> dict[str, Any]:
             {
                 "readout": winner.readout,
                 "alpha": winner.alpha,
-                "best": {"name": grid.full_name(winner.best), **describe(scores.configurations[winner.best])},
+                "best": {"name": grid.full_name(winner.best), **grids.describe(scores.configurations[winner.best])},
                 "pck": asdict(winner.pck),
-                "second": None if winner.second is None else describe(scores.configurations[winner.second]),
+                "second": None if winner.second is None else grids.describe(scores.configurations[winner.second]),
                 "lead": None if winner.lead is None else asdict(winner.lead),
             }
             for winner in grid.winners
         ],
-        "cells": to_dictionaries(scores),
+        "cells": grids.to_dictionaries(scores),
     }

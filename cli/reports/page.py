@@ -272,12 +272,6 @@ def when(created: object) -> str:
     return f"{text[:16].replace('T', ' ')} UTC" if len(text) >= 16 else text
 
 
-def in_words(noun: str, names: Sequence[str]) -> str:
-    """`Layers 2, 3 and 4`."""
-    *before, last = names
-    return f"{noun}s {', '.join(before)} and {last}" if before else f"{noun} {last}"
-
-
 def unique(values: Iterable[str]) -> list[str]:
     """Each once, in order."""
     return list(dict.fromkeys(values))

@@ -32,6 +32,12 @@ class Block:
         return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
 
 
+def in_words(noun: str, names: Sequence[str]) -> str:
+    """`Layers 2, 3 and 4`."""
+    *before, last = names
+    return f"{noun}s {', '.join(before)} and {last}" if before else f"{noun} {last}"
+
+
 def check_folder(folder: Path) -> None:
     """Raise `InputError`, before any work is done, where the pictures' folder cannot be made."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

@@ -10,7 +10,7 @@ import numpy as np
 from cli.reports import page
 from cli.reports.charts import Chart, chart_sections, learning
 from cli.reports.charts.learning import Course
-from cli.reports.tables import write_tables
+from cli.reports.tables import in_words, write_tables
 from featstore.errors import TuningError
 from featstore.prompts.base import Mode
 from featstore.tuning.run_folder import RunFolder
@@ -62,7 +62,7 @@ def report_training(path: Path) -> Path:
     report = page.Page(
         kind="Training",
         title=f"{settings.mode.value.capitalize()} prompts for "
-        f"{page.in_words('layer', list(map(str, settings.layers)))}, learned on "
+        f"{in_words('layer', list(map(str, settings.layers)))}, learned on "
         f"{described.get('dataset', 'its dataset')}",
         created=page.when(described.get("created")),
         headline=_headline(course, settings),

@@ -16,17 +16,8 @@ from cli.options import command_of
 from cli.output import console, say, write_json
 from cli.progress import TerminalProgress
 from cli.reports.tables import print_block, write_tables
+from cli.reproduction import tables
 from cli.reproduction.paper import DEMO, Plan, choose_rows, load_table, plan_table
-from cli.reproduction.tables import (
-    CellFigures,
-    blocks,
-    compare,
-    missing,
-    narrow_blocks,
-    notes,
-    report_reproduction,
-    stand_ins,
-)
 from cli.reproduction.work import prices_of, print_prices, work_left, work_of_grid
 from cli.reproduction.workplace import FIGURES, SEED, OpenCell, Survey, Workplace, noted, short_hash, survey
 from cli.train import train
@@ -68,7 +59,7 @@ def plan_of(config: ReproduceConfig, recipes: Mapping[str, Recipe], roots: Mappi
     """
     table = load_table(config.what)
     plan = plan_table(table, choose_rows(table, config.rows, recipes), roots.keys(), config.on)
-    for sentence in (*stand_ins(plan), *missing(plan)):
+    for sentence in (*tables.stand_ins(plan), *tables.missing(plan)):
         say(sentence)
     if not plan.cells:
         raise InputError(
@@ -114,12 +105,12 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
         return
     outcome = run_left(place, found)
     scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
-    numbers = compare(plan, scored)
-    said = notes(plan, model, place.image_size, place.asked.train_steps, outcome.failures)
+    numbers = tables.compare(plan, scored)
+    said = tables.notes(plan, model, place.image_size, place.asked.train_steps, outcome.failures)
     say("")
-    parts = blocks(plan, numbers)
+    parts = tables.blocks(plan, numbers)
     fits = not table.by_category or all(block.width <= console().width for block in parts)
-    for block in parts if fits else narrow_blocks(plan, numbers):
+    for block in parts if fits else tables.narrow_blocks(plan, numbers):
         print_block(block)
     say(*(f"- {note}" for note in said))
     methods = {own.of.name: command_of(own.method, "train") for own in found.trainings.values()}
@@ -140,7 +131,7 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
     write_json(folder / f"{table.name}.json", content)
     write_json(file, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")
-    say(f"report: {report_reproduction(place.folder)}, with every table made in {place.folder}")
+    say(f"report: {tables.report_reproduction(place.folder)}, with every table made in {place.folder}")
     for name, sentence in outcome.failures.items():
         typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
     if outcome.failures:
@@ -173,7 +164,7 @@ def run_left(place: Workplace, found: Survey) -> Survey:
     return replace(found, figures=figures, failures=failures)
 
 
-def _score_cell(place: Workplace, opened: OpenCell) -> CellFigures:
+def _score_cell(place: Workplace, opened: OpenCell) -> tables.CellFigures:
     """Score a cell, whose store must be there, and keep its figures: PCK of its one readout with 95 % intervals. Raises
     what `dualsd eval` raises."""
     folder = opened.folder(place)

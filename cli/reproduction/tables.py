@@ -11,7 +11,7 @@ from typing import Any
 
 from cli.command_line import now
 from cli.reports import page
-from cli.reports.tables import Block
+from cli.reports.tables import Block, in_words
 from cli.reproduction.paper import ALL, DEMO, TABLES, Column, Plan, contradictions, title_of
 from matcher.statistics import Interval
 
@@ -259,7 +259,7 @@ def report_reproduction(folder: Path) -> Path:
         settings |= {title: _settings(content), f"{title}: origin and versions": page.origin_facts(content)}
     report = page.Page(
         kind="Reproduction",
-        title=f"{page.in_words('Table', [title.removeprefix('Table ') for title in tables])} of the report, run again",
+        title=f"{in_words('Table', [title.removeprefix('Table ') for title in tables])} of the report, run again",
         created=page.when(now()),
         headline=_headline(every),
         highlights={
