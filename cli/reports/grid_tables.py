@@ -11,9 +11,9 @@ from cli.options import command_of
 from cli.output import say
 from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block, print_block
-from featstore.pair_list import describe_list
+from featstore.pipeline.grid import GridRun
+from featstore.pipeline.pairs import describe_list
 from featstore.pipeline.results import common_frame
-from featstore.pipeline.run_grid import GridRun
 from matcher import grid as grids
 from matcher.configuration import Configuration, MatchSettings
 from matcher.grid import GridScores, TimestepMap, Winner, weights_of

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cli.reports.tables import Block
 from featstore.files import AGAIN, write_whole
-from featstore.pair_list import list_hash
+from featstore.pipeline.pairs import list_hash
 from featstore.store.schema import creator_version
 from matcher.configuration import MatchSettings
 from matcher.pairs import Pairs

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import typer
 
-from cli.command_line import describe_origin
 from cli.evaluate import evaluate
 from cli.grid import grid
 from cli.options import command_of
-from cli.output import console, say, write_json
+from cli.output import console, describe_origin, say, write_json
 from cli.progress import TerminalProgress
 from cli.reports.tables import print_block, write_tables
 from cli.reproduction import tables
@@ -23,9 +22,8 @@ from cli.reproduction.workplace import FIGURES, SEED, OpenCell, Survey, Workplac
 from cli.train import train
 from featstore.config import GridConfig, ReproduceConfig, to_json
 from featstore.files import write_whole
-from featstore.pipeline.evaluate import images_of
-from featstore.pipeline.results import is_finished
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.pairs import images_of
+from featstore.pipeline.results import EvaluationRun, is_finished
 from featstore.plain_text import printable
 from featstore.recipes import Recipe
 from featstore.sealed import seal

@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from cli.command_line import now
+from cli.output import now
 from cli.reports import page
 from cli.reports.tables import Block, in_words
 from cli.reproduction.paper import ALL, DEMO, TABLES, Column, Plan, contradictions, title_of

@@ -26,10 +26,16 @@ from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfi
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError, TuningError
-from featstore.pair_list import list_hash
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
-from featstore.pipeline.evaluate import choose_pairs, default_split, images_of, in_resized_frame, sizes_from_files
-from featstore.pipeline.grid import choose_some
+from featstore.pipeline.pairs import (
+    choose_pairs,
+    choose_some,
+    default_split,
+    images_of,
+    in_resized_frame,
+    list_hash,
+    sizes_from_files,
+)
 from featstore.progress import Progress, Silent
 from featstore.prompts.file import load_prompts
 from featstore.recipes import Recipe

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from cli.reports.grid_tables import RankedGrid, eval_command
 from featstore.config import EvalConfig, GridConfig
-from featstore.pipeline.run_grid import GridRun
+from featstore.pipeline.grid import GridRun
 from matcher.configuration import Configuration, MatchSettings
 from matcher.grid import GridScores
 from matcher.maps import LayerSpec
