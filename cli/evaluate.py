@@ -27,7 +27,6 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     Maps, noisy latents and latents that are not cached are made and kept, and so are the predictions: `dualsd score`
     and `dualsd compare` need no matching. With --features no store and no model is needed.
     """
-    from cli.reports.evaluation import report_evaluation
     from featstore.pipeline.evaluate import evaluate as run
     from featstore.pipeline.results import check_place, kept_evaluation
     from matcher.pck import Average
@@ -39,6 +38,8 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
         return
     average = Average(config.average)
     print_evaluation(done, average, json, csv)
+    from cli.reports.evaluation import report_evaluation
+
     with kept_evaluation(done, config.out, {"command": typed_command()}) as kept:
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
         page = report_evaluation(kept)

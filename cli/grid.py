@@ -1,6 +1,6 @@
 """`dualsd grid`: which layer, which timestep, which two together, with which weights."""
 
-from cli.options import CsvOption, JsonOption, command_of, taking
+from cli.options import CsvOption, JsonOption, taking
 from cli.output import describe_origin, now, say, write_csv, write_json
 from cli.progress import TerminalProgress
 from featstore.config import GridConfig
@@ -21,30 +21,30 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     Costs one UNet pass per image, noise draw and timestep, and one matrix product per map and target image; every
     further combination is a weighted sum. May be stopped at any time: the same command goes on.
     """
-    from cli.reports.grid import check_folder, draw, report_grid
-    from cli.reports.grid_tables import print_scores, print_winners, to_json
+    from cli.reports.tables import check_folder
     from featstore.pipeline.grid import grid as run
     from featstore.pipeline.pairs import spell_list
     from matcher.grid import CSV_HEADER, to_rows
-    from matcher.pck import Average
 
     check_folder(config.out)
     with TerminalProgress() as progress:
         done = run(config, progress)
     if launched().rank > 0:
         return
-    scores, average = done.scores, Average(config.average)
+    from cli.reports.grid import draw, report_grid
+    from cli.reports.grid_tables import RankedGrid, print_scores, print_winners, to_json
+
+    scores, ranked = done.scores, RankedGrid.of(done)
     say(f"PCK over {done.dataset} {done.split}, {spell_list(done.split, scores.pairs)}")
-    print_scores(scores, average)
-    again = command_of(done.evaluation, "eval", always=("store",))
-    print_winners(scores, average, again, done.chose_nothing, done.features)
-    write_json(json, to_json(done))
+    print_scores(ranked)
+    print_winners(ranked)
+    write_json(json, to_json(ranked))
     write_csv(csv, CSV_HEADER, to_rows(scores))
-    draw(scores, average, config.out)
+    draw(ranked, config.out)
     root = None if config.root is None else str(config.root.resolve())
     about = {"store": done.store, "root": root, "theta": done.theta, "config": config_to_json(done.config)}
     origin = describe_origin(created=now(), **about)
-    say(f"report: {report_grid(config.out, done, again, origin)}, with table.md and table.tex beside it")
+    say(f"report: {report_grid(ranked, config.out, origin)}, with table.md and table.tex beside it")
     done.forget()
 
 

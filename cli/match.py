@@ -41,7 +41,6 @@ def match(
     import numpy as np
 
     from featstore.pipeline.run_match import match_photographs
-    from matcher.plot import draw_heatmaps, draw_matches
 
     check_writable(out)
     with TerminalProgress() as progress:
@@ -63,6 +62,8 @@ def match(
     write_json(json, done.to_json())
     if out is None:
         return
+    from matcher.plot import draw_heatmaps, draw_matches
+
     first, second = (np.asarray(photo.picture) for photo in done.photos)
     _drawn(out, lambda: draw_matches(out, first, second, points, matched, names))
     if heatmap:

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cli.options import command_of
+from cli.output import print_table, say
+from featstore.recipes import FOLDER, SOURCES, Recipe, load_recipes
 from matcher.errors import InputError
-
-if TYPE_CHECKING:
-    from featstore.recipes import Recipe
 
 EXAMPLES = "Examples:\n\ndualsd recipes\n\ndualsd recipes dual-single"
 
@@ -18,8 +18,6 @@ def show_recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Every value of this recipe.")] = None,
 ) -> None:
     """List the recipes; with a NAME every value, where it comes from, and the commands that run it."""
-    from featstore.recipes import load_recipes
-
     recipes = load_recipes()
     if name is None:
         _print_list(recipes)
@@ -29,9 +27,7 @@ def show_recipes(
         raise InputError(f"There is no recipe {name!r}: choose from {', '.join(recipes)}.")
 
 
-def _print_list(recipes: "dict[str, Recipe]") -> None:
-    from cli.output import print_table, say
-
+def _print_list(recipes: dict[str, Recipe]) -> None:
     rows = [
         [
             recipe.name,
@@ -50,10 +46,7 @@ def _print_list(recipes: "dict[str, Recipe]") -> None:
     say("`dualsd recipes NAME` shows every value and where it comes from; `dualsd reproduce table5` runs them.")
 
 
-def _print_recipe(recipe: "Recipe") -> None:
-    from cli.output import print_table, say
-    from featstore.recipes import FOLDER, SOURCES
-
+def _print_recipe(recipe: Recipe) -> None:
     rows = [
         [section, name.replace("_", " "), _spell(stated.value), SOURCES[stated.source]]
         for (section, name), stated in recipe.stated.items()
@@ -65,10 +58,8 @@ def _print_recipe(recipe: "Recipe") -> None:
     say("As commands, on a store of SPair-71k and SD 2-1:", *(f"  {command}" for command in commands(recipe)))
 
 
-def commands(recipe: "Recipe") -> list[str]:
+def commands(recipe: Recipe) -> list[str]:
     """What runs a recipe on a store `spair.zarr`, made by the first command."""
-    from cli.options import command_of
-
     store, prompts = "spair.zarr", None
     build = replace(recipe.build, dataset="spair", root=Path("SPair-71k"), store=store)
     found = [command_of(build, "cache", "build")]

@@ -94,6 +94,16 @@ class _Page:
     epochs: dict[str, Any] | None = None
 
 
+KINDS = {
+    "build": BuildConfig,
+    "eval": EvalConfig,
+    "train": TrainConfig,
+    "epochs": dict[str, Annotated[int, Field(ge=1, strict=True)]],
+    "defaults": Defaults,
+}
+"""What the sections of a recipe's file are read as."""
+
+
 def load_recipes() -> dict[str, Recipe]:
     """All by name, sorted."""
     files = sorted(FOLDER.glob("*.toml"), key=lambda file: file.stem)
@@ -116,23 +126,17 @@ def parse_recipe(text: str, name: str) -> Recipe:
         raise InputError(f"{whole} needs [train] and [epochs], or neither.")
     stated: dict[tuple[str, str], Stated] = {}
 
-    def section(kind: type[Config], name: str, entries: Mapping[str, Any]) -> Config:
-        where = f"{whole}, [{name}]"
+    def section(kind: type[Any], part: str, entries: Mapping[str, Any]) -> Any:
+        where = f"{whole}, [{part}]"
         for key, entry in entries.items():
             sourced = entry if isinstance(entry, dict) else {"value": entry}
-            stated[name, key] = _read(Stated, sourced, f"{where} {key}")
-        return _read(kind, {key: stated[name, key].value for key in entries}, where)
+            stated[part, key] = _read(Stated, sourced, f"{where} {key}")
+        return _read(kind, {key: stated[part, key].value for key in entries}, where)
 
+    given = {part: getattr(page, part) for part in KINDS if getattr(page, part) is not None}
+    read: dict[str, Any] = {part: section(KINDS[part], part, entries) for part, entries in given.items()}
     return Recipe(
-        name=name,
-        title=page.title,
-        notes=page.notes,
-        build=section(BuildConfig, "build", page.build),
-        eval=section(EvalConfig, "eval", page.eval),
-        train=None if page.train is None else section(TrainConfig, "train", page.train),
-        epochs=section(dict[str, Annotated[int, Field(ge=1, strict=True)]], "epochs", page.epochs or {}),
-        defaults=section(Defaults, "defaults", page.defaults),
-        stated=stated,
+        name=name, title=page.title, notes=page.notes, stated=stated, **({"train": None, "epochs": {}} | read)
     )
 
 

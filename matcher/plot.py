@@ -1,16 +1,15 @@
-"""Pictures of matches. The only place that imports matplotlib, and only when a picture is drawn."""
-
-from __future__ import annotations
+"""Pictures of matches. The only place here that imports matplotlib: import it only where a picture is drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+Colour = tuple[float, float, float, float]
 Picture = NDArray[np.uint8]
 """An image, (h, w, 3), as shown (the original aspect ratio)."""
 
@@ -25,24 +24,17 @@ def draw_matches(
 ) -> None:
     """Two images side by side, numbered points in matching colours, a line a pair; points (n, 2) in pixels of the
     images given. Writes `file` in the format that its ending names."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import ConnectionPatch
-
     ratios = [source.shape[1] / source.shape[0], target.shape[1] / target.shape[0]]
     figure = Figure(figsize=(4.4 * sum(ratios) + 0.2, 4.7), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=ratios)
     for axes, picture, name in zip((left, right), (source, target), names, strict=True):
         _show(axes, picture, name)
-    for index, (start, end, colour) in enumerate(
-        zip(source_points, target_points, _colours(len(source_points)), strict=True), start=1
-    ):
+    line = {"coordsA": "data", "coordsB": "data", "axesA": left, "axesB": right, "alpha": 0.45, "lw": 1}
+    for index, colour in enumerate(_colours(len(source_points))):
+        start, end = source_points[index], target_points[index]
         _mark(left, start, index, colour)
         _mark(right, end, index, colour)
-        figure.add_artist(
-            ConnectionPatch(
-                tuple(start), tuple(end), "data", "data", axesA=left, axesB=right, color=colour, alpha=0.45, lw=1
-            )
-        )
+        figure.add_artist(ConnectionPatch(tuple(start), tuple(end), color=colour, **line))
     figure.savefig(file)
 
 
@@ -56,10 +48,7 @@ def draw_heatmaps(
 ) -> None:
     """A row a point: the source with the point, and the target under the point's correlation (n, h, w), whose scale
     is shown beside it. Points (n, 2) in pixels of the images given."""
-    from matplotlib.figure import Figure
-
-    rows = len(source_points)
-    height = 3.2
+    rows, height = len(source_points), 3.2
     ratios = [source.shape[1] / source.shape[0], target.shape[1] / target.shape[0]]
     figure = Figure(figsize=(height * sum(ratios) + 1, (height + 0.3) * rows), dpi=110, layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False, width_ratios=ratios)
@@ -67,11 +56,11 @@ def draw_heatmaps(
     for index, colour in enumerate(_colours(rows)):
         left, right = grid[index]
         _show(left, source, f"point {index + 1}")
-        _mark(left, source_points[index], index + 1, colour)
+        _mark(left, source_points[index], index, colour)
         grey = np.repeat(target.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)  # colours are the scale's
         _show(right, grey, "correlation over the target")
         layer = right.imshow(correlations[index], extent=extent, alpha=0.6, cmap="inferno", interpolation="bilinear")
-        _mark(right, target_points[index], index + 1, colour)
+        _mark(right, target_points[index], index, colour)
         figure.colorbar(layer, ax=right, label="cosine", shrink=0.85)
     figure.savefig(file)
 
@@ -82,16 +71,15 @@ def _show(axes: Axes, picture: Picture, title: str) -> None:
     axes.set_axis_off()
 
 
-def _mark(axes: Axes, point: NDArray[np.float32], number: int, colour: tuple[float, float, float, float]) -> None:
+def _mark(axes: Axes, point: NDArray[np.float32], index: int, colour: Colour) -> None:
+    """The point's number, from 1, on a disc."""
     x, y = float(point[0]), float(point[1])
     axes.plot(x, y, "o", ms=9, mfc=colour, mec="white", mew=1.2)
     # Luminance decides between black and white figures, so that numbers stay readable on every colour.
     luminance = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
-    axes.text(x, y, str(number), ha="center", va="center", fontsize=6, color="black" if luminance > 0.5 else "white")
+    axes.text(x, y, str(index + 1), ha="center", va="center", fontsize=6, color="black" if luminance > 0.5 else "white")
 
 
-def _colours(count: int) -> list[tuple[float, float, float, float]]:
-    from matplotlib import colormaps
-
+def _colours(count: int) -> list[Colour]:
     palette = colormaps["turbo"]
     return [palette(0.08 + 0.84 * index / max(count - 1, 1)) for index in range(count)]

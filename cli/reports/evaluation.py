@@ -1,17 +1,32 @@
-"""`report.html` and tables of an evaluation, from its run folder."""
+"""`report.html` and tables of an evaluation, from its run folder; the best and worst pairs are drawn with their
+correspondences: two pictures side by side, lines between them."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+from numpy.typing import NDArray
+from PIL import Image
 
 from cli.output import describe
-from cli.reports import facts, page
+from cli.reports import page
 from cli.reports.charts import Chart, by_group, chart_sections, over_alpha
-from cli.reports.pairs import best_and_worst_parts
-from cli.reports.scores import Scored, category_block, overall_block
-from cli.reports.tables import Block, write_tables
+from cli.reports.scores import Scored, category_block, overall_block, pck_headline
+from cli.reports.tables import Block, in_words, write_tables
+from featstore.datasets.pictures import decode
+from featstore.datasets.records import Dataset
+from featstore.datasets.registry import open_dataset
+from featstore.errors import DatasetError
 from featstore.pipeline.results import EvaluationRun
-from matcher.pck import Average, paper_rows
+from matcher.errors import InputError
+from matcher.pairs import Frame
+from matcher.pck import RULE, Average, MatchedPair, RankedPair, best_and_worst, paper_rows
+from matcher.registry import frame_of
 
 CHARTS: Mapping[str, Callable[[Scored], Chart | None]] = {
     "PCK over alpha": over_alpha.draw,
@@ -19,6 +34,18 @@ CHARTS: Mapping[str, Callable[[Scored], Chart | None]] = {
     "By difficulty": by_group.by_difficulty,
 }
 """By the titles of their sections."""
+
+
+READING = (
+    "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth: higher is better, "
+    "and a small alpha asks for more precision. A difference between two methods counts only where everything below "
+    "but the method is the same.",
+    "The image average takes each pair's PCK, then the mean over pairs; the point average takes all keypoints "
+    "together, so that pairs with many count more. Papers mix them.",
+    "Pairs share images, so they are no independent trials: the 95 % intervals resample images. Where two intervals "
+    "overlap, the methods may still differ: `dualsd compare` tests that pair by pair.",
+)
+FRAMES = "Readouts here are measured in different frames; their figures are not comparable across frames."
 
 
 def report_evaluation(path: Path, root: Path | None = None) -> Path:
@@ -37,63 +64,79 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
         InputError: Nothing can be written.
     """
     run = EvaluationRun.open(path)
-    scored = Scored.of(run)
+    scored, scoring, features, layers = Scored.of(run), run.scoring, run.features, _layers(run)
+    where, name = f"{run.dataset} {run.split}", shlex.quote(str(path))
     overall = [overall_block(scored, average) for average in scored.by_average]
     header, rows = paper_rows(run.scored().scores, run.average)
-    title = f"PCK in percent, {run.dataset} {run.split}, {run.average.value} average"
-    blocks = [
-        *overall,
-        category_block(scored, scored.readout),
-        Block(f"Every readout: {title}", tuple(header), tuple(map(tuple, rows)), left_columns=2),
-    ]
-    notes = [f"{describe(run.scoring, run.features)}.", "Intervals of 95 %, images resampled."]
+    title = f"PCK in percent, {where}, {run.average.value} average"
+    every = Block(f"Every readout: {title}", tuple(header), tuple(map(tuple, rows)), left_columns=2)
+    notes = [f"{describe(scoring, features)}.", "Intervals of 95 %, images resampled."]
+    blocks = [*overall, category_block(scored, scored.readout), every]
     write_tables(path, "table", title, blocks, notes, page.make_again(path))
+    frames = {readout: scoring.frame_of(readout).value for readout in scoring.readouts}
+    measured = {
+        "Average of the headline": run.average.value,
+        "Alphas": [f"{alpha:g}" for alpha in scoring.alphas],
+        "Theta": run.description.get("theta"),
+        "Frame of distances": [f"{readout}: {frame}" for readout, frame in frames.items()],
+    }
     report = page.Page(
         kind="Evaluation",
-        title=f"{facts.in_words('Layer', [layer.layer for layer in run.scoring.layers])} on {run.dataset} {run.split}",
-        created=facts.when(run.description.get("created")),
+        title=f"{in_words('Layer', [layer.layer for layer in scoring.layers])} on {where}",
+        created=page.when(run.description.get("created")),
         headline=_headline(scored),
-        highlights=_highlights(run),
-        settings=_settings(run),
-        sections=[
-            page.Section("How to read it", _reading(run)),
-            page.Section("Over all pairs", [page.Table(block) for block in overall]),
-            *chart_sections(CHARTS, scored),
-            page.Section("Best and worst pairs", best_and_worst_parts(scored, root)),
-            page.Section("Go on from here", _commands(path)),
-        ],
+        highlights={
+            "Dataset": page.list_line(run.dataset, run.split, run.matched.pairs),
+            "Layers": "; ".join(": ".join(fact) for fact in layers.items()),
+            **page.named_features(features, "model", "prompt", "ensemble", "dino", "features"),
+            "Geometry": scoring.settings.geometry.value,
+        },
+        settings={
+            "What was measured": page.list_facts(run.dataset, run.split, run.matched.pairs) | measured,
+            "Layers": layers,
+            "Matching": page.matching_facts([scoring.settings], scoring.readouts),
+            "Features": page.feature_facts(features),
+            "Origin and versions": page.origin_facts(run.description),
+        },
+        sections={
+            "How to read it": [
+                *READING,
+                *([FRAMES] if len(set(frames.values())) > 1 else []),
+                *page.demo_note(features.get("model")),
+            ],
+            "Over all pairs": overall,
+            **chart_sections(CHARTS, scored),
+            "Best and worst pairs": best_and_worst_parts(scored, root),
+            "Go on from here": [
+                page.Command(
+                    "Score the same matches at other thresholds, or in the original frame, without matching again:",
+                    f"dualsd score {name} --alphas 0.01..0.2:0.01 --frame original",
+                ),
+                page.Command(
+                    "Ask whether another evaluation of the same pairs is better:", f"dualsd compare {name} OTHER_RUN"
+                ),
+                page.Command("Make this page again:", page.report_command(path)),
+            ],
+        },
     )
     return page.write_report(report, path, page.make_again(path))
 
 
 def _headline(scored: Scored) -> page.Headline:
     pck, alpha, average = scored.intervals[scored.readout][scored.alpha].overall, scored.alpha, scored.average
-    mean = "averaged over pairs" if average is Average.IMAGE else "all in one heap"
+    mean = "averaged over pairs" if average is Average.IMAGE else "all points together"
     rule = scored.run.description.get("theta")
-    theta = "" if rule is None else f"; theta is the {rule}"
-    return page.Headline(
+    return pck_headline(
         f"PCK@{alpha:g}, {scored.readout}, {average.value} average",
-        f"{100 * pck.mean:.2f}",
-        "%",
-        f"95 % interval {100 * pck.low:.2f} to {100 * pck.high:.2f}",
-        f"{100 * pck.mean:.1f} % of the keypoints, {mean}, were found within {alpha:g} theta of where they lie{theta}. "
-        "The interval says how far the figure might move with other images of the same kind.",
+        pck,
+        f"{100 * pck.mean:.1f} % of the keypoints, {mean}, were found within {alpha:g} theta of where they lie"
+        f"{'' if rule is None else f'; theta is the {rule}'}. The interval says how far the figure might move with "
+        "other images of the same kind.",
     )
 
 
-def _highlights(run: EvaluationRun) -> page.Facts:
-    named = {"model": "Model", "prompt": "Prompt", "ensemble": "Ensemble", "dino": "DINOv2", "features": "Features"}
-    return {
-        "Dataset": facts.list_line(run.dataset, run.split, run.matched.pairs),
-        "Layers": "; ".join(": ".join(fact) for fact in _layers(run).items()),
-        **facts.named_features(run.features, named),
-        "Geometry": run.scoring.settings.geometry.value,
-    }
-
-
-def _layers(run: EvaluationRun) -> page.Facts:
-    layers = run.scoring.layers
-    found = {}
+def _layers(run: EvaluationRun) -> dict[str, str]:
+    layers, found = run.scoring.layers, {}
     for layer in layers:
         said = [] if layer.timestep is None else [f"t\u00a0=\u00a0{layer.timestep}"]
         said += [f"weight\u00a0{layer.weight:g}"] if len(layers) > 1 else []
@@ -101,48 +144,139 @@ def _layers(run: EvaluationRun) -> page.Facts:
     return found
 
 
-def _settings(run: EvaluationRun) -> list[page.FactGroup]:
-    scoring = run.scoring
-    measured = {
-        "Average of the headline": run.average.value,
-        "Alphas": [f"{alpha:g}" for alpha in scoring.alphas],
-        "Theta": run.description.get("theta"),
-        "Frame of distances": [f"{one}: {scoring.frame_of(one).value}" for one in scoring.readouts],
+Places = NDArray[np.floating[Any]]
+"""Points, (n, 2)."""
+
+PAIRS_SHOWN = 4
+"""Of the best, and of the worst."""
+_HEIGHT, _WIDEST, _GAP = 240.0, 330.0, 8.0
+"""Of a picture as shown, in CSS pixels."""
+_SHARPNESS = 2
+"""Pixels per CSS pixel."""
+_POINTS = 0.72
+"""Of a CSS pixel: a hundred of them are drawn on an inch."""
+_RIGHT, _WRONG = "#00b483", "#ff7a1a"
+_DOT: dict[str, Any] = {"ms": 7.2 * _POINTS, "mec": "white", "mew": 1.2 * _POINTS}
+
+LEGEND = (
+    "Circles joined by a solid green line are right; a cross at the end of a dashed orange line is a wrong match, and "
+    "a thin white line leads from it to the hollow circle where the keypoint really lies."
+)
+
+
+def best_and_worst_parts(scored: Scored, root: Path | None) -> list[page.Part]:
+    """The pairs at the alpha and readout of the headline: their pictures, or, where those are not found, why not, and
+    their names. root: the dataset's folder, where it was moved."""
+    run, alpha = scored.run, scored.alpha
+    ranked = best_and_worst(run.matched, scored.readout, alpha, run.scoring.pixels, PAIRS_SHOWN)
+    lists = {
+        title: [(one, run.matched[one.index]) for one in own]
+        for title, own in zip(("Best", "Worst"), ranked, strict=True)
     }
-    of_the_list = facts.list_facts(run.dataset, run.split, run.matched.pairs)
-    return [
-        page.FactGroup("What was measured", {**of_the_list, **facts.as_text(measured)}),
-        page.FactGroup("Layers", _layers(run)),
-        facts.matching_group([scoring.settings], scoring.readouts),
-        facts.feature_group(run.features),
-        facts.origin_group(run.description),
+    rule = f"At alpha = {alpha:g}, {scored.readout}. {RULE}"
+    kept = run.description.get("root")
+    try:
+        dataset = open_dataset(run.dataset, root or (None if kept is None else Path(kept)))
+        pictures = read_pictures(dataset, [match for own in lists.values() for _, match in own])
+    except InputError as error:
+        rows = tuple(
+            (title.lower(), match.pair.category, match.pair.source, match.pair.target, f"{100 * one.pck:.1f}")
+            for title, own in lists.items()
+            for one, match in own
+        )
+        block = Block("Best and worst pairs", ("", "category", "source", "target", f"PCK@{alpha:g}"), rows, 4)
+        return [rule, f"Their pictures cannot be shown: {error}", block]
+    galleries = [
+        page.Gallery(title, [_picture(scored, one, match, pictures) for one, match in own])
+        for title, own in lists.items()
+        if own
     ]
+    return [rule, LEGEND, *galleries]
 
 
-def _reading(run: EvaluationRun) -> list[page.Part]:
-    texts = [
-        "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth: higher is "
-        "better, and a small alpha asks for more precision. A difference between two methods counts only where "
-        "everything below but the method is the same.",
-        "The image average takes each pair's PCK, then the mean over pairs; the point average takes all keypoints in "
-        "one heap, so that pairs with many count more. Papers mix them.",
-        "Pairs share images, so they are no independent trials: the 95 % intervals resample images. Where two "
-        "intervals overlap, the methods may still differ: `dualsd compare` tests that pair by pair.",
-    ]
-    if len({run.scoring.frame_of(readout) for readout in run.scoring.readouts}) > 1:
-        texts.append("Readouts here are measured in different frames; their figures are not comparable across frames.")
-    if run.features.get("model") == "demo":
-        texts.append(facts.DEMO_NOTE)
-    return [page.Paragraph(text) for text in texts]
+def read_pictures(dataset: Dataset, pairs: Iterable[MatchedPair]) -> dict[str, Image.Image]:
+    """The pictures of some pairs, by image id. Raises `DatasetError` or `ImageError` where one is missing, cannot be
+    read, or is not of the size that it was matched in."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for match in pairs:
+        original = match.pair.in_original_frame()
+        sizes |= {match.pair.source: original.source_size, match.pair.target: original.target_size}
+    records = {image.id: image for image in dataset.images() if image.id in sizes}
+    found = {}
+    for name, size in sizes.items():
+        if name not in records:
+            raise DatasetError(f"{dataset.name} has no image {name!r}: it is not the dataset that was evaluated.")
+        found[name] = decode(records[name], dataset.read(records[name]))
+        if found[name].size != size:
+            raise DatasetError(f"The image {name} is {found[name].size} pixels now and was {size}: it was replaced.")
+    return found
 
 
-def _commands(path: Path) -> list[page.Part]:
-    name = shlex.quote(str(path))
-    return [
-        page.Command(
-            "Score the same matches at other thresholds, or in the original frame, without matching again:",
-            f"dualsd score {name} --alphas 0.01..0.2:0.01 --frame original",
-        ),
-        page.Command("Ask whether another evaluation of the same pairs is better:", f"dualsd compare {name} OTHER_RUN"),
-        page.Command("Make this page again:", page.report_command(path)),
-    ]
+def _picture(
+    scored: Scored, ranked: RankedPair, match: MatchedPair, pictures: Mapping[str, Image.Image]
+) -> page.Picture:
+    pair, original, right = match.pair, match.pair.in_original_frame(), ranked.right
+    predicted = match.predictions[scored.readout].astype(np.float64)
+    if frame_of(scored.readout) is Frame.RESIZED:
+        predicted *= np.asarray(original.target_size) / scored.run.scoring.settings.image_size
+    text = (
+        f"{pair.category}: {int(right.sum())} of {len(right)} keypoints right, mean distance {ranked.error:.2f} theta. "
+        f"{pair.source} to {pair.target}."
+    )
+    points = (original.source_points, np.clip(predicted, 0, original.target_size), original.target_points)
+    return page.photographed(pair_figure((pictures[pair.source], pictures[pair.target]), points, right), text, text)
+
+
+def pair_figure(
+    pictures: tuple[Image.Image, Image.Image], points: tuple[Places, Places, Places], right: NDArray[np.bool_]
+) -> Figure:
+    """Two pictures and what was matched.
+
+    Args:
+        pictures: Source and target.
+        points: Those of the source, what was predicted, and the truth, (n, 2) each, in pixels of their picture.
+        right: Which predictions are, (n,).
+    """
+    scales = [min(_HEIGHT / picture.height, _WIDEST / picture.width) for picture in pictures]
+    lefts = [0.0, pictures[0].width * scales[0] + _GAP]
+    width = lefts[1] + pictures[1].width * scales[1]
+    height = max(picture.height * scale for picture, scale in zip(pictures, scales, strict=True))
+    figure = Figure((width / 100, height / 100), dpi=100 * _SHARPNESS)
+    figure.patch.set_visible(False)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for picture, left, scale in zip(pictures, lefts, scales, strict=True):
+        small = picture.copy()
+        small.thumbnail((int(_WIDEST * _SHARPNESS), int(_HEIGHT * _SHARPNESS)), Image.Resampling.LANCZOS)
+        extent = (left, left + picture.width * scale, picture.height * scale, 0)
+        axes.imshow(np.asarray(small), extent=extent, aspect="auto")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    starts = points[0] * scales[0]
+    ends, truths = (own * scales[1] + (lefts[1], 0) for own in points[1:])
+    _mark_wrong(axes, starts[~right], ends[~right], truths[~right])
+    _mark_right(axes, starts[right], ends[right])  # last, so that they lie on top
+    return figure
+
+
+def _mark_right(axes: Axes, starts: Places, ends: Places) -> None:
+    _lines(axes, starts, ends, color=_RIGHT, lw=1.3 * _POINTS, path_effects=_edge(2.6, 0.6))
+    axes.plot(*np.concatenate([starts, ends]).T, "o", **_DOT, mfc=_RIGHT)
+
+
+def _mark_wrong(axes: Axes, starts: Places, ends: Places, truths: Places) -> None:
+    dashes = (0, (5 / 1.2, 4 / 1.2))
+    _lines(axes, starts, ends, color=_WRONG, lw=1.2 * _POINTS, ls=dashes, path_effects=_edge(2.4, 0.3))
+    _lines(axes, ends, truths, color="white", lw=_POINTS, path_effects=_edge(2.4, 0.5, "black"))
+    axes.plot(*starts.T, "o", **_DOT, mfc=_WRONG)
+    for colour, width in (("white", 3.4), (_WRONG, 1.6)):  # an edge would fill the ring
+        axes.plot(*truths.T, "o", ms=8.4 * _POINTS, mew=width * _POINTS, mfc="none", mec=colour)
+    axes.plot(*ends.T, "x", ms=7.2 * _POINTS, mew=2.2 * _POINTS, mec=_WRONG, path_effects=_edge(4.2))
+
+
+def _lines(axes: Axes, starts: Places, ends: Places, **how: Any) -> None:
+    axes.plot(*np.stack([starts, ends], axis=1).T, **how)  # x and y: (2, n) each
+
+
+def _edge(width: float, alpha: float = 1.0, colour: str = "white") -> list[AbstractPathEffect]:
+    """What makes a mark seen on any picture."""
+    return [withStroke(linewidth=width * _POINTS, foreground=colour, alpha=alpha)]

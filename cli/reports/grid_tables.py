@@ -1,33 +1,25 @@
 """A grid's scores as tables, printed and as blocks, and as JSON."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.output import print_table, say
+from cli.options import command_of
+from cli.output import say
 from cli.reports.scores import shown_alpha, spelled
-from cli.reports.tables import Block
+from cli.reports.tables import Block, print_block
 from featstore.pipeline.grid import GridRun
 from featstore.pipeline.pairs import describe_list
 from featstore.pipeline.results import common_frame
+from matcher import grid as grids
 from matcher.configuration import Configuration, MatchSettings
-from matcher.grid import (
-    GridScores,
-    TimestepMap,
-    Winner,
-    describe,
-    has_timesteps,
-    timestep_map,
-    to_dictionaries,
-    weights_of,
-    winners,
-)
+from matcher.grid import GridScores, TimestepMap, Winner, weights_of
+from matcher.maps import LayerSpec
 from matcher.pck import Average
 from matcher.registry import frame_of
-from matcher.statistics import Interval
 
 WIDEST = 12
 """Timesteps of the printed map of two layers, at most; of larger ones the best are listed."""
@@ -36,27 +28,70 @@ LISTED = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RankedGrid:
+    """A grid with its best configurations.
+
+    Args:
+        run: What was measured.
+        scores: Of all configurations.
+        average: That of tables and pictures, by which configurations are ranked.
+        alpha: That of what can show only one.
+        settings: Those that occur, in order.
+        winners: The best configuration per readout and alpha.
+    """
+
+    run: GridRun
+    scores: GridScores
+    average: Average
+    alpha: float
+    settings: tuple[MatchSettings, ...]
+    winners: tuple[Winner, ...]
+
+    @classmethod
+    def of(cls, run: GridRun) -> Self:
+        """Rank the configurations of a grid."""
+        scores, average = run.scores, Average(run.config.average)
+        settings = tuple(dict.fromkeys(entry.settings for entry in scores.configurations))
+        return cls(run, scores, average, shown_alpha(scores.alphas), settings, grids.winners(scores, average))
+
+    @property
+    def winner(self) -> Winner:
+        """The one of the first readout at the alpha that is shown where only one can be."""
+        return next(winner for winner in self.winners if winner.alpha == self.alpha)
+
+    @property
+    def views(self) -> "Iterator[GridView]":
+        """One per settings and readout."""
+        percents = 100 * self.scores.pck(self.average)  # (configurations, readouts, alphas)
+        for settings in self.settings:
+            for column, readout in enumerate(self.scores.readouts):
+                yield GridView(self, readout, settings, percents[:, column])
+
+    def full_name(self, index: int) -> str:
+        """A configuration's name, with its settings where the grid has several."""
+        entry = self.scores.configurations[index]
+        return f"{entry.name}{self.of_several(entry.settings)}"
+
+    def of_several(self, settings: MatchSettings) -> str:
+        """The settings, where the grid has several."""
+        return f", {settings.geometry.value}, {settings.upsample}x" if len(self.settings) > 1 else ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GridView:
     """A grid as one readout and some settings show it. percents: PCK of every configuration at every alpha,
     (configurations, alphas), in 0..100."""
 
-    scores: GridScores
-    average: Average
+    grid: RankedGrid
     readout: str
     settings: MatchSettings
     percents: NDArray[np.float64]
 
     @property
-    def alpha(self) -> float:
-        """That of what can show only one."""
-        return shown_alpha(self.scores.alphas)
-
-    @property
     def alone(self) -> dict[str, list[int]]:
         """The configurations of one layer, by the layer's name, in the order of the grid."""
         found: dict[str, list[int]] = {}
-        for index in self._members:
-            first, *others = self.scores.configurations[index].layers
+        for index, (first, *others) in self._members:
             if not others:
                 found.setdefault(first.layer, []).append(index)
         return found
@@ -64,34 +99,26 @@ class GridView:
     @property
     def fused(self) -> list[int]:
         """The configurations of several layers together."""
-        return [index for index in self._members if len(self.scores.configurations[index].layers) > 1]
+        return [index for index, layers in self._members if len(layers) > 1]
 
     @property
-    def _members(self) -> Iterator[int]:
-        entries = enumerate(self.scores.configurations)
-        return (index for index, entry in entries if entry.settings == self.settings)
+    def _members(self) -> Iterator[tuple[int, tuple[LayerSpec, ...]]]:
+        entries = enumerate(self.grid.scores.configurations)
+        return ((index, entry.layers) for index, entry in entries if entry.settings == self.settings)
 
     def percent(self, alpha: float) -> NDArray[np.float64]:
         """At one alpha, (configurations,)."""
-        return np.asarray(self.percents[:, self.scores.alphas.index(alpha)])
+        return np.asarray(self.percents[:, self.grid.scores.alphas.index(alpha)])
 
     @property
     def best_fused(self) -> Configuration:
         """The best of several layers; there must be one."""
-        values = self.percent(self.alpha)
-        return self.scores.configurations[max(self.fused, key=lambda index: values[index])]
+        values = self.percent(self.grid.alpha)
+        return self.grid.scores.configurations[max(self.fused, key=lambda index: values[index])]
 
     def over_timesteps(self, alpha: float) -> TimestepMap:
         """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
-        return timestep_map(self.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
-
-
-def views(scores: GridScores, average: Average) -> Iterator[GridView]:
-    """One per settings and readout."""
-    percents = 100 * scores.pck(average)  # (configurations, readouts, alphas)
-    for settings in settings_of(scores):
-        for column, readout in enumerate(scores.readouts):
-            yield GridView(scores, average, readout, settings, percents[:, column])
+        return grids.timestep_map(self.grid.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
 
 
 def weighted(configuration: Configuration) -> str:
@@ -99,20 +126,15 @@ def weighted(configuration: Configuration) -> str:
     return " + ".join(f"layer {layer.layer} x {layer.weight:.3g}" for layer in configuration.layers)
 
 
-def print_scores(scores: GridScores, average: Average) -> None:
+def print_scores(grid: RankedGrid) -> None:
     """For each readout and settings, a table of single layers and one of layers together."""
-    for block in score_blocks(scores, average):
+    for block in score_blocks(grid):
         print_block(block)
 
 
-def print_block(block: Block) -> None:
-    """On stdout."""
-    print_table(block.title, block.header, block.rows, block.left_columns)
-
-
-def score_blocks(scores: GridScores, average: Average) -> Iterator[Block]:
+def score_blocks(grid: RankedGrid) -> Iterator[Block]:
     """For each readout and settings, a table of single layers and, where there is one, of layers together."""
-    for view in views(scores, average):
+    for view in grid.views:
         yield _alone(view)
         if view.fused:
             yield _fused(view)
@@ -120,7 +142,7 @@ def score_blocks(scores: GridScores, average: Average) -> Iterator[Block]:
 
 def _alone(view: GridView) -> Block:
     """A row a timestep, a column a layer and alpha, the best of each column marked."""
-    scores, alone = view.scores, view.alone
+    scores, alone = view.grid.scores, view.alone
     steps = {layer: [_step(scores.configurations[index]) for index in own] for layer, own in alone.items()}
     columns = {
         f"layer {layer} @{alpha:g}": dict(zip(steps[layer], _marked(view.percent(alpha)[own]), strict=True))
@@ -140,8 +162,8 @@ def _step(configuration: Configuration) -> str:
 
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
-    scores, alpha, best = view.scores, view.alpha, view.best_fused
-    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and has_timesteps(best) else None
+    scores, alpha, best = view.grid.scores, view.grid.alpha, view.best_fused
+    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and grids.has_timesteps(best) else None
     if grid is None or len(grid.columns) > WIDEST:
         values = view.percent(alpha)
         ranked = sorted(view.fused, key=lambda index: -values[index])[:LISTED]
@@ -161,44 +183,32 @@ def _marked(values: NDArray[np.float64]) -> list[str]:
 
 
 def _title(what: str, view: GridView) -> str:
-    about = f"{view.readout}, {view.average.value} average{_of_several(view.scores, view.settings)}"
+    about = f"{view.readout}, {view.grid.average.value} average{view.grid.of_several(view.settings)}"
     return f"{what}: PCK in percent, {about} (* the best)"
 
 
-def print_winners(
-    scores: GridScores, average: Average, command: str, chose_nothing: bool, features: Mapping[str, Any]
-) -> None:
-    """Print the best configuration a readout and alpha with its lead over the second, and what that is worth.
-
-    Args:
-        scores: Of the grid.
-        average: By which they are ranked.
-        command: The `dualsd eval` to which the configuration is added.
-        chose_nothing: Whether that is of other pairs.
-        features: What the maps are of, for the record.
-    """
-    found = winners(scores, average)
-    print_block(winners_block(scores, average, found))
-    if len(scores.configurations) > 1:
-        say(caution(scores, chose_nothing))
-        say(f"  {command}{eval_options(scores.configurations[shown_winner(scores, found).best], features)}")
+def print_winners(grid: RankedGrid) -> None:
+    """Print the best configuration per readout and alpha with its lead over the second, and what that is worth."""
+    print_block(winners_block(grid))
+    if len(grid.scores.configurations) > 1:
+        say(caution(grid.scores, grid.run.chose_nothing), f"  {eval_command(grid)}")
 
 
-def winners_block(scores: GridScores, average: Average, found: Sequence[Winner]) -> Block:
-    """A row a readout and alpha."""
+def winners_block(grid: RankedGrid) -> Block:
+    """A row per readout and alpha."""
     rows = tuple(
         (
             winner.readout,
             f"{winner.alpha:g}",
-            full_name(scores, winner.best),
+            grid.full_name(winner.best),
             spelled(winner.pck),
-            "" if winner.second is None else full_name(scores, winner.second),
+            "" if winner.second is None else grid.full_name(winner.second),
             "" if winner.lead is None else spelled(winner.lead),
         )
-        for winner in found
+        for winner in grid.winners
     )
     return Block(
-        f"The best of {len(scores.configurations)} configurations, {average.value} average, percent "
+        f"The best of {len(grid.scores.configurations)} configurations, {grid.average.value} average, percent "
         "[95 % interval, images resampled]",
         ("readout", "alpha", "best", "PCK", "second", "lead over the second, paired"),
         rows,
@@ -208,57 +218,37 @@ def winners_block(scores: GridScores, average: Average, found: Sequence[Winner])
 
 def caution(scores: GridScores, chose_nothing: bool) -> str:
     """What the best of many is worth. chose_nothing: whether the command that follows is of other pairs."""
+    count = len(scores.configurations)
     return (
-        f"The best of {len(scores.configurations)} was chosen on these very pairs: its PCK is too high an estimate, "
-        "and neither interval knows of the choice. A lead whose interval holds 0 is none. Report it on pairs that "
-        f"chose nothing{':' if chose_nothing else ', where there are any; on these:'}"
+        f"The best of {count} was chosen on these very pairs: its PCK is too high an estimate, and the intervals do "
+        f"not allow for having chosen the best of {count}. A lead whose interval holds 0 is none. Report it on pairs "
+        f"that chose nothing{':' if chose_nothing else ', where there are any; on these:'}"
     )
 
 
-def shown_winner(scores: GridScores, found: Sequence[Winner]) -> Winner:
-    """The one of the first readout at the alpha that is shown where only one can be."""
-    return next(winner for winner in found if winner.alpha == shown_alpha(scores.alphas))
+def eval_command(grid: RankedGrid) -> str:
+    """The `dualsd eval` of the best configuration, on the split for reporting."""
+    run, best = grid.run, grid.scores.configurations[grid.winner.best]
+    layers, settings = best.layers, best.settings
+    timesteps = tuple(layer.timestep for layer in layers if layer.timestep is not None)
+    names = tuple(layer.layer for layer in layers)
+    own: dict[str, Any] = {
+        "layers": names,
+        "timesteps": timesteps or None,
+        "weights": weights_of(best) if len(layers) > 1 else None,
+        "geometry": settings.geometry.value,
+        "upsample": settings.upsample,
+        "upsample_align": None if settings.upsample_align is settings.geometry else settings.upsample_align.value,
+        "dino_size": run.features.get("dino_size") if "dino" in names else None,
+    }
+    if not timesteps:  # what only a layer of the UNet has a use for
+        own |= dict.fromkeys(("prompt", "prompts", "fallback", "ensemble"))
+    return command_of(replace(run.evaluation, **own), "eval", always=("store",))
 
 
-def eval_options(configuration: Configuration, features: Mapping[str, Any]) -> str:
-    """The options of `dualsd eval` that name a configuration of maps that are recorded as `features`."""
-    layers, settings = configuration.layers, configuration.settings
-    text = f" --layers {','.join(layer.layer for layer in layers)}"
-    if steps := [str(layer.timestep) for layer in layers if layer.timestep is not None]:
-        text += f" --t {','.join(steps)}"
-    if "dino_size" in features and any(layer.layer == "dino" for layer in layers):
-        text += f" --dino-size {features['dino_size']}"
-    if len(layers) > 1:
-        text += f" --weights {','.join(f'{layer.weight:.6g}' for layer in layers)}"
-    default = MatchSettings(settings.image_size)
-    if settings.geometry is not default.geometry:
-        text += f" --geometry {settings.geometry.value}"
-    if settings.upsample != default.upsample:
-        text += f" --upsample {settings.upsample}x"
-    if settings.upsample_align is not settings.geometry:
-        text += f" --upsample-align {settings.upsample_align.value}"
-    return text
-
-
-def full_name(scores: GridScores, index: int) -> str:
-    """A configuration's name, with its settings where the grid has several."""
-    configuration = scores.configurations[index]
-    return f"{configuration.name}{_of_several(scores, configuration.settings)}"
-
-
-def _of_several(scores: GridScores, settings: MatchSettings) -> str:
-    """The settings, where the grid has several."""
-    return f", {settings.geometry.value}, {settings.upsample}x" if len(settings_of(scores)) > 1 else ""
-
-
-def settings_of(scores: GridScores) -> list[MatchSettings]:
-    """The settings that occur, in order."""
-    return list(dict.fromkeys(entry.settings for entry in scores.configurations))
-
-
-def to_json(run: GridRun) -> dict[str, Any]:
+def to_json(grid: RankedGrid) -> dict[str, Any]:
     """As `dualsd grid --json` writes it; PCK values are fractions."""
-    scores, average = run.scores, Average(run.config.average)
+    run, scores = grid.run, grid.scores
     settings = scores.configurations[0].settings
     return {
         "dataset": run.dataset,
@@ -268,21 +258,17 @@ def to_json(run: GridRun) -> dict[str, Any]:
         "frames": {readout: frame_of(readout).value for readout in scores.readouts},
         **{name: getattr(settings, name) for name in ("image_size", "beta", "sigma", "window", "window_beta")},
         "features": dict(run.features),
-        "average": average.value,
+        "average": grid.average.value,
         "winners": [
             {
                 "readout": winner.readout,
                 "alpha": winner.alpha,
-                "best": {"name": full_name(scores, winner.best), **describe(scores.configurations[winner.best])},
-                "pck": _spread(winner.pck),
-                "second": None if winner.second is None else describe(scores.configurations[winner.second]),
-                "lead": None if winner.lead is None else _spread(winner.lead),
+                "best": {"name": grid.full_name(winner.best), **grids.describe(scores.configurations[winner.best])},
+                "pck": asdict(winner.pck),
+                "second": None if winner.second is None else grids.describe(scores.configurations[winner.second]),
+                "lead": None if winner.lead is None else asdict(winner.lead),
             }
-            for winner in winners(scores, average)
+            for winner in grid.winners
         ],
-        "cells": to_dictionaries(scores),
+        "cells": grids.to_dictionaries(scores),
     }
-
-
-def _spread(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}

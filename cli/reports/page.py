@@ -1,38 +1,32 @@
 """A report as data, what its template shows in order; and from there to `report.html`: one file, all text escaped,
-every picture within it."""
+every picture within it. Settings stand there as a reader finds them: a name in words, a value as text, in groups."""
 
 import base64
 import io
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from cli.reports.tables import Block
 from featstore.files import AGAIN, write_whole
+from featstore.pipeline.pairs import list_hash
 from featstore.store.schema import creator_version
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matcher.configuration import MatchSettings
+from matcher.pairs import Pairs
 
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 
-Facts = Mapping[str, str]
-"""Settings or circumstances, by name, and their values as text."""
-
-
-@dataclass(frozen=True, slots=True)
-class FactGroup:
-    """Facts under a heading."""
-
-    title: str
-    facts: Facts
+Facts = Mapping[str, object]
+"""Settings or circumstances by name; what is None is not shown, the parts of a list are joined by commas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +36,9 @@ class Headline:
 
     label: str
     value: str
-    unit: str
-    interval: str
     sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Paragraph:
-    """Plain text."""
-
-    template: ClassVar[str] = "paragraph.html.jinja"
-    text: str
+    unit: str = ""
+    interval: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +46,7 @@ class Notes:
     """Sentences, a line each."""
 
     template: ClassVar[str] = "notes.html.jinja"
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table. marked: (row, column) of the cells that stand out. folded: whether it is shown when asked for."""
-
-    template: ClassVar[str] = "table.html.jinja"
-    block: Block
-    marked: frozenset[tuple[int, int]] = frozenset()
-    folded: bool = False
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +67,7 @@ class Gallery:
 
     template: ClassVar[str] = "gallery.html.jinja"
     title: str
-    pictures: tuple[Picture, ...]
+    pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,77 +79,63 @@ class Command:
     line: str
 
 
-Part = Paragraph | Notes | Table | Picture | Gallery | Command
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading and what follows it."""
-
-    title: str
-    parts: Sequence[Part]
-
-    @property
-    def anchor(self) -> str:
-        """Its identifier on the page."""
-        return "-".join("".join(sign if sign.isalnum() else " " for sign in self.title.lower()).split())
+Part = str | Notes | Block | Picture | Gallery | Command
+"""Of a section; a text is a paragraph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report. kind: as `Evaluation`. title: what was measured, on what. highlights: the few facts that matter most.
-    settings: all that the numbers depend on."""
+    """A report.
+
+    Args:
+        kind: As `Evaluation`.
+        title: What was measured, on what.
+        created: When, see `when`.
+        headline: Its main figure.
+        highlights: The few facts that matter most.
+        settings: All that the numbers depend on, by the titles of groups.
+        sections: By their titles.
+    """
 
     kind: str
     title: str
     created: str
     headline: Headline
     highlights: Facts
-    settings: Sequence[FactGroup]
-    sections: Sequence[Section]
+    settings: Mapping[str, Facts]
+    sections: Mapping[str, Sequence[Part]]
 
 
-def drawn(figure: "Figure", alt: str, caption: str) -> Picture:
+def drawn(figure: Figure, alt: str, caption: str) -> Picture:
     """A chart as SVG, whose texts stay text."""
-    from matplotlib import rc_context
-
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}):
         address = _address(figure, "svg", "image/svg+xml", metadata={"Date": None})
     return Picture(address, alt, caption, on_paper=figure.patch.get_visible())
 
 
-def photographed(figure: "Figure", alt: str, caption: str) -> Picture:
+def photographed(figure: Figure, alt: str, caption: str) -> Picture:
     """Photographs with marks on them, as pixels."""
     return Picture(_address(figure, "webp", "image/webp", pil_kwargs={"quality": 82}), alt, caption)
 
 
-def _address(figure: "Figure", form: str, kind: str, **options: Any) -> str:
+def _address(figure: Figure, form: str, kind: str, **options: Any) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format=form, **options)
     return f"data:{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-def render(page: Page) -> str:
-    """The whole page. Text is escaped; only the stylesheet is markup."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["prose"] = prose
-    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html.jinja").render(page=page, style=style, creator=creator_version())
-
-
-def prose(text: str) -> Markup:
+def _prose(text: str) -> Markup:
     """Text whose parts in backquotes are code."""
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
+def _anchor(title: str) -> str:
+    """A section's identifier on the page."""
+    return "-".join(re.findall(r"[^\W_]+", title.lower()))
+
+
 def write_report(page: Page, folder: Path, way_on: str = AGAIN) -> Path:
-    """Write `report.html`, whole or not at all.
+    """Write `report.html`, whole or not at all. Text is escaped; only the stylesheet is markup.
 
     Args:
         page: What is on it.
@@ -186,9 +148,23 @@ def write_report(page: Page, folder: Path, way_on: str = AGAIN) -> Path:
     Raises:
         What `write_whole` raises.
     """
-    file = folder / FILE
-    write_whole(file, render(page).encode("utf-8", errors="replace"), way_on)
-    return file
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"prose": _prose, "anchor": _anchor}
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    shown = replace(
+        page,
+        highlights=_as_text(page.highlights),
+        settings={title: _as_text(facts) for title, facts in page.settings.items()},
+    )
+    text = environment.get_template("page.html.jinja").render(page=shown, style=style, creator=creator_version())
+    write_whole(folder / FILE, text.encode("utf-8", errors="replace"), way_on)
+    return folder / FILE
 
 
 def make_again(run: Path) -> str:
@@ -199,3 +175,121 @@ def make_again(run: Path) -> str:
 def report_command(run: Path) -> str:
     """What makes the page of a run again."""
     return f"dualsd report {shlex.quote(str(run))}"
+
+
+_FEATURES = {
+    "prompt": "Prompt",
+    "ensemble": "Ensemble (noise draws averaged)",
+    "model": "Model",
+    "model_revision": "Model revision",
+    "model_fingerprint": "Model fingerprint",
+    "dtype": "Precision of the networks",
+    "latents": "Latents of the posterior",
+    "seed": "Seed of latents and noise",
+    "extractor": "Maps in the store",
+    "dino": "DINOv2",
+    "dino_fingerprint": "DINOv2 fingerprint",
+    "dino_size": "DINOv2 image size",
+    "dino_extractor": "DINOv2 maps in the store",
+    "features": "File of features",
+}
+_EMPTY = {"model_revision": "none named", "extractor": "not kept, they belong to pairs"}
+
+
+def named_features(features: Mapping[str, Any], *names: str) -> dict[str, object]:
+    """What is recorded of where maps came from, of that what is named."""
+    return {_FEATURES[name].split(" (")[0]: features.get(name) for name in names}
+
+
+def demo_note(model: object) -> list[str]:
+    """What figures of the demo's model are worth."""
+    note = (
+        "The model is the demo's: drawn pictures are all it knows, and its figures say nothing of Stable Diffusion's."
+    )
+    return [note] if model == "demo" else []
+
+
+def list_facts(dataset: str, split: str, pairs: Pairs) -> dict[str, object]:
+    """What was scored."""
+    return {
+        "Dataset": dataset,
+        "Split": split,
+        "Categories": list(pairs.occurring),
+        "Pairs": len(pairs),
+        "Keypoints": pairs.counts.sum(),
+        "Hash of the list": list_hash(split, pairs),
+    }
+
+
+def list_line(dataset: str, split: str, pairs: Pairs) -> str:
+    """The same in short."""
+    return f"{dataset} {split}: {len(pairs)} pairs, {pairs.counts.sum()} keypoints"
+
+
+def feature_facts(features: Mapping[str, Any]) -> dict[str, object]:
+    """Where maps came from, all that is recorded of it."""
+    found: dict[str, object] = {}
+    for name, value in features.items():
+        if isinstance(value, Mapping):
+            found |= {part: _shown(own) for part, own in _flat(value, "Prompts: ")}
+        else:
+            found[_FEATURES.get(name, name)] = _EMPTY.get(name, "none") if value is None else str(value)
+    return found
+
+
+def matching_facts(tried: Sequence[MatchSettings], readouts: Sequence[str]) -> dict[str, object]:
+    """How maps become matches, in all the ways that were tried; what belongs to a readout only where it was used."""
+    first, used = tried[0], set(readouts)
+    softmax = used & {"softmax", "kernelsoftmax"}
+    return {
+        "Image size": f"{first.image_size} x {first.image_size} pixels, aspect ratio not kept",
+        "Geometry": unique(one.geometry.value for one in tried),
+        "Upsampling of the finest map": unique(f"{one.upsample}x" for one in tried),
+        "Alignment of upsampling": unique(one.upsample_align.value for one in tried),
+        "Readouts": list(readouts),
+        "Softmax temperature beta": f"{first.beta:g}" if softmax else None,
+        "Kernel width sigma": f"{first.sigma:g} cells" if "kernelsoftmax" in used else None,
+        "Window": f"{first.window} cells, temperature {first.window_beta:g}" if "window" in used else None,
+    }
+
+
+def origin_facts(description: Mapping[str, Any]) -> dict[str, object]:
+    """What was typed, when, where, and with which versions. description: of a run's folder."""
+    versions = description.get("versions")
+    return {
+        "Command line": description.get("command"),
+        "Store": description.get("store"),
+        "Dataset's folder": description.get("root"),
+        "Made": when(description["created"]) if "created" in description else None,
+        "dualsd": description.get("creator", "unknown"),
+        **(versions if isinstance(versions, Mapping) else {}),
+    }
+
+
+def when(created: object) -> str:
+    """`2026-11-24 19:10 UTC`, of a time as run folders have it."""
+    text = str(created or "")
+    return f"{text[:16].replace('T', ' ')} UTC" if len(text) >= 16 else text
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys(values))
+
+
+def _as_text(facts: Facts) -> dict[str, str]:
+    return {name: _shown(value) for name, value in facts.items() if value is not None}
+
+
+def _flat(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return "none" if value is None else str(value)

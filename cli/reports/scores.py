@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from cli.reports.page import Headline
 from cli.reports.tables import Block
 from featstore.pipeline.results import EvaluationRun
 from matcher.pairs import ALL
@@ -54,6 +55,12 @@ def spelled(interval: Interval) -> str:
     # + 0.0: a zero that was rounded from below would be spelled -0.00
     mean, low, high = (round(100 * value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def pck_headline(label: str, pck: Interval, sentence: str) -> Headline:
+    """A PCK with its interval."""
+    interval = f"95 % interval {100 * pck.low:.2f} to {100 * pck.high:.2f}"
+    return Headline(label, f"{100 * pck.mean:.2f}", sentence, "%", interval)
 
 
 def at_alphas(alphas: Iterable[float]) -> Iterator[str]:

@@ -1,27 +1,53 @@
 """Tables as text: for the terminal, as Markdown, and as LaTeX."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from cli.output import print_table
 from featstore.files import AGAIN, write_whole, writing
 from featstore.plain_text import printable
+from matcher.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A table as it is printed: header and rows of text, of which the first `left_columns` are words."""
+    """A table: header and rows of text, of which the first `left_columns` are words. On a page the cells (row, column)
+    that are `marked` stand out, and a `folded` table is shown when asked for."""
 
+    template: ClassVar[str] = "table.html.jinja"
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left_columns: int = 1
+    marked: Collection[tuple[int, int]] = ()
+    folded: bool = False
 
     @property
     def width(self) -> int:
         """Columns of a terminal that it takes."""
         return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
+
+
+def in_words(noun: str, names: Sequence[str]) -> str:
+    """`Layers 2, 3 and 4`."""
+    *before, last = names
+    return f"{noun}s {', '.join(before)} and {last}" if before else f"{noun} {last}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `InputError`, before any work is done, where the pictures' folder cannot be made."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"The folder {folder} for the pictures cannot be made in {there}: name another with --out.")
+
+
+def print_block(block: Block) -> None:
+    """On stdout."""
+    print_table(block.title, block.header, block.rows, block.left_columns)
 
 
 def write_tables(

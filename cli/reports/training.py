@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cli.reports import facts, page
+from cli.reports import page
 from cli.reports.charts import Chart, chart_sections, learning
 from cli.reports.charts.learning import Course
-from cli.reports.tables import write_tables
+from cli.reports.tables import in_words, write_tables
 from featstore.errors import TuningError
 from featstore.prompts.base import Mode
 from featstore.tuning.run_folder import RunFolder
@@ -19,6 +19,15 @@ from featstore.tuning.step import ALPHA
 
 CHARTS: Mapping[str, Callable[[Course], Chart | None]] = {"Learning curves": learning.draw}
 """By the titles of their sections."""
+READING = (
+    "The loss is how surprised correlation maps are by the true keypoints: lower is better, and each step sees other "
+    "pairs, which is why it jitters. The strong line is a running mean; the table's mean loss is of steps since the "
+    "row before."
+)
+VALIDATED = (
+    "Validation is PCK on pairs that nothing is learned from. Where it falls while the loss goes on falling, the "
+    "prompts are learning the training pairs by heart."
+)
 
 
 def report_training(path: Path) -> Path:
@@ -35,23 +44,43 @@ def report_training(path: Path) -> Path:
         InputError: Nothing can be written.
     """
     run = RunFolder.open(path)
-    settings, course = run.settings, _course(run)
-    layers, highlights = facts.in_words("layer", list(map(str, settings.layers))), _highlights(run, course)
+    settings, course, described = run.settings, _course(run), run.description
+    model, name = described.get("model") or {}, shlex.quote(str(path))
+    timesteps = zip(settings.layers, settings.timesteps, strict=True)
+    highlights = {
+        "Learned at": "; ".join(f"layer {layer}: t\u00a0=\u00a0{timestep}" for layer, timestep in timesteps),
+        "Steps": f"{course.steps[-1]} of {settings.steps}",
+        "Loss": f"{course.loss[0]:.3f} at first, {course.smooth[-1]:.3f} at last (running mean)",
+        "Batch": f"{settings.batch} pairs",
+        "Model": str(model.get("id", "unknown")),
+    }
     notes = [f"{name}: {value}." for name, value in highlights.items()]
     write_tables(path, "table", f"Training of {path.name}", [course.block()], notes, page.make_again(path))
+    left = course.steps[-1] < settings.steps
+    go_on = page.Command("It was stopped before its last step. Go on with it:", f"dualsd train --resume {name}")
+    evaluated = f"dualsd eval --store {shlex.quote(str(run.store))} --prompts {name}"
     report = page.Page(
         kind="Training",
-        title=f"{settings.mode.value.capitalize()} prompts for {layers}, "
-        f"learned on {run.description.get('dataset', 'its dataset')}",
-        created=facts.when(run.description.get("created")),
+        title=f"{settings.mode.value.capitalize()} prompts for "
+        f"{in_words('layer', list(map(str, settings.layers)))}, learned on "
+        f"{described.get('dataset', 'its dataset')}",
+        created=page.when(described.get("created")),
         headline=_headline(course, settings),
         highlights={**highlights, "Time": _spelled(course.seconds)},
-        settings=_settings(run, settings),
-        sections=[
-            page.Section("How to read it", _reading(run, course)),
-            *chart_sections(CHARTS, course),
-            page.Section("Go on from here", _commands(run, course, settings)),
-        ],
+        settings=_settings(run, settings, model),
+        sections={
+            "How to read it": [
+                READING,
+                *([] if course.best is None else [VALIDATED]),
+                *page.demo_note(model.get("id")),
+            ],
+            **chart_sections(CHARTS, course),
+            "Go on from here": [
+                *([go_on] if left else []),
+                page.Command("Measure these prompts on test:", evaluated),
+                page.Command("Make this page again:", page.report_command(path)),
+            ],
+        },
     )
     return page.write_report(report, path, page.make_again(path))
 
@@ -75,36 +104,23 @@ def _headline(course: Course, settings: TuningSettings) -> page.Headline:
         return page.Headline(
             "Loss, mean of the last steps",
             f"{course.smooth[-1]:.3f}",
-            "",
-            f"after {done}",
             f"There was no validation. At the first step the loss was {course.loss[0]:.3f}; the last prompts are kept.",
+            interval=f"after {done}",
         )
     return page.Headline(
         f"Best validation PCK@{ALPHA:g}, nn, image average",
         f"{course.percent[best]:.2f}",
-        "%",
-        f"at step {course.steps[best]}, after {done}",
         f"The prompts of that step are kept, the best of {len(course.validated)} validation(s). They were chosen on "
         "these pairs, so the figure is too high an estimate: report what `dualsd eval` measures on test.",
+        "%",
+        f"at step {course.steps[best]}, after {done}",
     )
 
 
-def _highlights(run: RunFolder, course: Course) -> page.Facts:
-    settings = run.settings
-    layers = zip(settings.layers, settings.timesteps, strict=True)
-    return {
-        "Learned at": "; ".join(f"layer {layer}: t\u00a0=\u00a0{timestep}" for layer, timestep in layers),
-        "Steps": f"{course.steps[-1]} of {settings.steps}",
-        "Loss": f"{course.loss[0]:.3f} at first, {course.smooth[-1]:.3f} at last (running mean)",
-        "Batch": f"{settings.batch} pairs",
-        "Model": str(_model(run, "id")),
-    }
-
-
-def _settings(run: RunFolder, settings: TuningSettings) -> list[page.FactGroup]:
+def _settings(run: RunFolder, settings: TuningSettings, model: Mapping[str, Any]) -> dict[str, page.Facts]:
     rows = zip(settings.layers, settings.timesteps, settings.weights, settings.validation_timesteps, strict=True)
     described = run.description
-    groups = {
+    return {
         "What is learned": {
             "Mode": settings.mode.value,
             **{
@@ -132,56 +148,20 @@ def _settings(run: RunFolder, settings: TuningSettings) -> list[page.FactGroup]:
             "Pairs at most": settings.validation_pairs,
             "Measure": f"nn PCK@{ALPHA:g}, image average, one noise draw",
         },
+        "Matching": page.matching_facts([settings.matching], ["nn"]),
         "Data and model": {
             "Dataset": described.get("dataset", "unknown"),
             "Pairs": described.get("n_pairs"),
             "Keypoints": described.get("n_points"),
             "Hash of the list": described.get("pairs_hash"),
-            "Model": _model(run, "id"),
-            "Model fingerprint": _model(run, "fingerprint"),
+            "Model": model.get("id", "unknown"),
+            "Model fingerprint": model.get("fingerprint", "unknown"),
             "DINOv2": run.dino,
             "Trained on": run.identity,
             "Store": run.store,
         },
+        "Origin and versions": page.origin_facts({**described, "store": None}),
     }
-    *own, data = (page.FactGroup(title, facts.as_text(values)) for title, values in groups.items())
-    origin = facts.origin_group({name: value for name, value in described.items() if name != "store"})
-    return [*own, facts.matching_group([settings.matching], ["nn"]), data, origin]
-
-
-def _reading(run: RunFolder, course: Course) -> list[page.Part]:
-    texts = [
-        "The loss is how surprised correlation maps are by the true keypoints: lower is better, and each step sees "
-        "other pairs, which is why it jitters. The strong line is a running mean; the table's mean loss is of steps "
-        "since the row before.",
-    ]
-    if course.best is not None:
-        texts.append(
-            "Validation is PCK on pairs that nothing is learned from. Where it falls while the loss goes on falling, "
-            "the prompts are learning the training pairs by heart."
-        )
-    if _model(run, "id") == "demo":
-        texts.append(facts.DEMO_NOTE)
-    return [page.Paragraph(text) for text in texts]
-
-
-def _commands(run: RunFolder, course: Course, settings: TuningSettings) -> list[page.Part]:
-    path = shlex.quote(str(run.path))
-    evaluated = f"dualsd eval --store {shlex.quote(str(run.store))} --prompts {path}"
-    found: list[page.Part] = [
-        page.Command("Measure these prompts on test:", evaluated),
-        page.Command("Make this page again:", page.report_command(run.path)),
-    ]
-    if course.steps[-1] < settings.steps:
-        found.insert(
-            0, page.Command("It was stopped before its last step. Go on with it:", f"dualsd train --resume {path}")
-        )
-    return found
-
-
-def _model(run: RunFolder, part: str) -> Any:
-    model = run.description.get("model")
-    return model.get(part, "unknown") if isinstance(model, dict) else "unknown"
 
 
 def _spelled(seconds: float) -> str:

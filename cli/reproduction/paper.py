@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from cli.reports.tables import in_words
 from featstore.recipes import Recipe
 from matcher.errors import InputError
 
@@ -81,28 +82,22 @@ def load_table(name: str) -> PaperTable:
 
 def contradictions(table: PaperTable) -> list[str]:
     """A sentence for each method and alpha of the table's `all` for which the paper's tables give several figures."""
+    usual = f"@{TRAINED_ON}"  # which Tables 3 and 4 leave out
     spelled = {figure.method for figure in load_figures()}
-
-    def full_name(method: str) -> str:
-        """A row's name with its training set, which Tables 3 and 4 leave out."""
-        return f"{method}@{TRAINED_ON}" if f"{method}@{TRAINED_ON}" in spelled else method
-
+    trained = {method.removesuffix(usual): method for method in spelled if method.endswith(usual)}
     given: dict[tuple[str, str, float], dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
     for figure in load_figures():
         if figure.category == ALL:
-            tables = given[full_name(figure.method), figure.dataset, figure.alpha]
+            tables = given[trained.get(figure.method, figure.method), figure.dataset, figure.alpha]
             tables[figure.percent].append(figure.table.removeprefix("table"))
-    return [
-        f"The report contradicts itself: {row} on {dataset} @{alpha:g} is "
-        f"{' and '.join(f'{percent:.2f} in {_spell_tables(names)}' for percent, names in sorted(figures.items()))}."
-        for row, dataset, alpha in product(table.rows, table.datasets, table.alphas)
-        if len(figures := given[full_name(row), dataset, alpha]) > 1
-    ]
-
-
-def _spell_tables(numbers: Sequence[str]) -> str:
-    *before, last = sorted(numbers)
-    return f"Tables {', '.join(before)} and {last}" if before else f"Table {last}"
+    found = []
+    for row, dataset, alpha in product(table.rows, table.datasets, table.alphas):
+        figures = given[trained.get(row, row), dataset, alpha]
+        if len(figures) > 1:
+            values = (f"{value:.2f} in {in_words('Table', sorted(own))}" for value, own in sorted(figures.items()))
+            about = f"{row} on {dataset} @{alpha:g}"
+            found.append(f"The report contradicts itself: {about} is {' and '.join(values)}.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,226 +1,139 @@
-"""Running a plan: first what its datasets hold and what was done before, then trainings, then cells. What is done is
-not done again, and what cannot be run leaves the rest alone.
+"""Running a plan, trainings before cells, and Figure 2, which is what `dualsd grid` draws: accuracy against timestep, a
+curve per layer. What is done is not done again, and what cannot be run leaves the rest alone."""
 
-cells/dual-single@spair on pf-willow-0f3a9c21/
-    figures.json    what was scored with which settings, and PCK with its intervals
-    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.results`
-"""
-
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+
+import typer
 
 from cli.evaluate import evaluate
+from cli.grid import grid
 from cli.options import command_of
-from cli.output import say
+from cli.output import console, describe_origin, say, write_json
 from cli.progress import TerminalProgress
-from cli.reproduction.paper import Cell, Plan, Training
-from cli.reproduction.tables import CellFigures
-from cli.reproduction.work import Prices, Work, price, work_of_cell, work_of_training
-from cli.reproduction.workplace import SEED, Workplace
+from cli.reports.tables import print_block, write_tables
+from cli.reproduction import tables
+from cli.reproduction.paper import DEMO, Plan, choose_rows, load_table, plan_table
+from cli.reproduction.work import prices_of, print_prices, work_left, work_of_grid
+from cli.reproduction.workplace import FIGURES, SEED, OpenCell, Survey, Workplace, noted, short_hash, survey
 from cli.train import train
-from featstore.config import EvalConfig, TrainConfig, to_json
-from featstore.datasets.records import Dataset, Pair
-from featstore.errors import TuningError
+from featstore.config import GridConfig, ReproduceConfig, to_json
 from featstore.files import write_whole
-from featstore.pipeline.pairs import (
-    choose_pairs,
-    choose_some,
-    default_split,
-    images_of,
-    in_resized_frame,
-    list_hash,
-    sizes_from_files,
-)
+from featstore.pipeline.pairs import images_of
 from featstore.pipeline.results import EvaluationRun, is_finished
-from featstore.progress import Silent
-from featstore.prompts.file import load_prompts
-from featstore.sealed import check_seal, seal
-from featstore.tuning.run_folder import RunFolder, identity
-from featstore.tuning.settings import TuningSettings, resumed, settings_of
+from featstore.plain_text import printable
+from featstore.recipes import Recipe
+from featstore.sealed import seal
 from matcher.errors import InputError
 from matcher.pck import Average
-from matcher.statistics import Interval, pck_intervals
+from matcher.statistics import pck_intervals
 
-FIGURES = "figures.json"
+EXIT_INPUT = 2
+FIGURE2 = GridConfig(
+    layers=("2", "3"),
+    timesteps=tuple(range(50, 401, 50)),
+    split="val",
+    prompt="a photo of a {category}",
+    ensemble=8,
+    stream=True,
+)
+"""The figure's numbers are not known: these are the layers of the report's method, on the split for choosing."""
+FIGURE2_DATASET = "spair"
 
-Found = TypeVar("Found")
 
-
-@dataclass(frozen=True, slots=True)
-class OpenTraining:
-    """A training that can be run.
+def plan_of(config: ReproduceConfig, recipes: Mapping[str, Recipe], roots: Mapping[str, Path | None]) -> Plan:
+    """What is to be run of a table; says what is replaced and what is missing.
 
     Args:
-        method: Its recipe's, with the steps that are taken.
-        path: Its run's folder.
-        settings: What `train` makes of the method.
-        pairs: Of its training set.
-        held_out: The pairs that it validates on.
-        run: Where it has begun.
+        config: Which table, and which of its rows.
+        recipes: All by name.
+        roots: Of the datasets at hand, by name.
+
+    Raises:
+        InputError: For a row that there is not, or where nothing can be run.
     """
-
-    of: Training
-    method: TrainConfig
-    path: Path
-    settings: TuningSettings
-    pairs: Sequence[Pair]
-    held_out: Sequence[Pair]
-    run: RunFolder | None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all its steps are done."""
-        return self.run is not None and self.run.is_finished
-
-    def config(self, place: Workplace) -> TrainConfig:
-        """All that `train` is told."""
-        own, path = place.asked, self.path
-        begun = {"name": path.name, "runs": path.parent} if self.run is None else {"resume": path}
-        saving = {"accumulate": own.accumulate, "gradient_checkpointing": own.gradient_checkpointing}
-        return place.placed(self.method, self.of.dataset, **begun, **saving)
+    table = load_table(config.what)
+    plan = plan_table(table, choose_rows(table, config.rows, recipes), roots.keys(), config.on)
+    for sentence in (*tables.stand_ins(plan), *tables.missing(plan)):
+        say(sentence)
+    if not plan.cells:
+        raise InputError(
+            f"Nothing of {table.title} can be run without a dataset: give the folder of {', '.join(table.datasets)} "
+            "with --dataset-root, or take --on demo."
+        )
+    say(
+        f"{table.title}: {len(plan.rows)} row(s) on {', '.join(column.dataset for column in plan.columns)}; "
+        f"{len(plan.distinct_cells)} cell(s) to score, {len(plan.trainings)} training(s)"
+    )
+    return plan
 
 
-@dataclass(frozen=True, slots=True)
-class OpenCell:
-    """A cell that can be scored. method: its recipe's. pairs: of the test split. listed: their list's hash. run: the
-    folder of its prompts, None where they are not learned."""
+def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, file: Path | None) -> None:
+    """Run what is left of a plan, print the table beside the paper's figures, and write it.
 
-    of: Cell
-    method: EvalConfig
-    pairs: Sequence[Pair]
-    listed: str
-    run: Path | None
+    Args:
+        place: Where it is run, by which means.
+        plan: What the table asks for.
+        model: By the name it was asked for.
+        dry_run: Whether it is only said what that would take.
+        file: Gets the table's JSON, too, or what it would take.
 
-    def config(self, place: Workplace) -> EvalConfig:
-        """All that `eval` is told."""
-        return place.placed(self.method, self.of.dataset, prompts=self.run)
-
-    def describe(self, place: Workplace) -> dict[str, Any]:
-        """All that its figures depend on. Its prompts must be there."""
-        prompts = None if self.run is None else load_prompts(self.run)
-        return {
-            "cell": self.of.name,
-            "recipe": self.of.recipe,
-            "eval": to_json(self.method),
-            "prompts": None if prompts is None else {str(layer): prompts.content(layer) for layer in prompts.layers},
-            "dataset": self.of.dataset,
-            "pairs": self.listed,
-            "model": place.model.fingerprint,
-            "image_size": place.image_size,
-            "seed": SEED,
-            "dtype": place.compute.dtype_name,
-            "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.asked.dino,
-        }
-
-    def folder(self, place: Workplace) -> Path:
-        """Where it is kept; other settings, prompts or pairs are another folder."""
-        return place.folder / "cells" / f"{self.of.name}-{short_hash(self.describe(place))}"
-
-
-def short_hash(content: Any) -> str:
-    """8 hex digits of what JSON can hold."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """How a plan stands. trainings, cells: those that can be run. figures: of cells that were scored before. failures:
-    a sentence for each training or cell that cannot be run, by name."""
-
-    trainings: Mapping[Training, OpenTraining]
-    cells: Mapping[Cell, OpenCell]
-    figures: Mapping[Cell, CellFigures]
-    failures: Mapping[str, str]
-
-    @property
-    def left_cells(self) -> list[OpenCell]:
-        """Those that are not scored yet."""
-        return [opened for cell, opened in self.cells.items() if cell not in self.figures]
-
-    @property
-    def left_trainings(self) -> list[OpenTraining]:
-        """Those that are not done, and whose prompts a cell that is left needs."""
-        needed = {opened.of.training for opened in self.left_cells}
-        return [own for training, own in self.trainings.items() if training in needed and not own.is_finished]
-
-
-def survey(place: Workplace, plan: Plan) -> Survey:
-    """Read the datasets' lists and what the workplace holds."""
-    failures: dict[str, str] = {}
-    trainings: dict[Training, OpenTraining] = {}
-    cells: dict[Cell, OpenCell] = {}
-    figures: dict[Cell, CellFigures] = {}
-    trained = cache(lambda dataset: choose_pairs(place.dataset(dataset), "trn", ()))
-    tested = cache(lambda dataset: listed_pairs(place, place.dataset(dataset), default_split(place.dataset(dataset))))
-    for training in plan.trainings:
-        with_pairs = partial(_open_training, place, training, partial(trained, training.dataset))
-        opened = _attempt(failures, training.name, with_pairs)
-        if opened is not None:
-            trainings[training] = opened
-    for cell in plan.distinct_cells:
-        own = None if cell.training is None else trainings.get(cell.training)
-        if cell.training is not None and own is None:
-            failures[cell.name] = f"The training {cell.training.name} cannot be run."
-            continue
-        listed = _attempt(failures, cell.name, partial(tested, cell.dataset))
-        if listed is None:
-            continue
-        cells[cell] = OpenCell(cell, place.evaluation(cell), *listed, None if own is None else own.path)
-        if own is None or own.is_finished:
-            kept = kept_figures(cells[cell].folder(place))
-            if kept is not None:
-                figures[cell] = kept
-    return Survey(trainings, cells, figures, failures)
-
-
-def listed_pairs(place: Workplace, dataset: Dataset, split: str) -> tuple[Sequence[Pair], str]:
-    """The pairs of a split, and their list's hash."""
-    pairs = choose_pairs(dataset, split, ())
-    sizes = sizes_from_files(dataset, images_of(pairs))
-    return pairs, list_hash(split, in_resized_frame(dataset, pairs, sizes.__getitem__, place.image_size, Silent()))
-
-
-def _open_training(place: Workplace, training: Training, pairs_of: Callable[[], Sequence[Pair]]) -> OpenTraining:
-    """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
-    pairs, dataset = pairs_of(), place.dataset(training.dataset)
-    method = place.training(training, len(pairs))
-    accumulated = replace(method, accumulate=place.asked.accumulate)
-    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.image_size, "float32")
-    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
-    path, run = place.run_path(training, method), None
-    if path.exists():
-        run = RunFolder.open(path)
-        if run.identity != identity(place.header(training.dataset)):
-            raise TuningError(
-                f"{path} was trained on another model, size or dataset than is asked for now: take another --work "
-                "folder."
-            )
-        resumed(run.settings, method, run.settings.dtype, path)
-    return OpenTraining(training, method, path, settings, pairs, held_out, run)
-
-
-def prices(place: Workplace, found: Survey) -> Prices:
-    """Of what is left, in the order in which it is done, each beyond what those before it make; last of all together,
-    where anything is left."""
-    works: list[tuple[str, Work]] = []
-    for own in found.left_trainings:
-        work = work_of_training(place, own.of.dataset, own.settings, own.pairs, own.held_out, own.run)
-        works.append((f"train {own.of.name}", work))
-    for opened in found.left_cells:
-        cell = opened.of
-        trained = None if cell.training is None else found.trainings[cell.training]
-        run = trained.run if trained is not None and trained.is_finished else None
-        works.append((cell.name, work_of_cell(place, cell, opened.pairs, run)))
-    priced, planned = [], Work()
-    for name, work in works:
-        priced.append(price(place, name, work.without(planned)))
-        planned |= work
-    return [*priced, price(place, "all", planned)] if priced else []
+    Raises:
+        typer.Exit: Something could not be run, which was said.
+    """
+    found, table = survey(place, plan), plan.table
+    if found.figures:
+        say(f"{len(found.figures)} cell(s) were scored before")
+    priced = prices_of(place, work_left(place, found))
+    if priced:
+        print_prices(place, priced)
+    if dry_run:
+        write_json(file, {"table": table.name, "left": priced})
+        say("The same by hand, e.g. to train with torchrun (reproduce goes on from runs that it finds):")
+        trainings, cells = found.left_trainings, found.left_cells
+        datasets = [*(own.of.dataset for own in trainings), *(own.of.dataset for own in cells)]
+        commands = [command_of(place.building(dataset), "cache", "build") for dataset in dict.fromkeys(datasets)]
+        commands += [command_of(own.config(place), "train") for own in trainings]
+        commands += [command_of(own.config(place), "eval") for own in cells]
+        for command in commands:
+            say(f"  {command}")
+        return
+    outcome = run_left(place, found)
+    scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
+    numbers = tables.compare(plan, scored)
+    said = tables.notes(plan, model, place.image_size, place.asked.train_steps, outcome.failures)
+    say("")
+    parts = tables.blocks(plan, numbers)
+    fits = not table.by_category or all(block.width <= console().width for block in parts)
+    for block in parts if fits else tables.narrow_blocks(plan, numbers):
+        print_block(block)
+    say(*(f"- {note}" for note in said))
+    methods = {own.of.name: command_of(own.method, "train") for own in found.trainings.values()}
+    methods |= {own.of.name: command_of(own.method, "eval") for own in found.cells.values()}
+    content = {
+        "table": table.name,
+        "model": place.model.location.id,
+        "model_fingerprint": place.model.fingerprint,
+        "train_steps": place.asked.train_steps,
+        "notes": said,
+        "figures": list(map(asdict, numbers)),
+        "commands": methods,
+        "config": to_json(place.asked),
+        **describe_origin(),
+    }
+    folder = place.folder / "tables"
+    write_tables(folder, table.name, table.title, parts, said)
+    write_json(folder / f"{table.name}.json", content)
+    write_json(file, content)
+    say(f"{folder}/{table.name}.md, .tex and .json hold the same")
+    say(f"report: {tables.report_reproduction(place.folder)}, with every table made in {place.folder}")
+    for name, sentence in outcome.failures.items():
+        typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
+    if outcome.failures:
+        raise typer.Exit(EXIT_INPUT)
 
 
 def run_left(place: Workplace, found: Survey) -> Survey:
@@ -233,87 +146,80 @@ def run_left(place: Workplace, found: Survey) -> Survey:
         with TerminalProgress() as progress:
             place.make_store(dataset, progress)
 
-    def learn(opened: OpenTraining) -> None:
-        make_store(opened.of.dataset)
-        config = opened.config(place)
-        say("", f"$ {command_of(config, 'train')}")
-        train(config)
-
-    def score(opened: OpenCell) -> CellFigures:
-        make_store(opened.of.dataset)
-        return score_cell(place, opened)
-
     for own in found.left_trainings:
-        _attempt(failures, own.of.name, partial(learn, own))
+        with noted(failures, own.of.name):
+            make_store(own.of.dataset)
+            config = own.config(place)
+            say("", f"$ {command_of(config, 'train')}")
+            train(config)
     for opened in found.left_cells:
-        cell = opened.of
-        if cell.training is not None and cell.training.name in failures:
-            failures[cell.name] = f"The training {cell.training.name} failed."
-            continue
-        scored = _attempt(failures, cell.name, partial(score, opened))
-        if scored is not None:
-            figures[cell] = scored
+        training = opened.of.training
+        with noted(failures, opened.of.name):
+            if training is not None and training.name in failures:
+                raise InputError(f"The training {training.name} failed.")
+            make_store(opened.of.dataset)
+            figures[opened.of] = _score_cell(place, opened)
     return replace(found, figures=figures, failures=failures)
 
 
-def score_cell(place: Workplace, opened: OpenCell) -> CellFigures:
-    """Score a cell, whose store must be there, and keep its figures. Raises what `dualsd eval` raises."""
+def _score_cell(place: Workplace, opened: OpenCell) -> tables.CellFigures:
+    """Score a cell, whose store must be there, and keep its figures: PCK of its one readout with 95 % intervals. Raises
+    what `dualsd eval` raises."""
     folder = opened.folder(place)
     if not is_finished(folder):  # else it was stopped before its figures were written
         config = replace(opened.config(place), out=folder)
         say("", f"$ {command_of(config, 'eval')}")
         evaluate(config)
-    figures = figures_of(EvaluationRun.open(folder), Average(opened.method.average))
-    plain = {
-        f"{alpha:g}": {category: asdict(interval) for category, interval in by_category.items()}
-        for alpha, by_category in figures.items()
-    }
-    written = {**opened.describe(place), "figures": plain}
-    write_whole(folder / FIGURES, (json.dumps(seal(written), indent=2) + "\n").encode())
+    run, average = EvaluationRun.open(folder), Average(opened.method.average)
+    (found,) = pck_intervals(
+        run.matched, run.scoring.readouts, run.scoring.alphas, average, run.scoring.pixels
+    ).values()
+    figures = {alpha: columns.named() for alpha, columns in found.items()}
+    plain = {f"{alpha:g}": {name: asdict(one) for name, one in own.items()} for alpha, own in figures.items()}
+    written = seal({**opened.describe(place), "figures": plain})
+    write_whole(folder / FIGURES, (json.dumps(written, indent=2) + "\n").encode())
     return figures
 
 
-def kept_figures(folder: Path) -> CellFigures | None:
-    """Of a cell that was scored before; None where it was not."""
-    try:
-        kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-        check_seal(kept)  # damaged, they are made again from the predictions
-        return {
-            float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
-            for alpha, by_category in kept["figures"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None:
+    """Run the grid, whose pictures and numbers are kept.
 
+    Args:
+        place: Where it is run, by which means.
+        dry_run: Whether it is only said what that would take.
+        file: Gets the numbers, too, or what they would take.
 
-def figures_of(run: EvaluationRun, average: Average) -> CellFigures:
-    """PCK of an evaluation's one readout with 95 % intervals, by alpha and category."""
-    (readout,) = run.scoring.readouts
-    found = pck_intervals(run.matched, [readout], run.scoring.alphas, average, run.scoring.pixels)
-    return {alpha: columns.named() for alpha, columns in found[readout].items()}
-
-
-def commands(place: Workplace, found: Survey) -> list[str]:
-    """What is left as commands of `dualsd`."""
-    trainings, cells = found.left_trainings, found.left_cells
-    datasets = dict.fromkeys([*(own.of.dataset for own in trainings), *(own.of.dataset for own in cells)])
-    return [
-        *(command_of(place.building(dataset), "cache", "build") for dataset in datasets),
-        *(command_of(own.config(place), "train") for own in trainings),
-        *(command_of(own.config(place), "eval") for own in cells),
-    ]
-
-
-def spelled_methods(found: Survey) -> dict[str, str]:
-    """The method of every training and cell as options of `dualsd`, by name."""
-    trained = {own.of.name: command_of(own.method, "train") for own in found.trainings.values()}
-    return trained | {own.of.name: command_of(own.method, "eval") for own in found.cells.values()}
-
-
-def _attempt(failures: dict[str, str], name: str, work: Callable[[], Found]) -> Found | None:
-    """What `work` gives; None, and its sentence among the failures, where the input is wrong."""
-    try:
-        return work()
-    except InputError as error:
-        failures[name] = str(error)
-        return None
+    Raises:
+        InputError: Where the dataset is missing.
+    """
+    dataset = FIGURE2_DATASET if FIGURE2_DATASET in place.roots else DEMO
+    if dataset not in place.roots:
+        raise InputError(
+            f"Figure 2 needs {FIGURE2_DATASET}: give its folder's folder with --dataset-root, or take --on demo."
+        )
+    if dataset == DEMO:
+        say(f"The demo's own dataset stands for {FIGURE2_DATASET}.")
+    pairs, listed = place.listed_pairs(dataset, FIGURE2.split)
+    # other pairs, models or settings are another folder
+    own = (listed, place.model.fingerprint, place.image_size, SEED, place.compute.dtype_name, to_json(FIGURE2))
+    folder = place.folder / "figures" / f"figure2 on {dataset}-{short_hash(own)}"
+    numbers = folder / "grid.json"
+    if numbers.is_file():
+        say(f"Figure 2 was made before: {folder} has its pictures and numbers")
+    else:
+        config, passes = place.placed(FIGURE2, dataset, out=folder), len(FIGURE2.timesteps or ()) * FIGURE2.ensemble
+        work = work_of_grid(place, dataset, images_of(pairs), passes, max(map(int, FIGURE2.layers)))
+        priced = prices_of(place, [("figure2", work)])
+        print_prices(place, priced)
+        command = f"{command_of(config, 'grid')} --json {numbers}"
+        if dry_run:
+            write_json(file, {"figure": "figure2", "left": priced})
+            build = command_of(place.building(dataset), "cache", "build")
+            say("The same by hand:", f"  {build}", f"  {command}")
+            return
+        with TerminalProgress() as progress:
+            place.make_store(dataset, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        say("", f"$ {command}")
+        grid(config, json=numbers)
+    write_json(file, json.loads(numbers.read_text(encoding="utf-8")))

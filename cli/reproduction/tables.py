@@ -1,12 +1,18 @@
-"""Our figures beside the paper's: numbers, tables of text, and what a reader has to know of them."""
+"""Our figures beside the paper's: numbers, tables of text, what a reader has to know of them, and `report.html`: every
+table that was made in a work folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import groupby, product
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
-from cli.reports.tables import Block
-from cli.reproduction.paper import ALL, DEMO, Column, Plan, Row, contradictions
+from cli.output import now
+from cli.reports import page
+from cli.reports.tables import Block, in_words
+from cli.reproduction.paper import ALL, DEMO, TABLES, Column, Plan, contradictions, title_of
 from matcher.statistics import Interval
 
 CellFigures = Mapping[float, Mapping[str, Interval]]
@@ -19,63 +25,55 @@ OUTSIDE = "*"
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One number. ours: a fraction, None where it was not run. paper: percent, None where it has none. is_of_same_data:
-    whether ours was trained and tested on what the paper's was."""
+    """One number, ours and the paper's, as a table's JSON file has it: PCK in percent, None where there is none.
 
-    row: Row
-    column: Column
+    Args:
+        row: The method, as the table names it.
+        dataset: What ours is of.
+        category: One, or `all`.
+        alpha: Fraction of theta.
+        pck_percent: Ours.
+        low_percent: Where its 95 % interval begins.
+        high_percent: Where that ends.
+        paper_percent: The paper's.
+        paper_dataset: What the paper's is of.
+        difference: Ours minus the paper's in points; None unless both are there and of the same data.
+        paper_is_outside: Whether the paper's figure lies outside our interval.
+    """
+
+    row: str
+    dataset: str
     category: str
     alpha: float
-    ours: Interval | None
-    paper: float | None
-    is_of_same_data: bool
+    pck_percent: float | None
+    low_percent: float | None
+    high_percent: float | None
+    paper_percent: float | None
+    paper_dataset: str
+    difference: float | None
+    paper_is_outside: bool
 
     @property
-    def difference(self) -> float | None:
-        """Ours minus the paper's in points; None unless both are there and of the same data."""
-        if self.ours is None or self.paper is None or not self.is_of_same_data:
-            return None
-        return 100 * self.ours.mean - self.paper
-
-    @property
-    def paper_is_outside(self) -> bool:
-        """Whether the paper's figure lies outside our interval."""
-        if self.difference is None or self.ours is None or self.paper is None:
-            return False
-        return not 100 * self.ours.low <= self.paper <= 100 * self.ours.high
-
-    def to_json(self) -> dict[str, Any]:
-        """As a table's JSON file has it, PCK in percent."""
-        ours = self.ours
-        return {
-            "row": self.row.name,
-            "dataset": self.column.dataset,
-            "category": self.category,
-            "alpha": self.alpha,
-            "pck_percent": None if ours is None else 100 * ours.mean,
-            "low_percent": None if ours is None else 100 * ours.low,
-            "high_percent": None if ours is None else 100 * ours.high,
-            "paper_percent": self.paper,
-            "paper_dataset": self.column.stands_for[0],
-            "difference": self.difference,
-            "paper_is_outside": self.paper_is_outside,
-        }
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Ours, the paper's and, unless the paper's is of other data, the difference."""
-        ours, paper, difference = NONE, NONE if self.paper is None else f"{self.paper:.2f}", NONE
-        if self.ours is not None:
-            ours = f"{100 * self.ours.mean:.2f} [{100 * self.ours.low:.2f}, {100 * self.ours.high:.2f}]"
+    def cells(self) -> tuple[tuple[str, str], ...]:
+        """Header and text of each column: ours, the paper's and, unless the paper's is of other data, the
+        difference."""
+        ours = paper = difference = NONE
+        if self.pck_percent is not None:
+            ours = f"{self.pck_percent:.2f} [{self.low_percent:.2f}, {self.high_percent:.2f}]"
+        if self.paper_percent is not None:
+            paper = f"{self.paper_percent:.2f}"
         if self.difference is not None:
             difference = f"{self.difference:+.2f}{OUTSIDE if self.paper_is_outside else ' '}"
-        return (ours, paper) if self.column.is_stand_in else (ours, paper, difference)
+        if self.paper_dataset != self.dataset:
+            return (f"@{self.alpha:g}", ours), (f"paper, {self.paper_dataset}", paper)
+        return (f"@{self.alpha:g}", ours), ("paper", paper), ("difference", difference)
 
 
 def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> list[Compared]:
     """Every number of a plan's table: row by row, dataset by dataset, alpha by alpha, category by category, `all` last.
 
     Args:
+        plan: What was to be run.
         figures: By (row, column's dataset), of the cells that were run.
     """
     categories = {column: _categories(plan, column, figures) for column in plan.columns}
@@ -90,7 +88,13 @@ def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> list[
             paper = plan.table.figures.get((row.name, column.stands_for[0], category, alpha))
             if column.is_stand_in and category != ALL:
                 paper = None  # the demo's categories share names with the paper's, and nothing else
-            numbers.append(Compared(row, column, category, alpha, ours, paper, same_data))
+            percents: list[Any] = [None] * 3 if ours is None else [100 * value for value in astuple(ours)]
+            mean, low, high = percents
+            comparable = same_data and ours is not None and paper is not None
+            difference = mean - paper if comparable else None
+            outside = comparable and (low > paper or high < paper)
+            about = category, alpha, *percents, paper, column.stands_for[0], difference, outside
+            numbers.append(Compared(row.name, column.dataset, *about))
     return numbers
 
 
@@ -109,66 +113,64 @@ def blocks(plan: Plan, numbers: Sequence[Compared]) -> list[Block]:
     """A block per dataset that something is run on: a row per method; where the paper's columns are categories, three
     lines per method and alpha."""
     found = []
-    for column, own in _shown(plan, numbers):
+    for title, own in _shown(plan, numbers):
         if plan.table.by_category:
-            header, left_columns = ["method", "", *dict.fromkeys(number.category for number in own)], 2
-            lines = _lines_by_category(own)
+            header = ("method", "", *grouped("category", own))
+            found.append(Block(title, header, tuple(_lines_by_category(own)), left_columns=2))
         else:
-            header, left_columns = ["method", *_header(plan, column)], 1
-            lines = _lines(own, lambda number: number.row.name)
-        found.append(Block(_title(plan, column), tuple(header), tuple(lines), left_columns))
+            found.append(block_of(title, "row", own))
     return found
 
 
 def narrow_blocks(plan: Plan, numbers: Sequence[Compared]) -> list[Block]:
     """The same for a narrow terminal where columns are categories: a block per method, a row per category."""
     return [
-        Block(
-            f"{row.name}, {_title(plan, column)}",
-            ("category", *_header(plan, column)),
-            tuple(_lines([number for number in own if number.row == row], lambda number: number.category)),
-        )
-        for column, own in _shown(plan, numbers)
-        for row in plan.rows
+        block_of(f"{row}, {title}", "category", part)
+        for title, own in _shown(plan, numbers)
+        for row, part in grouped("row", own).items()
     ]
 
 
-def _shown(plan: Plan, numbers: Sequence[Compared]) -> Iterator[tuple[Column, list[Compared]]]:
-    """The columns with their numbers; the paper's figures alone are no comparison."""
+def block_of(title: str, key: str, numbers: Sequence[Compared]) -> Block:
+    """Two or three columns per alpha.
+
+    Args:
+        title: Of the table.
+        key: What rows are of: `row`, which is headed as the method, or `category`.
+        numbers: At least one, all of the same data set.
+    """
+    groups = grouped(key, numbers)
+    first = next(iter(groups.values()))
+    header = ("method" if key == "row" else key, *(name for number in first for name, _ in number.cells))
+    rows = ((value, *(text for number in own for _, text in number.cells)) for value, own in groups.items())
+    return Block(title, header, tuple(rows))
+
+
+def grouped(key: str, numbers: Sequence[Compared]) -> dict[Any, list[Compared]]:
+    """In groups of one value each of the field `key`, in order."""
+    found: dict[Any, list[Compared]] = {}
+    for number in numbers:
+        found.setdefault(getattr(number, key), []).append(number)
+    return found
+
+
+def _shown(plan: Plan, numbers: Sequence[Compared]) -> Iterator[tuple[str, list[Compared]]]:
+    """A title and the numbers of each column; the paper's figures alone are no comparison."""
     for column in plan.columns:
         if any(dataset == column.dataset for _, dataset in plan.cells):
-            yield column, [number for number in numbers if number.column == column]
-
-
-def _lines(numbers: Sequence[Compared], name_of: Callable[[Compared], str]) -> Iterator[tuple[str, ...]]:
-    """A line per name, with what there is of each alpha."""
-    for name in dict.fromkeys(map(name_of, numbers)):
-        yield name, *(text for number in numbers if name_of(number) == name for text in number.texts)
+            in_place = f" in place of {', '.join(column.stands_for)}" if column.is_stand_in else ""
+            title = f"{plan.table.title}, {column.dataset}{in_place}"
+            yield title, [number for number in numbers if number.dataset == column.dataset]
 
 
 def _lines_by_category(numbers: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
-    for (row, alpha), own in groupby(numbers, lambda number: (number.row.name, number.alpha)):
-        ours, paper, *difference = (list(line) for line in zip(*(number.texts for number in own), strict=True))
-        ours[:-1] = [text.split(" ")[0] for text in ours[:-1]]  # intervals of `all` alone: 18 more would be too wide
-        yield row, f"ours @{alpha:g}", *ours
-        yield "", _paper_name(numbers[0].column), *paper
-        for line in difference:
-            yield "", "difference", *line
-
-
-def _title(plan: Plan, column: Column) -> str:
-    in_place = f" in place of {', '.join(column.stands_for)}" if column.is_stand_in else ""
-    return f"{plan.table.title}, {column.dataset}{in_place}"
-
-
-def _header(plan: Plan, column: Column) -> Iterator[str]:
-    for alpha in plan.table.alphas:
-        yield from (f"@{alpha:g}", _paper_name(column), *([] if column.is_stand_in else ["difference"]))
-
-
-def _paper_name(column: Column) -> str:
-    """Beside a stand-in the paper's figures are of other data, and no difference is taken."""
-    return f"paper, {column.stands_for[0]}" if column.is_stand_in else "paper"
+    for (row, alpha), own in groupby(numbers, attrgetter("row", "alpha")):
+        for place, line in enumerate(zip(*(number.cells for number in own), strict=True)):
+            names, texts = zip(*line, strict=True)
+            if place > 0:
+                yield "", names[0], *texts
+            else:  # intervals of `all` alone: 18 more would be too wide
+                yield row, f"ours @{alpha:g}", *(text.split(" ")[0] for text in texts[:-1]), texts[-1]
 
 
 def notes(plan: Plan, model: str, image_size: int, train_steps: int | None, failures: Mapping[str, str]) -> list[str]:
@@ -205,12 +207,9 @@ def notes(plan: Plan, model: str, image_size: int, train_steps: int | None, fail
 def stand_ins(plan: Plan) -> list[str]:
     """What the demo stands for."""
     found = []
-    trained = [(row.trained_on, plan.cells.get((row.name, own.dataset))) for row in plan.rows for own in plan.columns]
-    replaced = dict.fromkeys(
-        wanted
-        for wanted, cell in trained
-        if wanted is not None and cell is not None and cell.training is not None and cell.training.dataset != wanted
-    )
+    asked = [(row.trained_on, plan.cells.get((row.name, own.dataset))) for row in plan.rows for own in plan.columns]
+    trained = [(wanted, cell.training.dataset) for wanted, cell in asked if cell is not None and cell.training]
+    replaced = dict.fromkeys(str(wanted) for wanted, dataset in trained if wanted != dataset)
     if replaced:
         found.append(
             f"The demo's own trn stands for the training set(s) {', '.join(replaced)}: prompts are trained on "
@@ -237,3 +236,103 @@ def missing(plan: Plan) -> list[str]:
             if names:
                 lacking.setdefault(names, []).append(f"{row} on {column.dataset}")
     return [f"Not run, for want of {' and '.join(names)}: {', '.join(cells)}." for names, cells in lacking.items()]
+
+
+def report_reproduction(folder: Path) -> Path:
+    """Write `report.html` into a work folder, from the tables that it holds.
+
+    Args:
+        folder: The work folder.
+
+    Returns:
+        Where the report is.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    files = {title_of(name): folder / "tables" / f"{name}.json" for name in TABLES}
+    tables = {title: json.loads(file.read_text("utf-8")) for title, file in files.items() if file.is_file()}
+    numbers = {title: [Compared(**number) for number in content["figures"]] for title, content in tables.items()}
+    every = [number for own in numbers.values() for number in own]
+    settings: dict[str, page.Facts] = {}
+    for title, content in tables.items():
+        settings |= {title: _settings(content), f"{title}: origin and versions": page.origin_facts(content)}
+    report = page.Page(
+        kind="Reproduction",
+        title=f"{in_words('Table', [title.removeprefix('Table ') for title in tables])} of the report, run again",
+        created=page.when(now()),
+        headline=_headline(every),
+        highlights={
+            "Model": page.unique(str(content.get("model")) for content in tables.values()),
+            "Measured on": page.unique(one.dataset for one in _measured(every)) or "nothing yet",
+            "Methods": len({one.row for one in _measured(every)}),
+        },
+        settings=settings,
+        sections={
+            "How to read it": [
+                "Ours is PCK in percent with its 95 % interval, images resampled; the difference is ours minus the "
+                f"paper's, in points. Where it is marked ({OUTSIDE}), the paper's figure lies outside our interval: "
+                "more than other images of the same kind would explain. A dash is a figure that is not there.",
+                "The paper gives no intervals. A difference may come from the method, from a setting that the paper "
+                "does not state, or from other weights of the model: every setting with its source is in `dualsd "
+                "recipes NAME`.",
+            ],
+            **{title: [*_tables(own), page.Notes(tables[title].get("notes", ()))] for title, own in numbers.items()},
+        },
+    )
+    return page.write_report(report, folder)
+
+
+def _measured(numbers: Sequence[Compared]) -> list[Compared]:
+    return [number for number in numbers if number.pck_percent is not None]
+
+
+def _headline(numbers: Sequence[Compared]) -> page.Headline:
+    compared, measured = [one for one in numbers if one.difference is not None], len(_measured(numbers))
+    if not compared:
+        return page.Headline(
+            "Figures measured",
+            str(measured),
+            "None of them is of the data that the paper's figures are of, so that no difference is taken: what can be "
+            "compared is which method is ahead of which.",
+        )
+    largest = max(compared, key=lambda number: abs(number.difference or 0))
+    return page.Headline(
+        "The paper's figures that lie inside our 95 % intervals",
+        str(sum(not number.paper_is_outside for number in compared)),
+        f"The largest difference is {largest.difference:+.2f} points: {largest.row} on {largest.dataset}, "
+        f"{largest.category}, PCK@{largest.alpha:g}.",
+        f" of {len(compared)}",
+        f"{measured} figures measured, {len(compared)} of them on the paper's own data",
+    )
+
+
+def _tables(numbers: Sequence[Compared]) -> list[Block]:
+    """One per data set, or per method on it where the paper's columns are categories; the paper's figures alone are no
+    comparison."""
+    found: list[Block] = []
+    for dataset, own in grouped("dataset", numbers).items():
+        if not _measured(own):
+            continue
+        if {number.category for number in own} == {ALL}:
+            found.append(block_of(dataset, "row", own))
+        else:
+            found += [block_of(f"{row} on {dataset}", "category", part) for row, part in grouped("row", own).items()]
+    return [_marked(block) for block in found]
+
+
+def _marked(block: Block) -> Block:
+    """The differences that the paper's interval does not explain stand out."""
+    rows = tuple((row[0], *(text.replace(OUTSIDE, f" {OUTSIDE}").rstrip() for text in row[1:])) for row in block.rows)
+    marked = {(index, place) for index, row in enumerate(rows) for place, text in enumerate(row) if OUTSIDE in text}
+    return replace(block, rows=rows, marked=marked)
+
+
+def _settings(content: Mapping[str, Any]) -> page.Facts:
+    steps = content.get("train_steps")
+    return {
+        "Model": content.get("model", "unknown"),
+        "Model fingerprint": content.get("model_fingerprint", "unknown"),
+        "Steps of trainings": "the recipes' own" if steps is None else steps,
+        **content.get("commands", {}),
+    }

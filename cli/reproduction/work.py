@@ -3,15 +3,13 @@ Rows are members of a set, so that what several trainings and cells ask for coun
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cli.output import print_table
 from cli.progress import TerminalProgress
-from cli.reproduction.paper import Cell
-from cli.reproduction.workplace import Workplace
-from featstore.datasets.records import Pair
+from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace
 from featstore.pipeline.defaults import unet_layers
 from featstore.pipeline.features import chunks
 from featstore.pipeline.pairs import images_of
@@ -26,8 +24,6 @@ from featstore.store.keys import PATCH_TOKENS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from featstore.tuning.data import RandomPairs
-from featstore.tuning.run_folder import RunFolder
-from featstore.tuning.settings import TuningSettings
 
 CROP = 224
 """Side in pixels of what DINOv2's own preprocessing keeps of an image for a cpm."""
@@ -35,10 +31,11 @@ CROP = 224
 
 @dataclass(frozen=True, slots=True)
 class StoreRow:
-    """What a data set's store has of an image."""
+    """What a data set's store has of an image: so many float16 numbers."""
 
     dataset: str
     image: str
+    numbers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +53,9 @@ class Noisy(StoreRow):
 
 @dataclass(frozen=True, slots=True)
 class Patches(StoreRow):
-    """What DINOv2 makes of the image at a size in pixels: so many tokens."""
+    """What DINOv2 makes of the image at a size in pixels."""
 
     size: int
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +88,12 @@ class Work:
 
     def __or__(self, other: "Work") -> "Work":
         """Both, shared rows once."""
-        return Work(
-            self.rows | other.rows,
-            self.forward + other.forward,
-            self.backward + other.backward,
-            self.matched + other.matched,
-        )
+        counts = self.forward + other.forward, self.backward + other.backward, self.matched + other.matched
+        return Work(self.rows | other.rows, *counts)
 
     def without(self, other: "Work") -> "Work":
         """What is left once the rows of another are there."""
-        return Work(self.rows - other.rows, self.forward, self.backward, self.matched)
+        return replace(self, rows=self.rows - other.rows)
 
     @property
     def passes(self) -> Counter[int]:
@@ -120,8 +112,17 @@ those with a gradient; `pairs` to be matched; `flops` of the VAE and the UNet, b
 `bytes_to_write` of stores' rows."""
 
 
-def price(place: Workplace, name: str, work: Work) -> dict[str, Any]:
-    """Of a piece of work, as in `Prices`."""
+def prices_of(place: Workplace, works: Iterable[tuple[str, Work]]) -> Prices:
+    """Of named pieces of work, in the order in which they are done, each beyond what those before it make; last of all
+    together, where there are any."""
+    priced, planned = [], Work()
+    for name, work in works:
+        priced.append(_price(place, name, work.without(planned)))
+        planned |= work
+    return [*priced, _price(place, "all", planned)] if priced else []
+
+
+def _price(place: Workplace, name: str, work: Work) -> dict[str, Any]:
     from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
 
     model, size = place.model, place.image_size
@@ -137,7 +138,7 @@ def price(place: Workplace, name: str, work: Work) -> dict[str, Any]:
         "backward": work.backward.total(),
         "pairs": work.matched,
         "flops": flops,
-        "bytes_to_write": sum(_row_bytes(place, row) for row in work.rows),
+        "bytes_to_write": sum(2 * row.numbers + 4 for row in work.rows),  # float16, and a checksum
     }
 
 
@@ -152,25 +153,17 @@ def print_prices(place: Workplace, found: Prices) -> None:
     tell_disk(TerminalProgress(), place.folder, found[-1]["bytes_to_write"])
 
 
-def _row_bytes(place: Workplace, row: StoreRow) -> int:
-    """float16, and a checksum of 4 bytes."""
-    if isinstance(row, Map):
-        shape = place.model.shape(row.layer, place.image_size)
-        return 2 * shape.channels * shape.side**2 + 4
-    if isinstance(row, Patches):
-        return 2 * place.dino_shape.channels * row.tokens + 4
-    return 2 * place.model.latent_channels * place.model.latent_side(place.image_size) ** 2 + 4
+def work_left(place: Workplace, found: Survey) -> Iterator[tuple[str, Work]]:
+    """All that a plan lacks, by name, in the order in which it is done."""
+    for own in found.left_trainings:
+        yield f"train {own.of.name}", _work_of_training(place, own)
+    for opened in found.left_cells:
+        yield opened.of.name, _work_of_cell(place, opened)
 
 
-def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFolder | None) -> Work:
-    """Of scoring a cell.
-
-    Args:
-        pairs: Of the test split.
-        run: Of its prompts, where they are learned already.
-    """
-    recipe, method = place.recipes[cell.recipe], place.evaluation(cell)
-    lacking = _Lacking(place, cell.dataset, place.store_if_there(cell.dataset), tuple(images_of(pairs)))
+def _work_of_cell(place: Workplace, cell: OpenCell) -> Work:
+    recipe, method, pairs = place.recipes[cell.of.recipe], cell.method, cell.pairs
+    lacking = _Lacking.of(place, cell.of.dataset, images_of(pairs))
     rows: set[StoreRow] = set()
     if "dino" in (method.layers or ()):
         rows.update(lacking.patch_maps(method.dino_size or place.dino_shape.usual_size))
@@ -186,34 +179,24 @@ def work_of_cell(place: Workplace, cell: Cell, pairs: Sequence[Pair], run: RunFo
     if method.prompt is not None:
         prompts, name, alone = TextPrompt(method.prompt), method.prompt, False
     else:
-        name, alone = cell.name if cell.training is None else cell.training.name, len(steps) > 1
-        prompts = None if run is None else SavedPrompts(load_prompts(run.prompts))
+        name, alone = cell.of.name if cell.of.training is None else cell.of.training.name, len(steps) > 1
+        if cell.training is not None and cell.training.is_finished:
+            prompts = SavedPrompts(load_prompts(cell.training.path))
     for layer, step in steps.items():
         unmapped = lacking.of_maps(prompts, draws, layer, step)
         rows.update(unmapped.latents(), unmapped.noisy(step, draws))
-        rows.update(Map(cell.dataset, image, name, alone, draws, step, layer) for image in unmapped.images)
+        shape = place.model.shape(layer, place.image_size)
+        about = shape.channels * shape.side**2, name, alone, draws, step, layer
+        rows.update(Map(cell.of.dataset, image, *about) for image in unmapped.images)
     return Work(frozenset(rows), matched=len(pairs))
 
 
-def work_of_training(
-    place: Workplace,
-    dataset: str,
-    settings: TuningSettings,
-    pairs: Sequence[Pair],
-    held_out: Sequence[Pair],
-    run: RunFolder | None,
-) -> Work:
-    """Of learning prompts.
-
-    Args:
-        pairs: Of the training set.
-        held_out: Validated on.
-        run: Where it has begun.
-    """
+def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
+    settings, pairs, held_out, run = training.settings, training.pairs, training.held_out, training.run
     done = 0 if run is None else len(run.metrics_until(settings.steps))
     left = range(done + 1, settings.steps + 1)
-    trained, validated = tuple(images_of(pairs)), tuple(images_of(held_out))
-    everyone = _Lacking(place, dataset, place.store_if_there(dataset), tuple(sorted({*trained, *validated})))
+    trained, validated = images_of(pairs), images_of(held_out)
+    everyone = _Lacking.of(place, training.of.dataset, sorted({*trained, *validated}))
     rows: set[StoreRow] = {*everyone.latents()}
     for step in settings.timesteps:
         rows.update(replace(everyone, images=trained).noisy(step, settings.draws))
@@ -224,7 +207,7 @@ def work_of_training(
         rows.update(everyone.patch_tokens())
     validations = sum(step % settings.validate_every == 0 or step == settings.steps for step in left)
     tapped = 2 * len(held_out) if pairwise else len(validated)
-    passes = sum(_images_of_step(pairs, settings, step - 1) for step in left)
+    passes = sum(_images_of_step(training, step - 1) for step in left)
     return Work(
         frozenset(rows),
         forward=Counter(dict.fromkeys(settings.layers, validations * tapped)),
@@ -235,13 +218,14 @@ def work_of_training(
 
 def work_of_grid(place: Workplace, dataset: str, images: Sequence[str], passes: int, layer: int) -> Work:
     """Of a grid that keeps nothing but latents. passes: per image, each as far as a layer."""
-    lacking = _Lacking(place, dataset, place.store_if_there(dataset), tuple(images))
+    lacking = _Lacking.of(place, dataset, images)
     return Work(frozenset(lacking.latents()), forward=Counter({layer: len(images) * passes}))
 
 
-def _images_of_step(pairs: Sequence[Pair], settings: TuningSettings, step: int) -> int:
+def _images_of_step(training: OpenTraining, step: int) -> int:
     """Images that go through the UNet in a step, per layer: each once, or two per pair where every pair has a prompt of
     its own."""
+    settings, pairs = training.settings, training.pairs
     batch = RandomPairs(len(pairs), settings.batch, settings.seed).batch(step)
     if settings.mode.rules.of_pairs:
         return 2 * len(batch)
@@ -256,11 +240,22 @@ class _Lacking:
     place: Workplace
     dataset: str
     store: Store | None
-    images: tuple[str, ...]
+    images: Sequence[str]
+
+    @classmethod
+    def of(cls, place: Workplace, dataset: str, images: Sequence[str]) -> "_Lacking":
+        """In the store of a workplace."""
+        return cls(place, dataset, place.store_if_there(dataset), images)
+
+    @property
+    def latent_numbers(self) -> int:
+        """Of a latent."""
+        model = self.place.model
+        return model.latent_channels * model.latent_side(self.place.image_size) ** 2
 
     def latents(self) -> Iterator[Latent]:
         for image in self.without(None if self.store is None else self.store.latents()).images:
-            yield Latent(self.dataset, image)
+            yield Latent(self.dataset, image, self.latent_numbers)
 
     def noisy(self, timestep: int, draws: int) -> Iterator[Noisy]:
         lacking = [(image, draw) for image in self.images for draw in range(draws)]
@@ -269,7 +264,7 @@ class _Lacking:
             rows = missing_noisy(self.store, list(map(known.row, self.images)), timestep, draws)
             lacking = [(known.ids[row], draw) for row, draw in rows]
         for image, draw in lacking:
-            yield Noisy(self.dataset, image, timestep, draw)
+            yield Noisy(self.dataset, image, self.latent_numbers, timestep, draw)
 
     def of_maps(self, prompts: Prompts | None, ensemble: int, layer: int, timestep: int) -> "_Lacking":
         """Of those images whose map is not kept. prompts: None where they are not learned yet."""
@@ -285,15 +280,17 @@ class _Lacking:
             for extractor in self.store.pixel_extractors("dino"):
                 if (extractor.size, extractor.dtype) == fitting:
                     lacking = lacking.without(self.store.maps(extractor, "dino", None))
-        tokens = self.place.dino_shape.side(size) ** 2
-        for image in lacking.images:
-            yield Patches(self.dataset, image, size, tokens)
+        return lacking.patches(size, self.place.dino_shape.side(size) ** 2)
 
     def patch_tokens(self) -> Iterator[Patches]:
         """What a cpm's prompts are made from."""
-        tokens = 1 + (CROP // self.place.dino_shape.patch) ** 2
-        for image in self.without(None if self.store is None else self.store.arrays().get(PATCH_TOKENS)).images:
-            yield Patches(self.dataset, image, CROP, tokens)
+        lacking = self.without(None if self.store is None else self.store.arrays().get(PATCH_TOKENS))
+        return lacking.patches(CROP, 1 + (CROP // self.place.dino_shape.patch) ** 2)
+
+    def patches(self, size: int, tokens: int) -> Iterator[Patches]:
+        """So many tokens of every image."""
+        numbers = self.place.dino_shape.channels * tokens
+        return (Patches(self.dataset, image, numbers, size) for image in self.images)
 
     def without(self, array: RowArray | None) -> "_Lacking":
         """Of the images that have no row in an array of the store."""

@@ -1,33 +1,57 @@
-"""Where a reproduction keeps what it makes, what it runs on, and the configs of what it runs."""
+"""Where a reproduction keeps what it makes, what it runs on, the configs of what it runs, and how a plan stands there:
+which trainings and cells are done, which are left, and which cannot be run.
 
-from collections.abc import Mapping
+cells/dual-single@spair on pf-willow-0f3a9c21/
+    figures.json    what was scored with which settings, and PCK with its intervals
+    run.json ...    what `dualsd eval --out` keeps, see `featstore.pipeline.results`
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cli.reproduction.paper import DEMO, Cell, Training
+from cli.reproduction.paper import DEMO, Cell, Plan, Training
+from cli.reproduction.tables import CellFigures
 from featstore.backbones import locate as location
 from featstore.backbones.base import Compute
 from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.noise import Latents
 from featstore.backbones.stable_diffusion import Model
-from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig
-from featstore.datasets.records import Dataset
+from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig, to_json
+from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import dataset_class, open_dataset
-from featstore.errors import DatasetError
+from featstore.errors import DatasetError, TuningError
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
-from featstore.progress import Progress
+from featstore.pipeline.pairs import (
+    choose_pairs,
+    choose_some,
+    default_split,
+    images_of,
+    in_resized_frame,
+    list_hash,
+    sizes_from_files,
+)
+from featstore.progress import Progress, Silent
+from featstore.prompts.file import load_prompts
 from featstore.recipes import Recipe
-from featstore.store.schema import StoreHeader
+from featstore.sealed import check_seal
 from featstore.store.store import Store, open_if_there
-from featstore.tuning.settings import DEMO_STEPS
+from featstore.tuning.run_folder import RunFolder, identity
+from featstore.tuning.settings import DEMO_STEPS, TuningSettings, resumed, settings_of
 from matcher.errors import InputError
+from matcher.statistics import Interval
 
 SUBFOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
 """Under which names datasets lie in a folder of datasets; SD4Match's first."""
 
 SEED = 0
+
+FIGURES = "figures.json"
 
 B14 = DinoShape(channels=768, patch=14, trained=518)
 """facebook/dinov2-base's."""
@@ -63,13 +87,13 @@ class Workplace:
         """A dataset's store; None where none was made yet."""
         return open_if_there(self._store_path(dataset))
 
-    def header(self, dataset: str) -> StoreHeader:
-        """What a dataset's store is of."""
-        return header_of(self.dataset(dataset), self.model, self._request(dataset))
-
     def make_store(self, dataset: str, progress: Progress) -> None:
         """See that a dataset's store is there, with no latents yet. Raises `StoreError` where it is another model's."""
         open_or_create(self.dataset(dataset), self.model, self._request(dataset), progress)
+
+    def identity(self, dataset: str) -> str:
+        """What is trained on a dataset's store is trained on, see `featstore.tuning.run_folder.identity`."""
+        return identity(header_of(self.dataset(dataset), self.model, self._request(dataset)))
 
     def _store_path(self, dataset: str) -> Path:
         return self.folder / "stores" / f"{dataset}.zarr"
@@ -93,7 +117,7 @@ class Workplace:
         """A cell's method. What its recipe says for SD 2-1's images gives way to the defaults on those of another
         size."""
         recipe = self.recipes[cell.recipe]
-        return recipe.eval if self._has_size_of(recipe) else replace(recipe.eval, dino_size=None)
+        return recipe.eval if self.image_size == recipe.build.size else replace(recipe.eval, dino_size=None)
 
     def training(self, training: Training, pairs: int) -> TrainConfig:
         """A training's method. What its recipe says for the published datasets gives way to `train`'s defaults on the
@@ -101,28 +125,184 @@ class Workplace:
         set."""
         recipe, steps = self.recipes[training.recipe], self.asked.train_steps
         assert recipe.train is not None, "only what is trained has a training"
-        found = recipe.train if self._has_size_of(recipe) else replace(recipe.train, kernel=None)
+        found = recipe.train if self.image_size == recipe.build.size else replace(recipe.train, kernel=None)
         if training.dataset == DEMO:
             return replace(found, steps=steps or DEMO_STEPS, batch=None, validation_pairs=None)
         return replace(found, steps=steps or recipe.steps_for(training.dataset, pairs))
 
-    def _has_size_of(self, recipe: Recipe) -> bool:
-        return self.image_size == recipe.build.size
-
-    def run_path(self, training: Training, method: TrainConfig) -> Path:
-        """A training's run folder; one that is cut short is a run of its own."""
-        return self.folder / "runs" / f"{training.name}-{method.steps}"
-
     def placed(self, method: OfStore, dataset: str, **more: Any) -> OfStore:
         """A method on a dataset's store, by this workplace's means, with what is said beside."""
-        own = self.asked
-        means: dict[str, Any] = {
-            "dino": own.dino,
-            "device": own.device,
-            "dtype": own.dtype,
-            "batch_size": own.batch_size,
-        }
+        means = {name: getattr(self.asked, name) for name in ("dino", "device", "dtype", "batch_size")}
         return replace(method, store=str(self._store_path(dataset)), **means, **more)
+
+    def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[Sequence[Pair], str]:
+        """The pairs of a split, by default of that for reporting, and their list's hash."""
+        found = self.dataset(dataset)
+        split = split or default_split(found)
+        pairs = choose_pairs(found, split, ())
+        sizes = sizes_from_files(found, images_of(pairs))
+        return pairs, list_hash(split, in_resized_frame(found, pairs, sizes.__getitem__, self.image_size, Silent()))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTraining:
+    """A training that can be run.
+
+    Args:
+        method: Its recipe's, with the steps that are taken.
+        path: Its run's folder; a training that is cut short is a run of its own.
+        settings: What `train` makes of the method.
+        pairs: Of its training set.
+        held_out: The pairs that it validates on.
+        run: Where it has begun.
+    """
+
+    of: Training
+    method: TrainConfig
+    path: Path
+    settings: TuningSettings
+    pairs: Sequence[Pair]
+    held_out: Sequence[Pair]
+    run: RunFolder | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all its steps are done."""
+        return self.run is not None and self.run.is_finished
+
+    def config(self, place: Workplace) -> TrainConfig:
+        """All that `train` is told."""
+        own, path = place.asked, self.path
+        begun = {"name": path.name, "runs": path.parent} if self.run is None else {"resume": path}
+        saving = {"accumulate": own.accumulate, "gradient_checkpointing": own.gradient_checkpointing}
+        return place.placed(self.method, self.of.dataset, **begun, **saving)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCell:
+    """A cell that can be scored. method: its recipe's. pairs: of the test split. listed: their list's hash. training:
+    that of its prompts."""
+
+    of: Cell
+    method: EvalConfig
+    pairs: Sequence[Pair]
+    listed: str
+    training: OpenTraining | None
+
+    def config(self, place: Workplace) -> EvalConfig:
+        """All that `eval` is told."""
+        return place.placed(self.method, self.of.dataset, prompts=None if self.training is None else self.training.path)
+
+    def describe(self, place: Workplace) -> dict[str, Any]:
+        """All that its figures depend on. Its prompts must be there."""
+        prompts = None if self.training is None else load_prompts(self.training.path)
+        return {
+            "cell": self.of.name,
+            "recipe": self.of.recipe,
+            "eval": to_json(self.method),
+            "prompts": None if prompts is None else {str(layer): prompts.content(layer) for layer in prompts.layers},
+            "dataset": self.of.dataset,
+            "pairs": self.listed,
+            "model": place.model.fingerprint,
+            "image_size": place.image_size,
+            "seed": SEED,
+            "dtype": place.compute.dtype_name,
+            "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.asked.dino,
+        }
+
+    def folder(self, place: Workplace) -> Path:
+        """Where it is kept; other settings, prompts or pairs are another folder."""
+        return place.folder / "cells" / f"{self.of.name}-{short_hash(self.describe(place))}"
+
+
+def short_hash(content: Any) -> str:
+    """8 hex digits of what JSON can hold."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How a plan stands. trainings, cells: those that can be run. figures: of cells that were scored before. failures:
+    a sentence for each training or cell that cannot be run, by name."""
+
+    trainings: Mapping[Training, OpenTraining]
+    cells: Mapping[Cell, OpenCell]
+    figures: Mapping[Cell, CellFigures]
+    failures: Mapping[str, str]
+
+    @property
+    def left_cells(self) -> list[OpenCell]:
+        """Those that are not scored yet."""
+        return [opened for cell, opened in self.cells.items() if cell not in self.figures]
+
+    @property
+    def left_trainings(self) -> list[OpenTraining]:
+        """Those that are not done, and whose prompts a cell that is left needs."""
+        needed = {opened.of.training for opened in self.left_cells}
+        return [own for training, own in self.trainings.items() if training in needed and not own.is_finished]
+
+
+@contextmanager
+def noted(failures: dict[str, str], name: str) -> Iterator[None]:
+    """Leave off where the input is wrong; the sentence goes among the failures."""
+    try:
+        yield
+    except InputError as error:
+        failures[name] = str(error)
+
+
+def survey(place: Workplace, plan: Plan) -> Survey:
+    """Read the datasets' lists and what the workplace holds."""
+    failures: dict[str, str] = {}
+    trainings: dict[Training, OpenTraining] = {}
+    cells: dict[Cell, OpenCell] = {}
+    figures: dict[Cell, CellFigures] = {}
+    trained = cache(lambda dataset: choose_pairs(place.dataset(dataset), "trn", ()))
+    tested = cache(place.listed_pairs)
+    for training in plan.trainings:
+        with noted(failures, training.name):
+            trainings[training] = _open_training(place, training, trained(training.dataset))
+    for cell in plan.distinct_cells:
+        with noted(failures, cell.name):
+            own = None if cell.training is None else trainings.get(cell.training)
+            if cell.training is not None and own is None:
+                raise TuningError(f"The training {cell.training.name} cannot be run.")
+            cells[cell] = OpenCell(cell, place.evaluation(cell), *tested(cell.dataset), own)
+            if own is None or own.is_finished:
+                kept = _kept_figures(cells[cell].folder(place))
+                figures |= {} if kept is None else {cell: kept}
+    return Survey(trainings, cells, figures, failures)
+
+
+def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) -> OpenTraining:
+    """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
+    dataset, method = place.dataset(training.dataset), place.training(training, len(pairs))
+    accumulated = replace(method, accumulate=place.asked.accumulate)
+    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.image_size, "float32")
+    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    path, run = place.folder / "runs" / f"{training.name}-{method.steps}", None
+    if path.exists():
+        run = RunFolder.open(path)
+        if run.identity != place.identity(training.dataset):
+            raise TuningError(
+                f"{path} was trained on another model, size or dataset than is asked for now: take another --work "
+                "folder."
+            )
+        resumed(run.settings, method, run.settings.dtype, path)
+    return OpenTraining(training, method, path, settings, pairs, held_out, run)
+
+
+def _kept_figures(folder: Path) -> CellFigures | None:
+    """Of a cell that was scored before; None where it was not."""
+    try:
+        kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+        check_seal(kept)  # damaged, they are made again from the predictions
+        return {
+            float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
+            for alpha, by_category in kept["figures"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def find_datasets(root: Path | None) -> dict[str, Path]:
@@ -130,20 +310,16 @@ def find_datasets(root: Path | None) -> dict[str, Path]:
     holds none of them."""
     if root is None:
         return {}
+    usual = ", ".join(names[0] for names in SUBFOLDERS.values())
     if not root.is_dir():
-        raise InputError(f"--dataset-root {root} is no folder: give the one that {_spelled()} lie in.")
-    found = {}
+        raise InputError(f"--dataset-root {root} is no folder: give the one that {usual} lie in.")
+    found: dict[str, Path] = {}
     for name, subfolders in SUBFOLDERS.items():
-        for subfolder in subfolders:
-            try:
-                splits = open_dataset(name, root / subfolder).splits
-            except DatasetError:
-                continue
-            if splits:
-                found[name] = root / subfolder
-                break
+        for folder in (root / subfolder for subfolder in reversed(subfolders)):  # the first wins
+            with suppress(DatasetError):
+                found |= {name: folder} if open_dataset(name, folder).splits else {}
     if not found:
-        raise InputError(f"--dataset-root {root} holds no dataset of the paper: it is looked through for {_spelled()}.")
+        raise InputError(f"--dataset-root {root} holds no dataset of the paper: it is looked through for {usual}.")
     return found
 
 
@@ -152,7 +328,3 @@ def is_at_hand(model: str, revision: str | None) -> bool:
     if model == location.DEMO or Path(model).expanduser().is_dir():
         return True
     return location.downloaded(location.hub_name_of(model), revision) is not None
-
-
-def _spelled() -> str:
-    return ", ".join(names[0] for names in SUBFOLDERS.values())

@@ -1,6 +1,7 @@
 """A reproduction's tables without running anything: DIFT at 40 [39, 41] everywhere."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from cli.reproduction.paper import choose_rows, load_table, plan_table
@@ -26,7 +27,7 @@ def write_reproduction(work: Path) -> None:
             "model_fingerprint": "84f6ae953ed03c3c18bec057c727c21d",
             "train_steps": None,
             "notes": notes(plan, "sd2-1", 768, None, {}),
-            "figures": [number.to_json() for number in compare(plan, figures)],
+            "figures": list(map(asdict, compare(plan, figures))),
             "commands": {"dift on spair": "dualsd eval --layers 2 --t 261"},
             "creator": "0.1.0",
         }

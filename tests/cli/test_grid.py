@@ -12,12 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from cli.reports.grid_tables import RankedGrid, eval_command
+from featstore.config import EvalConfig, GridConfig
+from featstore.pipeline.grid import GridRun
+from matcher.configuration import Configuration, MatchSettings
+from matcher.grid import GridScores
+from matcher.maps import LayerSpec
+from matcher.pairs import Pairs
 from tests.cli.conftest import Run
+from tests.featstore.evaluations import many_pairs
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
 
 MAPS = ("--ensemble", "1", "--batch-size", "4")
@@ -417,6 +426,19 @@ def test_the_evaluation_that_it_recommends_has_the_maps_of_the_grid(run: Run, ma
     words = recommended(succeeded(run("grid", "--layers", "2", "--t", "50,261", *MAPS, option, value)))
     assert option in words
     assert words[words.index(option) + 1] == value
+
+
+def test_the_evaluation_of_a_layer_without_prompts_can_be_typed(run: Run) -> None:
+    """Options that only layers of the UNet have a use for would be refused: it is the store alone that is missing."""
+    pairs = Pairs.of(many_pairs(4, ("cat",)))
+    best = Configuration((LayerSpec("dino", None, 1.0),), MatchSettings(128))
+    scores = GridScores(pairs, (best,), ("nn",), (0.1,), np.ones((1, 1, 1, len(pairs)), dtype=np.uint16))
+    config, of_the_grid = GridConfig(layers=("2", "dino")), {"dino_size": 70}
+    evaluation = EvalConfig(store="none.zarr", prompt="a photo", ensemble=1, split="test")
+    done = GridRun("demo", "val", scores, of_the_grid, config, "rule", "none.zarr", evaluation, True, lambda: None)
+    words = shlex.split(eval_command(RankedGrid.of(done)))
+    assert words[words.index("--dino-size") + 1] == "70"
+    assert_one_sentence(run(*words[1:]), "There is no store at none.zarr")
 
 
 def assert_one_sentence(result: Result, words: str) -> None:

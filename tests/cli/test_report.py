@@ -15,9 +15,9 @@ from PIL import Image
 from typer.testing import Result
 
 from cli.reports.evaluation import report_evaluation
-from cli.reports.reproduction import report_reproduction
 from cli.reports.training import report_training
 from cli.reproduction.paper import load_table
+from cli.reproduction.tables import report_reproduction
 from featstore.datasets.records import Difficulty
 from featstore.pipeline.predictions import load_predictions
 from featstore.pipeline.results import save_evaluation

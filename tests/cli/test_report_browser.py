@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.reports.evaluation import report_evaluation
-from cli.reports.reproduction import report_reproduction
+from cli.reproduction.tables import report_reproduction
 from featstore.pipeline.results import save_evaluation
 from tests.cli.browser import Browser, find_browser, open_browser
 from tests.cli.reproductions import write_reproduction

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_rows_that_are_typed() -> None:
 def numbers_of(
     plan: Plan, figures: Mapping[tuple[str, str], CellFigures]
 ) -> dict[tuple[str, str, str, float], Compared]:
-    return {(one.row.name, one.column.dataset, one.category, one.alpha): one for one in compare(plan, figures)}
+    return {(one.row, one.dataset, one.category, one.alpha): one for one in compare(plan, figures)}
 
 
 def figures(plan: Plan, mean: float, half: float) -> dict[tuple[str, str], dict[float, dict[str, Interval]]]:
@@ -189,7 +190,7 @@ def test_ours_beside_the_papers() -> None:
     assert first.header == ("method", "@0.05", "paper", "difference", "@0.1", "paper", "difference")
     ours = "40.00 [39.50, 40.50]"
     assert first.rows[0] == ("dift", ours, "39.34", "+0.66*", ours, "52.31", "-12.31*")
-    kept = one.to_json()
+    kept = asdict(one)
     assert (kept["row"], kept["dataset"], kept["alpha"], kept["paper_percent"]) == ("dift", "spair", 0.05, 39.34)
     assert (kept["pck_percent"], kept["low_percent"], kept["high_percent"]) == pytest.approx((40, 39.5, 40.5))
     assert kept["paper_is_outside"] is True
@@ -201,7 +202,7 @@ def test_what_was_not_run_is_no_number() -> None:
     assert block.title == "Table 5, pf-willow"
     assert block.rows[0][1] == "40.00 [39.00, 41.00]"
     assert block.rows[3] == ("sd4match-single@pf-pascal", "-", "48.28", "-", "-", "76.97", "-")
-    kept = numbers_of(plan, {})["dift", "spair", "all", 0.05].to_json()
+    kept = asdict(numbers_of(plan, {})["dift", "spair", "all", 0.05])
     assert kept["pck_percent"] is None
     assert kept["difference"] is None
 
@@ -280,20 +281,20 @@ def test_notes_say_what_was_not_as_in_the_paper() -> None:
 def test_layers_share_a_pass_where_their_prompts_are_one() -> None:
     def both(prompts: str, alone: bool, timesteps: tuple[int, int]) -> Work:
         steps = zip(timesteps, (2, 3), strict=True)
-        return Work(frozenset(Map("demo", "cat/1", prompts, alone, 8, step, layer) for step, layer in steps))
+        return Work(frozenset(Map("demo", "cat/1", 1, prompts, alone, 8, step, layer) for step, layer in steps))
 
     assert both("a photo", False, (261, 261)).passes == {3: 8}
     assert both("a photo", False, (261, 200)).passes == {2: 8, 3: 8}
     assert both("dual-single@demo", True, (261, 261)).passes == {2: 8, 3: 8}
     # dift and dift-dual share layer 2 at 261
-    dift = Work(frozenset([Map("demo", "cat/1", "a photo", False, 8, 261, 2)]))
+    dift = Work(frozenset([Map("demo", "cat/1", 1, "a photo", False, 8, 261, 2)]))
     assert both("a photo", False, (261, 200)).without(dift).passes == {3: 8}
     assert (dift | both("a photo", False, (261, 200))).passes == {2: 8, 3: 8}
 
 
 def test_a_number_that_is_the_papers_is_not_outside() -> None:
     plan = planned("table1")
-    exact = Interval(0.3934, 0.38, 0.40)
-    one = Compared(plan.rows[0], plan.columns[0], "all", 0.05, exact, 39.34, is_of_same_data=True)
+    scored = {where: {0.05: {"all": Interval(0.3934, 0.38, 0.40)}} for where in plan.cells}
+    one = numbers_of(plan, scored)["dift", "spair", "all", 0.05]
     assert one.difference == pytest.approx(0)
     assert not one.paper_is_outside

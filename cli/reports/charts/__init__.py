@@ -4,14 +4,14 @@ sections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from cli.reports.page import Section, Table, drawn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.legend import Legend
+from cli.reports.page import Part, drawn
+from cli.reports.tables import Block
 
 Result = TypeVar("Result")
 
@@ -27,26 +27,20 @@ _WIDTH = 5.6
 class Chart:
     """A chart as a section shows it. alt: what it shows, for those who do not see it. tables: of its numbers, below."""
 
-    figure: "Figure"
+    figure: Figure
     alt: str
     caption: str
-    tables: Sequence[Table] = ()
+    tables: Sequence[Block] = ()
 
 
-def chart_sections(charts: Mapping[str, Callable[[Result], Chart | None]], result: Result) -> list[Section]:
-    """Those that have something to show. charts: by the titles of their sections."""
-    found = {title: draw(result) for title, draw in charts.items()}
-    return [
-        Section(title, [drawn(chart.figure, chart.alt, chart.caption), *chart.tables])
-        for title, chart in found.items()
-        if chart is not None
-    ]
+def chart_sections(charts: Mapping[str, Callable[[Result], Chart | None]], result: Result) -> dict[str, list[Part]]:
+    """Those that have something to show, as sections of a page. charts: by the titles of their sections."""
+    found = ((title, draw(result)) for title, draw in charts.items())
+    return {title: [drawn(one.figure, one.alt, one.caption), *one.tables] for title, one in found if one is not None}
 
 
-def canvas(height: float, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+def canvas(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure without a background. height: in inches. rows: of empty panels, one under the other."""
-    from matplotlib.figure import Figure
-
     figure = Figure((_WIDTH, height), layout="constrained")
     figure.patch.set_visible(False)
     grid = list(figure.subplots(rows, 1, squeeze=False).flat)
@@ -59,7 +53,7 @@ def canvas(height: float, rows: int = 1) -> "tuple[Figure, list[Axes]]":
     return figure, grid
 
 
-def as_typed(legend: "Legend") -> None:
+def as_typed(legend: Legend) -> None:
     """Names in a legend are no formulas, whatever dollars are in them."""
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -2,19 +2,16 @@
 SPair-71k does: by viewpoint, scale, truncation and occlusion."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, Chart, canvas
-from cli.reports.page import Table
 from cli.reports.scores import UNIT, Scored, at_alphas, category_block, spelled
 from cli.reports.tables import Block
 from matcher.pck import Matches
 from matcher.statistics import Interval, pck_intervals
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LONGEST_NAME = 22
 """Of a bar, in letters: a longer one would leave no room for the bar."""
@@ -31,7 +28,7 @@ def by_category(scored: Scored) -> Chart:
         _bars(list(found.by_category.items()), found.overall),
         f"PCK@{alpha:g} in percent by category: {_said(list(found.named().items()))}.",
         f"PCK@{alpha:g} by category, {readout}; orange: 95 % intervals, dotted: all pairs.",
-        [Table(category_block(scored, one), folded=one is not readout) for one in scored.intervals],
+        [replace(category_block(scored, one), folded=one is not readout) for one in scored.intervals],
     )
 
 
@@ -52,7 +49,7 @@ def by_difficulty(scored: Scored) -> Chart | None:
         f"PCK@{alpha:g} in percent by difficulty: {_said(bars)}.",
         f"PCK@{alpha:g} by the dataset's own marks of difficulty, {readout}; orange: 95 % intervals, dotted: "
         "all pairs. A pair has a level of each of them.",
-        [Table(Block(title, header, tuple(rows), left_columns=2))],
+        [Block(title, header, tuple(rows), left_columns=2)],
     )
 
 
@@ -69,7 +66,7 @@ def _said(bars: Sequence[tuple[str, Interval]]) -> str:
     return ", ".join(f"{name.replace(':', '')} {100 * interval.mean:.1f}" for name, interval in bars)
 
 
-def _bars(bars: Sequence[tuple[str, Interval]], line: Interval) -> "Figure":
+def _bars(bars: Sequence[tuple[str, Interval]], line: Interval) -> Figure:
     """Horizontal bars from the top, each with its interval as a whisker and its number beside it.
 
     Args:

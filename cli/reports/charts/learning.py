@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cli.reports.charts import COLOURS, FONT, Chart, canvas
-from cli.reports.page import Table
 from cli.reports.tables import Block
 from featstore.tuning.step import ALPHA
 
@@ -24,10 +24,8 @@ class Course:
     def smooth(self) -> NDArray[np.float64]:
         """The mean of each loss and those before it, a twentieth of all and at least five, (S,)."""
         reach = max(len(self.loss) // 20, 5)
-        sums = np.cumsum(np.concatenate([[0.0], self.loss]))
-        ends = np.arange(1, len(self.loss) + 1)
-        starts = np.maximum(ends - reach, 0)
-        return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+        ends = range(1, len(self.loss) + 1)
+        return np.array([self.loss[max(end - reach, 0) : end].mean() for end in ends])
 
     @property
     def validated(self) -> NDArray[np.int64]:
@@ -59,8 +57,6 @@ class Course:
 
 def draw(course: Course) -> Chart:
     """The best validation is ringed."""
-    from matplotlib.ticker import MaxNLocator
-
     steps, rows, best = course.steps, course.validated, course.best
     figure, panels = canvas(4.6, rows=1 if best is None else 2)
     panels[0].plot(steps, course.loss, color=COLOURS[0], lw=0.8, alpha=0.4)
@@ -81,4 +77,4 @@ def draw(course: Course) -> Chart:
         caption += f" Below: validation PCK@{ALPHA:g}, the best ringed."
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     panels[-1].set_xlabel("step", fontsize=FONT)
-    return Chart(figure, alt, caption, [Table(course.block())])
+    return Chart(figure, alt, caption, [course.block()])

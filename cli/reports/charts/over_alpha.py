@@ -3,7 +3,6 @@
 import numpy as np
 
 from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, Chart, as_typed, canvas
-from cli.reports.page import Table
 from cli.reports.scores import Scored
 from cli.reports.tables import Block
 
@@ -43,5 +42,5 @@ def draw(scored: Scored) -> Chart:
         f"PCK against alpha from 0.01 to 0.2, {average.value} average, all pairs. The dotted line is at "
         f"{scored.alpha:g}. A curve that starts high is precise; one that only ends high finds the right part, but not "
         "the spot.",
-        [Table(Block(title, ("alpha", *curves), rows), folded=True)],
+        [Block(title, ("alpha", *curves), rows, folded=True)],
     )

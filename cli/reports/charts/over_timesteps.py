@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from cli.reports.charts import COLOURS, PERCENT, Chart, as_typed
 from cli.reports.grid_tables import GridView, weighted
 from matcher.grid import TimestepMap, has_timesteps, timesteps_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Line = NDArray[np.float64]
 """A layer's accuracy, (T, 4): rising timesteps, PCK in 0..100, and its 95 % interval."""
@@ -75,8 +76,8 @@ def _accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
 
 def _line(view: GridView, own: Sequence[int], alpha: float) -> Line:
     """own: a layer's configurations."""
-    steps = {index: timesteps_of(view.scores.configurations[index])[0] for index in own}
-    intervals = {index: view.scores.interval(index, view.readout, alpha, view.average) for index in own}
+    steps = {index: timesteps_of(view.grid.scores.configurations[index])[0] for index in own}
+    intervals = {index: view.grid.scores.interval(index, view.readout, alpha, view.grid.average) for index in own}
     rows = [(steps[index], 100 * one.mean, 100 * one.low, 100 * one.high) for index, one in intervals.items()]
     return np.array(sorted(rows))
 
@@ -91,7 +92,7 @@ def _levelled(lines: dict[str, Line]) -> dict[str, Line]:
     }
 
 
-def _draw_line(axes: "Axes", line: Line, name: str, colour: str, marker: str) -> None:
+def _draw_line(axes: Axes, line: Line, name: str, colour: str, marker: str) -> None:
     steps, percent, low, high = line.T
     alone = len(steps) == 1
     if alone:  # a band of no width would not be seen
@@ -108,7 +109,7 @@ def _maximum(line: Line) -> tuple[float, float]:
     return float(step), float(percent)
 
 
-def _set_ranges(axes: "Axes", timesteps: NDArray[np.float64]) -> None:
+def _set_ranges(axes: Axes, timesteps: NDArray[np.float64]) -> None:
     """Sets ranges, ticks and grid lines for sorted timesteps (T,)."""
     span = float(timesteps[-1] - timesteps[0]) or 600.0
     axes.set_xlim(timesteps[0] - 0.08 * span, timesteps[-1] + 0.08 * span)
@@ -122,11 +123,8 @@ def _set_ranges(axes: "Axes", timesteps: NDArray[np.float64]) -> None:
     axes.set_axisbelow(True)
 
 
-def _write_maximum(axes: "Axes", line: Line, colour: str) -> None:
+def _write_maximum(axes: Axes, line: Line, colour: str) -> None:
     """The maximum's value and timestep above its ring, on a white edge that keeps it readable over other lines."""
-    from matplotlib.colors import to_rgb
-    from matplotlib.patheffects import withStroke
-
     timestep, percent = _maximum(line)
     left, right = axes.get_xlim()
     share = (timestep - left) / (right - left)
@@ -166,10 +164,7 @@ def _heat_maps(view: GridView, alphas: Sequence[float], title: str) -> Chart:
     return Chart(figure, alt, f"{name}; the best cell outlined.")
 
 
-def _draw_map(axes: "Axes", found: TimestepMap) -> None:
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
+def _draw_map(axes: Axes, found: TimestepMap) -> None:
     percent = found.values
     palette = colormaps["viridis"].with_extremes(bad="#bdbdbd")
     image = axes.imshow(np.ma.masked_invalid(percent), cmap=palette, origin="lower", aspect="equal")
@@ -192,7 +187,7 @@ def _draw_map(axes: "Axes", found: TimestepMap) -> None:
 
 def _panels(
     alphas: Sequence[float], size: tuple[float, float], most_columns: int, title: str, margin: float
-) -> "tuple[Figure, list[Axes]]":
+) -> tuple[Figure, list[Axes]]:
     """A figure with a panel an alpha, in at most three columns and in rows about equally full.
 
     Args:
@@ -202,8 +197,6 @@ def _panels(
         title: Over all panels.
         margin: What is added to the width. All in inches.
     """
-    from matplotlib.figure import Figure
-
     rows = math.ceil(len(alphas) / min(max(most_columns, 1), 3))
     columns = math.ceil(len(alphas) / rows)
     width = size[0] * columns + margin
