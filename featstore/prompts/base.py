@@ -7,13 +7,12 @@ from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from featstore.backbones.base import NetworkName
+from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
 from featstore.errors import TuningError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from featstore.prompts.text import TextEncoder, Tokenizer
     from featstore.store.store import PatchTokens
     from matcher.pairs import MatchingPair
 
@@ -29,11 +28,7 @@ class Prompts(Protocol):
         """What shapes the embeddings (content, not file names), for an extractor's key."""
 
     def embeddings(
-        self,
-        layer: int,
-        categories: Collection[str],
-        tokenizer: "Tokenizer",
-        text_encoder: "TextEncoder",
+        self, layer: int, categories: Collection[str], tokenizer: Tokenizer, text_encoder: TextEncoder
     ) -> "dict[str, Tensor]":
         """Prompt embeddings (77, D) by category; each distinct prompt is encoded once."""
 
@@ -69,7 +64,7 @@ class Start:
 
     categories: Sequence[str]
     length: int
-    text_encoder: "TextEncoder"
+    text_encoder: TextEncoder
     vocabulary: int
     patch_shape: tuple[int, int] | None
     patches: "PatchTokens"
@@ -133,19 +128,16 @@ class Mode(Enum):
             raise TuningError(f"--mode is {', '.join(known.value for known in cls)}, not {name!r}.") from None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LearnedPrompts:
-    """Learned prompts, in memory.
+@dataclass(frozen=True, slots=True)
+class PromptsDescription:
+    """What is said of learned prompts, in memory and in their file.
 
     Args:
         mode: In which they were learned.
         layers: Decoder layers, each with prompts of its own.
         timesteps: One per layer, at which its prompts were learned.
         length: N, learned vectors per prompt.
-        tensors: For each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
-            transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`.
-        model_id: Of the diffusion model that they are for.
-        model_fingerprint: Of its files.
+        model: The diffusion model that they are for.
         dino: Whose patch tokens a cpm is made from.
         training: How they were learned.
     """
@@ -154,11 +146,21 @@ class LearnedPrompts:
     layers: tuple[int, ...]
     timesteps: tuple[int, ...]
     length: int
-    tensors: "Mapping[int, Mapping[str, Tensor]]"
-    model_id: str
-    model_fingerprint: str
+    model: NetworkName
     dino: NetworkName | None
     training: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedPrompts(PromptsDescription):
+    """Learned prompts, in memory.
+
+    Args:
+        tensors: For each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
+            transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`.
+    """
+
+    tensors: "Mapping[int, Mapping[str, Tensor]]"
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -181,7 +183,7 @@ class LearnedPrompts:
             "timesteps": list(self.timesteps),
             "length": self.length,
             "categories": list(self.categories),
-            "model": {"id": self.model_id, "fingerprint": self.model_fingerprint},
+            "model": asdict(self.model),
             "dino": None if self.dino is None else asdict(self.dino),
             "training": dict(self.training),
         }

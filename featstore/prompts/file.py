@@ -38,12 +38,7 @@ def prompts_bytes(prompts: LearnedPrompts) -> bytes:
         for layer, own in prompts.tensors.items()
         for name, tensor in own.items()
     }
-    description = {
-        "format": FORMAT,
-        "version": VERSION,
-        "creator": creator_version(),
-        **prompts.to_json(),
-    }
+    description = {"format": FORMAT, "version": VERSION, "creator": creator_version(), **prompts.to_json()}
     return seal_tensors(description, lambda metadata: save(tensors, metadata=metadata))
 
 

@@ -35,11 +35,7 @@ class SavedPrompts:
 
     @torch.no_grad()
     def embeddings(
-        self,
-        layer: int,
-        categories: Collection[str],
-        tokenizer: "Tokenizer",
-        text_encoder: "TextEncoder",
+        self, layer: int, categories: Collection[str], tokenizer: "Tokenizer", text_encoder: "TextEncoder"
     ) -> dict[str, Tensor]:
         """See `Prompts.embeddings`."""
         own = {category: name for category in categories if (name := self._name(category)) is not None}

@@ -152,12 +152,7 @@ def import_published(
 
 
 def to_learned(
-    published: Published,
-    model: Model,
-    tokenizer: "Tokenizer",
-    text_encoder: "TextEncoder",
-    layer: int,
-    timestep: int,
+    published: Published, model: Model, tokenizer: "Tokenizer", text_encoder: "TextEncoder", layer: int, timestep: int
 ) -> LearnedPrompts:
     """The prompts of a file, as prompts for `layer` of `model`, learned at `timestep`.
 

@@ -3,38 +3,40 @@ made first; steps call no VAE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from featstore.backbones.base import Compute
+from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.dino import locate_dino
+from featstore.backbones.noise import generator
+from featstore.backbones.stable_diffusion import Model
 from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset
-from featstore.errors import TuningError
 from featstore.pair_list import describe_list, note_oddities, spell_list
 from featstore.pipeline.defaults import choose_compute, dataset_of
-from featstore.pipeline.distributed import Processes, join_processes
+from featstore.pipeline.distributed import join_processes
 from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
 from featstore.pipeline.grid import choose_some
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
-from featstore.pipeline.noisy import add_noise, check_noise
+from featstore.pipeline.noisy import add_noise, check_noise, noisy_latent
 from featstore.pipeline.told import tell_shapes
 from featstore.progress import Progress, Silent
-from featstore.prompts.base import LearnedPrompts, Start
+from featstore.prompts.base import LearnedPrompts, PromptSet, Start
+from featstore.prompts.text import frame
 from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location
+from featstore.store.rows import RowArray
 from featstore.store.store import Store, no_patches, open_store, patch_tokens_of
 from featstore.store.sweep import folders_of, sweep_partial
-from featstore.tuning.data import CachedNoise, FreshNoise, NoiseAhead, NoisySource
-from featstore.tuning.networks import open_networks
 from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
 from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
-from featstore.tuning.step import LoadNoisy
+from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead
 from featstore.tuning.trainer import Outcome, Problem, learn
 from matcher.errors import InputError
 from matcher.pairs import MatchingPair
@@ -82,50 +84,65 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         raise InputError("Say what is to be learned: --mode single, class or cpm.")
     if config.resume is not None and config.name is not None:
         raise InputError("--name goes with a new run: one that is resumed keeps its own.")
-    earlier = None if config.resume is None else resume_run(config.resume)
-    place = config.store or (DEFAULT_STORE if earlier is None else earlier.store)
-    store = open_store(parse_location(place))
-    if earlier is not None and earlier.identity != identity(store.header):
-        raise InputError(f"{config.resume} was not trained on {store.path}: name its own store with --store.")
-    if earlier is not None:
-        begun: dict[str, Any] = {"dtype": config.dtype or earlier.settings.dtype, "dino": config.dino or earlier.dino}
+    run = None if config.resume is None else resume_run(config.resume)
+    store = open_store(parse_location(config.store or (DEFAULT_STORE if run is None else run.store)))
+    if run is not None:
+        if run.identity != identity(store.header):
+            raise InputError(f"{config.resume} was not trained on {store.path}: name its own store with --store.")
+        begun: dict[str, Any] = {"dtype": config.dtype or run.settings.dtype, "dino": config.dino or run.dino}
         config = replace(config, **begun)
     dataset, model, size = dataset_of(store, config.root), model_of(store), store.header.image_size
     pairs = choose_pairs(dataset, "trn", ())
     compute = _compute(config)
-    if earlier is None:
+    if run is None:
         settings = settings_of(config, dataset.name, len(pairs), model, size, compute.dtype_name)
     else:
-        settings = resumed(earlier.settings, config, compute.dtype_name, earlier.path)
+        settings = resumed(run.settings, config, compute.dtype_name, run.path)
     model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
     processes = join_processes(compute.device.type)
     if progress is None or not processes.is_main:
         progress = Silent()
-    images = images_of([*pairs, *held_out])
-    check_unchanged(store, dataset, images, progress)
-    splits = ["trn", *(["val"] if held_out else [])]
-    note_oddities(dataset, splits, images, store.images.known_keys, progress)
+    check_unchanged(store, dataset, images_of([*pairs, *held_out]), progress)
+    note_oddities(
+        dataset, ["trn", "val"][: 1 + bool(held_out)], images_of([*pairs, *held_out]), store.images.known_keys, progress
+    )
     framed, framed_held_out = (
         in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
     )
+    dino = locate_dino(config.dino, model.location) if settings.mode.rules.of_pairs else None
     with processes.main_first():  # one makes what all read
-        fill_caches(store, dataset, framed, framed_held_out, settings, config.dino, compute, progress)
-    problem = prepare(store, framed, framed_held_out, settings, config, compute)
+        tokens = _fill_caches(store, dataset, framed, framed_held_out, settings, dino, compute, progress)
+    networks = _open_networks(model, settings, config, compute)
+    header = store.header
+    problem = Problem(
+        settings,
+        networks,
+        _first_prompts(settings, framed, networks, store, tokens),
+        _training_noise(store, settings),
+        framed,
+        framed_held_out,
+        _validation_noise(store),
+        LearnedPrompts(
+            settings.mode,
+            settings.layers,
+            settings.timesteps,
+            settings.length,
+            NetworkName(header.model_id, header.model_fingerprint),
+            None if dino is None else dino[0],
+            {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()},
+            {},
+        ),
+    )
     listed = describe_list("trn", framed)
-    if earlier is None:
-        about = {
-            "dino": config.dino,
-            "processes": processes.count,
-            "command": command,
-            **listed,
-            "config": to_json(settled(config, settings)),
-        }
-        run = _shared(processes, config, store, settings, about)
-    else:
-        run = earlier
+    if run is None:
+        about = {"dino": config.dino, "processes": processes.count, "command": command, **listed}
+        about["config"] = to_json(settled(config, settings))
+        # the main process makes it, all open it
+        made = create_run(config.runs, config.name, store, settings, about).path if processes.is_main else None
+        run = RunFolder.open(Path(str(processes.gather(made)[0])))
     tell_shapes(progress, (model.shape(layer, size) for layer in settings.layers))
-    progress.tell(f"model {store.header.model_id}, images of {size} pixels")
+    progress.tell(f"model {header.model_id}, images of {size} pixels")
     progress.tell(_described(settings, spell_list("trn", framed), len(framed_held_out), run.path))
     return TrainResult(run, learn(problem, run, processes, progress), settings, store.path, listed)
 
@@ -143,14 +160,6 @@ def _compute(config: TrainConfig) -> Compute:
     return compute
 
 
-def _shared(
-    processes: Processes, config: TrainConfig, store: Store, settings: TuningSettings, about: dict[str, Any]
-) -> RunFolder:
-    """A new run's folder: the main process makes it, all open it."""
-    made = str(create_run(config.runs, config.name, store, settings, about).path) if processes.is_main else ""
-    return RunFolder.open(Path(processes.gather(made)[0]))
-
-
 def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -> str:
     """What is learned, from what, with which settings."""
     layers = " + ".join(
@@ -163,71 +172,61 @@ def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -
     )
 
 
-def fill_caches(
+def _fill_caches(
     store: Store,
     dataset: Dataset,
     pairs: Sequence[MatchingPair],
     validation: Sequence[MatchingPair],
     settings: TuningSettings,
-    dino: str | None,
+    dino: tuple[NetworkName, Path] | None,
     compute: Compute,
     progress: Progress,
-) -> None:
+) -> RowArray | None:
     """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
+
+    Returns:
+        The patch tokens.
 
     Raises:
         ImageError: Of the first image that cannot be read.
         DiskFullError: The disk fills up.
     """
-    location = model_of(store).location
-    rows, validation_rows = _rows_of(store, pairs), _rows_of(store, validation)
+    rows, validation_rows = (
+        sorted({store.images.row(image) for pair in part for image in (pair.source, pair.target)})
+        for part in (pairs, validation)
+    )
     everyone = sorted({*rows, *validation_rows})
     noisy = [(validation_rows, step, 1) for step in settings.validation_timesteps]
     if settings.noise is Noise.CACHED:
         noisy = [*((rows, step, settings.draws) for step in settings.timesteps), *noisy]
     for part, timestep, _ in noisy:
         check_noise(store, part, [timestep])
-    found = locate_dino(dino, location) if settings.mode.rules.of_pairs else None
     sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
-    _, bad = encode_images(store, dataset, location, everyone, compute, progress)
+    _, bad = encode_images(store, dataset, model_of(store).location, everyone, compute, progress)
     if bad:
         raise bad[0]
     for part, timestep, draws in noisy:
         add_noise(store, part, [timestep], draws, progress)
-    if found is not None:
-        cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
+    return None if dino is None else cache_patch_tokens(store, dataset, *dino, everyone, compute, progress)
 
 
-def prepare(
-    store: Store,
-    pairs: Sequence[MatchingPair],
-    validation: Sequence[MatchingPair],
-    settings: TuningSettings,
-    config: TrainConfig,
-    compute: Compute,
-) -> Problem:
-    """Load the networks and open the caches.
+def _open_networks(model: Model, settings: TuningSettings, config: TrainConfig, compute: Compute) -> Networks:
+    """Load the networks of a model, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit the
+    text encoder."""
+    loaded = model.load(compute, [*map(str, settings.layers)])
+    tokenizer, text_encoder = loaded.tokenizer, loaded.text_encoder
+    framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, settings.length)
+    if config.gradient_checkpointing:
+        loaded.unet.unet.enable_gradient_checkpointing()
+    cut = [loaded.unet.until(layer) for layer in settings.layers]
+    unets = [torch.compile(unet) for unet in cut] if config.compile else cut
+    return Networks(text_encoder, len(tokenizer), framed, unets, compute)
 
-    Args:
-        store: With all that training reads.
-        pairs: To learn from, in the resized frame.
-        validation: To validate on.
-        settings: All that decides what it ends in.
-        config: Says how memory and time are traded, and which DINOv2 a cpm takes.
-        compute: Where networks run.
 
-    Raises:
-        ModelError: N vectors do not fit the text encoder.
-        TuningError: The store lacks what training reads.
-    """
-    location = model_of(store).location
-    networks = open_networks(location, settings, compute, config.gradient_checkpointing, config.compile)
-    dino = tokens = None
-    if settings.mode.rules.of_pairs:
-        dino = locate_dino(config.dino, location)[0]
-        tokens = store.patch_tokens(dino)
-        if tokens is None:
-            raise TuningError(f"{store.path} has no DINOv2 tokens.")
+def _first_prompts(
+    settings: TuningSettings, pairs: Sequence[MatchingPair], networks: Networks, store: Store, tokens: RowArray | None
+) -> list[PromptSet]:
+    """What each layer's prompts start from. tokens: DINOv2's, None where prompts are made from none."""
     start = Start(
         sorted({pair.category for pair in pairs}),
         settings.length,
@@ -236,46 +235,43 @@ def prepare(
         None if tokens is None else (tokens.row_shape[0] - 1, tokens.row_shape[1]),  # without the class token
         no_patches if tokens is None else patch_tokens_of(store, tokens),
     )
-    noisy: NoisySource = FreshNoise(store)
-    if settings.noise is Noise.CACHED:
-        noisy = CachedNoise(store, settings.timesteps, settings.draws, settings.seed)
-    if not isinstance(store.path, Path):
-        noisy = NoiseAhead(noisy, settings.timesteps)
-    header = store.header
-    description = LearnedPrompts(
-        mode=settings.mode,
-        layers=settings.layers,
-        timesteps=settings.timesteps,
-        length=settings.length,
-        tensors={},
-        model_id=header.model_id,
-        model_fingerprint=header.model_fingerprint,
-        dino=dino,
-        training={"dataset": header.dataset, "image_size": header.image_size, "settings": settings.to_json()},
-    )
-    return Problem(
-        settings,
-        pairs,
-        validation,
-        networks,
-        [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers],
-        noisy,
-        _validation_noise(store),
-        description,
-        compute.batch_size,
-    )
+    return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
 
 
-def _rows_of(store: Store, pairs: Sequence[MatchingPair]) -> list[int]:
-    """The store's rows of all images of some pairs, sorted."""
-    return sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
+FRESH = 1_000_000
+"""Draws from this number on are never cached: `--noise fresh` takes one per step."""
+
+
+def _training_noise(store: Store, settings: TuningSettings) -> LoadNoisy:
+    cached = settings.noise is Noise.CACHED
+    load = _cached_noise(store, settings.draws, settings.seed) if cached else _fresh_noise(store)
+    return load if isinstance(store.path, Path) else NoiseAhead(load, settings.timesteps)
+
+
+def _fresh_noise(store: Store) -> LoadNoisy:
+    """Noise of its own for each image, timestep and step."""
+    latents = store.latents()
+
+    def load(image: str, timestep: int, step: int) -> NDArray[Any]:
+        row = store.images.row(image)
+        return noisy_latent(store, latents.read((row,)).astype(np.float32), row, timestep, FRESH + step)
+
+    return load
+
+
+def _cached_noise(store: Store, draws: int, seed: int) -> LoadNoisy:
+    """One of the store's draws of each image and step."""
+    array_at = cache(store.noisy)
+
+    def load(image: str, timestep: int, step: int) -> NDArray[Any]:
+        array, draw = array_at(timestep), int(generator(f"draw|{seed}|{image}|{step}").integers(draws))
+        assert array is not None, "made before training"
+        return array.read((store.images.row(image), draw))
+
+    return load
 
 
 def _validation_noise(store: Store) -> LoadNoisy:
-    def load(image: str, timestep: int) -> Tensor:
-        array = store.noisy(timestep)
-        assert array is not None, "made before training"
-        return torch.from_numpy(array.read((store.images.row(image), 0)))
-
+    load = _cached_noise(store, 1, 0)
     # a validation reads what the last one read: from far away once is enough
     return load if isinstance(store.path, Path) else lru_cache(KEPT_VALIDATION_LATENTS)(load)

@@ -24,42 +24,29 @@ from featstore.files import write_whole, writing
 from featstore.pipeline.distributed import Processes
 from featstore.pipeline.features import chunks
 from featstore.progress import Progress
-from featstore.prompts.base import LearnedPrompts, PromptSet
+from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.file import save_prompts
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
-from featstore.tuning.data import NoiseAhead, NoisySource, RandomPairs
-from featstore.tuning.networks import Networks
 from featstore.tuning.run_folder import RunFolder, trained_alone
-from featstore.tuning.settings import TuningSettings
-from featstore.tuning.step import LoadNoisy, batch_loss, sum_of_pck
+from featstore.tuning.step import Learner, LoadNoisy, NoiseAhead, RandomPairs, batch_loss, sum_of_pck
 from matcher.pairs import MatchingPair
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
+class Problem(Learner):
     """What is learned from what.
 
     Args:
-        settings: All that decides what it ends in.
         pairs: To learn from, in the resized frame.
         validation: To validate on; none where the data set has no such split.
-        networks: Frozen.
-        prompts: One set per layer.
-        noisy: Noisy latents of steps.
-        validation_noisy: Those of validations.
+        validation_noisy: The noisy latents of validations.
         description: Of the prompts, but for what they hold.
-        batch_size: Images per pass in validation.
     """
 
-    settings: TuningSettings
     pairs: Sequence[MatchingPair]
     validation: Sequence[MatchingPair]
-    networks: Networks
-    prompts: Sequence[PromptSet]
-    noisy: NoisySource
     validation_noisy: LoadNoisy
     description: LearnedPrompts
-    batch_size: int
 
     def snapshot(self) -> LearnedPrompts:
         """The prompts as they are now."""
@@ -113,7 +100,7 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
 def _learn(
     problem: Problem, run: RunFolder, state: "TrainingState", processes: Processes, progress: Progress
 ) -> Outcome:
-    settings, device = problem.settings, problem.networks.device
+    settings, device = problem.settings, problem.networks.compute.device
     sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
     recorder = _Recorder(run, problem, state.step) if processes.is_main else None
     progress.start("training", settings.steps - state.step, "steps")
@@ -161,13 +148,13 @@ def _learn(
 
 
 def _open_state(problem: Problem) -> "TrainingState":
-    settings, networks = problem.settings, problem.networks
+    settings, compute = problem.settings, problem.networks.compute
     vectors = [own for one in problem.prompts for own in one.parameters()]
     others = [own for one in problem.prompts for own in one.network_parameters()]
     groups: list[dict[str, Any]] = [{"params": vectors, "lr": settings.rate}]
     if others:
         groups.append({"params": others, "lr": settings.network_rate})
-    scaler = torch.amp.GradScaler(networks.device.type) if networks.dtype is torch.float16 else None
+    scaler = torch.amp.GradScaler(compute.device.type) if compute.dtype is torch.float16 else None
     return TrainingState(0, [*vectors, *others], torch.optim.Adam(groups), -1.0, scaler)
 
 
@@ -185,12 +172,10 @@ def _step(
     """One step of the optimiser: (this process's share of the batch's loss, UNet passes that it made)."""
     for parameter in state.parameters:
         parameter.grad = None  # not zero: what a batch does not use must not drift under Adam
-    mine, settings = processes.block(pairs), problem.settings
+    mine = processes.block(pairs)
     total, passes = 0.0, 0
-    for part in chunks(mine, max(math.ceil(len(mine) / settings.accumulate), 1)):
-        loss, made = batch_loss(
-            part, len(pairs), state.step, problem.networks, problem.prompts, problem.noisy, settings
-        )
+    for part in chunks(mine, max(math.ceil(len(mine) / problem.settings.accumulate), 1)):
+        loss, made = batch_loss(problem, part, len(pairs), state.step)
         (loss if state.scaler is None else state.scaler.scale(loss)).backward()
         total, passes = total + loss.item(), passes + made
     sum_gradients(state.parameters, processes)
@@ -203,9 +188,8 @@ def _step(
 
 
 def _validate(problem: Problem, processes: Processes) -> float:
-    mine, networks = processes.block(problem.validation), problem.networks
-    summed = sum_of_pck(mine, networks, problem.prompts, problem.validation_noisy, problem.settings, problem.batch_size)
-    (total,) = sum_numbers([summed], processes, networks.device)
+    summed = sum_of_pck(problem, processes.block(problem.validation), problem.validation_noisy)
+    (total,) = sum_numbers([summed], processes, problem.networks.compute.device)
     return total / len(problem.validation)
 
 
