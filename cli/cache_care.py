@@ -292,7 +292,7 @@ def _print_recomputed(anew: "Recomputed") -> None:
 def _learned_here(store: "Store") -> "dict[Path, LearnedPrompts]":
     """The prompts of all runs under ./runs that were trained on this store, by what `--prompts` takes for them."""
     from featstore.errors import PromptError
-    from featstore.prompts.file import load_prompts
+    from featstore.prompts.saved import load_prompts
     from featstore.tuning.run_folder import runs_newest_first
 
     found = {}

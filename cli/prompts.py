@@ -62,7 +62,7 @@ def import_prompts(
 
     named = model_for(None, model)
     check_writable(out)
-    from featstore.prompts.file import save_prompts
+    from featstore.prompts.saved import save_prompts
     from featstore.prompts.sd4match import import_published
 
     learned, ignored = import_published(file, named, revision, layer, t, mode)
@@ -88,7 +88,7 @@ def export(
     """Write one layer's prompts as SD4Match's caption.pt (single, class) or ckpt.pt (cpm)."""
     _check_format("--to", target)
     from cli.output import check_writable, say
-    from featstore.prompts.file import load_prompts
+    from featstore.prompts.saved import load_prompts
     from featstore.prompts.sd4match import write_published
 
     check_writable(out)
@@ -107,14 +107,14 @@ def export(
 def info(prompts: RunOrFile, json: JsonOption = None) -> None:
     """What prompts are: mode, layers, length, categories, model, how they were learned, size, and a hash per layer."""
     from cli.output import check_writable, human_bytes, print_table, say, write_json
-    from featstore.prompts.file import file_of, load_prompts
+    from featstore.prompts.saved import file_of, load_prompts
 
     check_writable(json)
     file = file_of(prompts)
     learned = load_prompts(prompts)
     size = file.stat().st_size
     say(f"{file}: {_describe(learned)}; {human_bytes(size)}")
-    say(f"model: {learned.model_id}, fingerprint {learned.model_fingerprint}")
+    say(f"model: {learned.model.id}, fingerprint {learned.model.fingerprint}")
     if learned.dino is not None:
         say(f"DINOv2: {learned.dino.id}, fingerprint {learned.dino.fingerprint or 'unknown'}")
     if learned.categories:
@@ -157,7 +157,7 @@ def _describe(learned: "LearnedPrompts") -> str:
         f"layer {layer} (t = {timestep})" for layer, timestep in zip(learned.layers, learned.timesteps, strict=True)
     )
     count = f"{len(learned.categories)} " if learned.categories else ""
-    return f"{count}{learned.mode.value} prompts of {learned.length} vectors for {layers} of {learned.model_id}"
+    return f"{count}{learned.mode.value} prompts of {learned.length} vectors for {layers} of {learned.model.id}"
 
 
 def _origin(learned: "LearnedPrompts") -> str:

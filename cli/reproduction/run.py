@@ -33,7 +33,7 @@ from featstore.pipeline.grid import choose_some
 from featstore.pipeline.results import is_finished
 from featstore.pipeline.runs import EvaluationRun
 from featstore.progress import Silent
-from featstore.prompts.file import load_prompts
+from featstore.prompts.saved import load_prompts
 from featstore.sealed import check_seal, seal
 from featstore.tuning.run_folder import RunFolder, identity
 from featstore.tuning.settings import TuningSettings, resumed, settings_of

@@ -16,15 +16,14 @@ from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.features import chunks
 from featstore.pipeline.plan import extractor_of, missing_noisy
 from featstore.prompts.base import Mode, Prompts
-from featstore.prompts.file import load_prompts
-from featstore.prompts.saved import SavedPrompts
+from featstore.prompts.saved import SavedPrompts, load_prompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import PATCH_TOKENS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
-from featstore.tuning.data import RandomPairs
 from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.settings import TuningSettings
+from featstore.tuning.step import RandomPairs
 
 CROP = 224
 """Side in pixels of what DINOv2's own preprocessing keeps of an image for a cpm."""

@@ -17,7 +17,7 @@ from featstore.datasets.records import MIRRORED, ImageRecord
 from featstore.errors import ExportError
 from featstore.files import open_whole, writing
 from featstore.progress import Progress
-from featstore.prompts.file import save_torch
+from featstore.prompts.saved import save_torch
 from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
 
 _ALIGNMENT = 8

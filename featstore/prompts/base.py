@@ -99,8 +99,8 @@ class PromptMode(Protocol):
 class Mode(Enum):
     """The registry: a mode's name, and where in this package its `PromptMode` is."""
 
-    SINGLE = "single", "vectors.OneForAll"
-    CLASS = "class", "vectors.OnePerCategory"
+    SINGLE = "single", "text.OneForAll"
+    CLASS = "class", "text.OnePerCategory"
     CPM = "cpm", "cpm.OnePerPair"
 
     _place: str

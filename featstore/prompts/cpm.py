@@ -2,21 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.base import NetworkName
+from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
 from featstore.backbones.noise import generator
 from featstore.errors import PromptError, TuningError
 from featstore.prompts.base import LearnedPrompts, PromptMode, Start
 from featstore.prompts.text import encode_token_embeddings, fill, frame, wide
 from featstore.store.store import PatchTokens
 from matcher.pairs import MatchingPair
-
-if TYPE_CHECKING:
-    from featstore.prompts.text import TextEncoder, Tokenizer
 
 GLOBAL_LENGTH = 25
 CONDITIONAL_LENGTH = 50
@@ -180,7 +176,7 @@ class PairPrompts:
 
     modules: Mapping[int, ConditionalModule]
     framed: Tensor
-    text_encoder: "TextEncoder"
+    text_encoder: TextEncoder
     patches: PatchTokens
 
     @torch.no_grad()
@@ -202,7 +198,7 @@ class PairPrompts:
 
 
 def open_pair_prompts(
-    learned: LearnedPrompts, tokenizer: "Tokenizer", text_encoder: "TextEncoder", patches: PatchTokens
+    learned: LearnedPrompts, tokenizer: Tokenizer, text_encoder: TextEncoder, patches: PatchTokens
 ) -> PairPrompts:
     """Raises `PromptError` where the modules do not fit the text encoder."""
     try:

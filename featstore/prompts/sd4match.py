@@ -5,22 +5,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import NetworkName
+from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
 from featstore.backbones.dino import HUB_NAME
 from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps, open_model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, module_of
-from featstore.prompts.file import save_torch
+from featstore.prompts.saved import save_torch
 from featstore.prompts.text import length_of
-
-if TYPE_CHECKING:
-    from featstore.prompts.text import TextEncoder, Tokenizer
 
 Keys = tuple[str, ...]
 """Where a tensor stands: the keys of the dictionaries that lead to it."""
@@ -152,7 +149,7 @@ def import_published(
 
 
 def to_learned(
-    published: Published, model: Model, tokenizer: "Tokenizer", text_encoder: "TextEncoder", layer: int, timestep: int
+    published: Published, model: Model, tokenizer: Tokenizer, text_encoder: TextEncoder, layer: int, timestep: int
 ) -> LearnedPrompts:
     """The prompts of a file, as prompts for `layer` of `model`, learned at `timestep`.
 
@@ -175,8 +172,7 @@ def to_learned(
         timesteps=(timestep,),
         length=positions - 2 if length is None else length,
         tensors={layer: published.tensors},
-        model_id=model.location.id,
-        model_fingerprint=model.fingerprint,
+        model=model.name,
         dino=NetworkName(HUB_NAME, "") if published.mode is Mode.CPM else None,
         training={"imported": {**imported, "layout": asdict(published.layout)}},
     )

@@ -27,7 +27,7 @@ from typing import Any, Self
 from featstore.errors import TuningError
 from featstore.files import PARTIAL, write_whole, writing
 from featstore.parsing import parse_known
-from featstore.prompts.file import FILE
+from featstore.prompts.saved import FILE
 from featstore.sealed import check_seal, seal
 from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.lock import check_free, held

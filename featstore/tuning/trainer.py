@@ -25,7 +25,7 @@ from featstore.pipeline.distributed import Processes
 from featstore.pipeline.features import chunks
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
-from featstore.prompts.file import save_prompts
+from featstore.prompts.saved import save_prompts
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.tuning.run_folder import RunFolder, trained_alone
 from featstore.tuning.step import Learner, LoadNoisy, NoiseAhead, RandomPairs, batch_loss, sum_of_pck

@@ -19,8 +19,7 @@ from featstore.backbones.locate import locate
 from featstore.pipeline.results import save_evaluation
 from featstore.pipeline.runs import EvaluationRun
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.prompts.file import load_prompts, save_prompts
-from featstore.prompts.saved import SavedPrompts
+from featstore.prompts.saved import SavedPrompts, load_prompts, save_prompts
 from featstore.sealed import check_seal, read_tensors, seal, seal_tensors
 from featstore.tuning.run_folder import RunFolder, metrics_bytes
 from featstore.tuning.settings import TuningSettings
@@ -36,7 +35,7 @@ Read = Callable[[Path], Any]
 def prompts_at(path: Path) -> Any:
     found: LearnedPrompts = load_prompts(path)
     return (
-        found.mode, found.layers, found.timesteps, found.length, found.model_id, found.model_fingerprint, found.training
+        found.mode, found.layers, found.timesteps, found.length, found.model, found.training
     ), [found.content(layer) for layer in found.layers]  # fmt: skip
 
 
