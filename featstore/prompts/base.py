@@ -73,7 +73,7 @@ class Start:
 class PromptMode(Protocol):
     """What a mode of learned prompts is: all that training, evaluation and files ask of it."""
 
-    of_pairs: bool
+    of_pairs: bool = False
     """Whether a prompt is made from both images of a pair, from their DINOv2 patch tokens: its maps then belong to
     pairs, and are not kept."""
     epochs: int
@@ -85,11 +85,13 @@ class PromptMode(Protocol):
     def start(self, start: Start, key: str) -> PromptSet:
         """One layer's prompts before the first step. key: decides all that is random."""
 
-    def name_of(self, names: Collection[str], category: str) -> str | None:
+    def name_of(self, names: Collection[str], category: str) -> str | None:  # noqa: ARG002
         """Under which of a layer's names the prompt of a category is kept; None where there is none."""
+        return None
 
-    def categories(self, names: Collection[str]) -> tuple[str, ...]:
+    def categories(self, names: Collection[str]) -> tuple[str, ...]:  # noqa: ARG002
         """Those with a prompt of their own, sorted."""
+        return ()
 
     def shapes(self, tensors: "Mapping[str, Tensor]") -> tuple[dict[str, tuple[int, ...]], range]:
         """Of one layer's tensors those shapes, by name, that all layers share, and how long prompts of these may be.

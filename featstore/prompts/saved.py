@@ -30,18 +30,13 @@ FILE = "prompts.safetensors"
 
 def save_prompts(prompts: LearnedPrompts, file: Path) -> None:
     """Write prompts; the file appears whole or not at all. Raises what `write_whole` raises."""
-    write_whole(file, prompts_bytes(prompts))
-
-
-def prompts_bytes(prompts: LearnedPrompts) -> bytes:
-    """What a file of prompts holds."""
     tensors = {
         f"layer{layer}|{name}": tensor.detach().float().cpu().contiguous()
         for layer, own in prompts.tensors.items()
         for name, tensor in own.items()
     }
     description = {"format": FORMAT, "version": VERSION, "creator": creator_version(), **prompts.to_json()}
-    return seal_tensors(description, lambda metadata: save(tensors, metadata=metadata))
+    write_whole(file, seal_tensors(description, lambda metadata: save(tensors, metadata=metadata)))
 
 
 def file_of(path: Path) -> Path:
@@ -62,17 +57,6 @@ def load_prompts(path: Path) -> LearnedPrompts:
             f"{file} is no safetensors file of prompts ({error}); prompts of SD4Match are read by "
             "`dualsd prompts import`."
         ) from error
-    prompts = _parse(description, tensors, file)
-    try:
-        check_tensors_seal(content, description)
-    except ValueError as error:
-        raise PromptError(
-            f"{file} is damaged: {error}; copy it again from where it is whole, or train again."
-        ) from error
-    return prompts
-
-
-def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedPrompts:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise PromptError(f"{file} holds no prompts of dualsd: its metadata do not name the format {FORMAT!r}.")
     if not isinstance(description.get("version"), int) or description["version"] > VERSION:
@@ -80,6 +64,18 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
             f"{file} has version {description.get('version')}, written by dualsd {description.get('creator')}; this "
             f"dualsd {creator_version()} reads up to version {VERSION}: upgrade it."
         )
+    try:
+        prompts = _parse(description, tensors)
+        check_tensors_seal(content, description)
+    except (ValueError, ModelError) as error:
+        raise PromptError(
+            f"{file} is damaged: {error}; copy it again from where it is whole, or train again."
+        ) from error
+    return prompts
+
+
+def _parse(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LearnedPrompts:
+    """Raises ValueError or `ModelError` for what no prompts are."""
     by_layer: dict[int, dict[str, Tensor]] = defaultdict(dict)
     try:
         for name, tensor in tensors.items():
@@ -87,23 +83,15 @@ def _parse(description: Any, tensors: dict[str, Tensor], file: Path) -> LearnedP
             by_layer[int(layer.removeprefix("layer"))][own] = tensor
         said = parse_known(PromptsDescription, description)
     except ValueError as error:
-        raise PromptError(f"{file} has a damaged description: {error}.") from error
+        raise ValueError(f"it has a damaged description, {error}") from error
     prompts = LearnedPrompts(**{field.name: getattr(said, field.name) for field in fields(said)}, tensors=by_layer)
     if set(prompts.layers) != set(by_layer) or len(prompts.timesteps) != len(prompts.layers):
-        raise PromptError(f"{file} is damaged: it holds prompts of other layers than it says.")
-    names = {frozenset(own) for own in by_layer.values()}
-    if len(names) != 1:
-        raise PromptError(
-            f"{file} is damaged: it holds other prompts than mode {prompts.mode.value} has, one set per layer."
-        )
-    try:
-        check_layers(prompts.layers)
-        check_timesteps(prompts.timesteps)
-        _check_numbers(prompts)
-    except (ValueError, ModelError) as error:
-        raise PromptError(
-            f"{file} cannot be used: {error}; copy it again from where it is whole, or train again."
-        ) from error
+        raise ValueError("it holds prompts of other layers than it says")
+    if len({frozenset(own) for own in by_layer.values()}) != 1:
+        raise ValueError(f"it holds other prompts than mode {prompts.mode.value} has, one set per layer")
+    check_layers(prompts.layers)
+    check_timesteps(prompts.timesteps)
+    _check_numbers(prompts)
     return prompts
 
 
@@ -142,7 +130,7 @@ class SavedPrompts:
     another run's single prompt; None where there is no such way out."""
 
     learned: LearnedPrompts
-    fallback: "TextPrompt | SavedPrompts | None" = None
+    fallback: Prompts | None = None
 
     @property
     def differ_by_layer(self) -> bool:
@@ -159,18 +147,22 @@ class SavedPrompts:
         self, layer: int, categories: Collection[str], tokenizer: Tokenizer, text_encoder: TextEncoder
     ) -> dict[str, Tensor]:
         """See `Prompts.embeddings`."""
+        self.check_categories(categories)
         own = {category: name for category in categories if (name := self._name(category)) is not None}
+        names = sorted(set(own.values()))
         found: dict[str, Tensor] = {}
-        if own:
-            names = sorted(set(own.values()))
-            _check_shape(self.learned, layer, text_encoder)
-            rows = torch.stack([self.learned.tensors[layer][name] for name in names]).to(text_encoder.device)
-            encoded = dict(zip(names, encode_token_embeddings(text_encoder, rows), strict=True))
-            found = {category: encoded[name] for category, name in own.items()}
+        if names:
+            rows = [self.learned.tensors[layer][name] for name in names]
+            taken = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
+            if tuple(rows[0].shape) != taken:
+                raise PromptError(
+                    f"These prompts are of shape {tuple(rows[0].shape)} (positions, width), and the text encoder of "
+                    f"the model takes {taken}: they are for another model; SD 1-5 is 768 wide, SD 2-1 1024."
+                )
+            encoded = encode_token_embeddings(text_encoder, torch.stack(rows).to(text_encoder.device))
+            found = {category: encoded[names.index(name)] for category, name in own.items()}
         others = [category for category in categories if category not in own]
-        if others:
-            if self.fallback is None:
-                raise _no_prompt(self.learned, others)
+        if self.fallback is not None and others:
             found |= self.fallback.embeddings(layer, others, tokenizer, text_encoder)
         return found
 
@@ -182,7 +174,11 @@ class SavedPrompts:
         """Raise `PromptError` for categories that have no prompt and nothing to fall back on."""
         missing = sorted(category for category in categories if self._name(category) is None)
         if missing and self.fallback is None:
-            raise _no_prompt(self.learned, missing)
+            raise PromptError(
+                f"No prompt was learned for {', '.join(map(repr, missing))} (there are "
+                f"{', '.join(self.learned.categories)}): --fallback text takes the text prompt there, --fallback "
+                "single a run of mode single."
+            )
 
 
 def check_usable(learned: LearnedPrompts, fingerprint: str, model_id: str, layers: Sequence[int]) -> None:
@@ -200,24 +196,6 @@ def check_usable(learned: LearnedPrompts, fingerprint: str, model_id: str, layer
         )
 
 
-def _check_shape(learned: LearnedPrompts, layer: int, text_encoder: TextEncoder) -> None:
-    """Raise `PromptError` where a layer's prompts are not what the text encoder takes."""
-    ours = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
-    theirs = tuple(next(iter(learned.tensors[layer].values())).shape)
-    if theirs != ours:
-        raise PromptError(
-            f"These prompts are of shape {theirs} (positions, width), and the text encoder of the model takes {ours}: "
-            "they are for another model; SD 1-5 is 768 wide, SD 2-1 1024."
-        )
-
-
-def _no_prompt(learned: LearnedPrompts, missing: Sequence[str]) -> PromptError:
-    return PromptError(
-        f"No prompt was learned for {', '.join(map(repr, missing))} (there are {', '.join(learned.categories)}): "
-        "--fallback text takes the text prompt there, --fallback single a run of mode single."
-    )
-
-
 def prompts_of(description: Mapping[str, Any], learned: Sequence[LearnedPrompts]) -> Prompts | None:
     """The prompts whose `describe()` gives `description`: a text, which is all there, or one of those `learned`; None
     where it is none of them."""
@@ -226,14 +204,8 @@ def prompts_of(description: Mapping[str, Any], learned: Sequence[LearnedPrompts]
             return TextPrompt(str(description.get("template")))
         except ModelError:
             return None
-    fallback = None
-    if isinstance(description.get("fallback"), Mapping):
-        fallback = prompts_of(description["fallback"], learned)
-    for prompts in learned:
-        if prompts.mode.rules.of_pairs:  # no map of theirs is kept
-            continue
-        if fallback is None or isinstance(fallback, TextPrompt | SavedPrompts):
-            found = SavedPrompts(prompts, fallback)
-            if found.describe() == description:
-                return found
-    return None
+    fallback = description.get("fallback")
+    beside = prompts_of(fallback, learned) if isinstance(fallback, Mapping) else None
+    # no map of prompts of pairs is kept
+    candidates = (SavedPrompts(prompts, beside) for prompts in learned if not prompts.mode.rules.of_pairs)
+    return next((own for own in candidates if own.describe() == description), None)

@@ -143,7 +143,6 @@ def encode_texts(tokenizer: Tokenizer, text_encoder: TextEncoder, texts: Sequenc
 class OnePerCategory(PromptMode):
     """Mode class: each category's prompt by its name."""
 
-    of_pairs = False
     epochs = 5
 
     def check_length(self, length: int) -> None:
@@ -154,12 +153,12 @@ class OnePerCategory(PromptMode):
         return LearnedVectors(self, {name: initial_vectors(start, f"{key}|{name}") for name in start.categories})
 
     def name_of(self, names: Collection[str], category: str) -> str | None:
-        """See `PromptMode`; PF-Willow's `car(G)` takes the prompt of `car`."""
-        return next((name for name in (category, plain_category(category)) if name in names), None)
+        """See `PromptMode`; PF-Willow's `car(G)` takes the prompt of `car`, and all take one without a name."""
+        return next((name for name in (category, plain_category(category), "") if name in names), None)
 
     def categories(self, names: Collection[str]) -> tuple[str, ...]:
         """See `PromptMode`."""
-        return tuple(sorted(names))
+        return tuple(sorted(filter(None, names)))
 
     def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
         """See `PromptMode`: all rows of what goes into CLIP's transformer, (positions, D) each."""
@@ -174,14 +173,6 @@ class OneForAll(OnePerCategory):
     def start(self, start: Start, key: str) -> "LearnedVectors":
         """See `PromptMode`."""
         return LearnedVectors(self, {"": initial_vectors(start, key)})
-
-    def name_of(self, names: Collection[str], category: str) -> str | None:  # noqa: ARG002
-        """See `PromptMode`."""
-        return ""
-
-    def categories(self, names: Collection[str]) -> tuple[str, ...]:  # noqa: ARG002
-        """See `PromptMode`."""
-        return ()
 
     def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
         """See `PromptMode`."""

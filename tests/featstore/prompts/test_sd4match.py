@@ -304,7 +304,7 @@ def test_prompts_of_another_width_or_length(small: Small, file: Path) -> None:
         torch.save(ConditionalModule(8, 60, 768).state_dict(), file)
         with pytest.raises(PromptError, match=wide):
             small.learned(file)
-        torch.save(ConditionalModule(8, 60, WIDTH, 30, 50).state_dict(), file)
+        torch.save(ConditionalModule(8, 60, WIDTH, (30, 50)).state_dict(), file)
         with pytest.raises(PromptError, match=r"makes more vectors than .*: 75"):
             small.learned(file)
     torch.save({"cat": noise(1, 75, WIDTH)}, file)
