@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
+from featstore.backbones.base import Compute, NetworkName, TextEncoder, Tokenizer
 from featstore.backbones.dino import HUB_NAME
 from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps, open_model
 from featstore.errors import PromptError
@@ -133,15 +133,13 @@ def import_published(
         PromptError: The file is none, or is damaged, or does not fit the model.
         ModelError: The model cannot be found, or has no such layer or timestep.
     """
-    from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer  # loads diffusers
-
     check_layers([layer])
     check_timesteps([timestep])
     published = read_published(file, None if mode is None else Mode.named(mode))
     opened = open_model(model, revision)
     opened.schedule.check_timesteps([timestep])
-    encoder = load_text_encoder(opened.location, torch.device("cpu"), torch.float32)
-    learned = to_learned(published, opened, load_tokenizer(opened.location), encoder, layer, timestep)
+    networks = opened.load(Compute(torch.device("cpu"), torch.float32, 1))
+    learned = to_learned(published, opened, networks.tokenizer, networks.text_encoder, layer, timestep)
     return learned, published.ignored
 
 

@@ -3,7 +3,7 @@ made first; steps call no VAE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from featstore.backbones.noise import generator
 from featstore.backbones.stable_diffusion import Model
 from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset
+from featstore.errors import DiskFullError
 from featstore.pair_list import describe_list, note_oddities, spell_list
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import join_processes
 from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
+from featstore.pipeline.features import noisy_of
 from featstore.pipeline.grid import choose_some
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.latents import cache_patch_tokens, encode_images
@@ -103,10 +105,10 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     processes = join_processes(compute.device.type)
     if progress is None or not processes.is_main:
         progress = Silent()
-    check_unchanged(store, dataset, images_of([*pairs, *held_out]), progress)
-    note_oddities(
-        dataset, ["trn", "val"][: 1 + bool(held_out)], images_of([*pairs, *held_out]), store.images.known_keys, progress
-    )
+    images = images_of([*pairs, *held_out])
+    check_unchanged(store, dataset, images, progress)
+    splits = ["trn", "val"] if held_out else ["trn"]
+    note_oddities(dataset, splits, images, store.images.known_keys, progress)
     framed, framed_held_out = (
         in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
     )
@@ -144,7 +146,10 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     tell_shapes(progress, (model.shape(layer, size) for layer in settings.layers))
     progress.tell(f"model {header.model_id}, images of {size} pixels")
     progress.tell(_described(settings, spell_list("trn", framed), len(framed_held_out), run.path))
-    return TrainResult(run, learn(problem, run, processes, progress), settings, store.path, listed)
+    try:
+        return TrainResult(run, learn(problem, run, processes, progress), settings, store.path, listed)
+    except DiskFullError as error:
+        raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
 
 
 def _compute(config: TrainConfig) -> Compute:
@@ -261,12 +266,11 @@ def _fresh_noise(store: Store) -> LoadNoisy:
 
 def _cached_noise(store: Store, draws: int, seed: int) -> LoadNoisy:
     """One of the store's draws of each image and step."""
-    array_at = cache(store.noisy)
+    read = noisy_of(store)
 
     def load(image: str, timestep: int, step: int) -> NDArray[Any]:
-        array, draw = array_at(timestep), int(generator(f"draw|{seed}|{image}|{step}").integers(draws))
-        assert array is not None, "made before training"
-        return array.read((store.images.row(image), draw))
+        draw = int(generator(f"draw|{seed}|{image}|{step}").integers(draws))
+        return read(store.images.row(image), timestep, draw)
 
     return load
 

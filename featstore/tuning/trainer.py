@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tensorboard.summary.writer import event_file_writer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from featstore.errors import DiskFullError, TuningError
+from featstore.errors import TuningError
 from featstore.files import write_whole, writing
 from featstore.pipeline.distributed import Processes
 from featstore.pipeline.features import chunks
@@ -86,28 +86,18 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
         DiskFullError: The disk fills up.
         ProcessError: Another of the processes ended.
     """
+    settings, device = problem.settings, problem.networks.compute.device
+    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
+    passes, learned, last_pck, stopped = 0, 0, None, False
     # of several processes the one that writes holds the run for all of them
-    with trained_alone(run) if processes.is_main else contextlib.nullcontext(), _raised_once():
+    alone = trained_alone(run) if processes.is_main else contextlib.nullcontext()
+    with alone, _raised_once(), stop_requests() as asked_to_stop:
         state = _open_state(problem)
         if run.checkpoint.exists():
             state.load(run.checkpoint)
-        try:
-            return _learn(problem, run, state, processes, progress)
-        except DiskFullError as error:
-            raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
-
-
-def _learn(
-    problem: Problem, run: RunFolder, state: "TrainingState", processes: Processes, progress: Progress
-) -> Outcome:
-    settings, device = problem.settings, problem.networks.compute.device
-    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
-    recorder = _Recorder(run, problem, state.step) if processes.is_main else None
-    progress.start("training", settings.steps - state.step, "steps")
-    passes, learned, best, last_pck = 0, 0, state.best, None
-    started = time.monotonic()
-    with stop_requests() as asked_to_stop:
-        stopped = False
+        recorder = _Recorder(run, problem, state.step) if processes.is_main else None
+        progress.start("training", settings.steps - state.step, "steps")
+        best, started = state.best, time.monotonic()
         while state.step < settings.steps and not stopped:
             batch = sampler.batch(state.step)
             _expect(problem, sampler, state.step, processes)
@@ -122,7 +112,9 @@ def _learn(
             state.step += 1
             pck = None
             if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
-                pck = last_pck = _validate(problem, processes)
+                held_out = processes.block(problem.validation)
+                (summed,) = sum_numbers([sum_of_pck(problem, held_out, problem.validation_noisy)], processes, device)
+                pck = last_pck = summed / len(problem.validation)
                 best = max(best, pck)
             if recorder is not None:
                 recorder.record(state.step, loss, pck)
@@ -138,12 +130,12 @@ def _learn(
                 + f", {passes / len(settings.layers) / seconds:.1f} images/s, {learned / seconds:.1f} pairs/s"
             )
             progress.advance()
-    if recorder is not None:
-        recorder.keep(state)
-        if not problem.validation:
-            save_prompts(problem.snapshot(), run.prompts)
-        recorder.close()
-    processes.wait()
+        if recorder is not None:
+            recorder.keep(state)
+            if not problem.validation:
+                save_prompts(problem.snapshot(), run.prompts)
+            recorder.close()
+        processes.wait()
     return Outcome(state.step, best if best >= 0 else None, passes, stopped)
 
 
@@ -151,11 +143,9 @@ def _open_state(problem: Problem) -> "TrainingState":
     settings, compute = problem.settings, problem.networks.compute
     vectors = [own for one in problem.prompts for own in one.parameters()]
     others = [own for one in problem.prompts for own in one.network_parameters()]
-    groups: list[dict[str, Any]] = [{"params": vectors, "lr": settings.rate}]
-    if others:
-        groups.append({"params": others, "lr": settings.network_rate})
-    scaler = torch.amp.GradScaler(compute.device.type) if compute.dtype is torch.float16 else None
-    return TrainingState(0, [*vectors, *others], torch.optim.Adam(groups), -1.0, scaler)
+    adam = torch.optim.Adam([{"params": vectors, "lr": settings.rate}, {"params": others, "lr": settings.network_rate}])
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    return TrainingState(0, [*vectors, *others], adam, -1.0, scaler)
 
 
 def _expect(problem: Problem, sampler: RandomPairs, step: int, processes: Processes) -> None:
@@ -176,21 +166,12 @@ def _step(
     total, passes = 0.0, 0
     for part in chunks(mine, max(math.ceil(len(mine) / problem.settings.accumulate), 1)):
         loss, made = batch_loss(problem, part, len(pairs), state.step)
-        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+        state.scaler.scale(loss).backward()
         total, passes = total + loss.item(), passes + made
     sum_gradients(state.parameters, processes)
-    if state.scaler is None:
-        state.optimiser.step()
-    else:  # leaves out the step where gradients have overflown
-        state.scaler.step(state.optimiser)
-        state.scaler.update()
+    state.scaler.step(state.optimiser)  # in float16 left out where gradients have overflown
+    state.scaler.update()
     return total, passes
-
-
-def _validate(problem: Problem, processes: Processes) -> float:
-    summed = sum_of_pck(problem, processes.block(problem.validation), problem.validation_noisy)
-    (total,) = sum_numbers([summed], processes, problem.networks.compute.device)
-    return total / len(problem.validation)
 
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -305,28 +286,23 @@ def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.de
 @dataclass(slots=True)
 class TrainingState:
     """step: how many are done. parameters: in a fixed order. optimiser: Adam over them. best: the best validation PCK
-    so far, a fraction; -1 before the first. scaler: of float16's gradients, None where there is none."""
+    so far, a fraction; -1 before the first. scaler: of float16's gradients, which lets others pass."""
 
     step: int
     parameters: Sequence[nn.Parameter]
     optimiser: torch.optim.Optimizer
     best: float
-    scaler: Any
+    scaler: torch.amp.GradScaler
 
     def save(self, file: Path) -> None:
         """Write it; the file appears whole or not at all. Raises what `write_whole` raises."""
-        write_whole(file, self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """What its file holds."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, parameter in enumerate(self.parameters):
-            tensors[f"{index}"] = parameter.detach().cpu().contiguous()
-            for name, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"{index}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        scaler = None if self.scaler is None else self.scaler.state_dict()
-        written = {"step": self.step, "best": self.best, "scaler": scaler}
-        return seal_tensors(written, lambda metadata: save(tensors, metadata=metadata))
+            own: dict[str, Any] = {f"{index}": parameter}
+            own |= {f"{index}|{name}": value for name, value in self.optimiser.state.get(parameter, {}).items()}
+            tensors |= {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in own.items()}
+        written = {"step": self.step, "best": self.best, "scaler": self.scaler.state_dict() or None}
+        write_whole(file, seal_tensors(written, lambda metadata: save(tensors, metadata=metadata)))
 
     def load(self, file: Path) -> None:
         """Take over what `save` wrote. Raises `TuningError` where the file is damaged or does not fit this run."""
@@ -355,5 +331,5 @@ class TrainingState:
             raise TuningError(
                 f"The checkpoint {file} cannot be used ({error}): copy it again from where it is whole, or train anew."
             ) from error
-        if self.scaler is not None and written["scaler"]:
+        if written["scaler"]:
             self.scaler.load_state_dict(written["scaler"])
