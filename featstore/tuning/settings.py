@@ -141,6 +141,7 @@ def settings_of(
         "validate_every": max(steps // VALIDATIONS, 1),
         "validation_pairs": DEMO_PAIRWISE_PAIRS if demo and rules.of_pairs else 500,
         "validation_timesteps": timesteps,
+        "seed": 0,
     }
     return TuningSettings(**(USUAL | published | said))
 
