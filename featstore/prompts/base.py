@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
@@ -101,9 +101,9 @@ class PromptMode(Protocol):
 class Mode(Enum):
     """The registry: a mode's name, and where in this package its `PromptMode` is."""
 
-    SINGLE = "single", "text.OneForAll"
-    CLASS = "class", "text.OnePerCategory"
-    CPM = "cpm", "cpm.OnePerPair"
+    SINGLE = "single", "text:OneForAll"
+    CLASS = "class", "text:OnePerCategory"
+    CPM = "cpm", "cpm:OnePerPair"
 
     _place: str
 
@@ -117,8 +117,7 @@ class Mode(Enum):
     @property
     def rules(self) -> PromptMode:
         """What the mode is; its file is loaded when it is first asked for."""
-        module, _, name = self._place.partition(".")
-        found: PromptMode = getattr(import_module(f"featstore.prompts.{module}"), name)()
+        found: PromptMode = resolve_name(f"featstore.prompts.{self._place}")()
         return found
 
     @classmethod

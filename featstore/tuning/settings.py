@@ -88,15 +88,7 @@ class TuningSettings:
 
 TIMESTEPS = {"2": 261, "3": 350}
 """The report's for training, by layer."""
-USUAL = {
-    "length": 75,
-    "accumulate": 1,
-    "draws": 4,
-    "rate": 1e-2,
-    "network_rate": 1e-3,
-    "checkpoint_every": 100,
-    "seed": 0,
-}
+USUAL = {"length": 75, "accumulate": 1, "draws": 4, "rate": 1e-2, "network_rate": 1e-3, "checkpoint_every": 100}
 """What no data set and no mode changes."""
 
 BATCH, PF_PASCAL_EPOCHS = 9, 50

@@ -134,7 +134,8 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
             recorder.keep(state)
             if not problem.validation:
                 save_prompts(problem.snapshot(), run.prompts)
-            recorder.close()
+            with writing(run.tensorboard):
+                recorder.board.close()
         processes.wait()
     return Outcome(state.step, best if best >= 0 else None, passes, stopped)
 
@@ -174,9 +175,6 @@ def _step(
     return total, passes
 
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
-
-
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Inside, signals are only noted: the function that is given says whether one came. A second Ctrl-C interrupts at
@@ -191,8 +189,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
         yield asked.is_set
         return
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, note) for number in numbers}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in (getattr(signal, name) for name in names)}
     try:
         yield asked.is_set
     finally:
@@ -229,30 +227,25 @@ class _Recorder:
         self._started = time.monotonic()
         with writing(self._run.tensorboard):
             # TensorBoard forgets what earlier files say of this step and later ones
-            self._board = SummaryWriter(run.tensorboard, purge_step=step + 1)
-            self._board.flush()
+            self.board = SummaryWriter(run.tensorboard, purge_step=step + 1)
+            self.board.flush()
 
     def record(self, step: int, loss: float, pck: float | None) -> None:
         """One step's numbers."""
         seconds = self._before + time.monotonic() - self._started
         self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
         with writing(self._run.tensorboard):
-            self._board.add_scalar("loss", loss, step)
+            self.board.add_scalar("loss", loss, step)
             if pck is not None:
-                self._board.add_scalar("validation/nn PCK@0.1", pck, step)
+                self.board.add_scalar("validation/nn PCK@0.1", pck, step)
 
     def keep(self, state: "TrainingState") -> None:
         """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""
         with writing(self._run.tensorboard):
-            self._board.flush()
+            self.board.flush()
         self._run.write_metrics(self._rows)
         save_prompts(self._problem.snapshot(), self._run.last_prompts)
         state.save(self._run.checkpoint)
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        with writing(self._run.tensorboard):
-            self._board.close()
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
@@ -268,11 +261,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> N
         return
     used = torch.stack([torch.tensor(float(own.grad is not None)) for own in parameters]).to(parameters[0])
     parts = [(torch.zeros_like(own) if own.grad is None else own.grad).flatten() for own in parameters]
-    summed = processes.sum(torch.cat([used, *parts]))
-    for index, (own, part) in enumerate(
-        zip(parameters, summed[len(used) :].split([own.numel() for own in parameters]), strict=True)
-    ):
-        own.grad = part.view_as(own).clone() if summed[index] > 0 else None
+    users, *summed = processes.sum(torch.cat([used, *parts])).split([len(used), *map(len, parts)])
+    for own, part, count in zip(parameters, summed, users, strict=True):
+        own.grad = part.view_as(own).clone() if count > 0 else None
 
 
 def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.device) -> list[float]:
@@ -312,20 +303,17 @@ class TrainingState:
             tensors = load(content)
             for index, parameter in enumerate(self.parameters):
                 own = tensors.pop(f"{index}")
-                if (own.shape, own.dtype) != (parameter.shape, parameter.dtype):  # copying would broadcast and convert
-                    raise ValueError(
-                        f"parameter {index} is {own.dtype} of shape {tuple(own.shape)}, in this run {parameter.dtype} "
-                        f"of shape {tuple(parameter.shape)}"
-                    )
+                theirs, ours = (f"{one.dtype} of shape {tuple(one.shape)}" for one in (own, parameter))
+                if theirs != ours:  # copying would broadcast and convert
+                    raise ValueError(f"parameter {index} is {theirs}, in this run {ours}")
                 with torch.no_grad():
                     parameter.copy_(own)
-                prefix = f"{index}|"
-                adam = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
-                if adam:
-                    # Adam keeps its count of steps on the CPU
-                    self.optimiser.state[parameter] = {
-                        name: value if name == "step" else value.to(parameter.device) for name, value in adam.items()
-                    }
+                # Adam keeps its count of steps on the CPU
+                self.optimiser.state[parameter] = {
+                    name: tensors[key] if name == "step" else tensors[key].to(parameter.device)
+                    for key in tensors
+                    if (name := key.removeprefix(f"{index}|")) != key
+                }
             self.step, self.best = int(written["step"]), float(written["best"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TuningError(
