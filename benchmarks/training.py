@@ -134,15 +134,8 @@ class Whole(nn.Module):
 
 def prompt_sets(mode: Mode, pairs: list[MatchingPair], encoder: CLIPTextModel) -> list[PromptSet]:
     """Prompts of SD 2-1's length for each layer, on the encoder's device."""
-    shape = DINO_PATCHES, DINO_WIDTH
-    start = Start(
-        sorted({pair.category for pair in pairs}),
-        SETTINGS.length,
-        encoder,
-        encoder.config.vocab_size,
-        shape,
-        lambda _: torch.empty(shape, device=encoder.device),
-    )
+    patches = torch.empty(DINO_PATCHES, DINO_WIDTH, device=encoder.device)
+    start = Start(pairs, SETTINGS.length, encoder, encoder.config.vocab_size, lambda _: patches)
     return [mode.rules.start(start, f"prompts|0|{layer}") for layer in SETTINGS.layers]
 
 

@@ -54,20 +54,18 @@ class Start:
     """What a layer's prompts start from.
 
     Args:
-        categories: Of the training pairs, sorted.
+        pairs: The training pairs.
         length: N, learned vectors per prompt.
         text_encoder: CLIP's, whose token embeddings are (D,) wide.
         vocabulary: How many token ids there are.
-        patch_shape: (patches, width) of an image's DINOv2 patch tokens; None where no mode asks for them.
-        patches: Reads an image's.
+        patches: Reads the DINOv2 patch tokens of an image; None where the mode is of no pairs.
     """
 
-    categories: Sequence[str]
+    pairs: "Sequence[MatchingPair]"
     length: int
     text_encoder: TextEncoder
     vocabulary: int
-    patch_shape: tuple[int, int] | None
-    patches: "PatchTokens"
+    patches: "PatchTokens | None"
 
 
 class PromptMode(Protocol):

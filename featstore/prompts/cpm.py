@@ -91,8 +91,8 @@ class OnePerPair(PromptMode):
 
     def start(self, start: Start, key: str) -> "LearnedModule":
         """See `PromptMode`; torch's global generator is left as it was."""
-        assert start.patch_shape is not None, "read where a mode is of pairs"
-        (patches, dino_width), encoder = start.patch_shape, start.text_encoder
+        assert start.patches is not None, "read where a mode is of pairs"
+        (patches, dino_width), encoder = start.patches(start.pairs[0].source).shape, start.text_encoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(key).integers(2**31)))
             module = ConditionalModule(dino_width, patches, encoder.config.hidden_size)

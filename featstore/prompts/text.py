@@ -4,7 +4,7 @@ through CLIP's causal transformer and final layer norm to what cross attention s
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class TextPrompt:
     """A template; `{category}` in it is replaced by the category's plain word."""
 
     template: str = DEFAULT_TEMPLATE
+    differ_by_layer: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         # str.format would read any brace as its own
@@ -101,11 +102,6 @@ class TextPrompt:
     def describe(self) -> dict[str, Any]:
         """See `Prompts.describe`."""
         return {"kind": "text", "template": self.template}
-
-    @property
-    def differ_by_layer(self) -> bool:
-        """See `Prompts.differ_by_layer`."""
-        return False
 
     def embeddings(
         self,
@@ -150,7 +146,8 @@ class OnePerCategory(PromptMode):
 
     def start(self, start: Start, key: str) -> "LearnedVectors":
         """See `PromptMode`."""
-        return LearnedVectors(self, {name: initial_vectors(start, f"{key}|{name}") for name in start.categories})
+        categories = {pair.category for pair in start.pairs}
+        return LearnedVectors(self, {name: initial_vectors(start, f"{key}|{name}") for name in categories})
 
     def name_of(self, names: Collection[str], category: str) -> str | None:
         """See `PromptMode`; PF-Willow's `car(G)` takes the prompt of `car`, and all take one without a name."""

@@ -158,22 +158,44 @@ class Learner:
     noisy: LoadNoisy
 
 
-def batch_loss(learner: Learner, pairs: Sequence[MatchingPair], total: int, step: int) -> tuple[Tensor, int]:
+def batch_loss(learner: Learner, pairs: Sequence[MatchingPair], count: int, step: int) -> tuple[Tensor, int]:
     """The loss of a batch, or of a part of it. A pair's loss is the mean over its points; an image that several pairs
-    share goes through the UNet once per layer and prompt.
+    share goes through the UNet once per layer and prompt, and all queries into a target share one product per layer.
 
     Args:
         learner: What is learned.
         pairs: In the resized frame.
-        total: Pairs of the whole batch.
+        count: Pairs of the whole batch.
         step: Decides the noise.
 
     Returns:
-        The sum of the pairs' losses over `total`, a scalar, and how many UNet passes were made.
+        The sum of the pairs' losses over `count`, a scalar, and how many UNet passes were made.
     """
+    settings, matching, device = learner.settings, learner.settings.matching, learner.networks.compute.device
+    dtype = wide(learner.networks.compute.dtype)
     maps, ends = batch_maps(learner, pairs, step)
-    passes = len(maps[0])
-    return _losses(learner, pairs, maps, ends) / total, passes * len(maps)
+    images = [layered(own, settings.weights, matching) for own in zip(*maps, strict=True)]
+
+    def together(points: Iterable[NDArray[np.float32]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([*points])).to(device, dtype)
+
+    described: dict[int, tuple[Tensor, ...]] = {}
+    for source, members in _grouped(start for start, _ in ends).items():
+        points = together(pairs[index].source_points for index in members)
+        found = describe_points(images[source], points, matching)
+        counts = [len(pairs[index].source_points) for index in members]
+        parts = zip(*(own.split(counts) for own in (*found.layers, found.lengths)), strict=True)
+        described |= zip(members, parts, strict=True)
+    total = torch.zeros((), dtype=dtype, device=device)
+    for target, members in _grouped(end for _, end in ends).items():
+        *layers, lengths = (torch.cat(own) for own in zip(*(described[index] for index in members), strict=True))
+        counts = [len(pairs[index].target_points) for index in members]
+        shares = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).to(device, dtype)
+        points = together(pairs[index].target_points for index in members)
+        cells = pixels_to_cells(points, matching.image_size, images[target].size, matching.geometry)
+        found_there = correlations(Descriptors(tuple(layers), lengths), images[target])
+        total = total + (keypoint_losses(found_there, cells, settings.kernel, matching.beta) * shares).sum()
+    return total / count, len(images) * len(maps)
 
 
 def batch_maps(
@@ -201,36 +223,6 @@ def batch_maps(
         condition = networks.condition(vectors).index_select(0, chosen)
         maps.append(networks.tap(layer, latents, timestep, condition))
     return maps, ends
-
-
-def _losses(
-    learner: Learner, pairs: Sequence[MatchingPair], maps: Sequence[Tensor], ends: Sequence[tuple[int, int]]
-) -> Tensor:
-    """The sum over pairs of the mean over points. All queries into a target share one product per layer."""
-    settings, matching, device = learner.settings, learner.settings.matching, learner.networks.compute.device
-    dtype = wide(learner.networks.compute.dtype)
-    images = [layered(own, settings.weights, matching) for own in zip(*maps, strict=True)]
-
-    def together(points: Iterable[NDArray[np.float32]]) -> Tensor:
-        return torch.from_numpy(np.concatenate([*points])).to(device, dtype)
-
-    described: dict[int, tuple[Tensor, ...]] = {}
-    for source, members in _grouped(start for start, _ in ends).items():
-        points = together(pairs[index].source_points for index in members)
-        found = describe_points(images[source], points, matching)
-        counts = [len(pairs[index].source_points) for index in members]
-        parts = zip(*(own.split(counts) for own in (*found.layers, found.lengths)), strict=True)
-        described |= zip(members, parts, strict=True)
-    total = torch.zeros((), dtype=dtype, device=device)
-    for target, members in _grouped(end for _, end in ends).items():
-        *layers, lengths = (torch.cat(own) for own in zip(*(described[index] for index in members), strict=True))
-        counts = [len(pairs[index].target_points) for index in members]
-        shares = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).to(device, dtype)
-        points = together(pairs[index].target_points for index in members)
-        cells = pixels_to_cells(points, matching.image_size, images[target].size, matching.geometry)
-        found_there = correlations(Descriptors(tuple(layers), lengths), images[target])
-        total = total + (keypoint_losses(found_there, cells, settings.kernel, matching.beta) * shares).sum()
-    return total
 
 
 def _grouped(keys: Iterable[Any]) -> dict[Any, list[int]]:

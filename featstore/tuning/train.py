@@ -34,7 +34,7 @@ from featstore.prompts.base import LearnedPrompts, PromptSet, Start
 from featstore.prompts.text import frame
 from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location
 from featstore.store.rows import RowArray
-from featstore.store.store import Store, no_patches, open_store, patch_tokens_of
+from featstore.store.store import Store, open_store, patch_tokens_of
 from featstore.store.sweep import folders_of, sweep_partial
 from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
 from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
@@ -232,14 +232,8 @@ def _first_prompts(
     settings: TuningSettings, pairs: Sequence[MatchingPair], networks: Networks, store: Store, tokens: RowArray | None
 ) -> list[PromptSet]:
     """What each layer's prompts start from. tokens: DINOv2's, None where prompts are made from none."""
-    start = Start(
-        sorted({pair.category for pair in pairs}),
-        settings.length,
-        networks.text_encoder,
-        networks.vocabulary,
-        None if tokens is None else (tokens.row_shape[0] - 1, tokens.row_shape[1]),  # without the class token
-        no_patches if tokens is None else patch_tokens_of(store, tokens),
-    )
+    patches = None if tokens is None else patch_tokens_of(store, tokens)
+    start = Start(pairs, settings.length, networks.text_encoder, networks.vocabulary, patches)
     return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
 
 

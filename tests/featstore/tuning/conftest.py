@@ -95,7 +95,7 @@ def setup(small_model: Path) -> Setup:
     networks = Networks(encoder, len(tokenizer), framed, unets, Compute(cpu, double, 1))
 
     def open_prompts(settings: TuningSettings, patches: PatchTokens = patch_tokens) -> list[PromptSet]:
-        start = Start(["cat", "dog"], LENGTH, encoder, len(tokenizer), (PATCHES, DINO_WIDTH), patches)
+        start = Start(some_pairs(), LENGTH, encoder, len(tokenizer), patches)
         return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
 
     return Setup(networks, SETTINGS, open_prompts, encoder)
