@@ -244,6 +244,8 @@ def create_run(
             write_whole(making / RUN, content)
             while True:
                 try:
+                    if path.exists():  # renaming would replace an empty folder
+                        raise FileExistsError(path)
                     making.rename(path)
                     return RunFolder(path, description)
                 except OSError as error:
