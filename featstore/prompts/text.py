@@ -105,12 +105,12 @@ class TextPrompt:
 
     def embeddings(
         self,
-        layer: int,  # noqa: ARG002  (the same for all)
+        layer: int,
         categories: Collection[str],
         tokenizer: Tokenizer,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder,  # noqa: ARG002
     ) -> dict[str, Tensor]:
-        """See `Prompts.embeddings`."""
+        """See `Prompts.embeddings`; those of all layers are the same."""
         texts = sorted({self.text(category) for category in categories})
         encoded = dict(zip(texts, encode_texts(tokenizer, text_encoder, texts), strict=True))
         return {category: encoded[self.text(category)] for category in sorted(categories)}
@@ -150,8 +150,8 @@ class OnePerCategory(PromptMode):
         return LearnedVectors(self, {name: initial_vectors(start, f"{key}|{name}") for name in categories})
 
     def name_of(self, names: Collection[str], category: str) -> str | None:
-        """See `PromptMode`; PF-Willow's `car(G)` takes the prompt of `car`, and all take one without a name."""
-        return next((name for name in (category, plain_category(category), "") if name in names), None)
+        """See `PromptMode`; PF-Willow's `car(G)` takes the prompt of `car`."""
+        return next((name for name in (category, plain_category(category)) if name in names), None)
 
     def categories(self, names: Collection[str]) -> tuple[str, ...]:
         """See `PromptMode`."""
@@ -170,6 +170,10 @@ class OneForAll(OnePerCategory):
     def start(self, start: Start, key: str) -> "LearnedVectors":
         """See `PromptMode`."""
         return LearnedVectors(self, {"": initial_vectors(start, key)})
+
+    def name_of(self, names: Collection[str], category: str) -> str | None:  # noqa: ARG002
+        """See `PromptMode`."""
+        return ""
 
     def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
         """See `PromptMode`."""
