@@ -84,7 +84,9 @@ def _parse(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lea
         said = parse_known(PromptsDescription, description)
     except ValueError as error:
         raise ValueError(f"it has a damaged description, {error}") from error
-    prompts = LearnedPrompts(**{field.name: getattr(said, field.name) for field in fields(said)}, tensors=by_layer)
+    prompts = LearnedPrompts(
+        **{field.name: getattr(said, field.name) for field in fields(said)}, tensors=dict(by_layer)
+    )
     if set(prompts.layers) != set(by_layer) or len(prompts.timesteps) != len(prompts.layers):
         raise ValueError("it holds prompts of other layers than it says")
     if len({frozenset(own) for own in by_layer.values()}) != 1:
