@@ -19,7 +19,7 @@ from featstore.files import open_whole, write_whole
 from featstore.parsing import parse_known
 from featstore.prompts.base import LearnedPrompts, Prompts, PromptsDescription
 from featstore.prompts.text import TextPrompt, encode_token_embeddings
-from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
+from featstore.sealed import check_tensors_seal, check_version, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 
 FORMAT = "dualsd prompts"
@@ -59,11 +59,7 @@ def load_prompts(path: Path) -> LearnedPrompts:
         ) from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise PromptError(f"{file} holds no prompts of dualsd: its metadata do not name the format {FORMAT!r}.")
-    if not isinstance(description.get("version"), int) or description["version"] > VERSION:
-        raise PromptError(
-            f"{file} has version {description.get('version')}, written by dualsd {description.get('creator')}; this "
-            f"dualsd {creator_version()} reads up to version {VERSION}: upgrade it."
-        )
+    check_version(description, VERSION, str(file), PromptError)
     try:
         prompts = _parse(description, tensors)
         check_tensors_seal(content, description)
@@ -84,9 +80,8 @@ def _parse(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lea
         said = parse_known(PromptsDescription, description)
     except ValueError as error:
         raise ValueError(f"it has a damaged description, {error}") from error
-    prompts = LearnedPrompts(
-        **{field.name: getattr(said, field.name) for field in fields(said)}, tensors=dict(by_layer)
-    )
+    named = {field.name: getattr(said, field.name) for field in fields(said)}
+    prompts = LearnedPrompts(**named, tensors=dict(by_layer))
     if set(prompts.layers) != set(by_layer) or len(prompts.timesteps) != len(prompts.layers):
         raise ValueError("it holds prompts of other layers than it says")
     if len({frozenset(own) for own in by_layer.values()}) != 1:

@@ -105,12 +105,12 @@ class TextPrompt:
 
     def embeddings(
         self,
-        layer: int,
+        layer: int,  # noqa: ARG002  (the same for all)
         categories: Collection[str],
         tokenizer: Tokenizer,
-        text_encoder: TextEncoder,  # noqa: ARG002
+        text_encoder: TextEncoder,
     ) -> dict[str, Tensor]:
-        """See `Prompts.embeddings`; those of all layers are the same."""
+        """See `Prompts.embeddings`."""
         texts = sorted({self.text(category) for category in categories})
         encoded = dict(zip(texts, encode_texts(tokenizer, text_encoder, texts), strict=True))
         return {category: encoded[self.text(category)] for category in sorted(categories)}

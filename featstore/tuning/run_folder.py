@@ -28,7 +28,7 @@ from featstore.errors import TuningError
 from featstore.files import PARTIAL, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.prompts.saved import FILE
-from featstore.sealed import check_seal, seal
+from featstore.sealed import check_seal, check_version, seal
 from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.lock import check_free, held
 from featstore.store.schema import StoreHeader, creator_version
@@ -133,11 +133,7 @@ class RunFolder:
         if description is None or description.get("format") != FORMAT:
             why = "it has no run.json that can be read" if description is None else "its run.json is another program's"
             raise TuningError(f"{path} is no run of `dualsd train`: {why}.")
-        if not isinstance(description.get("version"), int) or description["version"] > VERSION:
-            raise TuningError(
-                f"{path} was written by dualsd {description.get('creator')} in a format that this dualsd "
-                f"{creator_version()} does not know: upgrade it."
-            )
+        check_version(description, VERSION, str(path), TuningError)
         try:
             parse_known(_Described, description)
             TuningSettings.from_json(description["settings"])
