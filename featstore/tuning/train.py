@@ -18,18 +18,23 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset
 from featstore.errors import DiskFullError
-from featstore.pair_list import describe_list, note_oddities, spell_list
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import join_processes
-from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
 from featstore.pipeline.features import noisy_of
-from featstore.pipeline.grid import choose_some
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise, noisy_latent
-from featstore.pipeline.told import tell_shapes
-from featstore.progress import Progress, Silent
+from featstore.pipeline.pairs import (
+    choose_pairs,
+    choose_some,
+    describe_list,
+    images_of,
+    in_resized_frame,
+    note_oddities,
+    spell_list,
+)
+from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
 from featstore.prompts.text import frame
 from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location

@@ -17,8 +17,7 @@ from torch.amp import GradScaler
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.locate import locate
-from featstore.pipeline.results import save_evaluation
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.results import EvaluationRun, save_evaluation
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts, load_prompts, save_prompts
 from featstore.sealed import check_seal, read_tensors, seal, seal_tensors
