@@ -15,16 +15,13 @@ from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.noise import generator
 from featstore.backbones.stable_diffusion import Model
-from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
-from featstore.datasets.records import Dataset
+from featstore.config import DEFAULT_STORE, TrainConfig, to_json
 from featstore.errors import DiskFullError
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import join_processes
-from featstore.pipeline.features import noisy_of
-from featstore.pipeline.images import check_unchanged
-from featstore.pipeline.latents import cache_patch_tokens, encode_images
-from featstore.pipeline.needed import model_of
-from featstore.pipeline.noisy import add_noise, check_noise, noisy_latent
+from featstore.pipeline.features import cache_patch_tokens, noisy_of
+from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.pairs import (
     choose_pairs,
     choose_some,
@@ -34,13 +31,13 @@ from featstore.pipeline.pairs import (
     note_oddities,
     spell_list,
 )
+from featstore.pipeline.plan import NoisyRows, Work, noisy_latent
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
 from featstore.prompts.text import frame
-from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location
+from featstore.store.keys import StoreLocation, parse_location
 from featstore.store.rows import RowArray
 from featstore.store.store import Store, open_store, patch_tokens_of
-from featstore.store.sweep import folders_of, sweep_partial
 from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
 from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
 from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead
@@ -119,7 +116,8 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     )
     dino = locate_dino(config.dino, model.location) if settings.mode.rules.of_pairs else None
     with processes.main_first():  # one makes what all read
-        tokens = _fill_caches(store, dataset, framed, framed_held_out, settings, dino, compute, progress)
+        work = Work(store, dataset, compute, progress)
+        tokens = _fill_caches(work, model, framed, framed_held_out, settings, dino)
     networks = _open_networks(model, settings, config, compute)
     header = store.header
     problem = Problem(
@@ -164,7 +162,7 @@ def _compute(config: TrainConfig) -> Compute:
     if dtype == "auto":
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         dtype = "float32" if on_cpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    compute = choose_compute(ComputeConfig(device=config.device, dtype=dtype, batch_size=config.batch_size))
+    compute = choose_compute(config.device, dtype, config.batch_size)
     if compute.device.type == "cpu" and compute.dtype is torch.float16:
         raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")
     return compute
@@ -183,14 +181,12 @@ def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -
 
 
 def _fill_caches(
-    store: Store,
-    dataset: Dataset,
+    work: Work,
+    model: Model,
     pairs: Sequence[MatchingPair],
     validation: Sequence[MatchingPair],
     settings: TuningSettings,
     dino: tuple[NetworkName, Path] | None,
-    compute: Compute,
-    progress: Progress,
 ) -> RowArray | None:
     """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
 
@@ -202,22 +198,16 @@ def _fill_caches(
         DiskFullError: The disk fills up.
     """
     rows, validation_rows = (
-        sorted({store.images.row(image) for pair in part for image in (pair.source, pair.target)})
+        sorted({work.store.images.row(image) for pair in part for image in (pair.source, pair.target)})
         for part in (pairs, validation)
     )
-    everyone = sorted({*rows, *validation_rows})
-    noisy = [(validation_rows, step, 1) for step in settings.validation_timesteps]
+    noisy: list[NoisyRows] = [(validation_rows, step, 1) for step in settings.validation_timesteps]
     if settings.noise is Noise.CACHED:
-        noisy = [*((rows, step, settings.draws) for step in settings.timesteps), *noisy]
-    for part, timestep, _ in noisy:
-        check_noise(store, part, [timestep])
-    sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
-    _, bad = encode_images(store, dataset, model_of(store).location, everyone, compute, progress)
+        noisy += [(rows, step, settings.draws) for step in settings.timesteps]
+    bad = fill(work, model, noisy, rows)[2]
     if bad:
         raise bad[0]
-    for part, timestep, draws in noisy:
-        add_noise(store, part, [timestep], draws, progress)
-    return None if dino is None else cache_patch_tokens(store, dataset, *dino, everyone, compute, progress)
+    return None if dino is None else cache_patch_tokens(work, *dino, sorted({*rows, *validation_rows}))
 
 
 def _open_networks(model: Model, settings: TuningSettings, config: TrainConfig, compute: Compute) -> Networks:
