@@ -6,7 +6,6 @@ prompts, matching, loss and backward pass are the same here, so that the ratio i
 
 Run: `python -m benchmarks.training [--repeats 5] [--threads 2]`."""
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,14 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.flops import TEXT_ENCODER, UNET, VAE
+from featstore.backbones.base import Compute
 from featstore.backbones.diffusion_networks import CutUNet, encode
 from featstore.backbones.noise import generator, noise
 from featstore.prompts.base import Mode, PromptSet, Start
 from featstore.prompts.text import frame
-from featstore.tuning.data import NoisySource
-from featstore.tuning.networks import Networks
 from featstore.tuning.settings import Noise, TuningSettings
-from featstore.tuning.step import batch_loss, batch_maps
+from featstore.tuning.step import Learner, LoadNoisy, Networks, batch_loss, batch_maps
 from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 from tools.demo_model.small_model import small_scheduler
@@ -91,8 +89,8 @@ class CachedLatents:
             for timestep in SETTINGS.timesteps
         }
 
-    def load(self, image: str, timestep: int, step: int) -> NDArray[np.float16]:  # noqa: ARG002
-        """See `NoisySource.load`."""
+    def __call__(self, image: str, timestep: int, step: int) -> NDArray[np.float16]:  # noqa: ARG002
+        """See `LoadNoisy`."""
         return self._latents[image, timestep]
 
 
@@ -103,8 +101,8 @@ class EncodedEachStep:
         self._vae, self._scheduler = vae, small_scheduler()
         self._step, self._latents = -1, dict[str, Tensor]()
 
-    def load(self, image: str, timestep: int, step: int) -> NDArray[np.float32]:
-        """See `NoisySource.load`."""
+    def __call__(self, image: str, timestep: int, step: int) -> NDArray[np.float32]:
+        """See `LoadNoisy`."""
         if step != self._step:
             self._step, self._latents = step, {}
         if image not in self._latents:
@@ -136,23 +134,15 @@ class Whole(nn.Module):
 
 def prompt_sets(mode: Mode, pairs: list[MatchingPair], encoder: CLIPTextModel) -> list[PromptSet]:
     """Prompts of SD 2-1's length for each layer, on the encoder's device."""
-    shape = DINO_PATCHES, DINO_WIDTH
-    start = Start(
-        sorted({pair.category for pair in pairs}),
-        SETTINGS.length,
-        encoder,
-        encoder.config.vocab_size,
-        shape,
-        lambda _: torch.empty(shape, device=encoder.device),
-    )
+    patches = torch.empty(DINO_PATCHES, DINO_WIDTH, device=encoder.device)
+    start = Start(pairs, SETTINGS.length, encoder, encoder.config.vocab_size, lambda _: patches)
     return [mode.rules.start(start, f"prompts|0|{layer}") for layer in SETTINGS.layers]
 
 
 def networks_of(encoder: CLIPTextModel, unets: tuple[nn.Module, ...]) -> Networks:
     """Frozen networks, where the encoder lies."""
     framed = frame(encoder, START, END, SETTINGS.length)
-    vocabulary, device = encoder.config.vocab_size, encoder.device
-    return Networks(encoder, unets, framed, vocabulary, device, torch.float32, contextlib.nullcontext)  # type: ignore[arg-type]
+    return Networks(encoder, encoder.config.vocab_size, framed, unets, Compute(encoder.device, torch.float32, 1))  # type: ignore[arg-type]
 
 
 def teraflop_an_image(mode: Mode) -> float:
@@ -164,8 +154,8 @@ def teraflop_an_image(mode: Mode) -> float:
     networks = networks_of(encoder, tuple(cut.until(layer) for layer in SETTINGS.layers))
     prompts = prompt_sets(mode, pairs, encoder)
     with FlopCounterMode(display=False) as counter:
-        made = batch_maps(pairs, 0, networks, prompts, CachedLatents(pairs), replace(SETTINGS, mode=mode))
-    assert len(made.maps[0]) == 2 * BATCH
+        maps, _ = batch_maps(Learner(replace(SETTINGS, mode=mode), networks, prompts, CachedLatents(pairs)), pairs, 0)
+    assert len(maps[0]) == 2 * BATCH
     return float(counter.get_total_flops()) / 1e12 / (2 * BATCH)
 
 
@@ -206,14 +196,14 @@ def measured_ways() -> dict[str, Callable[[int], float]]:
     prompts = prompt_sets(Mode.CLASS, pairs, encoder)
     parameters = [own for one in prompts for own in one.parameters()]
 
-    def way(unets: tuple[nn.Module, ...], noisy: NoisySource) -> Callable[[int], float]:
-        networks = networks_of(encoder, unets)
+    def way(unets: tuple[nn.Module, ...], noisy: LoadNoisy) -> Callable[[int], float]:
+        learner = Learner(SETTINGS, networks_of(encoder, unets), prompts, noisy)
 
         def step(number: int) -> float:
             for own in parameters:
                 own.grad = None
             started = time.perf_counter()
-            loss, _ = batch_loss(pairs, len(pairs), number, networks, prompts, noisy, SETTINGS)
+            loss, _ = batch_loss(learner, pairs, len(pairs), number)
             loss.backward()  # type: ignore[no-untyped-call]
             return time.perf_counter() - started
 

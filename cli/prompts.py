@@ -42,7 +42,7 @@ def import_prompts(config: ImportConfig) -> None:
 
     named, out = model_for(None, config.model), config.out
     check_writable(out)
-    from featstore.prompts.file import save_prompts
+    from featstore.prompts.saved import save_prompts
     from featstore.prompts.sd4match import import_published
 
     learned, ignored = import_published(config.file, named, config.revision, config.layer, config.timestep, config.mode)
@@ -59,7 +59,7 @@ def import_prompts(config: ImportConfig) -> None:
 def export(config: PublishConfig) -> None:
     """Write one layer's prompts as SD4Match's caption.pt (single, class) or ckpt.pt (cpm)."""
     check_writable(config.out)
-    from featstore.prompts.file import load_prompts
+    from featstore.prompts.saved import load_prompts
     from featstore.prompts.sd4match import write_published
 
     learned = load_prompts(config.prompts)
@@ -79,14 +79,14 @@ def info(
     json: JsonOption = None,
 ) -> None:
     """What prompts are: mode, layers, length, categories, model, how they were learned, size, and a hash per layer."""
-    from featstore.prompts.file import file_of, load_prompts
+    from featstore.prompts.saved import file_of, load_prompts
 
     check_writable(json)
     file = file_of(prompts)
     learned = load_prompts(prompts)
     size = file.stat().st_size
     say(f"{file}: {_describe(learned)}; {human_bytes(size)}")
-    say(f"model: {learned.model_id}, fingerprint {learned.model_fingerprint}")
+    say(f"model: {learned.model.id}, fingerprint {learned.model.fingerprint}")
     if learned.dino is not None:
         say(f"DINOv2: {learned.dino.id}, fingerprint {learned.dino.fingerprint or 'unknown'}")
     if learned.categories:
@@ -110,7 +110,7 @@ def _describe(learned: "LearnedPrompts") -> str:
         f"layer {layer} (t = {timestep})" for layer, timestep in zip(learned.layers, learned.timesteps, strict=True)
     )
     count = f"{len(learned.categories)} " if learned.categories else ""
-    return f"{count}{learned.mode.value} prompts of {learned.length} vectors for {layers} of {learned.model_id}"
+    return f"{count}{learned.mode.value} prompts of {learned.length} vectors for {layers} of {learned.model.id}"
 
 
 def _origin(learned: "LearnedPrompts") -> str:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from featstore.store.schema import creator_version
+from matcher.errors import InputError
+
 _NAME, _SEALED = "checksum", {"sealed": "blake2b"}
 _BLANK = "0" * 32
 
@@ -26,6 +29,17 @@ def check_seal(described: Mapping[str, Any]) -> None:
     """Raise ValueError where a JSON file does not hold what was sealed."""
     plain = {name: value for name, value in described.items() if name != _NAME}
     _check(described, lambda: _canonical(plain))
+
+
+def check_version(described: Mapping[str, Any], known: int, where: str, refused: type[InputError]) -> None:
+    """Raise a `refused` for what a newer dualsd wrote, naming that. known: the newest version that is read. where: what
+    holds it."""
+    found = described.get("version")
+    if not isinstance(found, int) or found > known:
+        raise refused(
+            f"{where} has version {found}, written by dualsd {described.get('creator')}; this dualsd "
+            f"{creator_version()} reads up to version {known}: upgrade it."
+        )
 
 
 def seal_tensors(described: Mapping[str, Any], write: Callable[[dict[str, str]], bytes]) -> bytes:

@@ -17,13 +17,12 @@ from featstore.pipeline.plan import extractor_of, missing_noisy
 from featstore.plain_text import human_bytes
 from featstore.progress import tell_disk
 from featstore.prompts.base import Mode, Prompts
-from featstore.prompts.file import load_prompts
-from featstore.prompts.saved import SavedPrompts
+from featstore.prompts.saved import SavedPrompts, load_prompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import PATCH_TOKENS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
-from featstore.tuning.data import RandomPairs
+from featstore.tuning.step import RandomPairs
 
 CROP = 224
 """Side in pixels of what DINOv2's own preprocessing keeps of an image for a cpm."""

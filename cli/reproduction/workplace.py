@@ -37,7 +37,7 @@ from featstore.pipeline.pairs import (
     sizes_from_files,
 )
 from featstore.progress import Progress, Silent
-from featstore.prompts.file import load_prompts
+from featstore.prompts.saved import load_prompts
 from featstore.recipes import Recipe
 from featstore.sealed import check_seal
 from featstore.store.store import Store, open_if_there

@@ -28,8 +28,7 @@ from featstore.pipeline.plan import with_maps_made_of, with_noise_checked
 from featstore.pipeline.recompute import Compared, Recomputed, recompute
 from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.prompts.file import load_prompts
-from featstore.prompts.saved import SavedPrompts, prompts_of
+from featstore.prompts.saved import SavedPrompts, load_prompts, prompts_of
 from featstore.prompts.text import TextPrompt
 from featstore.store.care import (
     BadRow,

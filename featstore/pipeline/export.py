@@ -26,7 +26,7 @@ from featstore.pipeline.needed import MadeMaps, require_maps
 from featstore.pipeline.run_build import asked_maps
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, spell_bad, tell_shapes
-from featstore.prompts.file import save_torch
+from featstore.prompts.saved import save_torch
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
 from matcher.errors import InputError

@@ -10,8 +10,7 @@ from featstore.config import EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.errors import PromptError
 from featstore.pipeline.defaults import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, unet_layers
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
-from featstore.prompts.file import load_prompts
-from featstore.prompts.saved import SavedPrompts, check_usable
+from featstore.prompts.saved import SavedPrompts, check_usable, load_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
 from featstore.store.store import Store
 from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first

@@ -4,16 +4,15 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from featstore.backbones.base import NetworkName
+from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
 from featstore.errors import TuningError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from featstore.prompts.text import TextEncoder, Tokenizer
     from featstore.store.store import PatchTokens
     from matcher.pairs import MatchingPair
 
@@ -29,11 +28,7 @@ class Prompts(Protocol):
         """What shapes the embeddings (content, not file names), for an extractor's key."""
 
     def embeddings(
-        self,
-        layer: int,
-        categories: Collection[str],
-        tokenizer: "Tokenizer",
-        text_encoder: "TextEncoder",
+        self, layer: int, categories: Collection[str], tokenizer: Tokenizer, text_encoder: TextEncoder
     ) -> "dict[str, Tensor]":
         """Prompt embeddings (77, D) by category; each distinct prompt is encoded once."""
 
@@ -59,26 +54,24 @@ class Start:
     """What a layer's prompts start from.
 
     Args:
-        categories: Of the training pairs, sorted.
+        pairs: The training pairs.
         length: N, learned vectors per prompt.
         text_encoder: CLIP's, whose token embeddings are (D,) wide.
         vocabulary: How many token ids there are.
-        patch_shape: (patches, width) of an image's DINOv2 patch tokens; None where no mode asks for them.
-        patches: Reads an image's.
+        patches: Reads the DINOv2 patch tokens of an image; None where the mode is of no pairs.
     """
 
-    categories: Sequence[str]
+    pairs: "Sequence[MatchingPair]"
     length: int
-    text_encoder: "TextEncoder"
+    text_encoder: TextEncoder
     vocabulary: int
-    patch_shape: tuple[int, int] | None
-    patches: "PatchTokens"
+    patches: "PatchTokens | None"
 
 
 class PromptMode(Protocol):
     """What a mode of learned prompts is: all that training, evaluation and files ask of it."""
 
-    of_pairs: bool
+    of_pairs: bool = False
     """Whether a prompt is made from both images of a pair, from their DINOv2 patch tokens: its maps then belong to
     pairs, and are not kept."""
     epochs: int
@@ -90,11 +83,13 @@ class PromptMode(Protocol):
     def start(self, start: Start, key: str) -> PromptSet:
         """One layer's prompts before the first step. key: decides all that is random."""
 
-    def name_of(self, names: Collection[str], category: str) -> str | None:
+    def name_of(self, names: Collection[str], category: str) -> str | None:  # noqa: ARG002
         """Under which of a layer's names the prompt of a category is kept; None where there is none."""
+        return None
 
-    def categories(self, names: Collection[str]) -> tuple[str, ...]:
+    def categories(self, names: Collection[str]) -> tuple[str, ...]:  # noqa: ARG002
         """Those with a prompt of their own, sorted."""
+        return ()
 
     def shapes(self, tensors: "Mapping[str, Tensor]") -> tuple[dict[str, tuple[int, ...]], range]:
         """Of one layer's tensors those shapes, by name, that all layers share, and how long prompts of these may be.
@@ -104,9 +99,9 @@ class PromptMode(Protocol):
 class Mode(Enum):
     """The registry: a mode's name, and where in this package its `PromptMode` is."""
 
-    SINGLE = "single", "vectors.OneForAll"
-    CLASS = "class", "vectors.OnePerCategory"
-    CPM = "cpm", "cpm.OnePerPair"
+    SINGLE = "single", "text:OneForAll"
+    CLASS = "class", "text:OnePerCategory"
+    CPM = "cpm", "cpm:OnePerPair"
 
     _place: str
 
@@ -120,8 +115,7 @@ class Mode(Enum):
     @property
     def rules(self) -> PromptMode:
         """What the mode is; its file is loaded when it is first asked for."""
-        module, _, name = self._place.partition(".")
-        found: PromptMode = getattr(import_module(f"featstore.prompts.{module}"), name)()
+        found: PromptMode = resolve_name(f"featstore.prompts.{self._place}")()
         return found
 
     @classmethod
@@ -133,19 +127,16 @@ class Mode(Enum):
             raise TuningError(f"--mode is {', '.join(known.value for known in cls)}, not {name!r}.") from None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LearnedPrompts:
-    """Learned prompts, in memory.
+@dataclass(frozen=True, slots=True)
+class PromptsDescription:
+    """What is said of learned prompts, in memory and in their file.
 
     Args:
         mode: In which they were learned.
         layers: Decoder layers, each with prompts of its own.
         timesteps: One per layer, at which its prompts were learned.
         length: N, learned vectors per prompt.
-        tensors: For each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
-            transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`.
-        model_id: Of the diffusion model that they are for.
-        model_fingerprint: Of its files.
+        model: The diffusion model that they are for.
         dino: Whose patch tokens a cpm is made from.
         training: How they were learned.
     """
@@ -154,11 +145,21 @@ class LearnedPrompts:
     layers: tuple[int, ...]
     timesteps: tuple[int, ...]
     length: int
-    tensors: "Mapping[int, Mapping[str, Tensor]]"
-    model_id: str
-    model_fingerprint: str
+    model: NetworkName
     dino: NetworkName | None
     training: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedPrompts(PromptsDescription):
+    """Learned prompts, in memory.
+
+    Args:
+        tensors: For each layer, by name: `SINGLE`: "" to token embeddings (77, D), all rows of what goes into CLIP's
+            transformer; `CLASS`: each category to the same; `CPM`: parameter names of `ConditionalModule`.
+    """
+
+    tensors: "Mapping[int, Mapping[str, Tensor]]"
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -181,7 +182,7 @@ class LearnedPrompts:
             "timesteps": list(self.timesteps),
             "length": self.length,
             "categories": list(self.categories),
-            "model": {"id": self.model_id, "fingerprint": self.model_fingerprint},
+            "model": asdict(self.model),
             "dino": None if self.dino is None else asdict(self.dino),
             "training": dict(self.training),
         }

@@ -1,13 +1,12 @@
 """A cpm: a prompt made of both images of a pair (SD4Match's conditional prompting module)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.base import NetworkName
+from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
 from featstore.backbones.noise import generator
 from featstore.errors import PromptError, TuningError
 from featstore.prompts.base import LearnedPrompts, PromptMode, Start
@@ -15,45 +14,29 @@ from featstore.prompts.text import encode_token_embeddings, fill, frame, wide
 from featstore.store.store import PatchTokens
 from matcher.pairs import MatchingPair
 
-if TYPE_CHECKING:
-    from featstore.prompts.text import TextEncoder, Tokenizer
+LENGTHS = 25, 50
+"""Vectors that are a module's own, and that it makes of a pair."""
 
-GLOBAL_LENGTH = 25
-CONDITIONAL_LENGTH = 50
-PARAMETERS = (
-    "global_embeds",
-    "positional_embedding",
-    "alpha_cond",
-    "linear_C.weight",
-    "linear_C.bias",
-    "linear_N.weight",
-    "linear_N.bias",
-)
+_LINEAR = "linear_C.weight", "linear_C.bias", "linear_N.weight", "linear_N.bias"
+PARAMETERS = "global_embeds", "positional_embedding", "alpha_cond", *_LINEAR
 """Names of a module's parameters, SD4Match's and ours."""
 
 
 class ConditionalModule(nn.Module):
     """25 vectors of its own and 50 made from a pair (docs/method.md, Prompts). Its parameters have SD4Match's names.
 
-    dino_width: channels of a patch token. patches: of an image. width: of the text encoder. Vectors are drawn uniformly
-    from [0, 1), the linear maps as torch does, all from torch's global generator.
+    dino_width: channels of a patch token. patches: of an image. width: of the text encoder. lengths: as `LENGTHS`.
+    Vectors are drawn uniformly from [0, 1), the linear maps as torch does, all from torch's global generator.
     """
 
-    def __init__(
-        self,
-        dino_width: int,
-        patches: int,
-        width: int,
-        global_length: int = GLOBAL_LENGTH,
-        conditional_length: int = CONDITIONAL_LENGTH,
-    ) -> None:
+    def __init__(self, dino_width: int, patches: int, width: int, lengths: tuple[int, int] = LENGTHS) -> None:
         super().__init__()
-        self.global_embeds = nn.Parameter(torch.rand(1, global_length, width))
-        self.positional_embedding = nn.Parameter(torch.rand(1, conditional_length, width))
-        self.alpha_cond = nn.Parameter(torch.rand(1, conditional_length, width))
+        self.global_embeds = nn.Parameter(torch.rand(1, lengths[0], width))
+        self.positional_embedding = nn.Parameter(torch.rand(1, lengths[1], width))
+        self.alpha_cond = nn.Parameter(torch.rand(1, lengths[1], width))
         self.linear_C = nn.Linear(2 * dino_width, width)
         self.linear_N = nn.Linear(patches, patches)
-        self.pool = nn.AdaptiveMaxPool1d(conditional_length)
+        self.pool = nn.AdaptiveMaxPool1d(lengths[1])
 
     @property
     def tokens_shape(self) -> tuple[int, int]:
@@ -83,13 +66,8 @@ def module_of(tensors: dict[str, Tensor]) -> ConditionalModule:
     try:
         width, both = tensors["linear_C.weight"].shape
         with torch.random.fork_rng(devices=[]):
-            module = ConditionalModule(
-                both // 2,
-                tensors["linear_N.weight"].shape[0],
-                width,
-                tensors["global_embeds"].shape[1],
-                tensors["alpha_cond"].shape[1],
-            )
+            lengths = tensors["global_embeds"].shape[1], tensors["alpha_cond"].shape[1]
+            module = ConditionalModule(both // 2, tensors["linear_N.weight"].shape[0], width, lengths)
         module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (IndexError, RuntimeError, ValueError) as error:
         shapes = ", ".join(f"{name} {'x'.join(map(str, own.shape))}" for name, own in sorted(tensors.items()))
@@ -105,28 +83,20 @@ class OnePerPair(PromptMode):
 
     def check_length(self, length: int) -> None:
         """See `PromptMode`."""
-        if length != GLOBAL_LENGTH + CONDITIONAL_LENGTH:
+        if length != sum(LENGTHS):
+            made = " + ".join(map(str, LENGTHS))
             raise TuningError(
-                f"A cpm makes prompts of {GLOBAL_LENGTH} + {CONDITIONAL_LENGTH} vectors, not of {length}: "
-                "--length goes with single and class."
+                f"A cpm makes prompts of {made} vectors, not of {length}: --length goes with single and class."
             )
 
     def start(self, start: Start, key: str) -> "LearnedModule":
         """See `PromptMode`; torch's global generator is left as it was."""
-        assert start.patch_shape is not None, "read where a mode is of pairs"
-        (patches, dino_width), encoder = start.patch_shape, start.text_encoder
+        assert start.patches is not None, "read where a mode is of pairs"
+        (patches, dino_width), encoder = start.patches(start.pairs[0].source).shape, start.text_encoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(key).integers(2**31)))
             module = ConditionalModule(dino_width, patches, encoder.config.hidden_size)
         return LearnedModule(module.to(encoder.device, wide(encoder.dtype)), start.patches)
-
-    def name_of(self, names: Collection[str], category: str) -> str | None:  # noqa: ARG002
-        """See `PromptMode`; no category has a prompt."""
-        return None
-
-    def categories(self, names: Collection[str]) -> tuple[str, ...]:  # noqa: ARG002
-        """See `PromptMode`."""
-        return ()
 
     def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
         """See `PromptMode`."""
@@ -151,11 +121,11 @@ class LearnedModule:
 
     def parameters(self) -> list[nn.Parameter]:
         """See `PromptSet`."""
-        return [own for name, own in self._module.named_parameters() if "linear" not in name]
+        return [own for name, own in self._module.named_parameters() if name not in _LINEAR]
 
     def network_parameters(self) -> list[nn.Parameter]:
         """See `PromptSet`."""
-        return [own for name, own in self._module.named_parameters() if "linear" in name]
+        return [own for name, own in self._module.named_parameters() if name in _LINEAR]
 
     def tensors(self, framed: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
         """See `PromptSet`; a module has no rows to be framed."""
@@ -180,7 +150,7 @@ class PairPrompts:
 
     modules: Mapping[int, ConditionalModule]
     framed: Tensor
-    text_encoder: "TextEncoder"
+    text_encoder: TextEncoder
     patches: PatchTokens
 
     @torch.no_grad()
@@ -202,7 +172,7 @@ class PairPrompts:
 
 
 def open_pair_prompts(
-    learned: LearnedPrompts, tokenizer: "Tokenizer", text_encoder: "TextEncoder", patches: PatchTokens
+    learned: LearnedPrompts, tokenizer: Tokenizer, text_encoder: TextEncoder, patches: PatchTokens
 ) -> PairPrompts:
     """Raises `PromptError` where the modules do not fit the text encoder."""
     try:

@@ -5,34 +5,27 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import NetworkName
+from featstore.backbones.base import Compute, NetworkName, TextEncoder, Tokenizer
 from featstore.backbones.dino import HUB_NAME
 from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps, open_model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, module_of
-from featstore.prompts.file import save_torch
+from featstore.prompts.saved import save_torch
 from featstore.prompts.text import length_of
-
-if TYPE_CHECKING:
-    from featstore.prompts.text import TextEncoder, Tokenizer
 
 Keys = tuple[str, ...]
 """Where a tensor stands: the keys of the dictionaries that lead to it."""
 
 
-def load_tensors(file: Path) -> dict[Keys, Tensor]:
-    """All tensors of a file, on the CPU, by where they stand; those of a file that is one tensor stand at ().
-
-    Raises `PromptError` for a file that is missing or damaged, or holds anything but tensors and dictionaries of them.
-    """
-    if not file.is_file():
-        raise PromptError(f"There is no file {file}.")
+def _load_tensors(file: Path) -> dict[Keys, Tensor]:
+    """All tensors of a file, on the CPU, by where they stand; those of a file that is one tensor stand at (). Raises
+    ValueError for a file that is damaged, or holds anything but tensors and dictionaries of them."""
     found: dict[Keys, Tensor] = {}
     left: list[tuple[Keys, Any]] = [((), _load(file))]
     seen: set[int] = set()  # a dictionary may hold itself
@@ -41,10 +34,9 @@ def load_tensors(file: Path) -> dict[Keys, Tensor]:
         if isinstance(value, Tensor):
             found[keys] = value
         elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise PromptError(
-                f"{file} is refused: it holds a {type(value).__name__} where tensors, or tensors by name, are expected"
-                f"{f' (at {keys[-1]!r})' if keys else ''}."
-            )
+            where = f" (at {keys[-1]!r})" if keys else ""
+            kind = type(value).__name__
+            raise ValueError(f"is refused: it holds a {kind} where tensors, or tensors by name, are expected{where}")
         elif id(value) not in seen:
             seen.add(id(value))
             left += [((*keys, key), own) for key, own in value.items()]
@@ -58,8 +50,8 @@ def _load(file: Path) -> Any:
     except Exception as error:  # a damaged pickle raises whatever it comes upon
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = "is no file of torch.save's, or a damaged one" if wanted is None else f"asks for {wanted.group(1)}"
-        raise PromptError(
-            f"{file} is refused: it {reason}; only tensors are read, and nothing in a pickle is executed."
+        raise ValueError(
+            f"is refused: it {reason}; only tensors are read, and nothing in a pickle is executed"
         ) from error
 
 
@@ -109,14 +101,16 @@ def read_published(file: Path, mode: Mode | None = None) -> Published:
 
     Raises `PromptError` for a file that is missing, damaged, holds anything but tensors, or holds no prompts of `mode`.
     """
-    loaded = load_tensors(file)
-    prefixes = {
-        name.removesuffix(own)
-        for name in map(".".join, loaded)
-        for own in PARAMETERS
-        if name == own or name.endswith(f".{own}")
-    }
-    return _module(file, loaded, sorted(prefixes), mode) if prefixes else _captions(file, loaded, mode)
+    if not file.is_file():
+        raise PromptError(f"There is no file {file}.")
+    name = "/".join(file.resolve().parts[-2:])
+    try:
+        loaded = _load_tensors(file)
+        names = map(".".join, loaded)
+        prefixes = {own.removesuffix(last) for own in names for last in PARAMETERS if f".{own}".endswith(f".{last}")}
+        return _module(name, loaded, sorted(prefixes), mode) if prefixes else _captions(name, loaded, mode)
+    except ValueError as error:
+        raise PromptError(f"{file} {error}.") from error
 
 
 def import_published(
@@ -139,25 +133,18 @@ def import_published(
         PromptError: The file is none, or is damaged, or does not fit the model.
         ModelError: The model cannot be found, or has no such layer or timestep.
     """
-    from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer  # loads diffusers
-
     check_layers([layer])
     check_timesteps([timestep])
     published = read_published(file, None if mode is None else Mode.named(mode))
     opened = open_model(model, revision)
     opened.schedule.check_timesteps([timestep])
-    encoder = load_text_encoder(opened.location, torch.device("cpu"), torch.float32)
-    learned = to_learned(published, opened, load_tokenizer(opened.location), encoder, layer, timestep)
+    networks = opened.load(Compute(torch.device("cpu"), torch.float32, 1))
+    learned = to_learned(published, opened, networks.tokenizer, networks.text_encoder, layer, timestep)
     return learned, published.ignored
 
 
 def to_learned(
-    published: Published,
-    model: Model,
-    tokenizer: "Tokenizer",
-    text_encoder: "TextEncoder",
-    layer: int,
-    timestep: int,
+    published: Published, model: Model, tokenizer: Tokenizer, text_encoder: TextEncoder, layer: int, timestep: int
 ) -> LearnedPrompts:
     """The prompts of a file, as prompts for `layer` of `model`, learned at `timestep`.
 
@@ -165,25 +152,35 @@ def to_learned(
     tokenizer and text encoder; where they are not, length is a guess. Raises `PromptError` where the prompts do not fit
     the text encoder.
     """
-    positions: int = text_encoder.config.max_position_embeddings
-    _check_fits(published, model.location.id, positions, text_encoder.config.hidden_size)
-    if published.mode is Mode.CPM:
-        length: int | None = module_of(dict(published.tensors)).length
+    positions, width = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
+    cpm, tensors, name, model_id = published.mode is Mode.CPM, published.tensors, published.name, model.location.id
+    found = tuple((tensors["global_embeds"] if cpm else next(iter(tensors.values()))).shape)
+    taken = (*found[:-1], width) if cpm else (positions, width)
+    if found != taken:
+        raise PromptError(
+            f"{name} holds prompts of shape {found}, {found[-1]} wide, and the text encoder of {model_id} takes "
+            f"{taken}: they are for another model, SD 1-5 is 768 wide, SD 2-1 1024."
+        )
+    if cpm:
+        lengths: set[int | None] = {module_of(dict(tensors)).length}
     else:
         start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        lengths = {length_of(text_encoder, start, end, rows) for rows in published.tensors.values()}
-        length = lengths.pop() if len(lengths) == 1 else None
-    imported = {"from": "sd4match", "file": published.name, "framed": length is not None}
+        lengths = {length_of(text_encoder, start, end, rows) for rows in tensors.values()}
+    length = lengths.pop() if len(lengths) == 1 else None
+    if length is not None and length > positions - 2:
+        raise PromptError(
+            f"{name} makes more vectors than the text encoder of {model_id} has room for: {positions - 2}."
+        )
+    imported = {"from": "sd4match", "file": name, "framed": length is not None, "layout": asdict(published.layout)}
     return LearnedPrompts(
         mode=published.mode,
         layers=(layer,),
         timesteps=(timestep,),
-        length=positions - 2 if length is None else length,
-        tensors={layer: published.tensors},
-        model_id=model.location.id,
-        model_fingerprint=model.fingerprint,
-        dino=NetworkName(HUB_NAME, "") if published.mode is Mode.CPM else None,
-        training={"imported": {**imported, "layout": asdict(published.layout)}},
+        length=length or positions - 2,
+        model=model.name,
+        dino=NetworkName(HUB_NAME, "") if cpm else None,
+        training={"imported": imported},
+        tensors={layer: tensors},
     )
 
 
@@ -202,89 +199,60 @@ def write_published(prompts: LearnedPrompts, layer: int, file: Path) -> None:
     save_torch(content, file)
 
 
-def _check_fits(published: Published, model: str, positions: int, width: int) -> None:
-    """positions, width: of the model's text encoder."""
-    cpm = published.mode is Mode.CPM
-    sample = published.tensors["global_embeds"] if cpm else next(iter(published.tensors.values()))
-    ours = (*sample.shape[:-1], width) if cpm else (positions, width)
-    if tuple(sample.shape) != ours:
-        raise PromptError(
-            f"{published.name} holds prompts of shape {tuple(sample.shape)}, {sample.shape[-1]} wide, and the text "
-            f"encoder of {model} takes {ours}: they are for another model, SD 1-5 is 768 wide, SD 2-1 1024."
-        )
-    if cpm and module_of(dict(published.tensors)).length > positions - 2:
-        raise PromptError(
-            f"{published.name} makes more vectors than the text encoder of {model} has room for: {positions - 2}."
-        )
-
-
-def _module(file: Path, loaded: Mapping[Keys, Tensor], prefixes: Sequence[str], mode: Mode | None) -> Published:
-    """A cpm; prefixes: of the names of its parameters."""
+def _module(name: str, loaded: Mapping[Keys, Tensor], prefixes: Sequence[str], mode: Mode | None) -> Published:
+    """A cpm; prefixes: of the names of its parameters. Raises ValueError."""
     if mode not in (None, Mode.CPM):
-        raise PromptError(f"{file} holds the parameters of a cpm, not prompts of mode {mode.value}.")
+        raise ValueError(f"holds the parameters of a cpm, not prompts of mode {mode.value}")
     if len(prefixes) > 1:
-        raise PromptError(
-            f"{file} holds the parameters of more than one cpm, under {' and '.join(map(repr, prefixes))}: keep one."
-        )
+        places = " and ".join(map(repr, prefixes))
+        raise ValueError(f"holds the parameters of more than one cpm, under {places}: keep one")
     named = {".".join(keys).removeprefix(prefixes[0]): tensor for keys, tensor in loaded.items()}
-    missing = [own for own in PARAMETERS if own not in named]
+    missing = ", ".join(own for own in PARAMETERS if own not in named)
     if missing:
-        raise PromptError(
-            f"{file} lacks {', '.join(missing)} of a cpm: SD4Match's kind Pair-DINO-Feat is read, and no other."
-        )
-    own = {name: _plain(named[name], name, file) for name in PARAMETERS}
+        raise ValueError(f"lacks {missing} of a cpm: SD4Match's kind Pair-DINO-Feat is read, and no other")
+    own, dtype = _plain({parameter: named[parameter] for parameter in PARAMETERS})
     try:
         module_of(own)
     except ValueError as error:
-        raise PromptError(f"{file} is damaged: {error}.") from error
-    layout = Layout(dtype=_dtype([named[name] for name in PARAMETERS], file))
-    return Published(_name(file), Mode.CPM, own, layout, tuple(sorted(named.keys() - set(PARAMETERS))))
+        raise ValueError(f"is damaged: {error}") from error
+    return Published(name, Mode.CPM, own, Layout(dtype=dtype), tuple(sorted(named.keys() - set(PARAMETERS))))
 
 
-def _captions(file: Path, loaded: Mapping[Keys, Tensor], mode: Mode | None) -> Published:
-    """Single or class prompts."""
+def _captions(name: str, loaded: Mapping[Keys, Tensor], mode: Mode | None) -> Published:
+    """Single or class prompts. Raises ValueError."""
     if not loaded or any(len(keys) > 1 for keys in loaded):
-        raise PromptError(f"{file} holds no prompts as SD4Match writes them: neither one a category nor a cpm.")
+        raise ValueError("holds no prompts as SD4Match writes them: neither one a category nor a cpm")
     named = {"".join(keys): tensor for keys, tensor in loaded.items()}
     chosen = mode or (Mode.SINGLE if len(named) == 1 else Mode.CLASS)
     if chosen is Mode.CPM:
-        raise PromptError(f"{file} holds no parameters of a cpm: it holds {len(named)} prompt(s).")
+        raise ValueError(f"holds no parameters of a cpm: it holds {len(named)} prompt(s)")
     if chosen is Mode.SINGLE and len(named) > 1:
-        raise PromptError(f"{file} holds {len(named)} prompts, and mode single has one: take --mode class.")
+        raise ValueError(f"holds {len(named)} prompts, and mode single has one: take --mode class")
     if chosen is Mode.CLASS and "" in named:
-        raise PromptError(f"{file} holds a prompt that does not say its category: take --mode single.")
-    rows = {name: _plain(tensor, name, file) for name, tensor in named.items()}
+        raise ValueError("holds a prompt that does not say its category: take --mode single")
+    rows, dtype = _plain(named)
     shapes = sorted({tuple(own.shape) for own in rows.values()})
     leading = len(shapes[0]) == 3 and shapes[0][0] == 1
     if len(shapes) > 1 or len(shapes[0]) != 2 + leading:
-        raise PromptError(
-            f"{file} holds tensors of shape {' and '.join(map(str, shapes))}: prompts are (1, 77, width), each."
-        )
+        found = " and ".join(map(str, shapes))
+        raise ValueError(f"holds tensors of shape {found}: prompts are (1, 77, width), each")
     single = chosen is Mode.SINGLE
-    key = next(iter(rows)) if single else SINGLE_KEY
-    layout = Layout(key, leading, _dtype(list(named.values()), file))
-    tensors = {"" if single else name: own[0] if leading else own for name, own in rows.items()}
-    return Published(_name(file), chosen, tensors, layout, ())
+    layout = Layout(next(iter(rows)) if single else SINGLE_KEY, leading, dtype)
+    tensors = {"" if single else own: kept[0] if leading else kept for own, kept in rows.items()}
+    return Published(name, chosen, tensors, layout, ())
 
 
-def _plain(tensor: Tensor, name: str, file: Path) -> Tensor:
-    """In float32, with memory of its own."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES.values():
-        raise PromptError(
-            f"{file} holds {name!r} as a {tensor.dtype} tensor that is no prompt: those are dense and of "
-            f"{', '.join(_DTYPES)}."
-        )
-    if not tensor.isfinite().all():
-        raise PromptError(f"{file} holds numbers in {name!r} that are not finite.")
-    return tensor.detach().to(torch.float32, copy=True).contiguous()
-
-
-def _dtype(tensors: Sequence[Tensor], file: Path) -> str:
-    names = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
-    if len(names) > 1:
-        raise PromptError(f"{file} holds tensors of {' and '.join(names)}: they should be of one precision.")
-    return names[0]
-
-
-def _name(file: Path) -> str:
-    return "/".join(file.resolve().parts[-2:])
+def _plain(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """In float32, with memory of their own; and the precision that all had. Raises ValueError."""
+    known = ", ".join(_DTYPES)
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES.values():
+            kind = f"a {tensor.dtype} tensor that is no prompt"
+            raise ValueError(f"holds {name!r} as {kind}: those are dense and of {known}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"holds numbers in {name!r} that are not finite")
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
+    if len(dtypes) > 1:
+        raise ValueError(f"holds tensors of {' and '.join(dtypes)}: they should be of one precision")
+    plain = {name: own.detach().to(torch.float32, copy=True).contiguous() for name, own in tensors.items()}
+    return plain, dtypes[0]

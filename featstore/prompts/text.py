@@ -2,27 +2,25 @@
 through CLIP's causal transformer and final layer norm to what cross attention sees (docs/method.md, Prompts)."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from featstore.backbones.base import TextEncoder, Tokenizer
+from featstore.backbones.noise import generator
 from featstore.errors import ModelError
-
-if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    TextEncoder: TypeAlias = CLIPTextModel
-    Tokenizer: TypeAlias = CLIPTokenizer
+from featstore.prompts.base import PromptMode, Start
+from matcher.pairs import MatchingPair
 
 PADDING = 0
 """The token that fills a learned prompt up; SD4Match's choice, not the tokenizer's."""
 
 
 @torch.no_grad()
-def frame(text_encoder: "TextEncoder", start: int, end: int, length: int) -> Tensor:
+def frame(text_encoder: TextEncoder, start: int, end: int, length: int) -> Tensor:
     """Token embeddings (positions, D) of [start, `length` vectors to be put in, end, padding], each with the position
     embedding of the place where it stands. The vectors' places hold zeros.
 
@@ -42,7 +40,7 @@ def frame(text_encoder: "TextEncoder", start: int, end: int, length: int) -> Ten
 
 
 @torch.no_grad()
-def length_of(text_encoder: "TextEncoder", start: int, end: int, rows: Tensor) -> int | None:
+def length_of(text_encoder: TextEncoder, start: int, end: int, rows: Tensor) -> int | None:
     """How many vectors token embeddings (positions, D) have between their start and end; None where start, end and
     padding are not this text encoder's, give or take 1 % (half precision rounds by less).
 
@@ -67,7 +65,7 @@ def fill(framed: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([outer[:, :1], vectors, outer[:, length + 1 :]], dim=1)
 
 
-def encode_token_embeddings(text_encoder: "TextEncoder", rows: Tensor) -> Tensor:
+def encode_token_embeddings(text_encoder: TextEncoder, rows: Tensor) -> Tensor:
     """Prompt embeddings (b, positions, D), after the final layer norm, of token embeddings of the same shape. Gradients
     flow. Under autocast in its dtype, else in the text encoder's."""
     # transformers 5 takes no embeddings in place of token ids, and its encoder called alone is silently not causal
@@ -94,6 +92,7 @@ class TextPrompt:
     """A template; `{category}` in it is replaced by the category's plain word."""
 
     template: str = DEFAULT_TEMPLATE
+    differ_by_layer: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         # str.format would read any brace as its own
@@ -104,17 +103,12 @@ class TextPrompt:
         """See `Prompts.describe`."""
         return {"kind": "text", "template": self.template}
 
-    @property
-    def differ_by_layer(self) -> bool:
-        """See `Prompts.differ_by_layer`."""
-        return False
-
     def embeddings(
         self,
         layer: int,  # noqa: ARG002  (the same for all)
         categories: Collection[str],
-        tokenizer: "Tokenizer",
-        text_encoder: "TextEncoder",
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
     ) -> dict[str, Tensor]:
         """See `Prompts.embeddings`."""
         texts = sorted({self.text(category) for category in categories})
@@ -132,7 +126,7 @@ def plain_category(category: str) -> str:
 
 
 @torch.no_grad()
-def encode_texts(tokenizer: "Tokenizer", text_encoder: "TextEncoder", texts: Sequence[str]) -> Tensor:
+def encode_texts(tokenizer: Tokenizer, text_encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
     """Prompt embeddings (n, positions, D) of n texts: padded or cut to the encoder's positions (77 for SD), after its
     final layer norm, as Stable Diffusion's own pipeline makes them."""
     tokens = tokenizer(
@@ -140,3 +134,93 @@ def encode_texts(tokenizer: "Tokenizer", text_encoder: "TextEncoder", texts: Seq
     )
     embeddings: Tensor = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
     return embeddings
+
+
+class OnePerCategory(PromptMode):
+    """Mode class: each category's prompt by its name."""
+
+    epochs = 5
+
+    def check_length(self, length: int) -> None:
+        """See `PromptMode`; what fits the text encoder is learned."""
+
+    def start(self, start: Start, key: str) -> "LearnedVectors":
+        """See `PromptMode`."""
+        categories = {pair.category for pair in start.pairs}
+        return LearnedVectors(self, {name: initial_vectors(start, f"{key}|{name}") for name in categories})
+
+    def name_of(self, names: Collection[str], category: str) -> str | None:
+        """See `PromptMode`; PF-Willow's `car(G)` takes the prompt of `car`."""
+        return next((name for name in (category, plain_category(category)) if name in names), None)
+
+    def categories(self, names: Collection[str]) -> tuple[str, ...]:
+        """See `PromptMode`."""
+        return tuple(sorted(filter(None, names)))
+
+    def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
+        """See `PromptMode`: all rows of what goes into CLIP's transformer, (positions, D) each."""
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        positions = min(shape[0] if len(shape) == 2 else 0 for shape in found.values())
+        return found, range(1, max(positions - 1, 1))
+
+
+class OneForAll(OnePerCategory):
+    """Mode single: one prompt for everything, whose name is empty."""
+
+    def start(self, start: Start, key: str) -> "LearnedVectors":
+        """See `PromptMode`."""
+        return LearnedVectors(self, {"": initial_vectors(start, key)})
+
+    def name_of(self, names: Collection[str], category: str) -> str | None:  # noqa: ARG002
+        """See `PromptMode`."""
+        return ""
+
+    def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
+        """See `PromptMode`."""
+        if tensors.keys() != {""}:
+            raise ValueError("it holds other prompts than mode single has")
+        return super().shapes(tensors)
+
+
+class LearnedVectors:
+    """A `PromptSet`. Each prompt is a parameter of its own: one that a batch does not use has no gradient, and Adam
+    leaves it alone; rows of one tensor would have gradient zero, and would drift."""
+
+    def __init__(self, mode: PromptMode, vectors: Mapping[str, Tensor]) -> None:
+        self._mode = mode
+        self._vectors = {name: nn.Parameter(own) for name, own in sorted(vectors.items())}
+
+    def vectors(self, pairs: Sequence[MatchingPair]) -> tuple[Tensor, tuple[int, ...]]:
+        """See `PromptSet`."""
+        names = [str(self._mode.name_of(self._vectors, pair.category)) for pair in pairs]
+        used = sorted(set(names))
+        return torch.stack([self._vectors[name] for name in used]), tuple(map(used.index, names))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """See `PromptSet`."""
+        return list(self._vectors.values())
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """See `PromptSet`."""
+        return []
+
+    def tensors(self, framed: Tensor) -> Mapping[str, Tensor]:
+        """See `PromptSet`."""
+        return {name: fill(framed, own.detach()[None])[0] for name, own in self._vectors.items()}
+
+
+@torch.no_grad()
+def initial_vectors(start: Start, key: str) -> Tensor:
+    """The embeddings of random token ids, with the positions where they stand, as SD4Match starts from.
+
+    Args:
+        start: What prompts start from.
+        key: Decides the ids.
+
+    Returns:
+        Vectors (length, D), float32 unless the encoder is wider.
+    """
+    encoder = start.text_encoder
+    ids = torch.from_numpy(generator(key).integers(start.vocabulary, size=start.length + 1)).to(encoder.device)
+    rows: Tensor = encoder.embeddings(input_ids=ids[None])[0]
+    return rows[1:].to(wide(rows.dtype))  # position 0 is the start's

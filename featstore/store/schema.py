@@ -36,10 +36,10 @@ damaged, and its `cache verify --drop` would take them away."""
 STORED_DTYPE = "float16"
 
 
-def creator_version() -> str:
-    """The version of dualsd that writes."""
+def creator_version(library: str = "dualsd") -> str:
+    """The version of dualsd that writes, or of a library that it writes with."""
     try:
-        return version("dualsd")
+        return version(library)
     except PackageNotFoundError:
         return "unknown"
 

@@ -264,11 +264,6 @@ def patch_tokens_of(store: Store, tokens: RowArray) -> PatchTokens:
     return of
 
 
-def no_patches(image: str) -> Tensor:
-    """For prompts that are made from none."""
-    raise StoreError(f"No DINOv2 tokens were made of image {image!r}.")
-
-
 @dataclass(frozen=True, slots=True)
 class ArraySummary:
     """path: in the store. row_shape: of one row. rows: that could be there; present: that are. bytes: on disk.

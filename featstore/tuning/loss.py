@@ -42,10 +42,6 @@ class Descriptors:
     layers: tuple[Tensor, ...]
     lengths: Tensor
 
-    def at(self, rows: Tensor) -> "Descriptors":
-        """Those of some points."""
-        return Descriptors(tuple(layer[rows] for layer in self.layers), self.lengths[rows])
-
 
 def layered(maps: Sequence[Tensor], weights: Sequence[float], settings: MatchSettings) -> LayeredMaps:
     """Maps (C, h, w), one per layer, made ready; half precision becomes float32."""

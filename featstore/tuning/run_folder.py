@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from featstore.backbones.base import NetworkName
 from featstore.errors import TuningError
 from featstore.files import MAKING, PARTIAL, sweep_making, write_whole, writing
 from featstore.parsing import parse_known
-from featstore.prompts.file import FILE
-from featstore.sealed import check_seal, seal
+from featstore.prompts.saved import FILE
+from featstore.sealed import check_seal, check_version, seal
 from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.lock import check_free, held
 from featstore.store.schema import StoreHeader, creator_version
@@ -103,8 +103,7 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether all its steps are done and its prompts are there."""
         steps = self.settings.steps
-        done = self.metrics_until(steps)
-        return self.prompts.is_file() and bool(done) and int(done[-1][0]) == steps
+        return self.prompts.is_file() and len(self.metrics_until(steps)) == steps
 
     def metrics_until(self, step: int) -> list[tuple[str, ...]]:
         """Rows of `METRICS` of the steps up to `step`. Raises `TuningError` where the file is damaged."""
@@ -130,15 +129,10 @@ class RunFolder:
     def open(cls, path: Path) -> Self:
         """An existing run. Raises `TuningError` where there is none."""
         description = _read(path)
-        if description is None:
-            raise TuningError(f"{path} is no run of `dualsd train`: it has no run.json that can be read.")
-        if description.get("format") != FORMAT:
-            raise TuningError(f"{path} is no run of `dualsd train`: its run.json is another program's.")
-        if not isinstance(description.get("version"), int) or description["version"] > VERSION:
-            raise TuningError(
-                f"{path} was written by dualsd {description.get('creator')} in a format that this dualsd "
-                f"{creator_version()} does not know: upgrade it."
-            )
+        if description is None or description.get("format") != FORMAT:
+            why = "it has no run.json that can be read" if description is None else "its run.json is another program's"
+            raise TuningError(f"{path} is no run of `dualsd train`: {why}.")
+        check_version(description, VERSION, str(path), TuningError)
         try:
             parse_known(_Described, description)
             TuningSettings.from_json(description["settings"])
@@ -159,19 +153,13 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
-    id: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Described:
     """What `run.json` says and is read again."""
 
     store: _Place
     settings: Mapping[str, Any]
     dataset: str | None = None
-    model: _Model | None = None
+    model: NetworkName | None = None
     dino: str | None = None
     created: str | None = None
     creator: str | None = None
@@ -228,7 +216,7 @@ def create_run(
     exists, `StoreError` where it cannot be made, `DiskFullError` where there is no room for it."""
     usual = f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
     path = parent / (name or free_name(parent, usual))
-    description = {
+    described = {
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -240,11 +228,9 @@ def create_run(
         "settings": settings.to_json(),
         "versions": library_versions(),
     }
-    description = seal(description)
+    description = seal(described)
     content = (json.dumps(description, indent=2) + "\n").encode()
     sweep_making(parent, glob.escape(name) if name else f"{usual}-*")
-    if name is not None and path.exists():
-        raise _exists(path)
     with writing(f"The run's folder {path}", len(content), place=path):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=parent) as folder:
@@ -253,13 +239,16 @@ def create_run(
             write_whole(making / RUN, content)
             while True:
                 try:
+                    if path.exists():  # renaming would replace an empty folder
+                        raise FileExistsError(path)
                     making.rename(path)
                     return RunFolder(path, description)
                 except OSError as error:
                     if not path.exists():
                         raise
                     if name is not None:
-                        raise _exists(path) from error
+                        go_on = f"go on with `dualsd train --resume {path}`, or take another --name"
+                        raise TuningError(f"{path} exists already: {go_on}.") from error
                     path = parent / free_name(parent, usual)  # another training took the name in between
 
 
@@ -289,16 +278,8 @@ def _is_trained(path: Path) -> TuningError:
     )
 
 
-def _exists(path: Path) -> TuningError:
-    return TuningError(f"{path} exists already: go on with `dualsd train --resume {path}`, or take another --name.")
-
-
-def _refuse(damaged: TuningError) -> None:
-    raise damaged
-
-
 def runs_newest_first(
-    store: Store, parent: Path = RUNS, on_damage: Callable[[TuningError], None] = _refuse
+    store: Store, parent: Path = RUNS, on_damage: Callable[[TuningError], None] | None = None
 ) -> list[RunFolder]:
     """The runs that were trained on this store and have prompts, the one made last first. on_damage: is told of each
     run that cannot be opened, which may be the newest; without it that is raised."""
@@ -313,30 +294,21 @@ def runs_newest_first(
         try:
             run = RunFolder.open(path)
         except TuningError as error:
+            if on_damage is None:
+                raise
             on_damage(error)
             continue
         if run.prompts.is_file() and run.identity == identity(store.header):
-            found.append((str(run.description.get("created")), str(run.path), run))
-    return [run for _, _, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+            found.append(run)
+    return sorted(found, key=lambda run: (str(run.description.get("created")), str(run.path)), reverse=True)
 
 
 def free_name(parent: Path, prefix: str) -> str:
     """`<prefix>-NNN`, one more than the largest number that the folder holds."""
-    taken = [
-        int(found.group(1))
-        for path in parent.glob(f"{prefix}-*")
-        if (found := re.fullmatch(rf"{re.escape(prefix)}-(\d+)", path.name))
-    ]
-    return f"{prefix}-{max(taken, default=0) + 1:03d}"
+    found = (re.fullmatch(rf"{re.escape(prefix)}-(\d+)", path.name) for path in parent.glob(f"{prefix}-*"))
+    return f"{prefix}-{max((int(own[1]) for own in found if own), default=0) + 1:03d}"
 
 
 def library_versions() -> dict[str, str]:
     """Of the libraries that numbers may depend on."""
-    return {library: _version(library) for library in _LIBRARIES}
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "unknown"
+    return {library: creator_version(library) for library in _LIBRARIES}

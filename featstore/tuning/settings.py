@@ -86,6 +86,9 @@ class TuningSettings:
         return found
 
 
+USUAL = {"length": 75, "accumulate": 1, "draws": 4, "rate": 1e-2, "network_rate": 1e-3, "checkpoint_every": 100}
+"""What no data set and no mode changes."""
+
 BATCH, PF_PASCAL_EPOCHS = 9, 50
 VALIDATIONS = 10
 DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 300, 3
@@ -120,23 +123,17 @@ def settings_of(
     published: dict[str, Any] = {
         "timesteps": timesteps,
         "weights": weights_for(names, config.weights),
-        "length": 75,
         "steps": steps,
         "batch": DEMO_BATCH if demo else BATCH,
-        "accumulate": 1,
         "noise": Noise.CACHED,
-        "draws": 4,
-        "rate": 1e-2,
-        "network_rate": 1e-3,
         "kernel": default_kernel(max(model.shape(layer, image_size).side for layer in said["layers"])),
         "matching": MatchSettings(image_size),
         "validate_every": max(steps // VALIDATIONS, 1),
         "validation_pairs": DEMO_PAIRWISE_PAIRS if demo and rules.of_pairs else 500,
         "validation_timesteps": timesteps,
-        "checkpoint_every": 100,
         "seed": 0,
     }
-    return TuningSettings(**(published | said))
+    return TuningSettings(**(USUAL | published | said))
 
 
 def resumed(saved: TuningSettings, config: TrainConfig, dtype: str, run: Path) -> TuningSettings:

@@ -1,20 +1,26 @@
-"""One training step's loss: prompts of a batch's pairs, the UNet up to each layer, the dual correlation, the loss."""
+"""One training step: which pairs and noisy latents it takes, and its loss: prompts of a batch's pairs, the UNet up to
+each layer, the dual correlation, the loss. And validation, which goes the same way without gradients."""
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from featstore.backbones.base import Compute, TextEncoder, saying_batch_size
+from featstore.backbones.noise import generator
 from featstore.pipeline.features import chunks
 from featstore.prompts.base import PromptSet
-from featstore.prompts.text import wide
-from featstore.tuning.data import NoisySource
-from featstore.tuning.loss import Descriptors, LayeredMaps, correlations, describe_points, keypoint_losses, layered
-from featstore.tuning.networks import Networks
+from featstore.prompts.text import encode_token_embeddings, fill, wide
+from featstore.store.rows import REQUESTS
+from featstore.tuning.loss import Descriptors, correlations, describe_points, keypoint_losses, layered
 from featstore.tuning.settings import TuningSettings
 from matcher.configuration import Configuration
 from matcher.geometry import pixels_to_cells
@@ -22,189 +28,243 @@ from matcher.grid import score_grid
 from matcher.maps import LayerSpec, MapsInMemory
 from matcher.pairs import MatchingPair
 
-Key = TypeVar("Key", bound=Hashable)
 
-Pass = tuple[str, int]
-"""A pass of the UNet: an image, and which of the batch's prompts it goes with."""
+@dataclass(frozen=True, slots=True)
+class RandomPairs:
+    """`size` of `count` pairs per step; every pair comes once before any comes again."""
+
+    count: int
+    size: int
+    seed: int
+
+    def batch(self, step: int) -> tuple[int, ...]:
+        """Indices of the pairs of a step, counted from 0."""
+        places = range(step * self.size, (step + 1) * self.size)
+        return tuple(int(_order(self.count, self.seed, place // self.count)[place % self.count]) for place in places)
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return generator(f"epoch|{seed}|{epoch}").permutation(count)
+
+
+LoadNoisy = Callable[[str, int, int], NDArray[Any]]
+"""Noisy latents (4, h, w) of an image, at a timestep, for a step: a function of these and the seed."""
+
+
+class NoiseAhead:
+    """A `LoadNoisy` on object storage, read in threads before it is asked: the next step's while this one is computed.
+
+    Args:
+        load: What is asked.
+        timesteps: For which it is asked.
+    """
+
+    def __init__(self, load: LoadNoisy, timesteps: Sequence[int]) -> None:
+        self._load, self._timesteps = load, tuple(dict.fromkeys(timesteps))
+        self._readers = ThreadPoolExecutor(REQUESTS, thread_name_prefix="noise-ahead")
+        self._under_way: dict[tuple[str, int, int], Future[NDArray[Any]]] = {}
+
+    def expect(self, images: Iterable[str], step: int) -> None:
+        """Begin to read what will be asked for at a step. What was read for steps before the last is let go."""
+        self._under_way = {key: read for key, read in self._under_way.items() if key[2] >= step - 1}
+        for image in dict.fromkeys(images):
+            for timestep in self._timesteps:
+                key = image, timestep, step
+                if key not in self._under_way:
+                    self._under_way[key] = self._readers.submit(self._load, *key)
+
+    def __call__(self, image: str, timestep: int, step: int) -> NDArray[Any]:
+        """See `LoadNoisy`."""
+        read = self._under_way.get((image, timestep, step))
+        return self._load(image, timestep, step) if read is None else read.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The frozen networks that gradients flow through.
+
+    Args:
+        text_encoder: CLIP's, as `featstore.prompts` takes it.
+        vocabulary: How many token ids there are.
+        framed: Token embeddings (77, D) around the learned vectors.
+        unets: One per layer, each ending at its layer; called as diffusers' are.
+        compute: Where they run; in half precision under autocast.
+    """
+
+    text_encoder: TextEncoder
+    vocabulary: int
+    framed: Tensor
+    unets: Sequence[Any]
+    compute: Compute
+
+    def condition(self, vectors: Tensor) -> Tensor:
+        """What the UNet is told by prompts of learned vectors.
+
+        Args:
+            vectors: (u, N, D).
+
+        Returns:
+            Prompt embeddings (u, 77, D).
+
+        Raises:
+            ModelError: Memory runs out.
+        """
+        with self._running(len(vectors)):
+            return encode_token_embeddings(self.text_encoder, fill(self.framed, vectors))
+
+    def tap(self, index: int, latents: Tensor, timestep: int, condition: Tensor) -> Tensor:
+        """The maps of one layer.
+
+        Args:
+            index: Of the layer, among those that are trained.
+            latents: (p, 4, h, w), noisy.
+            timestep: Of their noise.
+            condition: (p, 77, D), each latent's prompt embeddings.
+
+        Returns:
+            Maps (p, C, H, W).
+
+        Raises:
+            ModelError: Memory runs out; it names the batch size to try.
+        """
+        inputs, told = latents.to(self.compute.device, self.compute.dtype), condition.to(self.compute.dtype)
+        with self._running(len(latents)):
+            found: Tensor = self.unets[index](inputs, timestep, encoder_hidden_states=told, return_dict=False)[0]
+        return found
+
+    @contextlib.contextmanager
+    def _running(self, size: int) -> Iterator[None]:
+        device, dtype = self.compute.device.type, self.compute.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(device, dtype) if half else contextlib.nullcontext(), saying_batch_size(size):
+            yield
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BatchMaps:
-    """What a batch's passes gave.
+class Learner:
+    """What is learned, through what.
 
     Args:
-        maps: (passes, C, h, w) per layer.
-        ends: For each pair the places of its source and its target among the passes.
-    """
-
-    maps: tuple[Tensor, ...]
-    ends: tuple[tuple[int, int], ...]
-
-
-def batch_loss(
-    pairs: Sequence[MatchingPair],
-    total: int,
-    step: int,
-    networks: Networks,
-    prompts: Sequence[PromptSet],
-    noisy: NoisySource,
-    settings: TuningSettings,
-) -> tuple[Tensor, int]:
-    """The loss of a batch, or of a part of it. A pair's loss is the mean over its points; an image that several pairs
-    share goes through the UNet once per layer and prompt.
-
-    Args:
-        pairs: In the resized frame.
-        total: Pairs of the whole batch.
-        step: Decides the noise.
+        settings: All that decides what training ends in.
         networks: Frozen.
         prompts: One set per layer.
-        noisy: Hands out noisy latents.
-        settings: All that decides what training ends in.
+        noisy: Hands out the noisy latents of steps.
+    """
+
+    settings: TuningSettings
+    networks: Networks
+    prompts: Sequence[PromptSet]
+    noisy: LoadNoisy
+
+
+def batch_loss(learner: Learner, pairs: Sequence[MatchingPair], count: int, step: int) -> tuple[Tensor, int]:
+    """The loss of a batch, or of a part of it. A pair's loss is the mean over its points; an image that several pairs
+    share goes through the UNet once per layer and prompt, and all queries into a target share one product per layer.
+
+    Args:
+        learner: What is learned.
+        pairs: In the resized frame.
+        count: Pairs of the whole batch.
+        step: Decides the noise.
 
     Returns:
-        The sum of the pairs' losses over `total`, a scalar, and how many UNet passes were made.
+        The sum of the pairs' losses over `count`, a scalar, and how many UNet passes were made.
     """
-    made = batch_maps(pairs, step, networks, prompts, noisy, settings)
-    passes = len(made.maps[0])
-    images = [
-        layered([features[index] for features in made.maps], settings.weights, settings.matching)
-        for index in range(passes)
-    ]
-    return _losses(pairs, made.ends, images, networks, settings) / total, passes * len(settings.layers)
+    settings, matching, device = learner.settings, learner.settings.matching, learner.networks.compute.device
+    dtype = wide(learner.networks.compute.dtype)
+    maps, ends = batch_maps(learner, pairs, step)
+    images = [layered(own, settings.weights, matching) for own in zip(*maps, strict=True)]
+
+    def together(points: Iterable[NDArray[np.float32]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([*points])).to(device, dtype)
+
+    described: dict[int, tuple[Tensor, ...]] = {}
+    for source, members in _grouped(start for start, _ in ends).items():
+        points = together(pairs[index].source_points for index in members)
+        found = describe_points(images[source], points, matching)
+        counts = [len(pairs[index].source_points) for index in members]
+        parts = zip(*(own.split(counts) for own in (*found.layers, found.lengths)), strict=True)
+        described |= zip(members, parts, strict=True)
+    total = torch.zeros((), dtype=dtype, device=device)
+    for target, members in _grouped(end for _, end in ends).items():
+        *layers, lengths = (torch.cat(own) for own in zip(*(described[index] for index in members), strict=True))
+        counts = [len(pairs[index].target_points) for index in members]
+        shares = torch.from_numpy(np.repeat(1 / np.array(counts), counts)).to(device, dtype)
+        points = together(pairs[index].target_points for index in members)
+        cells = pixels_to_cells(points, matching.image_size, images[target].size, matching.geometry)
+        found_there = correlations(Descriptors(tuple(layers), lengths), images[target])
+        total = total + (keypoint_losses(found_there, cells, settings.kernel, matching.beta) * shares).sum()
+    return total / count, len(images) * len(maps)
 
 
 def batch_maps(
-    pairs: Sequence[MatchingPair],
-    step: int,
-    networks: Networks,
-    prompts: Sequence[PromptSet],
-    noisy: NoisySource,
-    settings: TuningSettings,
-) -> BatchMaps:
+    learner: Learner, pairs: Sequence[MatchingPair], step: int
+) -> tuple[Sequence[Tensor], Sequence[tuple[int, int]]]:
     """The networks' part of `batch_loss`: each distinct prompt once through the text encoder, each distinct image and
-    prompt once through each layer's UNet."""
-    passes: dict[Pass, int] = {}
+    prompt once through each layer's UNet.
+
+    Returns:
+        Maps (passes, C, h, w) per layer, and for each pair the places of its source and its target among the passes.
+    """
+    passes: dict[tuple[str, int], int] = {}  # an image, and which of the batch's prompts it goes with
     maps: list[Tensor] = []
-    ends: tuple[tuple[int, int], ...] = ()
-    for layer, timestep in enumerate(settings.timesteps):
-        vectors, which = prompts[layer].vectors(pairs)
+    ends: list[tuple[int, int]] = []
+    networks = learner.networks
+    for layer, timestep in enumerate(learner.settings.timesteps):
+        vectors, which = learner.prompts[layer].vectors(pairs)
         if layer == 0:  # every layer's prompts are of the same mode, so the passes are the same
-            ends = tuple(
-                (
-                    passes.setdefault((pair.source, prompt), len(passes)),
-                    passes.setdefault((pair.target, prompt), len(passes)),
-                )
-                for pair, prompt in zip(pairs, which, strict=True)
-            )
-        latents = torch.from_numpy(np.stack([noisy.load(image, timestep, step) for image, _ in passes]))
-        chosen = torch.tensor([prompt for _, prompt in passes], device=networks.device)
+            for pair, prompt in zip(pairs, which, strict=True):
+                start = passes.setdefault((pair.source, prompt), len(passes))
+                ends.append((start, passes.setdefault((pair.target, prompt), len(passes))))
+        latents = torch.from_numpy(np.stack([learner.noisy(image, timestep, step) for image, _ in passes]))
+        chosen = torch.tensor([prompt for _, prompt in passes], device=networks.compute.device)
         # not indexed: a shared prompt's gradients would be summed in whatever order threads take
         condition = networks.condition(vectors).index_select(0, chosen)
         maps.append(networks.tap(layer, latents, timestep, condition))
-    return BatchMaps(tuple(maps), ends)
+    return maps, ends
 
 
-def _losses(
-    pairs: Sequence[MatchingPair],
-    ends: Sequence[tuple[int, int]],
-    images: Sequence[LayeredMaps],
-    networks: Networks,
-    settings: TuningSettings,
-) -> Tensor:
-    """The sum over pairs of the mean over points. All queries into a target share one product per layer."""
-    dtype, matching = wide(networks.dtype), settings.matching
-    described: list[Descriptors | None] = [None] * len(pairs)
-    for source, members in _grouped([start for start, _ in ends]).items():
-        points = np.concatenate([pairs[index].source_points for index in members])
-        found = describe_points(images[source], torch.from_numpy(points).to(networks.device, dtype), matching)
-        first = 0
-        for index in members:
-            count = len(pairs[index].source_points)
-            described[index] = found.at(torch.arange(first, first + count, device=networks.device))
-            first += count
-    total = torch.zeros((), dtype=dtype, device=networks.device)
-    for target, members in _grouped([end for _, end in ends]).items():
-        parts = [part for index in members if (part := described[index]) is not None]
-        queries = Descriptors(
-            tuple(torch.cat(layers) for layers in zip(*(part.layers for part in parts), strict=True)),
-            torch.cat([part.lengths for part in parts]),
-        )
-        points = np.concatenate([pairs[index].target_points for index in members])
-        counts = np.array([len(pairs[index].target_points) for index in members])
-        shares = torch.from_numpy(np.repeat(1 / counts, counts)).to(networks.device, dtype)
-        cells = pixels_to_cells(
-            torch.from_numpy(points).to(networks.device, dtype),
-            matching.image_size,
-            images[target].size,
-            matching.geometry,
-        )
-        losses = keypoint_losses(correlations(queries, images[target]), cells, settings.kernel, matching.beta)
-        total = total + (losses * shares).sum()
-    return total
-
-
-def _grouped(keys: Sequence[Key]) -> dict[Key, list[int]]:
-    groups: dict[Key, list[int]] = defaultdict(list)
+def _grouped(keys: Iterable[Any]) -> dict[Any, list[int]]:
+    """The places of each key, in order."""
+    groups: dict[Any, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         groups[key].append(index)
-    return dict(groups)
+    return groups
 
 
 ALPHA = 0.1
 """Model selection is by nn PCK@0.1, image average (docs/method.md, Settings)."""
 
-LoadNoisy = Callable[[str, int], Tensor]
-"""Noisy latents (4, h, w) of an image at a timestep; always the same draw."""
-
 
 @torch.no_grad()
-def sum_of_pck(
-    pairs: Sequence[MatchingPair],
-    networks: Networks,
-    prompts: Sequence[PromptSet],
-    noisy: LoadNoisy,
-    settings: TuningSettings,
-    batch_size: int,
-) -> float:
+def sum_of_pck(learner: Learner, pairs: Sequence[MatchingPair], noisy: LoadNoisy) -> float:
     """What model selection goes by: PCK of pairs, at the validation's timesteps, with one noise draw.
 
     Args:
+        learner: What is learned.
         pairs: In the resized frame.
-        networks: Frozen.
-        prompts: One set per layer.
-        noisy: Hands out noisy latents, (4, h, w).
-        settings: All that decides what training ends in.
-        batch_size: Images per pass.
+        noisy: Hands out the noisy latents of validations, always the same.
 
     Returns:
         The sum over pairs of each pair's PCK, a fraction.
     """
-    layers = tuple(
-        LayerSpec(str(layer), timestep, weight)
-        for layer, timestep, weight in zip(
-            settings.layers, settings.validation_timesteps, settings.weights, strict=True
-        )
-    )
-    tried = [Configuration(layers, settings.matching)]
-    total = 0.0
-    for group in _sharing_a_prompt(pairs, settings.mode.rules.of_pairs):
+    settings, networks, total = learner.settings, learner.networks, 0.0
+    timesteps = settings.validation_timesteps
+    of_layers = zip(map(str, settings.layers), timesteps, settings.weights, strict=True)
+    tried = [Configuration(tuple(LayerSpec(*of_layer) for of_layer in of_layers), settings.matching)]
+    # images of pairs of a category share a prompt, unless prompts are made from pairs
+    alone = settings.mode.rules.of_pairs
+    groups = _grouped(index if alone else pair.category for index, pair in enumerate(pairs))
+    for group in ([pairs[index] for index in members] for members in groups.values()):
         images = sorted({image for pair in group for image in (pair.source, pair.target)})
         maps: dict[tuple[str, str, int | None], Tensor] = {}
-        for index, spec in enumerate(layers):
-            assert spec.timestep is not None, "layers of a diffusion model have timesteps"
-            condition = networks.condition(prompts[index].vectors(group[:1])[0])  # (1, 77, D)
-            for batch in chunks(images, batch_size):
-                latents = torch.stack([noisy(image, spec.timestep) for image in batch])
-                found = networks.tap(index, latents, spec.timestep, condition.expand(len(batch), -1, -1))
-                maps |= {(image, spec.layer, spec.timestep): own for image, own in zip(batch, found, strict=True)}
-        scores = score_grid(group, MapsInMemory(maps), tried, ["nn"], [ALPHA], networks.device)
+        for index, (layer, timestep) in enumerate(zip(settings.layers, timesteps, strict=True)):
+            condition = networks.condition(learner.prompts[index].vectors(group[:1])[0])  # (1, 77, D)
+            for batch in chunks(images, networks.compute.batch_size):
+                latents = torch.from_numpy(np.stack([noisy(image, timestep, 0) for image in batch]))
+                found = networks.tap(index, latents, timestep, condition.expand(len(batch), -1, -1))
+                maps |= {(image, str(layer), timestep): own for image, own in zip(batch, found, strict=True)}
+        scores = score_grid(group, MapsInMemory(maps), tried, ["nn"], [ALPHA], networks.compute.device)
         total += float(scores.of_pairs(0, "nn", ALPHA).sum())
     return total
-
-
-def _sharing_a_prompt(pairs: Sequence[MatchingPair], of_pairs: bool) -> list[list[MatchingPair]]:
-    """Pairs by category, whose images share a prompt; each alone where prompts are made from pairs."""
-    if of_pairs:
-        return [[pair] for pair in pairs]
-    return [[pairs[index] for index in own] for own in _grouped([pair.category for pair in pairs]).values()]

@@ -7,18 +7,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from featstore.backbones.base import Compute
+from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.dino import locate_dino
+from featstore.backbones.noise import generator
+from featstore.backbones.stable_diffusion import Model
 from featstore.config import DEFAULT_STORE, TrainConfig, to_json
-from featstore.datasets.records import Dataset
-from featstore.errors import TuningError
+from featstore.errors import DiskFullError
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, dataset_of
-from featstore.pipeline.distributed import Processes, join_processes
-from featstore.pipeline.features import cache_patch_tokens
+from featstore.pipeline.distributed import join_processes
+from featstore.pipeline.features import cache_patch_tokens, noisy_of
 from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.pairs import (
     choose_pairs,
@@ -29,16 +31,16 @@ from featstore.pipeline.pairs import (
     note_oddities,
     spell_list,
 )
-from featstore.pipeline.plan import NoisyRows, Work
+from featstore.pipeline.plan import NoisyRows, Work, noisy_latent
 from featstore.progress import Progress, Silent, tell_shapes
-from featstore.prompts.base import LearnedPrompts, Start
+from featstore.prompts.base import LearnedPrompts, PromptSet, Start
+from featstore.prompts.text import frame
 from featstore.store.keys import StoreLocation, parse_location
-from featstore.store.store import Store, no_patches, open_store, patch_tokens_of
-from featstore.tuning.data import CachedNoise, FreshNoise, NoiseAhead, NoisySource
-from featstore.tuning.networks import open_networks
+from featstore.store.rows import RowArray
+from featstore.store.store import Store, open_store, patch_tokens_of
 from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
 from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
-from featstore.tuning.step import LoadNoisy
+from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead
 from featstore.tuning.trainer import Outcome, Problem, learn
 from matcher.errors import InputError
 from matcher.pairs import MatchingPair
@@ -86,21 +88,20 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         raise InputError("Say what is to be learned: --mode single, class or cpm.")
     if config.resume is not None and config.name is not None:
         raise InputError("--name goes with a new run: one that is resumed keeps its own.")
-    earlier = None if config.resume is None else resume_run(config.resume)
-    place = config.store or (DEFAULT_STORE if earlier is None else earlier.store)
-    store = open_store(parse_location(place))
-    if earlier is not None and earlier.identity != identity(store.header):
-        raise InputError(f"{config.resume} was not trained on {store.path}: name its own store with --store.")
-    if earlier is not None:
-        begun: dict[str, Any] = {"dtype": config.dtype or earlier.settings.dtype, "dino": config.dino or earlier.dino}
+    run = None if config.resume is None else resume_run(config.resume)
+    store = open_store(parse_location(config.store or (DEFAULT_STORE if run is None else run.store)))
+    if run is not None:
+        if run.identity != identity(store.header):
+            raise InputError(f"{config.resume} was not trained on {store.path}: name its own store with --store.")
+        begun: dict[str, Any] = {"dtype": config.dtype or run.settings.dtype, "dino": config.dino or run.dino}
         config = replace(config, **begun)
     dataset, model, size = dataset_of(store, config.root), model_of(store), store.header.image_size
     pairs = choose_pairs(dataset, "trn", ())
     compute = _compute(config)
-    if earlier is None:
+    if run is None:
         settings = settings_of(config, dataset.name, len(pairs), model, size, compute.dtype_name)
     else:
-        settings = resumed(earlier.settings, config, compute.dtype_name, earlier.path)
+        settings = resumed(run.settings, config, compute.dtype_name, run.path)
     model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
     processes = join_processes(compute.device.type)
@@ -108,30 +109,50 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         progress = Silent()
     images = images_of([*pairs, *held_out])
     check_unchanged(store, dataset, images, progress)
-    splits = ["trn", *(["val"] if held_out else [])]
+    splits = ["trn", "val"] if held_out else ["trn"]
     note_oddities(dataset, splits, images, store.images.known_keys, progress)
     framed, framed_held_out = (
         in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
     )
+    dino = locate_dino(config.dino, model.location) if settings.mode.rules.of_pairs else None
     with processes.main_first():  # one makes what all read
-        fill_caches(store, dataset, framed, framed_held_out, settings, config.dino, compute, progress)
-    problem = prepare(store, framed, framed_held_out, settings, config, compute)
+        work = Work(store, dataset, compute, progress)
+        tokens = _fill_caches(work, model, framed, framed_held_out, settings, dino)
+    networks = _open_networks(model, settings, config, compute)
+    header = store.header
+    problem = Problem(
+        settings,
+        networks,
+        _first_prompts(settings, framed, networks, store, tokens),
+        _training_noise(store, settings),
+        framed,
+        framed_held_out,
+        _validation_noise(store),
+        LearnedPrompts(
+            settings.mode,
+            settings.layers,
+            settings.timesteps,
+            settings.length,
+            NetworkName(header.model_id, header.model_fingerprint),
+            None if dino is None else dino[0],
+            {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()},
+            {},
+        ),
+    )
     listed = describe_list("trn", framed)
-    if earlier is None:
-        about = {
-            "dino": config.dino,
-            "processes": processes.count,
-            "command": command,
-            **listed,
-            "config": to_json(settled(config, settings)),
-        }
-        run = _shared(processes, config, store, settings, about)
-    else:
-        run = earlier
+    if run is None:
+        about = {"dino": config.dino, "processes": processes.count, "command": command, **listed}
+        about["config"] = to_json(settled(config, settings))
+        # the main process makes it, all open it
+        made = create_run(config.runs, config.name, store, settings, about).path if processes.is_main else None
+        run = RunFolder.open(Path(str(processes.gather(made)[0])))
     tell_shapes(progress, (model.shape(layer, size) for layer in settings.layers))
-    progress.tell(f"model {store.header.model_id}, images of {size} pixels")
+    progress.tell(f"model {header.model_id}, images of {size} pixels")
     progress.tell(_described(settings, spell_list("trn", framed), len(framed_held_out), run.path))
-    return TrainResult(run, learn(problem, run, processes, progress), settings, store.path, listed)
+    try:
+        return TrainResult(run, learn(problem, run, processes, progress), settings, store.path, listed)
+    except DiskFullError as error:
+        raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
 
 
 def _compute(config: TrainConfig) -> Compute:
@@ -147,14 +168,6 @@ def _compute(config: TrainConfig) -> Compute:
     return compute
 
 
-def _shared(
-    processes: Processes, config: TrainConfig, store: Store, settings: TuningSettings, about: dict[str, Any]
-) -> RunFolder:
-    """A new run's folder: the main process makes it, all open it."""
-    made = str(create_run(config.runs, config.name, store, settings, about).path) if processes.is_main else ""
-    return RunFolder.open(Path(processes.gather(made)[0]))
-
-
 def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -> str:
     """What is learned, from what, with which settings."""
     layers = " + ".join(
@@ -167,114 +180,91 @@ def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -
     )
 
 
-def fill_caches(
-    store: Store,
-    dataset: Dataset,
+def _fill_caches(
+    work: Work,
+    model: Model,
     pairs: Sequence[MatchingPair],
     validation: Sequence[MatchingPair],
     settings: TuningSettings,
-    dino: str | None,
-    compute: Compute,
-    progress: Progress,
-) -> None:
+    dino: tuple[NetworkName, Path] | None,
+) -> RowArray | None:
     """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
+
+    Returns:
+        The patch tokens.
 
     Raises:
         ImageError: Of the first image that cannot be read.
         DiskFullError: The disk fills up.
     """
-    model, work = model_of(store), Work(store, dataset, compute, progress)
-    rows, validation_rows = _rows_of(store, pairs), _rows_of(store, validation)
-    everyone = sorted({*rows, *validation_rows})
+    rows, validation_rows = (
+        sorted({work.store.images.row(image) for pair in part for image in (pair.source, pair.target)})
+        for part in (pairs, validation)
+    )
     noisy: list[NoisyRows] = [(validation_rows, step, 1) for step in settings.validation_timesteps]
     if settings.noise is Noise.CACHED:
         noisy += [(rows, step, settings.draws) for step in settings.timesteps]
-    found = locate_dino(dino, model.location) if settings.mode.rules.of_pairs else None
-    bad = fill(work, model, noisy, everyone)[2]
+    bad = fill(work, model, noisy, rows)[2]
     if bad:
         raise bad[0]
-    if found is not None:
-        cache_patch_tokens(work, *found, everyone)
+    return None if dino is None else cache_patch_tokens(work, *dino, sorted({*rows, *validation_rows}))
 
 
-def prepare(
-    store: Store,
-    pairs: Sequence[MatchingPair],
-    validation: Sequence[MatchingPair],
-    settings: TuningSettings,
-    config: TrainConfig,
-    compute: Compute,
-) -> Problem:
-    """Load the networks and open the caches.
-
-    Args:
-        store: With all that training reads.
-        pairs: To learn from, in the resized frame.
-        validation: To validate on.
-        settings: All that decides what it ends in.
-        config: Says how memory and time are traded, and which DINOv2 a cpm takes.
-        compute: Where networks run.
-
-    Raises:
-        ModelError: N vectors do not fit the text encoder.
-        TuningError: The store lacks what training reads.
-    """
-    location = model_of(store).location
-    networks = open_networks(location, settings, compute, config.gradient_checkpointing, config.compile)
-    dino = tokens = None
-    if settings.mode.rules.of_pairs:
-        dino = locate_dino(config.dino, location)[0]
-        tokens = store.patch_tokens(dino)
-        if tokens is None:
-            raise TuningError(f"{store.path} has no DINOv2 tokens.")
-    start = Start(
-        sorted({pair.category for pair in pairs}),
-        settings.length,
-        networks.text_encoder,
-        networks.vocabulary,
-        None if tokens is None else (tokens.row_shape[0] - 1, tokens.row_shape[1]),  # without the class token
-        no_patches if tokens is None else patch_tokens_of(store, tokens),
-    )
-    noisy: NoisySource = FreshNoise(store)
-    if settings.noise is Noise.CACHED:
-        noisy = CachedNoise(store, settings.timesteps, settings.draws, settings.seed)
-    if not isinstance(store.path, Path):
-        noisy = NoiseAhead(noisy, settings.timesteps)
-    header = store.header
-    description = LearnedPrompts(
-        mode=settings.mode,
-        layers=settings.layers,
-        timesteps=settings.timesteps,
-        length=settings.length,
-        tensors={},
-        model_id=header.model_id,
-        model_fingerprint=header.model_fingerprint,
-        dino=dino,
-        training={"dataset": header.dataset, "image_size": header.image_size, "settings": settings.to_json()},
-    )
-    return Problem(
-        settings,
-        pairs,
-        validation,
-        networks,
-        [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers],
-        noisy,
-        _validation_noise(store),
-        description,
-        compute.batch_size,
-    )
+def _open_networks(model: Model, settings: TuningSettings, config: TrainConfig, compute: Compute) -> Networks:
+    """Load the networks of a model, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit the
+    text encoder."""
+    loaded = model.load(compute, [*map(str, settings.layers)])
+    tokenizer, text_encoder = loaded.tokenizer, loaded.text_encoder
+    framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, settings.length)
+    if config.gradient_checkpointing:
+        loaded.unet.unet.enable_gradient_checkpointing()
+    cut = [loaded.unet.until(layer) for layer in settings.layers]
+    unets = [torch.compile(unet) for unet in cut] if config.compile else cut
+    return Networks(text_encoder, len(tokenizer), framed, unets, compute)
 
 
-def _rows_of(store: Store, pairs: Sequence[MatchingPair]) -> list[int]:
-    """The store's rows of all images of some pairs, sorted."""
-    return sorted({store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
+def _first_prompts(
+    settings: TuningSettings, pairs: Sequence[MatchingPair], networks: Networks, store: Store, tokens: RowArray | None
+) -> list[PromptSet]:
+    """What each layer's prompts start from. tokens: DINOv2's, None where prompts are made from none."""
+    patches = None if tokens is None else patch_tokens_of(store, tokens)
+    start = Start(pairs, settings.length, networks.text_encoder, networks.vocabulary, patches)
+    return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
+
+
+FRESH = 1_000_000
+"""Draws from this number on are never cached: `--noise fresh` takes one per step."""
+
+
+def _training_noise(store: Store, settings: TuningSettings) -> LoadNoisy:
+    cached = settings.noise is Noise.CACHED
+    load = _cached_noise(store, settings.draws, settings.seed) if cached else _fresh_noise(store)
+    return load if isinstance(store.path, Path) else NoiseAhead(load, settings.timesteps)
+
+
+def _fresh_noise(store: Store) -> LoadNoisy:
+    """Noise of its own for each image, timestep and step."""
+    latents = store.latents()
+
+    def load(image: str, timestep: int, step: int) -> NDArray[Any]:
+        row = store.images.row(image)
+        return noisy_latent(store, latents.read((row,)).astype(np.float32), row, timestep, FRESH + step)
+
+    return load
+
+
+def _cached_noise(store: Store, draws: int, seed: int) -> LoadNoisy:
+    """One of the store's draws of each image and step."""
+    read = noisy_of(store)
+
+    def load(image: str, timestep: int, step: int) -> NDArray[Any]:
+        draw = int(generator(f"draw|{seed}|{image}|{step}").integers(draws))
+        return read(store.images.row(image), timestep, draw)
+
+    return load
 
 
 def _validation_noise(store: Store) -> LoadNoisy:
-    def load(image: str, timestep: int) -> Tensor:
-        array = store.noisy(timestep)
-        assert array is not None, "made before training"
-        return torch.from_numpy(array.read((store.images.row(image), 0)))
-
+    load = _cached_noise(store, 1, 0)
     # a validation reads what the last one read: from far away once is enough
     return load if isinstance(store.path, Path) else lru_cache(KEPT_VALIDATION_LATENTS)(load)

@@ -16,50 +16,37 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tensorboard.summary.writer import event_file_writer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from featstore.errors import DiskFullError, TuningError
+from featstore.errors import TuningError
 from featstore.files import write_whole, writing
 from featstore.pipeline.distributed import Processes
 from featstore.pipeline.features import chunks
 from featstore.progress import Progress
-from featstore.prompts.base import LearnedPrompts, PromptSet
-from featstore.prompts.file import save_prompts
+from featstore.prompts.base import LearnedPrompts
+from featstore.prompts.saved import save_prompts
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
-from featstore.tuning.data import NoiseAhead, NoisySource, RandomPairs
-from featstore.tuning.networks import Networks
 from featstore.tuning.run_folder import RunFolder, trained_alone
-from featstore.tuning.settings import TuningSettings
-from featstore.tuning.step import LoadNoisy, batch_loss, sum_of_pck
+from featstore.tuning.step import Learner, LoadNoisy, NoiseAhead, RandomPairs, batch_loss, sum_of_pck
 from matcher.pairs import MatchingPair
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
+class Problem(Learner):
     """What is learned from what.
 
     Args:
-        settings: All that decides what it ends in.
         pairs: To learn from, in the resized frame.
         validation: To validate on; none where the data set has no such split.
-        networks: Frozen.
-        prompts: One set per layer.
-        noisy: Noisy latents of steps.
-        validation_noisy: Those of validations.
+        validation_noisy: The noisy latents of validations.
         description: Of the prompts, but for what they hold.
-        batch_size: Images per pass in validation.
     """
 
-    settings: TuningSettings
     pairs: Sequence[MatchingPair]
     validation: Sequence[MatchingPair]
-    networks: Networks
-    prompts: Sequence[PromptSet]
-    noisy: NoisySource
     validation_noisy: LoadNoisy
     description: LearnedPrompts
-    batch_size: int
 
     def snapshot(self) -> LearnedPrompts:
         """The prompts as they are now."""
@@ -99,28 +86,18 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
         DiskFullError: The disk fills up.
         ProcessError: Another of the processes ended.
     """
+    settings, device = problem.settings, problem.networks.compute.device
+    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
+    passes, learned, last_pck, stopped = 0, 0, None, False
     # of several processes the one that writes holds the run for all of them
-    with trained_alone(run) if processes.is_main else contextlib.nullcontext(), _raised_once():
+    alone = trained_alone(run) if processes.is_main else contextlib.nullcontext()
+    with alone, _raised_once(), stop_requests() as asked_to_stop:
         state = _open_state(problem)
         if run.checkpoint.exists():
             state.load(run.checkpoint)
-        try:
-            return _learn(problem, run, state, processes, progress)
-        except DiskFullError as error:
-            raise DiskFullError(error.fault, f"go on with `dualsd train --resume {run.path}`") from error
-
-
-def _learn(
-    problem: Problem, run: RunFolder, state: "TrainingState", processes: Processes, progress: Progress
-) -> Outcome:
-    settings, device = problem.settings, problem.networks.device
-    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
-    recorder = _Recorder(run, problem, state.step) if processes.is_main else None
-    progress.start("training", settings.steps - state.step, "steps")
-    passes, learned, best, last_pck = 0, 0, state.best, None
-    started = time.monotonic()
-    with stop_requests() as asked_to_stop:
-        stopped = False
+        recorder = _Recorder(run, problem, state.step) if processes.is_main else None
+        progress.start("training", settings.steps - state.step, "steps")
+        best, started = state.best, time.monotonic()
         while state.step < settings.steps and not stopped:
             batch = sampler.batch(state.step)
             _expect(problem, sampler, state.step, processes)
@@ -135,7 +112,9 @@ def _learn(
             state.step += 1
             pck = None
             if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
-                pck = last_pck = _validate(problem, processes)
+                held_out = processes.block(problem.validation)
+                (summed,) = sum_numbers([sum_of_pck(problem, held_out, problem.validation_noisy)], processes, device)
+                pck = last_pck = summed / len(problem.validation)
                 best = max(best, pck)
             if recorder is not None:
                 recorder.record(state.step, loss, pck)
@@ -151,24 +130,23 @@ def _learn(
                 + f", {passes / len(settings.layers) / seconds:.1f} images/s, {learned / seconds:.1f} pairs/s"
             )
             progress.advance()
-    if recorder is not None:
-        recorder.keep(state)
-        if not problem.validation:
-            save_prompts(problem.snapshot(), run.prompts)
-        recorder.close()
-    processes.wait()
+        if recorder is not None:
+            recorder.keep(state)
+            if not problem.validation:
+                save_prompts(problem.snapshot(), run.prompts)
+            with writing(run.tensorboard):
+                recorder.board.close()
+        processes.wait()
     return Outcome(state.step, best if best >= 0 else None, passes, stopped)
 
 
 def _open_state(problem: Problem) -> "TrainingState":
-    settings, networks = problem.settings, problem.networks
+    settings, compute = problem.settings, problem.networks.compute
     vectors = [own for one in problem.prompts for own in one.parameters()]
     others = [own for one in problem.prompts for own in one.network_parameters()]
-    groups: list[dict[str, Any]] = [{"params": vectors, "lr": settings.rate}]
-    if others:
-        groups.append({"params": others, "lr": settings.network_rate})
-    scaler = torch.amp.GradScaler(networks.device.type) if networks.dtype is torch.float16 else None
-    return TrainingState(0, [*vectors, *others], torch.optim.Adam(groups), -1.0, scaler)
+    adam = torch.optim.Adam([{"params": vectors, "lr": settings.rate}, {"params": others, "lr": settings.network_rate}])
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    return TrainingState(0, [*vectors, *others], adam, -1.0, scaler)
 
 
 def _expect(problem: Problem, sampler: RandomPairs, step: int, processes: Processes) -> None:
@@ -185,31 +163,16 @@ def _step(
     """One step of the optimiser: (this process's share of the batch's loss, UNet passes that it made)."""
     for parameter in state.parameters:
         parameter.grad = None  # not zero: what a batch does not use must not drift under Adam
-    mine, settings = processes.block(pairs), problem.settings
+    mine = processes.block(pairs)
     total, passes = 0.0, 0
-    for part in chunks(mine, max(math.ceil(len(mine) / settings.accumulate), 1)):
-        loss, made = batch_loss(
-            part, len(pairs), state.step, problem.networks, problem.prompts, problem.noisy, settings
-        )
-        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+    for part in chunks(mine, max(math.ceil(len(mine) / problem.settings.accumulate), 1)):
+        loss, made = batch_loss(problem, part, len(pairs), state.step)
+        state.scaler.scale(loss).backward()
         total, passes = total + loss.item(), passes + made
     sum_gradients(state.parameters, processes)
-    if state.scaler is None:
-        state.optimiser.step()
-    else:  # leaves out the step where gradients have overflown
-        state.scaler.step(state.optimiser)
-        state.scaler.update()
+    state.scaler.step(state.optimiser)  # in float16 left out where gradients have overflown
+    state.scaler.update()
     return total, passes
-
-
-def _validate(problem: Problem, processes: Processes) -> float:
-    mine, networks = processes.block(problem.validation), problem.networks
-    summed = sum_of_pck(mine, networks, problem.prompts, problem.validation_noisy, problem.settings, problem.batch_size)
-    (total,) = sum_numbers([summed], processes, networks.device)
-    return total / len(problem.validation)
-
-
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 @contextlib.contextmanager
@@ -226,8 +189,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
         yield asked.is_set
         return
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, note) for number in numbers}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in (getattr(signal, name) for name in names)}
     try:
         yield asked.is_set
     finally:
@@ -264,30 +227,25 @@ class _Recorder:
         self._started = time.monotonic()
         with writing(self._run.tensorboard):
             # TensorBoard forgets what earlier files say of this step and later ones
-            self._board = SummaryWriter(run.tensorboard, purge_step=step + 1)
-            self._board.flush()
+            self.board = SummaryWriter(run.tensorboard, purge_step=step + 1)
+            self.board.flush()
 
     def record(self, step: int, loss: float, pck: float | None) -> None:
         """One step's numbers."""
         seconds = self._before + time.monotonic() - self._started
         self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
         with writing(self._run.tensorboard):
-            self._board.add_scalar("loss", loss, step)
+            self.board.add_scalar("loss", loss, step)
             if pck is not None:
-                self._board.add_scalar("validation/nn PCK@0.1", pck, step)
+                self.board.add_scalar("validation/nn PCK@0.1", pck, step)
 
     def keep(self, state: "TrainingState") -> None:
         """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""
         with writing(self._run.tensorboard):
-            self._board.flush()
+            self.board.flush()
         self._run.write_metrics(self._rows)
         save_prompts(self._problem.snapshot(), self._run.last_prompts)
         state.save(self._run.checkpoint)
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        with writing(self._run.tensorboard):
-            self._board.close()
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
@@ -303,11 +261,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> N
         return
     used = torch.stack([torch.tensor(float(own.grad is not None)) for own in parameters]).to(parameters[0])
     parts = [(torch.zeros_like(own) if own.grad is None else own.grad).flatten() for own in parameters]
-    summed = processes.sum(torch.cat([used, *parts]))
-    for index, (own, part) in enumerate(
-        zip(parameters, summed[len(used) :].split([own.numel() for own in parameters]), strict=True)
-    ):
-        own.grad = part.view_as(own).clone() if summed[index] > 0 else None
+    users, *summed = processes.sum(torch.cat([used, *parts])).split([len(used), *map(len, parts)])
+    for own, part, count in zip(parameters, summed, users, strict=True):
+        own.grad = part.view_as(own).clone() if count > 0 else None
 
 
 def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.device) -> list[float]:
@@ -321,28 +277,23 @@ def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.de
 @dataclass(slots=True)
 class TrainingState:
     """step: how many are done. parameters: in a fixed order. optimiser: Adam over them. best: the best validation PCK
-    so far, a fraction; -1 before the first. scaler: of float16's gradients, None where there is none."""
+    so far, a fraction; -1 before the first. scaler: of float16's gradients, which lets others pass."""
 
     step: int
     parameters: Sequence[nn.Parameter]
     optimiser: torch.optim.Optimizer
     best: float
-    scaler: Any
+    scaler: torch.amp.GradScaler
 
     def save(self, file: Path) -> None:
         """Write it; the file appears whole or not at all. Raises what `write_whole` raises."""
-        write_whole(file, self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """What its file holds."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, parameter in enumerate(self.parameters):
-            tensors[f"{index}"] = parameter.detach().cpu().contiguous()
-            for name, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"{index}|{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        scaler = None if self.scaler is None else self.scaler.state_dict()
-        written = {"step": self.step, "best": self.best, "scaler": scaler}
-        return seal_tensors(written, lambda metadata: save(tensors, metadata=metadata))
+            own: dict[str, Any] = {f"{index}": parameter}
+            own |= {f"{index}|{name}": value for name, value in self.optimiser.state.get(parameter, {}).items()}
+            tensors |= {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in own.items()}
+        written = {"step": self.step, "best": self.best, "scaler": self.scaler.state_dict() or None}
+        write_whole(file, seal_tensors(written, lambda metadata: save(tensors, metadata=metadata)))
 
     def load(self, file: Path) -> None:
         """Take over what `save` wrote. Raises `TuningError` where the file is damaged or does not fit this run."""
@@ -352,24 +303,21 @@ class TrainingState:
             tensors = load(content)
             for index, parameter in enumerate(self.parameters):
                 own = tensors.pop(f"{index}")
-                if (own.shape, own.dtype) != (parameter.shape, parameter.dtype):  # copying would broadcast and convert
-                    raise ValueError(
-                        f"parameter {index} is {own.dtype} of shape {tuple(own.shape)}, in this run {parameter.dtype} "
-                        f"of shape {tuple(parameter.shape)}"
-                    )
+                theirs, ours = (f"{one.dtype} of shape {tuple(one.shape)}" for one in (own, parameter))
+                if theirs != ours:  # copying would broadcast and convert
+                    raise ValueError(f"parameter {index} is {theirs}, in this run {ours}")
                 with torch.no_grad():
                     parameter.copy_(own)
-                prefix = f"{index}|"
-                adam = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
-                if adam:
-                    # Adam keeps its count of steps on the CPU
-                    self.optimiser.state[parameter] = {
-                        name: value if name == "step" else value.to(parameter.device) for name, value in adam.items()
-                    }
+                # Adam keeps its count of steps on the CPU
+                self.optimiser.state[parameter] = {
+                    name: tensors[key] if name == "step" else tensors[key].to(parameter.device)
+                    for key in tensors
+                    if (name := key.removeprefix(f"{index}|")) != key
+                }
             self.step, self.best = int(written["step"]), float(written["best"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TuningError(
                 f"The checkpoint {file} cannot be used ({error}): copy it again from where it is whole, or train anew."
             ) from error
-        if self.scaler is not None and written["scaler"]:
+        if written["scaler"]:
             self.scaler.load_state_dict(written["scaler"])

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
+from featstore.backbones.base import NetworkName
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.prompts.file import save_prompts
+from featstore.prompts.saved import save_prompts
 from featstore.store.store import open_store
 from featstore.tuning.run_folder import identity
 from tests.cli.conftest import Run
@@ -119,7 +120,7 @@ def test_maps_of_learned_prompts_are_mended_from_their_run(run: Run, store: Path
     header = open_store(store).header
     tensors = {layer: {"": torch.randn(77, width, generator=torch.Generator().manual_seed(layer))} for layer in (2, 3)}
     prompts = LearnedPrompts(
-        Mode.SINGLE, (2, 3), (261, 50), 75, tensors, header.model_id, header.model_fingerprint, None, {}
+        Mode.SINGLE, (2, 3), (261, 50), 75, NetworkName(header.model_id, header.model_fingerprint), None, {}, tensors
     )
     folder = Path("runs/mine")
     folder.mkdir(parents=True)

@@ -10,7 +10,7 @@ import pytest
 from featstore.errors import PromptError
 from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store
 from featstore.prompts.base import Mode
-from featstore.prompts.file import save_prompts
+from featstore.prompts.saved import save_prompts
 from featstore.store.store import open_store
 from featstore.tuning.run_folder import RunFolder, create_run
 from featstore.tuning.settings import TuningSettings

@@ -21,7 +21,7 @@ from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.stable_diffusion import open_model
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import module_of
-from featstore.prompts.file import load_prompts, save_prompts
+from featstore.prompts.saved import load_prompts, save_prompts
 from featstore.prompts.text import fill, frame
 from tests.cli.conftest import Run
 from tests.featstore.prompts.made import layer_tensors, made, module_tensors, text_rows
@@ -237,7 +237,7 @@ def test_info_of_imported_prompts(run: Run, imported: Callable[..., Result]) -> 
 def keep(prompts: LearnedPrompts, model: Path, tensors: dict[str, Tensor]) -> None:
     """Save prompts for layer 2 of a model."""
     opened = open_model(str(model))
-    own = replace(prompts, tensors={2: tensors}, model_fingerprint=opened.fingerprint)
+    own = replace(prompts, tensors={2: tensors}, model=opened.name)
     save_prompts(own, Path(f"{prompts.mode.value}.safetensors"))
 
 

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from featstore.backbones.base import NetworkName
 from featstore.backbones.stable_diffusion import open_model
 from featstore.config import TrainConfig, from_json
 from featstore.errors import DiskFullError
-from featstore.prompts.file import load_prompts
+from featstore.prompts.saved import load_prompts
 from featstore.store.rows import RowArray
 from featstore.tuning.run_folder import RunFolder, free_name, trained_alone
 from featstore.tuning.settings import settings_of
@@ -382,7 +383,7 @@ def test_prompts_that_cannot_be_used(train: Callable[..., Result], run: Run) -> 
     prompts = Path("runs/r/prompts.safetensors")
     from dataclasses import replace
 
-    from featstore.prompts.file import save_prompts
+    from featstore.prompts.saved import save_prompts
 
     learned = load_prompts(prompts)
     save_prompts(replace(learned, tensors={2: {"cat": learned.tensors[2]["cat"]}}), Path("cat.safetensors"))
@@ -393,7 +394,7 @@ def test_prompts_that_cannot_be_used(train: Callable[..., Result], run: Run) -> 
     assert run("eval", *few, "--prompts", "cat.safetensors", "--fallback", "single").exit_code == 2
     ok(train("--mode", "single", "--layers", "2", "--steps", "1", "--name", "s"))
     ok(run("eval", *few, "--prompts", "cat.safetensors", "--fallback", "single"))
-    save_prompts(replace(learned, model_id="other", model_fingerprint="f" * 32), Path("other.safetensors"))
+    save_prompts(replace(learned, model=NetworkName("other", "f" * 32)), Path("other.safetensors"))
     foreign = run("eval", *few, "--prompts", "other.safetensors")
     assert foreign.exit_code == 2
     assert "made for the model other" in foreign.stderr

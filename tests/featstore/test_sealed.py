@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.amp import GradScaler
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.locate import locate
 from featstore.pipeline.results import EvaluationRun, save_evaluation
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.prompts.file import load_prompts, save_prompts
-from featstore.prompts.saved import SavedPrompts
+from featstore.prompts.saved import SavedPrompts, load_prompts, save_prompts
 from featstore.sealed import check_seal, read_tensors, seal, seal_tensors
 from featstore.tuning.run_folder import RunFolder, metrics_bytes
 from featstore.tuning.settings import TuningSettings
@@ -35,7 +35,7 @@ Read = Callable[[Path], Any]
 def prompts_at(path: Path) -> Any:
     found: LearnedPrompts = load_prompts(path)
     return (
-        found.mode, found.layers, found.timesteps, found.length, found.model_id, found.model_fingerprint, found.training
+        found.mode, found.layers, found.timesteps, found.length, found.model, found.training
     ), [found.content(layer) for layer in found.layers]  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def fresh_state(seed: int) -> TrainingState:
     optimiser = torch.optim.Adam(parameters)
     sum(parameter.square().sum() for parameter in parameters).backward()  # type: ignore[union-attr]
     optimiser.step()
-    return TrainingState(7, parameters, optimiser, 0.25, None)
+    return TrainingState(7, parameters, optimiser, 0.25, GradScaler("cpu", enabled=False))
 
 
 def state_at(path: Path) -> Any:
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_other_shapes(tmp_path: Path) -> None:
     state.save(tmp_path / "c.safetensors")
     for shape, dtype in (((5, 3), torch.float32), ((3,), torch.float64)):
         other = TrainingState(
-            0, [state.parameters[0], nn.Parameter(torch.zeros(shape, dtype=dtype))], state.optimiser, 0, None
+            0, [state.parameters[0], nn.Parameter(torch.zeros(shape, dtype=dtype))], state.optimiser, 0, state.scaler
         )
         with pytest.raises(InputError, match=r"parameter 1 is torch.float32 of shape \(3,\), in this run"):
             other.load(tmp_path / "c.safetensors")

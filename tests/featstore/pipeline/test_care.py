@@ -23,8 +23,7 @@ from featstore.pipeline.needed import require_maps
 from featstore.pipeline.plan import MapRequest, Work
 from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
-from featstore.prompts.file import save_prompts
-from featstore.prompts.saved import SavedPrompts
+from featstore.prompts.saved import SavedPrompts, save_prompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.care import verify
 from featstore.store.keys import PixelExtractor, Stored
@@ -42,9 +41,7 @@ def learned(model: Model, seed: int = 0) -> LearnedPrompts:
     config = json.loads((model.location.folder / "text_encoder" / "config.json").read_text())
     width = int(config["hidden_size"])
     tensors = {layer: {"cat": torch.randn(77, width, generator=drawn)} for layer in (2, 3)}
-    return LearnedPrompts(
-        Mode.CLASS, (2, 3), (261, 50), 75, tensors, model.location.id, model.fingerprint, None, {"seed": seed}
-    )
+    return LearnedPrompts(Mode.CLASS, (2, 3), (261, 50), 75, model.name, None, {"seed": seed}, tensors)
 
 
 @pytest.fixture

@@ -53,8 +53,7 @@ def made(mode: Mode, layers: Sequence[int] = (2, 3), fingerprint: str = "f" * 32
         timesteps=tuple(100 * layer for layer in layers),
         length=75,
         tensors={layer: layer_tensors(mode, layer) for layer in layers},
-        model_id="small",
-        model_fingerprint=fingerprint,
+        model=NetworkName("small", fingerprint),
         dino=NetworkName("small/dinov2", "d" * 32) if mode is Mode.CPM else None,
         training={"dataset": "spair", "image_size": 64, "settings": {"steps": 7, "rate": 0.01}},
     )

@@ -72,7 +72,7 @@ def test_prompts_of_sd4match_in_use(
     """By name of the images, through what `eval` and `match` call."""
     tokenizer = SimpleNamespace(bos_token_id=int(metadata["sos"]), eos_token_id=int(metadata["eos"]))
     learned = LearnedPrompts(
-        Mode.CPM, (2,), (261,), 75, {2: part(golden, "cpm.")}, "small", "f", NetworkName("dino", ""), {}
+        Mode.CPM, (2,), (261,), 75, NetworkName("small", "f"), NetworkName("dino", ""), {}, {2: part(golden, "cpm.")}
     )
     prompts = open_pair_prompts(learned, tokenizer, text_encoder, lambda image: golden[f"dino.{image}"][1:])
     torch.testing.assert_close(prompts.of(2, PAIRS), golden["prompt_embeds"], atol=1e-4, rtol=0)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from featstore.backbones.base import NetworkName
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts, prompts_of
 from featstore.prompts.text import TextPrompt
@@ -15,7 +16,7 @@ def learned(mode: Mode, seed: int) -> LearnedPrompts:
     drawn = torch.Generator().manual_seed(seed)
     name = {Mode.SINGLE: "", Mode.CLASS: "cat", Mode.CPM: "weight"}[mode]
     tensors = {layer: {name: torch.randn(77, 8, generator=drawn)} for layer in (2, 3)}
-    return LearnedPrompts(mode, (2, 3), (261, 350), 75, tensors, "owner/model", "ab" * 16, None, {})
+    return LearnedPrompts(mode, (2, 3), (261, 350), 75, NetworkName("owner/model", "ab" * 16), None, {}, tensors)
 
 
 SINGLE, CLASS, OTHER, CPM = (

@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from featstore.backbones.base import NetworkName
 from featstore.errors import DiskFullError, PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
-from featstore.prompts.file import load_prompts, save_prompts
+from featstore.prompts.saved import load_prompts, save_prompts
 from tests.featstore.prompts.made import made
 
 Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
@@ -70,7 +71,7 @@ def test_the_content_is_of_the_numbers_the_names_and_the_mode() -> None:
     }
     assert len(contents) == 5
     assert prompts.content(2) in contents
-    assert prompts.content(2) == replace(prompts, model_id="other").content(2)
+    assert prompts.content(2) == replace(prompts, model=NetworkName("other", "f")).content(2)
     assert replace(prompts, mode=Mode.CPM).content(2) not in contents
 
 

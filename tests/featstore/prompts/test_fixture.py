@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featstore.prompts.base import Mode
-from featstore.prompts.file import load_prompts
+from featstore.prompts.saved import load_prompts
 from tests.fixtures.make_prompts_v1 import prompts
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "prompts-v1"

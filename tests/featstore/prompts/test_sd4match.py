@@ -18,7 +18,7 @@ from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, ConditionalModule
-from featstore.prompts.file import load_prompts, save_prompts
+from featstore.prompts.saved import load_prompts, save_prompts
 from featstore.prompts.sd4match import read_published, to_learned, write_published
 from featstore.prompts.text import fill, frame
 from tests.featstore.prompts.made import made, module_tensors
@@ -98,7 +98,7 @@ def test_import_then_export_gives_the_file_again(small: Small, file: Path, name:
     torch.save(content, file)
     learned = small.learned(file)
     assert (learned.mode, learned.layers, learned.timesteps, learned.length) == (mode, (2,), (261,), 75)
-    assert (learned.model_id, learned.model_fingerprint) == (small.model.location.id, small.model.fingerprint)
+    assert learned.model == small.model.name
     assert learned.training["imported"]["file"] == "Class_spair_sd2-1_TokenEmbeds75/caption.pt"
     write_published(learned, 2, file.with_name("again.pt"))
     assert_equal(read(file.with_name("again.pt")), read(file))
@@ -304,7 +304,7 @@ def test_prompts_of_another_width_or_length(small: Small, file: Path) -> None:
         torch.save(ConditionalModule(8, 60, 768).state_dict(), file)
         with pytest.raises(PromptError, match=wide):
             small.learned(file)
-        torch.save(ConditionalModule(8, 60, WIDTH, 30, 50).state_dict(), file)
+        torch.save(ConditionalModule(8, 60, WIDTH, (30, 50)).state_dict(), file)
         with pytest.raises(PromptError, match=r"makes more vectors than .*: 75"):
             small.learned(file)
     torch.save({"cat": noise(1, 75, WIDTH)}, file)

@@ -1,6 +1,5 @@
 """A small training problem in double precision, with latents made of noise: no store and no VAE."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from featstore.backbones.base import Compute
 from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
 from featstore.backbones.locate import locate
 from featstore.backbones.noise import generator
 from featstore.prompts.base import Mode, PromptSet, Start
 from featstore.prompts.text import frame
 from featstore.store.store import PatchTokens
-from featstore.tuning.networks import Networks
 from featstore.tuning.settings import Noise, TuningSettings
+from featstore.tuning.step import Learner, Networks
 from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 
@@ -80,6 +80,9 @@ class Setup:
     open_prompts: Callable[[TuningSettings], list[PromptSet]]
     text_encoder: Any
 
+    def learner(self, prompts: list[PromptSet]) -> Learner:
+        return Learner(self.settings, self.networks, prompts, NoiseLatents().load)
+
 
 @pytest.fixture(scope="session")
 def setup(small_model: Path) -> Setup:
@@ -89,10 +92,10 @@ def setup(small_model: Path) -> Setup:
     whole = CutUNet(load_unet(location, cpu, double), 3)
     framed = frame(encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, LENGTH)
     unets = tuple(whole.until(layer) for layer in SETTINGS.layers)
-    networks = Networks(encoder, unets, framed, len(tokenizer), cpu, double, contextlib.nullcontext)
+    networks = Networks(encoder, len(tokenizer), framed, unets, Compute(cpu, double, 1))
 
     def open_prompts(settings: TuningSettings, patches: PatchTokens = patch_tokens) -> list[PromptSet]:
-        start = Start(["cat", "dog"], LENGTH, encoder, len(tokenizer), (PATCHES, DINO_WIDTH), patches)
+        start = Start(some_pairs(), LENGTH, encoder, len(tokenizer), patches)
         return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
 
     return Setup(networks, SETTINGS, open_prompts, encoder)

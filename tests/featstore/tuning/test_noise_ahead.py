@@ -5,7 +5,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.tuning.data import NoiseAhead
+from featstore.tuning.step import NoiseAhead
 
 
 class Watched:
@@ -24,12 +24,12 @@ class Watched:
 
 def test_read_before_it_is_asked_for() -> None:
     source = Watched()
-    ahead = NoiseAhead(source, (50, 261, 50))
+    ahead = NoiseAhead(source.load, (50, 261, 50))
     ahead.expect(["a", "bb", "a"], 0)
     ahead.expect(["bb", "ccc"], 1)
-    assert ahead.load("a", 50, 0)[0, 0, 0] == 1050
+    assert ahead("a", 50, 0)[0, 0, 0] == 1050
     assert source.all_of_next.wait(timeout=300), "nobody has asked for step 1 yet"
-    assert ahead.load("ccc", 261, 1)[0, 0, 0] == 3262
+    assert ahead("ccc", 261, 1)[0, 0, 0] == 3262
     assert sorted(source.asked) == sorted(
         [(image, timestep, 0) for image in ("a", "bb") for timestep in (50, 261)]
         + [(image, timestep, 1) for image in ("bb", "ccc") for timestep in (50, 261)]
@@ -38,9 +38,9 @@ def test_read_before_it_is_asked_for() -> None:
 
 def test_what_was_not_expected_is_read_all_the_same() -> None:
     source = Watched()
-    ahead = NoiseAhead(source, (50,))
-    assert ahead.load("a", 50, 7)[0, 0, 0] == 1057
+    ahead = NoiseAhead(source.load, (50,))
+    assert ahead("a", 50, 7)[0, 0, 0] == 1057
     ahead.expect(["a"], 0)
     ahead.expect(["a"], 2)
-    ahead.load("a", 50, 0)
+    ahead("a", 50, 0)
     assert source.asked.count(("a", 50, 0)) == 2, "step 0 was let go"

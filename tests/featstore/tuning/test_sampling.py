@@ -4,7 +4,7 @@ import pytest
 
 from featstore.errors import TuningError
 from featstore.prompts.base import Mode
-from featstore.tuning.data import RandomPairs
+from featstore.tuning.step import RandomPairs
 from tests.featstore.tuning.conftest import SETTINGS
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from featstore.prompts.base import Mode, PromptSet
 from featstore.prompts.text import encode_token_embeddings, fill
 from featstore.tuning.loss import keypoint_losses
-from featstore.tuning.networks import Networks
 from featstore.tuning.settings import TuningSettings
-from featstore.tuning.step import batch_loss
+from featstore.tuning.step import Learner, Networks, batch_loss
 from matcher.fusion import fuse
 from matcher.geometry import pixels_to_cells
 from matcher.match import correlate
@@ -51,7 +50,7 @@ def plain_loss(
 def test_it_equals_the_plain_way(setup: Setup, mode: Mode) -> None:
     settings = replace(setup.settings, mode=mode)
     prompts, pairs = setup.open_prompts(settings), some_pairs()
-    ours, passes = batch_loss(pairs, len(pairs), 3, setup.networks, prompts, NoiseLatents(), settings)
+    ours, passes = batch_loss(Learner(settings, setup.networks, prompts, NoiseLatents().load), pairs, len(pairs), 3)
     assert ours.item() == pytest.approx(plain_loss(pairs, 3, setup.networks, prompts, settings).item(), rel=1e-5)
     # a, b, c, x and y once a layer; a cpm's prompts belong to pairs, so each pair takes two passes of its own
     assert passes == 2 * (2 * len(pairs) if mode is Mode.CPM else 5)
@@ -60,7 +59,7 @@ def test_it_equals_the_plain_way(setup: Setup, mode: Mode) -> None:
 def test_one_layer_alone_equals_the_plain_way(setup: Setup) -> None:
     networks, settings = one_layer(setup, 2)
     prompts, pairs = setup.open_prompts(settings), some_pairs()
-    ours, _ = batch_loss(pairs, len(pairs), 0, networks, prompts, NoiseLatents(), settings)
+    ours, _ = batch_loss(Learner(settings, networks, prompts, NoiseLatents().load), pairs, len(pairs), 0)
     assert ours.item() == pytest.approx(plain_loss(pairs, 0, networks, prompts, settings).item(), rel=1e-5)
 
 
@@ -80,7 +79,7 @@ def test_gradients_are_the_same_bits_every_time(setup: Setup, four_threads: None
         text_encoder=deepcopy(setup.networks.text_encoder).float(),
         unets=tuple(deepcopy(own).float() for own in setup.networks.unets),
         framed=setup.networks.framed.float(),
-        dtype=torch.float32,
+        compute=replace(setup.networks.compute, dtype=torch.float32),
     )
     prompts = setup.open_prompts(settings)
     # so many images that torch finds the sum worth several threads
@@ -90,7 +89,7 @@ def test_gradients_are_the_same_bits_every_time(setup: Setup, four_threads: None
     parameters = [own for layer in prompts for own in layer.parameters()]
 
     def gradients() -> list[Tensor]:
-        loss, _ = batch_loss(pairs, len(pairs), 1, networks, prompts, NoiseLatents(), settings)
+        loss, _ = batch_loss(Learner(settings, networks, prompts, NoiseLatents().load), pairs, len(pairs), 1)
         return list(torch.autograd.grad(loss, parameters))
 
     first = gradients()
@@ -105,7 +104,7 @@ def test_the_gradient_into_the_prompts_is_the_finite_difference(setup: Setup, mo
     prompts, pairs = setup.open_prompts(settings), some_pairs()
 
     def loss() -> Tensor:
-        return batch_loss(pairs, len(pairs), 1, setup.networks, prompts, NoiseLatents(), settings)[0]
+        return batch_loss(Learner(settings, setup.networks, prompts, NoiseLatents().load), pairs, len(pairs), 1)[0]
 
     random = torch.Generator().manual_seed(2)
     for layer in prompts:
@@ -135,7 +134,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(setup: Setup) -> None:
         for own in parameters:
             own.grad = None
         for part in parts:
-            loss, _ = batch_loss(part, len(pairs), 0, setup.networks, prompts, NoiseLatents(), setup.settings)
+            loss, _ = batch_loss(setup.learner(prompts), part, len(pairs), 0)
             loss.backward()  # type: ignore[no-untyped-call]
         return [own.grad for own in parameters if own.grad is not None]
 
@@ -151,7 +150,7 @@ def test_a_category_that_a_batch_lacks_does_not_drift(setup: Setup) -> None:
     for batch in (pairs, pairs[:3], pairs[:3]):
         optimiser.zero_grad(set_to_none=True)
         before = dog.detach().clone(), cat.detach().clone()
-        loss, _ = batch_loss(batch, len(batch), 0, setup.networks, prompts, NoiseLatents(), setup.settings)
+        loss, _ = batch_loss(setup.learner(prompts), batch, len(batch), 0)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         assert not torch.equal(cat, before[1])
@@ -178,7 +177,7 @@ def test_gradient_checkpointing_computes_again_instead_of_keeping(setup: Setup) 
 
     def gradients() -> tuple[list[Tensor], int]:
         calls.clear()
-        loss, _ = batch_loss(pairs, len(pairs), 0, setup.networks, prompts, NoiseLatents(), setup.settings)
+        loss, _ = batch_loss(setup.learner(prompts), pairs, len(pairs), 0)
         found = torch.autograd.grad(loss, parameters)
         return list(found), len(calls)
 
