@@ -28,9 +28,7 @@ from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
-from matcher.configuration import MatchSettings
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import hits
 from matcher.statistics import Interval, bootstrap_mean

@@ -110,7 +110,7 @@ def export(
     from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
     from featstore.store.source import StoredMaps
     from featstore.store.store import open_store
-    from matcher.maps import LayerSpec
+    from matcher.configuration import LayerSpec
 
     kind = _parse_layout(layout)
     check_out(kind, out)

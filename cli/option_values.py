@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from featstore.pipeline.distributed import Part
     from featstore.store.keys import Stored
     from featstore.store.store import Store
-    from matcher.geometry import Geometry
-    from matcher.pairs import Frame
+    from matcher.configuration import Frame, Geometry
     from matcher.pck import Average
 
 DUAL_WEIGHTS = {2: 0.8, 3: 0.6}
@@ -115,7 +114,7 @@ def weights_for(layers: tuple[str, ...], text: str | None) -> tuple[float, ...]:
     """One weight a layer: those typed, else 1 for a single layer, the report's for 2 and 3, and SD4Match's half and
     half for any with `dino`."""
     if text is not None:
-        from matcher.fusion import check_weights
+        from matcher.configuration import check_weights
 
         weights = parse_numbers(text, "--weights")
         if len(weights) != len(layers):
@@ -141,7 +140,7 @@ def check_typed(layers: tuple[int, ...] | None, t: str | None, weights: str | No
     if t is not None:
         parse_timesteps(t)
     if weights is not None:
-        from matcher.fusion import check_weights
+        from matcher.configuration import check_weights
 
         numbers = parse_numbers(weights, "--weights")
         check_weights(len(numbers), numbers)
@@ -182,7 +181,7 @@ def _alphas_between(part: str) -> list[float]:
 
 def parse_readouts(text: str) -> tuple[str, ...]:
     """`nn,softmax` to readouts' names."""
-    from matcher.registry import MODULES
+    from matcher.configuration import MODULES
 
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -203,7 +202,7 @@ def parse_average(text: str) -> "Average":
 
 def parse_frame(text: str | None) -> "Frame | None":
     """`resized` or `original`."""
-    from matcher.pairs import Frame
+    from matcher.configuration import Frame
 
     try:
         return None if text is None else Frame(text)
@@ -213,7 +212,7 @@ def parse_frame(text: str | None) -> "Frame | None":
 
 def parse_geometry(text: str, option: str) -> "Geometry":
     """`corners` or `half-pixel`."""
-    from matcher.geometry import Geometry
+    from matcher.configuration import Geometry
 
     try:
         return Geometry(text)

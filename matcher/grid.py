@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matcher.configuration import Configuration, MatchSettings
+from matcher.configuration import Configuration, MatchSettings, frame_of
 from matcher.errors import MatchError
 from matcher.maps import MapSource
 from matcher.pairs import ALL, MatchingPair, Pairs
 from matcher.pck import Average, Columns, averaged
-from matcher.registry import frame_of
 from matcher.statistics import Interval, bootstrap_mean
 from matcher.sweep import sweep
 

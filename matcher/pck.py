@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from matcher.configuration import Frame, frame_of
 from matcher.errors import MatchError
-from matcher.pairs import ALL, Frame, FramePoints, MatchingPair, Pairs, PixelFrame, Rows
-from matcher.registry import frame_of
+from matcher.pairs import ALL, FramePoints, MatchingPair, Pairs, PixelFrame, Rows
 
 T = TypeVar("T")
 

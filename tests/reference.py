@@ -9,10 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from matcher.configuration import MatchSettings
-from matcher.fusion import check_weights, fuse
-from matcher.maps import LayerSpec, MapSource
-from matcher.match import match_pixels, match_points
+from matcher.configuration import LayerSpec, MatchSettings, check_weights
+from matcher.maps import MapSource
+from matcher.match import fuse, match_pixels, match_points
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair
 

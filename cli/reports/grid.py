@@ -22,11 +22,10 @@ from cli.reports.grid_tables import (
 from cli.reports.scores import spelled
 from cli.reports.tables import write_tables
 from featstore.pipeline.run_grid import GridRun
-from matcher.configuration import MatchSettings
+from matcher.configuration import MatchSettings, frame_of
 from matcher.errors import InputError
 from matcher.grid import GridScores, Winner, weights_of, winners
 from matcher.pck import Average
-from matcher.registry import frame_of
 
 CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
 """By the beginnings of their files' names."""

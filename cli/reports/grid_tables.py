@@ -13,7 +13,7 @@ from cli.reports.tables import Block
 from featstore.pair_list import describe_list
 from featstore.pipeline.results import common_frame
 from featstore.pipeline.run_grid import GridRun
-from matcher.configuration import Configuration, MatchSettings
+from matcher.configuration import Configuration, MatchSettings, frame_of
 from matcher.grid import (
     GridScores,
     TimestepMap,
@@ -26,7 +26,6 @@ from matcher.grid import (
     winners,
 )
 from matcher.pck import Average
-from matcher.registry import frame_of
 from matcher.statistics import Interval
 
 WIDEST = 12

@@ -16,10 +16,9 @@ from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
 from featstore.pipeline.runs import EvaluationRun
+from matcher.configuration import Frame, frame_of
 from matcher.errors import InputError
-from matcher.pairs import Frame
 from matcher.pck import RULE, MatchedPair, RankedPair, best_and_worst
-from matcher.registry import frame_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from featstore.backbones.locate import ALIASES, DEMO
 from featstore.backbones.profile import profile_of
 from featstore.backbones.registry import LAYERS, family_of, is_other
 from featstore.pipeline.distributed import launched
+from matcher.configuration import MODULES
 from matcher.errors import InputError
-from matcher.registry import MODULES
 
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
@@ -77,7 +77,7 @@ def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[
         InputError: Where counts disagree, or layers have no usual weights.
     """
     if weights is not None:
-        from matcher.weights import check_weights
+        from matcher.configuration import check_weights
 
         if len(weights) != len(names):
             raise InputError(f"{len(names)} layer(s) but {len(weights)} weight(s): give one per layer with --weights.")
@@ -103,7 +103,7 @@ def check_layers_of(
         timesteps_for(names, timesteps)
         weights_for(names, weights)
     elif weights is not None:
-        from matcher.weights import check_weights
+        from matcher.configuration import check_weights
 
         check_weights(len(weights), list(weights))
 

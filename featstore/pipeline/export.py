@@ -18,7 +18,8 @@ from featstore.errors import ExportError
 from featstore.files import open_whole, writing
 from featstore.progress import Progress
 from featstore.prompts.file import save_torch
-from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
+from matcher.configuration import LayerSpec
+from matcher.maps import MapSource, images_ahead, read_ahead
 
 _ALIGNMENT = 8
 

@@ -22,12 +22,11 @@ from featstore.store.ledger import StoredLedger, open_ledger
 from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
-from matcher.configuration import Configuration
+from matcher.configuration import Configuration, readout
 from matcher.correlate import BLOCK_CELLS
 from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
-from matcher.registry import readout
 from matcher.sweep import KEPT_BYTES
 
 LIBRARIES = 500_000_000

@@ -35,11 +35,9 @@ from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning import run_folder
-from matcher.configuration import MatchSettings
-from matcher.maps import LayerSpec
-from matcher.pairs import Frame, PixelFrame
+from matcher.configuration import Frame, LayerSpec, MatchSettings, frame_of
+from matcher.pairs import PixelFrame
 from matcher.pck import Average, MatchedPair, Matches, Pck, PckTable, paper_rows, tabulate, to_json
-from matcher.registry import frame_of
 
 FORMAT = run_folder.EVALUATION
 VERSION = 1

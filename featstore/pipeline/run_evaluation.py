@@ -47,10 +47,8 @@ from featstore.progress import Progress, Silent
 from featstore.store.keys import Stored, absolute, parse_location
 from featstore.store.source import StoredMaps, open_features
 from featstore.store.store import Store, open_store
-from matcher.configuration import MatchSettings
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.errors import InputError
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec
 
 OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
 

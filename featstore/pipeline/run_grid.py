@@ -51,9 +51,8 @@ from featstore.progress import Progress, Silent
 from featstore.store.keys import PixelExtractor, Stored, absolute, parse_location
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.configuration import Configuration, MatchSettings, all_layers_fused, angles, one_layer_each
+from matcher.configuration import Configuration, Geometry, MatchSettings, all_layers_fused, angles, one_layer_each
 from matcher.errors import InputError
-from matcher.geometry import Geometry
 from matcher.grid import GridScores
 
 

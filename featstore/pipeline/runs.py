@@ -11,11 +11,9 @@ from featstore.parsing import parse_known
 from featstore.pipeline.predictions import load_predictions
 from featstore.pipeline.results import PREDICTIONS, RUN, Evaluation, Scoring, read_description, tabulated
 from featstore.sealed import check_seal
-from matcher.configuration import Configuration
+from matcher.configuration import MODULES, Configuration, Frame
 from matcher.errors import MatchError
-from matcher.pairs import Frame
 from matcher.pck import Average, Matches
-from matcher.registry import MODULES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

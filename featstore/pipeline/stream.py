@@ -23,7 +23,8 @@ from featstore.store.overlap import reads_ahead
 from featstore.store.row_encoding import RowEncoding, encoding_for
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from matcher.maps import LayerSpec, read_ahead
+from matcher.configuration import LayerSpec
+from matcher.maps import read_ahead
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor
 from featstore.store.overlap import AHEAD_BYTES, REQUESTS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
+from matcher.configuration import LayerSpec
 from matcher.errors import MapError
-from matcher.maps import AHEAD, LayerSpec, MapSource, check_maps, images_ahead
+from matcher.maps import AHEAD, MapSource, check_maps, images_ahead
 
 _NAMED = "'<image id>|<layer name>'"
 

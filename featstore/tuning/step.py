@@ -16,10 +16,10 @@ from featstore.tuning.data import NoisySource
 from featstore.tuning.loss import Descriptors, LayeredMaps, correlations, describe_points, keypoint_losses, layered
 from featstore.tuning.networks import Networks
 from featstore.tuning.settings import TuningSettings
-from matcher.configuration import Configuration
+from matcher.configuration import Configuration, LayerSpec
 from matcher.geometry import pixels_to_cells
 from matcher.grid import score_grid
-from matcher.maps import LayerSpec, MapsInMemory
+from matcher.maps import MapsInMemory
 from matcher.pairs import MatchingPair
 
 Key = TypeVar("Key", bound=Hashable)

@@ -12,9 +12,9 @@ import pytest
 
 from featstore.pipeline.evaluate import Evaluation, tabulated
 from featstore.pipeline.results import save_evaluation
+from matcher.configuration import frame_of
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average, hits
-from matcher.registry import frame_of
 from matcher.spread import graphs_of
 from matcher.statistics import bootstrap_mean, permutation_test
 from tests.cli.conftest import Run

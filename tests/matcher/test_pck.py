@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from matcher.configuration import Frame
 from matcher.errors import MatchError
-from matcher.pairs import ALL, Frame, MatchingPair, OriginalFrame, PixelFrame
+from matcher.pairs import ALL, MatchingPair, OriginalFrame, PixelFrame
 from matcher.pck import Average, MatchedPair, hits, paper_rows, tabulate, to_json, to_rows
 
 

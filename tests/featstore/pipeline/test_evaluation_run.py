@@ -21,7 +21,7 @@ from featstore.errors import DiskFullError, EvaluationError
 from featstore.pipeline.evaluate import Evaluation
 from featstore.pipeline.results import check_place, is_finished, kept_evaluation, save_evaluation
 from featstore.pipeline.runs import EvaluationRun
-from matcher.pairs import Frame
+from matcher.configuration import Frame
 from matcher.pck import Average, Matches
 from tests.featstore.evaluations import annotated, framed, guessed, many_pairs, result_of
 

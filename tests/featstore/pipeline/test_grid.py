@@ -39,12 +39,10 @@ from featstore.store.keys import Extractor, Stored
 from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.configuration import MatchSettings, all_layers_fused, one_layer_each
+from matcher.configuration import LayerSpec, MatchSettings, all_layers_fused, frame_of, one_layer_each
 from matcher.grid import GridScores
-from matcher.maps import LayerSpec
 from matcher.pairs import MatchingPair
 from matcher.pck import hits
-from matcher.registry import frame_of
 from matcher.sweep import TargetMatches, sweep
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
 from tests.reference import evaluate_plainly

@@ -14,9 +14,8 @@ from featstore.tuning.loss import keypoint_losses
 from featstore.tuning.networks import Networks
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import batch_loss
-from matcher.fusion import fuse
 from matcher.geometry import pixels_to_cells
-from matcher.match import correlate
+from matcher.match import correlate, fuse
 from matcher.pairs import MatchingPair
 from tests.featstore.tuning.conftest import NoiseLatents, Setup, one_layer, some_pairs
 
