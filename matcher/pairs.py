@@ -118,6 +118,10 @@ class PairsInFrame:
     target_points: FramePoints
     theta: NDArray[np.float64]
 
+    def view(self, row: int, points: slice) -> tuple[FramePoints, FramePoints, float]:
+        """The same of one pair."""
+        return self.source_points[points], self.target_points[points], float(self.theta[row])
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs(Sequence[MatchingPair]):
@@ -195,25 +199,13 @@ class Pairs(Sequence[MatchingPair]):
         own = slice(int(self.starts[row]), int(self.starts[row] + self.counts[row]))
         original = None
         if self.original is not None and self.sizes is not None:
-            width, height, target_width, target_height = self.sizes[row].tolist()
-            original = OriginalFrame(
-                source_size=(width, height),
-                target_size=(target_width, target_height),
-                source_points=self.original.source_points[own],
-                target_points=self.original.target_points[own],
-                theta=float(self.original.theta[row]),
-            )
-        return MatchingPair(
-            source=self.images[self.source[row]],
-            target=self.images[self.target[row]],
-            category=self.categories[self.category[row]],
-            source_points=self.resized.source_points[own],
-            target_points=self.resized.target_points[own],
-            theta=float(self.resized.theta[row]),
-            original=original,
-            names=None if self.keypoints is None else tuple(self.keypoints[0][n] for n in self.keypoints[1][own]),
-            flags=None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()},
-        )
+            width, height, *target_size = self.sizes[row].tolist()
+            original = OriginalFrame((width, height), tuple(target_size), *self.original.view(row, own))
+        names = None if self.keypoints is None else tuple(self.keypoints[0][n] for n in self.keypoints[1][own])
+        flags = None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()}
+        source, target = (self.images[column[row]] for column in (self.source, self.target))
+        category = self.categories[self.category[row]]
+        return MatchingPair(source, target, category, *self.resized.view(row, own), original, names, flags)
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """How certain a PCK is: bootstrap over images, permutation tests of two runs, and intervals of means."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import NormalDist
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from matcher.errors import MatchError
 from matcher.pairs import MatchingPair, PixelFrame
-from matcher.pck import Average, Columns, Distances, MatchedPair, Matches, averaged, distances
+from matcher.pck import Average, Columns, Distances, Matched, Matches, averaged, distances
 from matcher.spread import CategoryGraph, Floats, Spread, graphs_of, spread
 
 
@@ -87,26 +87,27 @@ def bootstrap(
     sums, totals = np.zeros((resamples, len(values))), np.zeros(resamples)
     found = []
     for graph, own in zip(graphs, of_each, strict=True):
-        weighted, counts = (
-            np.concatenate(parts) for parts in zip(*_draws(graph, values, resamples, random), strict=True)
-        )
+        weighted, counts = _resampled(graph, values, resamples, random)
         sums += graph.share * weighted
         totals += graph.share * counts
         found.append(_interval(weighted, counts, own, confidence))
     return _interval(sums, totals, over_all, confidence), tuple(found)
 
 
-def _draws(
+def _resampled(
     graph: CategoryGraph, values: Floats, resamples: int, random: np.random.Generator
-) -> Iterator[tuple[Floats, Floats]]:
-    """Weighted sums (count, values) and the weights' sums (count,) of all resamples, a block at a time."""
+) -> tuple[Floats, Floats]:
+    """Weighted sums (resamples, values) and the weights' sums (resamples,), made a block at a time."""
     dyads = graph.of_dyads(values)  # (values, K)
     first, second = graph.ends.T
+    weighted, counts = np.empty((resamples, len(values))), np.empty(resamples)
     block = max(_BLOCK // len(first), 1)
     for start in range(0, resamples, block):
-        drawn = draw_images(len(graph.names), min(block, resamples - start), random)
+        into = slice(start, start + block)
+        drawn = draw_images(len(graph.names), len(counts[into]), random)
         times = drawn[:, first] * drawn[:, second]  # (count, K)
-        yield times @ dyads.T, times @ graph.dyad_weights
+        weighted[into], counts[into] = times @ dyads.T, times @ graph.dyad_weights
+    return weighted, counts
 
 
 def draw_images(images: int, count: int, random: np.random.Generator) -> Floats:
@@ -120,15 +121,11 @@ def _interval(sums: Floats, totals: Floats, own: Spread, confidence: float) -> I
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0) - means.mean(axis=0)
     deviation = means.std(axis=0)
-    scale = np.divide(
-        own.error * widening(own.degrees, confidence), deviation, out=np.zeros_like(deviation), where=deviation > 0
-    )
+    wide = own.error * widening(own.degrees, confidence)
+    scale = np.divide(wide, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     unknown = np.isnan(own.variance)
-    return Intervals(
-        own.mean,
-        np.where(unknown, -inf, own.mean + scale * low),
-        np.where(unknown, inf, own.mean + scale * high),
-    )
+    ends = own.mean + scale * low, own.mean + scale * high
+    return Intervals(own.mean, np.where(unknown, -inf, ends[0]), np.where(unknown, inf, ends[1]))
 
 
 FLIPS = 9999
@@ -199,7 +196,7 @@ PckIntervals = Mapping[float, Columns[Interval]]
 
 
 def pck_intervals(
-    matched: Sequence[MatchedPair],
+    matched: Matched,
     readouts: Sequence[str],
     alphas: Sequence[float],
     average: Average,

@@ -24,7 +24,7 @@ from cli.reports.tables import write_tables
 from featstore.pipeline.run_grid import GridRun
 from matcher.configuration import MatchSettings, frame_of
 from matcher.errors import InputError
-from matcher.grid import GridScores, Winner, weights_of, winners
+from matcher.grid import GridScores, Winner, winners
 from matcher.pck import Average
 
 CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
@@ -124,7 +124,7 @@ def _headline(scores: GridScores, best: Winner, average: Average) -> page.Headli
 def _tried(run: GridRun) -> page.FactGroup:
     scores = run.scores
     fused = [entry for entry in scores.configurations if len(entry.layers) > 1]
-    weightings = facts.unique(" : ".join(f"{weight:.3g}" for weight in weights_of(entry)) for entry in fused)
+    weightings = facts.unique(" : ".join(f"{weight:.3g}" for weight in entry.weights) for entry in fused)
     tried = {
         "Layers": _layers(scores),
         "Timesteps": _timesteps(scores),

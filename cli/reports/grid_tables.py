@@ -19,10 +19,8 @@ from matcher.grid import (
     TimestepMap,
     Winner,
     describe,
-    has_timesteps,
     timestep_map,
     to_dictionaries,
-    weights_of,
     winners,
 )
 from matcher.pck import Average
@@ -82,7 +80,7 @@ class GridView:
 
     def over_timesteps(self, alpha: float) -> TimestepMap:
         """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
-        return timestep_map(self.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
+        return timestep_map(self.scores, self.settings, self.best_fused.weights, self.percent(alpha))
 
 
 def views(scores: GridScores, average: Average) -> Iterator[GridView]:
@@ -140,7 +138,7 @@ def _step(configuration: Configuration) -> str:
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
     scores, alpha, best = view.scores, view.alpha, view.best_fused
-    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and has_timesteps(best) else None
+    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and -1 not in best.timesteps else None
     if grid is None or len(grid.columns) > WIDEST:
         values = view.percent(alpha)
         ranked = sorted(view.fused, key=lambda index: -values[index])[:LISTED]

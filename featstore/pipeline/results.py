@@ -37,7 +37,7 @@ from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning import run_folder
 from matcher.configuration import Frame, LayerSpec, MatchSettings, frame_of
 from matcher.pairs import PixelFrame
-from matcher.pck import Average, MatchedPair, Matches, Pck, PckTable, paper_rows, tabulate, to_json
+from matcher.pck import Average, Matched, Matches, Pck, PckTable, paper_rows, tabulate, to_json
 
 FORMAT = run_folder.EVALUATION
 VERSION = 1
@@ -134,9 +134,7 @@ class Evaluation:
         }
 
 
-def tabulated(
-    dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Sequence[MatchedPair]
-) -> Evaluation:
+def tabulated(dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Matched) -> Evaluation:
     """Matches with their table. Raises `MatchError` where there is no pair."""
     matches = Matches.of(matched)
     table = tabulate(matches, scoring.alphas, scoring.pixels)

@@ -12,14 +12,14 @@ import pytest
 
 from featstore.pipeline.evaluate import Evaluation, tabulated
 from featstore.pipeline.results import save_evaluation
-from matcher.configuration import frame_of
 from matcher.pairs import ALL, MatchingPair
-from matcher.pck import Average, hits
+from matcher.pck import Average
 from matcher.spread import graphs_of
 from matcher.statistics import bootstrap_mean, permutation_test
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok, read, refused
 from tests.featstore.evaluations import ALPHAS, guessed, many_pairs, result_of
+from tests.reference import hits
 
 PAIRS = many_pairs()
 
@@ -38,9 +38,7 @@ def two(run: Run) -> Run:
 
 def right(result: Evaluation, alpha: float) -> np.ndarray[Any, Any]:
     """PCK of each pair."""
-    return np.array(
-        [hits(match.predictions["nn"], *match.pair.truth(frame_of("nn")), alpha).mean() for match in result.matched]
-    )
+    return np.array([hits(match, "nn", alpha).mean() for match in result.matched])
 
 
 @pytest.mark.parametrize("average", list(Average))

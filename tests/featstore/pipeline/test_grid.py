@@ -39,13 +39,12 @@ from featstore.store.keys import Extractor, Stored
 from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.configuration import LayerSpec, MatchSettings, all_layers_fused, frame_of, one_layer_each
+from matcher.configuration import LayerSpec, MatchSettings, all_layers_fused, one_layer_each
 from matcher.grid import GridScores
 from matcher.pairs import MatchingPair
-from matcher.pck import hits
 from matcher.sweep import TargetMatches, sweep
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
-from tests.reference import evaluate_plainly
+from tests.reference import evaluate_plainly, hits
 
 SIZE = 64
 TIMESTEPS = (50, 261)
@@ -225,19 +224,13 @@ def test_cells_are_the_plain_evaluation_of_their_configuration(
     """One fused map at a time, one pair at a time."""
     store = built.copied(tmp_path, "maps.zarr")
     maps, pairs = StoredMaps(store, extractor_for(store)), framed(built, store)
-    assert undisturbed.points.tolist() == [len(pair.names) for pair in built.pairs]
+    assert undisturbed.pairs.counts.tolist() == [len(pair.names) for pair in built.pairs]
     for index in (0, 3, 5, 10, 12):
         layers = GRID.configurations[index].layers
         plain = evaluate_plainly(pairs, maps, layers, GRID.readouts, SETTINGS, COMPUTE.device)
         expected = np.array(
             [
-                [
-                    [
-                        hits(match.predictions[readout], *match.pair.truth(frame_of(readout)), alpha).sum()
-                        for match in plain
-                    ]
-                    for alpha in GRID.alphas
-                ]
+                [[hits(match, readout, alpha).sum() for match in plain] for alpha in GRID.alphas]
                 for readout in GRID.readouts
             ]
         )
