@@ -7,7 +7,7 @@ the original frame they are read at every pixel of the target image, as DIFT doe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from matcher.geometry import (
     upsampling,
     without,
 )
-from matcher.readout import NN, cells_of, doubt, integer_neighbours, largest, nearest, nearest_pixels
+from matcher.readout import NN, cells_of, doubt, integer_neighbours, largest, nearest_pixels
 
 Maps = Mapping[LayerSpec, Tensor]
 """Those of an image, (C, h, w) each."""
@@ -201,28 +201,40 @@ class Blend:
         return max(self.weights) ** 2 / self.length / (self.square(squares).sqrt() + NORM_EPSILON)
 
 
-def match_cells(family: Family, samples: Samples, rows: Tensor, maps: Maps) -> Tensor:
-    """Where points lie in a target image, in the resized frame.
+def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_size: tuple[int, int]) -> Tensor:
+    """Where points lie in a target image.
 
     Args:
         family: What is asked.
         samples: Those of the source images.
         rows: (n,), the samples that are meant.
         maps: The target's, float32.
+        original_size: (width, height) of the target's original; of any size where the family is of the resized frame.
 
     Returns:
-        (members of the family, its readouts, n, 2) in pixels of the resized frame.
+        (members of the family, its readouts, n, 2) in pixels of the family's frame.
     """
     ups, size = family.upsamplings(maps)
     norms = {key: squared_norms(maps[key[1]], up).sqrt() for key, up in ups.items()}
     targets = {key: TargetMap(maps[key[1]], up, norms[key] + NORM_EPSILON) for key, up in ups.items()}
-    lengths = {key: _lengths(norm) for key, norm in norms.items()}
-    blends, places = _distinct([_blend(one, lengths) for one in family.configurations])
+    block = max(BLOCK_CELLS // (size[0] * size[1] * family.rows * len(targets)), 1)
+    to_pixels: Upsampling | None = None
+    at_pixels: dict[MapKey, Tensor] = {}  # squared norms
+    if family.frame is Frame.RESIZED:
+        lengths = {key: _lengths(norm) for key, norm in norms.items()}
+        blends, places = _distinct([_blend(one, lengths) for one in family.configurations])
+        chunk, found_on = max(CHUNK_CELLS // (size[0] * size[1]), 1) if rows.device.type == "cpu" else block, size
+    else:
+        if len(family.maps) == 1:  # it is normalised at the pixels only; of several, each cell before they are fused
+            targets = {key: replace(target, divisor=None) for key, target in targets.items()}
+        found_on = original_size[::-1]
+        to_pixels = upsampling(size, found_on, Geometry.HALF_PIXEL, rows.device, "bilinear")
+        at_pixels = {key: squared_norms_at_pixels(target, to_pixels) for key, target in targets.items()}
+        blends, places = _distinct(list(map(Blend.plain, family.configurations)))
+        chunk = max(CHUNK_PIXELS // (found_on[0] * found_on[1]), 1)
     best = torch.empty(len(blends), len(rows), dtype=torch.long, device=rows.device)
     doubts = torch.empty(len(blends), len(rows), device=rows.device)
     found = torch.empty(len(blends), len(family.readouts), len(rows), 2, device=rows.device)
-    block = _block_of(family, size)
-    chunk = max(CHUNK_CELLS // (size[0] * size[1]), 1) if rows.device.type == "cpu" else block
     buffer = torch.empty(min(chunk, block, len(rows)), family.rows, *size, device=rows.device)
     for start in range(0, len(rows), block):
         chosen = rows[start : start + block]
@@ -236,54 +248,20 @@ def match_cells(family: Family, samples: Samples, rows: Tensor, maps: Maps) -> T
                 total = blend.sum(pieces, buffer)
                 # a correlation is linear in its descriptor: that of the blend is the blend of the corners'
                 whole = total[:, 0] if family.rows == 1 else torch.einsum("nrhw,nr->nhw", total, shares)
+                if to_pixels is not None:
+                    whole = to_pixels.scalars(whole) / (blend.square(at_pixels).sqrt() + NORM_EPSILON)
                 best[member, into] = largest(whole)
                 doubts[member, into] = doubt(whole, best[member, into])
                 if family.readouts != (NN,):
-                    centre = cells_of(best[member, into], size)
+                    centre = cells_of(best[member, into], found_on) + doubts[member, into, None]
                     read = Correlations(family.settings, whole, blend.scale(squares), centre, total, shares)
                     for column, known in enumerate(family.readouts):
                         found[member, column, into] = known.read(read)
     if NN in family.readouts:
         found[:, family.readouts.index(NN)] = cells_of(best, size) + doubts[..., None]
+    if to_pixels is not None:
+        return found[places]
     return cells_to_pixels(found[places], family.settings.image_size, size, family.settings.geometry)
-
-
-def match_pixels(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_size: tuple[int, int]) -> Tensor:
-    """`match_cells` in the original frame, of a target image of `original_size` = (width, height): (members of the
-    family, its readouts, n, 2), pixels of that frame."""
-    ups, size = family.upsamplings(maps)
-    to_pixels = upsampling(size, original_size[::-1], Geometry.HALF_PIXEL, rows.device, "bilinear")
-    targets = {}
-    for key, up in ups.items():
-        # a layer that is alone is normalised at the pixels only, of several each cell before they are fused
-        divisor = None if len(family.maps) == 1 else squared_norms(maps[key[1]], up).sqrt() + NORM_EPSILON
-        targets[key] = TargetMap(maps[key[1]], up, divisor)
-    at_pixels = {key: squared_norms_at_pixels(target, to_pixels) for key, target in targets.items()}
-    found = torch.empty(len(family.members), len(family.readouts), len(rows), 2, device=rows.device)
-    block = _block_of(family, size)
-    buffer = torch.empty(min(block, len(rows)), *size, device=rows.device)
-    chunk = max(CHUNK_PIXELS // (original_size[0] * original_size[1]), 1)
-    for start in range(0, len(rows), block):
-        chosen = rows[start : start + block]
-        products = {key: target.correlate(samples.vectors[key][chosen])[:, 0] for key, target in targets.items()}
-        for member, blend in enumerate(map(Blend.plain, family.configurations)):
-            total = blend.sum(products, buffer)
-            length = blend.square(at_pixels).sqrt() + NORM_EPSILON  # (H_pixels, W_pixels)
-            scale = blend.scale({key: samples.squares[key][chosen] for key in targets})
-            for first in range(0, len(chosen), chunk):
-                part = slice(first, first + chunk)
-                sums = to_pixels.scalars(total[part]) / length
-                shares = samples.shares[chosen][part]
-                read = Correlations(family.settings, sums, scale[part], nearest(sums), sums[:, None], shares)
-                for column, known in enumerate(family.readouts):
-                    found[member, column, start + first : start + first + len(sums)] = known.read(read)
-    return found
-
-
-def _block_of(family: Family, size: tuple[int, int]) -> int:
-    """How many points are correlated at once with all maps of a family."""
-    count = sum(len(specs) for specs in family.maps)
-    return max(BLOCK_CELLS // (size[0] * size[1] * family.rows * count), 1)
 
 
 TIMES = {(0, 0): 1, (0, 1): 2, (1, 0): 2, (1, 1): 2, (1, -1): 2}
@@ -331,9 +309,8 @@ def _blend(configuration: Configuration, lengths: Mapping[MapKey, Tensor | None]
 def _distinct(blends: Sequence[Blend]) -> tuple[list[Blend], list[int]]:
     """The different ones, those of the same maps beside each other (these are then in the processor's cache), and for
     each of `blends` which of them it is: with one weight 0 the other layers' timesteps make no difference."""
-    of_maps: dict[tuple[MapKey, ...], dict[tuple[float, ...], Blend]] = {}
-    for blend in blends:
-        of_maps.setdefault(blend.keys, {}).setdefault(blend.weights, blend)
-    found = [blend for own in of_maps.values() for blend in own.values()]
+    distinct = {(blend.keys, blend.weights): blend for blend in blends}
+    order = {keys: place for place, (keys, _) in enumerate(distinct)}
+    found = sorted(distinct.values(), key=lambda blend: order[blend.keys])
     number = {(blend.keys, blend.weights): place for place, blend in enumerate(found)}
     return found, [number[blend.keys, blend.weights] for blend in blends]

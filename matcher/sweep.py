@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matcher.configuration import Configuration, Frame, LayerSpec, MatchSettings, Readout, readout
-from matcher.correlate import Family, Keypoints, Maps, Samples, match_cells, match_pixels, sample
+from matcher.correlate import Family, Keypoints, Maps, Samples, match, sample
 from matcher.errors import MatchError
 from matcher.maps import MapSource, images_ahead, read_ahead
 from matcher.pairs import MatchingPair, Pairs
@@ -81,11 +81,8 @@ def sweep(
             for family, sampled in zip(plan, samples, strict=True):
                 for (_, spec), vectors in sampled.vectors.items():
                     check_channels(vectors.shape[2], image[spec].shape[0])
-                if family.frame is Frame.RESIZED:
-                    positions = match_cells(family, sampled, chosen, image)
-                else:
-                    width, height = pairs.in_original_frame()[1][members[0], 2:].tolist()
-                    positions = match_pixels(family, sampled, chosen, image, (width, height))
+                width, height = (0, 0) if pairs.sizes is None else pairs.sizes[members[0], 2:].tolist()
+                positions = match(family, sampled, chosen, image, (width, height))
                 columns = torch.tensor([asked.index(known) for known in family.readouts], device=device)
                 found[torch.tensor(family.members, device=device)[:, None], columns] = positions
             # all pairs of the target leave the device together
