@@ -206,7 +206,7 @@ TARGETS = [f"{category}/{index}" for category, count in PICTURES.items() for ind
 
 def test_the_pictures_tell_configurations_apart(undisturbed: GridScores) -> None:
     """What the other tests stand on: hits that are neither all nor none and differ between almost all cells."""
-    shares = undisturbed.hits.sum(axis=-1) / undisturbed.points.sum()
+    shares = undisturbed.hits.sum(axis=-1) / undisturbed.pairs.counts.sum()
     assert (shares > 0).all()
     assert (shares < 1).all()
     distinct = {cell.tobytes() for cell in undisturbed.hits}
