@@ -22,6 +22,8 @@ def widening(degrees: NDArray[np.float64], confidence: float) -> NDArray[np.floa
     return np.asarray(np.sqrt(degrees * np.expm1(moved**2 / degrees)) / normal)
 
 
+CONFIDENCE = 0.95
+
 RESAMPLES = 2000
 _BLOCK = 4_000_000
 """Weights (resamples x dyads) held at once: 32 MB."""
@@ -29,7 +31,7 @@ _BLOCK = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over pairs and its interval at the confidence asked for, in the values' unit; infinite where there is
+    """A mean over pairs and its interval of 95 %, in the values' unit; infinite where there is
     nothing to tell it from."""
 
     mean: float
@@ -60,7 +62,6 @@ def bootstrap_mean(
     seed: int,
     sizes: NDArray[np.float64] | None = None,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
 ) -> Interval:
     """Mean of a value a pair (a PCK, or the difference of two over the same pairs) with its interval.
 
@@ -70,16 +71,12 @@ def bootstrap_mean(
     """
     if len(pairs) != len(values):
         raise MatchError(f"{len(pairs)} pair(s) with {len(values)} value(s) cannot be resampled.")
-    over_all, _ = bootstrap(graphs_of(pairs, sizes), values[None], seed, resamples, confidence)
+    over_all, _ = bootstrap(graphs_of(pairs, sizes), values[None], seed, resamples)
     return over_all[0]
 
 
 def bootstrap(
-    graphs: Sequence[CategoryGraph],
-    values: Floats,
-    seed: int,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
+    graphs: Sequence[CategoryGraph], values: Floats, seed: int, resamples: int = RESAMPLES
 ) -> tuple[Intervals, tuple[Intervals, ...]]:
     """`bootstrap_mean` over all pairs, and of each category, for many values (values, pairs) at once."""
     over_all, of_each = spread(graphs, values)
@@ -90,8 +87,8 @@ def bootstrap(
         weighted, counts = _resampled(graph, values, resamples, random)
         sums += graph.share * weighted
         totals += graph.share * counts
-        found.append(_interval(weighted, counts, own, confidence))
-    return _interval(sums, totals, over_all, confidence), tuple(found)
+        found.append(_interval(weighted, counts, own))
+    return _interval(sums, totals, over_all), tuple(found)
 
 
 def _resampled(
@@ -115,13 +112,13 @@ def draw_images(images: int, count: int, random: np.random.Generator) -> Floats:
     return random.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)
 
 
-def _interval(sums: Floats, totals: Floats, own: Spread, confidence: float) -> Intervals:
+def _interval(sums: Floats, totals: Floats, own: Spread) -> Intervals:
     # a resample in which no pair has both images says nothing; it happens only with a handful of images
     means = sums[totals > 0] / totals[totals > 0, None]  # (resamples, values)
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0) - means.mean(axis=0)
     deviation = means.std(axis=0)
-    wide = own.error * widening(own.degrees, confidence)
+    wide = own.error * widening(own.degrees, CONFIDENCE)
     scale = np.divide(wide, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     unknown = np.isnan(own.variance)
     ends = own.mean + scale * low, own.mean + scale * high
@@ -182,7 +179,7 @@ def _share_as_far(own: Spread, flipped: Floats, variances: Floats) -> Floats:
     """The share of flips whose mean by its error is as far from 0 as that of the data, the data among them."""
     # the data's error is known a little less well than that of flipped effects: larger, by so much that both agree
     # where p is 0.05
-    larger = widening(own.degrees, 0.95) / widening(own.image_degrees, 0.95)
+    larger = widening(own.degrees, CONFIDENCE) / widening(own.image_degrees, CONFIDENCE)
     variance = own.variance * larger**2
     as_far = flipped**2 * variance[:, None] >= _EQUAL * own.mean[:, None] ** 2 * variances
     shares = (1 + as_far.sum(axis=1)) / (1 + flipped.shape[1])
