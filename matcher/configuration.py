@@ -172,11 +172,9 @@ def all_layers_fused(
     of `timesteps`)."""
     for weighting in weights:
         check_weights(len(timesteps), weighting)
-    return tuple(
-        Configuration(tuple(map(LayerSpec, timesteps, steps, weighting)), settings)
-        for weighting in weights
-        for steps in itertools.product(*timesteps.values())
-    )
+    choices = itertools.product(weights, itertools.product(*timesteps.values()))
+    layers = (tuple(map(LayerSpec, timesteps, steps, weighting)) for weighting, steps in choices)
+    return tuple(Configuration(own, settings) for own in layers)
 
 
 def angles(count: int = ANGLES) -> tuple[tuple[float, float], ...]:

@@ -7,7 +7,7 @@ the original frame they are read at every pixel of the target image, as DIFT doe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -142,24 +142,6 @@ EVEN = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TargetMap:
-    """features: (C, h, w), float32. up: to the final size (H, W). divisor: (H, W), what its correlations are divided
-    by; None where they are not."""
-
-    features: Tensor
-    up: Upsampling
-    divisor: Tensor | None
-
-    def correlate(self, vectors: Tensor) -> Tensor:
-        """Query vectors (n, rows, C) to correlations (n, rows, H, W)."""
-        products = vectors.flatten(0, 1) @ self.features.flatten(1)  # (n * rows, h * w)
-        maps = self.up.scalars(products.unflatten(1, self.features.shape[1:]))
-        if self.divisor is not None:
-            maps = maps.div_(self.divisor)
-        return maps.unflatten(0, vectors.shape[:2])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Blend:
     """A configuration over one target. keys, weights: of the layers that weigh something. lengths: (H, W), norms of the
     fused cells; None where all have the norm `length`."""
@@ -216,8 +198,8 @@ def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_s
     """
     ups, size = family.upsamplings(maps)
     norms = {key: squared_norms(maps[key[1]], up).sqrt() for key, up in ups.items()}
-    targets = {key: TargetMap(maps[key[1]], up, norms[key] + NORM_EPSILON) for key, up in ups.items()}
-    block = max(BLOCK_CELLS // (size[0] * size[1] * family.rows * len(targets)), 1)
+    divisors: dict[MapKey, Tensor | None] = {key: norm + NORM_EPSILON for key, norm in norms.items()}
+    block = max(BLOCK_CELLS // (size[0] * size[1] * family.rows * len(ups)), 1)
     to_pixels: Upsampling | None = None
     at_pixels: dict[MapKey, Tensor] = {}  # squared norms
     if family.frame is Frame.RESIZED:
@@ -226,10 +208,12 @@ def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_s
         chunk, found_on = max(CHUNK_CELLS // (size[0] * size[1]), 1) if rows.device.type == "cpu" else block, size
     else:
         if len(family.maps) == 1:  # it is normalised at the pixels only; of several, each cell before they are fused
-            targets = {key: replace(target, divisor=None) for key, target in targets.items()}
+            divisors = dict.fromkeys(divisors)
         found_on = original_size[::-1]
         to_pixels = upsampling(size, found_on, Geometry.HALF_PIXEL, rows.device, "bilinear")
-        at_pixels = {key: squared_norms_at_pixels(target, to_pixels) for key, target in targets.items()}
+        at_pixels = {
+            key: squared_norms_at_pixels(maps[key[1]], up, divisors[key], to_pixels) for key, up in ups.items()
+        }
         blends, places = _distinct(list(map(Blend.plain, family.configurations)))
         chunk = max(CHUNK_PIXELS // (found_on[0] * found_on[1]), 1)
     best = torch.empty(len(blends), len(rows), dtype=torch.long, device=rows.device)
@@ -238,12 +222,14 @@ def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_s
     buffer = torch.empty(min(chunk, block, len(rows)), family.rows, *size, device=rows.device)
     for start in range(0, len(rows), block):
         chosen = rows[start : start + block]
-        products = {key: target.correlate(samples.vectors[key][chosen]) for key, target in targets.items()}
+        products = {
+            key: _correlate(samples.vectors[key][chosen], maps[key[1]], up, divisors[key]) for key, up in ups.items()
+        }
         for first in range(0, len(chosen), chunk):
             part = chosen[first : first + chunk]
             into = slice(start + first, start + first + len(part))
             pieces = {key: product[first : first + chunk] for key, product in products.items()}
-            squares, shares = {key: samples.squares[key][part] for key in targets}, samples.shares[part]
+            squares, shares = {key: samples.squares[key][part] for key in ups}, samples.shares[part]
             for member, blend in enumerate(blends):
                 total = blend.sum(pieces, buffer)
                 # a correlation is linear in its descriptor: that of the blend is the blend of the corners'
@@ -264,20 +250,28 @@ def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_s
     return cells_to_pixels(found[places], family.settings.image_size, size, family.settings.geometry)
 
 
+def _correlate(vectors: Tensor, features: Tensor, up: Upsampling, divisor: Tensor | None) -> Tensor:
+    """Query vectors (n, rows, C) with a map (C, h, w), float32, brought to the final size by `up`: correlations
+    (n, rows, H, W), divided by `divisor` (H, W) if there is one."""
+    products = vectors.flatten(0, 1) @ features.flatten(1)  # (n * rows, h * w)
+    maps = up.scalars(products.unflatten(1, features.shape[1:]))
+    return (maps if divisor is None else maps.div_(divisor)).unflatten(0, vectors.shape[:2])
+
+
 TIMES = {(0, 0): 1, (0, 1): 2, (1, 0): 2, (1, 1): 2, (1, -1): 2}
 """How often the square of a bilinear blend has the inner product of a cell and the one (down, right) of it."""
 
 
-def squared_norms_at_pixels(target: TargetMap, to_pixels: Upsampling) -> Tensor:
-    """Squared norms, (H_pixels, W_pixels), of a map whose cells were brought to the final size, divided by its divisor
-    if it has one, and upsampled by `to_pixels`; >= 0."""
+def squared_norms_at_pixels(features: Tensor, up: Upsampling, divisor: Tensor | None, to_pixels: Upsampling) -> Tensor:
+    """Squared norms, (H_pixels, W_pixels), of a map (C, h, w) whose cells were brought to the final size by `up`,
+    divided by `divisor` (H, W), if there is one, and upsampled by `to_pixels`; >= 0."""
     rows, columns = to_pixels.rows, to_pixels.columns
     total = torch.zeros(to_pixels.size, dtype=rows.dtype, device=rows.device)
     # a map of one row or one column has no neighbours there
     offsets = [(down, right) for down, right in TIMES if down < rows.shape[1] and abs(right) < columns.shape[1]]
-    for (down, right), products in zip(offsets, inner_products(target.features, target.up, offsets), strict=True):
-        if target.divisor is not None:
-            above, below = without(target.divisor, -down, dim=0), without(target.divisor, down, dim=0)
+    for (down, right), products in zip(offsets, inner_products(features, up, offsets), strict=True):
+        if divisor is not None:
+            above, below = without(divisor, -down, dim=0), without(divisor, down, dim=0)
             products = products / (without(above, -right) * without(below, right))
         row_pairs = without(rows, -down) * without(rows, down)
         column_pairs = without(columns, -right) * without(columns, right)

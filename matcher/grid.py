@@ -66,8 +66,7 @@ class GridScores:
         return self._interval(lead, average).within(-1, 1)
 
     def _interval(self, values: NDArray[np.float64], average: Average) -> Interval:
-        sizes = None if average is Average.IMAGE else self.pairs.counts.astype(np.float64)
-        return bootstrap_mean(self.pairs, values, seed=0, sizes=sizes)
+        return bootstrap_mean(self.pairs, values, 0, self.pairs.counts if average is Average.POINT else None)
 
 
 def score_grid(
@@ -158,7 +157,7 @@ def describe(configuration: Configuration) -> dict[str, Any]:
     return {
         "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
         "t": [layer.timestep for layer in layers],
-        "weights": [layer.weight for layer in layers],
+        "weights": list(configuration.weights),
         "geometry": settings.geometry.value,
         "upsample": settings.upsample,
         "upsample_align": settings.upsample_align.value,
@@ -177,15 +176,9 @@ CSV_HEADER = ("layers", "t", "weights", "geometry", "upsample", "upsample_align"
 def to_rows(scores: GridScores) -> Iterator[tuple[str, ...]]:
     """One row a number over all pairs, in the order of `CSV_HEADER`; several layers are joined by `+`."""
     for index, configuration in enumerate(scores.configurations):
-        settings = configuration.settings
-        own = (
-            "+".join(layer.layer for layer in configuration.layers),
-            "+".join("" if layer.timestep is None else str(layer.timestep) for layer in configuration.layers),
-            "+".join(f"{weight:g}" for weight in configuration.weights),
-            settings.geometry.value,
-            str(settings.upsample),
-            settings.upsample_align.value,
-        )
+        layers, steps, weights, *settings = describe(configuration).values()
+        several = layers, ("" if step is None else step for step in steps), (f"{weight:g}" for weight in weights)
+        own = (*("+".join(map(str, column)) for column in several), *map(str, settings))
         yield from ((*own, *row) for row in pck_rows(scores.table(index)) if row[3] == ALL)
 
 

@@ -93,10 +93,7 @@ def _not_known(pair: MatchingPair) -> MatchError:
 
 def _check_categories(names: Iterable[str], whose: str) -> None:
     if any(name.strip() == ALL for name in names):
-        raise MatchError(
-            f"{whose} is of a category called {ALL}, which is reserved for the score over all pairs; rename the "
-            "category."
-        )
+        raise MatchError(f"{whose} is of a category called {ALL}, the name of the score over all pairs; rename it.")
 
 
 Integers = NDArray[np.integer[Any]]

@@ -20,6 +20,7 @@ degrees of freedom. So each category has its `images`, times one factor for all:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ class Spread:
         return np.sqrt(self.variance)
 
 
-def graphs_of(pairs: Sequence[MatchingPair], sizes: Floats | None = None) -> tuple[CategoryGraph, ...]:
+def graphs_of(pairs: Sequence[MatchingPair], sizes: NDArray[Any] | None = None) -> tuple[CategoryGraph, ...]:
     """The graph of each category, sorted by name. sizes: (pairs,) > 0, how much each pair counts, all the same where
     none are given. Raises `MatchError` where there is no pair, or the counts differ."""
     if not pairs:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def bootstrap_mean(
     pairs: Sequence[MatchingPair],
     values: NDArray[np.float64],
     seed: int,
-    sizes: NDArray[np.float64] | None = None,
+    sizes: NDArray[Any] | None = None,
     resamples: int = RESAMPLES,
 ) -> Interval:
     """Mean of a value a pair (a PCK, or the difference of two over the same pairs) with its interval.
@@ -204,8 +205,7 @@ def pck_intervals(
     matches = Matches.of(matched)
     measured = [distances(matches, readout, frame) for readout in readouts]
     values = np.array([found.hits(alpha) / found.counts for found in measured for alpha in alphas])  # (values, pairs)
-    sizes = measured[0].counts.astype(np.float64) if average is Average.POINT else None
-    graphs = graphs_of(matches.pairs, sizes)
+    graphs = graphs_of(matches.pairs, matches.pairs.counts if average is Average.POINT else None)
     over_all, of_each = bootstrap(graphs, values, INTERVAL_SEED)
 
     def columns(value: int) -> Columns[Interval]:
@@ -243,7 +243,7 @@ def compare(
     counts = first.counts
     if len(pairs) != len(counts) or not np.array_equal(counts, second.counts):
         raise MatchError("Runs can be compared only over the same pairs with the same points.")
-    graphs = graphs_of(pairs, counts.astype(np.float64) if average is Average.POINT else None)
+    graphs = graphs_of(pairs, counts if average is Average.POINT else None)
     hits = [np.array([run.hits(alpha) for alpha in alphas]) for run in (first, second)]  # (alphas, pairs) each
     values = (hits[1] - hits[0]) / counts
     leads, lead_of_each = bootstrap(graphs, values, COMPARISON_SEED)
