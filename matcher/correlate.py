@@ -9,9 +9,7 @@ the original frame they are read at every pixel of the target image, as DIFT doe
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from matcher.configuration import (
@@ -73,20 +71,6 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Keypoints:
-    """The distinct source points of one image over many pairs.
-
-    resized: (n, 2) pixels of the resized frame. original: (n, 2) pixels of the original image of `original_size` =
-    (width, height); of any size where the pairs have none. rows: which of the n each source point of the pairs is.
-    """
-
-    resized: NDArray[np.float32]
-    original: NDArray[np.float32]
-    original_size: tuple[int, int]
-    rows: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Samples:
     """What n points are to a family. shares: (n, rows), by which a point's rows blend into its descriptor.
 
@@ -99,21 +83,20 @@ class Samples:
     squares: Mapping[MapKey, Tensor]
 
 
-def sample(family: Family, keypoints: Keypoints, maps: Maps) -> Samples:
-    """Sample the maps of one image at its keypoints.
+def sample(family: Family, points: Tensor, original_size: tuple[int, int], maps: Maps) -> Samples:
+    """Sample the maps of one image at points (n, 2), pixels of the family's frame. original_size: (width, height); of
+    any size where that is the resized frame.
 
     A layer that is alone is sampled raw; of several, each cell is divided by its norm before it is sampled
     (docs/method.md, Normalisation and fusion). In the original frame the sample is taken at the pixel nearest to the
     keypoint, as DIFT does.
     """
     ups, size = family.upsamplings(maps)
-    settings, device = family.settings, next(iter(maps.values())).device
     if family.frame is Frame.RESIZED:
-        points = torch.from_numpy(keypoints.resized).to(device)
-        positions = pixels_to_cells(points, settings.image_size, size, settings.geometry)
+        positions = pixels_to_cells(points, family.settings.image_size, size, family.settings.geometry)
     else:
-        points = nearest_pixels(torch.from_numpy(keypoints.original).to(device), keypoints.original_size)
-        positions = pixels_to_cells(points, keypoints.original_size[::-1], size, Geometry.HALF_PIXEL)
+        pixels = nearest_pixels(points, original_size)
+        positions = pixels_to_cells(pixels, original_size[::-1], size, Geometry.HALF_PIXEL)
     corners, shares = integer_neighbours(positions, size)
     vectors: dict[MapKey, Tensor] = {}
     squares: dict[MapKey, Tensor] = {}

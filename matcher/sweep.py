@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matcher.configuration import Configuration, Frame, LayerSpec, MatchSettings, Readout, readout
-from matcher.correlate import Family, Keypoints, Maps, Samples, match, sample
+from matcher.correlate import Family, Maps, Samples, match, sample
 from matcher.errors import MatchError
 from matcher.maps import MapSource, images_ahead, read_ahead
 from matcher.pairs import MatchingPair, Pairs
@@ -81,8 +81,7 @@ def sweep(
             for family, sampled in zip(plan, samples, strict=True):
                 for (_, spec), vectors in sampled.vectors.items():
                     check_channels(vectors.shape[2], image[spec].shape[0])
-                width, height = (0, 0) if pairs.sizes is None else pairs.sizes[members[0], 2:].tolist()
-                positions = match(family, sampled, chosen, image, (width, height))
+                positions = match(family, sampled, chosen, image, _original_sizes(pairs, members[0])[1])
                 columns = torch.tensor([asked.index(known) for known in family.readouts], device=device)
                 found[torch.tensor(family.members, device=device)[:, None], columns] = positions
             # all pairs of the target leave the device together
@@ -161,24 +160,25 @@ def _sample_sources(
     rows = np.full(int(pairs.counts.sum()), -1, dtype=np.int64)
     count = 0
     sources = pairs.grouped("source", group)
+    frames = [pairs.resized] if pairs.original is None else [pairs.resized, pairs.original]
     for source, raw in read_ahead(sources, shelf.lend, ahead):
-        keypoints = _distinct_keypoints(pairs, sources[source])
+        own = pairs.points(sources[source])
+        stacked = np.hstack([frame.source_points[own] for frame in frames])
+        distinct, places = np.unique(stacked, axis=0, return_inverse=True)
+        keypoints = {Frame.RESIZED: distinct[:, :2], Frame.ORIGINAL: distinct[:, 2:]}
         image = {spec: features.to(device) for spec, features in raw.items()}
+        size = _original_sizes(pairs, sources[source][0])[0]
         for family, samples in zip(plan, parts, strict=True):
-            samples.append(sample(family, keypoints, image))
-        rows[pairs.points(sources[source])] = keypoints.rows + count
-        count += len(keypoints.resized)
+            samples.append(sample(family, torch.from_numpy(keypoints[family.frame]).to(device), size, image))
+        rows[own] = places.reshape(-1) + count
+        count += len(distinct)
     return [_join(samples) for samples in parts], rows
 
 
-def _distinct_keypoints(pairs: Pairs, members: Sequence[int]) -> Keypoints:
-    """Of the pairs `members`, which start in the same image."""
-    points = pairs.points(members)
-    frames = [pairs.resized] if pairs.original is None else [pairs.resized, pairs.original]
-    stacked = np.hstack([frame.source_points[points] for frame in frames])
-    distinct, rows = np.unique(stacked, axis=0, return_inverse=True)
-    width, height = (0, 0) if pairs.sizes is None else pairs.sizes[members[0], :2].tolist()
-    return Keypoints(distinct[:, :2], distinct[:, 2:], (width, height), rows.reshape(-1))
+def _original_sizes(pairs: Pairs, row: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of a pair's images; (0, 0), which nothing asks for, where they are not known."""
+    width, height, *target = (0, 0, 0, 0) if pairs.sizes is None else pairs.sizes[row].tolist()
+    return (width, height), (target[0], target[1])
 
 
 def _join(parts: Sequence[Samples]) -> Samples:
