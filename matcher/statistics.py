@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matcher.errors import MatchError
-from matcher.pairs import MatchingPair, PixelFrame
+from matcher.pairs import ALL, MatchingPair, PixelFrame
 from matcher.pck import Average, Columns, Distances, Matched, Matches, averaged, distances
 from matcher.spread import CategoryGraph, Floats, Spread, graphs_of, spread
 
@@ -187,7 +187,8 @@ def _share_as_far(own: Spread, flipped: Floats, variances: Floats) -> Floats:
     return np.where(np.isnan(own.variance), 1.0, shares)
 
 
-INTERVAL_SEED = 0
+SEED = 0
+"""Of resamples and flips: the same runs have the same intervals whenever they are scored."""
 
 PckIntervals = Mapping[float, Columns[Interval]]
 """Fractions by alpha."""
@@ -206,7 +207,7 @@ def pck_intervals(
     measured = [distances(matches, readout, frame) for readout in readouts]
     values = np.array([found.hits(alpha) / found.counts for found in measured for alpha in alphas])  # (values, pairs)
     graphs = graphs_of(matches.pairs, matches.pairs.counts if average is Average.POINT else None)
-    over_all, of_each = bootstrap(graphs, values, INTERVAL_SEED)
+    over_all, of_each = bootstrap(graphs, values, SEED)
 
     def columns(value: int) -> Columns[Interval]:
         own = {graph.category: found[value].within(0, 1) for graph, found in zip(graphs, of_each, strict=True)}
@@ -216,10 +217,6 @@ def pck_intervals(
         readout: {alpha: columns(place * len(alphas) + row) for row, alpha in enumerate(alphas)}
         for place, readout in enumerate(readouts)
     }
-
-
-COMPARISON_SEED = 0
-"""Of resamples and flips: the same two runs are compared alike whenever that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,22 +243,19 @@ def compare(
     graphs = graphs_of(pairs, counts if average is Average.POINT else None)
     hits = [np.array([run.hits(alpha) for alpha in alphas]) for run in (first, second)]  # (alphas, pairs) each
     values = (hits[1] - hits[0]) / counts
-    leads, lead_of_each = bootstrap(graphs, values, COMPARISON_SEED)
-    p, p_of_each = permutation_test(graphs, values, COMPARISON_SEED)
+    leads, lead_of_each = bootstrap(graphs, values, SEED)
+    p, p_of_each = permutation_test(graphs, values, SEED)
     # in the order of the pairs, as a table is made: sums are the same to the last bit
-    everyone = np.arange(len(pairs))
+    members = [np.arange(len(pairs)), *(np.sort(graph.pairs) for graph in graphs)]
+    names = [ALL, *(graph.category for graph in graphs)]
 
     def difference(row: int, own: NDArray[np.int64], intervals: Intervals, chances: Floats) -> Difference:
         one, other = (float(averaged(run[row, own], counts[own], average)) for run in hits)
         return Difference(one, other, intervals[row].within(-1, 1), float(chances[row]))
 
-    return {
-        alpha: Columns(
-            difference(row, everyone, leads, p),
-            {
-                graph.category: difference(row, np.sort(graph.pairs), lead, chances)
-                for graph, lead, chances in zip(graphs, lead_of_each, p_of_each, strict=True)
-            },
-        )
-        for row, alpha in enumerate(alphas)
-    }
+    found = {}
+    for row, alpha in enumerate(alphas):
+        own = zip(members, (leads, *lead_of_each), (p, *p_of_each), strict=True)
+        columns = dict(zip(names, (difference(row, *one) for one in own), strict=True))
+        found[alpha] = Columns(columns.pop(ALL), columns)
+    return found
