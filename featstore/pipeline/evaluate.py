@@ -136,7 +136,7 @@ def without_images(pairs: Pairs | Sequence[Pair], unreadable: Sequence[ImageErro
     bad = {error.image_id for error in unreadable}
     if not isinstance(pairs, Pairs):
         return tuple(pair for pair in pairs if pair.source not in bad and pair.target not in bad)
-    images = np.array([image not in bad for image in pairs.images])
+    images = np.array([image not in bad for image in pairs.images], dtype=bool)
     return pairs.take(images[pairs.source] & images[pairs.target]) if bad else pairs
 
 
