@@ -5,9 +5,11 @@ their boxes and against each other. A slip is what lies at most 2 pixels or 2 % 
 benchmarks have such. Nothing here changes a number but padding, which becomes absent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress
+from math import nan
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +49,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Marks:
+class _Columns:
     """All keypoints of all pairs of a data set, side by side. Side 2p is the source of pair p, 2p + 1 its target.
 
     images: I ids. sizes: (I, 2). names: K. image: (S,) each side's place in `images`. boxes: (S, 4), stated: (S, 2) the
@@ -67,7 +69,34 @@ class _Marks:
     name: Places
     points: Points
 
-    def chosen(self, rows: Places | Mask) -> "_Marks":
+    @classmethod
+    def of(cls, dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf) -> Self:
+        """Of one pair or more."""
+        sides = [
+            side
+            for pair in pairs
+            for side in (
+                (pair.source, pair.source_points, pair.source_box, pair.source_size, pair.names),
+                (pair.target, pair.shown, pair.target_box, pair.target_size, (*pair.names, *pair.target_only)),
+            )
+        ]
+        images, image = _numbered(identifier for identifier, *_ in sides)
+        names, name = _numbered(name for *_, own in sides for name in own)
+        return cls(
+            dataset=dataset,
+            pairs=pairs,
+            images=images,
+            sizes=np.array([size_of(identifier) for identifier in images], dtype=np.float64),
+            names=names,
+            image=image,
+            boxes=np.array([box or (nan,) * 4 for _, _, box, *_ in sides], dtype=np.float64),
+            stated=np.array([size or (nan,) * 2 for *_, size, _ in sides], dtype=np.float64),
+            side=np.repeat(np.arange(len(sides)), [len(own) for *_, own in sides]),
+            name=name,
+            points=np.concatenate([points for _, points, *_ in sides]),
+        )
+
+    def chosen(self, rows: Places | Mask) -> Self:
         """Some of the keypoints."""
         return replace(self, side=self.side[rows], name=self.name[rows], points=self.points[rows])
 
@@ -87,9 +116,15 @@ class _Marks:
         return self.row_images * len(self.names) + self.name
 
     def of_images(self, chosen: Mask) -> tuple[Places, Places]:
-        """How many keypoints each image has, (I,), and how many of those that are chosen, (N,)."""
+        """How many keypoints each image has, and how many of those that are `chosen`, (N,); both (I,)."""
         count = len(self.images)
         return np.bincount(self.row_images, minlength=count), np.bincount(self.row_images[chosen], minlength=count)
+
+    def distinct(self) -> Self:
+        """Each image's keypoints once, although images recur in many pairs; twice where two annotations differ."""
+        _, first, inverse = np.unique(self.key, return_index=True, return_inverse=True)
+        differs = np.any(self.points != self.points[first][inverse], axis=1)
+        return self.chosen(np.union1d(first, np.flatnonzero(differs)))
 
     def refusal(self, side: int, sentence: str) -> DatasetError:
         """Of a side's annotation, whose place begins the sentence."""
@@ -103,28 +138,23 @@ class _Marks:
 
     def picture(self, side: int) -> str:
         """A side's image with its size, in words."""
-        return f"{self.images[self.image[side]]} ({self.extent(side)} pixels)"
-
-    def extent(self, side: int) -> str:
-        """The size of a side's image, in words."""
         width, height = self.sizes[self.image[side]]
-        return f"{width:g}x{height:g}"
+        return f"{self.images[self.image[side]]} ({width:g}x{height:g} pixels)"
 
     def keypoint(self, row: int) -> str:
         """A keypoint in words."""
         x, y = self.points[row]
         return f"{self.names[self.name[row]]!r} of {self.images[self.row_images[row]]} at {x:g}, {y:g}"
 
-    def counted(self, found: Mask, what: str, words: str) -> list[str]:
-        """A note that begins with how many are found, of which kind (`keypoints`); none where there are none."""
-        return [f"{int(found.sum())} {what} of {self.dataset.name} {words}."] if found.any() else []
+    def counted(self, found: Mask, words: str, what: str = "keypoints") -> Iterator[str]:
+        """A note that begins with how many are found, and of which kind; none where there are none."""
+        if found.any():
+            yield f"{int(found.sum())} {what} of {self.dataset.name}{words}."
 
-    def exemplified(self, found: Mask, words: str) -> list[str]:
+    def exemplified(self, found: Mask, words: str) -> Iterator[str]:
         """The same of keypoints, (N,), with the first of them."""
-        if not found.any():
-            return []
-        example = self.keypoint(_first(found))
-        return [f"{int(found.sum())} keypoints of {self.dataset.name}, e.g. {example}, {words}."]
+        if found.any():
+            yield from self.counted(found, f", e.g. {self.keypoint(int(found.argmax()))}, {words}")
 
 
 def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Note) -> tuple[Pair, ...]:
@@ -140,73 +170,30 @@ def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Not
         DatasetError: for what cannot be meant: other sizes than the pictures', coordinates in another unit, boxes that
             are inverted, beyond the picture or not around the object, keypoints outside their pictures.
     """
-    marks = _collect(dataset, pairs, size_of)
+    if not pairs:
+        return ()
+    marks = _Columns.of(dataset, pairs, size_of)
     padded = _padding(marks)
     kept = _without(marks, padded)
-    shown = marks.chosen(~padded)
-    distinct = _distinct(shown)
-    sentences = [*_check_sizes(marks), *_check_units(distinct), *_check_boxes(shown), *_check_inside(distinct)]
-    for sentence in (*sentences, *_doubts(_distinct(marks.chosen(padded)), distinct)):
+    shown, pads = marks.chosen(~padded), marks.chosen(padded).distinct()
+    distinct = shown.distinct()
+    checks = _check_sizes(marks), _check_units(distinct), _check_boxes(shown), _check_inside(distinct)
+    for sentence in [*chain(*checks, _doubts(pads, distinct))]:  # nothing is said of what is refused
         note(sentence)
     return kept
 
 
-def _collect(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf) -> _Marks:
-    sides = [
-        side
-        for pair in pairs
-        for side in (
-            (pair.source, pair.source_box, pair.source_size, pair.names),
-            (pair.target, pair.target_box, pair.target_size, (*pair.names, *pair.target_only)),
-        )
-    ]
-    images = {name: place for place, name in enumerate(dict.fromkeys(image for image, *_ in sides))}
-    names = {name: place for place, name in enumerate(dict.fromkeys(name for *_, own in sides for name in own))}
-    only = [np.array(list(pair.target_only.values())).reshape(-1, 2) for pair in pairs]
-    points = [
-        points
-        for pair, alone in zip(pairs, only, strict=True)
-        for points in (pair.source_points, pair.target_points, alone)
-    ]
-    absent = float("nan")
-    return _Marks(
-        dataset=dataset,
-        pairs=pairs,
-        images=tuple(images),
-        sizes=np.array([size_of(identifier) for identifier in images], dtype=np.float64).reshape(-1, 2),
-        names=tuple(names),
-        image=np.array([images[image] for image, *_ in sides], dtype=np.int64),
-        boxes=np.array([box or (absent,) * 4 for _, box, *_ in sides], dtype=np.float64).reshape(-1, 4),
-        stated=np.array([size or (absent,) * 2 for *_, size, _ in sides], dtype=np.float64).reshape(-1, 2),
-        side=np.repeat(np.arange(len(sides)), [len(own) for *_, own in sides]),
-        name=np.array([names[name] for *_, own in sides for name in own], dtype=np.int64),
-        points=np.concatenate([np.empty((0, 2)), *points]),
-    )
-
-
-def _distinct(marks: _Marks) -> _Marks:
-    """Each image's keypoints once, although images recur in many pairs; twice where two annotations differ."""
-    _, first, inverse = np.unique(marks.key, return_index=True, return_inverse=True)
-    differs = _either(marks.points != marks.points[first][inverse])
-    return marks.chosen(np.union1d(first, np.flatnonzero(differs)))
+def _numbered(names: Iterable[str]) -> tuple[tuple[str, ...], Places]:
+    """The distinct ones of some names, as they come, and the place of each name among them."""
+    names = list(names)
+    known = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return tuple(known), np.array([known[name] for name in names], dtype=np.int64)
 
 
 def _far(beyond: Numbers, sizes: Numbers) -> Mask:
     """Which (N,) of pixels beyond a border, (N, 2) for both axes, are more than a slip."""
-    return _either(beyond > np.maximum(_PIXELS, _SHARE * sizes))
-
-
-def _either(axes: Mask) -> Mask:
-    """Where (N, 2) is true on one axis or both."""
-    return axes[:, 0] | axes[:, 1]
-
-
-def _both(axes: Mask) -> Mask:
-    return axes[:, 0] & axes[:, 1]
-
-
-def _first(found: Mask) -> int:
-    return int(np.flatnonzero(found)[0])
+    far: Mask = np.any(beyond > np.maximum(_PIXELS, _SHARE * sizes), axis=1)
+    return far
 
 
 def _beyond(points: Points, low: Numbers | float, high: Numbers) -> Numbers:
@@ -217,7 +204,7 @@ def _beyond(points: Points, low: Numbers | float, high: Numbers) -> Numbers:
 # Padding
 
 
-def _padding(marks: _Marks) -> Mask:
+def _padding(marks: _Columns) -> Mask:
     """Which keypoints (N,) stand for absent ones.
 
     -1, -1 and the like lie in no image. 0, 0 is a corner where an object may begin: it is padding where an image has
@@ -225,10 +212,10 @@ def _padding(marks: _Marks) -> Mask:
     """
     points = marks.points.copy()
     # lists are padded before images are mirrored
-    mirrored = np.array([identifier.endswith(MIRRORED) for identifier in marks.images], dtype=bool)[marks.row_images]
+    mirrored = np.array([identifier.endswith(MIRRORED) for identifier in marks.images])[marks.row_images]
     points[mirrored, 0] = marks.row_sizes[mirrored, 0] - points[mirrored, 0]
-    negative = (points[:, 0] == points[:, 1]) & (points[:, 0] < 0)
-    zero = _both(points == 0)
+    negative: Mask = (points[:, 0] == points[:, 1]) & (points[:, 0] < 0)
+    zero = np.all(points == 0, axis=1)
     if not zero.any():
         return negative
     images, counts = np.unique(np.unique(marks.key[zero]) // len(marks.names), return_counts=True)
@@ -239,7 +226,7 @@ def _padding(marks: _Marks) -> Mask:
     return negative | (zero & (twice | elsewhere | shared))
 
 
-def _without(marks: _Marks, padded: Mask) -> tuple[Pair, ...]:
+def _without(marks: _Columns, padded: Mask) -> tuple[Pair, ...]:
     """The pairs without padding. Raises `DatasetError` where a pair has no other keypoint."""
     kept = list(marks.pairs)
     starts = np.searchsorted(marks.side, np.arange(2 * len(kept) + 1))
@@ -248,11 +235,9 @@ def _without(marks: _Marks, padded: Mask) -> tuple[Pair, ...]:
         count = len(pair.names)
         common = ~(padded[source:target] | padded[target : target + count])
         if not common.any():
-            raise marks.refusal(
-                2 * index,
-                f"the pair {pair.source} -> {pair.target} has no keypoint that both images show, but {count} at 0, 0 "
-                "or -1, -1, which pad the list; leave the pair out.",
-            )
+            what = f"the pair {pair.source} -> {pair.target} has no keypoint that both images show"
+            pads = f"{count} at 0, 0 or -1, -1, which pad the list"
+            raise marks.refusal(2 * index, f"{what}, but {pads}; leave the pair out.")
         names = tuple(compress(pair.names, common))
         shown = {marks.names[marks.name[row]]: marks.points[row] for row in range(target, end) if not padded[row]}
         kept[index] = replace(
@@ -268,56 +253,48 @@ def _without(marks: _Marks, padded: Mask) -> tuple[Pair, ...]:
 # What is refused
 
 
-def _check_sizes(marks: _Marks) -> list[str]:
+def _check_sizes(marks: _Columns) -> Iterator[str]:
     """Sizes that annotations state, against the pictures' own."""
     sizes = marks.sizes[marks.image]
     off, turned = (np.abs(stated - sizes) for stated in (marks.stated, marks.stated[:, ::-1]))  # NaN: nothing stated
-    far, slips = _far(off, sizes), _either(off > 0)
-    if far.any():
-        side = _first(far)
-        # A list that states height x width throughout is a matter of spelling; a single such image was turned.
-        if not _far(turned, sizes).any():
-            return [f"{marks.place(side)}{int(far.sum())} annotations state the image's size as height x width."]
-        width, height = marks.stated[side]
-        raise marks.refusal(
-            side,
-            f"the annotation is of an image of {width:g}x{height:g} pixels, but {marks.picture(side)} is of another "
-            "size; restore the image, or annotations made for this one (sizes count as stored: EXIF turns nothing).",
-        )
+    far, slips = _far(off, sizes), np.any(off > 0, axis=1)
     if not slips.any():
-        return []
-    return [
-        f"{marks.place(_first(slips))}{int(slips.sum())} annotations state a size that is off by at most "
-        f"{np.nanmax(off):g} pixels; the image's own is taken."
-    ]
+        return
+    side = int((far if far.any() else slips).argmax())
+    what, count = f"a size that is off by at most {np.nanmax(off):g} pixels; the image's own is taken", slips.sum()
+    if far.any():
+        # A list that states height x width throughout is a matter of spelling; a single such image was turned.
+        if _far(turned, sizes).any():
+            width, height = marks.stated[side]
+            what = f"an image of {width:g}x{height:g} pixels, but {marks.picture(side)} is of another size"
+            advice = "restore the image, or annotations made for this one (sizes count as stored: EXIF turns nothing)"
+            raise marks.refusal(side, f"the annotation is of {what}; {advice}.")
+        what, count = "the image's size as height x width", far.sum()
+    yield f"{marks.place(side)}{int(count)} annotations state {what}."
 
 
-def _check_units(marks: _Marks) -> list[str]:
+def _check_units(marks: _Columns) -> Iterator[str]:
     """Keypoints of which no pixel is meant: all within one pixel of the corner."""
     image, large = marks.row_images, marks.row_sizes >= _SMALLEST
-    tiny = _both((np.abs(marks.points) <= 1) & large)
+    tiny = np.all((np.abs(marks.points) <= 1) & large, axis=1)
     total, small = marks.of_images(tiny)
     wrong = (small == total) & (small > 1)
     everywhere = tiny.all() and len(tiny) > 1
     if wrong.any() or everywhere:
-        row = _first(tiny & (wrong[image] | everywhere))
+        row = int((tiny & (wrong[image] | everywhere)).argmax())
         side, (width, height) = int(marks.side[row]), marks.row_sizes[row]
-        raise marks.refusal(
-            side,
-            f"all {total[image[row]]} keypoints of {marks.picture(side)} lie within one pixel of its corner, as "
-            f"coordinates from 0 to 1 do; write pixels, x times {width:g} and y times {height:g}.",
-        )
+        what = f"all {total[image[row]]} keypoints of {marks.picture(side)} lie within one pixel of its corner"
+        advice = f"write pixels, x times {width:g} and y times {height:g}"
+        raise marks.refusal(side, f"{what}, as coordinates from 0 to 1 do; {advice}.")
     crowded = len(marks.points) >= _CROWD and len(np.unique(image)) > 1
-    if not crowded or not large.all() or (marks.points > marks.row_sizes / 2).any():
-        return []
-    x, y = marks.points.max(axis=0)
-    return [
-        f"{marks.place(int(marks.side[0]))}all {len(marks.points)} keypoints lie in the upper left quarter of their "
-        f"images, none beyond {x:g}, {y:g}: are they in pixels of these images, not in percent or of smaller ones?"
-    ]
+    if crowded and large.all() and not (marks.points > marks.row_sizes / 2).any():
+        x, y = marks.points.max(axis=0)
+        what = f"all {len(marks.points)} keypoints lie in the upper left quarter of their images, none beyond"
+        question = "are they in pixels of these images, not in percent or of smaller ones?"
+        yield f"{marks.place(int(marks.side[0]))}{what} {x:g}, {y:g}: {question}"
 
 
-def _check_boxes(marks: _Marks) -> list[str]:
+def _check_boxes(marks: _Columns) -> Iterator[str]:
     """Boxes against the picture and the keypoints inside."""
     boxed = np.flatnonzero(~np.isnan(marks.boxes[:, 0]))
     # an image's box recurs in each of its pairs
@@ -331,16 +308,13 @@ def _check_boxes(marks: _Marks) -> list[str]:
         if wrong.any():
             side = int(sides[wrong][0])
             box = ", ".join(f"{value:g}" for value in marks.boxes[side])
-            raise marks.refusal(
-                side,
-                f"the bounding box {box} of {marks.picture(side)} {what}; write keypoints and box in pixels of this "
-                "image, the box as x1, y1, x2, y2.",
-            )
+            advice = "write keypoints and box in pixels of this image, the box as x1, y1, x2, y2"
+            raise marks.refusal(side, f"the bounding box {box} of {marks.picture(side)} {what}; {advice}.")
 
     over = np.maximum(_beyond(low, 0, sizes), _beyond(high, 0, sizes))  # (B, 2)
-    tiny = _both((np.abs(low) <= 1) & (np.abs(high) <= 1) & (sizes >= _SMALLEST))
+    tiny = np.all((np.abs(boxes) <= 1) & np.tile(sizes >= _SMALLEST, 2), axis=1)
     refuse(tiny, "lies within one pixel of the corner, as coordinates from 0 to 1 do")
-    refuse(_either(low > high), "is inverted: x1 is beyond x2, or y1 beyond y2")
+    refuse(np.any(low > high, axis=1), "is inverted: x1 is beyond x2, or y1 beyond y2")
     refuse(_far(over, sizes), f"reaches over {_PIXELS} pixels and {100 * _SHARE:g} % beyond the image")
 
     # each box's keypoints once: those in annotations that have this box
@@ -350,33 +324,35 @@ def _check_boxes(marks: _Marks) -> list[str]:
     _, rows = np.unique(owner * len(marks.names) + marks.name, return_index=True)
     rows = rows[owner[rows] >= 0]
     owner, points = owner[rows], marks.points[rows]
-    out = _far(_beyond(points, low[owner], high[owner]), sizes[owner])
+
+    def outside(points: Points, low: Numbers, high: Numbers) -> Mask:
+        return _far(_beyond(points, low[owner], high[owner]), sizes[owner])
+
+    out = outside(points, low, high)
     total, missed = (np.bincount(some, minlength=len(boxes)) for some in (owner, owner[out]))
     few = (missed > 1) & (2 * missed > total)
     held = [f"{count - left} of the {count}" for count, left in zip(total[few], missed[few], strict=True)][:1]
     refuse(few, f"holds only {''.join(held)} keypoints that the object shows")
     if out.sum() >= _FEW and out.mean() > _MANY:
-        far_high = _far(_beyond(low + high, 0, sizes), sizes)
-        as_extent = _far(_beyond(points, low[owner], (low + high)[owner]), sizes[owner]) | far_high.any()
-        turned = _far(_beyond(points[:, ::-1], low[owner], high[owner]), sizes[owner])
-        for left, reading in ((as_extent, "as x, y, width, height"), (turned, "with x and y exchanged")):
-            what = f"leaves keypoints out that it holds {reading}"
-            refuse((missed > 0) & (4 * left.sum() <= out.sum()), what)
+        as_extent = outside(points, low, low + high) | _far(_beyond(low + high, 0, sizes), sizes).any()
+        for left, reading in (
+            (as_extent, "as x, y, width, height"),
+            (outside(points[:, ::-1], low, high), "with x and y exchanged"),
+        ):
+            refuse((missed > 0) & (4 * left.sum() <= out.sum()), f"leaves keypoints out that it holds {reading}")
         share = f"{int(out.sum())} of {len(out)} keypoints of {marks.dataset.name} lie outside their boxes"
         refuse((missed > 0) & (out.mean() > _MOST), f"leaves keypoints out, as others do: {share}")
     recurring = np.bincount(marks.image[sides], minlength=len(marks.images)) > 1
-    return [
-        *marks.counted(_either(over > 0), "boxes", "reach beyond their image a little"),
-        *marks.counted(out, "keypoints", "lie outside their object's box"),
-        *marks.counted(recurring, "images", "have another box in one annotation than in another"),
-    ]
+    yield from marks.counted(np.any(over > 0, axis=1), " reach beyond their image a little", "boxes")
+    yield from marks.counted(out, " lie outside their object's box")
+    yield from marks.counted(recurring, " have another box in one annotation than in another", "images")
 
 
-def _check_inside(marks: _Marks) -> list[str]:
+def _check_inside(marks: _Columns) -> Iterator[str]:
     """Keypoints against their pictures' borders. The border itself, x = W, is inside."""
     sizes, image = marks.row_sizes, marks.row_images
     beyond = _beyond(marks.points, 0, sizes)
-    far, absurd = _far(beyond, sizes), _either(beyond > sizes)
+    far, absurd = _far(beyond, sizes), np.any(beyond > sizes, axis=1)
     turned = _far(_beyond(marks.points[:, ::-1], 0, sizes), sizes)
     total, missed = marks.of_images(far)
     hopeless = (missed > 1) & (2 * missed >= total)  # (I,)
@@ -385,43 +361,35 @@ def _check_inside(marks: _Marks) -> list[str]:
     if far.any() and (hopeless.any() or many or exchanged or absurd.any()):
         of_one = hopeless.any() and not many
         chosen = hopeless[image] if of_one else np.ones_like(far)
-        row = _first(far & chosen if of_one or many or exchanged else absurd)
-        side = int(marks.side[row])
+        row = int((far & chosen if of_one or many or exchanged else absurd).argmax())
+        (width, height), side = sizes[row], int(marks.side[row])
         count = f"{int((far & chosen).sum())} of {int(chosen.sum())}"
         advice = "exchange x and y, which puts them inside" if not turned[chosen].any() else "correct them"
-        raise marks.refusal(
-            side,
-            f"{count} keypoints of {marks.dataset.name} lie far outside their image, e.g. {marks.keypoint(row)} of its "
-            f"{marks.extent(side)} pixels; {advice}: x, y count in pixels of the image as stored.",
-        )
+        what = f"{count} keypoints of {marks.dataset.name} lie far outside their image, e.g. {marks.keypoint(row)}"
+        reason = "x, y count in pixels of the image as stored"
+        raise marks.refusal(side, f"{what} of its {width:g}x{height:g} pixels; {advice}: {reason}.")
     whose = ", after theta was measured on them" if marks.dataset.theta_rule is ThetaRule.KEYPOINTS else ""
-    return marks.counted(
-        _either(beyond > 0), "keypoints", f"lie outside their image and are moved to its border{whose}"
-    )
+    outside = np.any(beyond > 0, axis=1)
+    yield from marks.counted(outside, f" lie outside their image and are moved to its border{whose}")
 
 
 # What is noted
 
 
-def _doubts(pads: _Marks, marks: _Marks) -> list[str]:
+def _doubts(pads: _Columns, marks: _Columns) -> Iterator[str]:
     """What annotations say of themselves: padding, corners, two keypoints in one place, two lists that differ."""
+    everything = np.ones(len(pads.points), dtype=bool)
+    yield from pads.exemplified(everything, "only pad its lists and are taken as absent")
+    corner = "lie in the very corner and are taken as they are; leave them empty where they are absent"
+    yield from marks.exemplified(np.all(marks.points == 0, axis=1), corner)
     own = marks.chosen(np.lexsort([marks.name, *marks.points.T, marks.row_images]))
-    same = _both(np.diff(own.points, axis=0) == 0) & (np.diff(own.row_images) == 0) & (np.diff(own.name) != 0)
-    sentences = [
-        *pads.exemplified(np.ones(len(pads.points), dtype=bool), "only pad its lists and are taken as absent"),
-        *marks.exemplified(
-            _both(marks.points == 0),
-            "lie in the very corner and are taken as they are; leave them empty where they are absent",
-        ),
-        *own.exemplified(np.append(same, False), "lie exactly where another of their image does"),
-    ]
+    moved = np.any(np.diff(own.points, axis=0), axis=1) | (np.diff(own.row_images) != 0)
+    same = np.append(~moved & (np.diff(own.name) != 0), False)
+    yield from own.exemplified(same, "lie exactly where another of their image does")
     own = marks.chosen(np.argsort(marks.key, kind="stable"))
-    differs = (np.diff(own.key) == 0) & _either(np.abs(np.diff(own.points, axis=0)) > _SAME)
+    differs = (np.diff(own.key) == 0) & np.any(np.abs(np.diff(own.points, axis=0)) > _SAME, axis=1)
     if differs.any():
-        keys, row = len(np.unique(own.key[:-1][differs])), _first(differs)
+        keys, row = len(np.unique(own.key[:-1][differs])), int(differs.argmax())
         one, other = (f"{own.keypoint(at)} ({own.place(int(own.side[at]))[:-2]})" for at in (row, row + 1))
-        sentences.append(
-            f"{keys} keypoints of {marks.dataset.name} are elsewhere in one annotation than in another of the same "
-            f"image, e.g. {one} and {other}."
-        )
-    return sentences
+        what = "are elsewhere in one annotation than in another of the same image"
+        yield f"{keys} keypoints of {marks.dataset.name} {what}, e.g. {one} and {other}."

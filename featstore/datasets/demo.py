@@ -7,16 +7,16 @@ picture's visible keypoints and its object's box, in pixels. `tools/write_demo_p
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import groupby, permutations
 from pathlib import Path
 from typing import Any, Self
 
 from PIL import Image
 
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule, canonical_split, pair_by_name
+from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule, canonical_split, pair_of
 from featstore.errors import DatasetError
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo_pictures"
@@ -47,17 +47,23 @@ class DemoDataset:
         return cls()
 
     def images(self) -> tuple[ImageRecord, ...]:
-        records = [record for split in SIZES for category in CATEGORIES for record in _records(category, split)]
-        return tuple(sorted(records, key=lambda record: record.id))
+        return tuple(sorted((record for split in SIZES for record in _records(split)), key=lambda record: record.id))
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
+        """The pairs of each category in the order of their ids, those without a common keypoint left out."""
         split = canonical_split(split)
         if split not in SIZES:
             raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
-        return tuple(pair for category in CATEGORIES for pair in _pairs(category, split))
+        found = []
+        for _, own in groupby(_records(split), key=lambda record: record.category):
+            chosen = list(permutations(own, 2))
+            if split == "test":
+                chosen = sorted(sorted(chosen, key=_lot)[:TEST_PAIRS], key=lambda pair: (pair[0].id, pair[1].id))
+            found += [pair_of(*pair, *map(_marks, pair)) for pair in chosen]
+        return tuple(pair for pair in found if pair is not None)
 
     def members(self, split: str) -> frozenset[str]:
-        return frozenset(record.id for category in CATEGORIES for record in _records(category, canonical_split(split)))
+        return frozenset(record.id for record in _records(canonical_split(split)))
 
     def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (nothing is odd about what is drawn)
         return ()
@@ -65,9 +71,8 @@ class DemoDataset:
     def read(self, image: ImageRecord) -> bytes:
         """The picture as a binary PPM: a few bytes of header and the pixels, the same whatever reads or writes WebP."""
         if image.id not in _annotations() or image.file != f"{image.id}.webp":
-            raise DatasetError(
-                f"{image.id} ({image.file!r}) is no picture of the demo dataset; list them with images()."
-            )
+            what = f"{image.id} ({image.file!r}) is no picture of the demo dataset"
+            raise DatasetError(f"{what}; list them with images().")
         with Image.open(io.BytesIO((FOLDER / image.file).read_bytes())) as picture:
             return b"P6\n%d %d\n255\n" % picture.size + picture.convert("RGB").tobytes()
 
@@ -79,28 +84,20 @@ def _annotations() -> Mapping[str, Any]:
     return read
 
 
-def _records(category: str, split: str) -> Iterator[ImageRecord]:
-    for number in range(SIZES[split]):
-        name = f"{category}/{split}{number:04d}"
-        yield ImageRecord(id=name, category=category, file=f"{name}.webp")
+def _marks(image: ImageRecord) -> Marks:
+    about = _annotations()[image.id]
+    return Marks(about["keypoints"], box=tuple(about["box"]))
 
 
-def _pairs(category: str, split: str) -> Iterator[Pair]:
-    """The pairs of a category in the order of their ids, those without a common keypoint left out."""
-    chosen = list(permutations(_records(category, split), 2))
-    if split == "test":
-        by_chance = sorted(chosen, key=lambda pair: _lot(*pair))
-        chosen = sorted(by_chance[:TEST_PAIRS], key=lambda pair: (pair[0].id, pair[1].id))
-    for source, target in chosen:
-        ours, theirs = _annotations()[source.id], _annotations()[target.id]
-        pair = pair_by_name(source, target, ours["keypoints"], theirs["keypoints"])
-        if pair is not None:
-            yield replace(pair, source_box=tuple(ours["box"]), target_box=tuple(theirs["box"]))
+def _records(split: str) -> list[ImageRecord]:
+    """The pictures of a split, category by category."""
+    names = [(own, f"{own}/{split}{number:04d}") for own in CATEGORIES for number in range(SIZES[split])]
+    return [ImageRecord(id=name, category=category, file=f"{name}.webp") for category, name in names]
 
 
-def _lot(source: ImageRecord, target: ImageRecord) -> bytes:
+def _lot(pair: tuple[ImageRecord, ImageRecord]) -> bytes:
     """Puts pairs in an order that looks random and never changes."""
-    return hashlib.sha256(f"{source.id} {target.id}".encode()).digest()
+    return hashlib.sha256(f"{pair[0].id} {pair[1].id}".encode()).digest()
 
 
 DATASET = DemoDataset

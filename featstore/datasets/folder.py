@@ -10,14 +10,14 @@ An image is named in both lists by `<category>/<file name>` or `<category>/<stem
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import permutations
+from dataclasses import dataclass
+from itertools import groupby, permutations
 from pathlib import Path
 from typing import Self
 
-from featstore.datasets.listed import ListedPair, existing_root, refuse_other_category, refuse_repeated
+from featstore.datasets.listed import ListedPair, check_each_new, existing_root
 from featstore.datasets.reading import Row, entries, is_file, is_folder, read_image, read_rows, subfolders
-from featstore.datasets.records import ImageRecord, Pair, ThetaRule, pair_by_name
+from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule, pair_of
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import is_plain, nfc, shown
 
@@ -45,14 +45,6 @@ do, what is labelled is taken."""
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """An image's keypoints: (x, y) in pixels by name, and where the list begins to name them."""
-
-    place: str = ""
-    points: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class FolderDataset:
     """A folder of photographs. See `featstore.datasets.records.Dataset`."""
 
@@ -75,57 +67,62 @@ class FolderDataset:
         for folder in subfolders(self.root):
             other = folders.setdefault(nfc(folder.name), folder)
             if other != folder:
-                raise DatasetError(
-                    f"{self.root} has the sub-folders {other.name!a} and {folder.name!a}, which differ in "
-                    "their Unicode normal form only; rename one of them."
-                )
+                both = f"{other.name!a} and {folder.name!a}, which differ in their Unicode normal form only"
+                raise DatasetError(f"{self.root} has the sub-folders {both}; rename one of them.")
         records = [record for folder in folders.values() for record in _records(folder)]
         if not records:
-            raise DatasetError(
-                f"{self.root} has no sub-folder with images ({' '.join(SUFFIXES)}); put the images in sub-folders, "
-                "one a category."
-            )
+            what = f"no sub-folder with images ({' '.join(SUFFIXES)})"
+            raise DatasetError(f"{self.root} has {what}; put the images in sub-folders, one a category.")
         return tuple(sorted(records, key=lambda record: record.id))
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         if split not in self.splits:
             raise DatasetError(f"A folder of photographs has no split {split!r}, it has test; choose that.")
-        marked = self.root / "keypoints.csv"
+        marked, listed = self.root / "keypoints.csv", self.root / "pairs.csv"
         if not is_file(marked):
-            raise UnmarkedError(
-                f"{self.root} has no keypoints.csv, so there is nothing to score; it should hold the header "
-                "image,name,x,y and a row for each keypoint, in pixels of the original image."
-            )
-        images = _by_name(self.images())
-        marks = _read_marks(marked, images)
-        listed = self.root / "pairs.csv"
+            what = f"{self.root} has no keypoints.csv, so there is nothing to score"
+            needed = f"the header {','.join(_COLUMNS)} and a row for each keypoint, in pixels of the original image"
+            raise UnmarkedError(f"{what}; it should hold {needed}.")
+        images = self.images()
+        # both names that lists may use; where a.jpg and a.jpg.png meet, the file's name wins
+        by_name = {image.id: image for image in images} | {nfc(image.file): image for image in images}
+        marks = _read_marks(marked, by_name)
         if is_file(listed):
-            pairs = [
-                ListedPair(row, _image(row, "source", images), _image(row, "target", images))
-                for row in read_rows(listed, ("source", "target"))
-            ]
-            refuse_repeated(pairs)
-            return tuple(_listed_pair(pair, marks) for pair in pairs)
-        by_category: dict[str, list[ImageRecord]] = {}
-        for image in self.images():
-            by_category.setdefault(image.category, []).append(image)
-        every = [_pair(*two, marks) for own in by_category.values() for two in permutations(own, 2)]
-        found = tuple(pair for pair in every if pair is not None)
+            rows = read_rows(listed, ("source", "target"))
+            pairs = [ListedPair(row, _image(row, "source", by_name), _image(row, "target", by_name)) for row in rows]
+            check_each_new(pairs)
+            return tuple(pair.pair(marks[pair.source.id], marks[pair.target.id]) for pair in pairs)
+        categories = groupby(images, key=lambda image: image.category)  # they are sorted by id, which begins with it
+        every = (ends for _, own in categories for ends in permutations(own, 2))
+        found = [pair for one, two in every if (pair := pair_of(one, two, marks[one.id], marks[two.id])) is not None]
         if not found:
-            raise DatasetError(
-                f"{marked}: no two images of one category share a keypoint's name; mark the same parts in both."
-            )
-        return found
+            what = "no two images of one category share a keypoint's name"
+            raise DatasetError(f"{marked}: {what}; mark the same parts in both.")
+        return tuple(found)
 
     def members(self, split: str) -> frozenset[str]:
         return frozenset(image for pair in self.pairs(split) for image in (pair.source, pair.target))
 
     def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (what is odd about the lists is refused)
         """What was left out of the images, and the columns of keypoints.csv that are not known."""
-        return (*_left_out_note(self.root), *_columns_note(self.root / "keypoints.csv"))
+        left, sentences, marked = Counter(map(_kind, _left_out(self.root))), [], self.root / "keypoints.csv"
+        if left:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
+            why = f"as only {' '.join(SUFFIXES)} in the sub-folder of a category are read"
+            sentences.append(f"{left.total()} files in {self.root} are left out, {why}: {kinds}.")
+        header = read_rows(marked, _COLUMNS)[0].values if is_file(marked) else ()
+        unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
+        if unknown:
+            names = ", ".join(column[:40] if is_plain(column) else shown(column) for column in unknown)
+            known = f"{', '.join(_COLUMNS)} and {_VISIBILITY[0]}"
+            sentences.append(f"{marked}: no use is made of {names}, only of {known}.")
+        return tuple(sentences)
 
     def read(self, image: ImageRecord) -> bytes:
         return read_image(self.root, image)
+
+
+DATASET = FolderDataset
 
 
 def _is_read(path: Path) -> bool:
@@ -134,88 +131,52 @@ def _is_read(path: Path) -> bool:
 
 def _left_out(root: Path) -> Iterator[Path]:
     """All files of categories that are not read, and the photographs above and below the categories' folders."""
-    for path in entries(root):
-        if not is_folder(path):
-            yield from [path] if _is_photograph(path) else []
-            continue
-        for inner in entries(path):
-            if is_folder(inner):
-                yield from filter(_is_photograph, _below(inner))
-            elif not _is_read(inner) and inner.name.lower() not in NO_PHOTOGRAPHS:
-                yield inner
+    for depth, path in _files(root):
+        if depth == 1:
+            if not _is_read(path) and path.name.lower() not in NO_PHOTOGRAPHS:
+                yield path
+        elif path.suffix.lower() in (*SUFFIXES, *OTHER_PHOTOGRAPHS):
+            yield path
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """The visible files in a folder and its own, links to folders not followed: they may lead in a circle."""
+def _files(folder: Path, depth: int = 0) -> Iterator[tuple[int, Path]]:
+    """The visible files in a folder, below how many folders they lie. Links below a category's folders are not
+    followed: they may lead in a circle."""
     for path in entries(folder):
         if not is_folder(path):
-            yield path
-        elif not path.is_symlink():
-            yield from _below(path)
-
-
-def _is_photograph(path: Path) -> bool:
-    return path.suffix.lower() in (*SUFFIXES, *OTHER_PHOTOGRAPHS)
+            yield depth, path
+        elif depth < 2 or not path.is_symlink():
+            yield from _files(path, depth + 1)
 
 
 def _kind(path: Path) -> str:
     """What a note counts a file as that is left out."""
     if not is_file(path):
         return "that cannot be opened (e.g. a broken link)"
-    if path.suffix.lower() in SUFFIXES:
-        return f"{path.suffix.lower()} outside of the categories' folders"
-    return path.suffix.lower() or "without a suffix"
+    suffix = path.suffix.lower()
+    return f"{suffix} outside of the categories' folders" if suffix in SUFFIXES else suffix or "without a suffix"
 
 
 def _records(folder: Path) -> Iterator[ImageRecord]:
-    by_stem: dict[str, str] = {}
-    for name in [path.name for path in entries(folder) if _is_read(path)]:
-        relative = f"{folder.name}/{name}"
+    known: dict[str, Path] = {}
+    for path in filter(_is_read, entries(folder)):
+        relative = f"{folder.name}/{path.name}"
         if not is_plain(relative):  # bytes that are no UTF-8 among them: no table or store could hold the id
             raise DatasetError(f"The name {relative!a} in {folder.parent} is no plain text; rename the file.")
-        identifier = nfc(f"{folder.name}/{Path(name).stem}")
-        other = by_stem.setdefault(identifier, name)
-        if other != name:
-            forms = f" ({other!a} and {name!a})" if nfc(other) == nfc(name) else ""
-            raise DatasetError(
-                f"{folder / other} and {folder / name}{forms} would both be the image {identifier}; rename one of them."
-            )
+        identifier = nfc(f"{folder.name}/{path.stem}")
+        other = known.setdefault(identifier, path)
+        if other != path:
+            forms = f" ({other.name!a} and {path.name!a})" if nfc(other.name) == nfc(path.name) else ""
+            raise DatasetError(f"{other} and {path}{forms} would both be the image {identifier}; rename one of them.")
         yield ImageRecord(id=identifier, category=nfc(folder.name), file=relative)
-
-
-def _by_name(images: tuple[ImageRecord, ...]) -> dict[str, ImageRecord]:
-    """Images by both names that lists may use. Where a.jpg and a.jpg.png meet, the file's name wins."""
-    return {image.id: image for image in images} | {nfc(image.file): image for image in images}
 
 
 def _image(row: Row, column: str, images: Mapping[str, ImageRecord]) -> ImageRecord:
     name = nfc(row.text(column))
     if name not in images:
-        raise DatasetError(
-            f"{row.where}: names the image {shown(name)}, which is not there; name it <category>/<file name>, or "
-            "remove the row."
-        )
+        what = f"names the image {shown(name)}, which is not there"
+        raise row.refusal(f"{what}; name it <category>/<file name>, or remove the row.")
     return images[name]
-
-
-def _left_out_note(root: Path) -> tuple[str, ...]:
-    left = Counter(_kind(path) for path in _left_out(root))
-    if not left:
-        return ()
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
-    return (
-        f"{left.total()} files in {root} are left out, as only {' '.join(SUFFIXES)} in the sub-folder of a category "
-        f"are read: {kinds}.",
-    )
-
-
-def _columns_note(path: Path) -> tuple[str, ...]:
-    header = read_rows(path, _COLUMNS)[0].values if is_file(path) else ()
-    unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
-    if not unknown:
-        return ()
-    names = ", ".join(column[:40] if is_plain(column) else shown(column) for column in unknown)
-    return (f"{path}: no use is made of {names}, only of {', '.join(_COLUMNS)} and {_VISIBILITY[0]}.",)
 
 
 def _visibility(columns: Iterable[str]) -> str | None:
@@ -227,15 +188,14 @@ def _is_shown(row: Row, column: str) -> bool:
     value = row.text(column)
     whole = value.lower().removesuffix(".0")  # what a spreadsheet or pandas makes of a whole number
     if whole not in _SHOWN:
-        raise DatasetError(
-            f"{row.where}: {column} is {shown(value)} where {', '.join(_SHOWN)} are known; correct the row."
-        )
+        raise row.refusal(f"{column} is {shown(value)} where {', '.join(_SHOWN)} are known; correct the row.")
     return _SHOWN[whole]
 
 
 def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Marks]:
     """Present keypoints by image id, in the order of the file."""
-    marks: dict[str, Marks] = {}
+    points: dict[str, dict[str, tuple[float, float]]] = {image.id: {} for image in images.values()}
+    places = dict.fromkeys(points, str(path))
     lines: dict[tuple[str, str], int] = {}
     rows = read_rows(path, _COLUMNS)
     visibility = _visibility(rows[0].values)
@@ -243,34 +203,13 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Mark
         image, name = _image(row, "image", images).id, nfc(row.text("name"))
         first = lines.setdefault((image, name), row.line)
         if first != row.line:
-            raise DatasetError(
-                f"{row.where}: the keypoint {shown(name)} of {image} is there already, in line {first}; remove one "
-                "of them."
-            )
+            what = f"the keypoint {shown(name)} of {image} is there already, in line {first}"
+            raise row.refusal(f"{what}; remove one of them.")
         if visibility is not None and not _is_shown(row, visibility):
             continue
         point = row.point("x", "y")
         if point is not None:
-            marks.setdefault(image, Marks(f"{path}, from line {row.line}")).points[name] = point
-    return marks
-
-
-def _listed_pair(listed: ListedPair, marks: Mapping[str, Marks]) -> Pair:
-    refuse_other_category(listed)
-    pair = _pair(listed.source, listed.target, marks)
-    if pair is None:
-        raise DatasetError(
-            f"{listed} has no common keypoint in {listed.row.file.with_name('keypoints.csv')}; mark one in both images "
-            "or remove the row."
-        )
-    return pair
-
-
-def _pair(source: ImageRecord, target: ImageRecord, marks: Mapping[str, Marks]) -> Pair | None:
-    """The pair with the keypoints that both images have; None where there is none."""
-    ours, theirs = marks.get(source.id, Marks()), marks.get(target.id, Marks())
-    pair = pair_by_name(source, target, ours.points, theirs.points)
-    return None if pair is None else replace(pair, source_place=ours.place, target_place=theirs.place)
-
-
-DATASET = FolderDataset
+            if not points[image]:
+                places[image] = f"{path}, from line {row.line}"
+            points[image][name] = point
+    return {image: Marks(own, places[image]) for image, own in points.items()}

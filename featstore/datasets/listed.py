@@ -2,18 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import compress
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_image, subfolders
-from featstore.datasets.records import MIRRORED, ImageRecord, Pair, Points, ThetaRule, canonical_split
+from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule, canonical_split, pair_of
 from featstore.errors import DatasetError
-from featstore.plain_text import nfc, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,56 +22,15 @@ class ListedPair:
     def __str__(self) -> str:
         return f"{self.row.where}: the pair {self.source.id} -> {self.target.id}"
 
-    def pair(self, source_points: Points, target_points: Points, names: Sequence[str], places: tuple[str, str]) -> Pair:
-        """The pair with the keypoints that both images show.
-
-        Args:
-            source_points: (n, 2), in pixels of the original image, NaN where a keypoint is absent.
-            target_points: (n, 2), likewise.
-            names: of the n keypoints.
-            places: where the source's and the target's annotation stand.
-
-        Raises:
-            DatasetError: where there is no such keypoint.
-        """
-        shown: NDArray[np.bool_] = np.isfinite(source_points + target_points)
-        common = shown[:, 0] & shown[:, 1]
-        if not common.any():
-            found = " and ".join(dict.fromkeys(places))
-            raise DatasetError(f"{self} has no keypoint that both images show; remove the row (annotated in {found}).")
-        return Pair(
-            source=self.source.id,
-            target=self.target.id,
-            category=self.source.category,
-            source_points=source_points[common],
-            target_points=target_points[common],
-            names=tuple(compress(names, common)),
-            source_place=places[0],
-            target_place=places[1],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFinder:
-    """The images that lists name, each looked for once, although it recurs in many pairs."""
-
-    tree: Tree
-    known: dict[tuple[str, str, bool], ImageRecord] = field(default_factory=dict)
-
-    def find(self, row: Row, file: str, category: str, mirrored: bool = False) -> ImageRecord:
-        """The image in a file, whose path is relative to the tree's root. Raises `DatasetError` where it is not
-        there."""
-        key = (file, category, mirrored)
-        if key not in self.known:
-            found = self.tree.find(file)
-            if found is None or not is_file(self.tree.root / found):
-                raise DatasetError(
-                    f"{row.where}: names the image {shown(file)}, which is not in {self.tree.root}; restore the image "
-                    "or remove the row."
-                )
-            identifier = nfc(f"{category}/{PurePosixPath(file).stem}") + (MIRRORED if mirrored else "")
-            self.known[key] = ImageRecord(identifier, nfc(category), found, mirrored)
-        return self.known[key]
+    def pair(self, ours: Marks, theirs: Marks) -> Pair:
+        """The pair with the keypoints that both images show. Raises `DatasetError` where there is none."""
+        pair = pair_of(self.source, self.target, ours, theirs)
+        if pair is None:
+            found = " and ".join(dict.fromkeys((ours.place, theirs.place)))
+            raise DatasetError(
+                f"{self} has no keypoint that both images show; remove the row, or mark one in both ({found})."
+            )
+        return pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +57,7 @@ class ListedDataset(ABC):
             if cls.find_lists(folder):
                 return cls(folder)
         children = [child for child in subfolders(existing) if cls.find_lists(child)]
-        advice = (
-            f"it is in {children[0]}: give that" if children else "give the folder that the dataset was unpacked to"
-        )
+        advice = f"it is in {children[0]}: give that" if children else f"give {_UNPACKED}"
         raise DatasetError(f"{root} holds no {cls.name} dataset (looked for {cls.expected}); {advice}.")
 
     @classmethod
@@ -113,13 +65,19 @@ class ListedDataset(ABC):
     def find_lists(cls, root: Path) -> Mapping[str, Path]:
         """The list files that a folder holds, by split."""
 
+    @staticmethod
     @abstractmethod
-    def listed(self, path: Path) -> Sequence[ListedPair]:
-        """What a list file names, in its order; no annotation is opened."""
+    def rows(path: Path) -> Iterable[Row]:
+        """The rows of a list file, in its order."""
 
     @abstractmethod
-    def pairs(self, split: str) -> tuple[Pair, ...]:
-        """See `featstore.datasets.records.Dataset`."""
+    def image(self, tree: Tree, row: Row, side: int) -> ImageRecord:
+        """What a row names as its source, `side` 0, or its target, 1."""
+
+    def listed(self, path: Path) -> list[ListedPair]:
+        """What a list file names, in its order; no annotation is opened."""
+        tree = Tree(self.root)
+        return [ListedPair(row, self.image(tree, row, 0), self.image(tree, row, 1)) for row in self.rows(path)]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -133,10 +91,8 @@ class ListedDataset(ABC):
             for record in (pair.source, pair.target):
                 other = known.setdefault(record.id, record)
                 if other.file != record.file:
-                    raise DatasetError(
-                        f"{pair.row.where}: {record.file} and {other.file} would both be the image {record.id}; rename "
-                        "one of them."
-                    )
+                    both = f"{record.file} and {other.file} would both be the image {record.id}"
+                    raise pair.row.refusal(f"{both}; rename one of them.")
         return tuple(known[identifier] for identifier in sorted(known))
 
     def members(self, split: str) -> frozenset[str]:
@@ -145,15 +101,14 @@ class ListedDataset(ABC):
 
     def notes(self, split: str | None) -> tuple[str, ...]:
         """A sentence where pairs of a list stand twice."""
-        listed = self.listed(self.list_of(split)) if split is not None else ()
+        listed = [] if split is None else self.listed(self.list_of(split))
         repeated = repeated_pairs(listed)
         if not repeated:
             return ()
         line, first = next(iter(repeated.items()))
-        return (
-            f"{len(repeated)} of {len(listed)} lines of {listed[0].row.file} repeat a pair of an earlier line, e.g. "
-            f"line {line} that of line {first}; each pair is counted once.",
-        )
+        what = f"repeat a pair of an earlier line, e.g. line {line} that of line {first}"
+        lines = f"{len(repeated)} of {len(listed)} lines of {listed[0].row.file}"
+        return (f"{lines} {what}; each pair is counted once.",)
 
     def read(self, image: ImageRecord) -> bytes:
         """The bytes of the image file."""
@@ -163,17 +118,18 @@ class ListedDataset(ABC):
         """The list file of one split. Raises `DatasetError` naming the splits that there are."""
         lists, split = self._lists(), canonical_split(split)
         if split not in lists:
-            raise DatasetError(
-                f"{self.root} has no split {split!r}, it has {', '.join(lists)}; choose one of these, or add the "
-                f"missing list (looked for {self.expected})."
-            )
+            advice = f"choose one of these, or add the missing list (looked for {self.expected})"
+            raise DatasetError(f"{self.root} has no split {split!r}, it has {', '.join(lists)}; {advice}.")
         return lists[split]
 
     def _lists(self) -> Mapping[str, Path]:
         lists = self.find_lists(self.root)
         if not lists:
-            raise DatasetError(f"{self.root} has no {self.expected}; give the folder that the dataset was unpacked to.")
+            raise DatasetError(f"{self.root} has no {self.expected}; give {_UNPACKED}.")
         return lists
+
+
+_UNPACKED = "the folder that the dataset was unpacked to"
 
 
 def existing_root(name: str, root: Path | None) -> Path:
@@ -193,28 +149,20 @@ def repeated_pairs(listed: Iterable[ListedPair]) -> dict[int, int]:
     repeated: dict[int, int] = {}
     for pair in listed:
         if pair.source.id == pair.target.id:
-            raise DatasetError(
-                f"{pair.row.where}: pairs {pair.source.id} with itself, which says nothing of matching; remove the "
-                "line."
-            )
+            what = f"pairs {pair.source.id} with itself, which says nothing of matching"
+            raise pair.row.refusal(f"{what}; remove the line.")
         earlier = first.setdefault((pair.source.id, pair.target.id), pair.row.line)
         if earlier != pair.row.line:
             repeated[pair.row.line] = earlier
     return repeated
 
 
-def refuse_repeated(listed: Sequence[ListedPair]) -> None:
-    """Raise `DatasetError` for a pair that stands twice, and for an image that is paired with itself."""
+def check_each_new(listed: Sequence[ListedPair]) -> None:
+    """Raise `DatasetError` for a pair that stands twice, is of two categories, or of an image and itself."""
     repeated = repeated_pairs(listed)
     for pair in listed:
         if pair.row.line in repeated:
             raise DatasetError(f"{pair} is there already, in line {repeated[pair.row.line]}; remove one of them.")
-
-
-def refuse_other_category(pair: ListedPair) -> None:
-    """Raise `DatasetError` for a pair of two categories."""
-    if pair.source.category != pair.target.category:
-        raise DatasetError(
-            f"{pair.row.where}: pairs {pair.source.id} with {pair.target.id}, which is of another category; remove the "
-            "row."
-        )
+        if pair.source.category != pair.target.category:
+            both = f"pairs {pair.source.id} with {pair.target.id}"
+            raise pair.row.refusal(f"{both}, which is of another category; remove the row.")

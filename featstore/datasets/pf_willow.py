@@ -8,18 +8,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from featstore.datasets.listed import (
-    ImageFinder,
-    ListedDataset,
-    ListedPair,
-    refuse_other_category,
-    refuse_repeated,
-)
+from featstore.datasets.listed import ListedDataset, ListedPair, check_each_new
 from featstore.datasets.reading import Row, Tree, check_inside, is_file, is_folder, read_rows
-from featstore.datasets.records import ImageRecord, Pair, Points, ThetaRule
-from featstore.errors import DatasetError
+from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule
 from featstore.plain_text import shown
 
 _KEYPOINTS = tuple(str(number) for number in range(1, 11))
@@ -43,45 +34,36 @@ class PfWillowDataset(ListedDataset):
         is_pascal = is_folder(root / "PF-dataset-PASCAL") and not is_folder(root / "PF-dataset")
         return {"test": path} if is_file(path) and not is_pascal else {}
 
-    def listed(self, path: Path) -> list[ListedPair]:
-        """The pairs that the list names."""
-        finder = ImageFinder(Tree(self.root))
-        return [
-            ListedPair(row, _image(finder, row, "imageA"), _image(finder, row, "imageB"))
-            for row in read_rows(path, _COLUMNS)
-        ]
+    @staticmethod
+    def rows(path: Path) -> tuple[Row, ...]:
+        """The rows of the list."""
+        return read_rows(path, _COLUMNS)
+
+    def image(self, tree: Tree, row: Row, side: int) -> ImageRecord:
+        """What a row names as its source or target, in its category's folder."""
+        path = check_inside(row.text(_COLUMNS[side]), row.where)
+        if len(path.parts) < 2:
+            what = f"{_COLUMNS[side]} is {shown(str(path))}, without its category's folder"
+            raise row.refusal(f"{what}; list it as PF-dataset/<category>/<file>.")
+        return tree.image(row, str(path), path.parts[-2])
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         """The pairs in the list's order. Raises `DatasetError` where one stands twice."""
         listed = self.listed(self.list_of(split))
-        refuse_repeated(listed)
+        check_each_new(listed)
         return tuple(map(_pair, listed))
 
 
 DATASET = PfWillowDataset
 
 
-def _image(finder: ImageFinder, row: Row, column: str) -> ImageRecord:
-    path = check_inside(row.text(column), row.where)
-    if len(path.parts) < 2:
-        raise DatasetError(
-            f"{row.where}: {column} is {shown(str(path))}, without its category's folder; "
-            "list it as PF-dataset/<category>/<file>."
-        )
-    return finder.find(row, str(path), path.parts[-2])
-
-
 def _pair(listed: ListedPair) -> Pair:
-    refuse_other_category(listed)
-    row = listed.row
-    source_points, target_points = _points(row, "A"), _points(row, "B")
-    pair = listed.pair(source_points, target_points, _KEYPOINTS, (row.where, row.where))
-    shown = dict(zip(_KEYPOINTS, map(tuple, target_points.tolist()), strict=True))
-    only = {name: point for name, point in shown.items() if name not in pair.names and not np.isnan(point).any()}
-    return replace(pair, target_only=only)
+    ours, theirs = _marks(listed.row, "A"), _marks(listed.row, "B")
+    only = {name: (x, y) for name, (x, y) in theirs.points.items() if name not in ours.points}
+    return replace(listed.pair(ours, theirs), target_only=only)
 
 
-def _points(row: Row, side: str) -> Points:
-    """(10, 2) of the image that `side`, A or B, stands for; NaN where a keypoint is absent."""
-    absent = (np.nan, np.nan)
-    return np.array([row.point(f"X{side}{name}", f"Y{side}{name}") or absent for name in _KEYPOINTS])
+def _marks(row: Row, side: str) -> Marks:
+    """Of the image that `side`, A or B, stands for."""
+    points = {name: row.point(f"X{side}{name}", f"Y{side}{name}") for name in _KEYPOINTS}
+    return Marks({name: point for name, point in points.items() if point is not None}, row.where)

@@ -4,9 +4,8 @@ import contextlib
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,23 +27,12 @@ MAX_SIDE = 32_768
 """Pixels: the longest panorama of a camera is shorter, and a strip longer than that is no photograph."""
 
 MAX_PIXELS = 1 << 27
-"""134 million: no single photograph is larger. Decoding takes 8 to 12 bytes a pixel, 1.6 GB at most."""
+"""134 million: no single photograph is larger. Decoding takes 8 to 16 bytes a pixel, 2.1 GB at most."""
 
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 _WIDTH, _LENGTH, _ORIENTATION = 256, 257, 274
 """Tags of TIFF and EXIF."""
-
-_TURN_BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""What undoes the turning that an EXIF orientation asks for."""
 
 
 def _open_picture(stream: BinaryIO) -> ImageFile:
@@ -57,16 +45,14 @@ def _open_picture(stream: BinaryIO) -> ImageFile:
     if min(width, height) < 1:
         raise ValueError(f"it is {width}x{height} pixels, so there is nothing to see")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise ValueError(
-            f"it is {width}x{height} pixels where at most {MAX_SIDE:,} a side and {MAX_PIXELS // 10**6} million in all "
-            "are read; scale it down"
-        )
+        limits = f"at most {MAX_SIDE:,} a side and {MAX_PIXELS // 10**6} million in all are read"
+        raise ValueError(f"it is {width}x{height} pixels where {limits}; scale it down")
     return opened
 
 
 def _stored_size_of(opened: ImageFile) -> tuple[int, int]:
     """Width and height in pixels as they are stored, of a picture that is not yet decoded."""
-    if isinstance(opened, TiffImageFile):  # its `size` is that of the turned picture, see `as_stored`
+    if isinstance(opened, TiffImageFile):  # its `size` is that of the turned picture, see `decode`
         return int(opened.tag_v2[_WIDTH]), int(opened.tag_v2[_LENGTH])
     return opened.size
 
@@ -78,7 +64,7 @@ def _orientation_of(opened: ImageFile) -> int:
         value = Image.Image.getexif(opened).get(_ORIENTATION, 1)
     except Exception:  # Pillow's parser raises nearly anything on damaged EXIF data, which nothing else needs.
         return 1
-    return value if value in _TURN_BACK else 1
+    return value if value in range(2, 9) else 1
 
 
 def _check_whole(opened: ImageFile, data: bytes) -> None:
@@ -103,8 +89,6 @@ def _first_scan(data: bytes) -> int:
     return at
 
 
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-
 _BITS, _PHOTOMETRIC = 258, 262
 """TIFF's tags: bits a sample, and whether 0 is black (1) or white (0)."""
 
@@ -120,22 +104,21 @@ def _match_transparency(opened: ImageFile) -> None:
     colour = opened.info.get(_TRANSPARENCY)
     if opened.format != "PNG" or colour is None:
         return
-    match opened.tile[0].args:  # how the pixels are packed
-        case "L;2":
-            opened.info[_TRANSPARENCY] = colour * 85
-        case "L;4":
-            opened.info[_TRANSPARENCY] = colour * 17
-        case "RGB;16B":
-            opened.info[_TRANSPARENCY] = tuple(value >> 8 for value in colour)
+    packed = opened.tile[0].args  # how the pixels are
+    if packed in ("L;2", "L;4"):
+        opened.info[_TRANSPARENCY] = colour * (85 if packed == "L;2" else 17)
+    elif packed == "RGB;16B":
+        opened.info[_TRANSPARENCY] = tuple(value >> 8 for value in colour)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """A decoded picture, mode RGB: transparency is shown on white, 16-bit grey is scaled so that white stays white.
+    tags: those of a TIFF.
 
     Raises `ValueError` for pixels that have no scale: floating point numbers, or integers of more than 16 bits.
     """
-    if picture.mode in _SIXTEEN_BIT:
-        return _from_deep_grey(picture)
+    if picture.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        return _from_deep_grey(picture, tags)
     if picture.mode == "F":
         raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
     if picture.has_transparency_data:
@@ -146,9 +129,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _from_deep_grey(picture: Image.Image) -> Image.Image:
+def _from_deep_grey(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     levels = np.asarray(picture)  # (H, W)
-    tags = getattr(picture, "tag_v2", {})
     white = 4095 if tags.get(_BITS) == (12,) else 65535  # Pillow unpacks TIFF's 12 bits without scaling them
     if levels.min() < 0 or levels.max() > white:
         raise ValueError("its grey values need more than 16 bits; save it with 8 or 16 bits")
@@ -178,13 +160,14 @@ def decode(image: ImageRecord, data: bytes) -> Image.Image:
     """
     with _reading(image):
         with _open_picture(io.BytesIO(data)) as opened:
-            turned = _orientation_of(opened) if isinstance(opened, TiffImageFile) else 1  # decoding forgets it
             _match_transparency(opened)
             _check_whole(opened, data)
+            tags: Mapping[int, Any] = opened.tag_v2 if isinstance(opened, TiffImageFile) else {}
+            if tags:
+                opened.getexif()[_ORIENTATION] = 1  # Pillow turns TIFFs, and nothing else, as the orientation asks
             opened.load()
-            picture = _to_rgb(opened)
-        if turned > 1:  # Pillow turns TIFFs, and nothing else, as the orientation asks
-            picture = picture.transpose(_TURN_BACK[turned])
+            # a TIFF that was not turned still has the turned one's size, its copy has that of the pixels
+            picture = _to_rgb(opened.copy() if tags else opened, tags)
         return ImageOps.mirror(picture) if image.mirrored else picture
 
 
@@ -194,16 +177,6 @@ def original_size(image: ImageRecord, data: bytes) -> tuple[int, int]:
     Raises `ImageError` for a file that is empty, of an unknown format, or too large to decode.
     """
     with _reading(image), _open_picture(io.BytesIO(data)) as opened:
-        return _stored_size_of(opened)
-
-
-def stored_size(image: ImageRecord, path: Path) -> tuple[int, int]:
-    """Like `original_size`, of the file at `path`, of which only the header is read."""
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise ImageError(image.id, f"Image {image.id} cannot be read from {path} ({error}); check the file.") from error
-    with stream, _reading(image), _open_picture(stream) as opened:
         return _stored_size_of(opened)
 
 
@@ -242,9 +215,8 @@ def _reading(image: ImageRecord) -> Iterator[None]:
         yield
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file.
         name = image.id if image.file == image.id else f"{image.id} ({image.file})"
-        raise ImageError(
-            image.id, f"Image {name} cannot be decoded: {_reason(error)}; restore the file or leave the image out."
-        ) from error
+        what = f"Image {name} cannot be decoded: {_reason(error)}"
+        raise ImageError(image.id, f"{what}; restore the file or leave the image out.") from error
 
 
 def _reason(error: Exception) -> str:

@@ -4,13 +4,14 @@ import csv
 import errno
 import io
 import math
+import os.path
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord
+from featstore.datasets.records import LARGEST_COORDINATE, MIRRORED, ImageRecord
 from featstore.errors import DatasetError, ImageError
 from featstore.plain_text import is_plain, nfc, shown
 
@@ -26,6 +27,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _ABSENT = ("", "nan", "-nan")
 """What stands in lists, in lower or upper case, for a coordinate of a keypoint that an image does not show."""
 
+is_file, is_folder = os.path.isfile, os.path.isdir
+"""Unlike a `Path`'s own, they say no of a path that is too odd for the operating system."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -40,13 +44,17 @@ class Row:
         """The row as a sentence names it: `<file>, line <line>`."""
         return f"{self.file}, line {self.line}"
 
+    def refusal(self, what: str) -> DatasetError:
+        """That something is wrong with the row."""
+        return DatasetError(f"{self.where}: {what}")
+
     def text(self, column: str) -> str:
         """A value that must not be empty. Raises `DatasetError` where it is, or is no plain text."""
         value = self.values[column].strip()
         if not value:
-            raise DatasetError(f"{self.where}: the column {column} is empty; fill it in or remove the row.")
+            raise self.refusal(f"the column {column} is empty; fill it in or remove the row.")
         if not is_plain(value):
-            raise DatasetError(f"{self.where}: {column} is {shown(value)}, which is no plain text; correct the file.")
+            raise self.refusal(f"{column} is {shown(value)}, which is no plain text; correct the file.")
         return value
 
     def number(self, column: str) -> float:
@@ -54,33 +62,24 @@ class Row:
         value = self.text(column)
         number = float(value) if _NUMBER.fullmatch(value) else math.nan
         if not math.isfinite(number):
-            raise DatasetError(
-                f"{self.where}: {column} is {shown(value)}, which is no finite number; correct the file."
-            )
+            raise self.refusal(f"{column} is {shown(value)}, which is no finite number; correct the file.")
         return number
 
-    def coordinate(self, column: str) -> float:
-        """A finite number of pixels. Raises `DatasetError` where it is none, or beyond any picture."""
-        value = self.number(column)
-        if abs(value) > LARGEST_COORDINATE:
-            raise DatasetError(
-                f"{self.where}: {column} is {value:g}, which is no coordinate in pixels; correct the file."
-            )
-        return value
-
     def point(self, x: str, y: str) -> tuple[float, float] | None:
-        """The point of two columns; None for an absent one, of which both are empty or nan. Raises `DatasetError` where
-        one of them is, or as `coordinate`."""
-        absent = [self.values[column].strip().lower() in _ABSENT for column in (x, y)]
-        if all(absent):
+        """The point of two columns, in pixels; None for an absent one, of which both are empty or nan. Raises
+        `DatasetError` where one of them is, is no finite number, or lies beyond any picture."""
+        present = [column for column in (x, y) if self.values[column].strip().lower() not in _ABSENT]
+        if not present:
             return None
-        if any(absent):
-            column, other = (x, y) if absent[0] else (y, x)
-            raise DatasetError(
-                f"{self.where}: {column} is {shown(self.values[column])}, so absent, where {other} is "
-                f"{shown(self.values[other])}; fill in both, or leave both empty."
-            )
-        return self.coordinate(x), self.coordinate(y)
+        if len(present) == 1:
+            column, other = (y, x) if present == [x] else (x, y)
+            what = f"{column} is {shown(self.values[column])}, so absent, where {other} is {shown(self.values[other])}"
+            raise self.refusal(f"{what}; fill in both, or leave both empty.")
+        found = {column: self.number(column) for column in present}
+        for column, value in found.items():
+            if abs(value) > LARGEST_COORDINATE:
+                raise self.refusal(f"{column} is {value:g}, which is no coordinate in pixels; correct the file.")
+        return found[x], found[y]
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -104,7 +103,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return read_limited(path, LARGEST_LIST)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = getattr(error, "strerror", None) or error
         raise DatasetError(f"{path} cannot be read ({reason}); check that the dataset is complete.") from error
 
 
@@ -113,17 +112,8 @@ def read_text(path: Path) -> str:
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{path} is no UTF-8 text (byte {error.start} cannot be decoded); save it as UTF-8."
-        ) from error
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, stripped, with their numbers (1-based)."""
-    # Not splitlines(): it also breaks at separators that no editor counts as a line.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if stripped := line.strip():
-            yield number, stripped
+        what = f"is no UTF-8 text (byte {error.start} cannot be decoded)"
+        raise DatasetError(f"{path} {what}; save it as UTF-8.") from error
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
@@ -133,41 +123,26 @@ def read_rows(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
     the header, and a file without rows.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    rows: list[Row] = []
-    header: list[str] | None = None
     try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = _checked_header(path, cells, columns)
-            elif len(cells) != len(header):
-                raise DatasetError(
-                    f"{path}, line {reader.line_num}: it has {len(cells)} values where the header names "
-                    f"{len(header)} columns; correct the row."
-                )
-            else:
-                rows.append(Row(path, reader.line_num, dict(zip(header, cells, strict=True))))
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
-        raise DatasetError(
-            f"{path}, line {reader.line_num}: it is no valid CSV ({error}); correct the file."
-        ) from error
-    if not rows:
-        raise DatasetError(f"{path} has no rows; it needs the header {','.join(columns)} and at least one row.")
-    return tuple(rows)
-
-
-def _checked_header(path: Path, cells: Sequence[str], columns: Sequence[str]) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise DatasetError(
-            f"{path} has no column {', '.join(missing)} (its header is {','.join(header)[:200]!r}); "
-            f"the header needs {','.join(columns)}."
-        )
+        what = f"it is no valid CSV ({error}); correct the file."
+        raise DatasetError(f"{path}, line {reader.line_num}: {what}") from error
+    needed = ",".join(columns)
+    if len(lines) < 2:
+        raise DatasetError(f"{path} has no rows; it needs the header {needed} and at least one row.")
+    header = [cell.strip() for cell in lines[0][1]]
+    found = repr(",".join(header)[:200])
+    if missing := [column for column in columns if column not in header]:
+        what = f"has no column {', '.join(missing)} (its header is {found})"
+        raise DatasetError(f"{path} {what}; the header needs {needed}.")
     if len(set(header)) != len(header):
-        raise DatasetError(f"{path} names a column twice in its header {','.join(header)[:200]!r}; rename one.")
-    return header
+        raise DatasetError(f"{path} names a column twice in its header {found}; rename one.")
+    for line, cells in lines[1:]:
+        if len(cells) != len(header):
+            what = f"it has {len(cells)} values where the header names {len(header)} columns; correct the row."
+            raise DatasetError(f"{path}, line {line}: {what}")
+    return tuple(Row(path, line, dict(zip(header, cells, strict=True))) for line, cells in lines[1:])
 
 
 def check_inside(relative: str, where: str) -> PurePosixPath:
@@ -185,41 +160,39 @@ def check_inside(relative: str, where: str) -> PurePosixPath:
     """
     windows = PureWindowsPath(relative)
     if windows.anchor or relative.startswith("/") or ".." in windows.parts or "\0" in relative or not windows.parts:
-        raise DatasetError(
-            f"{where}: the path {shown(relative)} leads out of the dataset's folder; "
-            "list paths relative to that folder, without '..'."
-        )
+        what = f"the path {shown(relative)} leads out of the dataset's folder"
+        raise DatasetError(f"{where}: {what}; list paths relative to that folder, without '..'.")
     return PurePosixPath(relative)
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a file; a path too odd for the operating system is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+def entries(folder: Path) -> list[Path]:
+    """All that is visible in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
+    return [folder / name for name in _names_in(folder) if not name.startswith(".")]
 
 
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder that can be looked into."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def subfolders(folder: Path) -> tuple[Path, ...]:
+def subfolders(folder: Path) -> list[Path]:
     """The visible folders in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
-    return tuple(path for path in entries(folder) if is_folder(path))
+    return [path for path in entries(folder) if is_folder(path)]
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{folder} cannot be listed ({error}); check that it is a readable folder.") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Files by the paths that a list names, in whichever normal form either is. Each folder below `root` is listed
-    once, instead of asked for each of 71k pairs; `folders` keeps names as on the disk by names in NFC."""
+    """Files below `root` by the paths that lists name, in whichever normal form either is. Each folder is listed once,
+    instead of asked for each of 71k pairs, and each image looked for once, although it recurs in many pairs.
+
+    folders: names as on the disk by names in NFC. images: by file, category and whether they are mirrored.
+    """
 
     root: Path
     folders: dict[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    images: dict[tuple[str, str, bool], ImageRecord] = field(default_factory=dict)
 
     def find(self, relative: str) -> str | None:
         """The path as on the disk, relative to `root`; None where nothing lies there, or outside of `root`.
@@ -232,10 +205,8 @@ class Tree:
                 return None
             names = self._names(found).get(nfc(part), ())
             if len(names) > 1:
-                raise DatasetError(
-                    f"{self.root / found} holds {' and '.join(map(ascii, names))}, which differ in their Unicode "
-                    "normal form only; rename or remove one of them."
-                )
+                both = f"{' and '.join(map(ascii, names))}, which differ in their Unicode normal form only"
+                raise DatasetError(f"{self.root / found} holds {both}; rename or remove one of them.")
             # a disk that ignores case has names which its listing spells otherwise
             spelled = self.root / found / part
             if not names and not (is_file(spelled) or is_folder(spelled)):
@@ -251,17 +222,18 @@ class Tree:
             self.folders[folder] = known
         return self.folders[folder]
 
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{folder} cannot be listed ({error}); check that it is a readable folder.") from error
-
-
-def entries(folder: Path) -> list[Path]:
-    """All that is visible in a folder, sorted by name. Raises `DatasetError` where it cannot be listed."""
-    return [folder / name for name in _names_in(folder) if not name.startswith(".")]
+    def image(self, row: Row, file: str, category: str, mirrored: bool = False) -> ImageRecord:
+        """The image in a file, a path relative to `root`, that a row names. Raises `DatasetError` where it is not
+        there."""
+        key = (file, category, mirrored)
+        if key not in self.images:
+            found = self.find(file)
+            if found is None or not is_file(self.root / found):
+                what = f"names the image {shown(file)}, which is not in {self.root}"
+                raise row.refusal(f"{what}; restore the image or remove the row.")
+            identifier = nfc(f"{category}/{PurePosixPath(file).stem}") + (MIRRORED if mirrored else "")
+            self.images[key] = ImageRecord(identifier, nfc(category), found, mirrored)
+        return self.images[key]
 
 
 def read_image(root: Path, image: ImageRecord) -> bytes:
@@ -273,6 +245,5 @@ def read_image(root: Path, image: ImageRecord) -> bytes:
     try:
         return read_limited(path, LARGEST_IMAGE)
     except OSError as error:
-        raise ImageError(
-            image.id, f"Image {image.id} cannot be read from {path} ({error.strerror}); check that the file is there."
-        ) from error
+        what = f"cannot be read from {path} ({error.strerror}); check that the file is there."
+        raise ImageError(image.id, f"Image {image.id} {what}") from error

@@ -1,17 +1,18 @@
 """The records that every dataset gives: images, and pairs of images with keypoints. Coordinates are in pixels of the
-original image, (x, y), origin at the top left; `featstore.datasets.records` moves them to the resized frame."""
+original image, (x, y), origin at the top left; `to_resized_frame` moves them to the resized frame."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Protocol
+from math import isfinite
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DatasetError
 from featstore.plain_text import nfc
-from matcher.pairs import ALL, MatchingPair, OriginalFrame
+from matcher.pairs import ALL, FramePoints, MatchingPair, OriginalFrame
 
 Points = NDArray[np.float64]
 """Keypoints, shape (n, 2), (x, y) in pixels."""
@@ -27,13 +28,9 @@ MIRRORED = "~mirrored"
 """Suffix of the id of an image that is read mirrored left to right."""
 
 
-_SPLITS = {"train": "trn"}
-"""Other names of splits."""
-
-
 def canonical_split(name: str) -> str:
     """The name of a split as lists, files and JSON have it: `trn` for `train`."""
-    return _SPLITS.get(name, name)
+    return "trn" if name == "train" else name
 
 
 class ThetaRule(Enum):
@@ -61,10 +58,9 @@ class ImageRecord:
 
     def __post_init__(self) -> None:
         if self.category.strip() == ALL:
-            raise DatasetError(
-                f"Image {self.id} is of a category called {ALL}, which is reserved for the score over all pairs; "
-                "rename the category (its folder, and in the lists that name it)."
-            )
+            what = f"is of a category called {ALL}, which is reserved for the score over all pairs"
+            advice = "rename the category (its folder, and in the lists that name it)"
+            raise DatasetError(f"Image {self.id} {what}; {advice}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +101,53 @@ class Pair:
     target_place: str = ""
     target_only: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> Points:
+        """(n + m, 2), all keypoints that the target shows: the pair's, then the m of `target_only`."""
+        return np.vstack([self.target_points, *self.target_only.values()])
 
-def pair_by_name(
-    source: ImageRecord,
-    target: ImageRecord,
-    source_points: Mapping[str, Sequence[float]],
-    target_points: Mapping[str, Sequence[float]],
-) -> Pair | None:
-    """The pair of two images whose keypoints, (x, y), are known by name, in the source's order; None where no keypoint
-    is in both."""
-    names = tuple(name for name in source_points if name in target_points)
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What is annotated of one image.
+
+    points: (x, y) in pixels by keypoint's name, of those that the image shows. place, box, size: where that stands, the
+    object's bounding box and the image's (width, height), as `Pair` has them.
+    """
+
+    points: Mapping[str, Sequence[float]]
+    place: str = ""
+    box: Box | None = None
+    size: tuple[float, float] | None = None
+
+    @classmethod
+    def of_list(cls, names: Iterable[str], points: Points, place: str) -> Self:
+        """An image's marks from a list of all n keypoints: `points`, (n, 2), are NaN where it does not show one."""
+        listed = zip(names, points.tolist(), strict=True)
+        return cls({name: point for name, point in listed if isfinite(sum(point))}, place)
+
+
+def pair_of(source: ImageRecord, target: ImageRecord, ours: Marks, theirs: Marks) -> Pair | None:
+    """The pair of two images with the keypoints that both show, in the source's order; None where there is none."""
+    names = tuple(name for name in ours.points if name in theirs.points)
     if not names:
         return None
+    source_points, target_points = (
+        np.array([own.points[name] for name in names], dtype=np.float64) for own in (ours, theirs)
+    )
     return Pair(
         source=source.id,
         target=target.id,
         category=source.category,
-        source_points=np.array([source_points[name] for name in names], dtype=np.float64),
-        target_points=np.array([target_points[name] for name in names], dtype=np.float64),
+        source_points=source_points,
+        target_points=target_points,
         names=names,
+        source_box=ours.box,
+        target_box=theirs.box,
+        source_size=ours.size,
+        target_size=theirs.size,
+        source_place=ours.place,
+        target_place=theirs.place,
     )
 
 
@@ -172,18 +196,14 @@ def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Coll
     Raises:
         DatasetError: for a category that no pair has (listing those that there are), and where no pair remains.
     """
-    known = sorted({pair.category for pair in pairs})
-    categories = {nfc(category) for category in categories}
-    unknown = sorted(set(categories) - set(known))
-    if unknown:
-        raise DatasetError(
-            f"{dataset_name} has no category {', '.join(map(repr, unknown))} among its {len(pairs)} pairs; "
-            f"choose from {', '.join(known) or 'none'}."
-        )
-    chosen = tuple(pair for pair in pairs if pair.category in categories)
-    if not chosen:
-        raise DatasetError(f"No pair of {dataset_name} remains; name at least one category of {', '.join(known)}.")
-    return chosen
+    wanted, known = {nfc(category) for category in categories}, {pair.category for pair in pairs}
+    names = ", ".join(sorted(known)) or "none"
+    if unknown := sorted(wanted - known):
+        what = f"has no category {', '.join(map(repr, unknown))} among its {len(pairs)} pairs"
+        raise DatasetError(f"{dataset_name} {what}; choose from {names}.")
+    if not wanted:
+        raise DatasetError(f"No pair of {dataset_name} remains; name at least one category of {names}.")
+    return tuple(pair for pair in pairs if pair.category in wanted)
 
 
 _MARGIN = 1e-4
@@ -209,58 +229,42 @@ def to_resized_frame(
     Raises:
         DatasetError: where theta cannot be measured or is 0.
     """
-    square = (size, size)
-    theta = _theta(pair, rule, target_size, square)
-    original = OriginalFrame(
-        source_size=source_size,
-        target_size=target_size,
-        source_points=_clamped(pair.source_points, source_size),
-        target_points=_clamped(pair.target_points, target_size),
-        theta=_theta(pair, rule, target_size, target_size),
-    )
-    return MatchingPair(
-        source=pair.source,
-        target=pair.target,
-        category=pair.category,
-        source_points=_clamped(_resized(pair.source_points, source_size, square), square),
-        target_points=_clamped(_resized(pair.target_points, target_size, square), square),
-        theta=theta,
-        original=original,
-        names=pair.names,
-        flags=None if pair.difficulty is None else asdict(pair.difficulty),
-    )
+    points, sizes, square = (pair.source_points, pair.target_points), (source_size, target_size), (size, size)
+
+    def framed(
+        points: Iterable[Points], frames: tuple[tuple[int, int], tuple[int, int]]
+    ) -> tuple[FramePoints, FramePoints, float]:
+        theta = _theta(pair, rule, target_size, frames[1])
+        source, target = (
+            np.clip(own, _MARGIN, np.asarray(frame) - 1 - _MARGIN).astype(np.float32)
+            for own, frame in zip(points, frames, strict=True)
+        )
+        return source, target, theta
+
+    resized = framed((_resized(own, each, square) for own, each in zip(points, sizes, strict=True)), (square, square))
+    original = OriginalFrame(source_size, target_size, *framed(points, sizes))
+    flags = None if pair.difficulty is None else asdict(pair.difficulty)
+    return MatchingPair(pair.source, pair.target, pair.category, *resized, original, pair.names, flags)
 
 
 def _resized(points: Points, original: tuple[int, int], frame: tuple[int, int]) -> Points:
     return points * np.asarray(frame, dtype=np.float64) / np.asarray(original, dtype=np.float64)  # (n, 2)
 
 
-def _clamped(points: Points, frame: tuple[int, int]) -> NDArray[np.float32]:
-    return np.clip(points, _MARGIN, np.asarray(frame) - 1 - _MARGIN).astype(np.float32)
-
-
 def _theta(pair: Pair, rule: ThetaRule, target_size: tuple[int, int], frame: tuple[int, int]) -> float:
     """In pixels of the target image resized to `frame` = (width, height), of points that are not clamped."""
-    match rule:
-        case ThetaRule.IMAGE:
-            return float(max(frame))
-        case ThetaRule.KEYPOINTS:
-            # all that the target shows: theta is a matter of its own annotation, whatever the source lacks
-            points = np.vstack([pair.target_points, *pair.target_only.values()])
-            theta = float(np.ptp(_resized(points, target_size, frame), axis=0).max())
-        case ThetaRule.BOX:
-            if pair.target_box is None:
-                raise _no_theta(pair, rule, "the target has no bounding box")
-            corners = np.asarray(pair.target_box, dtype=np.float64).reshape(2, 2)
-            low, high = _resized(corners, target_size, frame)
-            theta = float((high - low).max())
+    if rule is ThetaRule.IMAGE:
+        return float(max(frame))
+    if rule is ThetaRule.KEYPOINTS:
+        # all that the target shows: theta is a matter of its own annotation, whatever the source lacks
+        corners = np.stack([pair.shown.min(axis=0), pair.shown.max(axis=0)])
+    else:
+        corners = np.reshape(pair.target_box or [np.nan] * 4, (2, 2))
+    low, high = _resized(corners, target_size, frame)
+    theta = float((high - low).max())
     if not theta > 0:
-        raise _no_theta(pair, rule, f"it is {theta:g} pixels")
+        reason = "the target has no bounding box" if np.isnan(theta) else f"it is {theta:g} pixels"
+        what = f"PCK's threshold is measured on the {rule.value}, but {reason}"
+        advice = "correct the annotation or leave the pair out"
+        raise DatasetError(f"Pair {pair.source} -> {pair.target}: {what}; {advice}.")
     return theta
-
-
-def _no_theta(pair: Pair, rule: ThetaRule, reason: str) -> DatasetError:
-    return DatasetError(
-        f"Pair {pair.source} -> {pair.target}: PCK's threshold is measured on the {rule.value}, but {reason}; "
-        "correct the annotation or leave the pair out."
-    )

@@ -8,16 +8,17 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from featstore.datasets.listed import ImageFinder, ListedDataset, ListedPair, repeated_pairs
-from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_bytes, read_lines
-from featstore.datasets.records import LARGEST_COORDINATE, Difficulty, Pair, Points, ThetaRule, canonical_split
+from featstore.datasets.listed import ListedDataset, ListedPair, repeated_pairs
+from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_bytes, read_text
+from featstore.datasets.records import LARGEST_COORDINATE, Difficulty, ImageRecord, Marks, Pair, ThetaRule
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.parsing import sentence_of
 from featstore.plain_text import is_plain, nfc, one_line, shown
@@ -66,8 +67,8 @@ class _Annotation(BaseModel):
     trg_imsize: _Size | None = None
 
 
-def _wrong(path: Path, what: str) -> DatasetError:
-    return DatasetError(f"{path}: {what}; restore the file from SPair-71k.")
+def _wrong(where: Path | str, what: str) -> DatasetError:
+    return DatasetError(f"{where}: {what}; restore the file from SPair-71k.")
 
 
 def _read_annotation(path: Path) -> tuple[_Annotation, Difficulty | None]:
@@ -86,17 +87,18 @@ def _read_annotation(path: Path) -> tuple[_Annotation, Difficulty | None]:
         raise _wrong(path, sentence_of(error, "")) from error
 
 
-def _points(path: Path, annotation: _Annotation, field: str) -> Points:
-    """(n, 2), NaN where a keypoint is absent."""
-    listed = getattr(annotation, field)
-    if len(listed) != len(annotation.kps_ids):
-        raise _wrong(path, f"{field} has {len(listed)} points where kps_ids has {len(annotation.kps_ids)}")
+def _marks(path: Path, annotation: _Annotation, role: Literal["src", "trg"]) -> Marks:
+    """Of the source or the target."""
+    field, names = f"{role}_kps", annotation.kps_ids
+    listed, size = getattr(annotation, field), getattr(annotation, f"{role}_imsize")
+    if len(listed) != len(names):
+        raise _wrong(path, f"{field} has {len(listed)} points where kps_ids has {len(names)}")
     points = np.array([point or (None, None) for point in listed], dtype=np.float64).reshape(-1, 2)
     if (np.abs(points) > LARGEST_COORDINATE).any() or (np.isnan(points[:, 0]) != np.isnan(points[:, 1])).any():
-        raise _wrong(
-            path, f"{field} has a point that is not two finite numbers [x, y] of pixels, nor null for an absent one"
-        )
-    return points
+        what = "a point that is not two finite numbers [x, y] of pixels, nor null for an absent one"
+        raise _wrong(path, f"{field} has {what}")
+    box = getattr(annotation, f"{role}_bndbox")
+    return replace(Marks.of_list(names, points, str(path)), box=box, size=None if size is None else size[:2])
 
 
 _LINE = re.compile(r"(?P<number>\d+)-(?P<source>[^-:/\\]+)-(?P<target>[^-:/\\]+):(?P<category>[^:/\\]+)")
@@ -121,37 +123,34 @@ class SpairDataset(ListedDataset):
         lists = {split: root / "Layout" / "large" / f"{split}.txt" for split in ("trn", "val", "test")}
         return {split: path for split, path in lists.items() if is_file(path)}
 
-    def listed(self, path: Path) -> list[ListedPair]:
-        """The pairs that a list names; a row's values are `line`, `source`, `target` and `category`."""
-        finder = ImageFinder(Tree(self.root))
-        found = []
-        for number, line in read_lines(path):
+    @staticmethod
+    def rows(path: Path) -> Iterator[Row]:
+        """The lines that are not blank; a row's values are `line`, `source`, `target` and `category`."""
+        # Not splitlines(): it also breaks at separators that no editor counts as a line.
+        for number, line in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
             match = _LINE.fullmatch(line) if is_plain(line) else None
-            if match is None:
-                raise DatasetError(
-                    f"{path}, line {number}: {shown(line)} is not <number>-<source>-<target>:<category>; "
-                    "restore the file from SPair-71k."
-                )
-            row, category = Row(path, number, {"line": line, **match.groupdict()}), match["category"]
-            source, target = (
-                finder.find(row, f"JPEGImages/{category}/{match[role]}.jpg", category) for role in ("source", "target")
-            )
-            found.append(ListedPair(row, source, target))
-        return found
+            if match:
+                yield Row(path, number, {"line": line, **match.groupdict()})
+            elif line:
+                what = f"{shown(line)} is not <number>-<source>-<target>:<category>"
+                raise _wrong(f"{path}, line {number}", what)
+
+    def image(self, tree: Tree, row: Row, side: int) -> ImageRecord:
+        """What a row names as its source or target."""
+        category, stem = row.values["category"], row.values[("source", "target")[side]]
+        return tree.image(row, f"JPEGImages/{category}/{stem}.jpg", category)
 
     def pairs(self, split: str) -> tuple[Pair, ...]:
         """The pairs in the list's order, each once. Raises `DatasetError` where one stands twice with other
         annotations."""
-        path = self.list_of(split)
-        folder, tree, listed = f"PairAnnotation/{canonical_split(split)}", Tree(self.root), self.listed(path)
+        path, tree = self.list_of(split), Tree(self.root)
+        listed, folder = self.listed(path), f"PairAnnotation/{path.stem}"
         repeated = repeated_pairs(listed)
         pairs = {own.row.line: _pair(own, _annotation_file(tree, folder, own.row)) for own in listed}
         for line, first in repeated.items():
-            if not _is_same(pairs.pop(line), pairs[first]):
-                raise DatasetError(
-                    f"{path}, line {line}: names the pair of line {first}, but its annotation has other keypoints or "
-                    "boxes; remove one of the lines."
-                )
+            if _content(pairs.pop(line)) != _content(pairs[first]):
+                what = f"names the pair of line {first}, but its annotation has other keypoints or boxes"
+                raise DatasetError(f"{path}, line {line}: {what}; remove one of the lines.")
         if not pairs:
             raise DatasetError(f"{path} lists no pairs; restore the file from SPair-71k.")
         return tuple(pairs.values())
@@ -166,52 +165,35 @@ def _annotation_file(tree: Tree, folder: str, row: Row) -> Path:
     if not found:
         # whoever wants the images alone unpacks no annotations
         kind = DatasetError if is_folder(tree.root / folder) else UnmarkedError
-        raise kind(
-            f"{row.where}: its annotation {tree.root / folder / names[0]} is not there; restore it or remove the line."
-        )
+        what = f"its annotation {tree.root / folder / names[0]} is not there"
+        raise kind(f"{row.where}: {what}; restore it or remove the line.")
     if len(found) > 1:
-        raise DatasetError(
-            f"{row.where}: its annotation is there {len(found)} times, as "
-            f"{' and '.join(Path(path).name for path in found)}, in {tree.root / folder}; remove all but one."
-        )
+        files = " and ".join(Path(path).name for path in found)
+        what = f"its annotation is there {len(found)} times, as {files}, in {tree.root / folder}"
+        raise row.refusal(f"{what}; remove all but one.")
     return tree.root / found[0]
 
 
 def _pair(listed: ListedPair, path: Path) -> Pair:
     annotation, difficulty = _read_annotation(path)
     _check_names(path, annotation, listed.row)
-    names = annotation.kps_ids
-    if len(set(names)) != len(names):
+    if len(set(annotation.kps_ids)) != len(annotation.kps_ids):
         raise _wrong(path, "kps_ids names a keypoint twice")
-    source_points, target_points = (_points(path, annotation, field) for field in ("src_kps", "trg_kps"))
-    return replace(
-        listed.pair(source_points, target_points, names, (str(path), str(path))),
-        source_box=annotation.src_bndbox,
-        target_box=annotation.trg_bndbox,
-        difficulty=difficulty,
-        source_size=_size(annotation.src_imsize),
-        target_size=_size(annotation.trg_imsize),
-    )
-
-
-def _size(stated: tuple[float, ...] | None) -> tuple[float, float] | None:
-    return None if stated is None else (stated[0], stated[1])
+    pair = listed.pair(_marks(path, annotation, "src"), _marks(path, annotation, "trg"))
+    return replace(pair, difficulty=difficulty)
 
 
 def _check_names(path: Path, annotation: _Annotation, row: Row) -> None:
     """Raise `DatasetError` where an annotation is of other images than the list says."""
-    source, target, category = (row.values[name] for name in ("source", "target", "category"))
-    expected = {"src_imname": f"{source}.jpg", "trg_imname": f"{target}.jpg", "category": category}
-    for field, value in expected.items():
+    values = row.values
+    expected = {"src_imname": f"{values['source']}.jpg", "trg_imname": f"{values['target']}.jpg"}
+    for field, value in {**expected, "category": values["category"]}.items():
         found = getattr(annotation, field)
         if nfc(found) != nfc(value):
-            raise DatasetError(
-                f"{path}: its {field} is {shown(found)} where {row.where} says {value!r}; restore both from SPair-71k."
-            )
+            what = f"its {field} is {shown(found)} where {row.where} says {value!r}"
+            raise DatasetError(f"{path}: {what}; restore both from SPair-71k.")
 
 
-def _is_same(one: Pair, other: Pair) -> bool:
-    same_points = np.array_equal(one.source_points, other.source_points) and np.array_equal(
-        one.target_points, other.target_points
-    )
-    return same_points and (one.source_box, one.target_box) == (other.source_box, other.target_box)
+def _content(pair: Pair) -> tuple[object, ...]:
+    """What tells one annotation of a pair from another."""
+    return pair.source_points.tolist(), pair.target_points.tolist(), pair.source_box, pair.target_box

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from featstore.datasets.mat_file import read_numeric_variable
+from featstore.datasets.pf_pascal import read_numeric_variable
 from tests.featstore.datasets.mat_bytes import BIG, LITTLE, compressed, element, header, variable
 
 VALUES = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 250.0]])

@@ -13,8 +13,7 @@ import scipy.sparse
 
 from featstore.datasets import pf_pascal
 from featstore.datasets.agreement import agreeing
-from featstore.datasets.mat_file import read_keypoints, read_numeric_variable
-from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset
+from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset, read_keypoints, read_numeric_variable
 from featstore.datasets.records import Dataset, ImageRecord, Points, ThetaRule
 from featstore.errors import DatasetError, ImageError
 from featstore.pair_list import overlap

@@ -1,7 +1,6 @@
 """Decoding, keys and resizing."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from featstore.datasets.pictures import decode, image_key, original_size, resize_to_square, stored_size
+from featstore.datasets.pictures import decode, image_key, original_size, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError
 from tests.featstore.datasets.picture_bytes import encoded, noise
@@ -111,14 +110,6 @@ def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in (decode, original_size):
         with pytest.raises(ImageError, match="it has more pixels than is safe to decode"):
             call(RECORD, data)
-
-
-def test_stored_size(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(encoded(noise(), "PNG")[:60])  # the header is enough
-    assert stored_size(RECORD, path) == (12, 8)
-    with pytest.raises(ImageError, match=r"Image cat/a cannot be read from .*none"):
-        stored_size(RECORD, tmp_path / "none")
 
 
 def test_image_key() -> None:
