@@ -21,8 +21,8 @@ from featstore.backbones.noise import Latents
 from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.demo import DemoDataset
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.evaluate import images_of, in_resized_frame
 from featstore.pipeline.needed import require_maps
+from featstore.pipeline.pairs import images_of, in_resized_frame
 from featstore.pipeline.plan import MapRequest
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt

@@ -1,19 +1,26 @@
-"""`dualsd cache build | maps`, and what the other modules of the cache's care add."""
+"""`dualsd cache`: a store made, looked at, kept whole and small, and its maps written for other programs."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from cli import cache_care, cache_export, cache_info
-from cli.options import JsonOption, taking
-from featstore.config import BuildConfig, MapsConfig
+from cli.options import DryRunOption, JsonOption, taking
+from cli.output import print_table, say, write_json
+from cli.progress import TerminalProgress
+from featstore.config import BuildConfig, ExportConfig, MapsConfig, PruneConfig, StoreConfig, VerifyConfig
+from featstore.plain_text import human_bytes
+from featstore.store.keys import parse_location
+from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from featstore.pipeline.care import Checked, Dropped
+    from featstore.pipeline.recompute import Recomputed
 
 app = typer.Typer(no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
 
 DIVIDED = ("build", "maps")
 """Commands that processes of torchrun do together."""
-
 BUILD_EXAMPLES = (
     "Examples:\n\n"
     "dualsd cache build\n\n"
@@ -26,29 +33,48 @@ MAPS_EXAMPLES = (
     "dualsd cache maps --layers 2,dino --t 261 --dino-size 672\n\n"
     "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run"
 )
-
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
+VERIFY_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache verify\n\n"
+    "dualsd cache verify --recompute 16\n\n"
+    "dualsd cache verify --store spair.zarr --drop"
+)
+PRUNE_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache prune --layers 3 --t 350 --dry-run\n\n"
+    "dualsd cache prune --prompt 'a photo of a {category}' --older-than 30d\n\n"
+    "dualsd cache prune --noisy --t 350"
+)
+PACK_EXAMPLES = "Examples:\n\ndualsd cache pack\n\ndualsd cache pack --store spair.zarr --json packed.json"
+EXPORT_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd cache export --out maps.safetensors --split test\n\n"
+    "dualsd eval --features maps.safetensors --dataset demo --size 128 --layers 2,3 --weights 0.8,0.6\n\n"
+    "dualsd cache export --layers 2 --t 261 --layout sd4match --out featmaps.pt\n\n"
+    "dualsd cache export --layers 2 --t 261 --layout dift --out spair_ft --split test"
+)
+SHOWN = 20
+"""Bad rows that are printed; --json holds them all."""
 
 
 @app.callback()
 def _check_processes(context: typer.Context) -> None:
-    from cli.processes import check_divided
+    from featstore.pipeline.distributed import check_divided
 
     check_divided(context.invoked_subcommand, DIVIDED)
 
 
-def build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
+@app.command("build", epilog=BUILD_EXAMPLES)
+@taking(BuildConfig)
+def _build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
     """Encode every image of a dataset once (VAE) and keep latents and noisy latents.
 
     A second run does only what is missing; an image whose file changed is encoded anew. Of an existing store, dataset
     and model need not be named again. Any number of jobs may fill one store at once, each with a --part of the images;
     under torchrun each process takes one.
     """
-    from cli.output import check_writable, write_json
-    from cli.progress import TerminalProgress
     from featstore.pipeline.run_build import build, estimate_build
 
-    check_writable(json)
     with TerminalProgress() as progress:
         if dry_run:
             write_json(json, asdict(estimate_build(config, progress)))
@@ -59,30 +85,223 @@ def build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption =
     write_json(json, {**counts, "bytes": report.bytes_written, "bad": bad})
 
 
-def maps(config: MapsConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
+@app.command("maps", epilog=MAPS_EXAMPLES)
+@taking(MapsConfig)
+def _maps(config: MapsConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
     """Run the UNet as far as each layer and keep its feature maps; latents and noise are made where they lack.
 
     One timestep per layer of the UNet; dino has none. `dualsd eval` makes the maps that it needs by itself; this is for
     making them beforehand. --part and torchrun divide the images as for `cache build`.
     """
-    from cli.output import check_writable, write_json
-    from cli.progress import TerminalProgress
     from featstore.pipeline.run_build import estimate_making_maps, make_maps
 
-    check_writable(json)
     with TerminalProgress() as progress:
-        if dry_run:
-            write_json(json, estimate_making_maps(config, progress))
-            return
-        report = make_maps(config, progress)
-    write_json(json, report.to_json())
+        write_json(json, estimate_making_maps(config, progress) if dry_run else make_maps(config, progress).to_json())
 
 
-app.command("build", epilog=BUILD_EXAMPLES)(taking(BuildConfig)(build))
-app.command("maps", epilog=MAPS_EXAMPLES)(taking(MapsConfig)(maps))
-app.command("info")(cache_info.info)
-app.command("verify", epilog=cache_care.VERIFY_EXAMPLES)(cache_care.verify)
-app.command("prune", epilog=cache_care.PRUNE_EXAMPLES)(cache_care.prune)
-app.command("pack", epilog=cache_care.PACK_EXAMPLES)(cache_care.pack)
-app.command("unpack")(cache_care.unpack)
-app.command("export", epilog=cache_export.EXAMPLES)(cache_export.export)
+@app.command("info")
+@taking(StoreConfig)
+def _info(config: StoreConfig, json: JsonOption = None) -> None:
+    """What a store holds: made from what, which arrays, how complete, how large."""
+    from featstore.store.store import open_store, summarise
+
+    opened = open_store(parse_location(config.store))
+    header, arrays = opened.header, summarise(opened)
+    root = f" in {header.dataset_root}" if header.dataset_root else ""
+    say(f"{config.store}: {len(opened.images)} images of {header.dataset}{root}, {header.image_size} pixels a side")
+    say(
+        f"model {header.model_id}{f' at {header.model_revision}' if header.model_revision else ''}, fingerprint "
+        f"{header.model_fingerprint[:8]}; latents {header.latents.value}, seed {header.seed}; made by dualsd "
+        f"{header.creator}"
+    )
+    try:
+        noise = header.schedule.spell()
+    except InputError as error:  # of a store that can only be looked at
+        noise = str(error)
+    say(f"noise: {noise}" + (f"; latents shifted by {header.latent_shift:g}" if header.latent_shift else ""))
+    rows = [
+        [
+            array.path,
+            "x".join(map(str, array.row_shape)),
+            f"{array.present}/{array.rows}",
+            f"{100 * array.present // max(array.rows, 1)} %",  # 100 % is all of them
+            human_bytes(array.bytes),
+            array.what,
+        ]
+        for array in arrays
+    ]
+    print_table("arrays", ["array", "a row", "rows", "complete", "size", "what"], rows)
+    total = sum(array.bytes for array in arrays)
+    say(f"{human_bytes(total)} in {sum(array.present for array in arrays)} rows")
+    described = [{name: value for name, value in asdict(array).items() if name != "what"} for array in arrays]
+    write_json(json, {**header.to_attributes(), "images": len(opened.images), "arrays": described})
+
+
+@app.command("verify", epilog=VERIFY_EXAMPLES)
+@taking(VerifyConfig)
+def _verify(config: VerifyConfig, json: JsonOption = None) -> None:
+    """Read all that a store holds and hold it against its checksums, and noisy latents against the model's betas.
+
+    Damaged rows and metadata, and files that killed runs left, are listed. A row that is missing is no damage: whatever
+    needs it makes it. Without --drop damage ends in exit code 2. Where latents go, their noisy latents and maps go with
+    them. What is made again comes out as it was where the batch size is the same; maps of learned prompts need their
+    run under ./runs.
+
+    Checksums agree with rows of another image, an edited header or weights that changed. --recompute N finds those:
+    all noisy latents are compared with the formula, the model's files are hashed anew, images are read anew, and N rows
+    of each array go through the model again. Half of the N are those that fit their image's latents least, the rest
+    is chosen at random.
+    """
+    from featstore.pipeline.care import check
+
+    with TerminalProgress() as progress:
+        checked = check(config, progress)
+        if checked.anew is not None:
+            _print_recomputed(checked.anew)
+        _print_found(checked)
+        dropped = checked.drop(progress) if config.drop else None
+    if dropped is not None:
+        _print_dropped(checked, dropped)
+    write_json(json, checked.to_json() | ({} if dropped is None else asdict(dropped)))
+    checked.require_sound(dropped is not None)
+
+
+@app.command("prune", epilog=PRUNE_EXAMPLES)
+@taking(PruneConfig)
+def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
+    """Remove maps that meet all that is said of them, or noisy latents.
+
+    Latents stay always, and so whatever is removed can be made again without the VAE.
+    """
+    from featstore.store.prune import MapCriteria, NoisyCriteria, choose_maps, choose_noisy, parse_age, prune
+    from featstore.store.store import open_store
+
+    age = None if config.older_than is None else parse_age(config.older_than)
+    layers = None if config.layers is None else [*map(int, config.layers)]
+    opened = open_store(parse_location(config.store))
+    if config.noisy:
+        chosen = choose_noisy(opened, NoisyCriteria(config.timesteps, age))
+    else:
+        criteria = MapCriteria(config.prompt, config.extractor, layers, config.timesteps, age)
+        chosen = choose_maps(opened, criteria)
+    if chosen:
+        rows = [[array.path, array.what, str(array.files), human_bytes(array.bytes)] for array in chosen]
+        print_table("arrays", ["array", "prompt", "files", "size"], rows, left_columns=2)
+    if not dry_run:
+        prune(opened, chosen)
+    size, files = sum(array.bytes for array in chosen), sum(array.files for array in chosen)
+    say(f"{human_bytes(size)} in {files} files of {len(chosen)} array(s) {'would be freed' if dry_run else 'freed'}")
+    removed = [array.path for array in chosen]
+    write_json(json, {"arrays": removed, "bytes": size, "files": files, "dry_run": dry_run})
+
+
+@app.command("pack", epilog=PACK_EXAMPLES)
+@taking(StoreConfig)
+def _pack(config: StoreConfig, json: JsonOption = None) -> None:
+    """Put the rows of finished arrays into few large files, which are read as before.
+
+    For file systems that count files. What has to change a packed array (more noise draws, an image that changed)
+    unpacks it first; pack again afterwards. Until an array is done it needs its room a second time.
+    """
+    from featstore.store.pack import pack
+    from featstore.store.store import open_store
+
+    with TerminalProgress() as progress:
+        outcome = pack(open_store(parse_location(config.store)), progress)
+    rows = [
+        [array.path, array.why, human_bytes(array.bytes), str(array.files_before), str(array.files_after)]
+        for array in outcome
+    ]
+    print_table("arrays", ["array", "left as it was", "size", "files before", "files now"], rows, left_columns=2)
+    saved = sum(array.files_before - array.files_after for array in outcome)
+    packed = [array.path for array in outcome if not array.why]
+    say(f"{len(packed)} array(s) packed, {saved} files saved")
+    left = {array.path: array.why for array in outcome if array.why}
+    write_json(json, {"packed": packed, "files_saved": saved, "left": left})
+
+
+@app.command("unpack")
+@taking(StoreConfig)
+def _unpack(config: StoreConfig, json: JsonOption = None) -> None:
+    """Give every row of packed arrays a file of its own again."""
+    from featstore.store.pack import unpack
+    from featstore.store.store import open_store
+
+    opened = open_store(parse_location(config.store))
+    with TerminalProgress() as progress:
+        unpacked = unpack(opened, opened.array_paths(), progress)
+    say(f"{len(unpacked)} array(s) unpacked")
+    write_json(json, {"unpacked": unpacked})
+
+
+@app.command("export", epilog=EXPORT_EXAMPLES)
+@taking(ExportConfig)
+def _export(config: ExportConfig, json: JsonOption = None) -> None:
+    """Write maps for other programs: what eval --features reads, or what SD4Match's and DIFT's code holds.
+
+    Maps that the store lacks are made first. The .pt layouts hold one layer, in float32; the safetensors file holds
+    any, in float16, as stored. Images are as `cache build` resized them.
+    """
+    from featstore.pipeline.export import export_maps
+
+    with TerminalProgress() as progress:
+        write_json(json, export_maps(config, progress).to_json())
+
+
+def _print_found(checked: "Checked") -> None:
+    found = checked.found
+    rows = [
+        [
+            f"{array.path} (packed)" if array.packed else array.path,
+            f"{array.present}/{array.rows}",
+            human_bytes(array.bytes),
+            str(len(array.bad)),
+        ]
+        for array in found.arrays
+    ]
+    print_table("arrays", ["array", "rows", "size", "damaged"], rows)
+    if found.bad:
+        shown = [[bad.array, ",".join(map(str, bad.row)), bad.image, bad.why] for bad in found.bad[:SHOWN]]
+        print_table("damaged rows", ["array", "row", "image", "what is wrong"], shown, left_columns=4)
+        if len(found.bad) > SHOWN:
+            say(f"and {len(found.bad) - SHOWN} more: --json FILE lists all")
+    for damaged in found.metadata:
+        say(f"damaged metadata of {damaged.path}: {damaged.why}")
+    if found.left_over:
+        size = human_bytes(sum(own.bytes for own in found.left_over))
+        say(f"{len(found.left_over)} file(s) left over by killed runs, {size}: {found.left_over[0].path} ...")
+    present = sum(array.present for array in found.arrays)
+    say(f"{checked.store.path}: {present} rows read, {len(found.bad)} of them damaged")
+
+
+def _print_dropped(checked: "Checked", dropped: "Dropped") -> None:
+    deleted, damaged = sum(dropped.rows.values()), len({(bad.array, bad.row) for bad in checked.found.bad})
+    if deleted:
+        more = f", and {deleted - damaged} more that were damaged or made of them" if deleted > damaged else ""
+        say(f"{damaged} damaged row(s) deleted{more}")
+    for note in dropped.notes:
+        say(note)
+    if dropped.commands:
+        say("These commands make them again:")
+    for command in dict.fromkeys(dropped.commands.values()):
+        say(f"# {', '.join(path for path, own in dropped.commands.items() if own == command)}", command)
+
+
+def _print_recomputed(anew: "Recomputed") -> None:
+    rows = [
+        [
+            own.path,
+            str(own.rows),
+            f"{own.relative:.2g}",
+            "" if own.cell is None else f"{own.cell:.2g}",
+            str(len(own.bad)),
+        ]
+        for own in anew.arrays
+        if not own.skipped
+    ]
+    print_table("made anew", ["array", "rows", "largest deviation", "of a cell (1 - cosine)", "others"], rows)
+    for own in anew.arrays:
+        if own.skipped:
+            say(f"{own.path} was not compared: {own.skipped}")
+    if anew.unreadable:
+        say(f"{anew.unreadable} image(s) could not be read; their rows were not compared")

@@ -5,38 +5,34 @@ import platform
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
-from cli.options import ModelOption, RevisionOption, StoreOption
-
-if TYPE_CHECKING:
-    from featstore.store.keys import StoreLocation
+from cli.options import taking
+from cli.output import print_table, say
+from cli.progress import TerminalProgress
+from featstore.config import DoctorConfig
+from featstore.plain_text import free_bytes, human_bytes
+from featstore.store.keys import StoreLocation, parse_location
+from matcher.errors import InputError
 
 PACKAGES = ("dualsd", "torch", "diffusers", "transformers", "safetensors", "zarr", "numcodecs", "numpy", "pillow")
 
 
-def doctor(
-    model: ModelOption = None,
-    revision: RevisionOption = None,
-    store: StoreOption = options.DEFAULT_STORE,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the hub for a model.")] = False,
-) -> None:
+@taking(DoctorConfig)
+def doctor(config: DoctorConfig) -> None:
     """Versions, device, data sets, whether the model can be had, the store and free disk."""
-    from cli.output import free_bytes, human_bytes, print_table, say
     from featstore.datasets.registry import DATASET_NAMES, dataset_class
-    from matcher.errors import InputError
 
-    if offline:
+    if config.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
     print_table("versions", ["package", "version"], versions.items())
     print_table("data sets", ["name", "what"], [(name, dataset_class(name).about) for name in DATASET_NAMES], 2)
     _say_devices()
-    name, healthy = model or "demo", True
-    checks = {f"model {name}": partial(_say_model, name, revision), f"store {store}": partial(_say_store, store)}
+    name, store = config.model or "demo", parse_location(config.store)
+    healthy = True
+    checks = {f"model {name}": partial(_say_model, name, config.revision), f"store {store}": partial(_say_store, store)}
     for what, check in checks.items():
         try:
             check()
@@ -59,8 +55,6 @@ def _version(package: str) -> str:
 def _say_devices() -> None:
     import torch
 
-    from cli.output import human_bytes, say
-
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         say(f"device: cuda:{index} {properties.name}, {human_bytes(properties.total_memory)}")
@@ -72,10 +66,10 @@ def _say_devices() -> None:
 
 def _say_model(name: str, revision: str | None) -> None:
     """Raises `InputError` where it cannot be had."""
-    from cli.output import print_shapes, say
     from featstore.backbones.dino import SUBFOLDER, locate_dino
     from featstore.backbones.locate import DEMO, check_on_hub, downloaded, hub_name_of
     from featstore.backbones.stable_diffusion import LAYERS, open_model
+    from featstore.progress import tell_shapes
 
     if name != DEMO and not Path(name).expanduser().is_dir() and downloaded(hub_name_of(name), revision) is None:
         check_on_hub(hub_name_of(name), revision)
@@ -85,12 +79,11 @@ def _say_model(name: str, revision: str | None) -> None:
     if (model.location.folder / SUBFOLDER).is_dir():
         locate_dino(None, model.location)
     say(f"model {name}: {model.location.folder}, fingerprint {model.fingerprint[:8]}, {model.image_size} pixels")
-    print_shapes(model.shape(layer, model.image_size) for layer in LAYERS)
+    tell_shapes(TerminalProgress(), (model.shape(layer, model.image_size) for layer in LAYERS))
 
 
-def _say_store(path: "StoreLocation") -> None:
+def _say_store(path: StoreLocation) -> None:
     """Raises `InputError` where it cannot be read."""
-    from cli.output import say
     from featstore.store.store import is_there, open_store
 
     if not is_there(path):

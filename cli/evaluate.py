@@ -3,7 +3,10 @@
 import shlex
 
 from cli.options import CsvOption, JsonOption, taking
+from cli.output import print_evaluation, say, typed_command
+from cli.progress import TerminalProgress
 from featstore.config import EvalConfig
+from featstore.pipeline.distributed import launched
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -24,33 +27,19 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     Maps, noisy latents and latents that are not cached are made and kept, and so are the predictions: `dualsd score`
     and `dualsd compare` need no matching. With --features no store and no model is needed.
     """
-    from cli.command_line import typed_command
-    from cli.output import check_writable, print_evaluation, say
-    from cli.progress import TerminalProgress
     from cli.reports.evaluation import report_evaluation
-    from featstore.config import to_json
-    from featstore.pipeline.distributed import launched
+    from featstore.pipeline.evaluate import evaluate as run
     from featstore.pipeline.results import check_place, kept_evaluation
-    from featstore.pipeline.run_evaluation import evaluate as run
     from matcher.pck import Average
 
-    check_writable(json, csv)
     check_place(config.out)
     with TerminalProgress() as progress:
         done = run(config, progress)
     if launched().rank > 0:
         return
     average = Average(config.average)
-    print_evaluation(done.result, average, json, csv)
-    about = {
-        "command": typed_command(),
-        "average": average.value,
-        "theta": done.theta,
-        "store": done.store,
-        "root": None if done.root is None else str(done.root.resolve()),
-        "config": to_json(done.config),
-    }
-    with kept_evaluation(done.result, config.out, about) as kept:
+    print_evaluation(done, average, json, csv)
+    with kept_evaluation(done, config.out, {"command": typed_command()}) as kept:
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
         page = report_evaluation(kept)
     say(f"report: {page}, with table.md and table.tex beside it")

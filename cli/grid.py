@@ -1,7 +1,11 @@
 """`dualsd grid`: which layer, which timestep, which two together, with which weights."""
 
 from cli.options import CsvOption, JsonOption, command_of, taking
+from cli.output import describe_origin, now, say, write_csv, write_json
+from cli.progress import TerminalProgress
 from featstore.config import GridConfig
+from featstore.config import to_json as config_to_json
+from featstore.pipeline.distributed import launched
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -17,19 +21,13 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     Costs one UNet pass per image, noise draw and timestep, and one matrix product per map and target image; every
     further combination is a weighted sum. May be stopped at any time: the same command goes on.
     """
-    from cli.command_line import describe_origin, now
-    from cli.output import check_writable, say, write_csv, write_json
-    from cli.progress import TerminalProgress
     from cli.reports.grid import check_folder, draw, report_grid
     from cli.reports.grid_tables import print_scores, print_winners, to_json
-    from featstore.config import to_json as config_to_json
-    from featstore.pair_list import spell_list
-    from featstore.pipeline.distributed import launched
-    from featstore.pipeline.run_grid import grid as run
+    from featstore.pipeline.grid import grid as run
+    from featstore.pipeline.pairs import spell_list
     from matcher.grid import CSV_HEADER, to_rows
     from matcher.pck import Average
 
-    check_writable(json, csv)
     check_folder(config.out)
     with TerminalProgress() as progress:
         done = run(config, progress)

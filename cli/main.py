@@ -15,40 +15,18 @@ DEBUG = "--debug"
 DIVIDED = ("cache", "eval", "grid", "train")
 """Commands that processes of torchrun do together; `cache` says itself which of its own."""
 
-
 COMMANDS = {
     "eval": ("evaluate.command", "Match the keypoints of a split's pairs and print PCK by category."),
-    "score": ("score.score", "Score the predictions of an evaluation again, without matching."),
-    "compare": ("compare.compare", "Compare evaluations over the same pairs with the first, by category and over all."),
-    "grid": (
-        "grid.command",
-        "Score every layer at every timestep, and all layers together at every choice of timesteps and weights.",
-    ),
-    "report": (
-        "report.report",
-        "Write report.html, table.md and table.tex into a run's folder again, from what it keeps.",
-    ),
-    "train": (
-        "train.command",
-        "Learn prompts for one layer (SD4Match) or for two (the dual method), one set per layer, trained together.",
-    ),
-    "match": ("match.command", "Find points of one photograph in another; prints them in pixels of B. Needs no store."),
-    "recipes": (
-        "show_recipes.show_recipes",
-        "List the recipes; with a NAME every value, where it comes from, and the commands that run it.",
-    ),
-    "reproduce": (
-        "reproduce.command",
-        "Run a table's methods and print it beside the paper's figures; what it takes is said first.",
-    ),
-    "demo": (
-        "demo.demo",
-        "Cache, extract, match and score the embedded demo, and draw one pair: the whole use in a minute or two.",
-    ),
-    "doctor": (
-        "doctor.doctor",
-        "Versions, device, whether the model can be had, the store and free disk.",
-    ),
+    "score": ("kept.score", "Score the predictions of an evaluation again, without matching."),
+    "compare": ("kept.compare", "Compare evaluations over the same pairs with the first, by category and over all."),
+    "grid": ("grid.command", "Score every layer at every timestep, and all layers together at every choice."),
+    "report": ("kept.report", "Write report.html, table.md and table.tex of a run again, from what it keeps."),
+    "train": ("train.command", "Learn prompts for one layer (SD4Match) or for two (the dual method)."),
+    "match": ("match.command", "Find points of one photograph in another; prints them in pixels of B."),
+    "recipes": ("show_recipes.show_recipes", "List the recipes; with a NAME every value, and where it comes from."),
+    "reproduce": ("reproduce.command", "Run a table's methods and print it beside the paper's figures."),
+    "demo": ("demo.demo", "Cache, extract, match and score the embedded demo, and draw one pair."),
+    "doctor": ("doctor.doctor", "Versions, device, whether the model can be had, the store and free disk."),
     "cache": ("cache.app", "Compute everything before the matching once, and keep it."),
     "prompts": ("prompts.app", "Learned prompts: from and to SD4Match's files, and what is in them."),
 }
@@ -93,7 +71,7 @@ def load_command(name: str) -> Any:
     found = getattr(module, attribute)
     if not isinstance(found, typer.Typer):
         app = typer.Typer(add_completion=False)
-        app.command(name, epilog=getattr(module, "EXAMPLES", None))(found)
+        app.command(name, epilog=getattr(module, f"{name.upper()}_EXAMPLES", getattr(module, "EXAMPLES", None)))(found)
         found = app
     return typer.main.get_command(found)
 
@@ -146,7 +124,7 @@ def _options(
     ] = False,
 ) -> None:
     """Options of every command."""
-    from cli.processes import check_divided
+    from featstore.pipeline.distributed import check_divided
 
     check_divided(context.invoked_subcommand, DIVIDED)
 

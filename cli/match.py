@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from cli.options import JsonOption, taking
+from cli.output import check_writable, print_table, say, write_json
+from cli.progress import TerminalProgress
 from featstore.config import MatchConfig
 from matcher.errors import InputError
 
@@ -38,12 +40,10 @@ def match(
         )
     import numpy as np
 
-    from cli.output import check_writable, print_table, say, write_json
-    from cli.progress import TerminalProgress
     from featstore.pipeline.run_match import match_photographs
     from matcher.plot import draw_heatmaps, draw_matches
 
-    check_writable(out, json)
+    check_writable(out)
     with TerminalProgress() as progress:
         done = match_photographs(config, progress)
     names = done.photos[0].name, done.photos[1].name
@@ -71,8 +71,6 @@ def match(
 
 
 def _drawn(file: Path, draw: Callable[[], None]) -> None:
-    from cli.output import say
-
     try:
         draw()
     except (OSError, ValueError) as error:

@@ -7,133 +7,19 @@ import shlex
 from collections.abc import Callable, Collection
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from featstore.config import LAST_TIMESTEP, ConfigField, fields_of, from_file, from_json
-from featstore.store.keys import parse_location
+from cli.output import check_writable
+from featstore.config import LAST_TIMESTEP, ComputeConfig, ConfigField, TrainConfig, fields_of, from_file, from_json
 from matcher.errors import InputError
 
-if TYPE_CHECKING:
-    from featstore.store.keys import StoreLocation as StoreLocation
-
-if not TYPE_CHECKING:
-    StoreLocation = str  # typer takes no unions; what the option's parser gives is one
-
-DEFAULT_STORE = Path("dualsd.zarr")
-DEFAULT_ENSEMBLE = 8
-DEFAULT_PROMPT = "a photo of a {category}"
-DEFAULT_STORED = "float16"
-
-StoreOption = Annotated[
-    StoreLocation,
-    typer.Option("--store", metavar="PLACE", parser=parse_location, help="The store's folder, or s3://bucket/prefix."),
-]
-RootOption = Annotated[Path | None, typer.Option("--root", help="The dataset's folder; default: as at `cache build`.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
-        show_default="demo on the dataset demo; elsewhere it must be named",
-    ),
-]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")]
-LayersOption = Annotated[
-    str | None,
-    typer.Option(
-        "--layers",
-        help="Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3, and dino (DINOv2).",
-        show_default="2,3, or those of the prompts",
-    ),
-]
-TimestepsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--t",
-        help="One timestep a layer of the UNet, e.g. 261,200.",
-        show_default="261 for layer 2, 200 for 3; with learned prompts 50 and 200",
-    ),
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option("--weights", help="One weight a layer, e.g. 0.8,0.6.", show_default="0.8 for layer 2, 0.6 for 3"),
-]
-PromptOption = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt",
-        help="Text prompt; {category} stands for the image's category.",
-        show_default=f"{DEFAULT_PROMPT}; where neither --layers, --t nor prompts are typed, see --prompts",
-    ),
-]
-OnlySplitOption = Annotated[str | None, typer.Option("--split", help="Only images of a split.", show_default="all")]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--prompts",
-        metavar="RUN",
-        help="Learned prompts: a run's folder, a .safetensors file of prompts, or newest: the newest finished run on "
-        "the store that has exactly the layers used.",
-        show_default="the newest finished run, where no --layers, --t or --prompt is typed and its layers are 2,3",
-    ),
-]
-FallbackOption = Annotated[
-    str | None,
-    typer.Option(
-        "--fallback",
-        help="For categories without a learned prompt: text, or single (the newest finished run of that mode).",
-    ),
-]
-DinoOption = Annotated[
-    str | None,
-    typer.Option(
-        "--dino",
-        help="DINOv2 for cpm and the layer dino: a folder or hub name.",
-        show_default="the model's own, or B/14",
-    ),
-]
-DinoSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--dino-size",
-        metavar="PIXELS",
-        help="Side that images are resized to for the layer dino, a multiple of its patch.",
-        show_default="840, or what a small DINOv2 was trained on",
-    ),
-]
-EnsembleOption = Annotated[int, typer.Option("--ensemble", min=1, help="Noise draws whose features are averaged.")]
-AlignOption = Annotated[
-    str | None,
-    typer.Option("--upsample-align", help="Geometry of the upsampling.", show_default="as --geometry"),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
-DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="Precision of the networks: auto, float32, float16, bfloat16.")
-]
-StoredOption = Annotated[
-    str, typer.Option("--stored", help="Precision that maps are kept in: float16, or int8 on half the disk.")
-]
-BatchOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Images or noisy latents a pass; rows equal only for equal sizes.")
-]
-SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Go on past images that cannot be read and list them at the end.")
-]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to FILE as JSON.", metavar="FILE")]
-CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row a number to FILE.")]
-ByOption = Annotated[str, typer.Option("--by", help="Average: image or point.")]
-FrameOption = Annotated[
-    str | None,
-    typer.Option(
-        "--frame",
-        help="Where distances and theta are measured: in resized or original images.",
-        show_default="each readout's own: original for pixel, else resized",
-    ),
+CsvOption = Annotated[
+    Path | None, typer.Option("--csv", help="Write the result to FILE as CSV, one row per number.", metavar="FILE")
 ]
-
-
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
 CONFIG = typer.Option(
     "--config",
     metavar="FILE",
@@ -148,12 +34,14 @@ def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
         kind: The config class, whose fields become options.
 
     Returns:
-        A decorator for functions (config, *, further options), whose docstring is the command's help.
+        A decorator for functions (config, *, further options), whose docstring is the command's help. Those that run
+        networks take `--config`, too.
     """
     config_fields = {field.name: field for field in fields_of(kind)}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        def run(context: typer.Context, config_file: Path | None, **values: Any) -> None:
+        def run(context: typer.Context, config_file: Path | None = None, **values: Any) -> None:
+            check_writable(values.get("json"), values.get("csv"))
             given = {name: values.pop(name) for name in config_fields}
             typed = [name for name in given if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
             read = {name: read_typed(config_fields[name], given[name]) for name in typed}
@@ -172,7 +60,8 @@ def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
         keyword = inspect.Parameter.KEYWORD_ONLY
         context = inspect.Parameter("context", keyword, annotation=typer.Context)
         file = inspect.Parameter("config_file", keyword, default=None, annotation=Annotated[Path | None, CONFIG])
-        options = [*map(_parameter, config_fields.values()), file, *own]
+        files = [file] if issubclass(kind, ComputeConfig | TrainConfig) else []
+        options = [*map(_parameter, config_fields.values()), *files, *own]
         keywords = [context, *(parameter.replace(kind=keyword) for parameter in options)]
         run.__doc__, run.__name__ = function.__doc__, function.__name__
         run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
@@ -186,6 +75,8 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     """A field as typer takes it."""
     setting, default = field.setting, field.default
     kind: Any = field.kind if setting.form is None and field.kind in (int, float, bool, Path) else str
+    if field.is_needed and get_origin(field.kind) is tuple and setting.form is None:
+        kind = list[Path]
     named: dict[str, Any] = {"help": setting.meaning, "metavar": setting.metavar}
     if field.group is not None:
         named["rich_help_panel"] = field.group.rstrip(".")
@@ -195,7 +86,7 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     elif kind is bool:
         option = typer.Option(f"{field.flag}/--no-{field.flag[2:]}", show_default=False, **named)
     elif default is None:
-        kind, option = kind | None, typer.Option(field.flag, show_default=setting.unset or False, **named)
+        kind, option = kind | None, typer.Option(*field.spellings, show_default=setting.unset or False, **named)
     else:
         default = _spell(default, setting.form) if kind is str else default
         option = typer.Option(field.flag, **named)
@@ -243,6 +134,8 @@ def _spell(value: Any, form: str | None) -> str:
 
 def read_typed(field: ConfigField, text: Any) -> Any:
     """What was typed for a field, as JSON has it. Raises `InputError` for what cannot be read."""
+    if isinstance(text, list):
+        return [*map(str, text)]
     if not isinstance(text, str):
         return str(text) if isinstance(text, Path) else text
     match field.setting.form:
@@ -278,8 +171,7 @@ STEP = 50
 
 
 def parse_timesteps(text: str, option: str = "--t") -> list[int]:
-    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps, each once. Raises `InputError` for anything
-    else."""
+    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps. Raises `InputError` for anything else."""
     found: list[int] = []
     for part in text.split(","):
         matched = re.fullmatch(r"(\d{1,99})(?:\.\.(\d{1,99})(?::(\d{1,99}))?)?", part.strip())

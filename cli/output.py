@@ -5,7 +5,10 @@ import io
 import json
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +18,11 @@ from rich.text import Text
 
 from featstore.files import writing
 from featstore.pipeline.distributed import launched
-from featstore.plain_text import free_bytes as free_bytes
-from featstore.plain_text import human_bytes as human_bytes
 from featstore.plain_text import printable
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
-    from featstore.backbones.base import LayerShape
-    from featstore.errors import ImageError
-    from featstore.pipeline.evaluate import Evaluation, Scoring
-    from featstore.store.keys import StoreLocation
+    from featstore.pipeline.results import Evaluation, Scoring
     from matcher.configuration import MatchSettings
     from matcher.pck import Average
 
@@ -76,29 +74,6 @@ def print_result(result: "Evaluation", average: "Average") -> None:
         print_table(f"{title}, {readout}", ["category", *(f"@{row[1]}" for row in own)], list(columns))
 
 
-def print_shapes(shapes: Iterable["LayerShape"]) -> None:
-    """Layer, channels, stride and map size, whenever maps are made: layer numbers are easily off by one."""
-    for shape in shapes:
-        cells = f"{shape.side}x{shape.side} cells of {shape.stride} pixels"
-        say(f"layer {shape.name}: {shape.channels} channels, {cells}{shape.about}")
-
-
-def print_bad(bad: Sequence["ImageError"]) -> None:
-    """The images that `--skip-bad` passed over."""
-    if bad:
-        say(f"{len(bad)} image(s) could not be read:")
-        for error in bad:
-            say(f"  {error}")
-
-
-def print_disk(path: "StoreLocation", needed: int) -> None:
-    """Whether `needed` bytes fit where `path` lies or will lie; object storage has no end."""
-    if not isinstance(path, Path):
-        return
-    free = free_bytes(path)
-    say(f"{human_bytes(free)} free for {path}: {'it fits' if free > needed else 'it DOES NOT FIT'}")
-
-
 def check_writable(*files: Path | None) -> None:
     """Raise `InputError`, before any work is done, for a file whose folder is not there or cannot be written to."""
     for file in files:
@@ -108,15 +83,11 @@ def check_writable(*files: Path | None) -> None:
 
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
     """Write JSON where a file is asked for. Raises `InputError` where it cannot be written."""
-    if file is None or not _speaks():
-        return
     _write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(file: Path | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write CSV where a file is asked for. Raises `InputError` where it cannot be written."""
-    if file is None or not _speaks():
-        return
     text = io.StringIO(newline="")
     csv.writer(text).writerows([_harmless(cell) for cell in row] for row in [header, *rows])
     _write_text(file, text.getvalue())
@@ -133,10 +104,11 @@ def _harmless(cell: str) -> str:
     return f"'{cell}" if cell.lstrip(" ").startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
 
 
-def _write_text(file: Path, text: str) -> None:
+def _write_text(file: Path | None, text: str) -> None:
     content = text.encode()
-    with writing(file, len(content)):
-        file.write_bytes(content)
+    if file is not None and _speaks():
+        with writing(file, len(content)):
+            file.write_bytes(content)
 
 
 def print_evaluation(result: "Evaluation", average: "Average", json: Path | None, csv: Path | None) -> None:
@@ -189,3 +161,24 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     elif any(frame_of(readout) is Frame.ORIGINAL for readout in scoring.readouts):
         frame += ", pixel in the original frame"
     return f"{layers}{upsampling}; {frame}; {origin}"
+
+
+def typed_command() -> str | None:
+    """`dualsd eval --layers 2,3`, fit for a shell; None where Python called the command itself."""
+    started = Path(sys.argv[0])
+    if started.stem != "dualsd" and (started.parent.name, started.name) != ("dualsd", "__main__.py"):
+        return None
+    return shlex.join(["dualsd", *sys.argv[1:]])
+
+
+def describe_origin(**about: Any) -> dict[str, Any]:
+    """What was typed, and with which versions, as a run's `run.json` has it. about: what else there is to say."""
+    from featstore.store.schema import creator_version
+    from featstore.tuning.run_folder import library_versions
+
+    return {**about, "command": typed_command(), "creator": creator_version(), "versions": library_versions()}
+
+
+def now() -> str:
+    """As run folders have it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import JsonOption, RevisionOption
+from cli.options import JsonOption, taking
+from cli.output import check_writable, print_table, say, write_json
+from featstore.config import ImportConfig, PublishConfig
+from featstore.plain_text import human_bytes
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,86 +30,55 @@ EXPORT_EXAMPLES = (
 INFO_EXAMPLES = (
     "Examples:\n\ndualsd prompts info runs/class-2+3-001\n\ndualsd prompts info cpm.safetensors --json i.json"
 )
-
-FORMATS = ("sd4match",)
 TRAINED = ("steps", "batch", "rate", "network_rate", "kernel", "noise", "draws", "seed", "dtype")
 """The settings of a training run that `info` prints."""
 
-RunOrFile = Annotated[Path, typer.Argument(help="A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")]
-
 
 @app.command("import", epilog=IMPORT_EXAMPLES)
-def import_prompts(
-    file: Annotated[Path, typer.Argument(help="SD4Match's caption.pt or ckpt.pt.", metavar="FILE.pt")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.",
-            show_default="it must be named",
-        ),
-    ] = None,
-    source: Annotated[str, typer.Option("--from", help="Whose file it is: sd4match.")] = FORMATS[0],
-    revision: RevisionOption = None,
-    layer: Annotated[int, typer.Option("--layer", help="Decoder layer, 1 to 4, that they were learned for.")] = 2,
-    t: Annotated[int, typer.Option("--t", help="Timestep that they were learned at.")] = 261,
-    mode: Annotated[
-        str | None, typer.Option("--mode", help="single, class or cpm.", show_default="told from the file")
-    ] = None,
-) -> None:
+@taking(ImportConfig)
+def import_prompts(config: ImportConfig) -> None:
     """Read SD4Match's published prompts into a file that --prompts takes. Nothing in the pickle is executed."""
-    _check_format("--from", source)
-    from cli.output import check_writable, say
     from featstore.pipeline.defaults import model_for
 
-    named = model_for(None, model)
+    named, out = model_for(None, config.model), config.out
     check_writable(out)
     from featstore.prompts.file import save_prompts
     from featstore.prompts.sd4match import import_published
 
-    learned, ignored = import_published(file, named, revision, layer, t, mode)
+    learned, ignored = import_published(config.file, named, config.revision, config.layer, config.timestep, config.mode)
     save_prompts(learned, out)
     if ignored:
         say(f"{len(ignored)} tensor(s) that belong to no prompt are left out: {', '.join(ignored)}")
     for line in _doubts(learned):
         say(line)
-    say(f"{out}: {_describe(learned)}")
-    say(f"  dualsd eval --prompts {out}")
+    say(f"{out}: {_describe(learned)}", f"  dualsd eval --prompts {out}")
 
 
 @app.command("export", epilog=EXPORT_EXAMPLES)
-def export(
-    prompts: RunOrFile,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .pt file to write.")],
-    target: Annotated[str, typer.Option("--to", help="Whose layout: sd4match.")] = FORMATS[0],
-    layer: Annotated[
-        int | None,
-        typer.Option("--layer", help="Layer whose prompts are written.", show_default="the only one"),
-    ] = None,
-) -> None:
+@taking(PublishConfig)
+def export(config: PublishConfig) -> None:
     """Write one layer's prompts as SD4Match's caption.pt (single, class) or ckpt.pt (cpm)."""
-    _check_format("--to", target)
-    from cli.output import check_writable, say
+    check_writable(config.out)
     from featstore.prompts.file import load_prompts
     from featstore.prompts.sd4match import write_published
 
-    check_writable(out)
-    learned = load_prompts(prompts)
-    if layer is None and len(learned.layers) > 1:
+    learned = load_prompts(config.prompts)
+    if config.layer is None and len(learned.layers) > 1:
         raise InputError(
-            f"{prompts} has prompts for layers {', '.join(map(str, learned.layers))}, and SD4Match's files are for "
-            "one: say which with --layer."
+            f"{config.prompts} has prompts for layers {', '.join(map(str, learned.layers))}, and SD4Match's files are "
+            "for one: say which with --layer."
         )
-    chosen = learned.layers[0] if layer is None else layer
-    write_published(learned, chosen, out)
-    say(f"{out}: {learned.mode.value} prompts for layer {chosen} in SD4Match's layout")
+    chosen = learned.layers[0] if config.layer is None else config.layer
+    write_published(learned, chosen, config.out)
+    say(f"{config.out}: {learned.mode.value} prompts for layer {chosen} in SD4Match's layout")
 
 
 @app.command("info", epilog=INFO_EXAMPLES)
-def info(prompts: RunOrFile, json: JsonOption = None) -> None:
+def info(
+    prompts: Annotated[Path, typer.Argument(help="A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")],
+    json: JsonOption = None,
+) -> None:
     """What prompts are: mode, layers, length, categories, model, how they were learned, size, and a hash per layer."""
-    from cli.output import check_writable, human_bytes, print_table, say, write_json
     from featstore.prompts.file import file_of, load_prompts
 
     check_writable(json)
@@ -119,37 +91,18 @@ def info(prompts: RunOrFile, json: JsonOption = None) -> None:
         say(f"DINOv2: {learned.dino.id}, fingerprint {learned.dino.fingerprint or 'unknown'}")
     if learned.categories:
         say(f"categories: {', '.join(learned.categories)}")
-    say(_origin(learned))
-    for line in _doubts(learned):
+    for line in (_origin(learned), *_doubts(learned)):
         say(line)
-    print_table(
-        "layers",
-        ["layer", "learned at t", "tensors", "numbers", "content"],
-        [
-            [
-                str(layer),
-                str(timestep),
-                str(len(learned.tensors[layer])),
-                f"{sum(tensor.numel() for tensor in learned.tensors[layer].values()):,}",
-                learned.content(layer),
-            ]
-            for layer, timestep in zip(learned.layers, learned.timesteps, strict=True)
-        ],
-    )
-    write_json(
-        json,
-        {
-            "file": str(file),
-            **{"t" if name == "timesteps" else name: value for name, value in learned.to_json().items()},
-            "bytes": size,
-            "content": {str(layer): learned.content(layer) for layer in learned.layers},
-        },
-    )
-
-
-def _check_format(option: str, name: str) -> None:
-    if name not in FORMATS:
-        raise InputError(f"{option} is {' or '.join(FORMATS)}, not {name!r}.")
+    content = {layer: learned.content(layer) for layer in learned.layers}
+    rows = []
+    for layer, timestep in zip(learned.layers, learned.timesteps, strict=True):
+        tensors = learned.tensors[layer].values()
+        numbers = f"{sum(tensor.numel() for tensor in tensors):,}"
+        rows.append([str(layer), str(timestep), str(len(tensors)), numbers, content[layer]])
+    print_table("layers", ["layer", "learned at t", "tensors", "numbers", "content"], rows)
+    named = {"t" if name == "timesteps" else name: value for name, value in learned.to_json().items()}
+    hashes = {str(layer): own for layer, own in content.items()}
+    write_json(json, {"file": str(file), **named, "bytes": size, "content": hashes})
 
 
 def _describe(learned: "LearnedPrompts") -> str:

@@ -93,8 +93,7 @@ def _plan(config: ReproduceConfig, recipes: "Mapping[str, Recipe]", roots: "Mapp
 
 
 def _reproduce_table(place: "Workplace", plan: "Plan", model: str, dry_run: bool, json: Path | None) -> None:
-    from cli.command_line import describe_origin
-    from cli.output import console, print_table, say, write_json
+    from cli.output import console, describe_origin, print_table, say, write_json
     from cli.reports.reproduction import report_reproduction
     from cli.reports.tables import write_tables
     from cli.reproduction.run import commands, prices, run_left, spelled_methods, survey

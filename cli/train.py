@@ -5,7 +5,10 @@ import shlex
 import typer
 
 from cli.options import JsonOption, taking
+from cli.output import say, typed_command, write_json
+from cli.progress import TerminalProgress
 from featstore.config import TrainConfig
+from featstore.pipeline.distributed import launched
 
 EXIT_INTERRUPTED = 130
 
@@ -26,13 +29,8 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
     `grid` and `match` use the prompts with --prompts RUN, and take those of the newest finished run where neither
     --layers, --t nor --prompt is typed and it has the layers 2,3.
     """
-    from cli.command_line import typed_command
-    from cli.output import check_writable, say, write_json
-    from cli.progress import TerminalProgress
-    from featstore.pipeline.distributed import launched
     from featstore.prompts.base import Mode
 
-    check_writable(json)
     if config.mode is not None:
         Mode.named(config.mode)  # before torch is loaded
     from featstore.tuning.train import train as run

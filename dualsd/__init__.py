@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from featstore.config import MapsConfig as MapsConfig
     from featstore.config import MatchConfig as MatchConfig
     from featstore.config import TrainConfig as TrainConfig
+    from featstore.pipeline.evaluate import evaluate as evaluate
+    from featstore.pipeline.grid import grid as grid
     from featstore.pipeline.match import Featurizer as Featurizer
     from featstore.pipeline.match import ImageMaps as ImageMaps
     from featstore.pipeline.match import Matches as Matches
     from featstore.pipeline.match import match as match
     from featstore.pipeline.run_build import build as build
     from featstore.pipeline.run_build import make_maps as make_maps
-    from featstore.pipeline.run_evaluation import evaluate as evaluate
-    from featstore.pipeline.run_grid import grid as grid
     from featstore.pipeline.run_match import match_photographs as match_photographs
     from featstore.store.store import open_store as open_store
     from featstore.tuning.train import TrainResult as TrainResult
@@ -38,8 +38,8 @@ _PLACES = {
     "featstore.config": ("BuildConfig", "EvalConfig", "GridConfig", "MapsConfig", "MatchConfig", "TrainConfig"),
     "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match"),
     "featstore.pipeline.run_build": ("build", "make_maps"),
-    "featstore.pipeline.run_evaluation": ("evaluate",),
-    "featstore.pipeline.run_grid": ("grid",),
+    "featstore.pipeline.evaluate": ("evaluate",),
+    "featstore.pipeline.grid": ("grid",),
     "featstore.pipeline.run_match": ("match_photographs",),
     "featstore.store.store": ("open_store",),
     "featstore.tuning.train": ("TrainResult", "train"),

@@ -6,17 +6,21 @@ is not known, no True for 1, no number that is not finite; what cannot be is an 
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING as REQUIRED
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from featstore.datasets.registry import ONE_OF
-from featstore.pipeline.defaults import check_layers_of, check_of_use
+from featstore.parsing import MISSING, UNKNOWN, what_is_wrong
+from featstore.pipeline.defaults import check_layers_of, check_names, check_of_use, find_readouts
 from matcher.configuration import MODULES
 from matcher.errors import InputError
 
@@ -31,18 +35,20 @@ class Setting:
 
     Args:
         meaning: One line.
-        flag: Its option, where that is not the field's name.
         unset: What holds where the value is None.
+        flag: Its option, where that is not the field's name.
         form: How its text is read where the type does not say: `timesteps`, `alphas`, `factor`, `factors`,
             `weightings`, `points`.
         metavar: What stands for the value in help texts.
+        also: Another spelling of the option.
     """
 
     meaning: str
-    flag: str | None = None
     unset: str | None = None
+    flag: str | None = None
     form: str | None = None
     metavar: str | None = None
+    also: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,11 @@ class ConfigField:
         """`--batch-size`."""
         return self.setting.flag or f"--{self.name.replace('_', '-')}"
 
+    @property
+    def spellings(self) -> list[str]:
+        """The option in every way in which it may be typed."""
+        return [self.flag] if self.setting.also is None else [self.flag, self.setting.also]
+
 
 class _Constructed(type):
     """Of config classes: what they do not take is an `InputError`."""
@@ -81,7 +92,12 @@ class _Constructed(type):
             raise InputError(sentence_of(error, cls.__name__, str)) from None
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
+def option(*meaning: str, default: Any, **more: str) -> Any:
+    """A field with the arguments of its `Setting`, and its default."""
+    return field(default=default, metadata={"setting": Setting(*meaning, **more)})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
 def settings(kind: type[Config]) -> type[Config]:
     """Make a config class: a frozen, strict pydantic dataclass."""
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)(kind)
@@ -113,97 +129,68 @@ Factor = Annotated[int, Field(ge=1, le=99)]
 GeometryName = Literal["corners", "half-pixel"]
 Weightings = Annotated[tuple[Numbers, ...], Field(strict=False, min_length=1)]
 PLACE = "PLACE"
+MODELS = "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout."
 
 StoreSetting = Annotated[str, Setting("The store's folder, or s3://bucket/prefix.", metavar=PLACE)]
-Root = Annotated[Place | None, Setting("The data set's folder.", unset="as at `cache build`")]
-Dataset = Annotated[str | None, Setting(f"{ONE_OF}.", unset="demo")]
-Model = Annotated[
-    str | None,
-    Setting(
-        "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
-        unset="demo on the data set demo; elsewhere it must be named",
-    ),
-]
+Root = Annotated[Place | None, Setting("The data set's folder.", "as at `cache build`")]
+Dataset = Annotated[str | None, Setting(f"{ONE_OF}.", "demo")]
 Revision = Annotated[str | None, Setting("Branch, tag or commit of a model on the hub.")]
-Size = Annotated[Positive | None, Setting("Side S in pixels that images are resized to.", unset="the model's own")]
-Seed = Annotated[int | None, Setting("Seed of all noise.", unset="0")]
-Split = Annotated[str | None, Setting("trn, val or test.", unset="test")]
-Categories = Annotated[Texts | None, Setting("Only pairs of these categories, e.g. cat,dog.", unset="all")]
+Size = Annotated[Positive | None, Setting("Side S in pixels that images are resized to.", "the model's own")]
+Seed = Annotated[int | None, Setting("Seed of all noise.", "0")]
+Categories = Annotated[Texts | None, Setting("Only pairs of these categories, e.g. cat,dog.", "all")]
 Layers = Annotated[
     Texts | None,
     Setting(
         "Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3, and dino (DINOv2).",
-        unset="2,3, or those of the prompts",
+        "2,3, or those of the prompts",
     ),
 ]
 Timesteps = Annotated[
     Steps | None,
     Setting(
         "One timestep per layer of the UNet, e.g. 261,200.",
+        "261 for layer 2, 200 for 3; with learned prompts 50 and 200",
         flag="--t",
-        unset="261 for layer 2, 200 for 3; with learned prompts 50 and 200",
         form="timesteps",
     ),
 ]
-Weights = Annotated[Numbers | None, Setting("One weight per layer, e.g. 0.8,0.6.", unset="0.8 for layer 2, 0.6 for 3")]
+Weights = Annotated[Numbers | None, Setting("One weight per layer, e.g. 0.8,0.6.", "0.8 for layer 2, 0.6 for 3")]
 Upsample = Annotated[Factor, Setting("Upsample the finest map, bicubically, e.g. 2x.", form="factor")]
-UpsampleAlign = Annotated[GeometryName | None, Setting("Geometry of the upsampling.", unset="as --geometry")]
+UpsampleAlign = Annotated[GeometryName | None, Setting("Geometry of the upsampling.", "as --geometry")]
 Geometry = Annotated[GeometryName, Setting("From pixels to cells: corners (SD4Match) or half-pixel.")]
 Readouts = Annotated[Texts, Setting(f"Some of {', '.join(MODULES)}.")]
 Alphas = Annotated[
     Fractions, Setting("Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.", form="alphas")
 ]
 AverageName = Annotated[Literal["image", "point"], Setting("Average of printed tables: image or point.", flag="--by")]
-Prompt = Annotated[
-    str | None,
-    Setting(
-        "Text prompt; {category} stands for the image's category.",
-        unset="a photo of a {category}; where neither --layers, --t nor prompts are typed, see --prompts",
-    ),
-]
 Prompts = Annotated[
     Place | None,
     Setting(
         "Learned prompts: a run's folder, a .safetensors file of prompts, or newest: the newest finished run on the "
         "store that has exactly the layers used.",
-        unset="the newest finished run, where no --layers, --t or --prompt is typed and its layers are 2,3",
+        "the newest finished run, where no --layers, --t or --prompt is typed and its layers are 2,3",
         metavar="RUN",
     ),
 ]
-Fallback = Annotated[
-    Literal["text", "single"] | None,
-    Setting("For categories without a learned prompt: text, or single (the newest finished run of that mode)."),
-]
 Dino = Annotated[
-    str | None,
-    Setting("DINOv2 for cpm and the layer dino: a folder or hub name.", unset="the model's own, or B/14"),
+    str | None, Setting("DINOv2 for cpm and the layer dino: a folder or hub name.", "the model's own, or B/14")
 ]
 DinoSize = Annotated[
     Positive | None,
     Setting(
         "Side that images are resized to for the layer dino, a multiple of its patch.",
-        unset="840, or what a small DINOv2 was trained on",
+        "840, or what a small DINOv2 was trained on",
         metavar="PIXELS",
     ),
 ]
 Ensemble = Annotated[Positive, Setting("Noise draws whose features are averaged.")]
 Device = Annotated[str, Setting("auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16", "float64"],
-    Setting("Precision of the networks: auto, float32, float16, bfloat16."),
-]
 Stored = Annotated[
     Literal["float16", "int8"], Setting("Precision that maps are kept in: float16, or int8 on half the disk.")
 ]
-BatchSize = Annotated[
-    Positive,
-    Setting("Images, or noisy latents, that go through a network together; the last bits of a map depend on it."),
-]
 Part = Annotated[
     str | None,
-    Setting(
-        "Only the I-th of N equal shares of the images, for N jobs that fill one store.", unset="all", metavar="I/N"
-    ),
+    Setting("Only the I-th of N equal shares of the images, for N jobs that fill one store.", "all", metavar="I/N"),
 ]
 SkipBad = Annotated[bool, Setting("Go on past images that cannot be read, and list them at the end.")]
 DEFAULT_STORE = "dualsd.zarr"
@@ -216,8 +203,8 @@ OF_THE_UNET = ("timesteps", "prompt", "prompts", "fallback")
 
 def given_options(config: Any, names: Sequence[str]) -> list[str]:
     """The options among some that were given."""
-    flags = {"timesteps": "--t", "dino_size": "--dino-size"}
-    return [flags.get(name, f"--{name}") for name in names if getattr(config, name) is not None]
+    given = [name.replace("_", "-") for name in names if getattr(config, name) is not None]
+    return ["--t" if name == "timesteps" else f"--{name}" for name in given]
 
 
 @settings
@@ -225,8 +212,12 @@ class ComputeConfig(metaclass=_Constructed):
     """Where networks run."""
 
     device: Device = "auto"
-    dtype: Dtype = "auto"
-    batch_size: BatchSize = 8
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = option(
+        "Precision of the networks: auto, float32, float16, bfloat16.", default="auto"
+    )
+    batch_size: Positive = option(
+        "Images, or noisy latents, that go through a network together; the last bits of a map depend on it.", default=8
+    )
 
 
 @settings
@@ -234,20 +225,21 @@ class BuildConfig(ComputeConfig):
     """`dualsd cache build`: latents and noisy latents of every image of a data set."""
 
     dataset: Dataset = None
-    root: Annotated[Place | None, Setting("The data set's folder.", unset="as the store says")] = None
-    model: Model = None
+    root: Place | None = option("The data set's folder.", "as the store says", default=None)
+    model: str | None = option(MODELS, "demo on the data set demo; elsewhere it must be named", default=None)
     revision: Revision = None
     store: StoreSetting = DEFAULT_STORE
-    timesteps: Annotated[
-        Steps,
-        Setting("Timesteps to noise at, e.g. 261 or 50,200 or 50..400 or 50..400:25.", flag="--t", form="timesteps"),
-    ] = (50, 200, 261, 350)
-    ensemble: Annotated[Positive, Setting("Noise draws per timestep; more can follow.")] = 1
+    timesteps: Steps = option(
+        "Timesteps to noise at, e.g. 261 or 50,200 or 50..400 or 50..400:25.",
+        default=(50, 200, 261, 350),
+        flag="--t",
+        form="timesteps",
+    )
+    ensemble: Positive = option("Noise draws per timestep; more can follow.", default=1)
     size: Size = None
-    latents: Annotated[
-        Literal["sample", "mean"] | None,
-        Setting("What is taken of the VAE's posterior: sample (seeded) or mean.", unset="sample"),
-    ] = None
+    latents: Literal["sample", "mean"] | None = option(
+        "What is taken of the VAE's posterior: sample (seeded) or mean.", "sample", default=None
+    )
     seed: Seed = None
     part: Part = None
     skip_bad: SkipBad = False
@@ -257,30 +249,56 @@ class BuildConfig(ComputeConfig):
 class PromptConfig(metaclass=_Constructed):
     """What the networks are told."""
 
-    prompt: Prompt = None
+    prompt: str | None = option(
+        "Text prompt; {category} stands for the image's category.",
+        "a photo of a {category}; where neither --layers, --t nor prompts are typed, see --prompts",
+        default=None,
+    )
     prompts: Prompts = None
-    fallback: Fallback = None
+    fallback: Literal["text", "single"] | None = option(
+        "For categories without a learned prompt: text, or single (the newest finished run of that mode).", default=None
+    )
     dino: Dino = None
     dino_size: DinoSize = None
 
 
 @settings
-class MapsConfig(PromptConfig, ComputeConfig):
-    """`dualsd cache maps`: feature maps, kept."""
+class KeptMapsConfig(PromptConfig, ComputeConfig):
+    """Which maps, of which images."""
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
     layers: Layers = None
     timesteps: Timesteps = None
     ensemble: Ensemble = ENSEMBLE
-    split: Annotated[str | None, Setting("Only images of a split.", unset="all")] = None
+    split: str | None = option("Only images of a split.", "all", default=None)
     stored: Stored = "float16"
-    part: Part = None
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
         check_of_use(self.layers, given_options(self, ["dino", "dino_size"]), given_options(self, OF_THE_UNET))
         check_layers_of(self.layers, self.timesteps, None if self.layers is None else [1.0] * len(self.layers))
+
+
+@settings
+class MapsConfig(KeptMapsConfig):
+    """`dualsd cache maps`: feature maps, kept."""
+
+    part: Part = None
+
+
+@settings
+class ExportConfig(KeptMapsConfig):
+    """`dualsd cache export`: maps as files for other programs."""
+
+    out: Annotated[Place, Setting("The file to write, or the folder of dift and dift-images.")]
+    layout: Annotated[
+        Literal["features", "sd4match", "dift", "dift-images"],
+        Setting(
+            "features: safetensors for eval --features. sd4match: one .pt by its identifiers. dift: one .pth per "
+            "category. dift-images: one .pt per image."
+        ),
+    ] = "features"
 
 
 @settings
@@ -290,15 +308,13 @@ class EvalConfig(PromptConfig, ComputeConfig):
     store: StoreSetting = DEFAULT_STORE
     dataset: Dataset = None
     root: Root = None
-    split: Split = None
+    split: str | None = option("trn, val or test.", "test", default=None)
     categories: Categories = None
-    layers: Annotated[
-        Texts | None,
-        Setting(
-            "Decoder layers 1 to 4, e.g. 2,3, and dino (DINOv2); with --features the file's layer names.",
-            unset="2,3, or those of the prompts",
-        ),
-    ] = None
+    layers: Texts | None = option(
+        "Decoder layers 1 to 4, e.g. 2,3, and dino (DINOv2); with --features the file's layer names.",
+        "2,3, or those of the prompts",
+        default=None,
+    )
     timesteps: Timesteps = None
     weights: Weights = None
     upsample: Upsample = 1
@@ -307,27 +323,22 @@ class EvalConfig(PromptConfig, ComputeConfig):
     readouts: Readouts = ("nn", "bilinear", "softmax", "kernelsoftmax")
     alphas: Alphas = ALPHAS
     average: AverageName = "image"
-    ensemble: Annotated[Positive | None, Setting("Noise draws whose features are averaged.", unset=str(ENSEMBLE))] = (
-        None
+    ensemble: Positive | None = option("Noise draws whose features are averaged.", str(ENSEMBLE), default=None)
+    features: Place | None = option(
+        "Your own maps: safetensors '<image id>|<layer>', (C, h, w).", default=None, metavar="FILE"
     )
-    features: Annotated[
-        Place | None, Setting("Your own maps: safetensors '<image id>|<layer>', (C, h, w).", metavar="FILE")
-    ] = None
-    size: Annotated[Positive | None, Setting("With --features: side in pixels of the images they were made from.")] = (
-        None
-    )
+    size: Positive | None = option("With --features: side in pixels of the images they were made from.", default=None)
     stored: Stored = "float16"
     skip_bad: SkipBad = False
-    out: Annotated[
-        Place | None,
-        Setting(
-            "Folder that keeps settings, predictions and results, for score and compare.",
-            unset="runs/eval-2+3-001 and so on",
-            metavar="DIR",
-        ),
-    ] = None
+    out: Place | None = option(
+        "Folder that keeps settings, predictions and results, for score and compare.",
+        "runs/eval-2+3-001 and so on",
+        default=None,
+        metavar="DIR",
+    )
 
     def __post_init__(self) -> None:
+        find_readouts(self.readouts)
         if self.features is None:
             check_of_use(
                 self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
@@ -341,120 +352,105 @@ class GridConfig(PromptConfig, ComputeConfig):
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
-    layers: Annotated[Texts, Setting("Layers, e.g. 2,3: decoder layers 1 to 4, and dino (DINOv2).")] = ("2", "3")
-    timesteps: Annotated[
-        Steps | None,
-        Setting(
-            "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.",
-            flag="--t",
-            form="timesteps",
-        ),
-    ] = None
-    weightings: Annotated[
-        Weightings | Literal["sweep"] | None,
-        Setting(
-            "Weightings tried, e.g. 0.8:0.6,1:1; sweep: 11 angles from one layer to the other.",
-            flag="--weights",
-            unset="0.8:0.6 for layers 2,3",
-            form="weightings",
-        ),
-    ] = None
-    split: Annotated[str | None, Setting("trn, val or test.", unset="val")] = None
+    layers: Texts = option("Layers, e.g. 2,3: decoder layers 1 to 4, and dino (DINOv2).", default=("2", "3"))
+    timesteps: Steps | None = option(
+        "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.",
+        default=None,
+        flag="--t",
+        form="timesteps",
+    )
+    weightings: Weightings | Literal["sweep"] | None = option(
+        "Weightings tried, e.g. 0.8:0.6,1:1; sweep: 11 angles from one layer to the other.",
+        "0.8:0.6 for layers 2,3",
+        default=None,
+        flag="--weights",
+        form="weightings",
+    )
+    split: str | None = option("trn, val or test.", "val", default=None)
     categories: Categories = None
-    max_pairs: Annotated[Positive | None, Setting("A seeded choice of so many pairs.", unset="all")] = None
+    max_pairs: Positive | None = option("A seeded choice of so many pairs.", "all", default=None)
     readouts: Readouts = ("nn",)
     alphas: Alphas = ALPHAS
     average: AverageName = "image"
-    geometries: Annotated[
-        tuple[GeometryName, ...],
-        Field(strict=False, min_length=1),
-        Setting("corners, half-pixel, or corners,half-pixel for both.", flag="--geometry"),
-    ] = ("corners",)
-    upsamples: Annotated[
-        tuple[Factor, ...],
-        Field(strict=False, min_length=1),
-        Setting("Factors on the finest map, e.g. 1x,2x.", flag="--upsample", form="factors"),
-    ] = (1,)
+    geometries: Annotated[tuple[GeometryName, ...], Field(strict=False, min_length=1)] = option(
+        "corners, half-pixel, or corners,half-pixel for both.", default=("corners",), flag="--geometry"
+    )
+    upsamples: Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)] = option(
+        "Factors on the finest map, e.g. 1x,2x.", default=(1,), flag="--upsample", form="factors"
+    )
     upsample_align: UpsampleAlign = None
     ensemble: Ensemble = ENSEMBLE
-    stream: Annotated[bool, Setting("Keep maps in memory only, a category at a time: nothing large is written.")] = (
-        False
-    )
-    out: Annotated[Place, Setting("Folder for the report, its tables and pictures.", metavar="DIR")] = Path("grid")
+    stream: bool = option("Keep maps in memory only, a category at a time: nothing large is written.", default=False)
+    out: Place = option("Folder for the report, its tables and pictures.", default=Path("grid"), metavar="DIR")
     stored: Stored = "float16"
     skip_bad: SkipBad = False
+
+    def __post_init__(self) -> None:
+        check_names(self.layers)
+        find_readouts(self.readouts)
 
 
 @settings
 class TrainConfig(metaclass=_Constructed):
     """`dualsd train`: prompts learned from the cache. None: as published, or on the demo its short default."""
 
-    mode: Annotated[str | None, Setting("single (one prompt), class (one per category) or cpm (one per pair).")] = None
-    store: Annotated[
-        str | None,
-        Setting("The store's folder, or s3://bucket/prefix.", unset="dualsd.zarr, or the run's own", metavar=PLACE),
-    ] = None
+    mode: str | None = option("single (one prompt), class (one per category) or cpm (one per pair).", default=None)
+    store: str | None = option(
+        "The store's folder, or s3://bucket/prefix.", "dualsd.zarr, or the run's own", default=None, metavar=PLACE
+    )
     root: Root = None
-    layers: Annotated[Texts | None, Setting("One layer or more.", unset="2,3")] = None
-    timesteps: Annotated[
-        Steps | None,
-        Setting(
-            "One timestep per layer to learn at.",
-            flag="--t",
-            unset="261 for layer 2, 350 for layer 3",
-            form="timesteps",
-        ),
-    ] = None
+    layers: Texts | None = option("One layer or more.", "2,3", default=None)
+    timesteps: Steps | None = option(
+        "One timestep per layer to learn at.",
+        "261 for layer 2, 350 for layer 3",
+        default=None,
+        flag="--t",
+        form="timesteps",
+    )
     weights: Weights = None
-    steps: Annotated[
-        Positive | None, Setting("Number of optimiser steps.", unset="the published epochs; on the demo 300")
-    ] = None
-    batch: Annotated[Positive | None, Setting("Pairs per optimiser step.", unset="9; on the demo 3")] = None
-    accumulate: Annotated[Positive | None, Setting("Parts that a batch is taken in.", unset="1")] = None
-    rate: Annotated[Rate | None, Setting("Learning rate of the vectors.", flag="--lr", unset="0.01")] = None
-    network_rate: Annotated[
-        Rate | None, Setting("Learning rate of a cpm's linear maps.", flag="--network-lr", unset="0.001")
-    ] = None
-    length: Annotated[Positive | None, Setting("Learned vectors per prompt, N.", unset="75")] = None
-    kernel: Annotated[
-        int | None, Setting("Side of the loss's kernel, in cells.", unset="7 on maps of 48 cells and more, else 3")
-    ] = None
-    noise: Annotated[
-        Literal["cached", "fresh"] | None,
-        Setting("cached (one of the store's draws) or fresh at each step.", unset="cached"),
-    ] = None
-    draws: Annotated[Positive | None, Setting("Cached noise draws per timestep.", unset="4")] = None
-    validate_every: Annotated[
-        Positive | None, Setting("Steps between validations.", flag="--val-every", unset="a tenth of all")
-    ] = None
-    validation_pairs: Annotated[
-        Positive | None,
-        Setting("Pairs of val, a fixed choice.", flag="--val-pairs", unset="500; for cpm on the demo 100"),
-    ] = None
-    validation_timesteps: Annotated[
-        Steps | None,
-        Setting("One timestep per layer to validate at.", flag="--val-t", unset="as --t", form="timesteps"),
-    ] = None
-    checkpoint_every: Annotated[Positive | None, Setting("Steps between checkpoints.", unset="100")] = None
-    geometry: Annotated[
-        GeometryName | None, Setting("From pixels to cells: corners or half-pixel.", unset="corners")
-    ] = None
+    steps: Positive | None = option("Number of optimiser steps.", "the published epochs; on the demo 300", default=None)
+    batch: Positive | None = option("Pairs per optimiser step.", "9; on the demo 3", default=None)
+    accumulate: Positive | None = option("Parts that a batch is taken in.", "1", default=None)
+    rate: Rate | None = option("Learning rate of the vectors.", "0.01", default=None, flag="--lr")
+    network_rate: Rate | None = option(
+        "Learning rate of a cpm's linear maps.", "0.001", default=None, flag="--network-lr"
+    )
+    length: Positive | None = option("Learned vectors per prompt, N.", "75", default=None)
+    kernel: int | None = option(
+        "Side of the loss's kernel, in cells.", "7 on maps of 48 cells and more, else 3", default=None
+    )
+    noise: Literal["cached", "fresh"] | None = option(
+        "cached (one of the store's draws) or fresh at each step.", "cached", default=None
+    )
+    draws: Positive | None = option("Cached noise draws per timestep.", "4", default=None)
+    validate_every: Positive | None = option(
+        "Steps between validations.", "a tenth of all", default=None, flag="--val-every"
+    )
+    validation_pairs: Positive | None = option(
+        "Pairs of val, a fixed choice.", "500; for cpm on the demo 100", default=None, flag="--val-pairs"
+    )
+    validation_timesteps: Steps | None = option(
+        "One timestep per layer to validate at.", "as --t", default=None, flag="--val-t", form="timesteps"
+    )
+    checkpoint_every: Positive | None = option("Steps between checkpoints.", "100", default=None)
+    geometry: GeometryName | None = option("From pixels to cells: corners or half-pixel.", "corners", default=None)
     upsample_align: UpsampleAlign = None
-    seed: Annotated[int | None, Setting("Seed of the first prompts and of the batches.", unset="0")] = None
-    dino: Annotated[
-        str | None, Setting("DINOv2 for cpm: a folder or hub name.", unset="the model's own, or DINOv2-B/14")
-    ] = None
-    name: Annotated[str | None, Setting("Name of the run's folder.", unset="<mode>-<layers>-<number>")] = None
-    runs: Annotated[Place, Setting("Folder that the run's folder is made in.", metavar="DIR")] = Path("runs")
-    resume: Annotated[Place | None, Setting("Go on with a run that was stopped or killed.", metavar="RUN")] = None
+    seed: int | None = option("Seed of the first prompts and of the batches.", "0", default=None)
+    dino: str | None = option("DINOv2 for cpm: a folder or hub name.", "the model's own, or DINOv2-B/14", default=None)
+    name: str | None = option("Name of the run's folder.", "<mode>-<layers>-<number>", default=None)
+    runs: Place = option("Folder that the run's folder is made in.", default=Path("runs"), metavar="DIR")
+    resume: Place | None = option("Go on with a run that was stopped or killed.", default=None, metavar="RUN")
     device: Device = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16", "float64"] | None,
-        Setting("Precision: float32, float16, bfloat16, float64.", unset="float32 on a CPU"),
-    ] = None
-    batch_size: Annotated[Positive, Setting("Images per pass in validation.")] = 8
-    gradient_checkpointing: Annotated[bool, Setting("Half the memory, a third more time.")] = False
-    compile: Annotated[bool, Setting("Compile the networks first (torch.compile).")] = False
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] | None = option(
+        "Precision: float32, float16, bfloat16, float64.", "float32 on a CPU", default=None
+    )
+    batch_size: Positive = option("Images per pass in validation.", default=8)
+    gradient_checkpointing: bool = option("Half the memory, a third more time.", default=False)
+    compile: bool = option("Compile the networks first (torch.compile).", default=False)
+
+    def __post_init__(self) -> None:
+        check_names(self.layers or ())
+        check_layers_of(None, None, self.weights)
 
 
 @settings
@@ -468,19 +464,13 @@ class MatchConfig(ComputeConfig):
         Field(strict=False, min_length=1),
         Setting("'x,y;x,y' in pixels of A.", form="points"),
     ]
-    category: Annotated[str | None, Setting("What both show, e.g. cat: fills in the prompt.")] = None
-    prompt: Annotated[str | None, Setting("Text prompt.", unset="a photo of a {category}; without one, a photo")] = None
+    category: str | None = option("What both show, e.g. cat: fills in the prompt.", default=None)
+    prompt: str | None = option("Text prompt.", "a photo of a {category}; without one, a photo", default=None)
     prompts: Prompts = None
     dino: Dino = None
     dino_size: DinoSize = None
-    store: Annotated[str | None, Setting("Take model, size, latents and seed from this store.", metavar=PLACE)] = None
-    model: Annotated[
-        str | None,
-        Setting(
-            "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
-            unset="the store's; without --store it must be named",
-        ),
-    ] = None
+    store: str | None = option("Take model, size, latents and seed from this store.", default=None, metavar=PLACE)
+    model: str | None = option(MODELS, "the store's; without --store it must be named", default=None)
     revision: Revision = None
     size: Size = None
     layers: Layers = None
@@ -489,17 +479,155 @@ class MatchConfig(ComputeConfig):
     upsample: Upsample = 1
     upsample_align: UpsampleAlign = None
     geometry: Geometry = "corners"
-    readout: Annotated[str, Setting("nn, bilinear, softmax, kernelsoftmax or window.")] = "nn"
+    readout: Literal["nn", "bilinear", "softmax", "kernelsoftmax", "window"] = option(
+        "nn, bilinear, softmax, kernelsoftmax or window.", default="nn"
+    )
     ensemble: Ensemble = ENSEMBLE
     seed: Seed = None
 
     def __post_init__(self) -> None:
         check_layers_of(self.layers, self.timesteps, self.weights)
         check_of_use(self.layers, given_options(self, ["dino_size"]), given_options(self, OF_THE_UNET[:3]))
-        if self.readout not in ("nn", "bilinear", "softmax", "kernelsoftmax", "window"):
+
+
+@settings
+class StoreConfig(metaclass=_Constructed):
+    """Which store."""
+
+    store: StoreSetting = DEFAULT_STORE
+
+
+@settings
+class DoctorConfig(StoreConfig):
+    """`dualsd doctor`: what this machine has."""
+
+    model: str | None = option(MODELS, "demo", default=None)
+    revision: Revision = None
+    offline: Annotated[bool, Setting("Do not ask the hub for a model.")] = False
+
+
+@settings
+class VerifyConfig(StoreConfig):
+    """`dualsd cache verify`: a store held against its checksums, and against what made it."""
+
+    drop: Annotated[bool, Setting("Delete what is damaged, and print the commands that make it again.")] = False
+    recompute: Annotated[
+        str | None,
+        Setting(
+            "Rows of each array to make anew from the images and compare, or all; noisy latents are always all.",
+            metavar="N",
+        ),
+    ] = None
+    seed: Annotated[int, Setting("Seed of the choice of rows for --recompute.")] = 0
+    root: Root = None
+    device: Device = "auto"
+    batch_size: Positive = option("Images, or noisy latents, that go through a network together.", default=8)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"all|[1-9]\d*", self.recompute or "all"):
+            raise InputError(f"--recompute takes how many rows of each array, e.g. 16, or all, not {self.recompute!r}.")
+
+
+@settings
+class PruneConfig(StoreConfig):
+    """`dualsd cache prune`: maps, or noisy latents, that go."""
+
+    prompt: Annotated[str | None, Setting("Maps made with this text prompt.")] = None
+    extractor: Annotated[str | None, Setting("Maps of the extractors whose key begins so.", metavar="KEY")] = None
+    layers: Annotated[Texts | None, Setting("Maps of these layers, e.g. 2,3.", also="--layer")] = None
+    timesteps: Annotated[
+        Steps | None,
+        Setting("Maps or noisy latents at these timesteps, e.g. 261,200 or 50..400.", flag="--t", form="timesteps"),
+    ] = None
+    older_than: Annotated[
+        str | None, Setting("Arrays whose newest row is older than this, e.g. 12h, 30d, 2w.", metavar="AGE")
+    ] = None
+    noisy: Annotated[bool, Setting("Noisy latents instead of maps.")] = False
+
+    def __post_init__(self) -> None:
+        check_names(self.layers or ())
+        if self.noisy and (self.prompt, self.extractor, self.layers) != (None, None, None):
+            raise InputError("--noisy goes with --t and --older-than: they have no prompt, extractor or layer.")
+
+
+KeptAlphas = Annotated[
+    Fractions | None, Setting("Thresholds, e.g. 0.05,0.1 or 0.01..0.2:0.01.", unset="those of the run", form="alphas")
+]
+FrameName = Annotated[
+    Literal["resized", "original"] | None,
+    Setting(
+        "Where distances and theta are measured: in resized or original images.",
+        unset="each readout's own: original for pixel, else resized",
+    ),
+]
+
+
+@settings
+class ScoreConfig(metaclass=_Constructed):
+    """`dualsd score`: an evaluation that was kept, scored again."""
+
+    run: Annotated[Place, Setting("The folder that `dualsd eval` kept.", metavar="RUN")]
+    alphas: KeptAlphas = None
+    frame: FrameName = None
+    average: AverageName = "image"
+    readouts: Annotated[Texts | None, Setting("Only these readouts.", unset="all")] = None
+
+    def __post_init__(self) -> None:
+        find_readouts(self.readouts or ())
+
+
+@settings
+class CompareConfig(metaclass=_Constructed):
+    """`dualsd compare`: evaluations over the same pairs, held against the first."""
+
+    runs: Annotated[
+        tuple[Place, ...],
+        Field(strict=False),
+        Setting("Folders that `dualsd eval` kept; the first is A.", metavar="RUN_A RUN_B ..."),
+    ]
+    readout: Annotated[str, Setting("Which of the runs' readouts.")] = "nn"
+    alphas: KeptAlphas = None
+    average: Annotated[Literal["image", "point"], Setting("Average that is compared: image or point.", flag="--by")] = (
+        "image"
+    )
+    frame: FrameName = None
+
+    def __post_init__(self) -> None:
+        if "," in self.readout:
+            raise InputError(f"--readout takes one readout, not {self.readout!r}.")
+        find_readouts([self.readout])
+        if not 2 <= len(self.runs) <= len(ascii_uppercase):  # each has a letter
             raise InputError(
-                f"--readout takes one readout: nn, bilinear, softmax, kernelsoftmax or window, not {self.readout!r}."
+                f"compare takes 2 to {len(ascii_uppercase)} runs, of which the first is what the others are compared "
+                "with."
             )
+
+
+@settings
+class ImportConfig(metaclass=_Constructed):
+    """`dualsd prompts import`: SD4Match's prompts, made ours."""
+
+    file: Annotated[Place, Setting("SD4Match's caption.pt or ckpt.pt.", metavar="FILE.pt")]
+    out: Annotated[Place, Setting("The .safetensors file to write.")]
+    model: Annotated[
+        str | None,
+        Setting("What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.", unset="it must be named"),
+    ] = None
+    source: Annotated[Literal["sd4match"], Setting("Whose file it is: sd4match.", flag="--from")] = "sd4match"
+    revision: Revision = None
+    layer: Annotated[int, Setting("Decoder layer, 1 to 4, that they were learned for.")] = 2
+    timestep: Annotated[int, Setting("Timestep that they were learned at.", flag="--t")] = 261
+    mode: Annotated[str | None, Setting("single, class or cpm.", unset="told from the file")] = None
+
+
+@settings
+class PublishConfig(metaclass=_Constructed):
+    """`dualsd prompts export`: one layer's prompts, made SD4Match's."""
+
+    prompts: Annotated[Place, Setting("A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")]
+    out: Annotated[Place, Setting("The .pt file to write.")]
+    target: Annotated[Literal["sd4match"], Setting("Whose layout: sd4match.", flag="--to")] = "sd4match"
+    layer: Annotated[int | None, Setting("Layer whose prompts are written.", unset="the only one")] = None
 
 
 @settings
@@ -507,49 +635,34 @@ class ReproduceConfig(ComputeConfig):
     """`dualsd reproduce`: the report's tables, run and set beside its figures."""
 
     what: Annotated[str, Setting("table1, table2, table3, table4, table5 or figure2.", metavar="WHAT")]
-    dataset_root: Annotated[
-        Place | None, Setting("Folder in which SPair-71k, pf-pascal and pf-willow lie, or some of them.", metavar="DIR")
-    ] = None
-    on: Annotated[
-        str | None, Setting("demo: its own data set in place of each that is not at hand.", metavar="demo")
-    ] = None
-    model: Annotated[
-        str | None,
-        Setting(
-            "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout.",
-            unset="sd2-1; with --on demo, demo",
-        ),
-    ] = None
-    revision: Revision = None
-    rows: Annotated[
-        Texts | None,
-        Setting("Only these rows, e.g. dift,dual-single@spair; other recipes too.", unset="all"),
-    ] = None
-    train_steps: Annotated[
-        Positive | None,
-        Setting("Steps to which trainings are cut short.", unset="the published epochs; on the demo 300"),
-    ] = None
-    work: Annotated[Place, Setting("Folder of its stores, runs, results and tables.", metavar="DIR")] = Path(
-        "reproduce"
+    dataset_root: Place | None = option(
+        "Folder in which SPair-71k, pf-pascal and pf-willow lie, or some of them.", default=None, metavar="DIR"
     )
+    on: str | None = option(
+        "demo: its own data set in place of each that is not at hand.", default=None, metavar="demo"
+    )
+    model: str | None = option(MODELS, "sd2-1; with --on demo, demo", default=None)
+    revision: Revision = None
+    rows: Texts | None = option("Only these rows, e.g. dift,dual-single@spair; other recipes too.", "all", default=None)
+    train_steps: Positive | None = option(
+        "Steps to which trainings are cut short.", "the published epochs; on the demo 300", default=None
+    )
+    work: Place = option("Folder of its stores, runs, results and tables.", default=Path("reproduce"), metavar="DIR")
     dino: Dino = None
-    accumulate: Annotated[Positive, Setting("Parts that a training batch is taken in.")] = 1
-    gradient_checkpointing: Annotated[bool, Setting("Train in half the memory, a third more time.")] = False
+    accumulate: Positive = option("Parts that a training batch is taken in.", default=1)
+    gradient_checkpointing: bool = option("Train in half the memory, a third more time.", default=False)
 
 
 def fields_of(kind: type) -> Iterator[ConfigField]:
     """The fields of a config class, in order."""
     hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):
-        metadata = getattr(hints[field.name], "__metadata__", ())
-        setting = next(entry for entry in metadata if isinstance(entry, Setting))
-        needed = field.default is MISSING
-        group = next(
-            (base.__doc__ for base in kind.__mro__[1:] if field.name in vars(base).get("__annotations__", {})), None
-        )
-        yield ConfigField(
-            field.name, _bare(hints[field.name]), None if needed else field.default, needed, setting, group
-        )
+    for own in fields(kind):
+        noted = getattr(hints[own.name], "__metadata__", ())
+        setting = own.metadata.get("setting") or next(entry for entry in noted if isinstance(entry, Setting))
+        is_needed = own.default is REQUIRED
+        declaring = (base for base in kind.__mro__[1:] if own.name in vars(base).get("__annotations__", {}))
+        group, default = next((base.__doc__ for base in declaring), None), None if is_needed else own.default
+        yield ConfigField(own.name, _bare(hints[own.name]), default, is_needed, setting, group)
 
 
 def _bare(hint: Any) -> Any:
@@ -584,8 +697,12 @@ def from_json(kind: type[Config], values: Mapping[str, Any], where: str, spell: 
     Raises:
         InputError: Where a value is not known, is missing, or cannot be.
     """
+
+    def refuse(value: object) -> None:
+        raise InputError(f"{where} holds {value}, a {type(value).__name__}, which no setting is.")
+
     try:
-        found: Config = TypeAdapter(kind).validate_json(json.dumps(dict(values), allow_nan=True))
+        found: Config = TypeAdapter(kind).validate_json(json.dumps(dict(values), default=refuse))
     except ValidationError as error:
         raise InputError(sentence_of(error, where, spell)) from None
     return found
@@ -616,32 +733,12 @@ def from_file(kind: type[Config], file: Path) -> dict[str, Any]:
     }
 
 
-_WANTED = {
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "a text",
-    "path_type": "a path",
-    "tuple_type": "a list",
-    "too_short": "a list that is not empty",
-    "greater_than_equal": "at least {ge}",
-    "less_than_equal": "at most {le}",
-    "greater_than": "above {gt}",
-    "literal_error": "{expected}",
-}
-"""What pydantic asks for, by its name of the complaint; what it says itself is taken for the others."""
-
-
 def sentence_of(error: ValidationError, where: str, spell: Callable[[str], str]) -> str:
-    """The first of pydantic's complaints as a sentence of ours: `--ensemble is to be at least 1, not 0.`"""
+    """The first of pydantic's complaints as a sentence of ours: `--ensemble is 0, not at least 1.`"""
     complaints = error.errors(include_url=False)
     first = next((own for own in complaints if own["type"] != "too_short" or not own["input"]), complaints[0])
     place = [str(part) for part in first["loc"]]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in UNKNOWN:
         return f"{where} has {place[-1]!r}, which is no setting there."
     name = spell(place[0]) if place else where
-    if first["type"] in ("missing", "missing_keyword_only_argument"):
-        return f"{where} needs {name}."
-    wanted = _WANTED.get(first["type"], first["msg"].removeprefix("Input should be "))
-    wanted = wanted.format(**first.get("ctx", {})).replace("'", "")
-    return f"{name} is to be {wanted}, not {first['input']!r}."
+    return f"{where} needs {name}." if first["type"] in MISSING else f"{name} {what_is_wrong(first)}."

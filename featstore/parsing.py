@@ -20,21 +20,23 @@ for 1, "1" for 1 and nan for a weight."""
 
 _KINDS = {
     "bool_type": "true or false",
-    "dataclass_type": "a table",
-    "dict_type": "a table",
     "finite_number": "a finite number",
     "float_type": "a finite number",
     "int_from_float": "a whole number",
     "int_type": "a whole number",
-    "list_type": "a list",
-    "mapping_type": "a table",
-    "model_type": "a table",
     "string_type": "a text",
-    "tuple_type": "a list",
+    "path_type": "a path",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dataclass_type", "dict_type", "mapping_type", "model_type"), "a table"),
+    "too_short": "a list that is not empty",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "greater_than": "above {gt}",
 }
 """What a value is not, by pydantic's name of the error."""
 
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+MISSING = ("missing", "missing_keyword_only_argument")
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 _LONGEST = 80
 """Characters of a value that a sentence quotes."""
@@ -74,38 +76,32 @@ def sentence_of(error: ValidationError, where: str, skipped: int = 0) -> str:
     """
     errors = error.errors(include_url=False)
     # a misspelled field is missing as well, and the misspelling says more
-    found = next((own for own in errors if own["type"] in _UNKNOWN), errors[0])
+    found = next((own for own in errors if own["type"] in UNKNOWN), errors[0])
     path = where
     for step in found["loc"][skipped:]:
         name = f"[{step}]" if isinstance(step, int) else step if is_plain(step) else shown(step)
         path += name if isinstance(step, int) or not path else f".{name}"
-    return f"{path or 'it'} {_what(found)}"
+    return f"{path or 'it'} {what_is_wrong(found)}"
 
 
-def _what(found: ErrorDetails) -> str:
-    """The end of the sentence, whose subject is the field."""
+def what_is_wrong(found: ErrorDetails) -> str:
+    """The end of a sentence whose subject is the field: `is 0, not at least 1`."""
     kind, context = found["type"], found.get("ctx", {})
-    if kind == "missing":
-        return "is missing"
-    if kind in _UNKNOWN:
-        return "is unknown"
+    if kind in MISSING or kind in UNKNOWN:
+        return "is missing" if kind in MISSING else "is unknown"
     if kind == "json_invalid":
         return f"cannot be read: {context['error']}"
-    value = _quoted(found["input"])
+    try:
+        value = repr(found["input"])
+    except ValueError:  # Python writes no number of more than 4300 digits
+        value = "a number of thousands of digits"
+    value = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
     if kind in _KINDS:
-        return f"is {value}, not {_KINDS[kind]}"
+        return f"is {value}, not {_KINDS[kind].format(**context)}"
     if kind in ("enum", "literal_error"):
         return f"is {value}, not one of {context['expected'].replace(' or ', ', ')}"
     reason = str(context["error"]) if kind == "value_error" else found["msg"].replace("Input should", "it should")
     return f"is {value}: {reason}"
-
-
-def _quoted(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 @cache

@@ -1,6 +1,15 @@
 """How long work tells whoever watches where it stands, without knowing who that is."""
 
-from typing import Protocol, Self
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+from featstore.plain_text import free_bytes, human_bytes
+
+if TYPE_CHECKING:
+    from featstore.backbones.base import LayerShape
+    from featstore.errors import ImageError
+    from featstore.store.keys import StoreLocation
 
 
 class Progress(Protocol):
@@ -46,3 +55,33 @@ class Silent:
 
     def tell(self, line: str) -> None:
         """See `Progress.tell`."""
+
+
+def tell_shapes(progress: Progress, shapes: Iterable["LayerShape"]) -> None:
+    """Layer, channels, stride and map size, whenever maps are made: layer numbers are easily off by one."""
+    for shape in shapes:
+        cells = f"{shape.side}x{shape.side} cells of {shape.stride} pixels"
+        progress.tell(f"layer {shape.name}: {shape.channels} channels, {cells}{shape.about}")
+
+
+def tell_left_out(progress: Progress, bad: Sequence["ImageError"], pairs: int, readable: int) -> None:
+    """The images that `skip_bad` passed over, and how many of the pairs need them."""
+    for line in spell_bad(bad):
+        progress.tell(line)
+    if readable < pairs:
+        progress.tell(f"{pairs - readable} of {pairs} pairs are left out, as they need those images")
+
+
+def spell_bad(bad: Sequence["ImageError"]) -> Iterator[str]:
+    """The images that `skip_bad` passed over, a line each."""
+    if bad:
+        yield f"{len(bad)} image(s) could not be read:"
+        yield from (f"  {error}" for error in bad)
+
+
+def tell_disk(progress: Progress, path: "StoreLocation", needed: int) -> None:
+    """Whether `needed` bytes fit where `path` lies or will lie; object storage has no end."""
+    if isinstance(path, Path):
+        free = free_bytes(path)
+        fits = "it fits" if free > needed else "it DOES NOT FIT"
+        progress.tell(f"{human_bytes(free)} free for {path}: {fits}")

@@ -10,7 +10,7 @@ from cli.reports.charts import Chart, by_group, chart_sections, over_alpha
 from cli.reports.pairs import best_and_worst_parts
 from cli.reports.scores import Scored, category_block, overall_block
 from cli.reports.tables import Block, write_tables
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.results import EvaluationRun
 from matcher.pck import Average, paper_rows
 
 CHARTS: Mapping[str, Callable[[Scored], Chart | None]] = {

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cli.reports.page import FactGroup, Facts
-from featstore.pair_list import list_hash
+from featstore.pipeline.pairs import list_hash
 from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
 

@@ -21,7 +21,7 @@ from cli.reports.grid_tables import (
 )
 from cli.reports.scores import spelled
 from cli.reports.tables import write_tables
-from featstore.pipeline.run_grid import GridRun
+from featstore.pipeline.grid import GridRun
 from matcher.configuration import MatchSettings, frame_of
 from matcher.errors import InputError
 from matcher.grid import GridScores, Winner, winners

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from cli.output import print_table, say
 from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block
-from featstore.pair_list import describe_list
+from featstore.pipeline.grid import GridRun
+from featstore.pipeline.pairs import describe_list
 from featstore.pipeline.results import common_frame
-from featstore.pipeline.run_grid import GridRun
 from matcher.configuration import Configuration, MatchSettings, frame_of
 from matcher.grid import (
     GridScores,

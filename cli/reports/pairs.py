@@ -15,7 +15,7 @@ from featstore.datasets.pictures import decode
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.results import EvaluationRun
 from matcher.configuration import Frame, frame_of
 from matcher.errors import InputError
 from matcher.pck import RULE, MatchedPair, RankedPair, best_and_worst

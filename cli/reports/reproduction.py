@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.command_line import now
+from cli.output import now
 from cli.reports.facts import as_text, in_words, origin_group, unique, when
 from cli.reports.page import FactGroup, Facts, Headline, Notes, Page, Paragraph, Part, Section, Table, write_report
 from cli.reports.tables import Block

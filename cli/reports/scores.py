@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from cli.reports.tables import Block
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.results import EvaluationRun
 from matcher.pairs import ALL
 from matcher.pck import Average
 from matcher.statistics import Interval, PckIntervals, pck_intervals

@@ -12,7 +12,7 @@ from cli.reproduction.run import listed_pairs, short_hash
 from cli.reproduction.work import price, print_prices, work_of_grid
 from cli.reproduction.workplace import SEED, Workplace
 from featstore.config import GridConfig, to_json
-from featstore.pipeline.evaluate import images_of
+from featstore.pipeline.pairs import images_of
 from matcher.errors import InputError
 
 DATASET, SPLIT = "spair", "val"

@@ -27,11 +27,16 @@ from featstore.config import EvalConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset, Pair
 from featstore.errors import TuningError
 from featstore.files import write_whole
-from featstore.pair_list import list_hash
-from featstore.pipeline.evaluate import choose_pairs, default_split, images_of, in_resized_frame, sizes_from_files
-from featstore.pipeline.grid import choose_some
-from featstore.pipeline.results import is_finished
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.pairs import (
+    choose_pairs,
+    choose_some,
+    default_split,
+    images_of,
+    in_resized_frame,
+    list_hash,
+    sizes_from_files,
+)
+from featstore.pipeline.results import EvaluationRun, is_finished
 from featstore.progress import Silent
 from featstore.prompts.file import load_prompts
 from featstore.sealed import check_seal, seal

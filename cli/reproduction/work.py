@@ -7,14 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cli.output import human_bytes, print_disk, print_table
+from cli.output import print_table
+from cli.progress import TerminalProgress
 from cli.reproduction.paper import Cell
 from cli.reproduction.workplace import Workplace
 from featstore.datasets.records import Pair
 from featstore.pipeline.defaults import unet_layers
-from featstore.pipeline.evaluate import images_of
 from featstore.pipeline.features import chunks
+from featstore.pipeline.pairs import images_of
 from featstore.pipeline.plan import extractor_of, missing_noisy
+from featstore.plain_text import human_bytes
+from featstore.progress import tell_disk
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts
@@ -146,7 +149,7 @@ def print_prices(place: Workplace, found: Prices) -> None:
     ]
     header = ["what is left", "VAE passes", "DINOv2", "UNet passes", "with gradient", "pairs", "TFLOP", "to write"]
     print_table("What it takes; what several need is counted where it is made first", header, rows)
-    print_disk(place.folder, found[-1]["bytes_to_write"])
+    tell_disk(TerminalProgress(), place.folder, found[-1]["bytes_to_write"])
 
 
 def _row_bytes(place: Workplace, row: StoreRow) -> int:

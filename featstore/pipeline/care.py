@@ -8,26 +8,45 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from featstore.backbones.base import compute_on
 from featstore.backbones.dino import SUBFOLDER
 from featstore.backbones.locate import is_at_hand
 from featstore.backbones.stable_diffusion import Model
-from featstore.errors import MetadataError
+from featstore.config import VerifyConfig
+from featstore.errors import MetadataError, PromptError, StoreError
+from featstore.pipeline.defaults import dataset_of
 from featstore.pipeline.needed import model_of
-from featstore.progress import Progress
+from featstore.pipeline.noisy import with_maps_made_of, with_noise_checked
+from featstore.pipeline.recompute import Compared, Recomputed, recompute
+from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts, prompts_of
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import CONDITIONING, LATENTS, MAPS, NOISY, Extractor, PixelExtractor, Stored, number_of
+from featstore.store.keys import (
+    CONDITIONING,
+    LATENTS,
+    MAPS,
+    NOISY,
+    Extractor,
+    PixelExtractor,
+    Stored,
+    number_of,
+    parse_location,
+)
 from featstore.store.ledger import GRIDS
 from featstore.store.schema import STORED_DTYPE
-from featstore.store.store import Store
+from featstore.store.store import Store, open_store
 from featstore.store.verify import (
     BadRow,
+    CheckedArray,
     Expected,
     Verification,
     check_arrays,
@@ -36,7 +55,9 @@ from featstore.store.verify import (
     restore_metadata,
     sweep,
     unknown,
+    verify,
 )
+from featstore.tuning.run_folder import runs_newest_first
 from matcher.errors import InputError
 
 Runs = Mapping[Path, LearnedPrompts]
@@ -54,6 +75,100 @@ class Dropped:
     rows: Mapping[str, int]
     notes: tuple[str, ...]
     commands: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is wrong with a store. expected: what its arrays should be. anew: what came of making rows again, None where
+    nobody asked for it."""
+
+    store: Store
+    found: Verification
+    expected: Expected
+    anew: Recomputed | None
+
+    def drop(self, progress: Progress) -> Dropped | None:
+        """`drop` what is damaged; nothing where nothing fits, as all of a store would go for a header that is wrong."""
+        if self.anew is not None and self.anew.nothing_fits:
+            return None
+        return drop(self.store, self.found, self.expected, learned_here(self.store), progress)
+
+    def require_sound(self, dropped: bool) -> None:
+        """Raise `StoreError` for what is wrong. dropped: whether what is damaged went."""
+        anew, place = self.anew, self.store.path
+        if anew is not None and anew.images:
+            first = anew.images[0]
+            raise StoreError(
+                f"Of {len(anew.images)} image(s) of {place} the table of images is not right, e.g. of {first.image!r} "
+                f"{first.why}: run `dualsd cache build`, which writes it and what was made of those images anew."
+            )
+        if anew is not None and anew.nothing_fits:
+            raise StoreError(
+                f"Of the latents or the noisy latents of {place} none that was compared fits: rather the seed or the "
+                "kind of latents that its header (zarr.json) names are not those that it was made with. Nothing was "
+                "changed: set the header right, or remove the noisy latents with `dualsd cache prune --noisy`."
+            )
+        if not self.found.sound and not dropped:
+            raise StoreError(
+                f"{len(self.found.bad)} damaged row(s) and {len(self.found.metadata)} damaged metadata file(s) in "
+                f"{place}: --drop deletes them and prints the commands that make them again."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As `dualsd cache verify --json` writes it."""
+
+        def without_bad(array: CheckedArray | Compared) -> dict[str, Any]:
+            return {name: value for name, value in asdict(array).items() if name != "bad"}
+
+        found, anew = self.found, self.anew
+        written = {
+            "store": str(self.store.path),
+            "sound": found.sound,
+            "arrays": [without_bad(array) | {"damaged": len(array.bad)} for array in found.arrays],
+            "bad": [asdict(bad) for bad in found.bad],
+            "metadata": [asdict(damaged) for damaged in found.metadata],
+            "left_over": [asdict(own) for own in found.left_over],
+        }
+        if anew is None:
+            return written
+        compared = [without_bad(own) | {"others": [bad.row for bad in own.bad]} for own in anew.arrays]
+        images = [{"image": bad.image, "why": bad.why} for bad in anew.images]
+        return written | {"recomputed": compared, "images": images}
+
+
+def check(config: VerifyConfig, progress: Progress | None = None) -> Checked:
+    """Read all that a store holds and hold it against its checksums, and noisy latents against the model's betas; with
+    `recompute`, against what the model makes of the images now.
+
+    Args:
+        config: Of which store, and how much is made anew. What is damaged is dropped by `Checked.drop`.
+        progress: Who is told how far it is; None for nobody.
+
+    Raises:
+        InputError: In one of its kinds, where the store cannot be opened, or data set or model not used.
+    """
+    progress = progress or Silent()
+    store = open_store(parse_location(config.store))
+    expected = rows_at_hand(store, progress)
+    found = verify(store, progress, expected)
+    if config.recompute is None:
+        return Checked(store, with_noise_checked(store, found, progress), expected, None)
+    dataset, compute = dataset_of(store, config.root), compute_on(config.device, "auto", config.batch_size)
+    count = None if config.recompute == "all" else int(config.recompute)
+    learned = [*learned_here(store).values()]
+    anew = recompute(store, dataset, found, learned, count, config.seed, compute, progress)
+    found = with_maps_made_of(store, anew.added_to(found), [bad for own in anew.arrays for bad in own.bad])
+    return Checked(store, found, expected, anew)
+
+
+def learned_here(store: Store) -> Runs:
+    """The prompts of all runs under ./runs that were trained on a store, by what `--prompts` takes for them."""
+    found = {}
+    for run in runs_newest_first(store, on_damage=lambda _: None):
+        for path in (run.path, run.last_prompts):
+            with suppress(PromptError):  # one that is damaged is no prompt that maps can be made with
+                found[path] = load_prompts(path)
+    return found
 
 
 def drop(store: Store, found: Verification, expected: Expected, runs: Runs, progress: Progress) -> Dropped:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from featstore.errors import EvaluationError
-from featstore.pair_list import describe_list, spell_list
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.pairs import describe_list, spell_list
+from featstore.pipeline.results import EvaluationRun
 from matcher.configuration import Frame
 from matcher.pairs import MatchingPair, Pairs, PixelFrame
 from matcher.pck import Average, Columns, Distances, Matches, distances

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from featstore.errors import ProcessError
+from featstore.errors import ImageError, ProcessError
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,6 +120,13 @@ def launched() -> Launch:
         raise _not_found() from None
 
 
+def check_divided(command: str | None, divided: Collection[str]) -> None:
+    """Raise `InputError` where several processes were started for a command that is none of `divided`: each would do
+    all of it, and write the same files."""
+    if command is not None and command not in divided and launched().count > 1:
+        raise InputError(f"`{command}` is not divided among processes: start it without torchrun.")
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """This process, the `rank`-th from 0, among `count` that do a command together."""
@@ -155,6 +162,18 @@ class Processes:
         with _meeting(self.count):
             gathered: list[Item] = gather_object([own])
         return gathered
+
+    def gather_bad(self, bad: Sequence[ImageError], skip_bad: bool) -> tuple[ImageError, ...]:
+        """What was wrong with images in all processes, each image once.
+
+        Raises:
+            ImageError: The first, unless they are skipped.
+            ProcessError: One of the processes ended before.
+        """
+        found = tuple({error.image_id: error for part in self.gather(bad) for error in part}.values())
+        if found and not skip_bad:
+            raise found[0]
+        return found
 
     def sum(self, numbers: "Tensor") -> "Tensor":
         """A tensor of the same shape in all processes, summed over them. Raises what `gather` raises."""

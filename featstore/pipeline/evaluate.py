@@ -1,168 +1,197 @@
-"""Evaluation of a dataset's split: pairs in the resized frame, matched from maps, with everything that the numbers
-depend on."""
+"""`evaluate`: PCK of a split's pairs, from a store's maps or from anybody's features."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from featstore.backbones.base import Compute
-from featstore.datasets.agreement import agreeing
-from featstore.datasets.pictures import image_key, original_size
-from featstore.datasets.records import Dataset, Pair, canonical_split, select_categories, to_resized_frame
-from featstore.errors import DatasetError, ImageError
-from featstore.pipeline.distributed import ALONE, Processes, Shares, by_target
-from featstore.pipeline.results import Evaluation as Evaluation
-from featstore.pipeline.results import Scoring as Scoring
-from featstore.pipeline.results import tabulated as tabulated
-from featstore.progress import Progress
-from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor, Stored
-from featstore.store.store import Store
+from featstore.backbones.base import MapKey
+from featstore.backbones.registry import is_diffusion
+from featstore.config import EvalConfig, given_options
+from featstore.datasets.records import canonical_split
+from featstore.datasets.registry import open_dataset
+from featstore.pipeline.defaults import check_kept, choose_compute, find_readouts, weights_for
+from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
+from featstore.pipeline.needed import require_maps
+from featstore.pipeline.opened import Opened, PairsToMatch, open_asked, take_pairs
+from featstore.pipeline.pairs import (
+    choose_pairs,
+    default_split,
+    images_of,
+    in_resized_frame,
+    keys_from_files,
+    note_oddities,
+    sizes_from_files,
+)
+from featstore.pipeline.results import Evaluation, Scoring, tabulated
+from featstore.progress import Progress, Silent, tell_shapes
+from featstore.store.keys import absolute
+from featstore.store.source import StoredMaps, open_features
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
+from matcher.errors import InputError
 from matcher.maps import MapSource
-from matcher.pairs import MatchingPair, Pairs
+from matcher.pairs import Pairs
 from matcher.pck import Matches
-from matcher.sweep import evaluate
+from matcher.sweep import evaluate as match_pairs
+
+if TYPE_CHECKING:
+    from featstore.pipeline.pairwise import PairMaps
+
+OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
 
 
-def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
-    """The pairs of a split, of some categories or (where none is named) of all. Raises `DatasetError` for none."""
-    pairs = dataset.pairs(canonical_split(split))
-    if not pairs:
-        raise DatasetError(f"The split {split!r} of {dataset.name} has no pairs: choose another --split.")
-    return select_categories(pairs, dataset.name, categories) if categories else pairs
+def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation:
+    """Match the keypoints of a split's pairs and score them.
 
+    Maps, noisy latents and latents that are not cached are made and kept. With `features` no store and no model is
+    needed. Of several processes (torchrun) each makes and matches its share, and all get the whole.
 
-def default_split(dataset: Dataset) -> str:
-    """The split that is reported on: `test`, else the dataset's last."""
-    return "test" if "test" in dataset.splits else dataset.splits[-1]
+    Args:
+        config: What is evaluated, and how.
+        progress: Who is told how far it is; None for nobody.
 
+    Returns:
+        The numbers, the predictions, and the config as it was used.
 
-def images_of(pairs: Sequence[Pair]) -> list[str]:
-    """The ids of the images that occur in the pairs, sorted."""
-    return sorted({image for pair in pairs for image in (pair.source, pair.target)})
-
-
-def in_resized_frame(
-    dataset: Dataset,
-    pairs: Sequence[Pair],
-    size_of: Callable[[str], tuple[int, int]],
-    image_size: int,
-    progress: Progress,
-) -> Pairs:
-    """The pairs as the matcher takes them; `size_of` gives an image's original (width, height).
-
-    They are held against the images first (`featstore.datasets.agreement`), which notes slips and raises `DatasetError`
-    for what cannot be meant.
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is.
     """
-    return Pairs.of(
-        to_resized_frame(pair, dataset.theta_rule, size_of(pair.source), size_of(pair.target), image_size)
-        for pair in agreeing(dataset, pairs, size_of, progress.note)
+    progress = Silent() if progress is None else progress
+    find_readouts(config.readouts)
+    return _from_store(config, progress) if config.features is None else _from_file(config, config.features, progress)
+
+
+def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
+    if config.dataset is not None or config.size is not None:
+        raise InputError("--dataset and --size go with --features: a store knows its own.")
+    opened = open_asked(config, progress)
+    store, dataset, choice = opened.store, opened.dataset, opened.choice
+    wanted = opened.keys(config.timesteps)
+    split = canonical_split(config.split or default_split(dataset))
+    scoring = _scoring(config, wanted, store.header.image_size)
+    with_noise = tuple(key for key in wanted if is_diffusion(key[0]))
+    used = replace(
+        config,
+        split=split,
+        layers=opened.names,
+        timesteps=tuple(step for _, step in with_noise if step is not None) or None,
+        weights=tuple(layer.weight for layer in scoring.layers),
+        ensemble=opened.request.ensemble if with_noise else None,
+        prompt=choice.label if choice.learned is None and with_noise else None,
+        prompts=choice.source,
+        out=None,
+    )
+    listed = take_pairs(opened, split, choose_pairs(dataset, split, config.categories or ()), progress)
+    matched, features = _match_from_store(config, opened, listed, wanted, scoring)
+    known = store.header.dataset_root
+    return replace(
+        tabulated(dataset.name, split, scoring, features, matched),
+        notes=listed.notes,
+        config=used,
+        theta=dataset.theta_rule.value,
+        store=absolute(store.path),
+        root=config.root if config.root is not None or known is None else Path(known),
     )
 
 
-def in_frame_of_store(store: Store, dataset: Dataset, pairs: Sequence[Pair], progress: Progress) -> Pairs:
-    """The same in a store's frame, of the pairs whose images could be read when it was built. The others' sizes are not
-    known; whoever makes their maps says why."""
-    known = store.images
-    readable = [pair for pair in pairs if known.sizes[[known.row(pair.source), known.row(pair.target)]].all()]
-    return in_resized_frame(dataset, readable, known.size, store.header.image_size, progress)
+def _match_from_store(
+    config: EvalConfig, opened: Opened, listed: PairsToMatch, wanted: Sequence[MapKey], scoring: Scoring
+) -> tuple[Matches, dict[str, Any]]:
+    """The matches, and where their maps came from; maps that lack are made and kept."""
+    store, request = opened.store, opened.request
+    progress, processes = listed.progress, listed.processes
+    # what is made pair by pair is not kept
+    kept = [key for key in wanted if request.prompt is not None or not is_diffusion(key[0])]
+    made = require_maps(store, opened.dataset, listed.rows, kept, request, progress)
+    tell_shapes(progress, made.shapes)
+    bad = processes.gather_bad(made.bad, config.skip_bad)  # from here on all processes find all maps
+    maps, features = StoredMaps(store, made.extractor, made.others), opened.describe(made.extractor, made.others)
+    if request.prompt is not None:
+        device = request.compute.device
+        return _match(listed.without(bad), maps, scoring, device, progress, processes), features
+    from featstore.pipeline.pairwise import open_pair_maps, tell_pairwise_cost
+
+    unet = tuple(key for key in wanted if is_diffusion(key[0]))
+    tell_pairwise_cost(progress, listed.count, len(unet), request.ensemble)
+    pair_maps = open_pair_maps(opened, listed, listed.pairs, unet, {layer: maps for layer, _ in kept})
+    return _match_pairwise(listed.pairs, pair_maps, scoring, progress, processes), features
 
 
-def keys_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, str]:
-    """The keys of images' contents by id, as a store has them."""
-    wanted = set(images)
-    return {image.id: image_key(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
+def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evaluation:
+    given = [*given_options(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
+    if given:
+        raise InputError(f"{given[0]} goes with a store, not with features from a file.")
+    check_kept(config.stored, "features from a file")
+    if config.dataset is None or config.size is None:
+        raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
+    if config.layers is None:
+        raise InputError("--features needs --layers: the names of the file's layers.")
+    scoring = _scoring(config, [(name, None) for name in config.layers], config.size)
+    compute = choose_compute(config)
+    maps = open_features(features)
+    dataset = open_dataset(config.dataset, config.root)
+    split = canonical_split(config.split or default_split(dataset))
+    pairs = choose_pairs(dataset, split, config.categories or ())
+    images = images_of(pairs)
+    processes = join_processes()
+    progress = progress if processes.is_main else Silent()
+    maps.check(images, scoring.layers)
+    sizes = sizes_from_files(dataset, images)
+    notes = note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
+    framed = in_resized_frame(dataset, pairs, sizes.__getitem__, config.size, progress)
+    del pairs  # from here on they are columns
+    matched = _match(framed, maps, scoring, compute.device, progress, processes)
+    return replace(
+        tabulated(dataset.name, split, scoring, {"features": str(features)}, matched),
+        notes=notes,
+        config=replace(config, split=split, weights=tuple(layer.weight for layer in scoring.layers), out=None),
+        theta=dataset.theta_rule.value,
+        root=config.root,
+    )
 
 
-def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tuple[int, int]]:
-    """Original (width, height) of images by id, read from the files' headers."""
-    wanted = set(images)
-    return {image.id: original_size(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
+def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int) -> Scoring:
+    shares = weights_for([name for name, _ in wanted], config.weights)
+    specs = tuple(LayerSpec(*key, share) for key, share in zip(wanted, shares, strict=True))
+    geometry, align = Geometry(config.geometry), Geometry(config.upsample_align or config.geometry)
+    settings = MatchSettings(image_size, geometry, config.upsample, align)
+    return Scoring(specs, find_readouts(config.readouts), config.alphas, settings)
 
 
-def describe_features(
-    store: Store, extractor: Extractor | None, prompt: Mapping[str, Any], ensemble: int, compute: Compute
-) -> dict[str, Any]:
-    """Where a store's maps came from, for the record. extractor: None for maps that were not kept. prompt: what the
-    prompts were."""
-    return {
-        **prompt,
-        "ensemble": ensemble,
-        "model": store.header.model_id,
-        "model_revision": store.header.model_revision,
-        "model_fingerprint": store.header.model_fingerprint,
-        "dtype": compute.dtype_name,
-        "latents": store.header.latents.value,
-        "seed": store.header.seed,
-        "extractor": None if extractor is None else extractor.key,
-        **_describe_stored(extractor),
-    }
-
-
-def describe_others(extractors: Iterable[PixelExtractor]) -> dict[str, Any]:
-    """Where a store's maps of other backbones came from, for the record."""
-    about: dict[str, Any] = {}
-    for extractor in extractors:
-        family = extractor.family
-        about |= {
-            family: extractor.network.id,
-            f"{family}_fingerprint": extractor.network.fingerprint,
-            f"{family}_size": extractor.size,
-            "dtype": extractor.dtype,
-            f"{family}_extractor": extractor.key,
-            **_describe_stored(extractor),
-        }
-    return about
-
-
-def _describe_stored(extractor: AnyExtractor | None) -> dict[str, str]:
-    """Of float16, which is the rule, nothing."""
-    kept = Stored.FLOAT16 if extractor is None else extractor.stored
-    return {} if kept is Stored.FLOAT16 else {"stored": kept.value}
-
-
-def unreadable(*errors: Sequence[ImageError]) -> tuple[ImageError, ...]:
-    """What was wrong with images in several stages, each image once."""
-    return tuple({error.image_id: error for part in errors for error in part}.values())
-
-
-@overload
-def without_images(pairs: Pairs, unreadable: Sequence[ImageError]) -> Pairs: ...
-@overload
-def without_images(pairs: Sequence[Pair], unreadable: Sequence[ImageError]) -> tuple[Pair, ...]: ...
-def without_images(pairs: Pairs | Sequence[Pair], unreadable: Sequence[ImageError]) -> Pairs | tuple[Pair, ...]:
-    """The pairs that need none of some images."""
-    bad = {error.image_id for error in unreadable}
-    if not isinstance(pairs, Pairs):
-        return tuple(pair for pair in pairs if pair.source not in bad and pair.target not in bad)
-    images = np.array([image not in bad for image in pairs.images], dtype=bool)
-    return pairs.take(images[pairs.source] & images[pairs.target]) if bad else pairs
-
-
-def score(
-    dataset: Dataset,
-    split: str,
-    pairs: Sequence[MatchingPair],
-    maps: MapSource,
-    scoring: Scoring,
-    features: Mapping[str, Any],
-    device: torch.device,
-    progress: Progress,
-    processes: Processes = ALONE,
-) -> Evaluation:
-    """Match every pair and tabulate PCK. Each process matches its share, and all get the whole."""
+def _match(
+    pairs: Pairs, maps: MapSource, scoring: Scoring, device: torch.device, progress: Progress, processes: Processes
+) -> Matches:
+    """Match every pair. Each process matches its share, and all get the whole."""
 
     def match(own: Pairs) -> Matches:
         progress.start("matching", len(own), "pairs")
-        return evaluate(own, maps, scoring.layers, scoring.readouts, scoring.settings, device, progress.advance)
+        return match_pairs(own, maps, scoring.layers, scoring.readouts, scoring.settings, device, progress.advance)
 
-    pairs = Pairs.of(pairs)
-    matched = match_shares(pairs, by_target(pairs, processes.count), processes, match)
-    return tabulated(dataset.name, split, scoring, features, matched)
+    return _match_shares(pairs, by_target(pairs, processes.count), processes, match)
 
 
-def match_shares(pairs: Pairs, shares: Shares, processes: Processes, match: Callable[[Pairs], Matches]) -> Matches:
+def _match_pairwise(
+    pairs: Pairs, maps: "PairMaps", scoring: Scoring, progress: Progress, processes: Processes
+) -> Matches:
+    """The same where maps belong to pairs."""
+
+    def match(own: Pairs) -> Matches:
+        progress.start("UNet passes and matching", len(own), "pairs")
+        how = scoring.layers, scoring.readouts, scoring.settings, maps.compute.device
+        found = [match_pairs([pair], made, *how).predictions for pair, made in maps.of(own, progress)]
+        none = np.zeros((0, 2), dtype=np.float32)
+        return Matches(own, {name: np.concatenate([none, *(one[name] for one in found)]) for name in scoring.readouts})
+
+    # whole batches: those that one process would make, and so the same bits
+    size, count = maps.pairs_a_batch, len(pairs)
+    batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    return _match_shares(pairs, in_blocks(batches, [True] * len(batches), processes.count), processes, match)
+
+
+def _match_shares(pairs: Pairs, shares: Shares, processes: Processes, match: Callable[[Pairs], Matches]) -> Matches:
     """All pairs matched, in their order, of which each process matches its share. Raises `ProcessError` where another
     process ended early."""
     own = match(pairs.take(shares[processes.rank]))

@@ -13,12 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featstore.backbones.base import LayerShape
+from featstore.backbones.registry import family_of, is_other
+from featstore.config import ExportConfig
 from featstore.datasets.records import MIRRORED, ImageRecord
-from featstore.errors import ExportError
+from featstore.errors import ExportError, ImageError
 from featstore.files import open_whole, writing
-from featstore.progress import Progress
+from featstore.pipeline.distributed import WHOLE
+from featstore.pipeline.images import check_unchanged
+from featstore.pipeline.needed import MadeMaps, require_maps
+from featstore.pipeline.run_build import asked_maps
+from featstore.plain_text import human_bytes
+from featstore.progress import Progress, Silent, spell_bad, tell_shapes
 from featstore.prompts.file import save_torch
+from featstore.store.source import StoredMaps
+from featstore.store.store import Store
 from matcher.configuration import LayerSpec
+from matcher.errors import InputError
 from matcher.maps import MapSource, images_ahead, read_ahead
 
 _ALIGNMENT = 8
@@ -120,6 +131,73 @@ def check_out(layout: Layout, out: Path) -> None:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ExportError(f"{out} cannot be written in {existing}: name another --out.")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written. images: how many. bytes: of the maps' values. about: where the maps came from. bad: images that
+    could not be read, and are left out."""
+
+    out: Path
+    layout: Layout
+    images: int
+    bytes: int
+    about: Mapping[str, Any]
+    bad: tuple[ImageError, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `dualsd cache export --json` writes it."""
+        written = {"out": str(self.out), "layout": self.layout.value, "images": self.images, "bytes": self.bytes}
+        return written | dict(self.about)
+
+
+def export_maps(config: ExportConfig, progress: Progress | None = None) -> Exported:
+    """Write a store's maps for other programs; those that it lacks are made first, and kept.
+
+    Args:
+        config: Which maps, of which images, and how they lie in files.
+        progress: Who is told how far it is; None for nobody.
+
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is; the first image's that cannot be read,
+            unless `skip_bad`.
+    """
+    progress, layout, out = progress or Silent(), Layout(config.layout), config.out
+    check_out(layout, out)
+    asked = asked_maps(config, WHOLE, "cache export", progress)
+    opened = asked.opened
+    store, dataset = opened.store, opened.dataset
+    if layout is not Layout.FEATURES and len(opened.names) != 1:
+        raise InputError(f"--layout {layout.value} holds one layer: name one with --layers, e.g. --layers 2.")
+    check_unchanged(store, dataset, asked.images, progress)
+    made = require_maps(store, dataset, asked.rows, asked.wanted, opened.request, progress)
+    if made.bad and not config.skip_bad:
+        raise made.bad[0]
+    left = set(asked.images) - {error.image_id for error in made.bad}
+    images = [image for image in dataset.images() if image.id in left]
+    about = opened.describe(made.extractor, made.others)
+    maps = StoredMaps(store, made.extractor, made.others)
+    layers = [LayerSpec(*key) for key in asked.wanted]
+    size = export(Export(maps, images, layers, dataset.name, about), layout, out, progress)
+    tell_shapes(progress, (_stored_shape(store, made, *key) for key in asked.wanted))
+    layers_named, layout_named = ",".join(opened.names), f"{human_bytes(size)} in the layout {layout.value}"
+    progress.tell(f"{out}: {len(images)} images, layers {layers_named}, {layout_named}")
+    for line in spell_bad(made.bad):
+        progress.tell(line)
+    return Exported(out, layout, len(images), size, about, made.bad)
+
+
+def _stored_shape(store: Store, made: MadeMaps, layer: str, timestep: int | None) -> LayerShape:
+    """From the store, so that no model need be at hand where all maps are."""
+    other = made.others[family_of(layer)] if is_other(layer) else None
+    extractor = other or made.extractor
+    array = None if extractor is None else store.maps(extractor, layer, timestep)
+    assert array is not None, "they were made"
+    channels, side, _ = array.row_shape
+    if other is None:
+        return LayerShape(layer, channels, side, store.header.image_size // side)
+    about = f"; images resized to {other.size} pixels, {other.family} {other.network.id}"
+    return LayerShape(layer, channels, side, other.size // side, about)
 
 
 def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, progress: Progress) -> None:

@@ -1,29 +1,55 @@
-"""A grid on a store: every configuration on a split's pairs, from cached maps or from maps that are never written."""
+"""`grid`: which layer, which timestep, which together, with which weights; scored from cached maps, from maps that are
+never written, or from those of prompts that belong to pairs."""
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from featstore.backbones.base import Compute, MapKey
-from featstore.backbones.registry import is_diffusion
-from featstore.datasets.records import Dataset, Pair
-from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target
-from featstore.pipeline.evaluate import images_of
-from featstore.pipeline.needed import FoundBackbone, MapsCost, estimate_maps, model_of
-from featstore.pipeline.plan import MapRequest, missing_latents, sharing_a_pass
-from featstore.progress import Progress
+from featstore.backbones.base import MapKey
+from featstore.backbones.registry import is_diffusion, is_other
+from featstore.config import ENSEMBLE, EvalConfig, GridConfig
+from featstore.datasets.records import Dataset, canonical_split
+from featstore.errors import ImageError
+from featstore.pipeline.defaults import check_names, find_readouts, weights_for
+from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target, in_blocks
+from featstore.pipeline.needed import (
+    FoundBackbone,
+    MapsCost,
+    estimate_maps,
+    find_backbones,
+    make_latents,
+    model_of,
+    require_maps,
+)
+from featstore.pipeline.opened import open_asked, take_pairs
+from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
+from featstore.pipeline.pairwise import PairMaps, open_pair_maps, tell_pairwise_cost
+from featstore.pipeline.plan import MapRequest, extractor_of, missing_latents, sharing_a_pass
+from featstore.pipeline.prompt_choice import PromptChoice
+from featstore.plain_text import human_bytes
+from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts
-from featstore.store.keys import Extractor
+from featstore.store.keys import Extractor, PixelExtractor, absolute
 from featstore.store.ledger import StoredLedger, open_ledger
 from featstore.store.row_encoding import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
-from matcher.configuration import Configuration, readout
+from matcher.configuration import (
+    Configuration,
+    Geometry,
+    MatchSettings,
+    all_layers_fused,
+    angles,
+    one_layer_each,
+    readout,
+)
 from matcher.correlate import BLOCK_CELLS
+from matcher.errors import InputError
 from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
@@ -40,10 +66,6 @@ class Grid:
     configurations: tuple[Configuration, ...]
     readouts: tuple[str, ...]
     alphas: tuple[float, ...]
-
-    def scores(self, pairs: Pairs, hits: Hits) -> GridScores:
-        """With what was found for some pairs: (configurations, readouts, alphas, pairs)."""
-        return GridScores(pairs, self.configurations, self.readouts, self.alphas, hits)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,91 +90,112 @@ def grid_ledger(store: Store, pairs: Sequence[MatchingPair], grid: Grid, feature
     return open_ledger(store, pairs, grid.shape, {"grid": repr(grid), "features": dict(features)})
 
 
-def score_cached(
-    maps: StoredMaps,
-    pairs: Sequence[MatchingPair],
-    grid: Grid,
-    ledger: StoredLedger,
-    compute: Compute,
-    progress: Progress,
-    processes: Processes = ALONE,
-) -> GridScores:
-    """Score a grid from maps that are all in the store, in the order of `pairs`."""
-    pairs = Pairs.of(pairs)
+@dataclass(frozen=True, slots=True)
+class GridWork:
+    """A grid that is scored on pairs, of which each process takes its share and all get the whole; target images that
+    the ledger has finished are not matched again.
 
-    def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
-        progress.start("matching", len(rows), "pairs")
-        return rows, _hits(pairs.take(rows), maps, grid, ledger, compute, progress)
-
-    shares = by_target(pairs, processes.count, done_before(ledger, processes))
-    rows, hits = score_shares(shares, grid, processes, score)
-    return grid.scores(pairs, hits[..., np.argsort(rows)])
-
-
-def score_streamed(
-    store: Store,
-    dataset: Dataset,
-    pairs: Sequence[MatchingPair],
-    grid: Grid,
-    request: MapRequest,
-    ledger: StoredLedger,
-    progress: Progress,
-    processes: Processes = ALONE,
-) -> GridScores:
-    """Score a grid a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
-
-    Categories that the ledger has finished are not made again. The scores come category by category. Of several
-    processes each takes whole categories.
+    Args:
+        pairs: That are scored.
+        grid: What is tried.
+        ledger: What is done already.
+        device: Where it is matched.
+        progress: Who is told how far it is.
+        processes: That share the work.
     """
-    pairs = Pairs.of(pairs)
 
-    def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
-        # loading the model's libraries takes seconds, and a grid that was finished before needs none
-        from featstore.pipeline.stream import MapStream, open_stream
+    pairs: Pairs
+    grid: Grid
+    ledger: StoredLedger
+    device: torch.device
+    progress: Progress
+    processes: Processes = ALONE
 
-        stream: MapStream | None = None
-        categories = pairs.grouped("category", rows)
-        parts: list[Hits] = []
-        for category, members in categories.items():
-            own = pairs.take(members)
-            maps: MapSource = MapsInMemory({})  # a finished category asks for none
-            if not ledger.done.issuperset(own.grouped("target")):
-                if stream is None:
-                    stream = open_stream(store, dataset, tuple(categories), grid.maps, request)
-                images = sorted({*own.grouped("source"), *own.grouped("target")})
-                maps = stream.maps_of([store.images.row(image) for image in images], progress)
-            progress.start(f"matching {category}", len(own), "pairs")
-            parts.append(_hits(own, maps, grid, ledger, request.compute, progress))
-        return [row for members in categories.values() for row in members], np.concatenate(parts, axis=-1)
+    def cached(self, maps: StoredMaps) -> GridScores:
+        """Score from maps that are all in the store, in the order of the pairs."""
 
-    shares = by_category(pairs, processes.count, done_before(ledger, processes))
-    rows, hits = score_shares(shares, grid, processes, score)
-    return grid.scores(pairs.take(rows), hits)
+        def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+            self.progress.start("matching", len(rows), "pairs")
+            return rows, self._hits(rows, maps)
 
+        rows, hits = self._shared(by_target(self.pairs, self.processes.count, self._done()), score)
+        return self._scores(self.pairs, hits[..., np.argsort(rows)])
 
-def done_before(ledger: StoredLedger, processes: Processes) -> frozenset[str]:
-    """The target images that were finished before any process went on: the first one's word, so that all divide the
-    others alike."""
-    return processes.gather(ledger.done)[0]
+    def streamed(self, store: Store, dataset: Dataset, request: MapRequest) -> GridScores:
+        """Score a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
 
+        Categories that the ledger has finished are not made again. The scores come category by category. Of several
+        processes each takes whole categories.
+        """
 
-def score_shares(
-    shares: Shares, grid: Grid, processes: Processes, score: Callable[[Sequence[int]], tuple[Sequence[int], Hits]]
-) -> tuple[list[int], Hits]:
-    """The hits of all pairs, of which each process scores its share: one share after the other. score: from places of
-    pairs to their hits, in an order of its own. Raises `ProcessError` where another process ended early."""
-    own = shares[processes.rank]
-    found = score(own) if own else ([], np.zeros((*grid.shape, 0), dtype=np.uint16))
-    parts = processes.gather(found)
-    return [row for rows, _ in parts for row in rows], np.concatenate([hits for _, hits in parts], axis=-1)
+        def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+            # loading the model's libraries takes seconds, and a grid that was finished before needs none
+            from featstore.pipeline.stream import MapStream, open_stream
 
+            stream: MapStream | None = None
+            categories = self.pairs.grouped("category", rows)
+            parts: list[Hits] = []
+            for category, members in categories.items():
+                maps: MapSource = MapsInMemory({})  # a finished category asks for none
+                targets = self.pairs.grouped("target", members)
+                if not self.ledger.done.issuperset(targets):
+                    if stream is None:
+                        stream = open_stream(store, dataset, tuple(categories), self.grid.maps, request)
+                    images = sorted({*self.pairs.grouped("source", members), *targets})
+                    maps = stream.maps_of([store.images.row(image) for image in images], self.progress)
+                self.progress.start(f"matching {category}", len(members), "pairs")
+                parts.append(self._hits(members, maps))
+            return [row for members in categories.values() for row in members], np.concatenate(parts, axis=-1)
 
-def _hits(
-    pairs: Pairs, maps: MapSource, grid: Grid, ledger: StoredLedger, compute: Compute, progress: Progress
-) -> Hits:
-    return score_grid(
-        pairs, maps, grid.configurations, grid.readouts, grid.alphas, compute.device, ledger, progress.advance
-    ).hits
+        rows, hits = self._shared(by_category(self.pairs, self.processes.count, self._done()), score)
+        return self._scores(self.pairs.take(rows), hits)
+
+    def pairwise(self, open_maps: Callable[[], PairMaps]) -> GridScores:
+        """Score from maps that belong to pairs, a target image at a time. open_maps: called once, by all processes,
+        where a pair is left to be scored."""
+        targets, finished = self.pairs.grouped("target"), self._done()
+        left = [target not in finished for target in targets]
+        maps = open_maps() if any(left) else None
+
+        def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+            self.progress.start("UNet passes and matching", len(rows), "pairs")
+            own, parts = self.pairs.grouped("target", rows), list[Hits]()
+            tried = self.grid.configurations, self.grid.readouts, self.grid.alphas, self.device
+            for target, members in own.items():
+                done = self.ledger.load(target)
+                if done is None:
+                    assert maps is not None, "something was left"
+                    made = maps.of(self.pairs.take(members), self.progress)
+                    done = np.concatenate([score_grid([pair], of_pair, *tried).hits for pair, of_pair in made], axis=-1)
+                    self.ledger.save(target, done)
+                else:
+                    self.progress.advance(len(members))
+                parts.append(done)
+            return [row for members in own.values() for row in members], np.concatenate(parts, axis=-1)
+
+        rows, hits = self._shared(in_blocks(list(targets.values()), left, self.processes.count), score)
+        return self._scores(self.pairs.take(rows), hits)
+
+    def _done(self) -> frozenset[str]:
+        """The target images that were finished before any process went on: the first one's word, so that all divide the
+        others alike."""
+        return self.processes.gather(self.ledger.done)[0]
+
+    def _shared(
+        self, shares: Shares, score: Callable[[Sequence[int]], tuple[Sequence[int], Hits]]
+    ) -> tuple[list[int], Hits]:
+        """The hits of all pairs: one share after the other. score: from places of pairs to their hits, in an order of
+        its own. Raises `ProcessError` where another process ended early."""
+        own = shares[self.processes.rank]
+        parts = self.processes.gather(score(own) if own else ([], np.zeros((*self.grid.shape, 0), dtype=np.uint16)))
+        return [row for rows, _ in parts for row in rows], np.concatenate([hits for _, hits in parts], axis=-1)
+
+    def _hits(self, rows: Sequence[int], maps: MapSource) -> Hits:
+        tried = self.grid.configurations, self.grid.readouts, self.grid.alphas
+        return score_grid(self.pairs.take(rows), maps, *tried, self.device, self.ledger, self.progress.advance).hits
+
+    def _scores(self, pairs: Pairs, hits: Hits) -> GridScores:
+        return GridScores(pairs, self.grid.configurations, self.grid.readouts, self.grid.alphas, hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,49 +213,41 @@ Found = Mapping[str, FoundBackbone]
 
 
 def cost_cached(
-    store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts, found: Found
+    store: Store, extractor: Extractor, pairs: Pairs, grid: Grid, prompt: Prompts, found: Found
 ) -> GridCost:
     """Of a grid whose maps are kept; nothing is written, no weights are loaded."""
-    rows = [store.images.row(image) for image in images_of(pairs)]
-    shapes = _map_shapes(store, extractor, grid, found)
-    kept = min(KEPT_BYTES, _largest_category(pairs) * _image_bytes(extractor, shapes))
-    peak = kept + _working_bytes(extractor, pairs, grid, shapes)
-    return GridCost(len(rows), estimate_maps(store, rows, grid.maps, extractor, prompt, found), peak)
+    rows, category, image_bytes, working = _sizes(store, extractor, pairs, grid, found)
+    maps = estimate_maps(store, rows, grid.maps, extractor, prompt, found)
+    return GridCost(len(rows), maps, min(KEPT_BYTES, category * image_bytes) + working)
 
 
 def cost_streamed(
-    store: Store, extractor: Extractor, pairs: Sequence[Pair], grid: Grid, prompt: Prompts, found: Found
+    store: Store, extractor: Extractor, pairs: Pairs, grid: Grid, prompt: Prompts, found: Found
 ) -> GridCost:
     """Of a grid whose maps are never written, a category's at a time in memory."""
-    rows = [store.images.row(image) for image in images_of(pairs)]
+    rows, category, image_bytes, working = _sizes(store, extractor, pairs, grid, found)
     encode = len(missing_latents(store, rows))
     passes = len(rows) * len(sharing_a_pass(grid.diffusion_maps, prompt.differ_by_layer)) * extractor.ensemble
-    others = dict.fromkeys(found, len(rows))
-    maps = MapsCost(encode, 0, passes, encode * store.latents().row_bytes, encode, others)
+    maps = MapsCost(encode, 0, passes, encode * store.latents().row_bytes, encode, dict.fromkeys(found, len(rows)))
+    return GridCost(len(rows), maps, category * image_bytes + working)
+
+
+def _sizes(
+    store: Store, extractor: Extractor, pairs: Pairs, grid: Grid, found: Found
+) -> tuple[list[int], int, int, int]:
+    """The images' rows; the images of the category that has most; bytes of all maps of one image as they are read
+    (float16, or float32 of those that are kept as int8); bytes of maps (one target's in float32, three as read), the
+    descriptors of a category, and correlations."""
+    of_category: dict[int, set[int]] = defaultdict(set)
+    for category, *ends in zip(pairs.category.tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True):
+        of_category[category].update(ends)
+    most = max(map(len, of_category.values()))
+    rows = sorted(store.images.row(pairs.images[place]) for place in set().union(*of_category.values()))
     shapes = _map_shapes(store, extractor, grid, found)
-    kept = _largest_category(pairs) * _image_bytes(extractor, shapes)
-    return GridCost(len(rows), maps, kept + _working_bytes(extractor, pairs, grid, shapes))
-
-
-def _largest_category(pairs: Sequence[Pair]) -> int:
-    """Images of the category that has most."""
-    images: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
-        images[pair.category] |= {pair.source, pair.target}
-    return max(map(len, images.values()))
-
-
-def _image_bytes(extractor: Extractor, shapes: Sequence[Sequence[int]]) -> int:
-    """Of all maps of one image as they are read: float16, or float32 of those that are kept as int8."""
-    return encoding_for(extractor.stored.value).read_dtype.itemsize * sum(map(math.prod, shapes))
-
-
-def _working_bytes(extractor: Extractor, pairs: Sequence[Pair], grid: Grid, shapes: Sequence[Sequence[int]]) -> int:
-    """Of maps (one target's in float32, three as read), the descriptors of a category, and correlations."""
+    image_bytes = encoding_for(extractor.stored.value).read_dtype.itemsize * sum(map(math.prod, shapes))
+    descriptors = most * int(pairs.counts.max()) * max(readout(name).rows for name in grid.readouts)
     channels = sum(shape[0] for shape in shapes)
-    points = _largest_category(pairs) * max(len(pair.source_points) for pair in pairs)
-    rows = max(readout(name).rows for name in grid.readouts)
-    return LIBRARIES + 5 * _image_bytes(extractor, shapes) + 4 * points * rows * channels + 3 * 4 * BLOCK_CELLS
+    return rows, most, image_bytes, LIBRARIES + 5 * image_bytes + 4 * descriptors * channels + 3 * 4 * BLOCK_CELLS
 
 
 def _map_shapes(store: Store, extractor: Extractor, grid: Grid, found: Found) -> list[tuple[int, ...]]:
@@ -231,10 +266,179 @@ def _map_shapes(store: Store, extractor: Extractor, grid: Grid, found: Found) ->
     return shapes
 
 
-def choose_some(pairs: tuple[Pair, ...], count: int | None) -> tuple[Pair, ...]:
-    """`count` of the pairs, drawn without replacement by a fixed seed, in their order; all where there are no more or
-    none is said."""
-    if count is None or count >= len(pairs):
-        return pairs
-    drawn = np.random.default_rng(0).choice(len(pairs), size=count, replace=False)
-    return tuple(pairs[index] for index in sorted(drawn))
+@dataclass(frozen=True, slots=True)
+class GridRun:
+    """A grid's scores and what they are of.
+
+    Args:
+        dataset: Its name.
+        split: Whose pairs were matched.
+        scores: Of every configuration, readout and alpha.
+        features: Where the maps came from, for the record.
+        config: As it was used: what was left open is settled.
+        theta: The data set's rule.
+        store: Where the store lies.
+        evaluation: The evaluation that the best configuration is reported with, on the split for reporting.
+        chose_nothing: Whether that is another split than the grid's.
+        forget: Lets go of what the store keeps to go on with; call it once the scores are kept.
+    """
+
+    dataset: str
+    split: str
+    scores: GridScores
+    features: Mapping[str, Any]
+    config: GridConfig
+    theta: str
+    store: str
+    evaluation: EvalConfig
+    chose_nothing: bool
+    forget: Callable[[], None]
+
+
+def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
+    """Score every layer at every timestep, and all layers together at every choice of timesteps and weights.
+
+    Costs one UNet pass per image, noise draw and timestep, and one matrix product per map and target image; every
+    further combination is a weighted sum. May be stopped at any time: the same call goes on.
+
+    Args:
+        config: What is tried, and on what.
+        progress: Who is told how far it is; None for nobody.
+
+    Returns:
+        The scores of all configurations.
+
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is.
+    """
+    progress = Silent() if progress is None else progress
+    timesteps, weightings = _timesteps(config), _weightings(config)
+    find_readouts(config.readouts)
+    opened = open_asked(config, progress)
+    store, dataset, choice, request = opened.store, opened.dataset, opened.choice, opened.request
+    split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
+    tried = _tried(config, timesteps, weightings, store.header.image_size)
+    pairs = choose_some(choose_pairs(dataset, split, config.categories or ()), config.max_pairs)
+    progress.tell(
+        f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
+        f"prompt {choice.label!r}, ensemble {config.ensemble}, model {store.header.model_id}, "
+        f"images resized to {store.header.image_size} pixels"
+    )
+    if split == "test":
+        progress.tell("note: this chooses on test; choose on val where there is one, and report on test")
+    listed = take_pairs(opened, split, pairs, progress)
+    del pairs  # from here on they are columns
+    progress, processes, compute, prompts = listed.progress, listed.processes, request.compute, request.prompt
+    extractor: Extractor | None = None
+    bad: Sequence[ImageError] = ()
+    others: Mapping[str, PixelExtractor] = {}
+    if prompts is None:
+        tell_pairwise_cost(progress, listed.count, len(tried.diffusion_maps), config.ensemble)
+    else:
+        extractor = extractor_of(store, prompts, config.ensemble, compute, request.stored)
+        found = find_backbones(store, config.layers, request)
+        others = {family: one.extractor for family, one in found.items()}
+        cost = (cost_streamed if config.stream else cost_cached)(store, extractor, listed.pairs, tried, prompts, found)
+        _tell_cost(progress, cost, store)
+        processes.wait()  # what it takes is counted before it is begun
+    if config.stream and prompts is not None:
+        bad = make_latents(store, dataset, listed.rows, compute, progress)
+    else:  # what is made pair by pair is not kept
+        kept = [key for key in tried.maps if prompts is not None or not is_diffusion(key[0])]
+        made = require_maps(store, dataset, listed.rows, kept, request, progress)
+        bad, others = made.bad, made.others
+    framed = listed.without(processes.gather_bad(bad, config.skip_bad))  # from here on all processes find all maps
+    features = opened.describe(extractor, others)
+    ledger = grid_ledger(store, framed, tried, features)
+    if ledger.done:
+        finished = f"{len(ledger.done)} of {len(ledger.pairs)} target images"
+        progress.tell(f"{finished} were finished before: going on from there")
+    work, maps = (
+        GridWork(framed, tried, ledger, compute.device, progress, processes),
+        StoredMaps(store, extractor, others),
+    )
+    if prompts is None:
+        beside = {layer: maps for layer in config.layers if is_other(layer)}
+        scores = work.pairwise(lambda: open_pair_maps(opened, listed, framed, tried.diffusion_maps, beside))
+    else:
+        scores = work.streamed(store, dataset, request) if config.stream else work.cached(maps)
+    reported = default_split(dataset)
+    return GridRun(
+        dataset.name,
+        split,
+        scores,
+        features,
+        replace(config, timesteps=timesteps, weightings=weightings, split=split, **_named(choice)),
+        dataset.theta_rule.value,
+        absolute(store.path),
+        _evaluation(config, choice, reported),
+        split != reported,
+        ledger.forget,
+    )
+
+
+def _timesteps(config: GridConfig) -> tuple[int, ...]:
+    check_names(config.layers)
+    if config.timesteps is None and not all(map(is_other, config.layers)):
+        raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
+    return tuple(dict.fromkeys(config.timesteps or ()))
+
+
+def _weightings(config: GridConfig) -> tuple[tuple[float, ...], ...]:
+    """A weight per layer each; for `sweep` 11 angles between two layers; the report's where none is given."""
+    if len(config.layers) == 1 and config.weightings is not None:
+        raise InputError("--weights weighs several layers, but --layers names one.")
+    if config.weightings is None:
+        return (weights_for(config.layers, None),)
+    if config.weightings == "sweep":
+        if len(config.layers) != 2:
+            raise InputError(f"--weights sweep goes from one layer to the other of two, not {len(config.layers)}.")
+        return angles()
+    return tuple(dict.fromkeys(weights_for(config.layers, own) for own in config.weightings))
+
+
+def _tried(
+    config: GridConfig, timesteps: tuple[int, ...], weightings: tuple[tuple[float, ...], ...], image_size: int
+) -> Grid:
+    steps = {layer: (None,) if is_other(layer) else timesteps for layer in config.layers}
+    configurations: list[Configuration] = []
+    for shape in map(Geometry, dict.fromkeys(config.geometries)):
+        for factor in dict.fromkeys(config.upsamples):
+            settings = MatchSettings(image_size, shape, factor, Geometry(config.upsample_align or shape.value))
+            configurations += one_layer_each(steps, settings)
+            if len(steps) > 1:
+                configurations += all_layers_fused(steps, weightings, settings)
+    return Grid(tuple(configurations), find_readouts(config.readouts), config.alphas)
+
+
+def _tell_cost(progress: Progress, cost: GridCost, store: Store) -> None:
+    """What it takes, before it starts."""
+    maps = cost.maps
+    others = "".join(f", {count} {family} passes" for family, count in maps.others.items())
+    progress.tell(
+        f"{cost.images} images: {maps.encode} to encode (VAE passes), {maps.passes} UNet passes{others}; "
+        f"peak memory about {human_bytes(cost.peak_bytes)} besides the networks; {human_bytes(maps.bytes_to_write)} in "
+        f"{maps.files_to_write} files to write"
+    )
+    if maps.bytes_to_write:
+        tell_disk(progress, store.path, maps.bytes_to_write)
+
+
+def _named(choice: PromptChoice) -> dict[str, Any]:
+    """The prompts that were chosen, as a config names them."""
+    return {"prompt": choice.label, "prompts": None} if choice.source is None else {"prompts": choice.source}
+
+
+def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalConfig:
+    """The evaluation that has the grid's maps, of no layers yet."""
+    return EvalConfig(
+        store=config.store,
+        root=config.root,
+        dtype=config.dtype,
+        stored=config.stored,
+        fallback=config.fallback,
+        dino=config.dino,
+        ensemble=None if config.ensemble == ENSEMBLE else config.ensemble,
+        split=split,
+        **_named(choice),
+    )

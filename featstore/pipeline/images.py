@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from featstore.datasets.pictures import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError
-from featstore.pair_list import copies
+from featstore.pipeline.pairs import copies
 from featstore.progress import Progress
 from featstore.store.images import ImageTable
 from featstore.store.lock import exclusive

@@ -1,12 +1,14 @@
 """Which prompts a command uses, one rule for all: `--prompts RUN|newest`, `--prompt TEXT`, or, where nothing is typed,
 those of the newest run where they fit; and what to do for categories that have none."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from featstore.config import EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.errors import PromptError
+from featstore.pipeline.defaults import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, unet_layers
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.file import load_prompts
 from featstore.prompts.saved import SavedPrompts, check_usable
@@ -34,6 +36,15 @@ class TypedPrompts:
     fallback: str | None
     template: str = DEFAULT_TEMPLATE
 
+    @classmethod
+    def of(
+        cls, config: KeptMapsConfig | EvalConfig | GridConfig | MatchConfig, template: str = DEFAULT_TEMPLATE
+    ) -> Self:
+        """What a config says of them."""
+        layers = None if config.layers is None else unet_layers(config.layers)
+        fallback = None if isinstance(config, MatchConfig) else config.fallback
+        return cls(layers, config.timesteps, config.prompt, config.prompts, fallback, template)
+
 
 @dataclass(frozen=True, slots=True)
 class PromptChoice:
@@ -54,6 +65,16 @@ class PromptChoice:
         layers = ",".join(map(str, self.learned.layers))
         origin = f", the newest finished run on this store, for layers {layers}" if self.newest else ""
         return f"prompt: {self.label}{origin}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that are used where none are typed: those of the prompts, else the report's two."""
+        return tuple(map(str, DUAL if self.learned is None else self.learned.layers))
+
+    @property
+    def timesteps(self) -> Mapping[str, int]:
+        """The usual ones with such prompts, by layer."""
+        return TEXT_TIMESTEPS if self.learned is None else LEARNED_TIMESTEPS
 
     def of_images(self, command: str) -> Prompts:
         """Raises `InputError` for prompts that belong to pairs."""
@@ -83,25 +104,41 @@ def choose_prompts(
     """The rule of every command: learned prompts where they are named; or where none of layers, timesteps and prompt is
     typed and the newest finished run has exactly the layers used; else the text.
 
-    model_id, fingerprint: of the model at hand. runs: that were finished with it, the newest first. Raises `InputError`
-    for a text and learned prompts at once, `PromptError` for prompts that this model or these layers cannot use,
-    `TuningError` where a run that might be the newest is damaged.
+    Args:
+        model_id: Of the model at hand.
+        fingerprint: Of the model at hand.
+        runs: That were finished with it, the newest first.
+        typed: What was asked for.
+
+    Raises:
+        InputError: For a text and learned prompts at once.
+        PromptError: For prompts that this model or these layers cannot use.
+        TuningError: Where a run that might be the newest is damaged.
     """
     if typed.prompt is not None and typed.prompts is not None:
         raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
-    if typed.prompts == NEWEST:
+    path, fallback, way_out = typed.prompts, typed.fallback, None
+    if path == NEWEST:
         path = _newest_for(runs(), DUAL if typed.layers is None else typed.layers).path
-        return replace(_learned(path, model_id, fingerprint, runs, typed), newest=True)
-    if typed.prompts is not None:
-        return _learned(typed.prompts, model_id, fingerprint, runs, typed)
-    if typed.layers is None and typed.t is None and typed.prompt is None:
-        newest = next(iter(runs()), None)
-        if newest is not None and set(newest.settings.layers) == set(DUAL):
-            return replace(_learned(newest.path, model_id, fingerprint, runs, typed), newest=True)
-    if typed.fallback is not None:
-        raise InputError("--fallback goes with learned prompts: name them with --prompts.")
-    text = TextPrompt(typed.template if typed.prompt is None else typed.prompt)
-    return PromptChoice(text.template, text, None)
+    elif path is None and typed.layers is None and typed.t is None and typed.prompt is None:
+        path = next((run.path for run in runs()[:1] if set(run.settings.layers) == set(DUAL)), None)
+    if path is None:
+        if fallback is not None:
+            raise InputError("--fallback goes with learned prompts: name them with --prompts.")
+        text = TextPrompt(typed.template if typed.prompt is None else typed.prompt)
+        return PromptChoice(text.template, text, None)
+    if (path / "run.json").exists():
+        RunFolder.open(path)  # raises for one that is damaged: what it says of its prompts is then not to be trusted
+    learned, is_newest = load_prompts(path), path != typed.prompts
+    check_usable(learned, fingerprint, model_id, typed.layers or learned.layers)
+    label = f"{learned.mode.value} prompts of {path}"
+    if learned.mode.rules.of_pairs:
+        if fallback is not None:
+            raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
+        return PromptChoice(label, None, learned, path, is_newest)
+    if fallback is not None:
+        label, way_out = f"{label}, else {fallback}", _fallback(runs, learned, fallback)
+    return PromptChoice(label, SavedPrompts(learned, way_out), learned, path, is_newest)
 
 
 def choose_for_store(store: Store, typed: TypedPrompts) -> PromptChoice:
@@ -114,11 +151,6 @@ def choose_for_store(store: Store, typed: TypedPrompts) -> PromptChoice:
     return choose_prompts(header.model_id, header.model_fingerprint, finished, typed)
 
 
-def layers_of(choice: PromptChoice, typed: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The layers that were typed, else those of the prompts, else the report's two."""
-    return typed or (DUAL if choice.learned is None else choice.learned.layers)
-
-
 def _newest_for(runs: Sequence[RunFolder], layers: tuple[int, ...]) -> RunFolder:
     for run in runs:
         if set(run.settings.layers) == set(layers):
@@ -127,28 +159,6 @@ def _newest_for(runs: Sequence[RunFolder], layers: tuple[int, ...]) -> RunFolder
     raise PromptError(
         f"There is no finished run on this store under {RUNS} with exactly the layers {','.join(map(str, layers))} "
         f"({known or 'there is none at all'}): train one, or name layers with --layers or a run with --prompts."
-    )
-
-
-def _learned(
-    path: Path,
-    model_id: str,
-    fingerprint: str,
-    runs: Callable[[], Sequence[RunFolder]],
-    typed: TypedPrompts,
-) -> PromptChoice:
-    if (path / "run.json").exists():
-        RunFolder.open(path)  # raises for one that is damaged: what it says of its prompts is then not to be trusted
-    learned, fallback = load_prompts(path), typed.fallback
-    check_usable(learned, fingerprint, model_id, typed.layers or learned.layers)
-    label = f"{learned.mode.value} prompts of {path}"
-    if learned.mode.rules.of_pairs:
-        if fallback is not None:
-            raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
-        return PromptChoice(label, None, learned, path)
-    way_out = None if fallback is None else _fallback(runs, learned, fallback)
-    return PromptChoice(
-        label if fallback is None else f"{label}, else {fallback}", SavedPrompts(learned, way_out), learned, path
     )
 
 

@@ -18,24 +18,29 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
+from featstore.backbones.stable_diffusion import check_timesteps
+from featstore.config import EvalConfig
+from featstore.config import to_json as config_to_json
 from featstore.datasets.records import canonical_split
-from featstore.errors import EvaluationError
+from featstore.errors import EvaluationError, ModelError
 from featstore.files import write_whole, writing
-from featstore.pair_list import describe_list, spell_list
-from featstore.pipeline.predictions import check_version, predictions_bytes
-from featstore.sealed import seal
+from featstore.parsing import parse_known
+from featstore.pipeline.pairs import describe_list, spell_list
+from featstore.pipeline.predictions import check_version, load_predictions, predictions_bytes
+from featstore.sealed import check_seal, seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.store.sweep import MAKING, sweep_making
 from featstore.tuning import run_folder
-from matcher.configuration import Frame, LayerSpec, MatchSettings, frame_of
+from matcher.configuration import MODULES, Configuration, Frame, LayerSpec, MatchSettings, frame_of
+from matcher.errors import MatchError
 from matcher.pairs import PixelFrame
 from matcher.pck import Average, Matched, Matches, Pck, PckTable, paper_rows, tabulate, to_json
 
@@ -68,10 +73,22 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """PCK with what it was measured on. features: where the maps came from, for the record. matched: the pairs and what
-    was predicted. notes: what is odd about the list, as `featstore.pair_list.note_oddities` said.
+    """PCK with what it was measured on.
 
     `evaluation.pck["nn"].image[0.1].overall` is a fraction, `.by_category["cat"]` that of a category.
+
+    Args:
+        dataset: Its name.
+        split: Whose pairs were matched.
+        scoring: What was measured.
+        features: Where the maps came from, for the record.
+        matched: The pairs and what was predicted.
+        scores: The numbers.
+        notes: What is odd about the list, as `featstore.pipeline.pairs.note_oddities` said.
+        config: As it was used, what was left open settled; None for pairs that were matched otherwise.
+        theta: The data set's rule.
+        store: Where the maps' store lies; None for features from a file.
+        root: The data set's folder; None for one that has none.
     """
 
     dataset: str
@@ -81,6 +98,10 @@ class Evaluation:
     matched: Matches
     scores: PckTable
     notes: tuple[str, ...] = ()
+    config: EvalConfig | None = None
+    theta: str | None = None
+    store: str | None = None
+    root: Path | None = None
 
     @property
     def pck(self) -> Mapping[str, Pck]:
@@ -96,12 +117,8 @@ class Evaluation:
         """PCK in percent as lines of text: a row per readout and alpha, a column per category, `all` last."""
         header, rows = paper_rows(self.scores, average)
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(cells)
-            )
-            for cells in (list(zip(row, widths, strict=True)) for row in (header, *rows))
-        ]
+        form = "  ".join(f"{{:{'<' if place < 2 else '>'}{width}}}" for place, width in enumerate(widths))
+        lines = (form.format(*row) for row in (header, *rows))
         return "\n".join([f"PCK in percent, {average.value} average: {self.title}", *lines])
 
     def save(self, path: Path | str | None = None) -> Path:
@@ -121,13 +138,7 @@ class Evaluation:
             "geometry": settings.geometry.value,
             "frame": common_frame(self.scoring.readouts) if self.scoring.frame is None else self.scoring.frame.value,
             "frames": {readout: self.scoring.frame_of(readout).value for readout in self.scoring.readouts},
-            "image_size": settings.image_size,
-            "upsample": settings.upsample,
-            "upsample_align": settings.upsample_align.value,
-            "beta": settings.beta,
-            "sigma": settings.sigma,
-            "window": settings.window,
-            "window_beta": settings.window_beta,
+            **{name: value for name, value in _plain(settings).items() if name != "geometry"},
             "features": dict(self.features),
             "notes": list(self.notes),
             "results": to_json(self.scores),
@@ -141,6 +152,11 @@ def tabulated(dataset: str, split: str, scoring: Scoring, features: Mapping[str,
     return Evaluation(dataset, canonical_split(split), scoring, features, matches, table)
 
 
+def _plain(settings: MatchSettings) -> dict[str, Any]:
+    """As JSON has them, by name."""
+    return {name: value.value if isinstance(value, Enum) else value for name, value in asdict(settings).items()}
+
+
 def common_frame(readouts: Sequence[str]) -> str:
     """The frame in which points, theta and distances are measured; `per readout` where readouts differ."""
     frames = {frame_of(readout).value for readout in readouts}
@@ -151,8 +167,11 @@ def check_place(path: Path | None) -> None:
     """Raise `EvaluationError`, before any work is done, where a run cannot be kept. path: None for the next free place
     under ./runs."""
     place = run_folder.RUNS / "eval" if path is None else path
-    if path is not None and not _is_free(path) and not _was_left(path):
-        raise _in_the_way(path)
+    if path is not None and not _is_free(path):
+        lock = _left_by_a_kill(path)
+        if lock is None:
+            raise _in_the_way(path)
+        os.close(lock)
     existing = next(parent for parent in place.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise EvaluationError(f"The run's folder {place} cannot be made in {existing}: give another place with --out.")
@@ -197,11 +216,9 @@ def kept_evaluation(
         locks.extend(lock for lock in [take_if_free(making / _UNFINISHED)] if lock is not None)
 
     try:
-        candidates = sorted(parent.glob(f"eval-{_layers(result)}-*")) if path is None else [path]
+        candidates = [path] if path is not None else sorted(parent.glob(f"eval-{_layers(result)}-*"))
         for left in candidates:
-            if path is None and not _same_evaluation(left, described):
-                continue
-            lock = take_if_free(left / _UNFINISHED) if left.is_dir() else None
+            lock = _left_by_a_kill(left) if path is not None or _same_evaluation(left, described) else None
             if lock is not None:
                 locks.append(lock)
                 shutil.rmtree(left)
@@ -220,12 +237,9 @@ def is_finished(path: Path) -> bool:
     return path.exists() and not (path / _UNFINISHED).exists()
 
 
-def _was_left(path: Path) -> bool:
-    """Whether a kill left an evaluation there unfinished."""
-    lock = take_if_free(path / _UNFINISHED) if path.is_dir() else None
-    if lock is not None:
-        os.close(lock)
-    return lock is not None
+def _left_by_a_kill(path: Path) -> int | None:
+    """The lock of an evaluation that a kill left there unfinished; None where there is none."""
+    return take_if_free(path / _UNFINISHED) if path.is_dir() else None
 
 
 def _same_evaluation(path: Path, described: Mapping[str, Any]) -> bool:
@@ -244,11 +258,7 @@ def _layers(result: Evaluation) -> str:
 
 
 def _save(
-    result: Evaluation,
-    path: Path | None,
-    parent: Path,
-    described: Mapping[str, Any],
-    begin: Callable[[Path], None],
+    result: Evaluation, path: Path | None, parent: Path, described: Mapping[str, Any], begin: Callable[[Path], None]
 ) -> Path:
     """begin: is given the folder before it appears in its place."""
     layers = _layers(result)
@@ -305,7 +315,17 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
 
 def _describe(result: Evaluation) -> dict[str, Any]:
     scoring = result.scoring
+    of_config: dict[str, Any] = {}
+    if result.config is not None:
+        of_config = {
+            "average": result.config.average,
+            "theta": result.theta,
+            "store": result.store,
+            "root": None if result.root is None else str(result.root.resolve()),
+            "config": config_to_json(result.config),
+        }
     return {
+        **of_config,
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -319,10 +339,7 @@ def _describe(result: Evaluation) -> dict[str, Any]:
             "readouts": list(scoring.readouts),
             "alphas": list(scoring.alphas),
             "frame": None if scoring.frame is None else scoring.frame.value,
-            "settings": {
-                name: value.value if isinstance(value, Enum) else value
-                for name, value in asdict(scoring.settings).items()
-            },
+            "settings": _plain(scoring.settings),
         },
         "features": dict(result.features),
         "notes": list(result.notes),
@@ -342,3 +359,100 @@ def read_description(path: Path) -> dict[str, Any]:
         raise EvaluationError(f"{path} is no run of `dualsd eval`: its {RUN} is another program's.")
     check_version(description, VERSION, str(path))
     return description
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationRun:
+    """An evaluation as it was kept. features: where its maps came from. average: that of the printed table. matched:
+    its pairs and what was predicted. description: all that `run.json` holds."""
+
+    path: Path
+    dataset: str
+    split: str
+    scoring: Scoring
+    features: Mapping[str, Any]
+    average: Average
+    matched: Matches
+    description: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Raises `EvaluationError` where there is none, or a newer dualsd wrote it, or it is damaged."""
+        description = read_description(path)
+        try:
+            said: _Described = parse_known(_Described, description)
+            matched = load_predictions(path / PREDICTIONS)
+            said.check(matched)
+            check_seal(description)
+        except (ValueError, MatchError, ModelError) as error:
+            raise EvaluationError(f"{path / RUN} is damaged or was changed ({error}): evaluate again.") from error
+        scoring, features = said.scoring, said.features
+        return cls(path, said.dataset, said.split, scoring, features, said.average, matched, description)
+
+    def scored(
+        self, readouts: Sequence[str] | None = None, alphas: Sequence[float] | None = None, frame: Frame | None = None
+    ) -> Evaluation:
+        """Scored again, by default as it was. Raises `EvaluationError` for a readout that it lacks."""
+        before = self.scoring
+        chosen = before.readouts if readouts is None else tuple(readouts)
+        for readout in chosen:
+            self.check_readout(readout)
+        thresholds = before.alphas if alphas is None else tuple(alphas)
+        scoring = Scoring(before.layers, chosen, thresholds, before.settings, before.frame if frame is None else frame)
+        matched = Matches(self.matched.pairs, {readout: self.matched.predictions[readout] for readout in chosen})
+        return replace(tabulated(self.dataset, self.split, scoring, self.features, matched), notes=self.notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was odd about the list when it was evaluated; nothing where an older dualsd did."""
+        kept = self.description.get("notes")
+        return tuple(map(str, kept)) if isinstance(kept, list) else ()
+
+    def check_readout(self, readout: str) -> None:
+        """Raise `EvaluationError` for one that the run lacks."""
+        if readout not in self.scoring.readouts:
+            known = ", ".join(self.scoring.readouts)
+            raise EvaluationError(f"{self.path} has no readout {readout}: it was evaluated with {known}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What `run.json` says and is read again."""
+
+    dataset: str
+    split: str
+    categories: tuple[str, ...]
+    n_pairs: int
+    n_points: int
+    scoring: Scoring
+    features: Mapping[str, Any]
+    average: Average = Average.IMAGE
+    theta: str | None = None
+    store: str | None = None
+    root: str | None = None
+    created: str | None = None
+    creator: str | None = None
+    command: str | None = None
+    versions: Mapping[str, Any] | None = None
+
+    def check(self, matched: Matches) -> None:
+        """Raise ValueError, `MatchError` or `ModelError` for values that no evaluation has, or other ones than the
+        predictions'."""
+        scoring, pairs = self.scoring, matched.pairs
+        Configuration(scoring.layers, scoring.settings)  # raises for weights that cannot be
+        check_timesteps([layer.timestep for layer in scoring.layers if layer.timestep is not None])
+        for place, readout in enumerate(scoring.readouts):
+            if readout not in MODULES:
+                known = ", ".join(map(repr, MODULES))
+                raise ValueError(f"scoring.readouts[{place}] is {readout!r}, not one of {known}")
+        for name, values in (("readouts", scoring.readouts), ("alphas", scoring.alphas)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"scoring.{name} is empty, or names one twice")
+        if not all(0 < alpha <= 1 for alpha in scoring.alphas):
+            raise ValueError(f"scoring.alphas is {list(scoring.alphas)}, which are not all above 0 and at most 1")
+        if set(scoring.readouts) != set(matched.predictions):
+            raise ValueError("its predictions are of other readouts than scoring.readouts says")
+        found = {"n_pairs": len(pairs), "n_points": int(pairs.counts.sum()), "categories": tuple(pairs.occurring)}
+        for name, value in found.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)}, and the predictions have {value}")

@@ -5,35 +5,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featstore.backbones.base import Asked, MapKey
+from featstore.backbones.base import MapKey
 from featstore.backbones.noise import Latents
 from featstore.backbones.registry import is_other
 from featstore.backbones.stable_diffusion import Model, open_model
-from featstore.config import BuildConfig, MapsConfig
+from featstore.config import BuildConfig, KeptMapsConfig, MapsConfig
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
 from featstore.pipeline import build as stage
-from featstore.pipeline.defaults import (
-    LEARNED_TIMESTEPS,
-    TEXT_TIMESTEPS,
-    choose_compute,
-    dataset_of,
-    model_for,
-    timesteps_for,
-    unet_layers,
-)
+from featstore.pipeline.defaults import choose_compute, model_for
 from featstore.pipeline.distributed import ONE, Launch, Part, join_processes, launched, parse_part
-from featstore.pipeline.evaluate import choose_pairs, images_of, unreadable
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import FoundBackbone, estimate_maps, find_backbones, model_of, require_maps
-from featstore.pipeline.plan import MapRequest, extractor_of
-from featstore.pipeline.prompt_choice import TypedPrompts, choose_for_store, layers_of
-from featstore.pipeline.told import spell_bad, tell_disk, tell_shapes
+from featstore.pipeline.opened import Opened, open_asked
+from featstore.pipeline.pairs import choose_pairs, images_of
+from featstore.pipeline.plan import extractor_of
 from featstore.plain_text import human_bytes
-from featstore.progress import Progress, Silent
-from featstore.store.keys import AnyExtractor, Stored, parse_location
-from featstore.store.store import Store, open_if_there, open_store
+from featstore.progress import Progress, Silent, spell_bad, tell_disk, tell_shapes
+from featstore.store.keys import AnyExtractor, parse_location
+from featstore.store.store import open_if_there
 from matcher.errors import InputError
 
 
@@ -112,20 +103,10 @@ def _asked(config: BuildConfig, launch: Launch) -> tuple[Dataset, Model, stage.B
         )
     dataset = open_dataset(config.dataset or "demo", config.root)
     model = open_model(model_for(dataset.name, config.model), config.revision)
-    return (
-        dataset,
-        model,
-        stage.BuildRequest(
-            place,
-            config.root,
-            config.size,
-            Latents(config.latents or "sample"),
-            config.seed or 0,
-            tuple(dict.fromkeys(config.timesteps)),
-            config.ensemble,
-            _part(config.part, launch),
-        ),
-    )
+    latents, timesteps = Latents(config.latents or "sample"), tuple(dict.fromkeys(config.timesteps))
+    part, seed = _part(config.part, launch), config.seed or 0
+    request = stage.BuildRequest(place, config.root, config.size, latents, seed, timesteps, config.ensemble, part)
+    return dataset, model, request
 
 
 def _tell_model(progress: Progress, model: Model, request: stage.BuildRequest) -> None:
@@ -185,16 +166,13 @@ class MapsReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Maps:
-    """What maps are to be made of."""
+class AskedMaps:
+    """What maps are to be made, of which images. rows: theirs in the store."""
 
-    store: Store
-    dataset: Dataset
+    opened: Opened
     images: Sequence[str]
     rows: Sequence[int]
-    names: tuple[str, ...]
     wanted: tuple[MapKey, ...]
-    request: MapRequest
 
 
 def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsReport:
@@ -211,26 +189,22 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
         InputError: In one of its kinds, see `build`.
     """
     progress = Silent() if progress is None else progress
-    asked = _asked_maps(config, launched(), progress)
+    asked = asked_maps(config, _part(config.part, launched()), "cache maps", progress)
     processes = join_processes()
     progress = progress if processes.is_main else Silent()
-    store = asked.store
-    check_unchanged(store, asked.dataset, asked.images, progress)
+    opened = asked.opened
+    check_unchanged(opened.store, opened.dataset, asked.images, progress)
     _tell_missing(asked, progress)
-    ensemble, request = config.ensemble, asked.request
-    made = require_maps(store, asked.dataset, asked.rows, asked.wanted, request, progress)
+    made = require_maps(opened.store, opened.dataset, asked.rows, asked.wanted, opened.request, progress)
     tell_shapes(progress, (shape for shape in made.shapes if is_other(shape.name)))  # the UNet's are told before
-    own_passes = {UNET: made.images_times_timesteps * ensemble, **made.passes}
-    shares = processes.gather((len(asked.rows), own_passes, made.bad))
-    bad = unreadable(*(theirs for _, _, theirs in shares))
-    if bad and not config.skip_bad:
-        raise bad[0]
-    images = sum(count for count, _, _ in shares)
-    passes = {name: sum(theirs[name] for _, theirs, _ in shares) for name in own_passes}
-    _tell_shares(progress, [count for count, _, _ in shares])
-    extractors: dict[str, AnyExtractor] = {**made.others}
-    if made.extractor is not None:
-        extractors = {UNET: made.extractor, **extractors}
+    own_passes = {UNET: made.images_times_timesteps * config.ensemble, **made.passes}
+    shares = processes.gather((len(asked.rows), own_passes))
+    bad = processes.gather_bad(made.bad, config.skip_bad)
+    images = sum(count for count, _ in shares)
+    _tell_shares(progress, [count for count, _ in shares])
+    extractors: dict[str, AnyExtractor] = {} if made.extractor is None else {UNET: made.extractor}
+    extractors |= made.others
+    passes = {name: sum(theirs[name] for _, theirs in shares) for name in extractors}
     for name, extractor in extractors.items():
         progress.tell(
             f"{_spell_part(config.part)}{images} images: {passes[name]} {_NAMES.get(name, name)} passes made, the rest "
@@ -238,71 +212,52 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
         )
     for line in spell_bad(bad):
         progress.tell(line)
-    return MapsReport(
-        images, {name: passes[name] for name in extractors}, {name: own.key for name, own in extractors.items()}, bad
-    )
+    return MapsReport(images, passes, {name: own.key for name, own in extractors.items()}, bad)
 
 
 def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -> Mapping[str, int]:
     """What `make_maps` would take, by name; nothing is written. See `make_maps`."""
     progress = Silent() if progress is None else progress
-    asked = _asked_maps(config, ONE, progress)  # what is only said is said of all
-    store, rows = asked.store, asked.rows
-    check_unchanged(store, asked.dataset, asked.images, progress)
-    found = find_backbones(store, asked.names, asked.request)
+    part = _part(config.part, ONE)  # what is only said is said of all
+    asked = asked_maps(config, part, "cache maps", progress)
+    store = asked.opened.store
+    check_unchanged(store, asked.opened.dataset, asked.images, progress)
+    found = find_backbones(store, asked.opened.names, asked.opened.request)
     total = _tell_missing(asked, progress, found)
     for one in found.values():
         tell_shapes(progress, one.shapes.values())
-    passes = ", ".join(
-        [
-            f"{total['passes']} UNet passes",
-            *(f"{total[f'{name}_passes']} {_NAMES.get(name, name)} passes" for name in found),
-        ]
-    )
+    others = "".join(f", {total[f'{name}_passes']} {_NAMES.get(name, name)} passes" for name in found)
     progress.tell(
-        f"{len(rows)} images: {total['encode']} to encode (VAE passes), {total['noise']} noisy latents to make, "
-        f"{passes}"
+        f"{len(asked.rows)} images: {total['encode']} to encode (VAE passes), {total['noise']} noisy latents to make, "
+        f"{total['passes']} UNet passes{others}"
     )
     progress.tell(f"{human_bytes(total['bytes_to_write'])} in {total['files_to_write']} files to write")
     tell_disk(progress, store.path, total["bytes_to_write"])
     return total
 
 
-def _asked_maps(config: MapsConfig, launch: Launch, progress: Progress) -> _Maps:
-    store = open_store(parse_location(config.store))
-    dataset = dataset_of(store, config.root)
-    part, compute = _part(config.part, launch), choose_compute(config)
-    wanted_images = store.images.ids if config.split is None else images_of(choose_pairs(dataset, config.split, ()))
-    images = part.of(wanted_images)
+def asked_maps(config: KeptMapsConfig, part: Part, command: str, progress: Progress) -> AskedMaps:
+    """What a config asks for. Raises `InputError`, in one of its kinds, for whatever cannot be used as it is."""
+    opened = open_asked(config, progress)
+    store, choice = opened.store, opened.choice
+    choice.of_images(command)
+    chosen = store.images.ids if config.split is None else images_of(choose_pairs(opened.dataset, config.split, ()))
+    images = part.of(chosen)
     rows = [store.images.row(image) for image in images]
-    numbers = None if config.layers is None else unet_layers(config.layers)
-    choice = choose_for_store(
-        store, TypedPrompts(numbers, config.timesteps, config.prompt, config.prompts, config.fallback)
-    )
-    names = config.layers or tuple(map(str, layers_of(choice, None)))
-    if unet_layers(names):
-        progress.tell(choice.line)
     choice.check_categories({store.images.categories[row] for row in rows})
-    usual = TEXT_TIMESTEPS if choice.learned is None else LEARNED_TIMESTEPS
-    steps = timesteps_for(names, config.timesteps, usual)
-    wanted = tuple(zip(names, steps, strict=True))
     progress.tell(f"model {store.header.model_id}, images of {store.header.image_size} pixels")
-    prompts = choice.of_images("cache maps")
-    others = {"dino": Asked(config.dino, config.dino_size)}
-    request = MapRequest(prompts, config.ensemble, compute, Stored(config.stored), others)
-    return _Maps(store, dataset, images, rows, names, wanted, request)
+    return AskedMaps(opened, images, rows, opened.keys(config.timesteps))
 
 
-def _tell_missing(asked: _Maps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None) -> dict[str, Any]:
+def _tell_missing(
+    asked: AskedMaps, progress: Progress, found: Mapping[str, FoundBackbone] | None = None
+) -> dict[str, Any]:
     """What making maps would take, the UNet's shapes told where any of its maps is missing."""
-    store = asked.store
-    request, prompt = asked.request, asked.request.told
-    extractor = extractor_of(store, prompt, request.ensemble, request.compute, request.stored)
-    cost = estimate_maps(store, asked.rows, asked.wanted, extractor, prompt, found)
+    store, request = asked.opened.store, asked.opened.request
+    extractor = extractor_of(store, request.told, request.ensemble, request.compute, request.stored)
+    cost = estimate_maps(store, asked.rows, asked.wanted, extractor, request.told, found)
     if cost.passes:
-        model = model_of(store)
-        tell_shapes(
-            progress, (model.shape(layer, store.header.image_size) for layer, _ in asked.wanted if not is_other(layer))
-        )
+        model, size = model_of(store), store.header.image_size
+        tell_shapes(progress, (model.shape(layer, size) for layer, _ in asked.wanted if not is_other(layer)))
     total = {name: value for name, value in asdict(cost).items() if name != "others"}
     return total | {f"{family}_passes": count for family, count in cost.others.items()}

@@ -12,30 +12,14 @@ from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.noise import Latents
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import MatchConfig
-from featstore.pipeline.defaults import (
-    LEARNED_TIMESTEPS,
-    TEXT_TIMESTEPS,
-    model_for,
-    timesteps_for,
-    unet_layers,
-    weights_for,
-)
+from featstore.pipeline.defaults import model_for, timesteps_for, weights_for
 from featstore.pipeline.match import Featurizer, Matches, Photo, PhotoPrompt, match, open_photo
 from featstore.pipeline.needed import model_of
-from featstore.pipeline.prompt_choice import (
-    NEWEST,
-    PromptChoice,
-    TypedPrompts,
-    choose_for_store,
-    choose_prompts,
-    layers_of,
-)
-from featstore.pipeline.told import tell_shapes
-from featstore.progress import Progress, Silent
+from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store, choose_prompts
+from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import Mode
 from featstore.prompts.cpm import check_dino, open_pair_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
-from featstore.store.keys import parse_location
 from featstore.store.store import Store, open_store
 from matcher.errors import InputError
 
@@ -106,9 +90,8 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
     model = open_model(model_for(None, config.model), config.revision) if store is None else model_of(store)
     choice = _choice(config, store, model)
     progress.tell(choice.line)
-    names = config.layers or tuple(map(str, layers_of(choice, None)))
-    usual = TEXT_TIMESTEPS if choice.learned is None else LEARNED_TIMESTEPS
-    keys = tuple(zip(names, timesteps_for(names, config.timesteps, usual), strict=True))
+    names = config.layers or choice.layers
+    keys = tuple(zip(names, timesteps_for(names, config.timesteps, choice.timesteps), strict=True))
     weights = weights_for(names, config.weights)
     header = None if store is None else store.header
     featurizer = Featurizer(
@@ -129,15 +112,8 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
     found = match(
         source, target, config.points, weights, readout, geometry, config.upsample, upsample_align=align, device=device
     )
-    return PhotoMatches(
-        photos,
-        found,
-        replace(config, layers=names, weights=weights),
-        keys,
-        model.location.id,
-        featurizer.image_size,
-        text,
-    )
+    used, model_id = replace(config, layers=names, weights=weights), model.location.id
+    return PhotoMatches(photos, found, used, keys, model_id, featurizer.image_size, text)
 
 
 def _store_of(config: MatchConfig) -> Store | None:
@@ -145,13 +121,11 @@ def _store_of(config: MatchConfig) -> Store | None:
         return None
     if any(given is not None for given in (config.model, config.revision, config.size, config.seed)):
         raise InputError("--model, --revision, --size and --seed do not go with --store, which has its own.")
-    return open_store(parse_location(config.store))
+    return open_store(config.store)
 
 
 def _choice(config: MatchConfig, store: Store | None, model: Model) -> PromptChoice:
-    typed = None if config.layers is None else unet_layers(config.layers)
-    template = DEFAULT_TEMPLATE if config.category else "a photo"
-    asked = TypedPrompts(typed, config.timesteps, config.prompt, config.prompts, None, template)
+    asked = TypedPrompts.of(config, DEFAULT_TEMPLATE if config.category else "a photo")
     if store is not None:
         return choose_for_store(store, asked)
     if config.prompts == NEWEST:

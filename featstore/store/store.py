@@ -34,6 +34,7 @@ from featstore.store.keys import (
     StoreLocation,
     map_path,
     noisy_path,
+    parse_location,
 )
 from featstore.store.lock import exclusive
 from featstore.store.row_file import folders
@@ -164,8 +165,16 @@ class Store:
         return found
 
 
-def open_store(path: StoreLocation) -> Store:
-    """Open an existing store. Raises `StoreError` where there is none, or none that this version can read."""
+def open_store(place: str | StoreLocation) -> Store:
+    """Open an existing store.
+
+    Args:
+        place: Its folder or address on S3, as text (`"spair.zarr"`, `"s3://bucket/prefix"`) or parsed.
+
+    Raises:
+        StoreError: Where there is none, or none that this version can read.
+    """
+    path = parse_location(place)
     group = _open_group(path)
     if group is None:
         raise StoreError(f"There is no store at {path}: make one with `dualsd cache build --store {path}`.")

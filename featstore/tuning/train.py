@@ -15,17 +15,22 @@ from featstore.backbones.dino import locate_dino
 from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
-from featstore.pair_list import describe_list, note_oddities, spell_list
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
-from featstore.pipeline.evaluate import choose_pairs, images_of, in_resized_frame
-from featstore.pipeline.grid import choose_some
 from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.latents import cache_patch_tokens, encode_images
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.told import tell_shapes
-from featstore.progress import Progress, Silent
+from featstore.pipeline.pairs import (
+    choose_pairs,
+    choose_some,
+    describe_list,
+    images_of,
+    in_resized_frame,
+    note_oddities,
+    spell_list,
+)
+from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, Start
 from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location
 from featstore.store.store import Store, no_patches, open_store, patch_tokens_of

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.results import EvaluationRun
 from tests.cli.conftest import Run
 
 CASES = Path(__file__).parents[1] / "cases"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         (["eval", "--layers", "2, 5"], "no layer 5"),
         (["cache", "build", "--model", "my models/sd21"], "no model 'my models/sd21'"),
         (["cache", "build", "--model", "a--b/sd21"], "no model 'a--b/sd21'"),
-        (["match", "a.jpg", "b.jpg", "--points", "1,2", "--readout", "nn,softmax"], "takes one readout"),
+        (["match", "a.jpg", "b.jpg", "--points", "1,2", "--readout", "nn,softmax"], "is 'nn,softmax', not one of 'nn'"),
         (["match", "a.jpg", "b.jpg", "--points", "1,2", "--out", "no/m.png"], "no/m.png cannot be written"),
         (["match", "a.jpg", "b.jpg", "--points", "1,2;" * 21, "--out", "m.png", "--heatmap"], "at most 20 points"),
         (["eval", "--layers", "1,2", "--t", "1,2"], "no default weights"),

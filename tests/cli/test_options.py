@@ -1,11 +1,18 @@
 """Values of options."""
 
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 
-from cli.option_values import parse_alphas
+from cli.options import parse_alphas
+from featstore.config import ScoreConfig
 from matcher.errors import InputError
+
+
+def read(text: str) -> tuple[float, ...] | None:
+    """As `dualsd score` takes them."""
+    return ScoreConfig(run=Path("run"), alphas=tuple(parse_alphas(text))).alphas
 
 
 @pytest.mark.parametrize(
@@ -22,14 +29,14 @@ from matcher.errors import InputError
     ],
 )
 def test_alphas(text: str, alphas: tuple[float, ...]) -> None:
-    assert parse_alphas(text) == alphas
+    assert read(text) == alphas
 
 
 def test_a_range_is_exactly_the_decimals_that_are_typed() -> None:
     """The float 0.01, added up, is not."""
     typed = "0.01,0.02,0.03,0.04,0.05,0.06,0.07,0.08,0.09,0.1,0.11,0.12,0.13,0.14,0.15,0.16,0.17,0.18,0.19,0.2"
-    assert parse_alphas("0.01..0.2:0.01") == tuple(float(number) for number in typed.split(","))
-    assert tuple(accumulate([0.01] * 20)) != parse_alphas(typed)
+    assert read("0.01..0.2:0.01") == tuple(float(number) for number in typed.split(","))
+    assert tuple(accumulate([0.01] * 20)) != read(typed)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +46,7 @@ def test_a_range_is_exactly_the_decimals_that_are_typed() -> None:
         ("a", "takes numbers"),
         ("0", "above 0 and at most 1"),
         ("1.5", "above 0 and at most 1"),
-        ("nan", "above 0 and at most 1"),
+        ("nan", "a finite number"),
         ("0.01..0.2", "with its step"),
         ("0.01..0.2:", "with its step"),
         ("..0.2:0.1", "with its step"),
@@ -56,4 +63,4 @@ def test_a_range_is_exactly_the_decimals_that_are_typed() -> None:
 )
 def test_alphas_that_are_none(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        parse_alphas(text)
+        read(text)

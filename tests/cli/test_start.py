@@ -30,12 +30,35 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    assert_light(arguments, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "--layers", "x"],
+        ["eval", "--readouts", "best"],
+        ["grid", "--layers", "x"],
+        ["train", "--layers", "9"],
+        ["score", "run", "--frame", "square"],
+        ["compare", "run"],
+        ["cache", "prune", "--layers", "7"],
+        ["cache", "verify", "--recompute", "x"],
+        ["cache", "export", "--out", "x", "--layout", "npz"],
+        ["prompts", "import", "x.pt", "--out", "y", "--from", "z"],
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_heavy_is_loaded(arguments: list[str]) -> None:
+    assert_light(arguments, 2)
+
+
+def assert_light(arguments: list[str], exit_code: int | None) -> None:
     code = (
         "import sys\n"
         f"sys.argv = ['dualsd', *{arguments!r}]\n"
         "from cli.main import main\n"
         "try:\n    main()\n"
-        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"except SystemExit as stop:\n    assert (stop.code or None) == {exit_code}, stop.code\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not loaded, loaded\n"
     )

@@ -13,8 +13,8 @@ from cli.main import app
 from featstore.backbones import registry
 from featstore.backbones.base import compute_on
 from featstore.config import GridConfig
+from featstore.pipeline.grid import grid
 from featstore.pipeline.match import Featurizer, match
-from featstore.pipeline.run_grid import grid
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
 from matcher.configuration import LayerSpec

@@ -4,8 +4,7 @@ import os
 import shlex
 import subprocess
 
-from cli.option_values import parse_part
-from featstore.pipeline.distributed import Part
+from featstore.pipeline.distributed import Part, parse_part
 from tests.docs.pages import DOCS, Block, blocks
 from tests.docs.test_commands import parse
 

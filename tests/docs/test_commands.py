@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from cli.main import app
+from cli.main import COMMANDS, app, load_command
 from tests.docs.pages import DOCS, ROOT, blocks
 
 PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
@@ -38,12 +38,14 @@ def commands_in_text() -> list[tuple[str, str]]:
 
 def resolve(line: str) -> tuple[Any, list[str]]:
     """The command that a line names, and its arguments. Fails for one that does not exist."""
-    name, *arguments = shlex.split(line, comments=True)
+    _, *arguments = shlex.split(line, comments=True)
     command: Any = get_command(app)
-    while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
+    loaded: Any = {name: lambda name=name: load_command(name) for name in COMMANDS}
+    while loaded and arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
-        assert name in command.commands, f"there is no command {name!r} in: {line}"
-        command = command.commands[name]
+        assert name in loaded, f"there is no command {name!r} in: {line}"
+        command = loaded[name]()
+        loaded = {name: lambda own=own: own for name, own in getattr(command, "commands", {}).items()}
     return command, arguments
 
 
@@ -56,7 +58,7 @@ def parse(line: str) -> None:
 def check_options(line: str) -> None:
     """Fails for options that the command does not have."""
     command, arguments = resolve(line)
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    known = {option for own in command.params for option in (*own.opts, *own.secondary_opts)} | {"--help"}
     typed = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     assert not typed - known, f"no such option: {line}"
 
@@ -75,6 +77,16 @@ def test_pages_name_commands_in_both_ways() -> None:
     pages = {page for page, _ in commands_in_blocks()}
     assert {"README.md", "index.md", "tutorial.md", "numbers.md", "your-features.md", "store.md"} <= pages
     assert len(commands_in_text()) > 20
+
+
+def test_every_command_and_option_is_seen() -> None:
+    for line in ("dualsd --debug", "dualsd eval --layers", "dualsd cache prune --layer", "dualsd train --no-compile"):
+        check_options(line)
+    for name in COMMANDS:
+        command, rest = resolve(f"dualsd {name}")
+        assert (command.name, rest) == (name if name not in ("cache", "prompts") else command.name, [])
+        assert len(getattr(command, "commands", command.params)) > 0
+    assert {*resolve("dualsd cache")[0].commands} >= {"build", "maps", "info", "verify", "prune", "pack", "export"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.datasets.records import Pair, ThetaRule, to_resized_frame
-from featstore.pipeline.evaluate import Evaluation, Scoring, tabulated
+from featstore.pipeline.results import Evaluation, Scoring, tabulated
 from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair

@@ -7,7 +7,7 @@ import numpy as np
 
 from featstore.datasets.demo import DemoDataset
 from featstore.datasets.records import ThetaRule
-from featstore.pair_list import copies, describe_list, list_hash, note_oddities
+from featstore.pipeline.pairs import copies, describe_list, list_hash, note_oddities
 from featstore.progress import Silent
 from tests.featstore.evaluations import annotated, framed, many_pairs
 

@@ -16,8 +16,7 @@ from torch import nn
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.locate import locate
-from featstore.pipeline.results import save_evaluation
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.results import EvaluationRun, save_evaluation
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.file import load_prompts, save_prompts
 from featstore.prompts.saved import SavedPrompts

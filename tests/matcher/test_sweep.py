@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.datasets.registry import open_dataset
-from featstore.pipeline.evaluate import in_resized_frame, sizes_from_files
+from featstore.pipeline.pairs import in_resized_frame, sizes_from_files
 from featstore.progress import Silent
 from featstore.store.source import open_features
 from matcher.configuration import Configuration, Geometry, LayerSpec, MatchSettings, all_layers_fused, one_layer_each

@@ -16,8 +16,7 @@ from featstore.datasets.agreement import agreeing
 from featstore.datasets.pf_pascal import CATEGORIES, PfPascalDataset, read_keypoints, read_numeric_variable
 from featstore.datasets.records import Dataset, ImageRecord, Points, ThetaRule
 from featstore.errors import DatasetError, ImageError
-from featstore.pair_list import overlap
-from featstore.pipeline.evaluate import sizes_from_files
+from featstore.pipeline.pairs import overlap, sizes_from_files
 
 HEADER = "source_image,target_image,class"
 A, B = (f"PF-dataset-PASCAL/JPEGImages/2008_00000{number}.jpg" for number in (1, 2))

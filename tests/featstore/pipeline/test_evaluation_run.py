@@ -18,9 +18,14 @@ from safetensors.numpy import load_file, save_file
 
 from featstore.datasets.records import ThetaRule
 from featstore.errors import DiskFullError, EvaluationError
-from featstore.pipeline.evaluate import Evaluation
-from featstore.pipeline.results import check_place, is_finished, kept_evaluation, save_evaluation
-from featstore.pipeline.runs import EvaluationRun
+from featstore.pipeline.results import (
+    Evaluation,
+    EvaluationRun,
+    check_place,
+    is_finished,
+    kept_evaluation,
+    save_evaluation,
+)
 from matcher.configuration import Frame
 from matcher.pck import Average, Matches
 from tests.featstore.evaluations import annotated, framed, guessed, many_pairs, result_of

@@ -19,18 +19,16 @@ from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
-from featstore.pipeline.evaluate import in_resized_frame
 from featstore.pipeline.grid import (
     Grid,
     GridCost,
-    choose_some,
+    GridWork,
     cost_cached,
     cost_streamed,
     grid_ledger,
-    score_cached,
-    score_streamed,
 )
 from featstore.pipeline.needed import MapsCost, require_maps
+from featstore.pipeline.pairs import choose_some, in_resized_frame
 from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.pipeline.stream import EncodedMaps, MapStream, open_stream
 from featstore.progress import Silent
@@ -41,7 +39,7 @@ from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
 from matcher.configuration import LayerSpec, MatchSettings, all_layers_fused, one_layer_each
 from matcher.grid import GridScores
-from matcher.pairs import MatchingPair
+from matcher.pairs import MatchingPair, Pairs
 from matcher.sweep import TargetMatches, sweep
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
 from tests.reference import evaluate_plainly, hits
@@ -86,7 +84,7 @@ def extractor_for(store: Store, ensemble: int = DRAWS) -> Extractor:
     return extractor_of(store, PROMPT, ensemble, COMPUTE)
 
 
-def framed(built: Built, store: Store) -> list[MatchingPair]:
+def framed(built: Built, store: Store) -> Pairs:
     return in_resized_frame(built.dataset, built.pairs, store.images.size, SIZE, Silent())
 
 
@@ -148,15 +146,14 @@ def cached(
         maps = BreakingMaps(maps, given)
     pairs = framed(built, store)
     ledger = grid_ledger(store, pairs, GRID, FEATURES)
-    return score_cached(maps, pairs, GRID, ledger, COMPUTE, progress or Silent())
+    return GridWork(pairs, GRID, ledger, COMPUTE.device, progress or Silent()).cached(maps)
 
 
 def streamed(built: Built, store: Store, progress: Silent | None = None) -> GridScores:
     pairs = framed(built, store)
     ledger = grid_ledger(store, pairs, GRID, FEATURES)
-    return score_streamed(
-        store, built.dataset, pairs, GRID, MapRequest(PROMPT, DRAWS, COMPUTE), ledger, progress or Silent()
-    )
+    work = GridWork(pairs, GRID, ledger, COMPUTE.device, progress or Silent())
+    return work.streamed(store, built.dataset, MapRequest(PROMPT, DRAWS, COMPUTE))
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -412,10 +409,10 @@ def test_what_was_begun_from_the_cache_is_finished_in_memory(
 
 
 def costs(built: Built, store: Store, grid: Grid = GRID, ensemble: int = DRAWS) -> tuple[GridCost, GridCost]:
-    extractor = extractor_for(store, ensemble)
+    extractor, pairs = extractor_for(store, ensemble), framed(built, store)
     return (
-        cost_cached(store, extractor, built.pairs, grid, PROMPT, {}),
-        cost_streamed(store, extractor, built.pairs, grid, PROMPT, {}),
+        cost_cached(store, extractor, pairs, grid, PROMPT, {}),
+        cost_streamed(store, extractor, pairs, grid, PROMPT, {}),
     )
 
 
@@ -478,11 +475,9 @@ def test_the_cost_is_what_is_written(built: Built, tmp_path: Path) -> None:
 def test_streaming_holds_the_largest_category(built: Built, tmp_path: Path) -> None:
     store = built.copied(tmp_path)
     extractor = extractor_for(store)
-    dogs = [pair for pair in built.pairs if pair.category == "dog"]
-    cats = [pair for pair in built.pairs if pair.category == "cat"]
-    both, alone, fewer = (
-        cost_streamed(store, extractor, pairs, GRID, PROMPT, {}) for pairs in (built.pairs, dogs, cats)
-    )
+    pairs = framed(built, store)
+    dogs, cats = (pairs.take(pairs.grouped("category")[category]) for category in ("dog", "cat"))
+    both, alone, fewer = (cost_streamed(store, extractor, own, GRID, PROMPT, {}) for own in (pairs, dogs, cats))
     assert both.peak_bytes == alone.peak_bytes
     assert (alone.images, fewer.images) == (4, 3)
     image = 2 * (MAP_BYTES[2] + MAP_BYTES[3])

@@ -1,0 +1,124 @@
+"""`dualsd score | compare | report`: what becomes of runs that were kept."""
+
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import CsvOption, JsonOption, taking
+from cli.output import describe, print_evaluation, print_table, say, write_csv, write_json
+from cli.progress import TerminalProgress
+from featstore.config import CompareConfig, ScoreConfig
+from featstore.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from matcher.statistics import Difference
+
+SCORE_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd score runs/eval-2+3-001 --alphas 0.01..0.2:0.01 --csv curve.csv\n\n"
+    "dualsd score runs/eval-2+3-001 --frame original --by point\n\n"
+    "dualsd score runs/eval-2+3-001 --readouts nn --json nn.json"
+)
+COMPARE_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd compare runs/eval-2-001 runs/eval-2+3-001\n\n"
+    "dualsd compare runs/eval-2-001 runs/eval-2+3-001 runs/eval-2+3-002 --readout kernelsoftmax --alphas 0.1\n\n"
+    "dualsd compare runs/ours runs/theirs --frame original --by point --json lead.json"
+)
+REPORT_EXAMPLES = (
+    "Examples:\n\n"
+    "dualsd report runs/eval-2+3-001\n\n"
+    "dualsd report runs/eval-2+3-001 --root data/SPair-71k          (where the images are by now)\n\n"
+    "dualsd report runs/class-2+3-001"
+)
+
+
+@taking(ScoreConfig)
+def score(config: ScoreConfig, json: JsonOption = None, csv: CsvOption = None) -> None:
+    """Score the predictions of an evaluation again, without matching.
+
+    In the original frame, predictions and target points are mapped back to pixels of the target image as it came, and
+    theta is measured there: with aspect ratios kept, as many published protocols do.
+    """
+    from featstore.pipeline.results import EvaluationRun
+    from matcher.configuration import Frame
+    from matcher.pck import Average
+
+    readouts = None if config.readouts is None else [*dict.fromkeys(config.readouts)]
+    frame = None if config.frame is None else Frame(config.frame)
+    result = EvaluationRun.open(config.run).scored(readouts, config.alphas, frame)
+    for sentence in result.notes:
+        TerminalProgress().note(sentence)
+    print_evaluation(result, Average(config.average), json, csv)
+
+
+@taking(CompareConfig)
+def compare(config: CompareConfig, json: JsonOption = None, csv: CsvOption = None) -> None:
+    """Compare evaluations over the same pairs with the first, by category and over all.
+
+    Pairs that share an image are not independent. The 95 % interval of a difference resamples images; its p value is
+    that of a permutation test that flips what images do to the difference, not pairs.
+    """
+    from featstore.pipeline.compare import CSV_HEADER, compare_runs
+    from featstore.pipeline.results import EvaluationRun
+    from matcher.configuration import Frame
+    from matcher.pck import Average
+
+    frame = None if config.frame is None else Frame(config.frame)
+    opened = [EvaluationRun.open(path) for path in config.runs]
+    found = compare_runs(opened, config.readout, config.alphas, Average(config.average), frame)
+    for sentence in dict.fromkeys(sentence for run in opened for sentence in run.notes):
+        TerminalProgress().note(sentence)
+    say(found.title)
+    say(f"A = {found.first.path}: {describe(found.first.scoring, found.first.features)}")
+    for letter, (other, differences) in zip(ascii_uppercase[1:], found.others, strict=False):
+        say(f"{letter} = {other.path}: {describe(other.scoring, other.features)}")
+        for alpha, columns in differences.items():
+            header = ["category", "A", letter, f"{letter} - A", "95 % interval", "p"]
+            rows = [[name, *_spelled(difference)] for name, difference in columns.named().items()]
+            print_table(f"{letter} - A at {alpha:g}", header, rows)
+    say(
+        "Intervals resample images, p values flip images. Each stands for itself: of many categories, thresholds and "
+        "runs, one in 20 has p below 0.05 where nothing differs."
+    )
+    write_json(json, found.to_json())
+    write_csv(csv, CSV_HEADER, found.to_rows())
+
+
+def _spelled(difference: "Difference") -> tuple[str, ...]:
+    lead = difference.lead
+    # + 0.0: a zero that was rounded from below would be spelled -0.00
+    mean, low, high = (round(100 * value, 2) + 0.0 for value in (lead.mean, lead.low, lead.high))
+    both = f"{100 * difference.first:.2f}", f"{100 * difference.second:.2f}"
+    return (*both, f"{mean:+.2f}", f"[{low:+.2f}, {high:+.2f}]", f"{difference.p:.4f}")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `dualsd eval` or `dualsd train` kept.")],
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="Where an evaluation's images are by now.", show_default="where they were"),
+    ] = None,
+) -> None:
+    """Write report.html, table.md and table.tex into a run's folder again, from what it keeps.
+
+    Nothing is matched or trained. The best and the worst pairs of an evaluation are drawn where the dataset is found.
+    """
+    from featstore.pipeline.results import FORMAT as EVALUATION
+    from featstore.tuning.run_folder import FORMAT as TRAINING
+    from featstore.tuning.run_folder import format_of
+
+    found = format_of(run)
+    if found == EVALUATION:
+        from cli.reports.evaluation import report_evaluation
+
+        file = report_evaluation(run, root)
+    elif found == TRAINING:
+        from cli.reports.training import report_training
+
+        file = report_training(run)
+    else:
+        raise EvaluationError(f"{run} is no run of `dualsd eval` or `dualsd train`: it has no run.json of theirs.")
+    say(f"report: {file}, with table.md and table.tex beside it")

@@ -1,0 +1,174 @@
+"""Lists of pairs: which are matched, in which frame; a list's hash, and what is odd about its photographs."""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from featstore.datasets.agreement import agreeing
+from featstore.datasets.pictures import image_key, original_size
+from featstore.datasets.records import MIRRORED, Dataset, Pair, canonical_split, select_categories, to_resized_frame
+from featstore.errors import DatasetError
+from featstore.progress import Progress
+from matcher.pairs import MatchingPair, Pairs
+
+HASH_DIGITS = 12
+"""Hex digits of a list's hash: no two of a million lists share one but by a chance of 1 in 500."""
+
+TRAINING = "trn"
+
+
+def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
+    """The pairs of a split, of some categories or (where none is named) of all. Raises `DatasetError` for none."""
+    pairs = dataset.pairs(canonical_split(split))
+    if not pairs:
+        raise DatasetError(f"The split {split!r} of {dataset.name} has no pairs: choose another --split.")
+    return select_categories(pairs, dataset.name, categories) if categories else pairs
+
+
+def default_split(dataset: Dataset) -> str:
+    """The split that is reported on: `test`, else the dataset's last."""
+    return "test" if "test" in dataset.splits else dataset.splits[-1]
+
+
+def images_of(pairs: Sequence[Pair]) -> list[str]:
+    """The ids of the images that occur in the pairs, sorted."""
+    return sorted({image for pair in pairs for image in (pair.source, pair.target)})
+
+
+def in_resized_frame(
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    size_of: Callable[[str], tuple[int, int]],
+    image_size: int,
+    progress: Progress,
+) -> Pairs:
+    """The pairs as the matcher takes them; `size_of` gives an image's original (width, height).
+
+    They are held against the images first (`featstore.datasets.agreement`), which notes slips and raises `DatasetError`
+    for what cannot be meant.
+    """
+    return Pairs.of(
+        to_resized_frame(pair, dataset.theta_rule, size_of(pair.source), size_of(pair.target), image_size)
+        for pair in agreeing(dataset, pairs, size_of, progress.note)
+    )
+
+
+def keys_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, str]:
+    """The keys of images' contents by id, as a store has them."""
+    wanted = set(images)
+    return {image.id: image_key(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
+
+
+def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Original (width, height) of images by id, read from the files' headers."""
+    wanted = set(images)
+    return {image.id: original_size(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
+
+
+def choose_some(pairs: tuple[Pair, ...], count: int | None) -> tuple[Pair, ...]:
+    """`count` of the pairs, drawn without replacement by a fixed seed, in their order; all where there are no more or
+    none is said."""
+    if count is None or count >= len(pairs):
+        return pairs
+    drawn = np.random.default_rng(0).choice(len(pairs), size=count, replace=False)
+    return tuple(pairs[index] for index in sorted(drawn))
+
+
+def list_hash(split: str, pairs: Sequence[MatchingPair]) -> str:
+    """The hash of a list (docs/numbers.md, The hash of a list): equal wherever the same points of the same pairs are
+    scored against the same thresholds, in whichever order, on whichever machine.
+
+    Raises `MatchError` for a pair that is not known in the original frame.
+    """
+    digest = hashlib.sha256(f"{canonical_split(split)}\n".encode())
+    columns = Pairs.of(pairs)
+    names = np.stack([columns.category, columns.source, columns.target])  # (3, P), in the order of a line
+    # lines begin with them: only those of one such triple are held to be sorted, not those of a whole list
+    for _, rows in groupby(np.lexsort(names[::-1]).tolist(), key=lambda row: tuple(names[:, row])):
+        for line in sorted(_line(columns[row]) for row in rows):
+            digest.update(f"{line}\n".encode())
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
+def _line(pair: MatchingPair) -> str:
+    frame = pair.in_original_frame()
+    sizes = " ".join(map(str, (*frame.source_size, *frame.target_size)))
+    numbers = np.hstack([frame.source_points, frame.target_points]).tolist()
+    points = " ".join(sorted(",".join(f"{number:.2f}" for number in row) for row in numbers))
+    return "\t".join((pair.category, pair.source, pair.target, sizes, f"{frame.theta:.2f}", points))
+
+
+def describe_list(split: str, pairs: Sequence[MatchingPair]) -> dict[str, Any]:
+    """What every result says of its list: `n_pairs`, `n_points`, `pairs_hash`. Raises what `list_hash` raises."""
+    points = int(Pairs.of(pairs).counts.sum())
+    return {"n_pairs": len(pairs), "n_points": points, "pairs_hash": list_hash(split, pairs)}
+
+
+def spell_list(split: str, pairs: Sequence[MatchingPair]) -> str:
+    """The same as the header of a table has it."""
+    about = describe_list(split, pairs)
+    return f"{about['n_pairs']} pairs, {about['n_points']} points, list {about['pairs_hash']}"
+
+
+def note_oddities(
+    dataset: Dataset, splits: Sequence[str], images: Sequence[str], keys: Mapping[str, str], progress: Progress
+) -> tuple[str, ...]:
+    """Say once what is odd about the lists of some splits and the photographs that are scored or trained on.
+
+    Args:
+        dataset: the data set that the splits are of.
+        splits: names of splits.
+        images: ids of the photographs.
+        keys: keys of images' contents by image id, of as many as are known.
+        progress: where it is said.
+
+    Returns:
+        What was said.
+    """
+    found = [sentence for split in splits for sentence in dataset.notes(split)]
+    found += copies(dataset.name, images, keys)
+    if TRAINING in dataset.splits:
+        for split in dataset.splits:
+            if split != TRAINING and (TRAINING in splits or split in splits):
+                found += overlap(dataset, split, keys)
+    said = tuple(dict.fromkeys(found))
+    for sentence in said:
+        progress.note(sentence)
+    return said
+
+
+def copies(name: str, images: Sequence[str], keys: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence where photographs are there under several names."""
+    by_key: dict[str, list[str]] = {}
+    for image in images:
+        if image in keys:
+            by_key.setdefault(keys[image], []).append(image)
+    groups = [group for group in by_key.values() if len(group) > 1]
+    if not groups:
+        return ()
+    count = sum(len(group) - 1 for group in groups)
+    return (
+        f"{count} of {len(images)} images of {name} are the same files as others under another name, e.g. "
+        f"{groups[0][1]} as {groups[0][0]}; each name counts as an image of its own.",
+    )
+
+
+def overlap(dataset: Dataset, split: str, keys: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence where photographs of a split, mirrored or not, are trained on as well."""
+
+    def content(image: str) -> str:
+        plain = image.removesuffix(MIRRORED)
+        return keys.get(plain, plain)
+
+    trained = set(map(content, dataset.members(TRAINING)))
+    own = {content(image): image for image in sorted(dataset.members(split), reverse=True)}
+    shared = sorted(own[known] for known in own.keys() & trained)
+    if not shared:
+        return ()
+    return (
+        f"{len(shared)} of {len(own)} photographs of {dataset.name} {split} are in {TRAINING} as well, e.g. "
+        f"{shared[0]}; prompts that were learned on {TRAINING} have seen them.",
+    )
