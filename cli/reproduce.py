@@ -60,7 +60,13 @@ def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: Json
     if dry_run and not is_at_hand(name, config.revision):
         say(f"The model {name} is not on this machine: what this takes can be counted once it is.")
         return
-    place = Workplace(config, open_model(name, config.revision), choose_compute(config), recipes, roots)
+    place = Workplace(
+        config,
+        open_model(name, config.revision),
+        choose_compute(config.device, config.dtype, config.batch_size),
+        recipes,
+        roots,
+    )
     say(f"model {place.model.location.id}, images of {place.image_size} pixels")
     if plan is not None:
         _reproduce_table(place, plan, name, dry_run, json)

@@ -28,7 +28,7 @@ _KINDS = {
     "path_type": "a path",
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
     **dict.fromkeys(("dataclass_type", "dict_type", "mapping_type", "model_type"), "a table"),
-    "too_short": "a list that is not empty",
+    "too_short": "a list of at least {min_length}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "greater_than": "above {gt}",

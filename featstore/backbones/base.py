@@ -130,6 +130,9 @@ class Family(Protocol):
         """The ids that `open_backbone` may give where no name is asked for."""
 
 
+PRECISIONS = ("float32", "float16", "bfloat16", "float64")
+
+
 def compute_on(device: str = "auto", dtype: str = "auto", batch_size: int = 8) -> Compute:
     """Where to run networks.
 
@@ -144,17 +147,11 @@ def compute_on(device: str = "auto", dtype: str = "auto", batch_size: int = 8) -
     import torch
 
     chosen = find_device(device)
-    precisions = {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-        "float64": torch.float64,
-    }
     if dtype == "auto":
-        return Compute(chosen, torch.float32 if chosen.type == "cpu" else torch.float16, batch_size)
-    if dtype not in precisions:
-        raise InputError(f"--dtype is auto, {', '.join(precisions)}, not {dtype!r}.")
-    return Compute(chosen, precisions[dtype], batch_size)
+        dtype = "float32" if chosen.type == "cpu" else "float16"
+    if dtype not in PRECISIONS:
+        raise InputError(f"--dtype is auto, {', '.join(PRECISIONS)}, not {dtype!r}.")
+    return Compute(chosen, getattr(torch, dtype), batch_size)
 
 
 def find_device(name: str) -> "torch.device":

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
-from featstore.backbones.model_file import force_upcast
+from featstore.backbones.model_file import read_config
 from featstore.backbones.noise import LatentScale
 from featstore.backbones.registry import family_of
-from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
+from featstore.backbones.weights import PUBLISHED, SAFE, check_loaded, quiet_libraries
 from featstore.errors import ModelError
+from featstore.plain_text import one_line
 
 
 class DiffusionNetworks:
@@ -65,22 +66,22 @@ class DiffusionNetworks:
 
 def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
     """The VAE without its decoder, frozen. It stays in float32 unless its configuration says that float16 is safe."""
-    if force_upcast(location):
+    if read_config(location, "vae").get("force_upcast", True):  # as diffusers takes it where it is silent
         dtype = torch.float32
     vae: AutoencoderKL = _load(AutoencoderKL, location, "vae", dtype)
     vae.decoder = None
     vae.post_quant_conv = None
-    return vae.to(device).eval().requires_grad_(False)
+    return vae.to(device)
 
 
 def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, frozen; `CutUNet` takes from it what it does not need."""
-    return _load(UNet2DConditionModel, location, "unet", dtype).to(device).eval().requires_grad_(False)
+    return _load(UNet2DConditionModel, location, "unet", dtype).to(device)
 
 
 def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
     """The text encoder, frozen."""
-    return _load(CLIPTextModel, location, "text_encoder", dtype).to(device).eval().requires_grad_(False)
+    return _load(CLIPTextModel, location, "text_encoder", dtype).to(device)
 
 
 def load_tokenizer(location: ModelLocation) -> CLIPTokenizer:
@@ -93,15 +94,10 @@ def _load(kind: Any, location: ModelLocation, component: str, dtype: torch.dtype
     """A component's network. Raises `ModelError` where its files lack a tensor, or hold another."""
     with _speaking_of(location, component):
         network, loaded = kind.from_pretrained(
-            location.folder,
-            subfolder=component,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=dtype,
-            output_loading_info=True,
+            location.folder, subfolder=component, **SAFE, dtype=dtype, output_loading_info=True
         )
     check_loaded(location.folder / component, loaded, PUBLISHED[component])
-    return network
+    return network.eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
@@ -111,8 +107,7 @@ def _speaking_of(location: ModelLocation, component: str) -> Iterator[None]:
         with quiet_libraries():
             yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{location.folder}/{component} cannot be loaded: {reason}") from error
+        raise ModelError(f"{location.folder}/{component} cannot be loaded: {one_line(error)}") from error
 
 
 @torch.no_grad()

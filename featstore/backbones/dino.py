@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from featstore.backbones.base import Asked, Compute, LayerShape, ModelLocation, NetworkName, saying_batch_size
-from featstore.backbones.locate import asking_hub
-from featstore.backbones.model_file import check_folder, default_memory, fingerprint, pass_once, read_object
+from featstore.backbones.locate import asking_hub, cached_snapshot, files_on_hub
+from featstore.backbones.model_file import check_folder, checked_fingerprint, read_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line
 
@@ -116,15 +116,17 @@ def locate_dino(name: str | None, model: ModelLocation) -> tuple[NetworkName, Pa
     """A DINOv2's name and folder: that of `name` (a folder or a hub name); where none is said the one that the model's
     folder brings, else `facebook/dinov2-base`. Raises `ModelError` where it is out of reach, or its weights are not
     those of its configuration."""
-    if name is None and (model.folder / SUBFOLDER).is_dir():
-        folder = model.folder / SUBFOLDER
-        return NetworkName(f"{model.id}/{SUBFOLDER}", _checked(folder)), folder
     wanted = name or HUB_NAME
     folder = Path(wanted).expanduser()
-    if not folder.is_dir():
-        hub_folder = _downloaded(wanted) or _download(wanted)
-        return NetworkName(wanted, _checked(hub_folder)), hub_folder
-    return NetworkName(str(folder.resolve()), _checked(folder)), folder
+    if name is None and (model.folder / SUBFOLDER).is_dir():
+        wanted, folder = f"{model.id}/{SUBFOLDER}", model.folder / SUBFOLDER
+    elif folder.is_dir():
+        wanted = str(folder.resolve())
+    else:
+        found = cached_snapshot(wanted, None, _FILES)
+        # a download that broke off goes on
+        folder = _download(wanted) if found is None or _missing(found) else found
+    return NetworkName(wanted, _checked(folder)), folder
 
 
 def read_shape(folder: Path) -> DinoShape:
@@ -155,7 +157,6 @@ def _checked(folder: Path) -> str:
         )
     check_folder(folder)
     read_shape(folder)
-    print_of_files = fingerprint(folder, (".",), default_memory())
 
     def check() -> None:
         # only now: the libraries take seconds to load
@@ -163,32 +164,18 @@ def _checked(folder: Path) -> str:
 
         check_dino(folder)
 
-    pass_once(print_of_files, default_memory(), check)
-    return print_of_files
-
-
-def _downloaded(name: str) -> Path | None:
-    """A DINOv2 that lies complete in the local cache; None where it does not: a download that broke off goes on."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError, HFValidationError):
-        return None
-    return None if _missing(folder) else folder
+    return checked_fingerprint(folder, (".",), check)
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
     if os.path.lexists(name):
         raise ModelError(f"{name} is a file; a folder is needed, with {', '.join(_FILES)}.")
     if name.count("/") != 1:
         raise ModelError(f"There is no DINOv2 {name!r}: it is neither a folder nor a hub name owner/model.")
     with asking_hub(name, None, f"a folder with {', '.join(_FILES)} works in place of the name: say where with --dino"):
-        # by itself snapshot_download would wait for ever for the first answer
-        HfApi().model_info(name, revision="main", timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        files_on_hub(name, None)
         return Path(snapshot_download(name, allow_patterns=_FILES))
 
 
@@ -249,13 +236,11 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
     # only now: the libraries take seconds to load
     from transformers import BitImageProcessorPil, Dinov2Model
 
-    from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
+    from featstore.backbones.weights import PUBLISHED, SAFE, check_loaded, quiet_libraries
 
     try:
         with quiet_libraries():
-            network, loaded = Dinov2Model.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
-            )
+            network, loaded = Dinov2Model.from_pretrained(folder, **SAFE, dtype=dtype, output_loading_info=True)
             processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded as a DINOv2: {one_line(error)}") from error

@@ -1,18 +1,134 @@
-"""The model that `--model demo` names: a small Stable Diffusion trained on the demo dataset, shipped with the package.
-An ordinary diffusers folder; its README.md says what it is and how it was trained (`tools/train_demo_model.py`)."""
+"""Where a model lies, and whether what lies there is a Stable Diffusion: a folder, the hub, or the demo's own.
+
+By its configurations a model is one whose UNet runs on latents, a timestep and the text encoder's embeddings, or
+something else, which is refused by what it is.
+"""
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import featstore
 from featstore.backbones.base import ModelLocation
-from featstore.backbones.kind import check_configurations, check_pipeline, read_index
-from featstore.backbones.model_file import check_folder, parse_object
+from featstore.backbones.model_file import check_folder, parse_object, read_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
+
+TAKE = "take a Stable Diffusion 1.x or 2.x, e.g. --model sd2-1 or sd1-5"
+
+_TRANSFORMER = "a transformer, which has no UNet and none of its layers"
+FAMILIES = {
+    "StableDiffusionXL": "SDXL, whose UNet takes a second text encoder's embedding and an image size as well",
+    "StableDiffusion3": f"Stable Diffusion 3, {_TRANSFORMER}",
+    "Flux": f"FLUX, {_TRANSFORMER}",
+    "PixArt": f"PixArt, {_TRANSFORMER}",
+    "HunyuanDiT": f"Hunyuan-DiT, {_TRANSFORMER}",
+    "Kandinsky": "Kandinsky, whose UNet takes embeddings of images in place of text",
+    "StableCascade": "Stable Cascade, whose UNet takes embeddings of images",
+    "Wuerstchen": "Wuerstchen, whose UNet takes embeddings of images",
+    "StableUnCLIP": "Stable unCLIP, whose UNet takes embeddings of images as well",
+    "StableDiffusionImageVariation": "an image variation model, whose UNet takes embeddings of images in place of text",
+    "StableDiffusionDepth2Img": "a depth model, whose UNet takes a depth map beside the latents",
+    "StableDiffusionUpscale": "an upscaler, whose UNet takes a small picture beside the latents",
+    "StableDiffusionLatentUpscale": "an upscaler, whose UNet takes small latents beside the latents",
+    "StableDiffusionInstructPix2Pix": "InstructPix2Pix, whose UNet takes a second picture beside the latents",
+    "StableVideoDiffusion": "Stable Video Diffusion, whose UNet takes frames of a film",
+    "IF": "DeepFloyd IF, whose UNet takes pixels in place of latents",
+}
+"""By the start of the pipeline's name in model_index.json: what cannot be run here, and why."""
+
+_CHANNELS = {
+    3: "a model of pixels in place of latents, such as DeepFloyd IF",
+    5: "a depth model (latents, depth map)",
+    7: "an upscaler (latents, small picture)",
+    8: "an editor such as InstructPix2Pix (latents, a second picture's) or a latent upscaler",
+    9: "an inpainting model (latents, mask, masked picture)",
+}
+"""Of a UNet whose latents have 4: what it seems to be."""
+
+_MORE_INPUTS = {
+    "class_embed_type": "class labels (an upscaler or unCLIP)",
+    "num_class_embeds": "class labels (an upscaler)",
+    "addition_embed_type": "a further embedding (as SDXL, Kandinsky or DeepFloyd IF)",
+    "encoder_hid_dim": "embeddings that it projects first (as Kandinsky or DeepFloyd IF)",
+    "encoder_hid_dim_type": "embeddings that it projects first (as Kandinsky or DeepFloyd IF)",
+    "time_cond_proj_dim": "an embedding of the guidance scale (distilled, as LCM)",
+}
+"""Settings of UNets that take more than latents, a timestep and text, and what they take."""
+
+
+_NETWORKS = {
+    "vae": ("_class_name", "AutoencoderKL", "class {}, not AutoencoderKL"),
+    "unet": ("_class_name", "UNet2DConditionModel", "class {}, not UNet2DConditionModel"),
+    "text_encoder": ("model_type", "clip_text_model", "type {}, not CLIP's text encoder (clip_text_model)"),
+}
+"""Of each component the setting that names its network, and the only one that is taken."""
+
+
+def read_index(folder: Path) -> Mapping[str, Any]:
+    """A model's list of components (`model_index.json`); empty where there is none, which dualsd does without."""
+    path = folder / "model_index.json"
+    return read_object(path, "a list of components") if path.exists() else {}
+
+
+def check_pipeline(where: str, index: Mapping[str, Any], names: Set[str]) -> None:
+    """Raise `ModelError` where a model is of another kind by its list of components or its files' names.
+
+    where: its folder or page. index: see `read_index`. names: of its files, with their folder.
+    """
+    name = str(index.get("_class_name", ""))
+    folders = {file.partition("/")[0] for file in names if "/" in file}
+    listed = {key for key, value in index.items() if value not in (None, [None, None])} if index else folders
+    found = [what for start, what in FAMILIES.items() if name.startswith(start)]
+    if "transformer" in listed or ("transformer" in folders and "unet" not in folders):
+        found.append(_TRANSFORMER)
+    if "text_encoder_2" in listed:
+        found.append("a model of two text encoders, as SDXL")
+    if not listed.isdisjoint(("prior", "prior_prior")):
+        found.append("a model whose UNet takes embeddings of images")
+    if found:
+        raise ModelError(f"{where} holds {found[0]}{f' ({shown(name)})' if name else ''}: {TAKE}.")
+
+
+def check_configurations(folder: Path) -> None:
+    """Raise `ModelError` where the networks of a folder in diffusers' layout are others than Stable Diffusion's, or do
+    not belong together. Only their configurations are read."""
+    if fault := next(_faults(folder), None):
+        raise ModelError(f"{fault}.")
+
+
+def _faults(folder: Path) -> Iterator[str]:
+    configs = {name: read_object(folder / name / "config.json", "a diffusers configuration") for name in _NETWORKS}
+    for name, (key, wanted, kind) in _NETWORKS.items():
+        found = configs[name].get(key, wanted)
+        if found != wanted:
+            yield f"{folder / name} holds a network of the {kind.format(shown(str(found)))}: {TAKE}"
+    for name, config in configs.items():
+        if config.get("quantization_config") is not None:
+            yield f"{folder / name} holds quantised weights: take a model that is not quantised"
+    vae, unet, where = configs["vae"], configs["unet"], folder / "unet"
+    if (colours := vae.get("in_channels", 3)) != 3:
+        yield f"{folder / 'vae'} encodes pictures of {colours} channels, not of red, green and blue: {TAKE}"
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels != latents:
+        seems = _CHANNELS.get(channels) if isinstance(channels, int) and latents == 4 else None
+        said = f"{where} takes {channels} channels, but the VAE's latents have {latents}"
+        yield f"{said}{f': it seems to be {seems}' if seems else ''}: {TAKE}"
+    for key, takes in _MORE_INPUTS.items():
+        if (value := unet.get(key)) is not None:
+            yield f"{where} takes {takes} beside latents, timestep and text ({key} {shown(str(value))}): {TAKE}"
+    if (times := unet.get("time_embedding_type", "positional")) != "positional":
+        yield f"{where} takes no timesteps but logarithms of noise ({shown(str(times))}): {TAKE}"
+    text_width, width = configs["text_encoder"].get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
+    for own in width if isinstance(width, list) else [width]:
+        if own != text_width:
+            yield (
+                f"{where} takes text embeddings of width {own} (cross_attention_dim), but the text encoder beside it "
+                f"makes {text_width}: take UNet and text encoder of one model (SD 1.x has 768, SD 2.x 1024)"
+            )
 
 
 def demo_folder() -> Path:
@@ -37,6 +153,9 @@ MIRRORS = {
 }
 """What is known of where withdrawn models lie now, by hub name."""
 
+SAFETENSORS_ONLY = (
+    "dualsd reads safetensors only, never pickles; convert the model once with diffusers' save_pretrained"
+)
 LAYOUT = "a local folder in diffusers' layout works in place of the name"
 
 _WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -117,15 +236,22 @@ def is_at_hand(name: str, revision: str | None) -> bool:
     return name == DEMO or Path(name).expanduser().is_dir() or downloaded(hub_name_of(name), revision) is not None
 
 
+def cached_snapshot(hub_name: str, revision: str | None, files: list[str]) -> Path | None:
+    """Where the files of a hub's model lie in the local cache; the hub is not asked. None where none do."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_name, revision=revision, allow_patterns=files, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError, HFValidationError):
+        return None
+
+
 def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
     """A hub model that lies complete in the local cache, used as it is, online or not; None where it does not. Raises
     `ModelError` where it is no Stable Diffusion."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError):
+    folder = cached_snapshot(hub_name, revision, _DOWNLOADED)
+    if folder is None:
         return None
     names = {name for name in _names(folder) if (folder / name).exists()}  # a link whose file is gone is not there
     check_pipeline(str(folder), read_index(folder), names)
@@ -134,14 +260,21 @@ def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
     return ModelLocation(hub_name, revision, _checked(folder))
 
 
-def check_on_hub(hub_name: str, revision: str | None) -> None:
-    """Raise `ModelError` unless the hub has a model and the files that dualsd reads; nothing is downloaded."""
+def files_on_hub(hub_name: str, revision: str | None) -> set[str]:
+    """The names of the files that the hub has of a model. Asked before a download, whose first answer the client would
+    wait for without end."""
     from huggingface_hub import HfApi, constants
 
+    known = HfApi().model_info(hub_name, revision=revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    return {file.rfilename for file in known.siblings or []}
+
+
+def check_on_hub(hub_name: str, revision: str | None) -> None:
+    """Raise `ModelError` unless the hub has a model and the files that dualsd reads; nothing is downloaded."""
+    from huggingface_hub import constants
+
     with asking_hub(hub_name, revision, LAYOUT):
-        # by itself the client would wait for ever here
-        known = HfApi().model_info(hub_name, revision=revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    names = {file.rfilename for file in known.siblings or []}
+        names = files_on_hub(hub_name, revision)
     where = f"{constants.ENDPOINT}/{hub_name}"
     check_pipeline(where, {}, names)
     if names and (sentence := _lacking(where, names)):
@@ -171,52 +304,37 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
         error: BaseException = raised
         while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
             error = error.__cause__  # it tells of every fault as of a lost connection
-        mirror = f", and {MIRRORS[hub_name]}" if hub_name in MIRRORS else ""
+        way = f"{way_out}, and {MIRRORS[hub_name]}" if hub_name in MIRRORS else way_out
+        page, name = f"{constants.ENDPOINT}/{hub_name}", repr(hub_name)
         match error:
             case OfflineModeIsEnabled():
-                raise ModelError(
-                    f"The model {hub_name!r} is not in the local cache and HF_HUB_OFFLINE is set: unset it, or "
-                    f"{way_out}{mirror}."
-                ) from raised
+                told = f"The model {name} is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {way}"
             case GatedRepoError():
-                said = (
-                    f"is gated: accept its terms at {constants.ENDPOINT}/{hub_name}, then log in with `hf auth login`"
-                )
-                raise ModelError(f"The hub's model {hub_name!r} {said}.") from raised
+                told = f"The hub's model {name} is gated: accept its terms at {page}, then log in with `hf auth login`"
             case RevisionNotFoundError():
-                raise ModelError(
-                    f"The hub's model {hub_name!r} has no revision {revision or 'main'!r}: its branches and tags are "
-                    f"listed at {constants.ENDPOINT}/{hub_name}/refs."
-                ) from raised
-            case RepositoryNotFoundError():
-                raise ModelError(
-                    f"The hub has no model {hub_name!r}, or none that your token may see (HTTP "
-                    f"{error.response.status_code}), and there is no folder of that name: {way_out}{mirror}."
-                ) from raised
-            case HfHubHTTPError() if error.response.status_code in (401, 403):
-                raise ModelError(
-                    f"The hub does not let you have the model {hub_name!r} (HTTP {error.response.status_code}): log in "
-                    f"with `hf auth login`, or {way_out}{mirror}."
-                ) from raised
+                told = (
+                    f"The hub's model {name} has no revision {revision or 'main'!r}: its branches and tags are listed "
+                    f"at {page}/refs"
+                )
             case HfHubHTTPError():
-                raise ModelError(
-                    f"The hub did not hand out the model {hub_name!r} (HTTP {error.response.status_code}): try again "
-                    f"later, or {way_out}{mirror}."
-                ) from raised
+                status = error.response.status_code
+                if isinstance(error, RepositoryNotFoundError):
+                    told = f"The hub has no model {name}, or none that your token may see (HTTP {status}), and there "
+                    told += f"is no folder of that name: {way}"
+                elif status in (401, 403):
+                    told = f"The hub does not let you have the model {name} (HTTP {status}): log in with `hf auth "
+                    told += f"login`, or {way}"
+                else:
+                    told = f"The hub did not hand out the model {name} (HTTP {status}): try again later, or {way}"
             case HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():  # a client that others have closed
-                raise ModelError(
-                    f"The hub ({constants.ENDPOINT}) {_how_it_failed(error)} for the model {hub_name!r} "
-                    f"({one_line(error)}): try again, or {way_out}{mirror}."
-                ) from raised
+                failed = f"{_how_it_failed(error)} for the model {name} ({one_line(error)})"
+                told = f"The hub ({constants.ENDPOINT}) {failed}: try again, or {way}"
             case ValueError() | KeyError() | TypeError():
-                raise ModelError(
-                    f"What {constants.ENDPOINT} answered for the model {hub_name!r} is no hub's answer "
-                    f"({one_line(error)}): look at HF_ENDPOINT and your proxy, or {way_out}{mirror}."
-                ) from raised
+                answer = f"What {constants.ENDPOINT} answered for the model {name} is no hub's answer"
+                told = f"{answer} ({one_line(error)}): look at HF_ENDPOINT and your proxy, or {way}"
             case _:
-                raise ModelError(
-                    f"Downloading {hub_name!r} from {constants.ENDPOINT} failed: {one_line(raised)}."
-                ) from raised
+                told = f"Downloading {name} from {constants.ENDPOINT} failed: {one_line(raised)}"
+        raise ModelError(f"{told}.") from raised
 
 
 def _how_it_failed(error: BaseException) -> str:
@@ -277,24 +395,22 @@ def _lacking(where: str, names: Set[str]) -> str | None:
 
 def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> str:
     """What a component's folder has in place of the weights that are loaded, and what helps."""
-    found = [re.fullmatch(rf"{weights}(?:\.(\w+))?(-\d+-of-\d+)?(?:\.(\w+))?\.safetensors", file) for file in files]
-    for match in filter(None, found):
+    index, local = f"{weights}.safetensors.index.json", _is_local(where)
+    for file in files:
+        match = re.fullmatch(rf"{weights}(?:\.(\w+))?(-\d+-of-\d+)?(?:\.(\w+))?\.safetensors", file)
+        if match is None:
+            continue
         variant, shard = match[1] or match[3], match[2]
         if variant is None:
-            return (
-                f"it has shards ({match[0]}), but not their list {weights}.safetensors.index.json; download it as well"
-            )
-        kind, source = "StableDiffusionPipeline", where if _is_local(where) else "/".join(where.split("/")[-2:])
-        rename = f"rename it to {weights}.safetensors, or " if _is_local(where) and not shard else ""
+            return f"it has shards ({file}), but not their list {index}; download it as well"
+        kind, source = "StableDiffusionPipeline", where if local else "/".join(where.split("/")[-2:])
+        rename = f"rename it to {weights}.safetensors, or " if local and not shard else ""
         return (
-            f"it has the variant {variant!r} only ({match[0]}); {rename}write the model anew without a variant, in "
+            f"it has the variant {variant!r} only ({file}); {rename}write the model anew without a variant, in "
             f"Python: `from diffusers import {kind}` and `{kind}.from_pretrained({source!r}, variant={variant!r})"
             ".save_pretrained('NEW FOLDER')`"
         )
-    return (
-        "dualsd reads safetensors only, never pickles; convert the model once with diffusers' save_pretrained"
-        f"{'' if files else f' ({component} is empty)'}"
-    )
+    return f"{SAFETENSORS_ONLY}{'' if files else f' ({component} is empty)'}"
 
 
 def _is_local(where: str) -> bool:
@@ -313,7 +429,4 @@ def check_index(index: Path) -> None:
     except ValueError as error:
         raise ModelError(f"{index} is no list of weights ({one_line(error)}): download the model again.") from error
     if pickles := sorted(file for file in listed.values() if not file.endswith(".safetensors")):
-        raise ModelError(
-            f"{index} names {shown(pickles[0])}: dualsd reads safetensors only, never pickles; convert the model once "
-            "with diffusers' save_pretrained."
-        )
+        raise ModelError(f"{index} names {shown(pickles[0])}: {SAFETENSORS_ONLY}.")

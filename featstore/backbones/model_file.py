@@ -52,9 +52,8 @@ def check_folder(folder: Path) -> None:
 def _check_regular(path: Path) -> None:
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
-        raise ModelError(
-            f"{path} is {_KINDS.get(kind, 'a device')}, not a regular file: put the model's file in its place."
-        )
+        what = _KINDS.get(kind, "a device")
+        raise ModelError(f"{path} is {what}, not a regular file: put the model's file in its place.")
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
@@ -97,18 +96,11 @@ def _constant(name: str) -> float:
     return float(name)  # diffusers writes -Infinity for DPM-Solver's lambda_min_clipped
 
 
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > _DEEPEST:
-            raise RecursionError
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+def _check_depth(value: Any, levels: int = _DEEPEST) -> None:
+    if levels == 0:
+        raise RecursionError
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, levels - 1)
 
 
 def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
@@ -120,11 +112,6 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
 def stated(value: object) -> str:
     """A value as a configuration states it, short enough for a sentence."""
     return json.dumps(value, default=str)[:80]
-
-
-def force_upcast(location: ModelLocation) -> bool:
-    """Whether the VAE is to stay in float32; diffusers takes that to be so where the configuration is silent."""
-    return bool(read_config(location, "vae").get("force_upcast", True))
 
 
 _HASHED = ("*.safetensors", "*.json", "*.txt")
@@ -160,13 +147,17 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     return digest.hexdigest()
 
 
-def pass_once(fingerprint: str, memory: Path, check: Callable[[], None]) -> None:
-    """Run a check of weights, which takes seconds, unless the memory says that it was passed: for these contents and by
-    these versions of the libraries that load them. What it raises is not remembered."""
-    mark = "|".join(["weights 1", fingerprint, *map(version, ("diffusers", "transformers"))])
+def checked_fingerprint(folder: Path, components: tuple[str, ...], check: Callable[[], None]) -> str:
+    """The fingerprint of a folder whose weights pass a check, which takes seconds. It is not run again where the memory
+    says that it was passed: for these contents and by these versions of the libraries that load them. What it raises is
+    not remembered."""
+    memory = default_memory()
+    found = fingerprint(folder, components, memory)
+    mark = "|".join(["weights 1", found, *map(version, ("diffusers", "transformers"))])
     if mark not in _recall(memory):
         check()
         _remember(memory, {**_recall(memory), mark: "passed"})
+    return found
 
 
 def forget(folder: Path, memory: Path) -> None:
@@ -174,13 +165,9 @@ def forget(folder: Path, memory: Path) -> None:
     the size and the date that it had is not told from the one that was hashed."""
     remembered = _recall(memory)
     below = f"{folder.resolve()}{os.sep}"
-    # a hub's files are links to where their contents lie
-    files = {str(file.resolve()) for file in folder.rglob("*")}
-    kept = {
-        key: digest
-        for key, digest in remembered.items()
-        if not key.startswith(below) and key.rsplit("|", 2)[0] not in files
-    }
+    files = {str(file.resolve()) for file in folder.rglob("*")}  # a hub's are links to where their contents lie
+    gone = [key for key in remembered if key.startswith(below) or key.rsplit("|", 2)[0] in files]
+    kept = {key: digest for key, digest in remembered.items() if key not in gone}
     if kept != remembered:
         _remember(memory, kept)
 

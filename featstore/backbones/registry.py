@@ -1,14 +1,19 @@
-"""Which layers there are, and whose they are: the one place where a layer's name is resolved.
+"""Which layers there are, and whose they are: the one place where a layer's name is resolved. And what is recommended
+for a model where nobody says otherwise: layers, timesteps, weights, kernel, each with its source (`profiles/*.toml`).
 
 A further backbone of images alone is one module with the two functions of `featstore.backbones.base.Family`, and one
 line in `LAYERS` for each of its layers.
 """
 
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
 from importlib import import_module
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
-from featstore.backbones.base import Family
+from featstore.backbones.base import Asked, Backbone, Family, ModelLocation
 from featstore.errors import ModelError
 
 DIFFUSION = "stable_diffusion"
@@ -25,17 +30,12 @@ def family_of(layer: str) -> str:
     """Whose a layer is: the last part of its module's name, which names it in stores and records as well. Raises
     `ModelError` where there is no such layer, and says which there are."""
     if layer not in LAYERS:
-        others = ", ".join(name for name in LAYERS if not is_of(name, DIFFUSION))
+        others = ", ".join(filter(is_other, LAYERS))
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "
             f"DIFT's up_ft_index count from 0), and {others}."
         )
     return LAYERS[layer].rpartition(".")[2]
-
-
-def is_of(layer: str, family: str) -> bool:
-    """Whether a layer belongs to a family."""
-    return LAYERS[layer].rpartition(".")[2] == family
 
 
 def is_diffusion(layer: str) -> bool:
@@ -45,7 +45,7 @@ def is_diffusion(layer: str) -> bool:
 
 def is_other(layer: str) -> bool:
     """Whether a layer is made of images alone, with neither noise nor text; features of a file have any names."""
-    return layer in LAYERS and not is_of(layer, DIFFUSION)
+    return layer in LAYERS and not is_diffusion(layer)
 
 
 def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
@@ -60,3 +60,77 @@ def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
 def open_family(layer: str) -> Family:
     """The module that opens the backbone of a layer made of images alone."""
     return cast(Family, import_module(LAYERS[layer]))
+
+
+def open_other(layer: str, asked: Mapping[str, Asked], model: ModelLocation) -> tuple[Backbone, int]:
+    """The backbone of a layer made of images alone, and the side in pixels of the images that it is given.
+
+    Args:
+        layer: of another family than the diffusion model's.
+        asked: which backbones, by family, where not the usual ones.
+        model: the store's, which may bring one.
+
+    Raises:
+        ModelError: where it is out of reach.
+    """
+    own = asked.get(family_of(layer), Asked())
+    backbone = open_family(layer).open_backbone(own, model)
+    return backbone, backbone.image_size if own.size is None else own.size
+
+
+USUAL = "sd2-1"
+"""The profile of models that have none of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A model's recommended settings.
+
+    models: ids that it is for. layers: names. text_timesteps, learned_timesteps, training_timesteps: by layer, for
+    inference with a text and with learned prompts, and for training. weights: by layer. weights_with_other: of two
+    layers, one of which is another backbone's. kernel: k of the loss, in cells. sources: where each comes from, by the
+    name of the field.
+    """
+
+    models: tuple[str, ...]
+    layers: tuple[str, ...]
+    text_timesteps: Mapping[str, int]
+    learned_timesteps: Mapping[str, int]
+    training_timesteps: Mapping[str, int]
+    weights: Mapping[str, float]
+    weights_with_other: tuple[float, float]
+    kernel: int
+    sources: Mapping[str, str]
+
+    def weights_of(self, layers: Sequence[str]) -> tuple[float, ...] | None:
+        """One weight per layer: 1 of a single one; None where nothing is recommended for these layers together."""
+        if len(layers) == 1:
+            return (1.0,)
+        if all(layer in self.weights for layer in layers):
+            return tuple(self.weights[layer] for layer in layers)
+        if len(layers) == 2 and any(map(is_other, layers)):
+            return self.weights_with_other
+        return None
+
+
+def profile_of(model_id: str) -> Profile:
+    """The profile of a model by its id (`Model.location.id`): its own, else that of SD 2-1."""
+    known = _profiles()
+    return next((own for own in known.values() if model_id in own.models), known[USUAL])
+
+
+@cache
+def _profiles() -> dict[str, Profile]:
+    """Every profile by its file's name."""
+    folder = Path(__file__).parent / "profiles"
+    return {file.stem: read_profile(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.toml"))}
+
+
+def read_profile(text: str) -> Profile:
+    """A profile's file. Raises `KeyError` for a field that is missing."""
+    stated = tomllib.loads(text)
+    settings = [field.name for field in fields(Profile) if field.name not in ("models", "sources")]
+    values: dict[str, Any] = {name: stated[name]["value"] for name in settings}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    sources = {name: stated[name]["source"] for name in settings}
+    return Profile(models=tuple(stated["models"]), sources=sources, **values)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.locate import COMPONENTS, locate
-from featstore.backbones.model_file import default_memory, fingerprint, pass_once, read_config
-from featstore.backbones.noise import LatentScale
+from featstore.backbones.model_file import checked_fingerprint, read_config
+from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
 from featstore.backbones.registry import family_of
-from featstore.backbones.schedule import NoiseSchedule, read_schedule
 from featstore.errors import ModelError
 
 if TYPE_CHECKING:
@@ -121,11 +120,16 @@ def open_model(name: str, revision: str | None = None) -> Model:
         raise ModelError(f"{location.folder} has a UNet or VAE configuration that cannot be used: {error}.") from error
     if blocks != len(LAYERS):
         raise ModelError(f"{location.folder} has a UNet of {blocks} up blocks; Stable Diffusion's has {len(LAYERS)}.")
-    print_of_files = fingerprint(location.folder, COMPONENTS, default_memory())
-    _check_weights(location, print_of_files, image_size)
+
+    def check() -> None:
+        # only now: the libraries take seconds to load
+        from featstore.backbones.weights import check_model
+
+        check_model(location.folder, image_size)
+
     return Model(
         location=location,
-        fingerprint=print_of_files,
+        fingerprint=checked_fingerprint(location.folder, COMPONENTS, check),
         image_size=image_size,
         latent_factor=factor,
         latent_channels=int(vae.get("latent_channels", 4)),
@@ -143,13 +147,3 @@ def _side(sample_size: Any) -> int:
             f"the UNet's sample_size is {sample_size!r}, not the side of the latents that it was trained on (64 or 96)"
         )
     return sides[0]
-
-
-def _check_weights(location: ModelLocation, print_of_files: str, image_size: int) -> None:
-    def check() -> None:
-        # only now: the libraries take seconds to load
-        from featstore.backbones.weights import check_model
-
-        check_model(location.folder, image_size)
-
-    pass_once(print_of_files, default_memory(), check)

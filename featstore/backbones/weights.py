@@ -8,14 +8,14 @@ device).
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 from transformers.utils import logging as transformers_logging
@@ -24,6 +24,8 @@ from featstore.backbones.model_file import check_file, read_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
+SAFE: Mapping[str, Any] = {"use_safetensors": True, "local_files_only": True}
+"""How libraries read weights: never pickles, never from the hub."""
 WAY_OUT = "download the model again, or write it anew with save_pretrained"
 _FLOATING = ("F16", "BF16", "F32", "F64")
 _NAMED = 3
@@ -71,7 +73,7 @@ def check_model(folder: Path, image_size: int) -> None:
     unet = _built(folder / "unet", UNet2DConditionModel.from_config)
     encoder = _built(folder / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)))
     for name, network in (("vae", vae), ("unet", unet)):
-        _check_names(folder / name, "diffusion_pytorch_model", network, PUBLISHED[name])
+        _check_names(folder / name, network, PUBLISHED[name])
     _check_by_loading(folder / "text_encoder", CLIPTextModel, PUBLISHED["text_encoder"])
     _check_tokenizer(folder / "tokenizer", encoder.config)
     side, positions = image_size, encoder.config.max_position_embeddings
@@ -93,19 +95,22 @@ def check_dino(folder: Path) -> None:
 def check_loaded(where: Path, loaded: Mapping[str, Iterable[Any]], published: Published) -> None:
     """Raise `ModelError` where a library says that it did not find, or did not use, a tensor. where: the file or
     folder that it read. loaded: its `output_loading_info`."""
-    _check_difference(
-        where,
-        {name for name in loaded["missing_keys"] if not re.search(published.optional, name)},
-        {name for name in loaded["unexpected_keys"] if not re.search(published.unused, name)},
-        [
-            f"{shown(name)} {tuple(found)} instead of {tuple(wanted)}"
-            for name, found, wanted in sorted(loaded["mismatched_keys"])
-        ],
-    )
+    groups = {
+        "missing": [name for name in loaded["missing_keys"] if not re.search(published.optional, name)],
+        "unexpected": [name for name in loaded["unexpected_keys"] if not re.search(published.unused, name)],
+    }
+    named = {kind: [shown(name) for name in sorted(names)] for kind, names in groups.items()}
+    named["of another shape"] = [
+        f"{shown(name)} {tuple(found)} instead of {tuple(wanted)}"
+        for name, found, wanted in sorted(loaded["mismatched_keys"])
+    ]
+    if told := "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in named.items() if names):
+        raise _damaged(f"{where} does not hold the weights that its config.json describes: {told}")
 
 
-def _check_names(folder: Path, weights: str, network: nn.Module, published: Published) -> None:
+def _check_names(folder: Path, network: nn.Module, published: Published) -> None:
     """`check_loaded` for diffusers, from the files' headers alone. network: of the configuration, on any device."""
+    weights = "diffusion_pytorch_model"
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in _read_shapes(folder, weights, published).items():
@@ -113,46 +118,25 @@ def _check_names(folder: Path, weights: str, network: nn.Module, published: Publ
         for pattern, replacement in published.renamed:
             new = re.sub(pattern, replacement, new)
         if new in found:
-            raise ModelError(f"{folder} holds the tensor {shown(new)} twice, under an old name as well: {WAY_OUT}.")
+            raise _damaged(f"{folder} holds the tensor {shown(new)} twice, under an old name as well")
         found[new] = shape
-    both = sorted(expected.keys() & found.keys())
-    check_loaded(
-        _source(folder, weights),
-        {
-            "missing_keys": expected.keys() - found.keys(),
-            "unexpected_keys": found.keys() - expected.keys(),
-            "mismatched_keys": [(name, found[name], expected[name]) for name in both if found[name] != expected[name]],
-        },
-        published,
-    )
+    differing = [name for name in expected.keys() & found.keys() if found[name] != expected[name]]
+    loaded: dict[str, Iterable[Any]] = {
+        "missing_keys": expected.keys() - found.keys(),
+        "unexpected_keys": found.keys() - expected.keys(),
+        "mismatched_keys": [(name, found[name], expected[name]) for name in differing],
+    }
+    check_loaded(_source(folder, weights), loaded, published)
 
 
 def _check_by_loading(folder: Path, kind: type[CLIPTextModel] | type[Dinov2Model], published: Published) -> None:
     """`check_loaded` for transformers, which knows best what it makes of old names."""
     _read_shapes(folder, "model", published)
-    try:
-        with quiet_libraries():
-            _, loaded = kind.from_pretrained(
-                folder,
-                use_safetensors=True,
-                local_files_only=True,
-                dtype="auto",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except Exception as error:  # the libraries check little: any value of a stranger's file can raise anything
-        raise ModelError(f"{folder} cannot be loaded ({one_line(error)}): {WAY_OUT}.") from error
+    with _refusing(f"{folder} cannot be loaded"):
+        _, loaded = kind.from_pretrained(
+            folder, **SAFE, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
     check_loaded(_source(folder, "model"), loaded, published)
-
-
-def _check_difference(where: Path, missing: Set[str], unexpected: Set[str], shaped: list[str]) -> None:
-    groups = {
-        "missing": [shown(name) for name in sorted(missing)],
-        "unexpected": [shown(name) for name in sorted(unexpected)],
-        "of another shape": shaped,
-    }
-    if told := "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in groups.items() if names):
-        raise ModelError(f"{where} does not hold the weights that its config.json describes: {told}: {WAY_OUT}.")
 
 
 def _some(names: list[str]) -> str:
@@ -177,45 +161,33 @@ def _read_shapes(folder: Path, weights: str, published: Published) -> dict[str, 
     files = set(listed.values())
     beside = {path.name for path in folder.glob(f"{weights}-?????-of-?????.safetensors")}
     if strange := sorted(beside - files):
-        raise ModelError(f"{index} does not name {strange[0]}, which lies beside it: {WAY_OUT}.")
+        raise _damaged(f"{index} does not name {strange[0]}, which lies beside it")
     shapes: dict[str, tuple[int, ...]] = {}
     for name in sorted(files):
         if Path(name).name != name:
-            raise ModelError(f"{index} names {shown(name)}, which is no file beside it: {WAY_OUT}.")
+            raise _damaged(f"{index} names {shown(name)}, which is no file beside it")
         own = _read_file(folder / name, published)
-        said = {tensor for tensor, file in listed.items() if file == name}
-        if own.keys() != said:
-            odd = sorted(own.keys() ^ said)
-            raise ModelError(
-                f"{index} and {name} differ in {len(odd)} tensor(s) that {name} holds ({_some([*map(shown, odd)])}): "
-                f"{WAY_OUT}."
-            )
+        if odd := sorted(own.keys() ^ {tensor for tensor, file in listed.items() if file == name}):
+            told = f"{len(odd)} tensor(s) that {name} holds ({_some([*map(shown, odd)])})"
+            raise _damaged(f"{index} and {name} differ in {told}")
         shapes |= own
     return shapes
 
 
 def _read_file(file: Path, published: Published) -> dict[str, tuple[int, ...]]:
     check_file(file)
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
-            used = [name for name in slices if not re.search(published.unused, name)]
-            types = {name: slices[name].get_dtype() for name in used}
-            others = [f"{shown(name)} {kind}" for name, kind in types.items() if kind not in _FLOATING]
-            if others:
-                raise ModelError(
-                    f"{file} holds {len(others)} tensor(s) of other types than {', '.join(_FLOATING)} "
-                    f"({_some(others)}): take a model that is not quantised."
-                )
-            broken = [shown(name) for name in used if not _is_finite(tensors.get_tensor(name))]
-            shapes = {name: tuple(own.get_shape()) for name, own in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read as safetensors ({one_line(error)}): {WAY_OUT}.") from error
-    if broken:
-        raise ModelError(
-            f"{file} holds {len(broken)} tensor(s) with values that are not finite ({_some(broken)}): {WAY_OUT}."
-        )
-    return shapes
+    with _refusing(f"{file} cannot be read as safetensors"), safe_open(file, framework="pt") as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
+        used = [name for name in slices if not re.search(published.unused, name)]
+        types = {name: slices[name].get_dtype() for name in used}
+        if others := [f"{shown(name)} {kind}" for name, kind in types.items() if kind not in _FLOATING]:
+            raise ModelError(
+                f"{file} holds {len(others)} tensor(s) of other types than {', '.join(_FLOATING)} ({_some(others)}): "
+                "take a model that is not quantised."
+            )
+        if broken := [shown(name) for name in used if not _is_finite(tensors.get_tensor(name))]:
+            raise _damaged(f"{file} holds {len(broken)} tensor(s) with values that are not finite ({_some(broken)})")
+        return {name: tuple(own.get_shape()) for name, own in slices.items()}
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -228,47 +200,49 @@ def _is_finite(tensor: Tensor) -> bool:
 def _built(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
     """A component's network without memory. Raises `ModelError` where its configuration describes none."""
     config = read_object(folder / "config.json", "a configuration")
-    try:
-        with quiet_libraries(), torch.device("meta"):
-            return build(config).eval()
-    except Exception as error:  # as above
-        raise ModelError(f"{folder}/config.json describes no network ({one_line(error)}): {WAY_OUT}.") from error
+    with _refusing(f"{folder}/config.json describes no network"), torch.device("meta"):
+        return build(config).eval()
 
 
 def _dry_run(folder: Path, run: Callable[[], Any]) -> Any:
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            return run()
-    except Exception as error:  # as above
-        raise ModelError(
-            f"The network of {folder}/config.json cannot be run in its place ({one_line(error)}): {WAY_OUT}."
-        ) from error
+    what = f"The network of {folder}/config.json cannot be run in its place"
+    with _refusing(what), torch.no_grad(), torch.device("meta"):
+        return run()
 
 
 def _check_tokenizer(folder: Path, config: Any) -> None:
     """Raise `ModelError` where the tokenizer is not the text encoder's. config: of the text encoder."""
-    try:
-        with quiet_libraries():
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    with _refusing(f"{folder} cannot be loaded as CLIP's tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         ids = tokenizer("a photo of a cat").input_ids
         highest = max(tokenizer.get_vocab().values())
-    except Exception as error:  # as above
-        raise ModelError(f"{folder} cannot be loaded as CLIP's tokenizer ({one_line(error)}): {WAY_OUT}.") from error
     inner = [token for token in ids[1:-1] if token != tokenizer.unk_token_id]
     if (ids[:1], ids[-1:]) != ([tokenizer.bos_token_id], [tokenizer.eos_token_id]) or not inner:
-        raise ModelError(f"{folder} is no tokenizer of CLIP's (it makes {ids} of 'a photo of a cat'): {WAY_OUT}.")
+        raise _damaged(f"{folder} is no tokenizer of CLIP's (it makes {ids} of 'a photo of a cat')")
+    fault, length, positions = "", tokenizer.model_max_length, config.max_position_embeddings
     if highest >= config.vocab_size:
-        raise ModelError(
-            f"{folder} has tokens up to {highest}, but the text encoder beside it knows {config.vocab_size}: take the "
-            "tokenizer that belongs to the text encoder."
-        )
-    length, positions = tokenizer.model_max_length, config.max_position_embeddings
-    if length != positions:
+        fault = f" has tokens up to {highest}, but the text encoder beside it knows {config.vocab_size}"
+    elif length != positions:
         said = f"model_max_length {length}" if length < 1e6 else "no model_max_length"  # 1e30 where it is silent
-        raise ModelError(
-            f"{folder}/tokenizer_config.json says {said}, but the text encoder beside it has {positions} positions: "
-            "take the tokenizer that belongs to the text encoder."
-        )
+        fault = f"/tokenizer_config.json says {said}, but the text encoder beside it has {positions} positions"
+    if fault:
+        raise ModelError(f"{folder}{fault}: take the tokenizer that belongs to the text encoder.")
+
+
+def _damaged(what: str) -> ModelError:
+    return ModelError(f"{what}: {WAY_OUT}.")
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Around what libraries make of a stranger's file: they check little, so that any value can raise anything."""
+    try:
+        with quiet_libraries():
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _damaged(f"{what} ({one_line(error)})") from error
 
 
 @contextlib.contextmanager

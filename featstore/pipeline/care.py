@@ -23,7 +23,7 @@ from featstore.config import VerifyConfig
 from featstore.errors import MetadataError, PromptError, StoreError
 from featstore.pipeline.defaults import dataset_of
 from featstore.pipeline.needed import model_of
-from featstore.pipeline.noisy import with_maps_made_of, with_noise_checked
+from featstore.pipeline.plan import with_maps_made_of, with_noise_checked
 from featstore.pipeline.recompute import Compared, Recomputed, recompute
 from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts, Mode

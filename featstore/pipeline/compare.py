@@ -110,30 +110,16 @@ def compare_runs(
     """
     first, *others = runs
     chosen = first.scoring.alphas if alphas is None else alphas
-    found = tuple((other, _lead(first, other, readout, chosen, average, frame)) for other in others)
-    return Comparison(first, found, readout, average, frame or first.scoring.frame_of(readout))
-
-
-def _lead(
-    first: EvaluationRun,
-    other: EvaluationRun,
-    readout: str,
-    alphas: Sequence[float],
-    average: Average,
-    frame: Frame | None,
-) -> dict[float, Columns[Difference]]:
-    for run in (first, other):
-        run.check_readout(readout)
-    if frame is None:
-        _check_frames(first, other, readout)
-    matched = aligned(first, other)
-    return compare(
-        first.matched.pairs,
-        _distances(first, first.matched, readout, frame),
-        _distances(other, matched, readout, frame),
-        alphas,
-        average,
-    )
+    found = []
+    for other in others:
+        for run in (first, other):
+            run.check_readout(readout)
+        if frame is None:
+            _check_frames(first, other, readout)
+        theirs = _distances(other, aligned(first, other), readout, frame)
+        ours = _distances(first, first.matched, readout, frame)
+        found.append((other, compare(first.matched.pairs, ours, theirs, chosen, average)))
+    return Comparison(first, tuple(found), readout, average, frame or first.scoring.frame_of(readout))
 
 
 def aligned(first: EvaluationRun, other: EvaluationRun) -> Matches:
@@ -147,10 +133,9 @@ def aligned(first: EvaluationRun, other: EvaluationRun) -> Matches:
             f"{first.path} and {other.path} were evaluated on different pairs ({' -> '.join(name[1:])} is only in "
             f"{run.path}): evaluate the same --split and --categories."
         )
-    waiting: dict[tuple[str, str, str], list[int]] = {}
-    for row, name in reversed(list(enumerate(theirs))):
-        waiting.setdefault(name, []).append(row)
-    found = other.matched.take([waiting[name].pop() for name in ours])
+    rows = np.empty(len(ours), dtype=np.intp)
+    rows[sorted(range(len(ours)), key=ours.__getitem__)] = sorted(range(len(ours)), key=theirs.__getitem__)
+    found = other.matched.take(rows)
     for mine, its in zip(first.matched.pairs, found.pairs, strict=True):
         difference = _difference(mine, its)
         if difference is not None:
@@ -173,10 +158,8 @@ def _difference(ours: MatchingPair, theirs: MatchingPair) -> str | None:
     first, other = ours.in_original_frame(), theirs.in_original_frame()
     if None not in (ours.names, theirs.names) and ours.names != theirs.names:
         return "keypoints"
-    for mine, its in (
-        (first.source_points, other.source_points),
-        (first.target_points, other.target_points),
-    ):
+    sides = (first.source_points, other.source_points), (first.target_points, other.target_points)
+    for mine, its in sides:
         if mine.shape != its.shape or not np.allclose(mine, its, rtol=0, atol=_CLOSE):
             return "keypoints"
     if (first.source_size, first.target_size) != (other.source_size, other.target_size):

@@ -2,14 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from featstore.backbones.base import Compute, compute_on
 from featstore.backbones.locate import ALIASES, DEMO
-from featstore.backbones.profile import profile_of
-from featstore.backbones.registry import LAYERS, family_of, is_other
+from featstore.backbones.registry import LAYERS, family_of, is_other, profile_of
 from featstore.pipeline.distributed import launched
-from matcher.configuration import MODULES
+from matcher.configuration import MODULES, check_weights
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,22 +62,19 @@ def timesteps_for(
     if len(timesteps) != len(numbers):
         others = [name for name in names if is_other(name)]
         apart = f" of the UNet ({', '.join(others)} has none)" if others else ""
-        raise InputError(
-            f"{len(numbers)} layer(s){apart} but {len(timesteps)} timestep(s): give one per layer with --t."
-        )
+        counts = f"{len(numbers)} layer(s){apart} but {len(timesteps)} timestep(s)"
+        raise InputError(f"{counts}: give one per layer with --t.")
     given = iter(timesteps)
     return tuple(None if is_other(name) else next(given) for name in names)
 
 
 def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
-    """One weight per layer: those asked for, else the recommended ones (`featstore.backbones.profile`).
+    """One weight per layer: those asked for, else the recommended ones (`featstore.backbones.registry`).
 
     Raises:
         InputError: Where counts disagree, or layers have no usual weights.
     """
     if weights is not None:
-        from matcher.configuration import check_weights
-
         if len(weights) != len(names):
             raise InputError(f"{len(names)} layer(s) but {len(weights)} weight(s): give one per layer with --weights.")
         check_weights(len(names), list(weights))
@@ -103,8 +99,6 @@ def check_layers_of(
         timesteps_for(names, timesteps)
         weights_for(names, weights)
     elif weights is not None:
-        from matcher.configuration import check_weights
-
         check_weights(len(weights), list(weights))
 
 
@@ -141,25 +135,14 @@ def check_kept(stored: str, what: str) -> None:
         raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
 
 
-class Computing(Protocol):
-    """A config that says where networks run."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
-
-
-def choose_compute(config: Computing) -> "Compute":
+def choose_compute(device: str, dtype: str, batch_size: int) -> Compute:
     """Where to run: `auto` takes a GPU where there is one, and float16 there, float32 on the CPU. Each of several
     processes takes a GPU of its own.
 
     Raises:
         InputError: For a device that cannot be used here, or that several processes cannot share out.
     """
-    return compute_on(own_device(config.device), config.dtype, config.batch_size)
+    return compute_on(own_device(device), dtype, batch_size)
 
 
 def own_device(name: str) -> str:

@@ -15,7 +15,7 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from matcher.pairs import MatchingPair
+    from matcher.pairs import Pairs
 
 Item = TypeVar("Item")
 
@@ -55,27 +55,21 @@ Shares = list[list[int]]
 """Indices of pairs, those of each process in their order."""
 
 
-def by_target(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
+def by_target(pairs: "Pairs", count: int, done: Collection[str] = ()) -> Shares:
     """All pairs into a target image go to one process, which then correlates what one process alone would, and so to
     the same bits; most categories go to one as a whole. done: target images that are no work any more."""
-    from matcher.pairs import Pairs
-
     targets: dict[str, list[int]] = {}
-    columns = Pairs.of(pairs)
-    for members in columns.grouped("category").values():
-        for target, own in columns.grouped("target", members).items():
+    for members in pairs.grouped("category").values():
+        for target, own in pairs.grouped("target", members).items():
             targets.setdefault(target, []).extend(own)
     return in_blocks(list(targets.values()), [target not in done for target in targets], count)
 
 
-def by_category(pairs: "Sequence[MatchingPair]", count: int, done: Collection[str] = ()) -> Shares:
+def by_category(pairs: "Pairs", count: int, done: Collection[str] = ()) -> Shares:
     """For maps that are made a category at a time and not kept: no two processes make the same. done: target images
     that are no work any more; a category is none when all of its are done."""
-    from matcher.pairs import Pairs
-
-    columns = Pairs.of(pairs)
-    groups = list(columns.grouped("category").values())
-    left = [not columns.grouped("target", group).keys() <= set(done) for group in groups]
+    groups = list(pairs.grouped("category").values())
+    left = [not pairs.grouped("target", group).keys() <= set(done) for group in groups]
     return in_blocks(groups, left, count)
 
 
@@ -97,42 +91,13 @@ PATIENCE = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """What the launcher says. rank: of this process among `count`. local_rank: among those of its machine."""
-
-    rank: int
-    count: int
-    local_rank: int
-
-
-ONE = Launch(0, 1, 0)
-
-
-def launched() -> Launch:
-    """As torchrun and accelerate tell it. Raises `ProcessError` where a process among several does not know which."""
-    try:
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
-            return ONE
-        rank = int(os.environ["RANK"])
-        return Launch(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
-    except (KeyError, ValueError):
-        raise _not_found() from None
-
-
-def check_divided(command: str | None, divided: Collection[str]) -> None:
-    """Raise `InputError` where several processes were started for a command that is none of `divided`: each would do
-    all of it, and write the same files."""
-    if command is not None and command not in divided and launched().count > 1:
-        raise InputError(f"`{command}` is not divided among processes: start it without torchrun.")
-
-
-@dataclass(frozen=True, slots=True)
 class Processes:
-    """This process, the `rank`-th from 0, among `count` that do a command together."""
+    """This process, the `rank`-th from 0, among `count` that do a command together. local_rank: among those of its
+    machine."""
 
     rank: int
     count: int
+    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -222,6 +187,18 @@ def _meeting(count: int) -> Iterator[None]:
 ALONE = Processes(0, 1)
 
 
+def launched() -> Processes:
+    """As torchrun and accelerate tell it. Raises `ProcessError` where a process among several does not know which."""
+    try:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return ALONE
+        rank = int(os.environ["RANK"])
+        return Processes(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
+    except (KeyError, ValueError):
+        raise _not_found() from None
+
+
 def join_processes(summing_on: str = "cpu") -> Processes:
     """Meet the other processes, where a launcher started several. What can be seen to be wrong with what was typed is
     refused before: a process that waits for others has no use for those that will not come. None goes on before all
@@ -248,7 +225,7 @@ def join_processes(summing_on: str = "cpu") -> Processes:
         raise _not_found()
     if state.backend == "gloo":
         atexit.register(_leave)
-    return Processes(own.rank, own.count)
+    return own
 
 
 def _leave() -> None:
@@ -277,3 +254,10 @@ def _joining(count: int) -> Iterator[None]:
 def _not_found() -> ProcessError:
     """What to raise in one of several processes that were started without being told of each other."""
     return ProcessError("Several processes were started, but they do not find each other: start them with torchrun.")
+
+
+def check_divided(command: str | None, divided: Collection[str]) -> None:
+    """Raise `InputError` where several processes were started for a command that is none of `divided`: each would do
+    all of it, and write the same files."""
+    if command is not None and command not in divided and launched().count > 1:
+        raise InputError(f"`{command}` is not divided among processes: start it without torchrun.")

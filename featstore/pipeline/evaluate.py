@@ -130,7 +130,7 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     if config.layers is None:
         raise InputError("--features needs --layers: the names of the file's layers.")
     scoring = _scoring(config, [(name, None) for name in config.layers], config.size)
-    compute = choose_compute(config)
+    compute = choose_compute(config.device, config.dtype, config.batch_size)
     maps = open_features(features)
     dataset = open_dataset(config.dataset, config.root)
     split = canonical_split(config.split or default_split(dataset))
@@ -180,8 +180,8 @@ def _match_pairwise(
 
     def match(own: Pairs) -> Matches:
         progress.start("UNet passes and matching", len(own), "pairs")
-        how = scoring.layers, scoring.readouts, scoring.settings, maps.compute.device
-        found = [match_pairs([pair], made, *how).predictions for pair, made in maps.of(own, progress)]
+        how = scoring.layers, scoring.readouts, scoring.settings, maps.work.compute.device
+        found = [match_pairs([pair], made, *how).predictions for pair, made in maps.of(own)]
         none = np.zeros((0, 2), dtype=np.float32)
         return Matches(own, {name: np.concatenate([none, *(one[name] for one in found)]) for name in scoring.readouts})
 

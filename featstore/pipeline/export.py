@@ -19,8 +19,8 @@ from featstore.config import ExportConfig
 from featstore.datasets.records import MIRRORED, ImageRecord
 from featstore.errors import ExportError, ImageError
 from featstore.files import open_whole, writing
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.distributed import WHOLE
-from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.needed import MadeMaps, require_maps
 from featstore.pipeline.run_build import asked_maps
 from featstore.plain_text import human_bytes

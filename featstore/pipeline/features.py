@@ -1,10 +1,13 @@
 """The one loop from images to feature maps: batches of inputs, a pass of a backbone's networks each, the mean over an
-image's noise draws. Commands, Python and pairs' evaluation differ in where inputs come from and where maps go."""
+image's noise draws. Commands, Python and pairs' evaluation differ in where inputs come from and where maps go: into a
+store, or into memory. What is kept of images beside maps is made here as well: latents and DINOv2's tokens."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -12,24 +15,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute, MapKey, Networks
+from featstore.backbones.base import Compute, MapKey, NetworkName, Networks
+from featstore.backbones.dino import load_dino
+from featstore.backbones.noise import Latents, posterior_noise
+from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, image_key, resize_to_square
-from featstore.datasets.records import Dataset, ImageRecord
+from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError, StoreError
-from featstore.pipeline.plan import MapPlan, PlannedPasses
+from featstore.pipeline.plan import (
+    FoundBackbone,
+    MapRequest,
+    PlannedPasses,
+    Work,
+    missing_latents,
+    missing_rows,
+    noisy_latent,
+    sharing_a_pass,
+)
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import AnyExtractor, Extractor, map_path
+from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, map_path
 from featstore.store.overlap import reads_ahead, row_writer
 from featstore.store.pack import unpack
+from featstore.store.row_encoding import RowEncoding, encoding_for
 from featstore.store.rows import RowArray
+from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
+from featstore.store.sweep import folders_of, sweep_partial
+from matcher.configuration import LayerSpec
 from matcher.maps import read_ahead
 
 if TYPE_CHECKING:
     from featstore.backbones.diffusion_networks import DiffusionNetworks
 
 Item = TypeVar("Item")
+Made = tuple[Item, MapKey, Tensor]
+"""A map (C, h, w), float32 on the CPU, with whose it is and its (layer, timestep)."""
 
 DECODERS = 4
 """Threads that decode and resize the images of a batch; Pillow lets go of the interpreter while it does."""
@@ -48,9 +69,7 @@ def padded(batch: Tensor, size: int) -> Tensor:
     not end in the same store as one that was never interrupted.
     """
     missing = size - len(batch)
-    if missing <= 0:
-        return batch
-    return torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])
+    return batch if missing <= 0 else torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,36 +88,34 @@ class Batch(Generic[Item]):
 @torch.no_grad()
 def passes(
     networks: Networks,
-    timestep: int | None,
-    layers: Sequence[str],
+    keys: Sequence[MapKey],
     batches: Iterable[Batch[Item]],
-    condition: Callable[[Sequence[Item]], Tensor] | None,
+    condition: Callable[[str, Sequence[Item]], Tensor] | None,
     device: torch.device,
     progress: Progress,
-) -> Iterator[tuple[Item, dict[str, Tensor]]]:
-    """The loop: each item with its maps by layer.
+) -> Iterator[Made[Item]]:
+    """The loop: each item's maps.
 
     Args:
         networks: what the inputs go through.
-        timestep: of the noise, None for networks that know none.
-        layers: whose maps are taken, all from one pass.
+        keys: (layer, timestep) of the maps that are taken, all from one pass at one timestep.
         batches: of inputs; an item's draws stand in one batch or in successive ones of the same items.
-        condition: gives prompt embeddings (items, 77, D); None for networks without text.
+        condition: gives prompt embeddings (items, 77, D) for the first layer; None for networks without text.
         device: of the networks.
         progress: is advanced by inputs.
 
     Returns:
-        Maps (C, h, w), float32 on the CPU, the mean over the item's draws.
+        The mean over the item's draws, of each key.
     """
     sums: dict[str, Tensor] = {}
-    draws = 0
+    draws, (first, timestep) = 0, keys[0]
     for batch in batches:
-        told = None if condition is None else condition(batch.items).repeat_interleave(batch.draws, dim=0)
+        told = None if condition is None else condition(first, batch.items).repeat_interleave(batch.draws, dim=0)
         maps = networks.features(
             padded(torch.from_numpy(batch.inputs).to(device), batch.size),
             timestep,
             None if told is None else padded(told, batch.size),
-            layers,
+            [layer for layer, _ in keys],
         )
         for layer, features in maps.items():
             own = features[: len(batch.inputs)].float()  # the padding falls off here
@@ -109,7 +126,8 @@ def passes(
         if batch.is_last:
             means = {layer: (total / draws).cpu() for layer, total in sums.items()}
             for index, item in enumerate(batch.items):
-                yield item, {layer: mean[index] for layer, mean in means.items()}
+                for layer, mean in means.items():
+                    yield item, (layer, timestep), mean[index]
             sums, draws = {}, 0
 
 
@@ -131,50 +149,39 @@ def noisy_batches(
         yield Batch(batch, loaded, len(draws), items_a_pass * draws_a_pass, draws[-1] == ensemble - 1)
 
 
-def pixel_batches(
-    store: Store,
-    dataset: Dataset,
-    rows: Sequence[int],
-    size: int,
-    batch_size: int,
-    bad: list[ImageError],
-    progress: Progress,
-) -> Iterator[Batch[int]]:
+def pixel_batches(work: Work, rows: Sequence[int], size: int, bad: list[ImageError]) -> Iterator[Batch[int]]:
     """Batches of images as networks take them: decoded, resized to squares (3, size, size) in [-1, 1]. bad: grows by
-    the images that cannot be read, which no batch holds; `progress` is advanced by those. Raises `StoreError` for one
+    the images that cannot be read, which no batch holds; progress is advanced by those. Raises `StoreError` for one
     whose file is not what the store was made from."""
-    records = {record.id: record for record in dataset.images()}
+    ids, keys = work.store.images.ids, work.store.images.keys
+    records = {record.id: record for record in work.dataset.images()}
 
     def pixels_of(row: int) -> NDArray[np.float32] | ImageError:
-        image = records.get(store.images.ids[row])
+        image: ImageRecord | None = records.get(ids[row])
         if image is None:
-            gone = store.images.ids[row]
-            return ImageError(gone, f"The image {gone!r} is no longer in the dataset.")
+            return ImageError(ids[row], f"The image {ids[row]!r} is no longer in the dataset.")
         try:
-            return _pixels(store.images.keys[row], dataset, image, size)
+            data = work.dataset.read(image)
+            if image_key(image, data) != keys[row]:
+                raise StoreError(
+                    f"The file of image {image.id!r} has changed since `cache build`: run `dualsd cache build` again."
+                )
+            return resize_to_square(decode(image, data), size)
         except ImageError as error:
             return error
 
+    at_once = work.compute.batch_size
     with ThreadPoolExecutor(DECODERS) as pool:
-        for batch in chunks(rows, batch_size):
+        for batch in chunks(rows, at_once):
             good = []
             for row, outcome in zip(batch, pool.map(pixels_of, batch), strict=True):
                 if isinstance(outcome, ImageError):
                     bad.append(outcome)
-                    progress.advance()
+                    work.progress.advance()
                 else:
                     good.append((row, outcome))
             if good:
-                yield Batch([row for row, _ in good], np.stack([pixels for _, pixels in good]), 1, batch_size, True)
-
-
-def _pixels(key: str, dataset: Dataset, image: ImageRecord, size: int) -> NDArray[np.float32]:
-    data = dataset.read(image)
-    if image_key(image, data) != key:
-        raise StoreError(
-            f"The file of image {image.id!r} has changed since `cache build`: run `dualsd cache build` again."
-        )
-    return resize_to_square(decode(image, data), size)
+                yield Batch([row for row, _ in good], np.stack([pixels for _, pixels in good]), 1, at_once, True)
 
 
 def diffusion_maps(
@@ -186,8 +193,8 @@ def diffusion_maps(
     compute: Compute,
     progress: Progress,
     ahead: int = 0,
-) -> Iterator[tuple[Item, MapKey, Tensor]]:
-    """Maps (C, h, w) of a diffusion model, part by part: (item, (layer, timestep), map).
+) -> Iterator[Made[Item]]:
+    """Maps of a diffusion model, part by part.
 
     Args:
         networks: of the model.
@@ -200,53 +207,38 @@ def diffusion_maps(
         ahead: batches of noisy latents that are read while passes are made.
     """
     for part in parts:
-        timestep, first = part.timestep, part.layers[0]
-        assert timestep is not None, "layers of a diffusion model have timesteps"
 
-        def load(item: Item, draw: int, timestep: int = timestep) -> NDArray[Any]:
+        def load(item: Item, draw: int, timestep: int = part.timestep) -> NDArray[Any]:
             return noisy(item, timestep, draw)
 
-        def told(items: Sequence[Item], layer: str = first) -> Tensor:
-            return condition(layer, items)
-
         batches = noisy_batches(part.rows, ensemble, compute.batch_size, load, ahead)
-        for item, maps in passes(networks, timestep, part.layers, batches, told, compute.device, progress):
-            for layer, features in maps.items():
-                yield item, (layer, timestep), features
+        yield from passes(networks, part.keys, batches, condition, compute.device, progress)
 
 
 def pixel_maps(
-    networks: Networks,
-    layers: Sequence[str],
-    batches: Iterable[Batch[Item]],
-    compute: Compute,
-    progress: Progress,
-) -> Iterator[tuple[Item, MapKey, Tensor]]:
-    """The same of a backbone that sees images alone."""
-    for item, maps in passes(networks, None, layers, batches, None, compute.device, progress):
-        for layer, features in maps.items():
-            yield item, (layer, None), features
+    found: FoundBackbone, networks: Networks, work: Work, rows: Sequence[int], bad: list[ImageError]
+) -> Iterator[Made[int]]:
+    """Maps of a backbone that sees images alone, of image rows. bad: see `pixel_batches`."""
+    batches = pixel_batches(work, rows, found.extractor.size, bad)
+    return passes(networks, found.keys, batches, None, work.compute.device, work.progress)
 
 
-class LayerEmbeddings:
-    """Prompt embeddings of some categories, layer by layer; those that layers share are made once."""
+def told_of(
+    store: Store, networks: "DiffusionNetworks", prompt: Prompts, categories: Collection[str]
+) -> Callable[[str, Sequence[int]], Tensor]:
+    """Prompt embeddings (b, 77, D) of a layer and image rows of some categories, made once; those that layers share
+    are made once for all."""
+    known = tuple(sorted(categories))
 
-    def __init__(self, networks: "DiffusionNetworks", prompt: Prompts, categories: Collection[str]) -> None:
-        self._networks, self._prompt, self._categories = networks, prompt, tuple(sorted(categories))
-        self._made: dict[str | None, dict[str, Tensor]] = {}
+    made: dict[str | None, Mapping[str, Tensor]] = {}
 
-    def of(self, layer: str) -> dict[str, Tensor]:
-        """Embeddings (77, D) by category."""
-        key = layer if self._prompt.differ_by_layer else None
-        if key not in self._made:
-            text = self._networks.tokenizer, self._networks.text_encoder
-            self._made[key] = self._prompt.embeddings(int(layer), self._categories, *text)
-        return self._made[key]
+    def told(layer: str, rows: Sequence[int]) -> Tensor:
+        key = layer if prompt.differ_by_layer else None
+        if key not in made:
+            made[key] = prompt.embeddings(int(layer), known, networks.tokenizer, networks.text_encoder)
+        return torch.stack([made[key][store.images.categories[row]] for row in rows])
 
-    def of_rows(self, store: Store) -> Callable[[str, Sequence[int]], Tensor]:
-        """What `diffusion_maps` takes as `condition` for images of a store."""
-        categories = store.images.categories
-        return lambda layer, rows: torch.stack([self.of(layer)[categories[row]] for row in rows])  # (b, 77, D)
+    return told
 
 
 def noisy_of(store: Store) -> Callable[[int, int, int], NDArray[Any]]:
@@ -262,30 +254,22 @@ def noisy_of(store: Store) -> Callable[[int, int, int], NDArray[Any]]:
 
 
 def extract_maps(
-    store: Store,
+    work: Work,
     networks: "DiffusionNetworks",
     extractor: Extractor,
     prompt: Prompts,
-    plan: MapPlan,
-    compute: Compute,
-    progress: Progress,
+    parts: Sequence[PlannedPasses[int]],
 ) -> None:
-    """Make the maps of a plan from cached noisy latents, and keep them."""
-    if not plan.parts:
-        return
-    unpack(store, [map_path(extractor, layer, part.timestep) for part in plan.parts for layer in part.layers], progress)
-    categories = {store.images.categories[row] for part in plan.parts for row in part.rows}
-    told = LayerEmbeddings(networks, prompt, categories).of_rows(store)
-    progress.start("UNet passes", plan.images * extractor.ensemble, "passes")
-    ahead = reads_ahead(store.path)
-    keep(
-        store,
-        extractor,
-        diffusion_maps(networks, plan.parts, noisy_of(store), told, extractor.ensemble, compute, progress, ahead),
-    )
+    """Make the maps of some passes from cached noisy latents, and keep them."""
+    store, ensemble = work.store, extractor.ensemble
+    unpack(store, [map_path(extractor, *key) for part in parts for key in part.keys], work.progress)
+    told = told_of(store, networks, prompt, {store.images.categories[row] for part in parts for row in part.rows})
+    work.progress.start("UNet passes", sum(len(part.rows) for part in parts) * ensemble, "passes")
+    noisy, ahead = noisy_of(store), reads_ahead(store.path)
+    keep(store, extractor, diffusion_maps(networks, parts, noisy, told, ensemble, work.compute, work.progress, ahead))
 
 
-def keep(store: Store, extractor: AnyExtractor, maps: Iterable[tuple[int, MapKey, Tensor]]) -> None:
+def keep(store: Store, extractor: AnyExtractor, maps: Iterable[Made[int]]) -> None:
     """Write maps of image rows under an extractor's name."""
     arrays: dict[MapKey, RowArray] = {}
     with row_writer(store.path) as write:
@@ -294,3 +278,120 @@ def keep(store: Store, extractor: AnyExtractor, maps: Iterable[tuple[int, MapKey
                 channels, height, width = features.shape
                 arrays[key] = store.require_maps(extractor, *key, (channels, height, width))
             write(arrays[key], (row,), features.numpy())
+
+
+def encode_images(work: Work, model: Model, rows: Sequence[int]) -> tuple[int, list[ImageError]]:
+    """Every image goes through the VAE once: latents of those of `rows` that have none (how many were encoded, what was
+    wrong with the others).
+
+    The VAE is loaded only where a row is missing. What was written stays when a later image fails.
+    """
+    store, compute = work.store, work.compute
+    missing = missing_latents(store, rows)
+    if not missing:
+        return 0, []
+    unpack(store, [LATENTS], work.progress)
+    array = store.latents()
+    networks = model.load(compute)
+    work.progress.start("encoding images (VAE)", len(missing), "images")
+    encoded, bad = 0, list[ImageError]()
+    with row_writer(store.path) as write:
+        for batch in pixel_batches(work, missing, store.header.image_size, bad):
+            drawn = None
+            if store.header.latents is Latents.SAMPLE:
+                keys = [store.images.keys[row] for row in batch.items]
+                noise = np.stack([posterior_noise(store.header.seed, key, array.row_shape) for key in keys])
+                drawn = padded(torch.from_numpy(noise), batch.size).to(compute.device)
+            latents = networks.encode(padded(torch.from_numpy(batch.inputs), batch.size).to(compute.device), drawn)
+            for row, values in zip(batch.items, latents.cpu().numpy(), strict=False):  # the padding falls off here
+                write(array, (row,), values)
+            encoded += len(batch.items)
+            work.progress.advance(len(batch.items))
+    return encoded, bad
+
+
+def cache_patch_tokens(work: Work, dino: NetworkName, folder: Path, rows: Sequence[int]) -> RowArray:
+    """DINOv2's tokens (1 + patches, width) of the images of `rows`, mirrored where the image is; those that are there
+    stay.
+
+    Raises `StoreError` where the store has those of another DINOv2, `ImageError` for an image that cannot be read.
+    """
+    store = work.store
+    sweep_partial(folders_of(store.path, [PATCH_TOKENS]))
+    known = store.patch_tokens(dino)
+    if known is not None and not missing_rows(known, rows):
+        return known
+    unpack(store, [PATCH_TOKENS], work.progress)
+    network = load_dino(folder, work.compute.device, work.compute.dtype)
+    array = store.require_patch_tokens(dino, network.tokens_shape)
+    missing = missing_rows(array, rows)
+    records = {record.id: record for record in work.dataset.images()}
+    work.progress.start("DINOv2 tokens", len(missing), "images")
+    with row_writer(store.path) as write:
+        for batch in chunks(missing, work.compute.batch_size):
+            images = [records[store.images.ids[row]] for row in batch]
+            tokens = network.tokens([decode(image, work.dataset.read(image)) for image in images])
+            for row, own in zip(batch, tokens, strict=True):
+                write(array, (row,), own.numpy())
+            work.progress.advance(len(batch))
+    return array
+
+
+@dataclass(frozen=True, slots=True)
+class MapStream:
+    """Maps without a disk: the networks, loaded once, and what to make of a few images at a time. wanted: of the
+    diffusion model. others: other backbones, each with its networks."""
+
+    work: Work
+    networks: "DiffusionNetworks"
+    told: Callable[[str, Sequence[int]], Tensor]
+    wanted: tuple[MapKey, ...]
+    others: tuple[tuple[FoundBackbone, Networks], ...]
+    request: MapRequest
+
+    def maps_of(self, rows: Sequence[int], progress: Progress) -> "EncodedMaps":
+        """All wanted maps of the images of `rows`, whose latents are cached, as `cache maps` keeps them. Raises
+        `ImageError` where another backbone's image cannot be read."""
+        work, store, ensemble = replace(self.work, progress=progress), self.work.store, self.request.ensemble
+        groups = sharing_a_pass(self.wanted, self.request.told.differ_by_layer)
+        total = len(rows) * (len(groups) * ensemble + len(self.others))
+        progress.start("UNet passes" if self.wanted else "passes", total, "passes")
+        latents = store.latents()
+        stored = read_ahead(rows if groups else (), lambda row: latents.read((row,)), reads_ahead(store.path))
+        clean = {row: values.astype(np.float32) for row, values in stored}
+
+        def noisy(row: int, timestep: int, draw: int) -> NDArray[np.float16]:
+            return noisy_latent(store, clean[row], row, timestep, draw).astype(STORED_DTYPE)
+
+        parts = [PlannedPasses(keys, tuple(rows)) for keys in groups]
+        bad: list[ImageError] = []
+        made = chain(
+            diffusion_maps(self.networks, parts, noisy, self.told, ensemble, work.compute, progress),
+            *(pixel_maps(found, networks, work, rows, bad) for found, networks in self.others),
+        )
+        encoding, ids = encoding_for(self.request.stored.value), store.images.ids
+        maps = {(ids[row], *key): encoding.encode(features.numpy()) for row, key, features in made}
+        if bad:
+            raise bad[0]
+        return EncodedMaps(encoding, maps)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMaps:
+    """Maps in memory (a `matcher.maps.MapSource`), as they would lie on the disk, keyed by (image id, layer name,
+    timestep)."""
+
+    encoding: RowEncoding
+    rows: Mapping[tuple[str, str, int | None], NDArray[Any]]
+
+    def load(self, image: str, layer: LayerSpec) -> Tensor:
+        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where the model
+        overflowed."""
+        row = self.rows[image, layer.layer, layer.timestep]
+        if not self.encoding.is_row(row):
+            at = "" if layer.timestep is None else f" at t = {layer.timestep}"
+            raise StoreError(
+                f"The map of {image!r}, layer {layer.layer}{at}, is not finite in {self.encoding.dtype}: the model "
+                "overflowed; try --dtype float32."
+            )
+        return torch.from_numpy(self.encoding.decode(row))

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,18 @@ from featstore.errors import ImageError
 from featstore.pipeline.defaults import check_names, find_readouts, weights_for
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target, in_blocks
 from featstore.pipeline.needed import (
-    FoundBackbone,
     MapsCost,
     estimate_maps,
     find_backbones,
     make_latents,
     model_of,
+    open_stream,
     require_maps,
 )
 from featstore.pipeline.opened import open_asked, take_pairs
 from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
 from featstore.pipeline.pairwise import PairMaps, open_pair_maps, tell_pairwise_cost
-from featstore.pipeline.plan import MapRequest, extractor_of, missing_latents, sharing_a_pass
+from featstore.pipeline.plan import FoundBackbone, MapRequest, extractor_of, missing_latents, sharing_a_pass
 from featstore.pipeline.prompt_choice import PromptChoice
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
@@ -129,20 +130,16 @@ class GridWork:
         """
 
         def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
-            # loading the model's libraries takes seconds, and a grid that was finished before needs none
-            from featstore.pipeline.stream import MapStream, open_stream
-
-            stream: MapStream | None = None
+            # its libraries take seconds to load, and a grid that was finished before needs none
+            stream = cache(lambda: open_stream(store, dataset, tuple(categories), self.grid.maps, request))
             categories = self.pairs.grouped("category", rows)
             parts: list[Hits] = []
             for category, members in categories.items():
                 maps: MapSource = MapsInMemory({})  # a finished category asks for none
                 targets = self.pairs.grouped("target", members)
                 if not self.ledger.done.issuperset(targets):
-                    if stream is None:
-                        stream = open_stream(store, dataset, tuple(categories), self.grid.maps, request)
                     images = sorted({*self.pairs.grouped("source", members), *targets})
-                    maps = stream.maps_of([store.images.row(image) for image in images], self.progress)
+                    maps = stream().maps_of([store.images.row(image) for image in images], self.progress)
                 self.progress.start(f"matching {category}", len(members), "pairs")
                 parts.append(self._hits(members, maps))
             return [row for members in categories.values() for row in members], np.concatenate(parts, axis=-1)
@@ -165,7 +162,7 @@ class GridWork:
                 done = self.ledger.load(target)
                 if done is None:
                     assert maps is not None, "something was left"
-                    made = maps.of(self.pairs.take(members), self.progress)
+                    made = maps.of(self.pairs.take(members))
                     done = np.concatenate([score_grid([pair], of_pair, *tried).hits for pair, of_pair in made], axis=-1)
                     self.ledger.save(target, done)
                 else:

@@ -1,8 +1,9 @@
 """Photographs that belong to no dataset and no store: their feature maps, kept in memory, and matches between two."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from featstore.backbones.base import (
-    Asked,
-    Backbone,
-    LayerShape,
-    MapKey,
-    Networks,
-    TextEncoder,
-    Tokenizer,
-    compute_on,
-)
+from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networks, TextEncoder, Tokenizer, compute_on
 from featstore.backbones.noise import Latents, noise, posterior_noise
-from featstore.backbones.profile import profile_of
-from featstore.backbones.registry import family_of, is_diffusion, open_family, pixel_families
+from featstore.backbones.registry import family_of, is_diffusion, open_other, pixel_families, profile_of
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
 from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
 from featstore.pipeline.defaults import check_names, timesteps_for, weights_for
-from featstore.pipeline.features import Batch, chunks, diffusion_maps, pixel_maps
+from featstore.pipeline.features import Batch, Made, diffusion_maps, passes
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent
 from featstore.prompts.text import encode_texts
@@ -144,7 +135,8 @@ class Featurizer:
         self.compute = compute_on(device, dtype, batch_size)
         self.networks = self.model.load(self.compute)
         self._seed, self._latents, self._asked = seed, Latents(latents), others or {}
-        self._others: dict[str, tuple[Backbone, int, Networks | None]] = {}
+        self._others: dict[str, tuple[Backbone, int]] = {}
+        self._loaded: dict[str, Networks] = {}
 
     def __call__(
         self,
@@ -187,17 +179,12 @@ class Featurizer:
             if is_diffusion(layer):
                 found.append(self.model.shape(layer, self.image_size))
             else:
-                backbone, size, _ = self._other(layer)
+                backbone, size = self._other(layer)
                 found.append(backbone.layers(size)[layer])
         return found
 
     def maps_of(
-        self,
-        photos: Sequence[Photo],
-        wanted: Sequence[MapKey],
-        prompt: PhotoPrompt,
-        ensemble: int,
-        progress: Progress,
+        self, photos: Sequence[Photo], wanted: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
     ) -> list[ImageMaps]:
         """Feature maps of photographs, those of a store but for its roundings to float16. A photograph that asks to be
         turned is noted (`featstore.datasets.pictures`). Raises `MapError` for a map that is not finite."""
@@ -210,15 +197,14 @@ class Featurizer:
                 )
         own = [key for key in wanted if is_diffusion(key[0])]
         self.model.schedule.check_timesteps(step for _, step in own if step is not None)
-        groups = sharing_a_pass(own, not prompt.shared)
         others = pixel_families(layer for layer, _ in wanted)
-        passes = (1 if groups else 0) + len(groups) * ensemble + len(others)
-        progress.start("extracting features", len(photos) * passes, "passes")
+        passes_each = len(sharing_a_pass(own, not prompt.shared)) * ensemble + (1 if own else 0) + len(others)
+        progress.start("extracting features", len(photos) * passes_each, "passes")
         found: list[dict[MapKey, Tensor]] = [{} for _ in photos]
-        for index, key, features in [
-            *self._diffusion_maps(photos, groups, prompt, ensemble, progress),
-            *(made for layers in others.values() for made in self._other_maps(photos, layers, progress)),
-        ]:
+        for index, key, features in chain(
+            self._diffusion_maps(photos, own, prompt, ensemble, progress) if own else (),
+            *(self._other_maps(photos, layers, progress) for layers in others.values()),
+        ):
             if not features.isfinite().all():
                 at = "" if key[1] is None else f" at t = {key[1]}"
                 raise MapError(
@@ -233,19 +219,13 @@ class Featurizer:
         ]
 
     def _diffusion_maps(
-        self,
-        photos: Sequence[Photo],
-        groups: Sequence[tuple[MapKey, ...]],
-        prompt: PhotoPrompt,
-        ensemble: int,
-        progress: Progress,
-    ) -> list[tuple[int, MapKey, Tensor]]:
-        if not groups:
-            return []
+        self, photos: Sequence[Photo], own: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
+    ) -> Iterator[Made[int]]:
         latents = [self._encoded(photo) for photo in photos]
         progress.advance(len(photos))
         text = self.networks.tokenizer, self.networks.text_encoder
-        embeddings = {keys[0][0]: prompt.embedding(int(keys[0][0]), *text) for keys in groups}
+        parts = [PlannedPasses(keys, tuple(range(len(photos)))) for keys in sharing_a_pass(own, not prompt.shared)]
+        embeddings = {layer: prompt.embedding(int(layer), *text) for layer in {part.keys[0][0] for part in parts}}
 
         def noisy(index: int, timestep: int, draw: int) -> NDArray[np.float32]:
             drawn = noise(self._seed, photos[index].key, timestep, draw, latents[index].shape)
@@ -256,9 +236,7 @@ class Featurizer:
 
         # a pass holds draws of one photograph: its maps do not depend on which others are asked for
         compute = replace(self.compute, batch_size=min(self.compute.batch_size, ensemble))
-        rows = tuple(range(len(photos)))
-        parts = [PlannedPasses(keys[0][1], tuple(layer for layer, _ in keys), rows) for keys in groups]
-        return list(diffusion_maps(self.networks, parts, noisy, told, ensemble, compute, progress))
+        return diffusion_maps(self.networks, parts, noisy, told, ensemble, compute, progress)
 
     def _encoded(self, photo: Photo) -> NDArray[np.float32]:
         """Latents (4, h, w)."""
@@ -270,26 +248,20 @@ class Featurizer:
         latents: NDArray[np.float32] = self.networks.encode(pixels, drawn)[0].cpu().numpy()
         return latents
 
-    def _other_maps(
-        self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress
-    ) -> list[tuple[int, MapKey, Tensor]]:
-        backbone, size, networks = self._other(layers[0])
-        if networks is None:
-            networks = backbone.load(self.compute, layers)
-            self._others[family_of(layers[0])] = backbone, size, networks
+    def _other_maps(self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress) -> Iterator[Made[int]]:
+        family, (backbone, size) = family_of(layers[0]), self._other(layers[0])
+        if family not in self._loaded:
+            self._loaded[family] = backbone.load(self.compute, layers)
         batches = (
-            Batch(rows, np.stack([resize_to_square(photos[row].picture, size) for row in rows]), 1, len(rows), True)
-            for rows in chunks(range(len(photos)), 1)
+            Batch([row], resize_to_square(photo.picture, size)[None], 1, 1, True) for row, photo in enumerate(photos)
         )
-        return list(pixel_maps(networks, layers, batches, self.compute, progress))
+        keys = [(layer, None) for layer in layers]
+        return passes(self._loaded[family], keys, batches, None, self.compute.device, progress)
 
-    def _other(self, layer: str) -> tuple[Backbone, int, Networks | None]:
+    def _other(self, layer: str) -> tuple[Backbone, int]:
         family = family_of(layer)
         if family not in self._others:
-            asked = self._asked.get(family, Asked())
-            backbone = open_family(layer).open_backbone(asked, self.model.location)
-            size = backbone.image_size if asked.size is None else asked.size
-            self._others[family] = backbone, size, None
+            self._others[family] = open_other(layer, self._asked, self.model.location)
         return self._others[family]
 
 

@@ -3,22 +3,72 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from featstore.backbones.base import Asked, Backbone, Compute, LayerShape, MapKey
+from featstore.backbones.base import Asked, Compute, LayerShape, MapKey
 from featstore.backbones.locate import locate
-from featstore.backbones.registry import is_diffusion, open_family, pixel_families
+from featstore.backbones.registry import is_diffusion, open_family, open_other, pixel_families
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
-from featstore.pipeline.noisy import add_noise, check_noise
-from featstore.pipeline.plan import MapRequest, extractor_of, missing_latents, missing_maps, missing_noisy, plan_maps
-from featstore.progress import Progress
+from featstore.pipeline.plan import (
+    FoundBackbone,
+    MapRequest,
+    NoisyRows,
+    Work,
+    add_noise,
+    check_noise,
+    extractor_of,
+    missing_latents,
+    missing_maps,
+    missing_noisy,
+    plan_maps,
+)
+from featstore.progress import Progress, Silent
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path, noisy_path
 from featstore.store.pack import unpack
 from featstore.store.row_encoding import row_bytes
 from featstore.store.store import Store
 from featstore.store.sweep import folders_of, sweep_partial
+
+if TYPE_CHECKING:
+    from featstore.pipeline.features import MapStream
+
+
+def fill(
+    work: Work, model: Model, noisy: Sequence[NoisyRows], rows: Sequence[int] = ()
+) -> tuple[int, int, list[ImageError]]:
+    """Make what is missing of latents and noisy latents; no network is loaded where nothing is.
+
+    Args:
+        work: the store, and what it is filled from.
+        model: the one that the store was made with.
+        noisy: image rows, with a timestep and draws each.
+        rows: images whose latents alone are needed.
+
+    Returns:
+        How many images were encoded, how many noisy latents were made, and what was wrong with images that could not be
+        read, which have neither.
+
+    Raises:
+        StoreError: where noisy latents that are there are not noise by the store's betas, or an image has changed.
+        DiskFullError: where the disk fills up.
+    """
+    store = work.store
+    for own, timestep, _ in noisy:
+        check_noise(store, own, [timestep])
+    sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(timestep) for _, timestep, _ in noisy)]))
+    everyone = sorted({*rows, *(row for own, _, _ in noisy for row in own)})
+    encoded, bad = 0, list[ImageError]()
+    if missing_latents(store, everyone):
+        # Only now: the model's libraries take longer to load than it takes to see that nothing is missing.
+        from featstore.pipeline.features import encode_images
+
+        encoded, bad = encode_images(work, model, everyone)
+    broken = {store.images.row(error.image_id) for error in bad}
+    good = [([row for row in own if row not in broken], timestep, draws) for own, timestep, draws in noisy]
+    return encoded, add_noise(work, good), bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +78,13 @@ class MadeMaps:
     images_times_timesteps: that UNet passes were made for. passes: of other backbones, by family. bad: images that
     could not be read, whose maps are missing."""
 
-    extractor: Extractor | None
-    others: Mapping[str, PixelExtractor]
-    shapes: tuple[LayerShape, ...]
-    encoded: int
-    images_times_timesteps: int
-    passes: Mapping[str, int]
-    bad: tuple[ImageError, ...]
+    extractor: Extractor | None = None
+    others: Mapping[str, PixelExtractor] = field(default_factory=dict)
+    shapes: tuple[LayerShape, ...] = ()
+    encoded: int = 0
+    images_times_timesteps: int = 0
+    passes: Mapping[str, int] = field(default_factory=dict)
+    bad: tuple[ImageError, ...] = ()
 
 
 def require_maps(
@@ -60,61 +110,43 @@ def require_maps(
         StoreError: where the model at hand is not the store's, or an image has changed.
         DiskFullError: where the disk fills up.
     """
-    keys = list(wanted)
+    work, keys = Work(store, dataset, request.compute, progress), list(wanted)
     own = [key for key in keys if is_diffusion(key[0])]
-    other = [layer for layer, _ in keys if not is_diffusion(layer)]
-    made = _require_other_maps(store, dataset, rows, other, request, progress)
+    made = _require_other_maps(work, rows, [layer for layer, _ in keys], request)
     if not own:
         return made
-    unet = _require_diffusion_maps(store, dataset, rows, own, request, progress)
+    unet = _require_diffusion_maps(work, rows, own, request)
     bad = {error.image_id: error for error in (*unet.bad, *made.bad)}
     return replace(
         unet, others=made.others, shapes=(*unet.shapes, *made.shapes), passes=made.passes, bad=tuple(bad.values())
     )
 
 
-def _require_diffusion_maps(
-    store: Store,
-    dataset: Dataset,
-    rows: Sequence[int],
-    wanted: Sequence[MapKey],
-    request: MapRequest,
-    progress: Progress,
-) -> MadeMaps:
-    prompt, ensemble, compute = request.told, request.ensemble, request.compute
+def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[MapKey], request: MapRequest) -> MadeMaps:
+    store, prompt, ensemble = work.store, request.told, request.ensemble
     steps = {timestep for _, timestep in wanted if timestep is not None}
     check_noise(store, rows, steps)
-    extractor = extractor_of(store, prompt, ensemble, compute, request.stored)
-    arrays = [map_path(extractor, *key) for key in wanted]
-    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), *arrays]))
-    plan = plan_maps(store, extractor, rows, wanted, prompt)
-    if not plan.parts:
-        return MadeMaps(extractor, {}, (), 0, 0, {}, ())
+    extractor = extractor_of(store, prompt, ensemble, work.compute, request.stored)
+    arrays = [LATENTS, *map(noisy_path, steps), *(map_path(extractor, *key) for key in wanted)]
+    sweep_partial(folders_of(store.path, arrays))
+    parts = plan_maps(store, extractor, rows, wanted, prompt)
+    if not parts:
+        return MadeMaps(extractor)
     # Only now: loading the model's libraries takes longer than an evaluation from the cache.
     from featstore.pipeline.features import extract_maps
-    from featstore.pipeline.latents import encode_images
 
     model = model_of(store)
-    lacking = sorted({row for part in plan.rows.values() for row in part})
-
-    encoded, bad = encode_images(store, dataset, model.location, lacking, compute, progress)
-    unreadable = {store.images.row(error.image_id) for error in bad}
-    plan = plan.without(unreadable)
-    for timestep, part in plan.rows.items():
-        add_noise(store, part, [timestep], ensemble, progress)
-    networks = model.load(compute, [layer for part in plan.parts for layer in part.layers] or ["1"])
-    extract_maps(store, networks, extractor, prompt, plan, compute, progress)
-    shapes = tuple(model.shape(layer, store.header.image_size) for layer, _ in wanted) if plan.images else ()
-    return MadeMaps(extractor, {}, shapes, encoded, plan.images, {}, tuple(bad))
-
-
-@dataclass(frozen=True, slots=True)
-class FoundBackbone:
-    """A backbone of images alone, at hand. extractor: under whose name its maps lie. shapes: of the layers wanted."""
-
-    extractor: PixelExtractor
-    backbone: Backbone
-    shapes: Mapping[str, LayerShape]
+    encoded, _, bad = fill(work, model, [(part.rows, part.timestep, ensemble) for part in parts])
+    broken = {store.images.row(error.image_id) for error in bad}
+    parts = [replace(part, rows=tuple(row for row in part.rows if row not in broken)) for part in parts]
+    parts = [part for part in parts if part.rows]
+    if not parts:
+        return MadeMaps(extractor, encoded=encoded, bad=tuple(bad))
+    networks = model.load(work.compute, [layer for part in parts for layer, _ in part.keys])
+    extract_maps(work, networks, extractor, prompt, parts)
+    shapes = tuple(model.shape(layer, store.header.image_size) for layer, _ in wanted)
+    images = sum(len(part.rows) for part in parts)
+    return MadeMaps(extractor, {}, shapes, encoded, images, {}, tuple(bad))
 
 
 def find_backbones(store: Store, layers: Sequence[str], request: MapRequest) -> dict[str, FoundBackbone]:
@@ -124,85 +156,56 @@ def find_backbones(store: Store, layers: Sequence[str], request: MapRequest) -> 
     """
     found = {}
     for family, own in pixel_families(layers).items():
-        wanted = request.asked.get(family, Asked())
         model = locate(store.header.model_id, store.header.model_revision)
-        backbone = open_family(own[0]).open_backbone(wanted, model)
-        size = backbone.image_size if wanted.size is None else wanted.size
+        backbone, size = open_other(own[0], request.asked, model)
         shapes = backbone.layers(size)
         extractor = PixelExtractor(family, backbone.name, size, request.compute.dtype_name, request.stored)
         found[family] = FoundBackbone(extractor, backbone, {layer: shapes[layer] for layer in own})
     return found
 
 
-def _require_other_maps(
-    store: Store,
-    dataset: Dataset,
-    rows: Sequence[int],
-    layers: Sequence[str],
-    request: MapRequest,
-    progress: Progress,
-) -> MadeMaps:
+def _require_other_maps(work: Work, rows: Sequence[int], layers: Sequence[str], request: MapRequest) -> MadeMaps:
     """Maps of backbones that see images alone, mirrored where the image is. A store that has them all needs none of
     them at hand."""
     others: dict[str, PixelExtractor] = {}
     shapes: list[LayerShape] = []
-    passes, bad = dict[str, int](), dict[str, ImageError]()
+    passes, bad = dict[str, int](), list[ImageError]()
     for family, own in pixel_families(layers).items():
         try:
-            found = find_backbones(store, own, request)[family]
+            found = find_backbones(work.store, own, request)[family]
         except ModelError:
-            kept = _kept(store, rows, family, own, request)
+            kept = _kept(work.store, rows, family, own, request)
             if kept is None:
                 raise
             others[family], passes[family] = kept, 0
             continue
         others[family] = found.extractor
-        missing = _lacking(store, found, rows)
-        failed = _make(store, dataset, missing, found, request.compute, progress) if missing else []
+        missing = missing_maps(work.store, found.extractor, rows, found.keys)
+        failed = _make(work, missing, found) if missing else []
         passes[family] = len(missing) - len(failed)
-        bad |= {error.image_id: error for error in failed}
+        bad += failed
         if passes[family]:
             shapes += found.shapes.values()
-    return MadeMaps(None, others, tuple(shapes), 0, 0, passes, tuple(bad.values()))
+    return MadeMaps(None, others, tuple(shapes), 0, 0, passes, tuple(bad))
 
 
-def _lacking(store: Store, found: FoundBackbone, rows: Sequence[int]) -> list[int]:
-    """Those of `rows` that lack a map of a layer."""
-    missing = [missing_maps(store, found.extractor, rows, (layer, None)) for layer in found.shapes]
-    return sorted(set[int]().union(*missing))
-
-
-def _make(
-    store: Store, dataset: Dataset, rows: Sequence[int], found: FoundBackbone, compute: Compute, progress: Progress
-) -> list[ImageError]:
+def _make(work: Work, rows: Sequence[int], found: FoundBackbone) -> list[ImageError]:
     """Make and keep the maps of `rows`: what was wrong with those that could not be read."""
     # Only now: loading the libraries takes longer than an evaluation from the cache.
-    from featstore.pipeline.features import keep, pixel_batches, pixel_maps
+    from featstore.pipeline.features import keep, pixel_maps
 
-    extractor, layers = found.extractor, [*found.shapes]
-    networks = found.backbone.load(compute, layers)
-    paths = [map_path(extractor, layer, None) for layer in layers]
-    unpack(store, paths, progress)
-    sweep_partial(folders_of(store.path, paths))
+    networks = found.backbone.load(work.compute, [*found.shapes])
+    paths = [map_path(found.extractor, *key) for key in found.keys]
+    unpack(work.store, paths, work.progress)
+    sweep_partial(folders_of(work.store.path, paths))
     bad: list[ImageError] = []
-
-    progress.start(f"maps of {', '.join(layers)}", len(rows), "images")
-    batches = pixel_batches(store, dataset, rows, extractor.size, compute.batch_size, bad, progress)
-    keep(store, extractor, pixel_maps(networks, layers, batches, compute, progress))
+    work.progress.start(f"maps of {', '.join(found.shapes)}", len(rows), "images")
+    keep(work.store, found.extractor, pixel_maps(found, networks, work, rows, bad))
     return bad
 
 
-def _row_bytes(found: FoundBackbone) -> int:
-    """Of all layers' maps of one image."""
-    return sum(row_bytes(found.extractor.stored.value, shape.map) for shape in found.shapes.values())
-
-
 def _kept(
-    store: Store,
-    rows: Sequence[int],
-    family: str,
-    layers: Sequence[str],
-    request: MapRequest,
+    store: Store, rows: Sequence[int], family: str, layers: Sequence[str], request: MapRequest
 ) -> PixelExtractor | None:
     """The one extractor in the store that fits what is asked for and has all of it; None where none does, or
     several."""
@@ -217,9 +220,27 @@ def _kept(
         if extractor.network.id in ids
         and asked.size in (None, extractor.size)
         and (extractor.dtype, extractor.stored) == kept_as
-        and not any(missing_maps(store, extractor, rows, (layer, None)) for layer in layers)
+        and not missing_maps(store, extractor, rows, [(layer, None) for layer in layers])
     ]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def open_stream(
+    store: Store, dataset: Dataset, categories: Sequence[str], wanted: Sequence[MapKey], request: MapRequest
+) -> "MapStream":
+    """Load what making maps in memory takes. Raises `ModelError` and `StoreError` where the store's model is not at
+    hand."""
+    # Only now: loading the libraries takes longer than an evaluation from the cache.
+    from featstore.pipeline.features import MapStream, told_of
+
+    own = tuple(key for key in wanted if is_diffusion(key[0]))
+    store.header.schedule.check_timesteps(timestep for _, timestep in own if timestep is not None)
+    compute = request.compute
+    networks = model_of(store).load(compute, [layer for layer, _ in own] or ["1"])
+    found = find_backbones(store, [layer for layer, _ in wanted], request)
+    others = tuple((one, one.backbone.load(compute, [*one.shapes])) for one in found.values())
+    told = told_of(store, networks, request.told, categories)
+    return MapStream(Work(store, dataset, compute, Silent()), networks, told, own, others, request)
 
 
 def make_latents(
@@ -228,9 +249,7 @@ def make_latents(
     """Encode those images of `rows` whose latents are not cached; returns those that could not be read."""
     if not missing_latents(store, rows):
         return ()
-    from featstore.pipeline.latents import encode_images
-
-    return tuple(encode_images(store, dataset, model_of(store).location, rows, compute, progress)[1])
+    return tuple(fill(Work(store, dataset, compute, progress), model_of(store), [], rows)[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,23 +277,26 @@ def estimate_maps(
     the other backbones (`find_backbones`) whose maps are made as well."""
     wanted = [key for key in wanted if is_diffusion(key[0])]
     store.header.schedule.check_timesteps(timestep for _, timestep in wanted if timestep is not None)
-    others = {family: len(_lacking(store, one, rows)) for family, one in (found or {}).items()}
-    size = sum(others[family] * _row_bytes(one) for family, one in (found or {}).items())
-    files = sum(others[family] * len(one.shapes) for family, one in (found or {}).items())
-    plan = plan_maps(store, extractor, rows, wanted, prompt)
-    if not plan.parts:
+    others, size, files = dict[str, int](), 0, 0
+    for family, one in (found or {}).items():
+        others[family] = len(missing_maps(store, one.extractor, rows, one.keys))
+        size += others[family] * sum(row_bytes(one.extractor.stored.value, shape.map) for shape in one.shapes.values())
+        files += others[family] * len(one.shapes)
+    parts = plan_maps(store, extractor, rows, wanted, prompt)
+    if not parts:
         return MapsCost(0, 0, 0, size, files, others)
-    model = model_of(store)
-    encode = len(missing_latents(store, sorted({row for part in plan.rows.values() for row in part})))
-    noise = sum(len(missing_noisy(store, part, step, extractor.ensemble)) for step, part in plan.rows.items())
-    for part in plan.parts:
-        for layer in part.layers:
-            shape = model.shape(layer, store.header.image_size).map
-            size += len(part.rows) * row_bytes(extractor.stored.value, shape)
-            files += len(part.rows)
-    size += (encode + noise) * store.latents().row_bytes
-    passes = plan.images * extractor.ensemble
-    return MapsCost(encode, noise, passes, size, encode + noise + files, others)
+    model, ensemble = model_of(store), extractor.ensemble
+    encode = len(missing_latents(store, sorted({row for part in parts for row in part.rows})))
+    noise = {
+        (part.timestep, *place) for part in parts for place in missing_noisy(store, part.rows, part.timestep, ensemble)
+    }
+    for part in parts:
+        shapes = [model.shape(layer, store.header.image_size).map for layer, _ in part.keys]
+        size += len(part.rows) * sum(row_bytes(extractor.stored.value, shape) for shape in shapes)
+        files += len(part.rows) * len(shapes)
+    size += (encode + len(noise)) * store.latents().row_bytes
+    passes = sum(len(part.rows) for part in parts) * ensemble
+    return MapsCost(encode, len(noise), passes, size, encode + len(noise) + files, others)
 
 
 def model_of(store: Store) -> Model:

@@ -10,9 +10,9 @@ from featstore.backbones.base import Asked, MapKey
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig
 from featstore.datasets.records import Dataset, Pair
 from featstore.errors import ImageError
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of, timesteps_for, unet_layers
 from featstore.pipeline.distributed import Processes, join_processes
-from featstore.pipeline.images import check_unchanged
 from featstore.pipeline.pairs import images_of, in_resized_frame, note_oddities
 from featstore.pipeline.plan import MapRequest
 from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store
@@ -90,7 +90,7 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
     Raises:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
-    compute, store = choose_compute(config), open_store(config.store)
+    compute, store = choose_compute(config.device, config.dtype, config.batch_size), open_store(config.store)
     choice = choose_for_store(store, TypedPrompts.of(config))
     if choice.prompts is None:
         check_kept(config.stored, "prompts of pairs (cpm)")

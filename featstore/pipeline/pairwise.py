@@ -7,20 +7,16 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute, MapKey, Networks
+from featstore.backbones.base import MapKey, Networks
 from featstore.backbones.dino import locate_dino
-from featstore.pipeline.features import chunks, diffusion_maps, noisy_of
-from featstore.pipeline.latents import cache_patch_tokens, encode_images
-from featstore.pipeline.needed import model_of
-from featstore.pipeline.noisy import add_noise, check_noise
+from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps, noisy_of
+from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.opened import Opened, PairsToMatch
-from featstore.pipeline.plan import PlannedPasses
+from featstore.pipeline.plan import PlannedPasses, Work
 from featstore.progress import Progress, Silent
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
-from featstore.store.keys import LATENTS, PATCH_TOKENS, noisy_path
 from featstore.store.source import MapsByLayer
-from featstore.store.store import Store, patch_tokens_of
-from featstore.store.sweep import folders_of, sweep_partial
+from featstore.store.store import patch_tokens_of
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
 
@@ -39,43 +35,42 @@ class PairMaps:
     """Makes the maps of pairs. wanted: (layer, timestep). ensemble: noise draws that are averaged. others: maps of
     other backbones' layers, which do not depend on the pair, by layer."""
 
-    store: Store
+    work: Work
     networks: Networks
     prompts: PairPrompts
     wanted: tuple[MapKey, ...]
     ensemble: int
-    compute: Compute
     others: Mapping[str, MapSource]
 
     @property
     def pairs_a_batch(self) -> int:
         """Whose maps are made together."""
-        return max(self.compute.batch_size // (2 * self.ensemble), 1)
+        return max(self.work.compute.batch_size // (2 * self.ensemble), 1)
 
-    def of(self, pairs: Sequence[MatchingPair], progress: Progress) -> Iterator[tuple[MatchingPair, MapSource]]:
+    def of(self, pairs: Sequence[MatchingPair]) -> Iterator[tuple[MatchingPair, MapSource]]:
         """Each pair with both images' maps, in order."""
-        load = noisy_of(self.store)
+        load, row = noisy_of(self.work.store), self.work.store.images.row
         for batch in chunks(pairs, self.pairs_a_batch):
             ends = [(pair.source, pair.target) for pair in batch]
             places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
-            parts = [PlannedPasses(timestep, (layer,), places) for layer, timestep in self.wanted]
+            parts = [PlannedPasses((key,), places) for key in self.wanted]
             prompts = {layer: self.prompts.of(int(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
 
             def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
                 return prompts[layer][[index for index, _ in items]]
 
             def noisy(item: tuple[int, str], timestep: int, draw: int) -> NDArray[Any]:
-                return load(self.store.images.row(item[1]), timestep, draw)
+                return load(row(item[1]), timestep, draw)
 
             maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
-            silent = Silent()  # progress counts pairs
-            made = diffusion_maps(self.networks, parts, noisy, told, self.ensemble, self.compute, silent)
+            compute, silent = self.work.compute, Silent()  # progress counts pairs
+            made = diffusion_maps(self.networks, parts, noisy, told, self.ensemble, compute, silent)
             for (index, image), key, features in made:
                 maps[index][image, *key] = features
             for pair, own_maps in zip(batch, maps, strict=True):
                 own = MapsInMemory(own_maps)
                 yield pair, MapsByLayer({**self.others, **{layer: own for layer, _ in self.wanted}})
-                progress.advance()
+                self.work.progress.advance()
 
 
 def open_pair_maps(
@@ -96,21 +91,18 @@ def open_pair_maps(
         PromptError: For another DINOv2 than the prompts'.
         DiskFullError: Where the disk fills up.
     """
-    store, dataset, learned, processes = opened.store, opened.dataset, opened.choice.learned, listed.processes
-    compute, ensemble, progress = opened.request.compute, opened.request.ensemble, listed.progress
+    store, learned, processes, ensemble = opened.store, opened.choice.learned, listed.processes, opened.request.ensemble
     assert learned is not None, "only learned prompts belong to pairs"
-    model = model_of(store)
+    work, model = Work(store, opened.dataset, opened.request.compute, listed.progress), model_of(store)
     rows = sorted({store.images.row(image) for image in (*pairs.grouped("source"), *pairs.grouped("target"))})
     own = processes.part.of(rows)
     steps = sorted({timestep for _, timestep in wanted if timestep is not None})
-    name, folder = locate_dino(opened.request.asked["dino"].name, model.location)
-    check_dino(learned, name)
-    check_noise(store, own, steps)
-    sweep_partial(folders_of(store.path, [LATENTS, *map(noisy_path, steps), PATCH_TOKENS]))
-    processes.gather_bad(encode_images(store, dataset, model.location, own, compute, progress)[1], skip_bad=False)
-    add_noise(store, own, steps, ensemble, progress)
-    tokens = cache_patch_tokens(store, dataset, name, folder, own, compute, progress)
+    found = locate_dino(opened.request.asked["dino"].name, model.location)
+    check_dino(learned, found[0])
+    bad = fill(work, model, [(own, timestep, ensemble) for timestep in steps], own)[2]
+    processes.gather_bad(bad, skip_bad=False)
+    tokens = cache_patch_tokens(work, *found, own)
     processes.wait()
-    networks = model.load(compute, [layer for layer, _ in wanted])
+    networks = model.load(work.compute, [layer for layer, _ in wanted])
     prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
-    return PairMaps(store, networks, prompts, wanted, ensemble, compute, others)
+    return PairMaps(work, networks, prompts, wanted, ensemble, others)

@@ -1,20 +1,60 @@
-"""What is missing of latents, noisy latents and maps. Loads no model library, as often nothing is missing."""
+"""What a store lacks of latents, noisy latents and maps; and noise, which is added to the cached latents at each
+timestep, kept, and held against the store's betas. No network is run, and no model library is loaded."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from featstore.backbones.base import Asked, Compute, MapKey
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.backbones.base import Asked, Backbone, Compute, LayerShape, MapKey
+from featstore.backbones.noise import noise
+from featstore.datasets.records import Dataset
+from featstore.errors import StoreError
+from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import AnyExtractor, Extractor, Stored
-from featstore.store.rows import Row
+from featstore.store.keys import (
+    LATENTS,
+    MAPS,
+    NOISY,
+    AnyExtractor,
+    Extractor,
+    PixelExtractor,
+    Stored,
+    noisy_path,
+    number_of,
+)
+from featstore.store.overlap import reads_ahead, row_writer
+from featstore.store.pack import unpack
+from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store
+from featstore.store.verify import BadRow, Verification
+from matcher.maps import read_ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What rows of a store are made of and with: its images in the data set, where networks run, and who is told."""
+
+    store: Store
+    dataset: Dataset
+    compute: Compute
+    progress: Progress
+
+
+def missing_rows(array: RowArray | None, rows: Sequence[int]) -> list[int]:
+    """Those of `rows` that an array of one row per image lacks."""
+    if array is None:
+        return [*rows]
+    present = array.present()
+    return [row for row in rows if not present[row]]
 
 
 def missing_latents(store: Store, rows: Sequence[int]) -> list[int]:
     """Those of `rows` whose latents are not cached."""
-    present = store.latents().present()
-    return [row for row in rows if not present[row]]
+    return missing_rows(store.latents(), rows)
 
 
 def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) -> list[Row]:
@@ -27,17 +67,28 @@ def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) 
     return [(row, draw) for row, draw in wanted if draw >= present.shape[1] or not present[row, draw]]
 
 
+def missing_maps(store: Store, extractor: AnyExtractor, rows: Sequence[int], keys: Iterable[MapKey]) -> list[int]:
+    """Those of `rows` that lack one of the maps (layer, timestep), sorted."""
+    return sorted({row for key in keys for row in missing_rows(store.maps(extractor, *key), rows)})
+
+
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPasses(Generic[Item]):
-    """Passes at a timestep that share a prompt: the layers tapped, and what they are made of, rows of images that lack
-    any of them."""
+    """Passes at a timestep that share a prompt. keys: (layer, timestep) of the maps that are taken. rows: what they are
+    made of, images that lack any of those maps."""
 
-    timestep: int | None
-    layers: tuple[str, ...]
+    keys: tuple[MapKey, ...]
     rows: tuple[Item, ...]
+
+    @property
+    def timestep(self) -> int:
+        """The one of all keys."""
+        timestep = self.keys[0][1]
+        assert timestep is not None, "layers of a diffusion model have timesteps"
+        return timestep
 
 
 def sharing_a_pass(wanted: Iterable[MapKey], differ_by_layer: bool) -> list[tuple[MapKey, ...]]:
@@ -46,33 +97,6 @@ def sharing_a_pass(wanted: Iterable[MapKey], differ_by_layer: bool) -> list[tupl
     for layer, timestep in sorted(set(wanted), key=lambda key: (key[1] or 0, key[0])):
         groups.setdefault((timestep or 0, layer if differ_by_layer else None), []).append((layer, timestep))
     return [tuple(keys) for keys in groups.values()]
-
-
-@dataclass(frozen=True, slots=True)
-class MapPlan:
-    """The passes of a diffusion model that are still to be made."""
-
-    parts: tuple[PlannedPasses[int], ...]
-
-    @property
-    def images(self) -> int:
-        """Images times timesteps (times layers, where their prompts differ) that a UNet pass is made for; times the
-        ensemble: passes."""
-        return sum(len(part.rows) for part in self.parts)
-
-    @property
-    def rows(self) -> dict[int, tuple[int, ...]]:
-        """The image rows of each timestep, sorted."""
-        steps = {part.timestep for part in self.parts if part.timestep is not None}
-        return {
-            step: tuple(sorted({row for part in self.parts if part.timestep == step for row in part.rows}))
-            for step in sorted(steps)
-        }
-
-    def without(self, rows: Collection[int]) -> "MapPlan":
-        """The plan but for some image rows."""
-        kept = (replace(part, rows=tuple(row for row in part.rows if row not in rows)) for part in self.parts)
-        return MapPlan(tuple(part for part in kept if part.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +118,20 @@ class MapRequest:
         return self.prompt
 
 
+@dataclass(frozen=True, slots=True)
+class FoundBackbone:
+    """A backbone of images alone, at hand. extractor: under whose name its maps lie. shapes: of the layers wanted."""
+
+    extractor: PixelExtractor
+    backbone: Backbone
+    shapes: Mapping[str, LayerShape]
+
+    @property
+    def keys(self) -> list[MapKey]:
+        """Of the layers' maps, which have no timestep."""
+        return [(layer, None) for layer in self.shapes]
+
+
 def extractor_of(
     store: Store, prompt: Prompts, ensemble: int, compute: Compute, stored: Stored = Stored.FLOAT16
 ) -> Extractor:
@@ -102,25 +140,169 @@ def extractor_of(
     return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, stored)
 
 
-def missing_maps(store: Store, extractor: AnyExtractor, rows: Sequence[int], key: MapKey) -> set[int]:
-    """Those of `rows` whose maps (layer, timestep) are not cached."""
-    array = store.maps(extractor, *key)
-    present = None if array is None else array.present()
-    return {row for row in rows if present is None or not present[row]}
-
-
 def plan_maps(
     store: Store, extractor: Extractor, rows: Sequence[int], wanted: Iterable[MapKey], prompt: Prompts
-) -> MapPlan:
-    """What is missing of the maps (layer, timestep) in `wanted`, for the images of `rows`."""
-    missing = {key: lacking for key in wanted if (lacking := missing_maps(store, extractor, rows, key))}
-    return MapPlan(
-        tuple(
-            PlannedPasses(
-                keys[0][1],
-                tuple(layer for layer, _ in keys),
-                tuple(sorted(set[int]().union(*(missing[key] for key in keys)))),
-            )
-            for keys in sharing_a_pass(missing, prompt.differ_by_layer)
+) -> list[PlannedPasses[int]]:
+    """The passes that the maps (layer, timestep) in `wanted` are still to be made with, of the images of `rows`."""
+    missing = {key: lacking for key in wanted if (lacking := missing_rows(store.maps(extractor, *key), rows))}
+    return [
+        PlannedPasses(keys, tuple(sorted({row for key in keys for row in missing[key]})))
+        for keys in sharing_a_pass(missing, prompt.differ_by_layer)
+    ]
+
+
+NoisyRows = tuple[Sequence[int], int, int]
+"""Image rows, a timestep, and how many draws each of noise."""
+
+
+def add_noise(work: Work, noisy: Sequence[NoisyRows]) -> int:
+    """Noisy latents of images whose latents are cached: how many were made. The noise of a draw depends on (seed, image
+    key, timestep, draw) alone."""
+    store, progress = work.store, work.progress
+    missing: dict[int, set[Row]] = defaultdict(set)
+    for rows, timestep, draws in noisy:
+        missing[timestep].update(missing_noisy(store, rows, timestep, draws))
+    total = sum(map(len, missing.values()))
+    if total == 0:
+        return 0
+    unpack(store, [noisy_path(timestep) for timestep, places in missing.items() if places], progress)
+    latents = store.latents()
+    progress.start("adding noise", total, "latents")
+    with row_writer(store.path) as write:
+        for timestep, places in missing.items():
+            if not places:
+                continue
+            array = store.require_noisy(timestep, max(draws for _, step, draws in noisy if step == timestep))
+            wanted: dict[int, list[int]] = {}
+            for row, draw in sorted(places):
+                wanted.setdefault(row, []).append(draw)
+            for row, stored in read_ahead(wanted, lambda row: latents.read((row,)), reads_ahead(store.path)):
+                clean = stored.astype(np.float32)
+                for draw in wanted[row]:
+                    write(array, (row, draw), noisy_latent(store, clean, row, timestep, draw))
+                    progress.advance()
+    return total
+
+
+def noisy_latent(store: Store, clean: NDArray[np.float32], row: int, timestep: int, draw: int) -> NDArray[np.float32]:
+    """One draw of an image's noisy latents, (4, h, w), of its clean ones."""
+    drawn = noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
+    return store.header.schedule.mix(clean, drawn, timestep)
+
+
+def check_noise(store: Store, rows: Sequence[int], timesteps: Iterable[int]) -> None:
+    """Raise `StoreError` where a store's noisy latents are not those of its betas: one row of each timestep is looked
+    at, of the images of `rows` where there is one.
+
+    A dualsd before this one called the scheduler class that the model's folder names, and most samplers' noise is not
+    that which the model was trained on. What it made would be taken for what is made today. Raises `ModelError` for a
+    timestep that the model does not have.
+    """
+    steps = sorted(set(timesteps))
+    store.header.schedule.check_timesteps(steps)
+    wrong = [
+        step
+        for step in steps
+        for _, kept, clean, drawn in with_sources(store, noisy_path(step), _row_of(store, rows, step))
+        if not store.header.schedule.has_mixed(kept, clean, drawn, step)
+    ]
+    if wrong:
+        raise StoreError(
+            f"The noisy latents of {store.path} at t = {', '.join(map(str, wrong))} are not noise by its betas "
+            f"({store.header.schedule.spell()}): run `dualsd cache verify --drop --store {store.path}`, which deletes "
+            "them and their maps, and says how they are made again."
         )
-    )
+
+
+def with_sources(
+    store: Store, path: str, places: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], NDArray[np.float16], NDArray[np.float32], NDArray[np.float32]]]:
+    """Cached noisy latents of an array, read ahead: (image row, draw), the row, the latents and the noise that it is to
+    be the mixture of. Latents are read once for the draws of an image, which stand together in `places`."""
+    if not places:  # nor are there latents, perhaps
+        return
+    array, latents, timestep = store.array(path), store.latents(), number_of(path)
+    assert array is not None, "its rows were listed"
+    clean, of = np.empty(0, np.float32), -1
+    for (row, draw), kept in read_ahead(places, array.read, reads_ahead(store.path)):
+        if row != of:
+            clean, of = latents.read((row,)).astype(np.float32), row
+        yield (row, draw), kept, clean, noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
+
+
+def _row_of(store: Store, rows: Sequence[int], timestep: int) -> list[tuple[int, int]]:
+    """(image row, draw) of noisy latents that are cached, and whose latents are, if there is one; damaged ones are told
+    where they are used."""
+    array, latents = store.noisy(timestep), store.latents()
+    if array is None:
+        return []
+    present = array.present() & latents.present()[:, None]
+    asked = np.zeros_like(present)
+    asked[list(rows)] = True
+    for chosen in (asked, ~asked):
+        for row, draw in np.argwhere(present & chosen).tolist():
+            if array.damage((row, draw)) is None and latents.damage((row,)) is None:
+                return [(row, draw)]
+    return []
+
+
+def with_noise_checked(store: Store, found: Verification, progress: Progress) -> Verification:
+    """What `verify` found, and all noisy latents that are whole but not noise by the store's betas, with what else is
+    wrong then: the UNet's maps that were made from them, and latents that none of their noisy latents fits."""
+    damaged = {(bad.array, bad.row) for bad in found.bad}
+    checked = {array.path for array in found.arrays}
+    places: dict[str, list[tuple[int, int]]] = {}
+    latents = store.latents().present() if LATENTS in checked else np.zeros(len(store.images), dtype=np.bool_)
+    for path in sorted(path for path in checked if path.startswith(f"{NOISY}/")):
+        array = store.array(path)
+        assert array is not None, "its rows were read"
+        places[path] = [
+            (row, draw)
+            for row, draw in np.argwhere(array.present() & latents[:, None]).tolist()
+            if (path, (row, draw)) not in damaged and (LATENTS, (row,)) not in damaged
+        ]
+    progress.start("checking noise", sum(map(len, places.values())), "rows")
+    wrong: list[BadRow] = []
+    suspects, fitting = set[int](), set[int]()
+    for path, rows in places.items():
+        bad, fits = set[int](), set[int]()
+        for (row, draw), kept, clean, drawn in with_sources(store, path, rows):
+            if store.header.schedule.has_mixed(kept, clean, drawn, number_of(path)):
+                fits.add(row)
+            else:
+                bad.add(row)
+                wrong.append(_bad(store, path, (row, draw), "it is not noise by the store's betas"))
+            progress.advance()
+        # Where others fit, the schedule is right; an image that then fits nowhere is more likely wrong itself.
+        suspects |= bad if fits else set()
+        fitting |= fits
+    why = "none of its noisy latents is made of it"
+    wrong += [_bad(store, LATENTS, (row,), why) for row in sorted(suspects - fitting)]
+    return with_maps_made_of(store, _with(found, wrong), wrong)
+
+
+def with_maps_made_of(store: Store, found: Verification, wrong: Sequence[BadRow]) -> Verification:
+    """What was found, and the UNet's maps of images and timesteps whose noisy latents are `wrong`."""
+    damaged = {(bad.array, bad.row) for bad in found.bad}
+    images: dict[int, set[int]] = defaultdict(set)
+    for bad in wrong:
+        if bad.array.startswith(f"{NOISY}/"):
+            images[number_of(bad.array)].add(bad.row[0])
+    made: list[BadRow] = []
+    why = "it was made from noise that is not by the store's betas"
+    for path in (one.path for one in found.arrays if one.path.startswith(f"{MAPS}/")):
+        of_wrong = images.get(number_of(path), set())
+        array = store.array(path) if of_wrong else None
+        if array is not None:
+            rows = sorted(of_wrong.intersection(np.flatnonzero(array.present()).tolist()))
+            made += [_bad(store, path, (row,), why) for row in rows if (path, (row,)) not in damaged]
+    return _with(found, made)
+
+
+def _with(found: Verification, wrong: Sequence[BadRow]) -> Verification:
+    arrays = (replace(one, bad=(*one.bad, *(bad for bad in wrong if bad.array == one.path))) for one in found.arrays)
+    return replace(found, arrays=tuple(arrays))
+
+
+def _bad(store: Store, path: str, row: tuple[int, ...], why: str) -> BadRow:
+    return BadRow(path, row, store.images.ids[row[0]], why)

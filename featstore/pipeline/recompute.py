@@ -24,11 +24,10 @@ from featstore.backbones.model_file import default_memory, forget
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
+from featstore.pipeline.build import check_same_images, image_faults, survey_images
 from featstore.pipeline.features import chunks
-from featstore.pipeline.images import check_same_images, image_faults, survey_images
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
-from featstore.pipeline.noisy import with_sources
-from featstore.pipeline.plan import MapRequest, extractor_of
+from featstore.pipeline.plan import MapRequest, Work, extractor_of, with_sources
 from featstore.pipeline.suspects import by_suspicion
 from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
@@ -268,11 +267,11 @@ class _Makers:
 
     def make(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Make what arrays of one group are to hold of some images: empty, or why none was made."""
-        from featstore.pipeline.latents import encode_images
+        from featstore.pipeline.features import encode_images
 
         kind, *rest = paths[0].split("/")
         if kind == LATENTS:
-            encode_images(self.store, self.dataset, self.model.location, rows, self.compute, self.progress)
+            encode_images(Work(self.store, self.dataset, self.compute, self.progress), self.model, rows)
             return ""
         if kind == MAPS:
             return self._maps(paths, rows) if rest[1].startswith("layer") else self._other_maps(paths, rows)
@@ -315,7 +314,7 @@ class _Makers:
         return f"the {named} that they were made with is not at hand; such maps are made anew when needed"
 
     def _patch_tokens(self, rows: Sequence[int]) -> str:
-        from featstore.pipeline.latents import cache_patch_tokens
+        from featstore.pipeline.features import cache_patch_tokens
 
         made_by = self.store.attributes(CONDITIONING)
         wanted = NetworkName(str(made_by.get("id")), str(made_by["fingerprint"])) if "fingerprint" in made_by else None
@@ -323,7 +322,7 @@ class _Makers:
         if dino is None:
             return "the DINOv2 that they were made with is not at hand; `dualsd train --mode cpm` makes them anew"
         try:
-            cache_patch_tokens(self.store, self.dataset, *dino, rows, self.compute, self.progress)
+            cache_patch_tokens(Work(self.store, self.dataset, self.compute, self.progress), *dino, rows)
         except ImageError as error:
             return str(error)
         return ""

@@ -14,13 +14,13 @@ from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ImageError
 from featstore.pipeline import build as stage
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, model_for
-from featstore.pipeline.distributed import ONE, Launch, Part, join_processes, launched, parse_part
-from featstore.pipeline.images import check_unchanged
-from featstore.pipeline.needed import FoundBackbone, estimate_maps, find_backbones, model_of, require_maps
+from featstore.pipeline.distributed import ALONE, Part, Processes, join_processes, launched, parse_part
+from featstore.pipeline.needed import estimate_maps, find_backbones, model_of, require_maps
 from featstore.pipeline.opened import Opened, open_asked
 from featstore.pipeline.pairs import choose_pairs, images_of
-from featstore.pipeline.plan import extractor_of
+from featstore.pipeline.plan import FoundBackbone, extractor_of
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, spell_bad, tell_disk, tell_shapes
 from featstore.store.keys import AnyExtractor, parse_location
@@ -48,7 +48,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildR
     """
     progress = Silent() if progress is None else progress
     dataset, model, request = _asked(config, launched())
-    compute = choose_compute(config)
+    compute = choose_compute(config.device, config.dtype, config.batch_size)
     processes = join_processes()
     progress = progress if processes.is_main else Silent()
     _tell_model(progress, model, request)
@@ -75,7 +75,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildR
 def estimate_build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildCost:
     """What `build` would take; nothing is written. See `build`."""
     progress = Silent() if progress is None else progress
-    dataset, model, request = _asked(config, ONE)  # what is only said is said of all
+    dataset, model, request = _asked(config, ALONE)  # what is only said is said of all
     _tell_model(progress, model, request)
     cost = stage.estimate(dataset, model, request, progress)
     progress.tell(f"{cost.images} images, {cost.encode} to encode (VAE passes), {cost.noise} noisy latents to make")
@@ -84,7 +84,7 @@ def estimate_build(config: BuildConfig, progress: Progress | None = None) -> sta
     return cost
 
 
-def _asked(config: BuildConfig, launch: Launch) -> tuple[Dataset, Model, stage.BuildRequest]:
+def _asked(config: BuildConfig, launch: Processes) -> tuple[Dataset, Model, stage.BuildRequest]:
     """What is to be built; what was settled when a store was made need not be said again."""
     place = parse_location(config.store)
     known = open_if_there(place)
@@ -114,10 +114,10 @@ def _tell_model(progress: Progress, model: Model, request: stage.BuildRequest) -
     progress.tell(f"model {model.location.id}, images of {side} pixels; noise: {model.schedule.spell()}")
 
 
-def _part(text: str | None, launch: Launch) -> Part:
+def _part(text: str | None, launch: Processes) -> Part:
     """The share of images that `part` names, else that of a process. Raises `InputError` where both divide them."""
     if text is None:
-        return Part(launch.rank + 1, launch.count)
+        return launch.part
     part = parse_part(text)
     if launch.count > 1:
         raise InputError("--part and torchrun both divide the images: leave --part out, each process takes its share.")
@@ -218,7 +218,7 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
 def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -> Mapping[str, int]:
     """What `make_maps` would take, by name; nothing is written. See `make_maps`."""
     progress = Silent() if progress is None else progress
-    part = _part(config.part, ONE)  # what is only said is said of all
+    part = _part(config.part, ALONE)  # what is only said is said of all
     asked = asked_maps(config, part, "cache maps", progress)
     store = asked.opened.store
     check_unchanged(store, asked.opened.dataset, asked.images, progress)

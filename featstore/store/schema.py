@@ -14,8 +14,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, StorePath
 
-from featstore.backbones.noise import Latents
-from featstore.backbones.schedule import NoiseSchedule, settings_of
+from featstore.backbones.noise import Latents, NoiseSchedule, settings_of
 from featstore.errors import ModelError, StoreError
 
 FORMAT = "dualsd"

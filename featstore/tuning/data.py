@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featstore.backbones.noise import generator
 from featstore.errors import TuningError
-from featstore.pipeline.noisy import noisy_latent
+from featstore.pipeline.plan import noisy_latent
 from featstore.store.overlap import REQUESTS
 from featstore.store.rows import RowArray
 from featstore.store.store import Store

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from featstore.backbones.registry import is_other
+from featstore.backbones.registry import is_other, profile_of
 from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps
 from featstore.config import Positive, Rate, TrainConfig, to_json
 from featstore.errors import TuningError
@@ -84,8 +84,6 @@ class TuningSettings:
         return found
 
 
-TIMESTEPS = {"2": 261, "3": 350}
-"""The report's for training, by layer."""
 BATCH, PF_PASCAL_EPOCHS = 9, 50
 VALIDATIONS = 10
 DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 300, 3
@@ -116,7 +114,7 @@ def settings_of(
     rules = said["mode"].rules
     epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else rules.epochs
     steps = config.steps or (DEMO_STEPS if demo else max(round(epochs * pairs / BATCH), 1))
-    timesteps = timesteps_for(names, config.timesteps, TIMESTEPS)
+    timesteps = timesteps_for(names, config.timesteps, profile_of(model.location.id).training_timesteps)
     published: dict[str, Any] = {
         "timesteps": timesteps,
         "weights": weights_for(names, config.weights),

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from featstore.backbones.base import Compute
 from featstore.backbones.dino import locate_dino
-from featstore.config import DEFAULT_STORE, ComputeConfig, TrainConfig, to_json
+from featstore.config import DEFAULT_STORE, TrainConfig, to_json
 from featstore.datasets.records import Dataset
 from featstore.errors import TuningError
+from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
-from featstore.pipeline.images import check_unchanged
-from featstore.pipeline.latents import cache_patch_tokens, encode_images
-from featstore.pipeline.needed import model_of
-from featstore.pipeline.noisy import add_noise, check_noise
+from featstore.pipeline.features import cache_patch_tokens
+from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.pairs import (
     choose_pairs,
     choose_some,
@@ -30,11 +29,11 @@ from featstore.pipeline.pairs import (
     note_oddities,
     spell_list,
 )
+from featstore.pipeline.plan import NoisyRows, Work
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, Start
-from featstore.store.keys import LATENTS, PATCH_TOKENS, StoreLocation, noisy_path, parse_location
+from featstore.store.keys import StoreLocation, parse_location
 from featstore.store.store import Store, no_patches, open_store, patch_tokens_of
-from featstore.store.sweep import folders_of, sweep_partial
 from featstore.tuning.data import CachedNoise, FreshNoise, NoiseAhead, NoisySource
 from featstore.tuning.networks import open_networks
 from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
@@ -142,7 +141,7 @@ def _compute(config: TrainConfig) -> Compute:
     if dtype == "auto":
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         dtype = "float32" if on_cpu else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    compute = choose_compute(ComputeConfig(device=config.device, dtype=dtype, batch_size=config.batch_size))
+    compute = choose_compute(config.device, dtype, config.batch_size)
     if compute.device.type == "cpu" and compute.dtype is torch.float16:
         raise InputError("float16 cannot train on a CPU: take --dtype bfloat16 or float32.")
     return compute
@@ -184,23 +183,18 @@ def fill_caches(
         ImageError: Of the first image that cannot be read.
         DiskFullError: The disk fills up.
     """
-    location = model_of(store).location
+    model, work = model_of(store), Work(store, dataset, compute, progress)
     rows, validation_rows = _rows_of(store, pairs), _rows_of(store, validation)
     everyone = sorted({*rows, *validation_rows})
-    noisy = [(validation_rows, step, 1) for step in settings.validation_timesteps]
+    noisy: list[NoisyRows] = [(validation_rows, step, 1) for step in settings.validation_timesteps]
     if settings.noise is Noise.CACHED:
-        noisy = [*((rows, step, settings.draws) for step in settings.timesteps), *noisy]
-    for part, timestep, _ in noisy:
-        check_noise(store, part, [timestep])
-    found = locate_dino(dino, location) if settings.mode.rules.of_pairs else None
-    sweep_partial(folders_of(store.path, [LATENTS, *(noisy_path(step) for _, step, _ in noisy), PATCH_TOKENS]))
-    _, bad = encode_images(store, dataset, location, everyone, compute, progress)
+        noisy += [(rows, step, settings.draws) for step in settings.timesteps]
+    found = locate_dino(dino, model.location) if settings.mode.rules.of_pairs else None
+    bad = fill(work, model, noisy, everyone)[2]
     if bad:
         raise bad[0]
-    for part, timestep, draws in noisy:
-        add_noise(store, part, [timestep], draws, progress)
     if found is not None:
-        cache_patch_tokens(store, dataset, *found, everyone, compute, progress)
+        cache_patch_tokens(work, *found, everyone)
 
 
 def prepare(

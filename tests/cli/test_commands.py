@@ -46,7 +46,7 @@ def test_the_vae_sees_every_image_once(
     run: Run, photographs: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the build, maps of two kinds and three evaluations, one of them with more noise."""
-    from featstore.pipeline import latents
+    from featstore.backbones import diffusion_networks as latents
 
     plain, seen = latents.encode, []
 

@@ -185,7 +185,7 @@ def changed(old: str, new: str) -> str:
         (changed("value = 0.001", "value = -0.001"), "not at least 0"),
         (changed("value = 0.04", "value = inf"), "beta is inf, not a finite number"),
         (changed("value = [50, 200]", "value = [50, 1000]"), "There is no timestep 1000"),
-        (changed("value = [50, 200]", "value = []"), "not a list that is not empty"),
+        (changed("value = [50, 200]", "value = []"), "not a list of at least 1"),
         (changed('value = "resized"', 'value = "best"'), "frame is 'best', not one of 'resized', 'original'"),
         (changed("value = 2,", 'value = "2",'), ", [epochs]: spair is '2', not a whole number"),
         (changed("value = 2,", "value = 0,"), ", [epochs]: spair is 0, not at least 1"),

@@ -14,9 +14,9 @@ from transformers import Dinov2Model
 from typer.testing import Result
 
 from cli.reproduction.workplace import find_datasets
+from featstore.backbones import diffusion_networks as latents
 from featstore.config import EvalConfig
 from featstore.datasets import demo
-from featstore.pipeline import latents
 from featstore.recipes import load_recipes
 from featstore.sealed import seal
 from matcher.errors import InputError

@@ -73,7 +73,7 @@ def test_sentences_of_a_model_of_pydantics_own() -> None:
         kind: Literal["a", "b"] = "a"
 
     for content, sentence in [
-        ({"share": 0}, "share is 0, not above 0"),
+        ({"share": 0}, "share is 0, not above 0.0"),
         ({"share": 1.5}, "share is 1.5, not at most 1.0"),
         ({"share": 1, "kind": "c"}, "kind is 'c', not one of 'a', 'b'"),
         ([], "it is [], not a table"),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from featstore.backbones.base import ModelLocation
 from featstore.backbones.locate import demo_folder
-from featstore.backbones.schedule import NoiseSchedule, read_schedule
+from featstore.backbones.noise import NoiseSchedule, read_schedule
 from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 

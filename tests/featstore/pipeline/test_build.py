@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from featstore.backbones import diffusion_networks as networks
 from featstore.backbones.base import Compute
 from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, resize_to_square
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
-from featstore.pipeline import latents as latents_stage
 from featstore.pipeline.build import BuildRequest, build, estimate
 from featstore.progress import Silent
 from featstore.store.store import open_store
@@ -31,14 +31,14 @@ def contents(path: Path) -> dict[str, bytes]:
 def counted_vae(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many images each VAE call was given (padding is zeros, images never are)."""
     calls: list[int] = []
-    plain = latents_stage.encode
+    plain = networks.encode
 
     def counting(vae: object, images: torch.Tensor, drawn: torch.Tensor | None) -> torch.Tensor:
         calls.append(int(images.flatten(1).any(dim=1).sum()))
         return plain(vae, images, drawn)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(latents_stage, "encode", counting)
+        patch.setattr(networks, "encode", counting)
         yield calls
 
 

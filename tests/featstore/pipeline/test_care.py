@@ -18,9 +18,9 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.care import Dropped, drop, rows_at_hand
-from featstore.pipeline.latents import cache_patch_tokens
+from featstore.pipeline.features import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
-from featstore.pipeline.plan import MapRequest
+from featstore.pipeline.plan import MapRequest, Work
 from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.file import save_prompts
@@ -191,7 +191,7 @@ def test_maps_whose_run_is_gone_are_deleted_and_said(store: Store, model: Model)
 
 def test_patch_tokens_and_hits_of_a_grid(store: Store, dataset: Dataset, compute: Compute, model: Model) -> None:
     name, folder = locate_dino(None, model.location)
-    cache_patch_tokens(store, dataset, name, folder, range(6), compute, Silent())
+    cache_patch_tokens(Work(store, dataset, compute, Silent()), name, folder, range(6))
     fill(require_rows(store.group, "grids/0123456789abcdef", (6,), (2, 2, 2, 1), "float16"))
     spoil(store, "cond/dinov2/c.3.0.0")
     spoil(store, "grids/0123456789abcdef/c.2.0.0.0.0")

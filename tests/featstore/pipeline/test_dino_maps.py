@@ -16,8 +16,7 @@ from featstore.backbones.base import Asked, Compute
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset, ImageRecord, Pair, ThetaRule
 from featstore.errors import ModelError, StoreError
-from featstore.pipeline.build import BuildRequest, header_of
-from featstore.pipeline.images import refresh, survey_images
+from featstore.pipeline.build import BuildRequest, header_of, refresh, survey_images
 from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, find_backbones, require_maps
 from featstore.pipeline.plan import MapRequest, extractor_of, missing_maps
 from featstore.progress import Silent
@@ -88,7 +87,7 @@ def array_of(store: Store, made: MadeMaps) -> RowArray:
 
 
 def lacking(store: Store, made: MadeMaps) -> set[int]:
-    return missing_maps(store, made.others["dino"], range(6), ("dino", None))
+    return {*missing_maps(store, made.others["dino"], range(6), [("dino", None)])}
 
 
 def objects(path: Path) -> dict[str, bytes]:

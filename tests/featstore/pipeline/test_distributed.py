@@ -12,10 +12,10 @@ import torch
 import torch.distributed
 
 from featstore.errors import ImageError, ProcessError
-from featstore.pipeline.distributed import ALONE, Launch, by_category, by_target, in_blocks, join_processes, launched
+from featstore.pipeline.distributed import ALONE, Processes, by_category, by_target, in_blocks, join_processes, launched
 from matcher.configuration import MODULES, LayerSpec, MatchSettings
 from matcher.maps import MapsInMemory
-from matcher.pairs import MatchingPair
+from matcher.pairs import Pairs
 from matcher.sweep import evaluate
 from tests.featstore.evaluations import SIZE, many_pairs
 from tests.forked import at_once, one_thread, together
@@ -33,12 +33,12 @@ def tell(monkeypatch: pytest.MonkeyPatch, **names: str) -> None:
 
 def test_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch)
-    assert launched() == Launch(0, 1, 0)
+    assert launched() == ALONE
     tell(monkeypatch, WORLD_SIZE="1", RANK="0", LOCAL_RANK="0")
-    assert launched() == Launch(0, 1, 0)
+    assert launched() == ALONE
     assert join_processes() is ALONE
     tell(monkeypatch, WORLD_SIZE="8", RANK="5", LOCAL_RANK="1")
-    assert launched() == Launch(5, 8, 1)
+    assert launched() == Processes(5, 8, 1)
 
 
 @pytest.mark.parametrize("names", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "first"}])
@@ -142,8 +142,9 @@ def test_processes_that_do_not_know_of_each_other_are_alone() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_shares_are_all_pairs_once(count: int) -> None:
-    pairs = many_pairs(images=7, categories=("cat", "dog", "sheep"))
-    np.random.default_rng(1).shuffle(pairs)  # type: ignore[arg-type]
+    listed = many_pairs(images=7, categories=("cat", "dog", "sheep"))
+    np.random.default_rng(1).shuffle(listed)  # type: ignore[arg-type]
+    pairs = Pairs.of(listed)
     for shares, key in ((by_target(pairs, count), "target"), (by_category(pairs, count), "category")):
         assert len(shares) == count
         assert sorted(index for share in shares for index in share) == list(range(len(pairs)))
@@ -166,7 +167,7 @@ def test_more_processes_than_groups() -> None:
 def test_what_is_done_weighs_nothing() -> None:
     """Of the first category all is done, of the second one target image of 6: each of two takes half of what is left,
     and everything is still somebody's."""
-    pairs = many_pairs()
+    pairs = Pairs.of(many_pairs())
     done = {f"cat/{index}" for index in range(6)} | {"dog/0"}
     for shares, left in ((by_target(pairs, 2, done), [10, 15]), (by_category(pairs, 2, done), [0, 25])):
         assert sorted(index for share in shares for index in share) == list(range(len(pairs)))
@@ -175,7 +176,7 @@ def test_what_is_done_weighs_nothing() -> None:
     assert sorted(index for share in everything for index in share) == list(range(len(pairs)))
 
 
-def random_maps(pairs: list[MatchingPair]) -> MapsInMemory:
+def random_maps(pairs: Pairs) -> MapsInMemory:
     random = torch.Generator().manual_seed(0)
     images = sorted({image for pair in pairs for image in (pair.source, pair.target)})
     shapes = {LAYERS[0]: (24, 12, 12), LAYERS[1]: (16, 24, 24)}
@@ -191,7 +192,7 @@ def random_maps(pairs: list[MatchingPair]) -> MapsInMemory:
 @pytest.mark.parametrize("count", [2, 3, 12])
 def test_shares_predict_the_same_bits(count: int) -> None:
     """Every readout, two layers, with as few as one target image a share."""
-    pairs = many_pairs()
+    pairs = Pairs.of(many_pairs())
     maps, settings, device = random_maps(pairs), MatchSettings(SIZE), torch.device("cpu")
     with one_thread():
         whole = evaluate(pairs, maps, LAYERS, READOUTS, settings, device)

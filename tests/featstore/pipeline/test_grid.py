@@ -19,6 +19,7 @@ from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
+from featstore.pipeline.features import EncodedMaps, MapStream
 from featstore.pipeline.grid import (
     Grid,
     GridCost,
@@ -27,10 +28,9 @@ from featstore.pipeline.grid import (
     cost_streamed,
     grid_ledger,
 )
-from featstore.pipeline.needed import MapsCost, require_maps
+from featstore.pipeline.needed import MapsCost, open_stream, require_maps
 from featstore.pipeline.pairs import choose_some, in_resized_frame
 from featstore.pipeline.plan import MapRequest, extractor_of
-from featstore.pipeline.stream import EncodedMaps, MapStream, open_stream
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Extractor, Stored
@@ -190,7 +190,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     plain = MapStream.maps_of
 
     def noting(self: MapStream, rows: Sequence[int], progress: Silent) -> Any:
-        made.append([self.store.images.ids[row] for row in rows])
+        made.append([self.work.store.images.ids[row] for row in rows])
         return plain(self, rows, progress)
 
     monkeypatch.setattr(MapStream, "maps_of", noting)
@@ -393,7 +393,7 @@ def test_a_finished_stream_loads_no_model(
     def fail(*_: object) -> None:
         raise AssertionError("a model was looked for")
 
-    monkeypatch.setattr("featstore.pipeline.stream.open_stream", fail)
+    monkeypatch.setattr("featstore.pipeline.grid.open_stream", fail)
     assert_same(streamed(built, store), undisturbed)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from featstore.datasets.records import Dataset
 from featstore.errors import StoreError
-from featstore.pipeline.images import check_unchanged, refresh, survey_images
+from featstore.pipeline.build import check_unchanged, refresh, survey_images
 from featstore.progress import Silent
 from featstore.store.images import ImageTable, write_images
 from featstore.store.store import Store, create_store, open_store

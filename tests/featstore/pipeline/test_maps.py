@@ -83,10 +83,10 @@ def test_8_bits_are_made_of_the_float32_means(
     means: dict[tuple[str, int, int], torch.Tensor] = {}
     plain = features.passes
 
-    def watched(networks: Any, timestep: int, *rest: Any) -> Any:
-        for row, maps in plain(networks, timestep, *rest):
-            means.update({(layer, timestep, row): mean for layer, mean in maps.items()})
-            yield row, maps
+    def watched(*arguments: Any) -> Any:
+        for row, (layer, timestep), mean in plain(*arguments):
+            means[layer, timestep, row] = mean
+            yield row, (layer, timestep), mean
 
     monkeypatch.setattr(features, "passes", watched)
     rows = range(len(store.images))

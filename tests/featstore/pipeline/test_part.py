@@ -17,7 +17,7 @@ from PIL import Image
 from featstore.backbones.base import Compute
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
-from featstore.pipeline import images as images_stage
+from featstore.pipeline import build as images_stage
 from featstore.pipeline.build import BuildReport, BuildRequest, build, estimate, open_or_create, together
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import require_maps

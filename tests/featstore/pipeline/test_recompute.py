@@ -20,9 +20,9 @@ from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.care import drop, rows_at_hand
-from featstore.pipeline.latents import cache_patch_tokens
+from featstore.pipeline.features import cache_patch_tokens
 from featstore.pipeline.needed import require_maps
-from featstore.pipeline.plan import MapRequest
+from featstore.pipeline.plan import MapRequest, Work
 from featstore.pipeline.recompute import Recomputed, find_dino, recompute
 from featstore.progress import Silent
 from featstore.prompts.saved import SavedPrompts
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     found = require_maps(store, dataset, range(EVERY), [("dino", None)], MapRequest(None, 1, compute), Silent())
     dino = find_dino(model, found.others["dino"].network)
     assert dino is not None
-    cache_patch_tokens(store, dataset, *dino, range(EVERY), compute, Silent())
+    cache_patch_tokens(Work(store, dataset, compute, Silent()), *dino, range(EVERY))
     return folder
 
 

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from benchmarks.training import teraflop_an_image
 from cli.main import app
 from featstore.backbones import diffusion_networks as vae_module
-from featstore.pipeline import latents as latents_module
 from featstore.prompts.base import Mode
 from featstore.tuning import networks as networks_module
 from tests.featstore.trainable import write_trainable
@@ -47,8 +46,7 @@ def test_training_calls_no_vae_and_no_block_beyond_its_layers(
         raise AssertionError("training called the VAE")
 
     monkeypatch.setattr(networks_module, "load_unet", counting)
-    for module in (vae_module, latents_module):
-        monkeypatch.setattr(module, "encode", refused)
+    monkeypatch.setattr(vae_module, "encode", refused)
     # a fresh noise draw each step asks for clean latents, and still for no VAE
     train = [
         "train",
