@@ -28,11 +28,9 @@ from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
-from matcher.configuration import MatchSettings
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.pck import hits
+from matcher.pck import distances
 from matcher.statistics import Interval, bootstrap_mean
 from matcher.sweep import evaluate
 
@@ -81,14 +79,9 @@ def measure(model_name: str, folder: Path) -> Measured:
     pck = {}
     for name, (layers, settings) in configurations.items():
         maps = StoredMaps(store, made.extractor)
-        matched = evaluate(pairs, maps, layers, ["nn"], settings, compute.device)
+        measured = distances(evaluate(pairs, maps, layers, ["nn"], settings, compute.device), "nn")
         for alpha in ALPHAS:
-            pck[name, alpha] = np.array(
-                [
-                    hits(found.predictions["nn"], pair.target_points, pair.theta, alpha).mean()
-                    for pair, found in zip(pairs, matched, strict=True)
-                ]
-            )
+            pck[name, alpha] = measured.hits(alpha) / measured.counts
     return Measured(pairs, pck)
 
 

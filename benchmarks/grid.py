@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.synthetic_maps import IMAGE_SIZE, POINTS, FewMaps, all_pairs, few_maps, open_maps, write_store
-from matcher.configuration import Configuration, MatchSettings, all_layers_fused
-from matcher.maps import LayerSpec, MapsInMemory, MapSource
+from matcher.configuration import Configuration, LayerSpec, MatchSettings, all_layers_fused
+from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair
 from matcher.sweep import sweep
 from tests.reference import evaluate_plainly

@@ -26,8 +26,8 @@ from featstore.store.keys import Extractor, StoreLocation, parse_location
 from featstore.store.schema import ImageTable, StoreHeader
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store
-from matcher.configuration import MatchSettings
-from matcher.maps import LayerSpec, MapSource
+from matcher.configuration import LayerSpec, MatchSettings
+from matcher.maps import MapSource
 from matcher.pairs import MatchingPair
 from matcher.sweep import evaluate
 from tests.faulty_proxy import Faults, FaultyProxy

@@ -14,7 +14,7 @@ from featstore.store.keys import Extractor
 from featstore.store.schema import ImageTable, StoreHeader
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec
 from matcher.pairs import MatchingPair
 
 IMAGE_SIZE = 768

@@ -43,7 +43,7 @@ def score(config: ScoreConfig, json: JsonOption = None, csv: CsvOption = None) -
     theta is measured there: with aspect ratios kept, as many published protocols do.
     """
     from featstore.pipeline.results import EvaluationRun
-    from matcher.pairs import Frame
+    from matcher.configuration import Frame
     from matcher.pck import Average
 
     readouts = None if config.readouts is None else [*dict.fromkeys(config.readouts)]
@@ -63,7 +63,7 @@ def compare(config: CompareConfig, json: JsonOption = None, csv: CsvOption = Non
     """
     from featstore.pipeline.compare import CSV_HEADER, compare_runs
     from featstore.pipeline.results import EvaluationRun
-    from matcher.pairs import Frame
+    from matcher.configuration import Frame
     from matcher.pck import Average
 
     frame = None if config.frame is None else Frame(config.frame)

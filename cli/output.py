@@ -143,8 +143,7 @@ def csv_settings(result: "Evaluation", readout: str) -> tuple[str, ...]:
 
 def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     """One line of all that the numbers depend on."""
-    from matcher.pairs import Frame
-    from matcher.registry import frame_of
+    from matcher.configuration import Frame, frame_of
 
     settings: MatchSettings = scoring.settings
     layers = " + ".join(

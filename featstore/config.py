@@ -21,8 +21,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from featstore.datasets.registry import ONE_OF
 from featstore.parsing import MISSING, UNKNOWN, what_is_wrong
 from featstore.pipeline.defaults import check_layers_of, check_names, check_of_use, find_readouts
+from matcher.configuration import MODULES
 from matcher.errors import InputError
-from matcher.registry import MODULES
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 Config = TypeVar("Config")

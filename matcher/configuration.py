@@ -1,14 +1,30 @@
-"""How maps become matches: the settings, and the configurations of layers that a sweep tries."""
+"""How maps become matches: layers, weights, geometry and settings, and what a readout is.
+
+Loads neither torch nor numpy, so that what cannot be is refused at once.
+"""
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from matcher.errors import MatchError
-from matcher.fusion import check_weights
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NORM_EPSILON = 1e-6
+"""x / (||x|| + 1e-6), as in SD4Match."""
+
+SMALLEST_NORM = 1e3 * NORM_EPSILON
+"""Of what is normalised: below it the epsilon takes more than a thousandth of a cosine."""
+
+LARGEST = 1e17
+"""Of a value: beyond it a descriptor's norm overflows float32, and every match would be the first cell."""
 
 ANGLES = 11
 
@@ -23,6 +39,63 @@ WINDOW = 7
 
 WINDOW_BETA = 0.02
 """Temperature of `window_soft_argmax` (GeoAware-SC's evaluation)."""
+
+
+class Frame(Enum):
+    """In whose pixels points, theta and distances are measured: of the image resized to S x S, or as it came."""
+
+    RESIZED = "resized"
+    ORIGINAL = "original"
+
+
+class Geometry(Enum):
+    """How pixel x maps to cell u on a map of width w (docs/method.md, Points).
+
+    CORNERS: u = x (w - 1) / (S - 1), the centres of corner pixels and corner cells coincide (SD4Match).
+    HALF_PIXEL: u = (x + 1/2) w / S - 1/2, the outer edges of image and map coincide (what strided convolutions do).
+    """
+
+    CORNERS = "corners"
+    HALF_PIXEL = "half-pixel"
+
+    @property
+    def align_corners(self) -> bool:
+        """The `align_corners` of torch's interpolation that keeps this geometry when a map is resized."""
+        return self is Geometry.CORNERS
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One layer of the feature.
+
+    layer: its name, "2" for SD's second up block, anything for imported features. timestep: of the diffusion, None for
+    features that have none. weight: its share in the fused descriptor.
+    """
+
+    layer: str
+    timestep: int | None
+    weight: float = 1.0
+
+    @property
+    def map(self) -> "LayerSpec":
+        """The same without its weight, on which the map does not depend."""
+        return LayerSpec(self.layer, self.timestep)
+
+
+def check_weights(layers: int, weights: Sequence[float]) -> None:
+    """Raise `MatchError` unless there is one weight >= 0 per layer, not all zero, and the fused cells' norm, the root
+    of the sum of their squares, is one that float32 and the normalisation's epsilon leave as it is."""
+    if layers == 0:
+        raise MatchError("No layer is named: give at least one.")
+    if len(weights) != layers:
+        raise MatchError(f"{layers} layer(s) but {len(weights)} weight(s): give one weight a layer.")
+    norm = math.hypot(*weights)
+    if min(weights) < 0 or not SMALLEST_NORM <= norm <= LARGEST:
+        raise MatchError(
+            f"The weights {list(weights)} cannot be used: none may be negative or infinite and one must be positive, "
+            f"and the root of the sum of their squares, {norm:g}, must lie between {SMALLEST_NORM:g} and {LARGEST:g}; "
+            "only ratios count."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +117,12 @@ class MatchSettings:
     window_beta: float = WINDOW_BETA
 
     def __post_init__(self) -> None:
-        if self.image_size < 2:
-            raise MatchError(f"An image size of {self.image_size} pixels is too small: it must be at least 2.")
-        if self.upsample < 1:
-            raise MatchError(f"Maps cannot be upsampled {self.upsample} times: the factor must be at least 1.")
+        for name, least in (("image_size", 2), ("upsample", 1), ("window", 0)):
+            if getattr(self, name) < least:
+                raise MatchError(f"{name} is {getattr(self, name)}: it must be at least {least}.")
         for name in ("beta", "sigma", "window_beta"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if not 0 < getattr(self, name) < math.inf:
                 raise MatchError(f"{name} is {getattr(self, name)}: it must be finite and above 0.")
-        if self.window < 0:
-            raise MatchError(f"A window of {self.window} cells cannot be: it must be at least 0.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +136,17 @@ class Configuration:
     settings: MatchSettings
 
     def __post_init__(self) -> None:
-        check_weights(len(self.layers), [layer.weight for layer in self.layers])
+        check_weights(len(self.layers), self.weights)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One per layer."""
+        return tuple(layer.weight for layer in self.layers)
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """One per layer; -1 for features that have none."""
+        return tuple(-1 if layer.timestep is None else layer.timestep for layer in self.layers)
 
     @property
     def name(self) -> str:
@@ -81,25 +161,20 @@ class Configuration:
 
 def one_layer_each(timesteps: Mapping[str, Sequence[int | None]], settings: MatchSettings) -> tuple[Configuration, ...]:
     """Each layer alone at each of its timesteps: `timesteps` by layer name."""
-    return tuple(
-        Configuration((LayerSpec(layer, timestep),), settings)
-        for layer, steps in timesteps.items()
-        for timestep in steps
-    )
+    alone = (LayerSpec(layer, timestep) for layer, steps in timesteps.items() for timestep in steps)
+    return tuple(Configuration((layer,), settings) for layer in alone)
 
 
 def all_layers_fused(
     timesteps: Mapping[str, Sequence[int | None]], weights: Sequence[Sequence[float]], settings: MatchSettings
 ) -> tuple[Configuration, ...]:
-    """All layers together: every choice of a timestep a layer, with every weighting (a weight a layer, in the order of
-    `timesteps`)."""
+    """All layers together: every choice of a timestep per layer, with every weighting (a weight per layer, in the order
+    of `timesteps`)."""
     for weighting in weights:
         check_weights(len(timesteps), weighting)
-    return tuple(
-        Configuration(tuple(map(LayerSpec, timesteps, steps, weighting)), settings)
-        for weighting in weights
-        for steps in itertools.product(*timesteps.values())
-    )
+    choices = itertools.product(weights, itertools.product(*timesteps.values()))
+    layers = (tuple(map(LayerSpec, timesteps, steps, weighting)) for weighting, steps in choices)
+    return tuple(Configuration(own, settings) for own in layers)
 
 
 def angles(count: int = ANGLES) -> tuple[tuple[float, float], ...]:
@@ -108,6 +183,61 @@ def angles(count: int = ANGLES) -> tuple[tuple[float, float], ...]:
     if count < 2:
         raise MatchError(f"A sweep of {count} angle(s) goes nowhere: it takes at least 2.")
     steps = [index / (count - 1) * math.pi / 2 for index in range(count)]
-    return tuple(
-        (max(math.cos(step), 0.0) if index < count - 1 else 0.0, math.sin(step)) for index, step in enumerate(steps)
-    )
+    return (*((math.cos(step), math.sin(step)) for step in steps[:-1]), (0.0, 1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Correlations:
+    """Those of n points with every cell of a target, (H, W) cells, or pixels in the original frame.
+
+    sums: (n, H, W), proportional to the cosines of each point. scale: (n,), what makes cosines of them, None where they
+    are cosines. nearest: (n, 2), the (x, y) of the largest. neighbours: (n, 4, H, W), of the four cells around each
+    source point, and shares: (n, 4), their bilinear weights; only for a readout that asks for them.
+    """
+
+    settings: MatchSettings
+    sums: "Tensor"
+    scale: "Tensor | None"
+    nearest: "Tensor"
+    neighbours: "Tensor"
+    shares: "Tensor"
+
+    @cached_property
+    def cosines(self) -> "Tensor":
+        """(n, H, W) in [-1, 1]."""
+        return self.sums if self.scale is None else self.sums * self.scale[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """A way to read target points off correlations.
+
+    read: `Correlations` of n points to (n, 2), (x, y) in cells of the target (pixels in the original frame). frame: in
+    which its predictions are, and are scored. rows: correlation maps per point that it asks for: 4 where it reads
+    `neighbours`, which only the resized frame has.
+    """
+
+    name: str
+    read: "Callable[[Correlations], Tensor]"
+    frame: Frame = Frame.RESIZED
+    rows: int = 1
+
+
+MODULES: Mapping[str, str] = {
+    **dict.fromkeys(("nn", "bilinear", "softmax", "kernelsoftmax", "window", "pixel"), "matcher.readout"),
+}
+"""Where each readout lies, in the order in which help texts name them. A new one is a file with a `READOUTS` of its
+own, and its line here; it is loaded, and torch, only once it is used."""
+
+
+def readout(name: str) -> Readout:
+    """The readout of a name. Raises `MatchError` where there is none."""
+    if name not in MODULES:
+        raise MatchError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
+    found: Readout = import_module(MODULES[name]).READOUTS[name]
+    return found
+
+
+def frame_of(name: str) -> Frame:
+    """The frame in which a readout's predictions are, and are scored. Raises `MatchError` where there is none."""
+    return readout(name).frame

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matcher.configuration import Configuration, MatchSettings
+from matcher.configuration import Configuration, MatchSettings, frame_of
 from matcher.errors import MatchError
 from matcher.maps import MapSource
 from matcher.pairs import ALL, MatchingPair, Pairs
-from matcher.pck import Average, Columns, averaged
-from matcher.registry import frame_of
+from matcher.pck import CSV_HEADER as PCK_HEADER
+from matcher.pck import Average, PckTable, averaged, table_of, to_json
+from matcher.pck import to_rows as pck_rows
 from matcher.statistics import Interval, bootstrap_mean
 from matcher.sweep import sweep
 
@@ -41,30 +42,19 @@ class GridScores:
     alphas: tuple[float, ...]
     hits: Hits
 
-    @property
-    def points(self) -> NDArray[np.int64]:
-        """Points of each pair, (pairs,)."""
-        return self.pairs.counts
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Those that occur, sorted."""
-        return tuple(self.pairs.occurring)
-
     def pck(self, average: Average) -> NDArray[np.float64]:
         """Fractions over all pairs, (configurations, readouts, alphas)."""
-        return averaged(self.hits, self.points, average)
+        return averaged(self.hits, self.pairs.counts, average)
 
-    def columns(self, average: Average) -> Columns[NDArray[np.float64]]:
-        """Fractions, (configurations, readouts, alphas) each."""
-        members = self.pairs.occurring
-        by_category = {name: averaged(self.hits[..., own], self.points[own], average) for name, own in members.items()}
-        return Columns(self.pck(average), by_category)
+    def table(self, configuration: int) -> PckTable:
+        """Of one configuration."""
+        own = zip(self.readouts, self.hits[configuration], strict=True)
+        return table_of(self.pairs, {readout: dict(zip(self.alphas, hits, strict=True)) for readout, hits in own})
 
     def of_pairs(self, configuration: int, readout: str, alpha: float) -> NDArray[np.float64]:
         """The PCK of each pair, (pairs,), fractions."""
         hits = self.hits[configuration, self.readouts.index(readout), self.alphas.index(alpha)]
-        return np.asarray(hits / self.points)
+        return np.asarray(hits / self.pairs.counts)
 
     def interval(self, configuration: int, readout: str, alpha: float, average: Average) -> Interval:
         """PCK and its 95 % interval, images resampled."""
@@ -76,8 +66,7 @@ class GridScores:
         return self._interval(lead, average).within(-1, 1)
 
     def _interval(self, values: NDArray[np.float64], average: Average) -> Interval:
-        sizes = None if average is Average.IMAGE else self.points.astype(np.float64)
-        return bootstrap_mean(self.pairs, values, seed=0, sizes=sizes)
+        return bootstrap_mean(self.pairs, values, 0, self.pairs.counts if average is Average.POINT else None)
 
 
 def score_grid(
@@ -168,7 +157,7 @@ def describe(configuration: Configuration) -> dict[str, Any]:
     return {
         "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
         "t": [layer.timestep for layer in layers],
-        "weights": [layer.weight for layer in layers],
+        "weights": list(configuration.weights),
         "geometry": settings.geometry.value,
         "upsample": settings.upsample,
         "upsample_align": settings.upsample_align.value,
@@ -177,55 +166,20 @@ def describe(configuration: Configuration) -> dict[str, Any]:
 
 def to_dictionaries(scores: GridScores) -> list[dict[str, Any]]:
     """A dictionary a configuration, `results` as `dualsd eval --json` writes them: fractions."""
-    tables = {average: scores.columns(average) for average in Average}
-    return [
-        {
-            **describe(configuration),
-            "results": {
-                readout: {
-                    average.value: {
-                        f"{alpha:g}": {
-                            name: float(table[index, column, row])
-                            for name, table in {
-                                ALL: tables[average].overall,
-                                **tables[average].by_category,
-                            }.items()
-                        }
-                        for row, alpha in enumerate(scores.alphas)
-                    }
-                    for average in Average
-                }
-                for column, readout in enumerate(scores.readouts)
-            },
-        }
-        for index, configuration in enumerate(scores.configurations)
-    ]
+    described = map(describe, scores.configurations)
+    return [{**about, "results": to_json(scores.table(index))} for index, about in enumerate(described)]
 
 
-CSV_HEADER = (
-    *("layers", "t", "weights", "geometry", "upsample", "upsample_align"),
-    *("readout", "average", "alpha", "category", "pck_percent"),
-)
+CSV_HEADER = ("layers", "t", "weights", "geometry", "upsample", "upsample_align", *PCK_HEADER)
 
 
 def to_rows(scores: GridScores) -> Iterator[tuple[str, ...]]:
     """One row a number over all pairs, in the order of `CSV_HEADER`; several layers are joined by `+`."""
-    tables = {average: scores.pck(average) for average in Average}
     for index, configuration in enumerate(scores.configurations):
-        layers, settings = configuration.layers, configuration.settings
-        own = (
-            "+".join(layer.layer for layer in layers),
-            "+".join("" if layer.timestep is None else str(layer.timestep) for layer in layers),
-            "+".join(f"{layer.weight:g}" for layer in layers),
-            settings.geometry.value,
-            str(settings.upsample),
-            settings.upsample_align.value,
-        )
-        for column, readout in enumerate(scores.readouts):
-            for average, table in tables.items():
-                for row, alpha in enumerate(scores.alphas):
-                    percent = f"{100 * table[index, column, row]:.4f}"
-                    yield (*own, readout, average.value, f"{alpha:g}", ALL, percent)
+        layers, steps, weights, *settings = describe(configuration).values()
+        several = layers, ("" if step is None else step for step in steps), (f"{weight:g}" for weight in weights)
+        own = (*("+".join(map(str, column)) for column in several), *map(str, settings))
+        yield from ((*own, *row) for row in pck_rows(scores.table(index)) if row[3] == ALL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,28 +197,10 @@ def timestep_map(
 ) -> TimestepMap:
     """`values` (configurations,) of the two-layer configurations of some settings and weights, over their timesteps."""
     members = {
-        timesteps_of(entry): index
+        entry.timesteps: index
         for index, entry in enumerate(scores.configurations)
-        if entry.settings == settings and len(entry.layers) == 2 and weights_of(entry) == weights
+        if entry.settings == settings and len(entry.layers) == 2 and entry.weights == weights
     }
-    rows = tuple(sorted({first for first, _ in members}))
-    columns = tuple(sorted({second for _, second in members}))
-    table = [
-        [values[members[row, column]] if (row, column) in members else np.nan for column in columns] for row in rows
-    ]
+    rows, columns = (tuple(sorted(set(steps))) for steps in zip(*members, strict=True))
+    table = [[values[members[row, one]] if (row, one) in members else np.nan for one in columns] for row in rows]
     return TimestepMap(rows, columns, np.array(table))
-
-
-def timesteps_of(configuration: Configuration) -> tuple[int, ...]:
-    """A timestep a layer; -1 for features that have none."""
-    return tuple(-1 if layer.timestep is None else layer.timestep for layer in configuration.layers)
-
-
-def has_timesteps(configuration: Configuration) -> bool:
-    """Whether each of its layers has one."""
-    return all(layer.timestep is not None for layer in configuration.layers)
-
-
-def weights_of(configuration: Configuration) -> tuple[float, ...]:
-    """A weight a layer."""
-    return tuple(layer.weight for layer in configuration.layers)

@@ -1,4 +1,4 @@
-"""What the matcher asks of feature maps: which layers make up a feature, and something that hands their maps out."""
+"""What the matcher asks of feature maps: something that hands them out, and values that can be matched."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -9,26 +9,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from matcher.configuration import LARGEST, SMALLEST_NORM, LayerSpec
 from matcher.errors import MapError
-from matcher.fusion import LARGEST, SMALLEST_NORM
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """One layer of the feature.
-
-    layer: its name, "2" for SD's second up block, anything for imported features. timestep: of the diffusion, None for
-    features that have none. weight: its share in the fused descriptor.
-    """
-
-    layer: str
-    timestep: int | None
-    weight: float = 1.0
-
-    @property
-    def map(self) -> "LayerSpec":
-        """The same without its weight, on which the map does not depend."""
-        return LayerSpec(self.layer, self.timestep)
 
 
 class MapSource(Protocol):
@@ -159,6 +141,5 @@ def read_ahead(keys: Iterable[Key], load: Callable[[Key], Value], ahead: int = A
             if len(waiting) > ahead:
                 first, value = waiting.popleft()
                 yield first, value.result()
-        while waiting:
-            first, value = waiting.popleft()
+        for first, value in waiting:
             yield first, value.result()

@@ -1,4 +1,5 @@
-"""One pair of final maps, matched plainly: every correlation map is built. `matcher.sweep` is for many pairs."""
+"""One pair, plainly: layers are fused into one map, and every correlation map is built. `matcher.sweep` is for many
+pairs."""
 
 from collections.abc import Sequence
 
@@ -6,13 +7,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from matcher.configuration import MatchSettings
+from matcher.configuration import NORM_EPSILON, Correlations, Frame, Geometry, MatchSettings, check_weights, readout
 from matcher.errors import MatchError
-from matcher.fusion import normalise, sample
-from matcher.geometry import cells_to_pixels, pixels_to_cells
-from matcher.pairs import Frame
-from matcher.readout import Correlations, check_predictions, integer_neighbours, nearest, nearest_pixels
-from matcher.registry import readout
+from matcher.geometry import cells_to_pixels, final_size, pixels_to_cells
+from matcher.readout import check_channels, check_predictions, integer_neighbours, nearest, nearest_pixels
+
+
+def normalise(features: Tensor, dim: int) -> Tensor:
+    """Features divided by their norm plus `NORM_EPSILON` along the channel dimension `dim`; same shape."""
+    return features / (features.norm(dim=dim, keepdim=True) + NORM_EPSILON)
+
+
+def upsample(features: Tensor, size: tuple[int, int], align: Geometry) -> Tensor:
+    """A map (C, h, w) resized bicubically to (C, *size); returned as it is where it has that size already."""
+    if tuple(features.shape[-2:]) == size:
+        return features
+    return functional.interpolate(features[None], size, mode="bicubic", align_corners=align.align_corners)[0]
+
+
+def fuse(maps: Sequence[Tensor], weights: Sequence[float], factor: int, align: Geometry) -> Tensor:
+    """The final map (sum of C, H, W) of one image from its layers' raw maps, each (C, h, w).
+
+    (H, W) is the finest layer's size times `factor` (1: not upsampled further). Cells of several layers have norm
+    sqrt(sum of squared weights); those of one layer keep their own, its weight does not matter. float32.
+
+    Raises `MatchError` where the counts of maps and weights differ or a weight is negative or all are zero.
+    """
+    check_weights(len(maps), weights)
+    size = final_size(maps, factor)
+    resized = [upsample(layer.float(), size, align) for layer in maps]
+    if len(resized) == 1:
+        return resized[0]
+    return torch.cat([weight * normalise(layer, dim=0) for layer, weight in zip(resized, weights, strict=True)])
+
+
+def sample(features: Tensor, cells: Tensor) -> Tensor:
+    """Bilinear samples (n, C) of a map (C, h, w) at cells (n, 2) as (x, y); beyond the border the border's value."""
+    height, width = features.shape[-2:]
+    extent = torch.tensor([width - 1, height - 1], dtype=features.dtype, device=features.device).clamp(min=1)
+    grid = cells.to(features.dtype) / extent * 2 - 1  # (n, 2) in [-1, 1], cell centres of the corners at -1 and 1
+    samples = functional.grid_sample(
+        features[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=True
+    )  # (1, C, 1, n)
+    return samples[0, :, 0].T
 
 
 def correlate(source: Tensor, cells: Tensor, target: Tensor) -> Tensor:
@@ -31,10 +68,10 @@ def match_points(
     """Where each source point lies in the target, by each readout.
 
     Args:
-        source: Final map (C, h, w), see `matcher.fusion.fuse`.
+        source: Final map (C, h, w), see `fuse`.
         target: Final map (C, H, W).
         points: (n, 2), (x, y) in pixels of the resized frame.
-        readouts: Names, see `matcher.registry`.
+        readouts: Names, see `matcher.configuration.MODULES`.
         settings: How maps become matches.
 
     Returns:
@@ -48,14 +85,10 @@ def match_points(
     for name, own in asked.items():
         if own.frame is Frame.ORIGINAL:
             raise MatchError(f"The readout {name} needs the original images' sizes: use matcher.match.match_pixels.")
-    if source.shape[0] != target.shape[0]:
-        raise MatchError(
-            f"The source map has {source.shape[0]} channels and the target map {target.shape[0]}: "
-            "both must come from the same layers of the same model."
-        )
+    check_channels(source.shape[0], target.shape[0])
     if not points.isfinite().all():
         raise MatchError("A point is not finite: drop the points that an image lacks.")
-    source_size, target_size = _size(source), _size(target)
+    source_size, target_size = final_size([source], 1), final_size([target], 1)
     points = points.to(source)
     cells = pixels_to_cells(points, settings.image_size, source_size, settings.geometry)
     correlation = correlate(source, cells, target)  # (n, H, W)
@@ -73,16 +106,12 @@ def match_points(
     return found
 
 
-def _size(features: Tensor) -> tuple[int, int]:
-    return features.shape[-2], features.shape[-1]
-
-
 def match_pixels(
     source: Tensor, target: Tensor, points: Tensor, source_size: tuple[int, int], target_size: tuple[int, int]
 ) -> Tensor:
     """Where each source point lies in the target: (n, 2), whole pixels of the original target image.
 
-    source, target: final maps (C, h, w), see `matcher.fusion.fuse`. points: (n, 2) in pixels of the original source
+    source, target: final maps (C, h, w), see `fuse`. points: (n, 2) in pixels of the original source
     image; the descriptor is that of the nearest pixel. Sizes: (width, height) of the original images.
     """
     upsampled, dense = (

@@ -2,15 +2,16 @@
 and the pairs of an evaluation, a column per property."""
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from matcher.configuration import Frame
 from matcher.errors import MatchError
 
 FramePoints = NDArray[np.float32]
@@ -19,13 +20,6 @@ FramePoints = NDArray[np.float32]
 
 ALL = "all"
 """The score over all pairs or points (not over categories) in tables, JSON and CSV. No category has this name."""
-
-
-class Frame(Enum):
-    """In whose pixels points, theta and distances are measured: of the image resized to S x S, or as it came."""
-
-    RESIZED = "resized"
-    ORIGINAL = "original"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +67,33 @@ class MatchingPair:
     flags: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.category.strip() == ALL:
-            raise MatchError(
-                f"The pair {self.source} -> {self.target} is of a category called {ALL}, which is reserved for the "
-                "score over all pairs; rename the category."
-            )
+        _check_categories([self.category], f"The pair {self.source} -> {self.target}")
         # NaN is no miss: points that an image lacks are dropped, on both sides
         frames = (self,) if self.original is None else (self, self.original)
-        if not all(
-            np.isfinite(frame.source_points).all()
-            and np.isfinite(frame.target_points).all()
-            and np.isfinite(frame.theta)
-            for frame in frames
-        ):
+        values = (value for one in frames for value in (one.source_points, one.target_points, one.theta))
+        if not all(np.isfinite(value).all() for value in values):
             raise MatchError(
                 f"The pair {self.source} -> {self.target} has a point or a theta that is not finite: drop the points "
                 "that an image lacks, on both sides."
             )
 
-    def truth(self, frame: Frame) -> tuple[FramePoints, float]:
-        """Target points (n, 2) and theta in a frame. Raises `MatchError` where the original frame is not known."""
-        if frame is Frame.RESIZED:
-            return self.target_points, self.theta
-        original = self.in_original_frame()
-        return original.target_points, original.theta
-
     def in_original_frame(self) -> OriginalFrame:
         """The pair in the original frame. Raises `MatchError` where that is not known."""
         if self.original is None:
-            raise MatchError(
-                f"The pair {self.source} -> {self.target} is not known in pixels of its original images, which the "
-                "readout pixel and scores in that frame need: give the MatchingPair its `original`."
-            )
+            raise _not_known(self)
         return self.original
+
+
+def _not_known(pair: MatchingPair) -> MatchError:
+    return MatchError(
+        f"The pair {pair.source} -> {pair.target} is not known in pixels of its original images, which the readout "
+        "pixel and scores in that frame need: give the MatchingPair its `original`."
+    )
+
+
+def _check_categories(names: Iterable[str], whose: str) -> None:
+    if any(name.strip() == ALL for name in names):
+        raise MatchError(f"{whose} is of a category called {ALL}, the name of the score over all pairs; rename it.")
 
 
 Integers = NDArray[np.integer[Any]]
@@ -127,9 +115,9 @@ class PairsInFrame:
     target_points: FramePoints
     theta: NDArray[np.float64]
 
-    def take(self, rows: Integers, points: Integers) -> "PairsInFrame":
-        """Some of the pairs, whose points are `points`."""
-        return PairsInFrame(self.source_points[points], self.target_points[points], self.theta[rows])
+    def view(self, row: int, points: slice) -> tuple[FramePoints, FramePoints, float]:
+        """The same of one pair."""
+        return self.source_points[points], self.target_points[points], float(self.theta[row])
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,41 +147,40 @@ class Pairs(Sequence[MatchingPair]):
         """The pairs in their order; `Pairs` as they are."""
         if isinstance(pairs, Pairs):
             return pairs
-        images, categories, names = _Places(), _Places(), _Places()
-        flags: dict[str, array[int]] = {}
+        ends, categories, names = _Names(), _Names(), _Names()
+        flags = defaultdict[str, "array[int]"](lambda: array("i"))
         counts, sizes = array("q"), array("i")
         resized, original = _Growing(), _Growing()
         for pair in pairs:
-            images.add((pair.source, pair.target))
-            categories.add((pair.category,))
+            ends.add(pair.source, pair.target)
+            categories.add(pair.category)
             counts.append(len(pair.source_points))
-            names.add(pair.names or ())
+            names.add(*(pair.names or ()))
             for flag, value in (pair.flags or {}).items():
-                flags.setdefault(flag, array("i")).append(value)
+                flags[flag].append(value)
             resized.add(pair)
             if pair.original is not None:
                 original.add(pair.original)
                 sizes.extend((*pair.original.source_size, *pair.original.target_size))
         known = len(original.theta) == len(counts)
-        ends = images.sorted().reshape(-1, 2)
-        marked = bool(flags) and all(len(values) == len(counts) for values in flags.values())
+        marked = flags and all(len(values) == len(counts) for values in flags.values())
+        (images, places), (kinds, kind), keypoints = ends.placed(), categories.placed(), names.placed()
         return cls(
-            images=images.names,
-            categories=categories.names,
-            source=ends[:, 0],
-            target=ends[:, 1],
-            category=categories.sorted(),
+            images=images,
+            categories=kinds,
+            source=places[::2],
+            target=places[1::2],
+            category=kind,
             counts=np.array(counts, dtype=np.int64),
             resized=resized.grown(),
             original=original.grown() if known else None,
             sizes=np.array(sizes, dtype=np.int32).reshape(-1, 4) if known else None,
-            keypoints=(names.names, names.sorted()) if len(names.places) == sum(counts) else None,
+            keypoints=keypoints if len(keypoints[1]) == sum(counts) else None,
             flags={flag: np.array(values) for flag, values in flags.items()} if marked else None,
         )
 
     def __post_init__(self) -> None:
-        if any(name.strip() == ALL for name in self.categories):
-            raise MatchError(f"A category is called {ALL}, which is reserved for the score over all pairs; rename it.")
+        _check_categories(self.categories, "A pair")
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -209,25 +196,13 @@ class Pairs(Sequence[MatchingPair]):
         own = slice(int(self.starts[row]), int(self.starts[row] + self.counts[row]))
         original = None
         if self.original is not None and self.sizes is not None:
-            width, height, target_width, target_height = self.sizes[row].tolist()
-            original = OriginalFrame(
-                source_size=(width, height),
-                target_size=(target_width, target_height),
-                source_points=self.original.source_points[own],
-                target_points=self.original.target_points[own],
-                theta=float(self.original.theta[row]),
-            )
-        return MatchingPair(
-            source=self.images[self.source[row]],
-            target=self.images[self.target[row]],
-            category=self.categories[self.category[row]],
-            source_points=self.resized.source_points[own],
-            target_points=self.resized.target_points[own],
-            theta=float(self.resized.theta[row]),
-            original=original,
-            names=None if self.keypoints is None else tuple(self.keypoints[0][n] for n in self.keypoints[1][own]),
-            flags=None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()},
-        )
+            width, height, *target_size = self.sizes[row].tolist()
+            original = OriginalFrame((width, height), tuple(target_size), *self.original.view(row, own))
+        names = None if self.keypoints is None else tuple(self.keypoints[0][n] for n in self.keypoints[1][own])
+        flags = None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()}
+        source, target = (self.images[column[row]] for column in (self.source, self.target))
+        category = self.categories[self.category[row]]
+        return MatchingPair(source, target, category, *self.resized.view(row, own), original, names, flags)
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -245,14 +220,15 @@ class Pairs(Sequence[MatchingPair]):
         """Some of the pairs, in the order of `rows`: places or a mask."""
         rows = places(rows)
         points = self.points(rows)
+
+        def taken(frame: PairsInFrame) -> PairsInFrame:
+            return PairsInFrame(frame.source_points[points], frame.target_points[points], frame.theta[rows])
+
         return replace(
             self,
-            source=self.source[rows],
-            target=self.target[rows],
-            category=self.category[rows],
-            counts=self.counts[rows],
-            resized=self.resized.take(rows, points),
-            original=None if self.original is None else self.original.take(rows, points),
+            **{name: getattr(self, name)[rows] for name in ("source", "target", "category", "counts")},
+            resized=taken(self.resized),
+            original=None if self.original is None else taken(self.original),
             sizes=None if self.sizes is None else self.sizes[rows],
             keypoints=None if self.keypoints is None else (self.keypoints[0], self.keypoints[1][points]),
             flags=None if self.flags is None else {flag: values[rows] for flag, values in self.flags.items()},
@@ -260,16 +236,12 @@ class Pairs(Sequence[MatchingPair]):
 
     def in_frame(self, frame: Frame) -> PairsInFrame:
         """The pairs in a frame. Raises `MatchError` where a pair is not known in the original one."""
-        if frame is Frame.RESIZED:
-            return self.resized
-        return self.in_original_frame()[0]
+        return self.resized if frame is Frame.RESIZED else self.in_original_frame()[0]
 
     def in_original_frame(self) -> tuple[PairsInFrame, Integers]:
         """The pairs in the original frame, and their `sizes`. Raises `MatchError` where that is not known."""
         if self.original is None or self.sizes is None:
-            self[0].in_original_frame()  # raises, naming it
-        assert self.original is not None, "checked above"
-        assert self.sizes is not None, "known where the frame is"
+            raise _not_known(self[0])
         return self.original, self.sizes
 
     def grouped(
@@ -307,24 +279,19 @@ class _Growing:
         return PairsInFrame(source, target, np.array(self.theta))
 
 
-class _Places:
-    """Names numbered as they come, then in their order."""
+class _Names:
+    """Names as they come: numbers, so that no text per pair stays."""
 
     def __init__(self) -> None:
         self._number: dict[str, int] = {}
-        self.places = array("i")
+        self._come = array("i")
 
-    def add(self, names: Iterable[str]) -> None:
+    def add(self, *names: str) -> None:
         """More of them."""
-        self.places.extend([self._number.setdefault(name, len(self._number)) for name in names])
+        self._come.extend([self._number.setdefault(name, len(self._number)) for name in names])
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The distinct ones, sorted."""
-        return tuple(sorted(self._number))
-
-    def sorted(self) -> NDArray[np.int32]:
-        """Of each that was added its place among `names`."""
-        moved = np.empty(len(self._number), dtype=np.int32)
-        moved[[self._number[name] for name in self.names]] = np.arange(len(self._number), dtype=np.int32)
-        return moved[np.array(self.places, dtype=np.int32)]
+    def placed(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+        """The distinct ones, sorted, and of each that was added its place among them."""
+        names = sorted(self._number)
+        places = np.argsort([self._number[name] for name in names]).astype(np.int32)
+        return tuple(names), places[np.array(self._come, dtype=np.intp)]

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from matcher.configuration import Frame, frame_of
 from matcher.errors import MatchError
-from matcher.pairs import ALL, Frame, FramePoints, MatchingPair, Pairs, PixelFrame, Rows
-from matcher.registry import frame_of
+from matcher.pairs import ALL, FramePoints, MatchingPair, Pairs, PixelFrame, Rows
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class MatchedPair:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Matches(Sequence[MatchedPair]):
+class Matches:
     """P pairs and what each readout predicted for their N source points: (N, 2), of all pairs in turn, in pixels of the
     readout's frame. `matches[index]` is a view of one pair."""
 
@@ -51,27 +51,20 @@ class Matches(Sequence[MatchedPair]):
     predictions: Mapping[str, FramePoints]
 
     @classmethod
-    def of(cls, matched: Sequence[MatchedPair]) -> "Matches":
+    def of(cls, matched: "Matched") -> "Matches":
         """The pairs in their order; `Matches` as they are. Raises `MatchError` where there is none."""
-        if not matched:
+        if not len(matched):
             raise MatchError("There is no pair to score.")
         if isinstance(matched, Matches):
             return matched
-        found = {
-            name: np.concatenate([match.predictions[name] for match in matched]) for name in matched[0].predictions
-        }
+        names = matched[0].predictions
+        found = {name: np.concatenate([match.predictions[name] for match in matched]) for name in names}
         return cls(Pairs.of(match.pair for match in matched), found)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @overload
-    def __getitem__(self, index: int) -> MatchedPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Matches": ...
-    def __getitem__(self, index: int | slice) -> "MatchedPair | Matches":
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
+    def __getitem__(self, index: int) -> MatchedPair:
         points = self.pairs.points([range(len(self))[index]])
         return MatchedPair(self.pairs[index], {name: own[points] for name, own in self.predictions.items()})
 
@@ -79,6 +72,9 @@ class Matches(Sequence[MatchedPair]):
         """Some of the pairs, see `Pairs.take`."""
         points = self.pairs.points(rows)
         return Matches(self.pairs.take(rows), {name: own[points] for name, own in self.predictions.items()})
+
+
+Matched = Matches | Sequence[MatchedPair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +94,6 @@ class PckTable:
 
     values: Mapping[str, Pck]
     categories: tuple[str, ...]
-    n_pairs: int
-    n_points: int
-
-
-def hits(predictions: FramePoints, truths: FramePoints, theta: float, alpha: float) -> NDArray[np.bool_]:
-    """Which points are matched well enough: predictions, truths (n, 2) in pixels of one frame to (n,)."""
-    distances = np.linalg.norm(predictions.astype(np.float64) - truths.astype(np.float64), axis=1)
-    return np.asarray(distances <= alpha * theta)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +111,7 @@ class Distances:
         return np.asarray(np.add.reduceat(right, np.cumsum(self.counts) - self.counts, dtype=np.int64))
 
 
-def distances(matched: Sequence[MatchedPair], readout: str, frame: PixelFrame | None = None) -> Distances:
+def distances(matched: Matched, readout: str, frame: PixelFrame | None = None) -> Distances:
     """Measured in the readout's own frame, or in another: then predictions and truths are mapped from the readout's
     (those that were clamped there stay where they are), and theta is that of the frame measured in.
 
@@ -148,22 +136,28 @@ def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArr
     return np.asarray(hit.sum(axis=-1) / points.sum())
 
 
-def tabulate(matched: Sequence[MatchedPair], alphas: Sequence[float], frame: PixelFrame | None = None) -> PckTable:
+def tabulate(matched: Matched, alphas: Sequence[float], frame: PixelFrame | None = None) -> PckTable:
     """PCK by readout, average, alpha and category, each readout in its own frame, or all in `frame`: see `distances`.
     Raises `MatchError` where there is no pair."""
     matches = Matches.of(matched)
-    counts, members = matches.pairs.counts, matches.pairs.occurring
+    measured = {readout: distances(matches, readout, frame) for readout in matches.predictions}
+    hits = {readout: {alpha: found.hits(alpha) for alpha in alphas} for readout, found in measured.items()}
+    return table_of(matches.pairs, hits)
 
-    def columns(right: NDArray[np.int64], average: Average) -> Columns[float]:
-        own = {name: float(averaged(right[rows], counts[rows], average)) for name, rows in members.items()}
-        return Columns(float(averaged(right, counts, average)), own)
 
-    values = {}
-    for readout in matches.predictions:
-        measured = distances(matches, readout, frame)
-        right = {alpha: measured.hits(alpha) for alpha in alphas}
-        values[readout] = Pck(*({alpha: columns(own, average) for alpha, own in right.items()} for average in Average))
-    return PckTable(values, tuple(members), len(matches), int(counts.sum()))
+def table_of(pairs: Pairs, hits: Mapping[str, Mapping[float, NDArray[Any]]]) -> PckTable:
+    """From how many points of each pair are matched well enough, (P,), by readout and alpha."""
+    members = pairs.occurring
+
+    def columns(right: NDArray[Any], average: Average) -> Columns[float]:
+        own = {name: float(averaged(right[rows], pairs.counts[rows], average)) for name, rows in members.items()}
+        return Columns(float(averaged(right, pairs.counts, average)), own)
+
+    values = {
+        readout: Pck(*({alpha: columns(right, average) for alpha, right in own.items()} for average in Average))
+        for readout, own in hits.items()
+    }
+    return PckTable(values, tuple(members))
 
 
 LEAST_POINTS = 3
@@ -190,17 +184,14 @@ class RankedPair:
 
 
 def best_and_worst(
-    matched: Sequence[MatchedPair], readout: str, alpha: float, frame: PixelFrame | None, count: int
+    matched: Matched, readout: str, alpha: float, frame: PixelFrame | None, count: int
 ) -> tuple[list[RankedPair], list[RankedPair]]:
     """At most `count` of each, the best first and the worst first, no pair in both: see `RULE`. Raises `MatchError`
     where there is no pair."""
     matches = Matches.of(matched)
     measured = distances(matches, readout, frame)
-    starts = matches.pairs.starts
-    own = [
-        slice(start, start + points) for start, points in zip(starts.tolist(), measured.counts.tolist(), strict=True)
-    ]
-    errors = np.array([measured.distances[points].mean() for points in own]) / measured.thetas
+    own = np.split(measured.distances, matches.pairs.starts[1:])
+    errors = np.array([away.mean() for away in own]) / measured.thetas
     telling = np.flatnonzero(measured.counts >= LEAST_POINTS)
     chosen = telling if len(telling) >= 2 * count else np.arange(len(matches))
     ordered = chosen[np.lexsort((errors[chosen], -(measured.hits(alpha) / measured.counts)[chosen]))]
@@ -208,7 +199,7 @@ def best_and_worst(
     worst = _of_other_images(matches.pairs, [row for row in ordered[::-1] if row not in best], count)
 
     def ranked(row: int) -> RankedPair:
-        return RankedPair(row, measured.distances[own[row]] <= alpha * measured.thetas[row], float(errors[row]))
+        return RankedPair(row, own[row] <= alpha * measured.thetas[row], float(errors[row]))
 
     return list(map(ranked, best)), list(map(ranked, worst))
 
@@ -229,7 +220,7 @@ def to_json(table: PckTable) -> dict[str, dict[str, dict[str, dict[str, float]]]
     """`{readout: {"image"|"point": {"0.05": {"all": 0.4121, category: ...}}}}`, values as fractions."""
     return {
         readout: {
-            average.value: {f"{alpha:g}": _over_all_first(columns) for alpha, columns in pck[average].items()}
+            average.value: {f"{alpha:g}": {ALL: own.overall, **own.by_category} for alpha, own in pck[average].items()}
             for average in Average
         }
         for readout, pck in table.values.items()
@@ -241,11 +232,11 @@ CSV_HEADER = ("readout", "average", "alpha", "category", "pck_percent")
 
 def to_rows(table: PckTable) -> Iterator[tuple[str, str, str, str, str]]:
     """One row a number, in the order of `CSV_HEADER`."""
-    for readout, pck in table.values.items():
-        for average in Average:
-            for alpha, columns in pck[average].items():
-                for category, value in _over_all_first(columns).items():
-                    yield readout, average.value, f"{alpha:g}", category, f"{100 * value:.4f}"
+    for readout, averages in to_json(table).items():
+        for average, alphas in averages.items():
+            for alpha, columns in alphas.items():
+                for category, value in columns.items():
+                    yield readout, average, alpha, category, f"{100 * value:.4f}"
 
 
 def paper_rows(table: PckTable, average: Average) -> tuple[list[str], list[list[str]]]:
@@ -257,7 +248,3 @@ def paper_rows(table: PckTable, average: Average) -> tuple[list[str], list[list[
         for alpha, columns in pck[average].items()
     ]
     return ["readout", "alpha", *table.categories, ALL], rows
-
-
-def _over_all_first(columns: Columns[float]) -> dict[str, float]:
-    return {ALL: columns.overall, **columns.by_category}

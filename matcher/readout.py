@@ -1,52 +1,10 @@
-"""From correlations to target points: what a readout is, and six of them."""
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+"""From correlations to target points: six readouts, see `matcher.configuration.Readout`."""
 
 import torch
 from torch import Tensor
 
-from matcher.configuration import MatchSettings
+from matcher.configuration import Correlations, Frame, Readout
 from matcher.errors import MatchError
-from matcher.pairs import Frame
-
-
-@dataclass(frozen=True, eq=False)
-class Correlations:
-    """Those of n points with every cell of a target, (H, W) cells, or pixels in the original frame.
-
-    sums: (n, H, W), proportional to the cosines of each point. scale: (n,), what makes cosines of them, None where they
-    are cosines. nearest: (n, 2), the (x, y) of the largest. neighbours: (n, 4, H, W), of the four cells around each
-    source point, and shares: (n, 4), their bilinear weights; only for a readout that asks for them.
-    """
-
-    settings: MatchSettings
-    sums: Tensor
-    scale: Tensor | None
-    nearest: Tensor
-    neighbours: Tensor
-    shares: Tensor
-
-    @cached_property
-    def cosines(self) -> Tensor:
-        """(n, H, W) in [-1, 1]."""
-        return self.sums if self.scale is None else self.sums * self.scale[:, None, None]
-
-
-@dataclass(frozen=True, slots=True)
-class Readout:
-    """A way to read target points off correlations.
-
-    read: `Correlations` of n points to (n, 2), (x, y) in cells of the target (pixels in the original frame). frame: in
-    which its predictions are, and are scored. rows: correlation maps per point that it asks for: 4 where it reads
-    `neighbours`, which only the resized frame has.
-    """
-
-    name: str
-    read: Callable[[Correlations], Tensor]
-    frame: Frame = Frame.RESIZED
-    rows: int = 1
 
 
 def nearest(correlation: Tensor) -> Tensor:
@@ -61,6 +19,15 @@ def doubt(correlation: Tensor, best: Tensor) -> Tensor:
     best: what `largest` gives."""
     top = correlation.flatten(1).gather(1, best[:, None])[:, 0]
     return top - top
+
+
+def check_channels(source: int, target: int) -> None:
+    """Raise `MatchError` where a source's maps have other channels than the target's."""
+    if source != target:
+        raise MatchError(
+            f"The source map has {source} channels and the target map {target}: both must come from the same layers of "
+            "the same model."
+        )
 
 
 def check_predictions(positions: Tensor, readout: str, pair: str) -> None:

@@ -20,6 +20,7 @@ degrees of freedom. So each category has its `images`, times one factor for all:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ class Spread:
         return np.sqrt(self.variance)
 
 
-def graphs_of(pairs: Sequence[MatchingPair], sizes: Floats | None = None) -> tuple[CategoryGraph, ...]:
+def graphs_of(pairs: Sequence[MatchingPair], sizes: NDArray[Any] | None = None) -> tuple[CategoryGraph, ...]:
     """The graph of each category, sorted by name. sizes: (pairs,) > 0, how much each pair counts, all the same where
     none are given. Raises `MatchError` where there is no pair, or the counts differ."""
     if not pairs:
@@ -117,18 +118,17 @@ def graphs_of(pairs: Sequence[MatchingPair], sizes: Floats | None = None) -> tup
 def spread(graphs: Sequence[CategoryGraph], values: Floats) -> tuple[Spread, tuple[Spread, ...]]:
     """Over all pairs, and of each category, for values (..., pairs)."""
     parts = [_estimates(graph, values) for graph in graphs]
-    shares = [graph.share for graph in graphs]
-    mean = _sum([share * part.mean for share, part in zip(shares, parts, strict=True)])
-    factor = _factor(shares, parts)
-    variances = [share**2 * part.images for share, part in zip(shares, parts, strict=True)]
+    mean = np.sum([part.share * part.mean for part in parts], axis=0)
+    factor = _factor(parts)
+    variances = [part.share**2 * part.images for part in parts]
     if len(graphs) > 1:
         # a single dyad cannot tell its own variance: its distance from the mean over all stands in, which is too large
         # where categories differ
-        offsets = [share**2 * (part.mean - mean) ** 2 for share, part in zip(shares, parts, strict=True)]
+        offsets = [part.share**2 * (part.mean - mean) ** 2 for part in parts]
         variances = [np.where(np.isnan(own), off, own) for own, off in zip(variances, offsets, strict=True)]
-    total = _sum(variances)
+    total = np.sum(variances, axis=0)
     # Satterthwaite: of a sum of variances that have so many degrees of freedom each
-    squares = _sum([own**2 / part.degrees for own, part in zip(variances, parts, strict=True)])
+    squares = np.sum([own**2 / part.degrees for own, part in zip(variances, parts, strict=True)], axis=0)
     fewest = float(min(part.degrees for part in parts))
     degrees = np.divide(total**2, squares, out=np.full_like(total, fewest), where=squares > 0)
     # what the factor costs: by Satterthwaite it would be 1 / factor^2 - 1, but at least `apart` holds it from below
@@ -143,12 +143,15 @@ def spread(graphs: Sequence[CategoryGraph], values: Floats) -> tuple[Spread, tup
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Estimates:
-    """The module's three of one category; raw and apart are None where no two pairs are without a common image."""
+    """The module's three of one category. telling: whether there are pairs without a common image; raw and apart mean
+    nothing where there are none."""
 
+    share: float
     mean: Floats
-    raw: Floats | None
+    raw: Floats
     images: Floats
-    apart: Floats | None
+    apart: Floats
+    telling: bool
     degrees: int
 
 
@@ -165,28 +168,21 @@ def _estimates(graph: CategoryGraph, values: Floats) -> _Estimates:
     matrix = np.diag(touching) + graph.adjacency - np.outer(touching, touching)
     size = float((matrix**2).sum())
     telling = min(1 - shared, 1 - same) > _NOTHING
-    return _Estimates(
-        mean=mean,
-        raw=(of_images - of_dyads) / (1 - shared) if telling else None,
-        images=of_images * float((touching**2).sum()) / size if size > _NOTHING else np.full_like(mean, np.nan),
-        apart=of_dyads / (1 - same) if telling else None,
-        degrees=max(min(len(graph.names), len(weights)) - 1, 1),
-    )
+    raw, apart = ((of_images - of_dyads) / (1 - shared), of_dyads / (1 - same)) if telling else (mean, mean)
+    images = of_images * float((touching**2).sum()) / size if size > _NOTHING else np.full_like(mean, np.nan)
+    degrees = max(min(len(graph.names), len(weights)) - 1, 1)
+    return _Estimates(graph.share, mean, raw, images, apart, telling, degrees)
 
 
-def _factor(shares: Sequence[float], parts: Sequence[_Estimates]) -> Floats:
+def _factor(parts: Sequence[_Estimates]) -> Floats:
     """From `images` to the variance, over the categories that can tell; 1, the largest, where none can."""
     raw = apart = images = np.zeros_like(parts[0].mean)
-    for share, part in zip(shares, parts, strict=True):
-        if part.raw is not None and part.apart is not None:
-            raw = raw + share**2 * part.raw
-            apart = apart + share**2 * part.apart
-            images = images + share**2 * part.images
+    for part in parts:
+        if part.telling:
+            raw = raw + part.share**2 * part.raw
+            apart = apart + part.share**2 * part.apart
+            images = images + part.share**2 * part.images
     return np.divide(np.maximum(raw, apart), images, out=np.ones_like(images), where=images > 0)
-
-
-def _sum(parts: Sequence[Floats]) -> Floats:
-    return np.asarray(np.sum(parts, axis=0))
 
 
 def _graph(pairs: Pairs, members: Places, sizes: Floats, category: str) -> CategoryGraph:
@@ -195,14 +191,7 @@ def _graph(pairs: Pairs, members: Places, sizes: Floats, category: str) -> Categ
     order = np.lexsort((ends[:, 1], ends[:, 0]))
     ends = ends[order]
     starts = np.flatnonzero(np.r_[True, (np.diff(ends, axis=0) != 0).any(axis=1)])
-    chosen = members[order]
-    own = sizes[chosen]
-    return CategoryGraph(
-        category=category,
-        pairs=chosen,
-        weights=own / own.sum(),
-        starts=starts,
-        ends=ends[starts],
-        names=tuple(pairs.images[place] for place in images),
-        share=float(own.sum() / sizes.sum()),
-    )
+    own = sizes[members[order]]
+    names = tuple(pairs.images[place] for place in images)
+    share = float(own.sum() / sizes.sum())
+    return CategoryGraph(category, members[order], own / own.sum(), starts, ends[starts], names, share)

@@ -1,16 +1,17 @@
 """How certain a PCK is: bootstrap over images, permutation tests of two runs, and intervals of means."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matcher.errors import MatchError
-from matcher.pairs import MatchingPair, PixelFrame
-from matcher.pck import Average, Columns, Distances, MatchedPair, Matches, averaged, distances
+from matcher.pairs import ALL, MatchingPair, PixelFrame
+from matcher.pck import Average, Columns, Distances, Matched, Matches, averaged, distances
 from matcher.spread import CategoryGraph, Floats, Spread, graphs_of, spread
 
 
@@ -22,6 +23,8 @@ def widening(degrees: NDArray[np.float64], confidence: float) -> NDArray[np.floa
     return np.asarray(np.sqrt(degrees * np.expm1(moved**2 / degrees)) / normal)
 
 
+CONFIDENCE = 0.95
+
 RESAMPLES = 2000
 _BLOCK = 4_000_000
 """Weights (resamples x dyads) held at once: 32 MB."""
@@ -29,7 +32,7 @@ _BLOCK = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over pairs and its interval at the confidence asked for, in the values' unit; infinite where there is
+    """A mean over pairs and its interval of 95 %, in the values' unit; infinite where there is
     nothing to tell it from."""
 
     mean: float
@@ -58,9 +61,8 @@ def bootstrap_mean(
     pairs: Sequence[MatchingPair],
     values: NDArray[np.float64],
     seed: int,
-    sizes: NDArray[np.float64] | None = None,
+    sizes: NDArray[Any] | None = None,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
 ) -> Interval:
     """Mean of a value a pair (a PCK, or the difference of two over the same pairs) with its interval.
 
@@ -70,16 +72,12 @@ def bootstrap_mean(
     """
     if len(pairs) != len(values):
         raise MatchError(f"{len(pairs)} pair(s) with {len(values)} value(s) cannot be resampled.")
-    over_all, _ = bootstrap(graphs_of(pairs, sizes), values[None], seed, resamples, confidence)
+    over_all, _ = bootstrap(graphs_of(pairs, sizes), values[None], seed, resamples)
     return over_all[0]
 
 
 def bootstrap(
-    graphs: Sequence[CategoryGraph],
-    values: Floats,
-    seed: int,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
+    graphs: Sequence[CategoryGraph], values: Floats, seed: int, resamples: int = RESAMPLES
 ) -> tuple[Intervals, tuple[Intervals, ...]]:
     """`bootstrap_mean` over all pairs, and of each category, for many values (values, pairs) at once."""
     over_all, of_each = spread(graphs, values)
@@ -87,26 +85,27 @@ def bootstrap(
     sums, totals = np.zeros((resamples, len(values))), np.zeros(resamples)
     found = []
     for graph, own in zip(graphs, of_each, strict=True):
-        weighted, counts = (
-            np.concatenate(parts) for parts in zip(*_draws(graph, values, resamples, random), strict=True)
-        )
+        weighted, counts = _resampled(graph, values, resamples, random)
         sums += graph.share * weighted
         totals += graph.share * counts
-        found.append(_interval(weighted, counts, own, confidence))
-    return _interval(sums, totals, over_all, confidence), tuple(found)
+        found.append(_interval(weighted, counts, own))
+    return _interval(sums, totals, over_all), tuple(found)
 
 
-def _draws(
+def _resampled(
     graph: CategoryGraph, values: Floats, resamples: int, random: np.random.Generator
-) -> Iterator[tuple[Floats, Floats]]:
-    """Weighted sums (count, values) and the weights' sums (count,) of all resamples, a block at a time."""
+) -> tuple[Floats, Floats]:
+    """Weighted sums (resamples, values) and the weights' sums (resamples,), made a block at a time."""
     dyads = graph.of_dyads(values)  # (values, K)
     first, second = graph.ends.T
+    weighted, counts = np.empty((resamples, len(values))), np.empty(resamples)
     block = max(_BLOCK // len(first), 1)
     for start in range(0, resamples, block):
-        drawn = draw_images(len(graph.names), min(block, resamples - start), random)
+        into = slice(start, start + block)
+        drawn = draw_images(len(graph.names), len(counts[into]), random)
         times = drawn[:, first] * drawn[:, second]  # (count, K)
-        yield times @ dyads.T, times @ graph.dyad_weights
+        weighted[into], counts[into] = times @ dyads.T, times @ graph.dyad_weights
+    return weighted, counts
 
 
 def draw_images(images: int, count: int, random: np.random.Generator) -> Floats:
@@ -114,21 +113,17 @@ def draw_images(images: int, count: int, random: np.random.Generator) -> Floats:
     return random.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)
 
 
-def _interval(sums: Floats, totals: Floats, own: Spread, confidence: float) -> Intervals:
+def _interval(sums: Floats, totals: Floats, own: Spread) -> Intervals:
     # a resample in which no pair has both images says nothing; it happens only with a handful of images
     means = sums[totals > 0] / totals[totals > 0, None]  # (resamples, values)
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0) - means.mean(axis=0)
     deviation = means.std(axis=0)
-    scale = np.divide(
-        own.error * widening(own.degrees, confidence), deviation, out=np.zeros_like(deviation), where=deviation > 0
-    )
+    wide = own.error * widening(own.degrees, CONFIDENCE)
+    scale = np.divide(wide, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     unknown = np.isnan(own.variance)
-    return Intervals(
-        own.mean,
-        np.where(unknown, -inf, own.mean + scale * low),
-        np.where(unknown, inf, own.mean + scale * high),
-    )
+    ends = own.mean + scale * low, own.mean + scale * high
+    return Intervals(own.mean, np.where(unknown, -inf, ends[0]), np.where(unknown, inf, ends[1]))
 
 
 FLIPS = 9999
@@ -185,21 +180,22 @@ def _share_as_far(own: Spread, flipped: Floats, variances: Floats) -> Floats:
     """The share of flips whose mean by its error is as far from 0 as that of the data, the data among them."""
     # the data's error is known a little less well than that of flipped effects: larger, by so much that both agree
     # where p is 0.05
-    larger = widening(own.degrees, 0.95) / widening(own.image_degrees, 0.95)
+    larger = widening(own.degrees, CONFIDENCE) / widening(own.image_degrees, CONFIDENCE)
     variance = own.variance * larger**2
     as_far = flipped**2 * variance[:, None] >= _EQUAL * own.mean[:, None] ** 2 * variances
     shares = (1 + as_far.sum(axis=1)) / (1 + flipped.shape[1])
     return np.where(np.isnan(own.variance), 1.0, shares)
 
 
-INTERVAL_SEED = 0
+SEED = 0
+"""Of resamples and flips: the same runs have the same intervals whenever they are scored."""
 
 PckIntervals = Mapping[float, Columns[Interval]]
 """Fractions by alpha."""
 
 
 def pck_intervals(
-    matched: Sequence[MatchedPair],
+    matched: Matched,
     readouts: Sequence[str],
     alphas: Sequence[float],
     average: Average,
@@ -210,9 +206,8 @@ def pck_intervals(
     matches = Matches.of(matched)
     measured = [distances(matches, readout, frame) for readout in readouts]
     values = np.array([found.hits(alpha) / found.counts for found in measured for alpha in alphas])  # (values, pairs)
-    sizes = measured[0].counts.astype(np.float64) if average is Average.POINT else None
-    graphs = graphs_of(matches.pairs, sizes)
-    over_all, of_each = bootstrap(graphs, values, INTERVAL_SEED)
+    graphs = graphs_of(matches.pairs, matches.pairs.counts if average is Average.POINT else None)
+    over_all, of_each = bootstrap(graphs, values, SEED)
 
     def columns(value: int) -> Columns[Interval]:
         own = {graph.category: found[value].within(0, 1) for graph, found in zip(graphs, of_each, strict=True)}
@@ -222,10 +217,6 @@ def pck_intervals(
         readout: {alpha: columns(place * len(alphas) + row) for row, alpha in enumerate(alphas)}
         for place, readout in enumerate(readouts)
     }
-
-
-COMPARISON_SEED = 0
-"""Of resamples and flips: the same two runs are compared alike whenever that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,25 +240,22 @@ def compare(
     counts = first.counts
     if len(pairs) != len(counts) or not np.array_equal(counts, second.counts):
         raise MatchError("Runs can be compared only over the same pairs with the same points.")
-    graphs = graphs_of(pairs, counts.astype(np.float64) if average is Average.POINT else None)
+    graphs = graphs_of(pairs, counts if average is Average.POINT else None)
     hits = [np.array([run.hits(alpha) for alpha in alphas]) for run in (first, second)]  # (alphas, pairs) each
     values = (hits[1] - hits[0]) / counts
-    leads, lead_of_each = bootstrap(graphs, values, COMPARISON_SEED)
-    p, p_of_each = permutation_test(graphs, values, COMPARISON_SEED)
+    leads, lead_of_each = bootstrap(graphs, values, SEED)
+    p, p_of_each = permutation_test(graphs, values, SEED)
     # in the order of the pairs, as a table is made: sums are the same to the last bit
-    everyone = np.arange(len(pairs))
+    members = [np.arange(len(pairs)), *(np.sort(graph.pairs) for graph in graphs)]
+    names = [ALL, *(graph.category for graph in graphs)]
 
     def difference(row: int, own: NDArray[np.int64], intervals: Intervals, chances: Floats) -> Difference:
         one, other = (float(averaged(run[row, own], counts[own], average)) for run in hits)
         return Difference(one, other, intervals[row].within(-1, 1), float(chances[row]))
 
-    return {
-        alpha: Columns(
-            difference(row, everyone, leads, p),
-            {
-                graph.category: difference(row, np.sort(graph.pairs), lead, chances)
-                for graph, lead, chances in zip(graphs, lead_of_each, p_of_each, strict=True)
-            },
-        )
-        for row, alpha in enumerate(alphas)
-    }
+    found = {}
+    for row, alpha in enumerate(alphas):
+        own = zip(members, (leads, *lead_of_each), (p, *p_of_each), strict=True)
+        columns = dict(zip(names, (difference(row, *one) for one in own), strict=True))
+        found[alpha] = Columns(columns.pop(ALL), columns)
+    return found

@@ -5,7 +5,8 @@ and configurations that differ in timesteps and weights share all of them. `test
 this one is tested against.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -14,15 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from matcher.configuration import Configuration, MatchSettings
-from matcher.correlate import Family, Samples, check_channels, distinct_keypoints, families, join, match_cells, sample
+from matcher.configuration import Configuration, Frame, LayerSpec, MatchSettings, Readout, readout
+from matcher.correlate import Family, Maps, Samples, match, sample
 from matcher.errors import MatchError
-from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
-from matcher.pairs import Frame, MatchingPair, Pairs
+from matcher.maps import MapSource, images_ahead, read_ahead
+from matcher.pairs import MatchingPair, Pairs
 from matcher.pck import Matches
-from matcher.pixels import match_pixels_of_target
-from matcher.readout import check_predictions
-from matcher.registry import readout
+from matcher.readout import check_channels, check_predictions
 
 KEPT_BYTES = 2**30
 """Maps of a category's sources that are kept for when they are targets, as they came; those beyond are read again."""
@@ -62,7 +61,7 @@ def sweep(
     asked = [readout(name) for name in readouts]
     if pairs and any(known.frame is Frame.ORIGINAL for known in asked):
         pairs.in_original_frame()
-    plan = families(configurations, asked)
+    plan = _families(configurations, asked)
     wanted = tuple(dict.fromkeys(spec for family in plan for specs in family.maps for spec in specs))
     ahead = images_ahead(maps, wanted)
     for group in pairs.grouped("category").values():
@@ -73,15 +72,16 @@ def sweep(
         for target, raw in read_ahead(targets, shelf.take, ahead):
             members = targets[target]
             chosen = torch.from_numpy(rows[pairs.points(members)]).to(device)
-            _into_float(raw, image, device)
+            for spec, features in raw.items():
+                # as float32, into the last image's memory where it fits: memory that is new costs more
+                if spec not in image or image[spec].shape != features.shape:
+                    image[spec] = torch.empty(features.shape, device=device)
+                image[spec].copy_(features)
             found = torch.empty(len(configurations), len(readouts), len(chosen), 2, device=device)
             for family, sampled in zip(plan, samples, strict=True):
-                check_channels(sampled, image)
-                if family.frame is Frame.RESIZED:
-                    positions = match_cells(family, configurations, sampled, chosen, image)
-                else:
-                    width, height = pairs.in_original_frame()[1][members[0], 2:].tolist()
-                    positions = match_pixels_of_target(family, configurations, sampled, chosen, image, (width, height))
+                for (_, spec), vectors in sampled.vectors.items():
+                    check_channels(vectors.shape[2], image[spec].shape[0])
+                positions = match(family, sampled, chosen, image, _original_sizes(pairs, members[0])[1])
                 columns = torch.tensor([asked.index(known) for known in family.readouts], device=device)
                 found[torch.tensor(family.members, device=device)[:, None], columns] = positions
             # all pairs of the target leave the device together
@@ -106,7 +106,7 @@ def evaluate(
         pairs: A list or `Pairs`; P of them with N points.
         maps: Where the images' maps come from.
         layers: The layers that are fused.
-        readouts: Names, see `matcher.registry`.
+        readouts: Names, see `matcher.configuration.MODULES`.
         settings: How maps become matches.
         device: Where it is computed.
         on_pairs: Is told how many more pairs are done.
@@ -127,6 +127,21 @@ def evaluate(
     return Matches(pairs, predictions)
 
 
+def _families(configurations: Sequence[Configuration], readouts: Sequence[Readout]) -> list[Family]:
+    """The configurations by what they share, and the readouts by their frame."""
+    grouped: dict[tuple[tuple[str, ...], MatchSettings], list[int]] = defaultdict(list)
+    for index, configuration in enumerate(configurations):
+        grouped[tuple(layer.layer for layer in configuration.layers), configuration.settings].append(index)
+    found: list[Family] = []
+    for (_, settings), members in grouped.items():
+        those = tuple(configurations[index] for index in members)
+        positions = zip(*(configuration.layers for configuration in those), strict=True)
+        maps = tuple(tuple(dict.fromkeys(layer.map for layer in layers)) for layers in positions)
+        by_frame = {frame: tuple(known for known in readouts if known.frame is frame) for frame in Frame}
+        found += [Family(settings, frame, own, tuple(members), those, maps) for frame, own in by_frame.items() if own]
+    return found
+
+
 def _refuse(pairs: Pairs, members: Sequence[int], readouts: Sequence[str], predictions: Tensor) -> None:
     """Raise `MatchError` naming the first pair and readout without a match. predictions: (configurations, readouts,
     points of all members in turn, 2)."""
@@ -145,23 +160,41 @@ def _sample_sources(
     rows = np.full(int(pairs.counts.sum()), -1, dtype=np.int64)
     count = 0
     sources = pairs.grouped("source", group)
+    frames = [pairs.resized] if pairs.original is None else [pairs.resized, pairs.original]
     for source, raw in read_ahead(sources, shelf.lend, ahead):
-        keypoints = distinct_keypoints(pairs, sources[source])
+        own = pairs.points(sources[source])
+        stacked = np.hstack([frame.source_points[own] for frame in frames])
+        distinct, places = np.unique(stacked, axis=0, return_inverse=True)
+        keypoints = {Frame.RESIZED: distinct[:, :2], Frame.ORIGINAL: distinct[:, 2:]}
         image = {spec: features.to(device) for spec, features in raw.items()}
+        size = _original_sizes(pairs, sources[source][0])[0]
         for family, samples in zip(plan, parts, strict=True):
-            samples.append(sample(family, keypoints, image))
-        rows[pairs.points(sources[source])] = keypoints.rows + count
-        count += len(keypoints.resized)
-    return [join(samples) for samples in parts], rows
+            samples.append(sample(family, torch.from_numpy(keypoints[family.frame]).to(device), size, image))
+        rows[own] = places.reshape(-1) + count
+        count += len(distinct)
+    return [_join(samples) for samples in parts], rows
 
 
-def _into_float(raw: Mapping[LayerSpec, Tensor], image: dict[LayerSpec, Tensor], device: torch.device) -> None:
-    """Put the maps of an image into `image` as float32, into the last image's memory where they fit: memory that is new
-    costs more than the conversion."""
-    for spec, features in raw.items():
-        if spec not in image or image[spec].shape != features.shape:
-            image[spec] = torch.empty(features.shape, device=device)
-        image[spec].copy_(features)
+def _original_sizes(pairs: Pairs, row: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of a pair's images; (0, 0), which nothing asks for, where they are not known."""
+    width, height, *target = (0, 0, 0, 0) if pairs.sizes is None else pairs.sizes[row].tolist()
+    return (width, height), (target[0], target[1])
+
+
+def _join(parts: Sequence[Samples]) -> Samples:
+    """The samples of several images, one after the other. Raises `MatchError` where their maps differ in channels."""
+    for key in parts[0].vectors:
+        channels = sorted({part.vectors[key].shape[2] for part in parts})
+        if len(channels) > 1:
+            raise MatchError(
+                f"The maps of one layer have {channels[0]} channels for one source and {channels[-1]} for another: all "
+                "must come from the same layer of the same model."
+            )
+    return Samples(
+        torch.cat([part.shares for part in parts]),
+        {key: torch.cat([part.vectors[key] for part in parts]) for key in parts[0].vectors},
+        {key: torch.cat([part.squares[key] for part in parts]) for key in parts[0].squares},
+    )
 
 
 class _Shelf:
@@ -171,11 +204,11 @@ class _Shelf:
         self._maps = maps
         self._wanted = wanted
         self._again = again
-        self._kept: dict[str, Mapping[LayerSpec, Tensor]] = {}
+        self._kept: dict[str, Maps] = {}
         self._room = KEPT_BYTES
         self._counting = Lock()
 
-    def lend(self, image: str) -> Mapping[LayerSpec, Tensor]:
+    def lend(self, image: str) -> Maps:
         """Its raw maps, kept until they are taken."""
         loaded = {spec: self._maps.load(image, spec) for spec in self._wanted}
         size = sum(features.nbytes for features in loaded.values())
@@ -185,7 +218,7 @@ class _Shelf:
                 self._room -= size
         return loaded
 
-    def take(self, image: str) -> Mapping[LayerSpec, Tensor]:
+    def take(self, image: str) -> Maps:
         """Its raw maps, for the last time."""
         found = self._kept.pop(image, None)
         return {spec: self._maps.load(image, spec) for spec in self._wanted} if found is None else found

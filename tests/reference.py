@@ -6,18 +6,26 @@ Slow and easy to read; `matcher.sweep` is tested against it.
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from matcher.configuration import MatchSettings
-from matcher.fusion import check_weights, fuse
-from matcher.maps import LayerSpec, MapSource
-from matcher.match import match_pixels, match_points
+from matcher.configuration import LayerSpec, MatchSettings, check_weights
+from matcher.maps import MapSource
+from matcher.match import fuse, match_pixels, match_points
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair
 
 KEPT_IMAGES = 12
 """Final maps kept between pairs; one of SD 2-1's dual maps takes 71 MB in float32."""
+
+
+def hits(match: MatchedPair, readout: str, alpha: float) -> NDArray[np.bool_]:
+    """Which points of a pair are matched well enough in the readout's own frame, (n,)."""
+    truth = match.pair.in_original_frame() if readout == "pixel" else match.pair
+    away = match.predictions[readout].astype(np.float64) - truth.target_points.astype(np.float64)
+    return np.asarray(np.linalg.norm(away, axis=1) <= alpha * truth.theta)
 
 
 def evaluate_plainly(

@@ -23,10 +23,9 @@ from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
 from featstore.pipeline.results import EvaluationRun
+from matcher.configuration import Frame, frame_of
 from matcher.errors import InputError
-from matcher.pairs import Frame
 from matcher.pck import RULE, Average, MatchedPair, RankedPair, best_and_worst, paper_rows
-from matcher.registry import frame_of
 
 CHARTS: Mapping[str, Callable[[Scored], Chart | None]] = {
     "PCK over alpha": over_alpha.draw,

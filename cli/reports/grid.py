@@ -11,9 +11,8 @@ from cli.reports.charts.over_timesteps import GridChart, accuracy, two_layers
 from cli.reports.grid_tables import GridView, RankedGrid, caution, eval_command, score_blocks, winners_block
 from cli.reports.scores import pck_headline, spelled
 from cli.reports.tables import in_words, write_tables
+from matcher.configuration import frame_of
 from matcher.errors import InputError
-from matcher.grid import weights_of
-from matcher.registry import frame_of
 
 CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
 """By the beginnings of their files' names."""
@@ -60,7 +59,7 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
     layers = page.unique(layer.layer for entry in scores.configurations for layer in entry.layers)
     found = {layer.timestep for entry in scores.configurations for layer in entry.layers}
     timesteps = sorted(timestep for timestep in found if timestep is not None)
-    fused = [weights_of(entry) for entry in scores.configurations if len(entry.layers) > 1]
+    fused = [entry.weights for entry in scores.configurations if len(entry.layers) > 1]
     weightings = page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
     report = page.Page(
         kind="Grid",

@@ -15,11 +15,9 @@ from featstore.pipeline.grid import GridRun
 from featstore.pipeline.pairs import describe_list
 from featstore.pipeline.results import common_frame
 from matcher import grid as grids
-from matcher.configuration import Configuration, MatchSettings
-from matcher.grid import GridScores, TimestepMap, Winner, weights_of
-from matcher.maps import LayerSpec
+from matcher.configuration import Configuration, LayerSpec, MatchSettings, frame_of
+from matcher.grid import GridScores, TimestepMap, Winner
 from matcher.pck import Average
-from matcher.registry import frame_of
 
 WIDEST = 12
 """Timesteps of the printed map of two layers, at most; of larger ones the best are listed."""
@@ -118,7 +116,7 @@ class GridView:
 
     def over_timesteps(self, alpha: float) -> TimestepMap:
         """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
-        return grids.timestep_map(self.grid.scores, self.settings, weights_of(self.best_fused), self.percent(alpha))
+        return grids.timestep_map(self.grid.scores, self.settings, self.best_fused.weights, self.percent(alpha))
 
 
 def weighted(configuration: Configuration) -> str:
@@ -163,7 +161,7 @@ def _step(configuration: Configuration) -> str:
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
     scores, alpha, best = view.grid.scores, view.grid.alpha, view.best_fused
-    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and grids.has_timesteps(best) else None
+    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and -1 not in best.timesteps else None
     if grid is None or len(grid.columns) > WIDEST:
         values = view.percent(alpha)
         ranked = sorted(view.fused, key=lambda index: -values[index])[:LISTED]
@@ -235,7 +233,7 @@ def eval_command(grid: RankedGrid) -> str:
     own: dict[str, Any] = {
         "layers": names,
         "timesteps": timesteps or None,
-        "weights": weights_of(best) if len(layers) > 1 else None,
+        "weights": best.weights if len(layers) > 1 else None,
         "geometry": settings.geometry.value,
         "upsample": settings.upsample,
         "upsample_align": None if settings.upsample_align is settings.geometry else settings.upsample_align.value,

@@ -10,7 +10,8 @@ import numpy as np
 from featstore.errors import EvaluationError
 from featstore.pipeline.pairs import describe_list, spell_list
 from featstore.pipeline.results import EvaluationRun
-from matcher.pairs import Frame, MatchingPair, Pairs, PixelFrame
+from matcher.configuration import Frame
+from matcher.pairs import MatchingPair, Pairs, PixelFrame
 from matcher.pck import Average, Columns, Distances, Matches, distances
 from matcher.statistics import Difference, compare
 

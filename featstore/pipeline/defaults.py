@@ -8,9 +8,8 @@ from featstore.backbones.base import Compute, compute_on
 from featstore.backbones.locate import ALIASES, DEMO
 from featstore.backbones.registry import LAYERS, family_of, is_other, profile_of
 from featstore.pipeline.distributed import launched
+from matcher.configuration import MODULES, check_weights
 from matcher.errors import InputError
-from matcher.registry import MODULES
-from matcher.weights import check_weights
 
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset

@@ -30,10 +30,9 @@ from featstore.pipeline.results import Evaluation, Scoring, tabulated
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.store.keys import absolute
 from featstore.store.source import StoredMaps, open_features
-from matcher.configuration import MatchSettings
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.errors import InputError
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec, MapSource
+from matcher.maps import MapSource
 from matcher.pairs import Pairs
 from matcher.pck import Matches
 from matcher.sweep import evaluate as match_pairs

@@ -29,8 +29,9 @@ from featstore.progress import Progress, Silent, spell_bad, tell_shapes
 from featstore.prompts.saved import save_torch
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store
+from matcher.configuration import LayerSpec
 from matcher.errors import InputError
-from matcher.maps import LayerSpec, MapSource, images_ahead, read_ahead
+from matcher.maps import MapSource, images_ahead, read_ahead
 
 _ALIGNMENT = 8
 

@@ -41,7 +41,8 @@ from featstore.store.row_file import RowEncoding, encoding_for
 from featstore.store.rows import RowArray, reads_ahead, row_writer
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
-from matcher.maps import LayerSpec, read_ahead
+from matcher.configuration import LayerSpec
+from matcher.maps import read_ahead
 
 if TYPE_CHECKING:
     from featstore.backbones.diffusion_networks import DiffusionNetworks

@@ -39,14 +39,20 @@ from featstore.store.keys import Extractor, PixelExtractor, absolute
 from featstore.store.row_file import encoding_for
 from featstore.store.source import StoredLedger, StoredMaps, open_ledger
 from featstore.store.store import Store
-from matcher.configuration import Configuration, MatchSettings, all_layers_fused, angles, one_layer_each
+from matcher.configuration import (
+    Configuration,
+    Geometry,
+    MatchSettings,
+    all_layers_fused,
+    angles,
+    one_layer_each,
+    readout,
+)
 from matcher.correlate import BLOCK_CELLS
 from matcher.errors import InputError
-from matcher.geometry import Geometry
 from matcher.grid import GridScores, Hits, score_grid
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
-from matcher.registry import readout
 from matcher.sweep import KEPT_BYTES
 
 LIBRARIES = 500_000_000

@@ -26,11 +26,10 @@ from featstore.pipeline.features import Batch, Made, diffusion_maps, passes
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent
 from featstore.prompts.text import encode_texts
-from matcher.configuration import MatchSettings
+from matcher.configuration import Geometry, MatchSettings
 from matcher.errors import MapError, MatchError
-from matcher.fusion import fuse, sample
-from matcher.geometry import Geometry, pixels_to_cells
-from matcher.match import correlate, match_points
+from matcher.geometry import pixels_to_cells
+from matcher.match import correlate, fuse, match_points, sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class PairsToMatch:
         """The pairs that need none of some images; those left out are told."""
         bad, pairs = {error.image_id for error in unreadable}, self.pairs
         if bad:
-            images = np.array([image not in bad for image in pairs.images])
+            images = np.array([image not in bad for image in pairs.images], dtype=bool)
             pairs = pairs.take(images[pairs.source] & images[pairs.target])
         tell_left_out(self.progress, unreadable, self.count, len(pairs))
         return pairs

@@ -29,10 +29,10 @@ from safetensors.numpy import load, save
 from featstore.errors import EvaluationError
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
+from matcher.configuration import readout
 from matcher.errors import MatchError
 from matcher.pairs import Pairs, PairsInFrame
 from matcher.pck import Matches
-from matcher.registry import readout
 
 FORMAT = "dualsd predictions"
 VERSION = 1

@@ -38,12 +38,10 @@ from featstore.sealed import check_seal, seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.tuning import run_folder
-from matcher.configuration import Configuration, MatchSettings
+from matcher.configuration import MODULES, Configuration, Frame, LayerSpec, MatchSettings, frame_of
 from matcher.errors import MatchError
-from matcher.maps import LayerSpec
-from matcher.pairs import Frame, PixelFrame
-from matcher.pck import Average, MatchedPair, Matches, Pck, PckTable, paper_rows, tabulate, to_json
-from matcher.registry import MODULES, frame_of
+from matcher.pairs import PixelFrame
+from matcher.pck import Average, Matched, Matches, Pck, PckTable, paper_rows, tabulate, to_json
 
 FORMAT = run_folder.EVALUATION
 VERSION = 1
@@ -146,9 +144,7 @@ class Evaluation:
         }
 
 
-def tabulated(
-    dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Sequence[MatchedPair]
-) -> Evaluation:
+def tabulated(dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Matched) -> Evaluation:
     """Matches with their table. Raises `MatchError` where there is no pair."""
     matches = Matches.of(matched)
     table = tabulate(matches, scoring.alphas, scoring.pixels)

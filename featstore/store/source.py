@@ -20,9 +20,10 @@ from featstore.store.keys import GRIDS, AnyExtractor, Extractor, PixelExtractor
 from featstore.store.rows import AHEAD_BYTES, REQUESTS, RowArray, require_rows
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
+from matcher.configuration import LayerSpec
 from matcher.errors import MapError, MatchError
 from matcher.grid import Hits
-from matcher.maps import AHEAD, LayerSpec, MapSource, check_maps, images_ahead
+from matcher.maps import AHEAD, MapSource, check_maps, images_ahead
 from matcher.pairs import MatchingPair
 
 _NAMED = "'<image id>|<layer name>'"

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from featstore.errors import TuningError
-from matcher.configuration import MatchSettings
-from matcher.correlate import final_size
-from matcher.fusion import NORM_EPSILON, Upsampling, squared_norms, upsampling
-from matcher.geometry import pixels_to_cells
+from matcher.configuration import NORM_EPSILON, MatchSettings
+from matcher.geometry import Upsampling, final_size, pixels_to_cells, squared_norms, upsampling
 from matcher.readout import integer_neighbours
 
 TINY = 1e-12

@@ -15,10 +15,8 @@ from featstore.parsing import parse
 from featstore.pipeline.defaults import check_names, timesteps_for, unet_layers, weights_for
 from featstore.prompts.base import Mode
 from featstore.tuning.loss import default_kernel, gaussian
-from matcher.configuration import MatchSettings
+from matcher.configuration import Geometry, MatchSettings, check_weights
 from matcher.errors import InputError
-from matcher.fusion import check_weights
-from matcher.geometry import Geometry
 
 
 class Noise(Enum):

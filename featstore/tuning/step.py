@@ -22,10 +22,10 @@ from featstore.prompts.text import encode_token_embeddings, fill, wide
 from featstore.store.rows import REQUESTS
 from featstore.tuning.loss import Descriptors, correlations, describe_points, keypoint_losses, layered
 from featstore.tuning.settings import TuningSettings
-from matcher.configuration import Configuration
+from matcher.configuration import Configuration, LayerSpec
 from matcher.geometry import pixels_to_cells
 from matcher.grid import score_grid
-from matcher.maps import LayerSpec, MapsInMemory
+from matcher.maps import MapsInMemory
 from matcher.pairs import MatchingPair
 
 

@@ -19,7 +19,7 @@ from featstore.pipeline.export import sd4match_identifier
 from featstore.store.keys import Extractor, PixelExtractor
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec
 from tests.cli.conftest import Run
 from tests.cli.crash_cases import Case, ok
 from tests.faults import LINUX, Fault, Forks

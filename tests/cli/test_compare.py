@@ -12,13 +12,13 @@ import pytest
 
 from featstore.pipeline.results import Evaluation, save_evaluation, tabulated
 from matcher.pairs import ALL, MatchingPair
-from matcher.pck import Average, hits
-from matcher.registry import frame_of
+from matcher.pck import Average
 from matcher.spread import graphs_of
 from matcher.statistics import bootstrap_mean, permutation_test
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok, read, refused
 from tests.featstore.evaluations import ALPHAS, guessed, many_pairs, result_of
+from tests.reference import hits
 
 PAIRS = many_pairs()
 
@@ -37,9 +37,7 @@ def two(run: Run) -> Run:
 
 def right(result: Evaluation, alpha: float) -> np.ndarray[Any, Any]:
     """PCK of each pair."""
-    return np.array(
-        [hits(match.predictions["nn"], *match.pair.truth(frame_of("nn")), alpha).mean() for match in result.matched]
-    )
+    return np.array([hits(match, "nn", alpha).mean() for match in result.matched])
 
 
 @pytest.mark.parametrize("average", list(Average))
@@ -95,7 +93,9 @@ def test_a_run_with_itself(two: Run) -> None:
 
 def test_the_order_of_pairs_does_not_matter(two: Run) -> None:
     own = evaluation(0.04, 2)
-    turned = tabulated(own.dataset, own.split, own.scoring, own.features, own.matched[::-1])
+    turned = tabulated(
+        own.dataset, own.split, own.scoring, own.features, own.matched.take(range(len(own.matched))[::-1])
+    )
     save_evaluation(turned, Path("turned"))
     ok(two("compare", "a", "b", "turned", "--json", "c.json"))
     first, second = (comparison["results"] for comparison in read("c.json")["comparisons"])

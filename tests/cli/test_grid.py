@@ -21,9 +21,8 @@ from cli.main import app
 from cli.reports.grid_tables import RankedGrid, eval_command
 from featstore.config import EvalConfig, GridConfig
 from featstore.pipeline.grid import GridRun
-from matcher.configuration import Configuration, MatchSettings
+from matcher.configuration import Configuration, LayerSpec, MatchSettings
 from matcher.grid import GridScores
-from matcher.maps import LayerSpec
 from matcher.pairs import Pairs
 from tests.cli.conftest import Run
 from tests.featstore.evaluations import many_pairs

@@ -11,9 +11,8 @@ from featstore.backbones.dino import HUB_NAME
 from featstore.config import EvalConfig, TrainConfig, from_file, from_json
 from featstore.prompts.text import DEFAULT_TEMPLATE
 from featstore.recipes import FOLDER, load_recipes, parse_recipe
-from matcher.configuration import BETA
+from matcher.configuration import BETA, frame_of
 from matcher.errors import InputError
-from matcher.registry import frame_of
 from tests.cli.conftest import Run
 
 # DESIGN, section 4, and, for sd4match-*, SD4Match's scripts and README. Layers, timesteps of training, of inference,

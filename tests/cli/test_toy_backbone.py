@@ -17,7 +17,7 @@ from featstore.pipeline.grid import grid
 from featstore.pipeline.match import Featurizer, match
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec
 from tests.featstore.backbones.toy import ToyBackbone
 
 

@@ -11,7 +11,7 @@ import zarr
 
 from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec
 from tests.docs.pages import DOCS, Block, Reader, blocks
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

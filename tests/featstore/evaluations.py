@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from featstore.datasets.records import Pair, ThetaRule, to_resized_frame
 from featstore.pipeline.results import Evaluation, Scoring, tabulated
-from matcher.configuration import MatchSettings
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.pck import MatchedPair
 

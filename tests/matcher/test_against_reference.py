@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from matcher.configuration import MatchSettings
-from matcher.fusion import squared_norms, upsample, upsampling
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec, MapsInMemory
+from matcher.configuration import MODULES, Geometry, LayerSpec, MatchSettings
+from matcher.geometry import squared_norms, upsampling
+from matcher.maps import MapsInMemory
+from matcher.match import upsample
 from matcher.pairs import MatchingPair
-from matcher.registry import MODULES
 from matcher.sweep import evaluate
 from tests.reference import evaluate_plainly
 

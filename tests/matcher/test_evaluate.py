@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from matcher.configuration import MatchSettings
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.errors import MapError, MatchError
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec, MapsInMemory
+from matcher.maps import MapsInMemory
 from matcher.match import match_points
 from matcher.pairs import MatchingPair
 from matcher.sweep import evaluate

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from matcher.configuration import Geometry
 from matcher.errors import MatchError
-from matcher.fusion import fuse, normalise, sample
-from matcher.geometry import Geometry
+from matcher.match import fuse, normalise, sample
 
 
 def maps() -> tuple[torch.Tensor, torch.Tensor]:

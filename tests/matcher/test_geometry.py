@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matcher.geometry import Geometry, cells_to_pixels, pixels_to_cells
+from matcher.configuration import Geometry
+from matcher.geometry import cells_to_pixels, pixels_to_cells
 
 
 def test_corners_put_corner_pixels_on_corner_cells() -> None:

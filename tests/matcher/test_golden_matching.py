@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matcher.configuration import MatchSettings
-from matcher.maps import LayerSpec, MapsInMemory
+from matcher.configuration import LayerSpec, MatchSettings
+from matcher.maps import MapsInMemory
 from matcher.pairs import MatchingPair
 from matcher.pck import Average, MatchedPair, tabulate
 from matcher.sweep import evaluate

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from matcher.pck import Average, MatchedPair, hits, tabulate
+from matcher.pck import Average, MatchedPair, tabulate
 from matcher.statistics import bootstrap_mean, pck_intervals
 from tests.featstore.evaluations import guessed, many_pairs
+from tests.reference import hits
 
 READOUTS = ("nn", "softmax")
 ALPHAS = (0.05, 0.1)
@@ -26,12 +27,7 @@ def test_each_is_what_it_is_alone(average: Average) -> None:
                 expected = table.values[readout][average][alpha].named()[category]
                 assert interval.mean == pytest.approx(expected, abs=1e-12)
                 assert 0 <= interval.low <= interval.mean <= interval.high <= 1
-            values = np.array(
-                [
-                    hits(match.predictions[readout], match.pair.target_points, match.pair.theta, alpha).mean()
-                    for match in matched
-                ]
-            )
+            values = np.array([hits(match, readout, alpha).mean() for match in matched])
             sizes = np.array([float(len(pair.target_points)) for pair in pairs])
             alone = bootstrap_mean(pairs, values, 0, sizes if average is Average.POINT else None)
             assert (own["all"].low, own["all"].high) == pytest.approx((alone.low, alone.high), abs=1e-12)

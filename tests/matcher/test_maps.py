@@ -7,15 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from matcher.configuration import MatchSettings, one_layer_each
+from matcher.configuration import MODULES, Geometry, LayerSpec, MatchSettings, check_weights, one_layer_each
 from matcher.errors import MapError, MatchError
-from matcher.fusion import check_weights, fuse
-from matcher.geometry import Geometry
 from matcher.grid import score_grid
-from matcher.maps import LayerSpec, MapsInMemory, check_map
-from matcher.match import match_points
+from matcher.maps import MapsInMemory, check_map
+from matcher.match import fuse, match_points
 from matcher.pairs import MatchingPair, OriginalFrame
-from matcher.registry import MODULES
 from matcher.sweep import evaluate
 from tests.matcher.unchecked import Unchecked
 

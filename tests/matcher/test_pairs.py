@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from matcher.configuration import Frame
 from matcher.errors import MatchError
-from matcher.pairs import Frame, MatchingPair, OriginalFrame, Pairs
+from matcher.pairs import MatchingPair, OriginalFrame, Pairs
 from matcher.pck import MatchedPair, Matches
 
 

@@ -8,10 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from matcher.configuration import MatchSettings
-from matcher.fusion import fuse
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec, MapSource
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
+from matcher.maps import MapSource
+from matcher.match import fuse
 from matcher.pairs import MatchingPair, OriginalFrame
 from matcher.sweep import evaluate
 from tests.matcher.test_against_reference import CPU, LAYERS, SIZE, smooth_maps, some_pairs

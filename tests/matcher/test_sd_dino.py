@@ -8,11 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from matcher.configuration import MatchSettings
-from matcher.fusion import fuse
-from matcher.geometry import Geometry
-from matcher.maps import LayerSpec, MapsInMemory
-from matcher.match import correlate
+from matcher.configuration import Geometry, LayerSpec, MatchSettings
+from matcher.maps import MapsInMemory
+from matcher.match import correlate, fuse
 from matcher.pairs import MatchingPair
 from matcher.sweep import evaluate
 

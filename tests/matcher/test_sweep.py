@@ -17,12 +17,11 @@ from featstore.datasets.registry import open_dataset
 from featstore.pipeline.pairs import in_resized_frame, sizes_from_files
 from featstore.progress import Silent
 from featstore.store.source import open_features
-from matcher.configuration import Configuration, MatchSettings, all_layers_fused, one_layer_each
+from matcher.configuration import Configuration, Geometry, LayerSpec, MatchSettings, all_layers_fused, one_layer_each
 from matcher.errors import MapError, MatchError
-from matcher.fusion import fuse
-from matcher.geometry import Geometry, pixels_to_cells
-from matcher.maps import LayerSpec, MapsInMemory, MapSource
-from matcher.match import correlate
+from matcher.geometry import pixels_to_cells
+from matcher.maps import MapsInMemory, MapSource
+from matcher.match import correlate, fuse
 from matcher.pairs import MatchingPair
 from matcher.sweep import sweep
 from tests.matcher.test_against_reference import CPU, ON_CELLS, SIZE, smooth_maps, some_pairs

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from matcher.configuration import LayerSpec
 from matcher.errors import MapError
-from matcher.maps import LayerSpec
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cli.reports.charts import COLOURS, PERCENT, Chart, as_typed
 from cli.reports.grid_tables import GridView, weighted
-from matcher.grid import TimestepMap, has_timesteps, timesteps_of
+from matcher.grid import TimestepMap
 
 Line = NDArray[np.float64]
 """A layer's accuracy, (T, 4): rising timesteps, PCK in 0..100, and its 95 % interval."""
@@ -48,7 +48,7 @@ def accuracy(view: GridView) -> GridChart:
 
 def two_layers(view: GridView) -> GridChart | None:
     """Maps over the timesteps of two layers in their best weighting; None where no two are together."""
-    if not view.fused or len(view.best_fused.layers) != 2 or not has_timesteps(view.best_fused):
+    if not view.fused or len(view.best_fused.layers) != 2 or -1 in view.best_fused.timesteps:
         return None
     weights = weighted(view.best_fused)
     return GridChart(f"Two layers together, {view.readout}: {weights}", weights, partial(_heat_maps, view))
@@ -76,7 +76,7 @@ def _accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
 
 def _line(view: GridView, own: Sequence[int], alpha: float) -> Line:
     """own: a layer's configurations."""
-    steps = {index: timesteps_of(view.grid.scores.configurations[index])[0] for index in own}
+    steps = {index: view.grid.scores.configurations[index].timesteps[0] for index in own}
     intervals = {index: view.grid.scores.interval(index, view.readout, alpha, view.grid.average) for index in own}
     rows = [(steps[index], 100 * one.mean, 100 * one.low, 100 * one.high) for index, one in intervals.items()]
     return np.array(sorted(rows))

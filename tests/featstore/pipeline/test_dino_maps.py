@@ -24,7 +24,7 @@ from featstore.prompts.text import TextPrompt
 from featstore.store.rows import RowArray
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec
 
 USUAL = Asked(None, None)
 SMALL = Asked(None, 56)

@@ -13,10 +13,9 @@ import torch.distributed
 
 from featstore.errors import ImageError, ProcessError
 from featstore.pipeline.distributed import ALONE, Processes, by_category, by_target, in_blocks, join_processes, launched
-from matcher.configuration import MatchSettings
-from matcher.maps import LayerSpec, MapsInMemory
+from matcher.configuration import MODULES, LayerSpec, MatchSettings
+from matcher.maps import MapsInMemory
 from matcher.pairs import Pairs
-from matcher.registry import MODULES
 from matcher.sweep import evaluate
 from tests.featstore.evaluations import SIZE, many_pairs
 from tests.forked import at_once, one_thread, together

@@ -26,7 +26,7 @@ from featstore.pipeline.results import (
     kept_evaluation,
     save_evaluation,
 )
-from matcher.pairs import Frame
+from matcher.configuration import Frame
 from matcher.pck import Average, Matches
 from tests.featstore.evaluations import annotated, framed, guessed, many_pairs, result_of
 

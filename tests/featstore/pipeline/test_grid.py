@@ -37,15 +37,12 @@ from featstore.store.keys import Extractor, Stored
 from featstore.store.row_file import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.configuration import MatchSettings, all_layers_fused, one_layer_each
+from matcher.configuration import LayerSpec, MatchSettings, all_layers_fused, one_layer_each
 from matcher.grid import GridScores
-from matcher.maps import LayerSpec
 from matcher.pairs import MatchingPair, Pairs
-from matcher.pck import hits
-from matcher.registry import frame_of
 from matcher.sweep import TargetMatches, sweep
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
-from tests.reference import evaluate_plainly
+from tests.reference import evaluate_plainly, hits
 
 SIZE = 64
 TIMESTEPS = (50, 261)
@@ -206,7 +203,7 @@ TARGETS = [f"{category}/{index}" for category, count in PICTURES.items() for ind
 
 def test_the_pictures_tell_configurations_apart(undisturbed: GridScores) -> None:
     """What the other tests stand on: hits that are neither all nor none and differ between almost all cells."""
-    shares = undisturbed.hits.sum(axis=-1) / undisturbed.points.sum()
+    shares = undisturbed.hits.sum(axis=-1) / undisturbed.pairs.counts.sum()
     assert (shares > 0).all()
     assert (shares < 1).all()
     distinct = {cell.tobytes() for cell in undisturbed.hits}
@@ -224,19 +221,13 @@ def test_cells_are_the_plain_evaluation_of_their_configuration(
     """One fused map at a time, one pair at a time."""
     store = built.copied(tmp_path, "maps.zarr")
     maps, pairs = StoredMaps(store, extractor_for(store)), framed(built, store)
-    assert undisturbed.points.tolist() == [len(pair.names) for pair in built.pairs]
+    assert undisturbed.pairs.counts.tolist() == [len(pair.names) for pair in built.pairs]
     for index in (0, 3, 5, 10, 12):
         layers = GRID.configurations[index].layers
         plain = evaluate_plainly(pairs, maps, layers, GRID.readouts, SETTINGS, COMPUTE.device)
         expected = np.array(
             [
-                [
-                    [
-                        hits(match.predictions[readout], *match.pair.truth(frame_of(readout)), alpha).sum()
-                        for match in plain
-                    ]
-                    for alpha in GRID.alphas
-                ]
+                [[hits(match, readout, alpha).sum() for match in plain] for alpha in GRID.alphas]
                 for readout in GRID.readouts
             ]
         )

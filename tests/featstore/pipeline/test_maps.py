@@ -24,7 +24,7 @@ from featstore.store.keys import Stored
 from featstore.store.row_file import encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec
 
 PROMPT = TextPrompt()
 WANTED = [("2", 261), ("3", 50), ("1", 50)]

@@ -21,8 +21,7 @@ from featstore.store.pack import pack
 from featstore.store.rows import REQUESTS, row_writer
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store, open_store
-from matcher.configuration import MatchSettings
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
 from matcher.sweep import evaluate
 from tests.faulty_proxy import Faults, FaultyProxy

@@ -10,8 +10,8 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from featstore.store.source import open_features
+from matcher.configuration import LayerSpec
 from matcher.errors import MapError
-from matcher.maps import LayerSpec
 
 NAME = "cat/0|s8"
 LAYER = LayerSpec("s8", None)

@@ -21,7 +21,7 @@ from featstore.store.pack import pack, unpack
 from featstore.store.row_file import ScaledIntegers, encoding_for
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store, summarise
-from matcher.maps import LayerSpec
+from matcher.configuration import LayerSpec
 from tests.featstore.store.small_store import EXTRACTOR, HEADER, array_of, contents, flip, write_small_store
 
 INT8 = dataclasses.replace(EXTRACTOR, stored=Stored.INT8)

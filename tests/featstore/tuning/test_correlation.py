@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from featstore.tuning.loss import correlations, describe_points, layered
-from matcher.configuration import MatchSettings
-from matcher.fusion import fuse
-from matcher.geometry import Geometry, pixels_to_cells
-from matcher.match import correlate
+from matcher.configuration import Geometry, MatchSettings
+from matcher.geometry import pixels_to_cells
+from matcher.match import correlate, fuse
 
 SHAPES = {"one": [(12, 9, 9)], "two": [(20, 6, 6), (12, 12, 12)], "three": [(7, 5, 5), (12, 12, 12), (9, 6, 6)]}
 WEIGHTS = {"one": [1.0], "two": [0.8, 0.6], "three": [0.5, 1.5, 0.2]}

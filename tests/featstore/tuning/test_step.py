@@ -13,9 +13,8 @@ from featstore.prompts.text import encode_token_embeddings, fill
 from featstore.tuning.loss import keypoint_losses
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import Learner, Networks, batch_loss
-from matcher.fusion import fuse
 from matcher.geometry import pixels_to_cells
-from matcher.match import correlate
+from matcher.match import correlate, fuse
 from matcher.pairs import MatchingPair
 from tests.featstore.tuning.conftest import NoiseLatents, Setup, one_layer, some_pairs
 
