@@ -17,7 +17,7 @@ from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
 from featstore.backbones.model_file import read_config
 from featstore.backbones.noise import LatentScale
 from featstore.backbones.registry import family_of
-from featstore.backbones.weights import PUBLISHED, SAFE, check_loaded, quiet_libraries
+from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
 from featstore.errors import ModelError
 from featstore.plain_text import one_line
 
@@ -94,7 +94,12 @@ def _load(kind: Any, location: ModelLocation, component: str, dtype: torch.dtype
     """A component's network. Raises `ModelError` where its files lack a tensor, or hold another."""
     with _speaking_of(location, component):
         network, loaded = kind.from_pretrained(
-            location.folder, subfolder=component, **SAFE, dtype=dtype, output_loading_info=True
+            location.folder,
+            subfolder=component,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
         )
     check_loaded(location.folder / component, loaded, PUBLISHED[component])
     return network.eval().requires_grad_(False)

@@ -236,11 +236,13 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
     # only now: the libraries take seconds to load
     from transformers import BitImageProcessorPil, Dinov2Model
 
-    from featstore.backbones.weights import PUBLISHED, SAFE, check_loaded, quiet_libraries
+    from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
 
     try:
         with quiet_libraries():
-            network, loaded = Dinov2Model.from_pretrained(folder, **SAFE, dtype=dtype, output_loading_info=True)
+            network, loaded = Dinov2Model.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
+            )
             processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded as a DINOv2: {one_line(error)}") from error

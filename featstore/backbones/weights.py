@@ -24,8 +24,6 @@ from featstore.backbones.model_file import check_file, read_object
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
-SAFE: Mapping[str, Any] = {"use_safetensors": True, "local_files_only": True}
-"""How libraries read weights: never pickles, never from the hub."""
 WAY_OUT = "download the model again, or write it anew with save_pretrained"
 _FLOATING = ("F16", "BF16", "F32", "F64")
 _NAMED = 3
@@ -134,7 +132,12 @@ def _check_by_loading(folder: Path, kind: type[CLIPTextModel] | type[Dinov2Model
     _read_shapes(folder, "model", published)
     with _refusing(f"{folder} cannot be loaded"):
         _, loaded = kind.from_pretrained(
-            folder, **SAFE, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     check_loaded(_source(folder, "model"), loaded, published)
 

@@ -9,7 +9,7 @@ import numpy as np
 from featstore.backbones.base import Asked, MapKey
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig
 from featstore.datasets.records import Dataset, Pair
-from featstore.errors import ImageError
+from featstore.errors import DatasetError, ImageError
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of, timesteps_for, unet_layers
 from featstore.pipeline.distributed import Processes, join_processes
@@ -151,6 +151,8 @@ def take_pairs(opened: Opened, split: str, pairs: Sequence[Pair], progress: Prog
     share = processes.part.of(images)
     check_unchanged(store, dataset, share, progress)
     readable = [pair for pair in pairs if known.sizes[[known.row(pair.source), known.row(pair.target)]].all()]
+    if not readable:
+        raise DatasetError(f"No pair of {dataset.name} {split} is left: each needs an image that could not be read.")
     framed = in_resized_frame(dataset, readable, known.size, store.header.image_size, progress)
     notes = note_oddities(dataset, [split], images, known.known_keys, progress)
     return PairsToMatch(split, len(pairs), [*map(known.row, share)], framed, notes, processes, progress)

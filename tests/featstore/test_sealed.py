@@ -209,7 +209,7 @@ NONE_OF_AN_EVALUATION = [
     ("scoring.settings.beta", 0, "beta is 0"),
     ("scoring.settings.beta", "0.04", "scoring.settings.beta is '0.04', not a finite number"),
     ("scoring.settings.sigma", -7.0, "sigma is -7"),
-    ("scoring.settings.image_size", 1, "image size of 1"),
+    ("scoring.settings.image_size", 1, "image_size is 1"),
     ("scoring.settings.image_size", 128.5, "scoring.settings.image_size is 128.5, not a whole number"),
     ("scoring.settings.geometry", "round", "scoring.settings.geometry is 'round'"),
     ("scoring.settings.new", 1, "scoring.settings.new is unknown"),

@@ -228,7 +228,7 @@ def without(field: str) -> Callable[[dict[str, Any]], bytes]:
         (changed("kps_ids", [0, 3]), "src_kps has 3 points where kps_ids has 2"),
         (changed("trg_kps", [[1, 2], [3, 4]]), "trg_kps has 2 points where kps_ids has 3"),
         (changed("src_kps", {"a": 1}), "src_kps is {'a': 1}, not a list"),
-        (changed("src_kps", [[1, 2], [3, 4], [5]]), r"src_kps\[2\] is \[5\]: not a list of at least 2"),
+        (changed("src_kps", [[1, 2], [3, 4], [5]]), r"src_kps\[2\] is \[5\], not a list of at least 2"),
         (changed("src_kps", [[1, 2], [3, 4], [5, "6"]]), r"src_kps\[2\]\[1\] is '6', not a finite number"),
         (changed("src_kps", [[1, 2], [3, 4], [5, None]]), "src_kps has a point that is not two finite numbers"),
         (changed("src_kps", [[1, 2], [3, 4], [5, float("nan")]]), "src_kps has a point that is not two finite"),

@@ -106,10 +106,11 @@ def test_every_flipped_bit_of_a_packed_store_is_found(tmp_path: Path) -> None:
     for path, row in spoilt:
         files = array_of(store, path).files
         assert isinstance(files, ShardFiles)
-        index = files.index(files.shard_of(row))
+        shard, place = files.place_of(row)
+        index = files.index(shard)
         assert index is not None
-        offset, length = (int(number) for number in index[files.place_of(row)])
-        flip(files.file(files.shard_of(row)), offset + chance.randrange(length), chance.randrange(8))
+        offset, length = (int(number) for number in index[place])
+        flip(files.file(shard), offset + chance.randrange(length), chance.randrange(8))
     assert {(bad.array, bad.row) for bad in check(store).bad} == spoilt
     for path, row in rows:
         array = array_of(store, path)
@@ -246,9 +247,10 @@ def test_dropping_takes_the_bad_rows_and_no_others(store: Store, packed: bool) -
         for bad in found.bad:
             files = array_of(store, bad.array).files
             assert isinstance(files, ShardFiles)
-            index = files.index(files.shard_of(bad.row))
+            shard, place = files.place_of(bad.row)
+            index = files.index(shard)
             assert index is not None
-            flip(files.file(files.shard_of(bad.row)), int(index[(*files.place_of(bad.row), 0)]) + 5, 3)
+            flip(files.file(shard), int(index[(*place, 0)]) + 5, 3)
         assert check(store).bad == found.bad
     drop_rows(store, found.bad, Silent())
     assert check(store).sound
