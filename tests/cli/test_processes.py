@@ -326,6 +326,7 @@ def test_each_process_takes_a_gpu_of_its_machine(monkeypatch: pytest.MonkeyPatch
         taken(4, 1, 2, "cuda:1")
 
 
+@pytest.mark.slow
 def test_under_torchrun(run: Run, store: Path) -> None:
     """The real one, with 4 processes and with 2."""
     root = Path(__file__).resolve().parents[2]

@@ -105,7 +105,12 @@ CPM = [name for name in RECIPES if name.endswith("cpm")]
 
 
 @pytest.mark.parametrize(
-    "names", [[name for name in RECIPES if name not in CPM], pytest.param(CPM, marks=pytest.mark.slow)]
+    "names",
+    [
+        ["dift"],
+        pytest.param([name for name in RECIPES if name not in ("dift", *CPM)], marks=pytest.mark.slow),
+        pytest.param(CPM, marks=pytest.mark.slow),
+    ],
 )
 def test_every_recipe_runs_and_takes_what_was_said(reproduce: Reproduce, seen: Counter[str], names: list[str]) -> None:
     """One row each, those that are trained after two steps; passes and bytes are those that the dry run counts."""
@@ -166,6 +171,7 @@ def test_what_is_done_is_not_done_again(reproduce: Reproduce, run: Run, seen: Co
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_goes_on(reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
     from cli.reproduction import run as module
 

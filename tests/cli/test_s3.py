@@ -42,6 +42,7 @@ def numbers(file: str) -> object:
     return json.loads(Path(file).read_text())["results"]
 
 
+@pytest.mark.slow
 def test_main_job_over_a_bad_link(run: Run, build: list[str], s3_link: FaultyProxy, s3_store: str) -> None:
     s3_link.faults = BAD_LINK
     evaluation = ["eval", "--layers", "2,3", "--t", "261,50", "--ensemble", "2", "--readouts", "nn,kernelsoftmax"]

@@ -16,6 +16,8 @@ from tools.demo_model.pictures import batch_indices, categories, draw_pictures
 ROOT = Path(__file__).parents[2]
 FEW = ("--pictures", "16", "--vae-steps", "2", "--unet-steps", "3", "--dino-steps", "2", "--threads", "2")
 
+pytestmark = pytest.mark.slow
+
 
 def run_tool(out: Path, work: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.train_demo_model", "--out", str(out), "--work", str(work), *FEW, *options]
