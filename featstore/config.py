@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ar
 import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from featstore.backbones.layers import check_layers_of, check_names, check_of_use
 from featstore.datasets.registry import ONE_OF
 from featstore.parsing import MISSING, UNKNOWN, what_is_wrong
-from featstore.pipeline.defaults import check_layers_of, check_names, check_of_use, find_readouts
-from matcher.configuration import MODULES
+from matcher.configuration import MODULES, find_readouts
 from matcher.errors import InputError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)

@@ -232,10 +232,17 @@ own, and its line here; it is loaded, and torch, only once it is used."""
 
 def readout(name: str) -> Readout:
     """The readout of a name. Raises `MatchError` where there is none."""
-    if name not in MODULES:
-        raise MatchError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
+    find_readouts([name])
     found: Readout = import_module(MODULES[name]).READOUTS[name]
     return found
+
+
+def find_readouts(names: Sequence[str]) -> tuple[str, ...]:
+    """Readouts' names, each once. Raises `MatchError` for one that there is not."""
+    for name in names:
+        if name not in MODULES:
+            raise MatchError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def frame_of(name: str) -> Frame:

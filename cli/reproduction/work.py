@@ -10,7 +10,7 @@ from typing import Any
 from cli.output import print_table
 from cli.progress import TerminalProgress
 from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace
-from featstore.pipeline.defaults import unet_layers
+from featstore.backbones.layers import unet_layers
 from featstore.pipeline.features import chunks
 from featstore.pipeline.pairs import images_of
 from featstore.pipeline.plan import extractor_of, missing_noisy

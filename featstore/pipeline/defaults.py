@@ -1,132 +1,16 @@
-"""What a config leaves open, settled: device and precision, model and data set, each layer's timestep and weight."""
+"""What a config leaves open, settled: device and precision, model and data set."""
 
-from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featstore.backbones.base import Compute, compute_on
 from featstore.backbones.locate import ALIASES, DEMO
-from featstore.backbones.registry import LAYERS, family_of, is_other, profile_of
 from featstore.pipeline.distributed import launched
-from matcher.configuration import MODULES, check_weights
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
     from featstore.store.store import Store
-
-USUAL = profile_of("sd2-1")
-"""What holds before a model is known."""
-TEXT_TIMESTEPS, LEARNED_TIMESTEPS = USUAL.text_timesteps, USUAL.learned_timesteps
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Check layers by name: the UNet's 1 to 4, and those of other backbones.
-
-    Raises:
-        InputError: For one that is no layer, or is named twice.
-    """
-    for name in names:
-        if name not in LAYERS and not name.isdecimal():
-            others = " or ".join(filter(is_other, LAYERS))
-            raise InputError(f"--layers takes layers from 1 to 4, or {others}, not {name!r}.")
-        family_of(name)
-    if len(set(names)) != len(names):
-        raise InputError(f"--layers {','.join(names)} names a layer twice.")
-
-
-def unet_layers(names: Sequence[str]) -> tuple[int, ...]:
-    """The layers of the UNet among some, in their order."""
-    return tuple(int(name) for name in names if not is_other(name))
-
-
-def timesteps_for(
-    names: Sequence[str], timesteps: Sequence[int] | None, usual: Mapping[str, int] = TEXT_TIMESTEPS
-) -> tuple[int | None, ...]:
-    """One timestep per layer of the UNet, None for those of other backbones.
-
-    Args:
-        names: Of the layers.
-        timesteps: Those that were asked for, one per layer of the UNet; None for the usual ones.
-        usual: By layer.
-
-    Raises:
-        InputError: Where counts disagree, or a layer has no usual timestep.
-    """
-    numbers = [name for name in names if not is_other(name)]
-    if timesteps is None:
-        missing = [name for name in numbers if name not in usual]
-        if missing:
-            raise InputError(f"There is no default timestep for layer {missing[0]}: give one per layer with --t.")
-        timesteps = [usual[name] for name in numbers]
-    if len(timesteps) != len(numbers):
-        others = [name for name in names if is_other(name)]
-        apart = f" of the UNet ({', '.join(others)} has none)" if others else ""
-        counts = f"{len(numbers)} layer(s){apart} but {len(timesteps)} timestep(s)"
-        raise InputError(f"{counts}: give one per layer with --t.")
-    given = iter(timesteps)
-    return tuple(None if is_other(name) else next(given) for name in names)
-
-
-def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
-    """One weight per layer: those asked for, else the recommended ones (`featstore.backbones.registry`).
-
-    Raises:
-        InputError: Where counts disagree, or layers have no usual weights.
-    """
-    if weights is not None:
-        if len(weights) != len(names):
-            raise InputError(f"{len(names)} layer(s) but {len(weights)} weight(s): give one per layer with --weights.")
-        check_weights(len(names), list(weights))
-        return tuple(weights)
-    usual = USUAL.weights_of(names)
-    if usual is not None:
-        return usual
-    raise InputError(f"There are no default weights for layers {','.join(names)}: give one per layer with --weights.")
-
-
-def check_layers_of(
-    names: Sequence[str] | None, timesteps: Sequence[int] | None, weights: Sequence[float] | None
-) -> None:
-    """Check what can be seen to be wrong before a store is opened: where no layers are given, those of the prompts that
-    the store's runs have are not known yet.
-
-    Raises:
-        InputError: For layers that there are not, and for counts that disagree.
-    """
-    if names is not None:
-        check_names(names)
-        timesteps_for(names, timesteps)
-        weights_for(names, weights)
-    elif weights is not None:
-        check_weights(len(weights), list(weights))
-
-
-def find_readouts(names: Sequence[str]) -> tuple[str, ...]:
-    """Readouts' names, each once. Raises `InputError` for one that there is not."""
-    for name in names:
-        if name not in MODULES:
-            raise InputError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
-    return tuple(dict.fromkeys(names))
-
-
-def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_unet: Collection[str]) -> None:
-    """Check that each option is of use to one of the layers.
-
-    Args:
-        names: Of the layers; None for layers of the UNet that are not known yet.
-        of_dino: Options that were given and that only `dino` can use.
-        of_the_unet: Options that were given and that only a layer of the UNet can use.
-
-    Raises:
-        InputError: For an option that none of the layers has a use for.
-    """
-    for option in of_dino:
-        if names is None or "dino" not in names:
-            raise InputError(f"{option} goes with the layer dino: name it in --layers.")
-    for option in of_the_unet:
-        if names is not None and not unet_layers(names):
-            raise InputError(f"{option} is for layers of the UNet, and --layers {','.join(names)} names none.")
 
 
 def check_kept(stored: str, what: str) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from featstore.backbones.base import MapKey
+from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import is_diffusion
 from featstore.config import EvalConfig, given_options
 from featstore.datasets.records import canonical_split
 from featstore.datasets.registry import open_dataset
-from featstore.pipeline.defaults import check_kept, choose_compute, find_readouts, weights_for
+from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.opened import Opened, PairsToMatch, open_asked, take_pairs
@@ -30,7 +31,7 @@ from featstore.pipeline.results import Evaluation, Scoring, tabulated
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.store.keys import absolute
 from featstore.store.source import StoredMaps, open_features
-from matcher.configuration import Geometry, LayerSpec, MatchSettings
+from matcher.configuration import Geometry, LayerSpec, MatchSettings, find_readouts
 from matcher.errors import InputError
 from matcher.maps import MapSource
 from matcher.pairs import Pairs

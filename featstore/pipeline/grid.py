@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from featstore.backbones.base import MapKey
+from featstore.backbones.layers import check_names, weights_for
 from featstore.backbones.registry import is_diffusion, is_other
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.errors import ImageError
-from featstore.pipeline.defaults import check_names, find_readouts, weights_for
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target, in_blocks
 from featstore.pipeline.needed import (
     MapsCost,
@@ -45,6 +45,7 @@ from matcher.configuration import (
     MatchSettings,
     all_layers_fused,
     angles,
+    find_readouts,
     one_layer_each,
     readout,
 )

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networks, TextEncoder, Tokenizer, compute_on
+from featstore.backbones.layers import check_names, timesteps_for, weights_for
 from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.registry import family_of, is_diffusion, open_other, pixel_families, profile_of
 from featstore.backbones.stable_diffusion import Model, open_model
@@ -21,7 +22,6 @@ from featstore.datasets.pictures import decode, exif_orientation, image_key, res
 from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
-from featstore.pipeline.defaults import check_names, timesteps_for, weights_for
 from featstore.pipeline.features import Batch, Made, diffusion_maps, passes
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from featstore.backbones.base import Asked, MapKey
+from featstore.backbones.layers import timesteps_for, unet_layers
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig
 from featstore.datasets.records import Dataset, Pair
 from featstore.errors import DatasetError, ImageError
 from featstore.pipeline.build import check_unchanged
-from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of, timesteps_for, unet_layers
+from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
 from featstore.pipeline.pairs import images_of, in_resized_frame, note_oddities
 from featstore.pipeline.plan import MapRequest

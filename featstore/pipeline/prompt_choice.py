@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from featstore.backbones.layers import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, unet_layers
 from featstore.config import EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.errors import PromptError
-from featstore.pipeline.defaults import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, unet_layers
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, check_usable, load_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt

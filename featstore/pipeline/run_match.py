@@ -9,10 +9,11 @@ from torch import Tensor
 
 from featstore.backbones.base import Asked, MapKey, TextEncoder, Tokenizer
 from featstore.backbones.dino import load_dino, locate_dino
+from featstore.backbones.layers import timesteps_for, weights_for
 from featstore.backbones.noise import Latents
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import MatchConfig
-from featstore.pipeline.defaults import model_for, timesteps_for, weights_for
+from featstore.pipeline.defaults import model_for
 from featstore.pipeline.match import Featurizer, Matches, Photo, PhotoPrompt, match, open_photo
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store, choose_prompts
