@@ -27,7 +27,7 @@ def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: Json
     Stores are shared between rows, prompts are trained where they are needed, and what was done is not done again: the
     same command goes on. The table is also written as Markdown, LaTeX and JSON.
     """
-    from cli.output import check_writable, say
+    from cli.output import say
     from cli.reproduction.paper import DEMO, TABLES
 
     if config.what not in (*TABLES, FIGURE):
@@ -36,9 +36,9 @@ def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: Json
         raise InputError(f"--on is demo, not {config.on!r}: real datasets are found in --dataset-root.")
     if config.what == FIGURE and (config.rows is not None or config.train_steps is not None):
         raise InputError("--rows and --train-steps go with a table: Figure 2 is of text prompts, layer by layer.")
-    check_writable(json)
     from cli.reproduction.run import FIGURE2_DATASET, plan_of, reproduce_figure, reproduce_table
-    from cli.reproduction.workplace import Workplace, find_datasets, is_at_hand
+    from cli.reproduction.workplace import Workplace, find_datasets
+    from featstore.backbones.locate import is_at_hand
     from featstore.backbones.stable_diffusion import open_model
     from featstore.pipeline.defaults import choose_compute, model_for
     from featstore.recipes import load_recipes

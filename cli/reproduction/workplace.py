@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from cli.reproduction.paper import DEMO, Cell, Plan, Training
 from cli.reproduction.tables import CellFigures
-from featstore.backbones import locate as location
 from featstore.backbones.base import Compute
 from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.noise import Latents
@@ -321,10 +320,3 @@ def find_datasets(root: Path | None) -> dict[str, Path]:
     if not found:
         raise InputError(f"--dataset-root {root} holds no dataset of the paper: it is looked through for {usual}.")
     return found
-
-
-def is_at_hand(model: str, revision: str | None) -> bool:
-    """Whether a model lies on this machine. Raises `ModelError` for a name that can be none."""
-    if model == location.DEMO or Path(model).expanduser().is_dir():
-        return True
-    return location.downloaded(location.hub_name_of(model), revision) is not None

@@ -1,4 +1,4 @@
-"""One of several equal shares of a stage's images, for as many jobs or processes that fill one store."""
+"""Several processes or jobs for one command: which this is, its share, and what all of them tell each other."""
 
 import atexit
 import os

@@ -328,9 +328,9 @@ def match(
     cells = pixels_to_cells(queries, size, (source.shape[-2], source.shape[-1]), shape)
     correlations = correlate(source, cells, target)  # (n, H, W)
     places = pixels_to_cells(matched, size, (target.shape[-2], target.shape[-1]), shape)
-    scores = [sample(own[None], place[None])[0, 0] for own, place in zip(correlations, places, strict=True)]
+    scores = sample(correlations, places).diagonal()  # (n,): each point in its own correlations
     return Matches(
         matched.cpu().numpy() * scale_b.astype(np.float32),
-        np.array([float(score) for score in scores], dtype=np.float32),
+        scores.float().cpu().numpy(),
         correlations.cpu().numpy(),
     )

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from featstore.errors import EvaluationError
-from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
+from featstore.sealed import check_tensors_seal, check_version, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 from matcher.configuration import readout
 from matcher.errors import MatchError
@@ -89,7 +89,7 @@ def load_predictions(file: Path) -> Matches:
         raise EvaluationError(f"{file} cannot be read as predictions ({error}): evaluate again.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise EvaluationError(f"{file} holds no predictions: its metadata do not name the format {FORMAT!r}.")
-    check_version(description, VERSION, str(file))
+    check_version(description, VERSION, str(file), EvaluationError)
     try:
         _check(arrays, description)
         matched = _parse(arrays, description)
@@ -97,15 +97,6 @@ def load_predictions(file: Path) -> Matches:
         return matched
     except (KeyError, TypeError, ValueError, IndexError, MatchError) as error:
         raise EvaluationError(f"{file} is damaged ({error}): evaluate again.") from error
-
-
-def check_version(description: Mapping[str, Any], known: int, where: str) -> None:
-    """Raise `EvaluationError` for what a newer dualsd wrote, naming that."""
-    if not isinstance(description.get("version"), int) or description["version"] > known:
-        raise EvaluationError(
-            f"{where} has version {description.get('version')}, written by dualsd {description.get('creator')}; this "
-            f"dualsd {creator_version()} reads up to version {known}: upgrade it."
-        )
 
 
 def _check(arrays: Arrays, description: Mapping[str, Any]) -> None:

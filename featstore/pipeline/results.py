@@ -33,8 +33,8 @@ from featstore.errors import EvaluationError, ModelError
 from featstore.files import MAKING, sweep_making, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.pipeline.pairs import describe_list, spell_list
-from featstore.pipeline.predictions import check_version, load_predictions, predictions_bytes
-from featstore.sealed import check_seal, seal
+from featstore.pipeline.predictions import load_predictions, predictions_bytes
+from featstore.sealed import check_seal, check_version, seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.tuning import run_folder
@@ -356,7 +356,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise EvaluationError(f"{path} is a run of `dualsd train`: evaluate it with `dualsd eval --prompts {path}`.")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise EvaluationError(f"{path} is no run of `dualsd eval`: its {RUN} is another program's.")
-    check_version(description, VERSION, str(path))
+    check_version(description, VERSION, str(path), EvaluationError)
     return description
 
 

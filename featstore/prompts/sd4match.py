@@ -1,4 +1,4 @@
-"""Tensors from the pickles that `torch.save` writes. Nothing in them is executed, and nothing but tensors accepted."""
+"""SD4Match's prompt files, from and to: nothing in a pickle is executed, and nothing but tensors is accepted."""
 
 import re
 import warnings

@@ -8,6 +8,7 @@ and of integers the byte 0xFF, of which four are a scale that is NaN.
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -194,12 +195,13 @@ CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRows:
+class StoredRows(ABC):
     """An array's rows where they lie. shape, dtype: of a row as it is stored."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    @abstractmethod
     def content(self, row: Row) -> NDArray[np.uint8] | None:
         """A row's stored bytes, None where it is not there; its checksum is not looked at.
 
@@ -207,7 +209,6 @@ class StoredRows:
             ValueError: Where the file that holds it is damaged.
             OSError: Where the disk does not give it.
         """
-        raise NotImplementedError
 
     def read(self, row: Row) -> NDArray[Any] | None:
         """A row's stored values, of `shape`. Raises ValueError besides where its length or checksum is wrong."""
@@ -230,7 +231,12 @@ class StoredRows:
 
     def name(self, row: Row) -> str:
         """The name of a row's file or object: `c.3.0.0.0`."""
-        return f"c.{'.'.join(map(str, (*row, *[0] * len(self.shape))))}"
+        return row_name(row, len(self.shape))
+
+
+def row_name(row: Row, ndim: int) -> str:
+    """The name of the file or object of a row of `ndim` dimensions: `c.3.0.0.0`."""
+    return f"c.{'.'.join(map(str, (*row, *[0] * ndim)))}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from featstore.store.row_file import Row as Row
 from featstore.store.row_file import (
     RowObjects,
     ShardFiles,
-    StoredRows,
     encoding_for,
     encoding_of,
     row_bytes,
+    row_name,
     row_of_name,
     stored_rows,
 )
@@ -184,7 +184,7 @@ class RowArray:
 
     def _key(self, row: Row) -> str:
         """The key of the object that a row is, within the store."""
-        return f"{self.path}/{StoredRows(self._stored_shape, self.array.dtype).name(row)}"
+        return f"{self.path}/{row_name(row, len(self._stored_shape))}"
 
     def _named(self, row: Row) -> str:
         return f"Row {', '.join(map(str, row))} of {self._where}"
