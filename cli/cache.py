@@ -8,7 +8,8 @@ import typer
 from cli.options import DryRunOption, JsonOption, taking
 from cli.output import print_table, say, write_json
 from cli.progress import TerminalProgress
-from featstore.config import BuildConfig, ExportConfig, MapsConfig, PruneConfig, StoreConfig, VerifyConfig
+from featstore.config import BuildConfig, ExportConfig, MapsConfig
+from featstore.kept_config import PruneConfig, StoreConfig, VerifyConfig
 from featstore.plain_text import human_bytes
 from featstore.store.keys import parse_location
 from matcher.errors import InputError

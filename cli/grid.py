@@ -4,7 +4,7 @@ from cli.options import CsvOption, JsonOption, taking
 from cli.output import describe_origin, now, say, write_csv, write_json
 from cli.progress import TerminalProgress
 from featstore.config import GridConfig
-from featstore.config import to_json as config_to_json
+from featstore.parsing import to_json as config_to_json
 from featstore.pipeline.distributed import launched
 
 EXAMPLES = (

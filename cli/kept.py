@@ -9,8 +9,8 @@ import typer
 from cli.options import CsvOption, JsonOption, taking
 from cli.output import describe, print_evaluation, print_table, say, write_csv, write_json
 from cli.progress import TerminalProgress
-from featstore.config import CompareConfig, ScoreConfig
 from featstore.errors import EvaluationError
+from featstore.kept_config import CompareConfig, ScoreConfig
 
 if TYPE_CHECKING:
     from matcher.statistics import Difference

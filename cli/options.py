@@ -12,7 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from cli.output import check_writable
-from featstore.config import LAST_TIMESTEP, ComputeConfig, ConfigField, TrainConfig, fields_of, from_file, from_json
+from featstore.config import LAST_TIMESTEP, ComputeConfig, TrainConfig
+from featstore.parsing import Config, ConfigField, fields_of, from_file, from_json
 from matcher.errors import InputError
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to FILE as JSON.", metavar="FILE")]
@@ -27,7 +28,7 @@ CONFIG = typer.Option(
 )
 
 
-def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def taking(kind: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of a function that takes a config.
 
     Args:
@@ -74,8 +75,8 @@ def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
 def _parameter(field: ConfigField) -> inspect.Parameter:
     """A field as typer takes it."""
     setting, default = field.setting, field.default
-    kind: Any = field.kind if setting.form is None and field.kind in (int, float, bool, Path) else str
-    if field.is_needed and get_origin(field.kind) is tuple and setting.form is None:
+    kind: Any = field.kind if field.form is None and field.kind in (int, float, bool, Path) else str
+    if field.is_needed and get_origin(field.kind) is tuple and field.form is None:
         kind = list[Path]
     named: dict[str, Any] = {"help": setting.meaning, "metavar": setting.metavar}
     if field.group is not None:
@@ -86,9 +87,12 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     elif kind is bool:
         option = typer.Option(f"{field.flag}/--no-{field.flag[2:]}", show_default=False, **named)
     elif default is None:
-        kind, option = kind | None, typer.Option(*field.spellings, show_default=setting.unset or False, **named)
+        kind, option = (
+            kind | None,
+            typer.Option(*filter(None, (field.flag, setting.also)), show_default=setting.unset or False, **named),
+        )
     else:
-        default = _spell(default, setting.form) if kind is str else default
+        default = _spell(default, field.form) if kind is str else default
         option = typer.Option(field.flag, **named)
     annotation = Annotated[kind, option]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -112,7 +116,7 @@ def command_of(config: Any, *words: str, always: Collection[str] = ()) -> str:
         elif field.is_needed and field.setting.metavar is not None:
             spelled.append(shlex.quote(str(value)))
         else:
-            spelled += [field.flag, shlex.quote(_spell(value, field.setting.form))]
+            spelled += [field.flag, shlex.quote(_spell(value, field.form))]
     return " ".join(spelled)
 
 
@@ -138,7 +142,7 @@ def read_typed(field: ConfigField, text: Any) -> Any:
         return [*map(str, text)]
     if not isinstance(text, str):
         return str(text) if isinstance(text, Path) else text
-    match field.setting.form:
+    match field.form:
         case "timesteps":
             return parse_timesteps(text, field.flag)
         case "alphas":

@@ -7,7 +7,7 @@ import typer
 
 from cli.options import JsonOption, taking
 from cli.output import check_writable, print_table, say, write_json
-from featstore.config import ImportConfig, PublishConfig
+from featstore.kept_config import ImportConfig, PublishConfig
 from featstore.plain_text import human_bytes
 from matcher.errors import InputError
 

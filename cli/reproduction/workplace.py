@@ -21,10 +21,11 @@ from featstore.backbones.base import Compute
 from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.noise import Latents
 from featstore.backbones.stable_diffusion import Model
-from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig, to_json
+from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError, TuningError
+from featstore.parsing import to_json
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
 from featstore.pipeline.pairs import (
     choose_pairs,

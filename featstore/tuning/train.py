@@ -15,8 +15,9 @@ from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.noise import generator
 from featstore.backbones.stable_diffusion import Model
-from featstore.config import DEFAULT_STORE, TrainConfig, to_json
+from featstore.config import DEFAULT_STORE, TrainConfig
 from featstore.errors import DiskFullError
+from featstore.parsing import to_json
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import join_processes

@@ -18,6 +18,13 @@ def _no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.progress.SHOW_AFTER_SECONDS", math.inf)
 
 
+@pytest.fixture(autouse=True)
+def _one_pair_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best and the worst pair alone: drawing four of each takes longer than most evaluations here. Tests of the
+    report draw them all."""
+    monkeypatch.setattr("cli.reports.evaluation.PAIRS_SHOWN", 1)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `dualsd` with arguments in an empty directory, in this process."""
