@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.options import DryRunOption, JsonOption, taking
+from cli.options import DryRunOption, JsonOption, examples, taking
 from cli.output import print_table, say, write_json
 from cli.progress import TerminalProgress
 from featstore.config import BuildConfig, ExportConfig, MapsConfig
@@ -22,37 +22,30 @@ app = typer.Typer(no_args_is_help=True, help="Compute everything before the matc
 
 DIVIDED = ("build", "maps")
 """Commands that processes of torchrun do together."""
-BUILD_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache build\n\n"
-    "dualsd cache build --dataset spair --root data/SPair-71k --model sd2-1 --store spair.zarr\n\n"
-    "dualsd cache build --dataset pf-willow --root data/pf-willow --model demo --dry-run"
+BUILD_EXAMPLES = examples(
+    "dualsd cache build",
+    "dualsd cache build --dataset spair --root data/SPair-71k --model sd2-1 --store spair.zarr",
+    "dualsd cache build --dataset pf-willow --root data/pf-willow --model demo --dry-run",
 )
-MAPS_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache maps --layers 2,3 --t 261,200\n\n"
-    "dualsd cache maps --layers 2,dino --t 261 --dino-size 672\n\n"
-    "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run"
+MAPS_EXAMPLES = examples(
+    "dualsd cache maps --layers 2,3 --t 261,200",
+    "dualsd cache maps --layers 2,dino --t 261 --dino-size 672",
+    "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run",
 )
-VERIFY_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache verify\n\n"
-    "dualsd cache verify --recompute 16\n\n"
-    "dualsd cache verify --store spair.zarr --drop"
+VERIFY_EXAMPLES = examples(
+    "dualsd cache verify", "dualsd cache verify --recompute 16", "dualsd cache verify --store spair.zarr --drop"
 )
-PRUNE_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache prune --layers 3 --t 350 --dry-run\n\n"
-    "dualsd cache prune --prompt 'a photo of a {category}' --older-than 30d\n\n"
-    "dualsd cache prune --noisy --t 350"
+PRUNE_EXAMPLES = examples(
+    "dualsd cache prune --layers 3 --t 350 --dry-run",
+    "dualsd cache prune --prompt 'a photo of a {category}' --older-than 30d",
+    "dualsd cache prune --noisy --t 350",
 )
-PACK_EXAMPLES = "Examples:\n\ndualsd cache pack\n\ndualsd cache pack --store spair.zarr --json packed.json"
-EXPORT_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache export --out maps.safetensors --split test\n\n"
-    "dualsd eval --features maps.safetensors --dataset demo --size 128 --layers 2,3 --weights 0.8,0.6\n\n"
-    "dualsd cache export --layers 2 --t 261 --layout sd4match --out featmaps.pt\n\n"
-    "dualsd cache export --layers 2 --t 261 --layout dift --out spair_ft --split test"
+PACK_EXAMPLES = examples("dualsd cache pack", "dualsd cache pack --store spair.zarr --json packed.json")
+EXPORT_EXAMPLES = examples(
+    "dualsd cache export --out maps.safetensors --split test",
+    "dualsd eval --features maps.safetensors --dataset demo --size 128 --layers 2,3 --weights 0.8,0.6",
+    "dualsd cache export --layers 2 --t 261 --layout sd4match --out featmaps.pt",
+    "dualsd cache export --layers 2 --t 261 --layout dift --out spair_ft --split test",
 )
 SHOWN = 20
 """Bad rows that are printed; --json holds them all."""

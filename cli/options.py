@@ -4,7 +4,7 @@
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -26,6 +26,11 @@ CONFIG = typer.Option(
     metavar="FILE",
     help="Take settings from a run's run.json or a recipe (TOML); options typed beside it win.",
 )
+
+
+def examples(*commands: str) -> str:
+    """What stands at the end of a command's help."""
+    return "\n\n".join(["Examples:", *commands])
 
 
 def taking(kind: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -142,25 +147,12 @@ def read_typed(field: ConfigField, text: Any) -> Any:
         return [*map(str, text)]
     if not isinstance(text, str):
         return str(text) if isinstance(text, Path) else text
-    match field.form:
-        case "timesteps":
-            return parse_timesteps(text, field.flag)
-        case "alphas":
-            return parse_alphas(text, field.flag)
-        case "factor":
-            return parse_factor(text, field.flag)
-        case "factors":
-            return [parse_factor(part, field.flag) for part in text.split(",")]
-        case "weightings":
-            parts = text.split(",")
-            return text if text == "sweep" else [parse_numbers(part, field.flag, ":") for part in parts]
-        case "points":
-            return [_point(part, text) for part in text.strip().strip(";").split(";")]
+    if field.form is not None:
+        return READERS[field.form](text, field.flag)
     if get_origin(field.kind) is not tuple:
         return text
-    return (
-        parse_numbers(text, field.flag) if float in get_args(field.kind) else [part.strip() for part in text.split(",")]
-    )
+    of_numbers = float in get_args(field.kind)
+    return parse_numbers(text, field.flag) if of_numbers else [part.strip() for part in text.split(",")]
 
 
 def parse_numbers(text: str, option: str, separator: str = ",") -> list[float]:
@@ -230,8 +222,28 @@ def parse_factor(text: str, option: str = "--upsample") -> int:
     return int(matched.group(1))
 
 
-def _point(part: str, text: str) -> list[float]:
-    numbers = part.split(",")
-    if len(numbers) != 2 or not all(re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", number) for number in numbers):
-        raise InputError(f"--points takes 'x,y;x,y' in pixels of A, not {text!r}.")
-    return [float(number) for number in numbers]
+def _parse_factors(text: str, option: str) -> list[int]:
+    return [parse_factor(part, option) for part in text.split(",")]
+
+
+def _parse_weightings(text: str, option: str) -> str | list[list[float]]:
+    return text if text == "sweep" else [parse_numbers(part, option, ":") for part in text.split(",")]
+
+
+def _parse_points(text: str, option: str) -> list[list[float]]:
+    number = r"\s*-?\d+(\.\d+)?\s*"
+    points = text.strip().strip(";").split(";")
+    if not all(re.fullmatch(f"{number},{number}", point) for point in points):
+        raise InputError(f"{option} takes 'x,y;x,y' in pixels of A, not {text!r}.")
+    return [[*map(float, point.split(","))] for point in points]
+
+
+READERS: Mapping[str, Callable[[str, str], Any]] = {
+    "timesteps": parse_timesteps,
+    "alphas": parse_alphas,
+    "factor": parse_factor,
+    "factors": _parse_factors,
+    "weightings": _parse_weightings,
+    "points": _parse_points,
+}
+"""By form (`featstore.parsing.Form`): what was typed, and the option for sentences, to values as JSON has them."""

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A watcher of work. The command line's draws bars; this one, and so `Silent()`, does nothing. As a context it clears
-    what it shows at the end."""
+    """A watcher of work. The command line's draws bars; what a watcher does not say for itself does nothing, as here.
+    As a context it clears what it shows at the end."""
 
     def __enter__(self) -> Self:
         return self

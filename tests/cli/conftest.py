@@ -19,10 +19,11 @@ def _no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_pair_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best and the worst pair alone: drawing four of each takes longer than most evaluations here. Tests of the
-    report draw them all."""
+def _little_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an evaluation's page the best pair and the worst, and no charts: drawing them all takes longer than most
+    evaluations here. Tests of the report draw everything."""
     monkeypatch.setattr("cli.reports.evaluation.PAIRS_SHOWN", 1)
+    monkeypatch.setattr("cli.reports.evaluation.CHARTS", {})
 
 
 @pytest.fixture

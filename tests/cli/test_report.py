@@ -32,6 +32,11 @@ HOSTILE = "</svg><script>alert(1)</script>&_%$x_1$#{}\\~^|`\"'"
 LARGEST = 5_000_000
 
 
+@pytest.fixture
+def _little_drawn() -> None:
+    """All is drawn here."""
+
+
 def ok(result: Result) -> Result:
     assert result.exit_code == 0, result.output
     return result
