@@ -179,7 +179,7 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
         criteria = MapCriteria(config.prompt, config.extractor, layers, config.timesteps, age)
         chosen = choose_maps(opened, criteria)
     if chosen:
-        rows = [[array.path, array.what, str(array.files), human_bytes(array.bytes)] for array in chosen]
+        rows = [[array.path, array.what, array.files, human_bytes(array.bytes)] for array in chosen]
         print_table("arrays", ["array", "prompt", "files", "size"], rows, left_columns=2)
     if not dry_run:
         prune(opened, chosen)
@@ -202,10 +202,7 @@ def _pack(config: StoreConfig, json: JsonOption = None) -> None:
 
     with TerminalProgress() as progress:
         outcome = pack(open_store(parse_location(config.store)), progress)
-    rows = [
-        [array.path, array.why, human_bytes(array.bytes), str(array.files_before), str(array.files_after)]
-        for array in outcome
-    ]
+    rows = [(own.path, own.why, human_bytes(own.bytes), own.files_before, own.files_after) for own in outcome]
     print_table("arrays", ["array", "left as it was", "size", "files before", "files now"], rows, left_columns=2)
     saved = sum(array.files_before - array.files_after for array in outcome)
     packed = [array.path for array in outcome if not array.why]
@@ -249,7 +246,7 @@ def _print_found(checked: "Checked") -> None:
             f"{array.path} (packed)" if array.packed else array.path,
             f"{array.present}/{array.rows}",
             human_bytes(array.bytes),
-            str(len(array.bad)),
+            len(array.bad),
         ]
         for array in found.arrays
     ]
@@ -283,13 +280,7 @@ def _print_dropped(checked: "Checked", dropped: "Dropped") -> None:
 
 def _print_recomputed(anew: "Recomputed") -> None:
     rows = [
-        [
-            own.path,
-            str(own.rows),
-            f"{own.relative:.2g}",
-            "" if own.cell is None else f"{own.cell:.2g}",
-            str(len(own.bad)),
-        ]
+        (own.path, own.rows, f"{own.relative:.2g}", "" if own.cell is None else f"{own.cell:.2g}", len(own.bad))
         for own in anew.arrays
         if not own.skipped
     ]

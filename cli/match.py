@@ -54,7 +54,7 @@ def match(
         f"{names[0]} -> {names[1]}, pixels",
         ["point", "x in A", "y in A", "x in B", "y in B"],
         [
-            [str(index), *(f"{value:.1f}" for value in (*start, *end))]
+            (index, *(f"{value:.1f}" for value in (*start, *end)))
             for index, (start, end) in enumerate(zip(points, matched, strict=True), start=1)
         ],
     )

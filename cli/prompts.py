@@ -93,8 +93,7 @@ def info(
     rows = []
     for layer, timestep in zip(learned.layers, learned.timesteps, strict=True):
         tensors = learned.tensors[layer].values()
-        numbers = f"{sum(tensor.numel() for tensor in tensors):,}"
-        rows.append([str(layer), str(timestep), str(len(tensors)), numbers, content[layer]])
+        rows.append((layer, timestep, len(tensors), f"{sum(own.numel() for own in tensors):,}", content[layer]))
     print_table("layers", ["layer", "learned at t", "tensors", "numbers", "content"], rows)
     named = {"t" if name == "timesteps" else name: value for name, value in learned.to_json().items()}
     hashes = {str(layer): own for layer, own in content.items()}
