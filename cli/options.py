@@ -92,10 +92,8 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     elif kind is bool:
         option = typer.Option(f"{field.flag}/--no-{field.flag[2:]}", show_default=False, **named)
     elif default is None:
-        kind, option = (
-            kind | None,
-            typer.Option(*filter(None, (field.flag, setting.also)), show_default=setting.unset or False, **named),
-        )
+        spellings = filter(None, (field.flag, setting.also))
+        kind, option = kind | None, typer.Option(*spellings, show_default=setting.unset or False, **named)
     else:
         default = _spell(default, field.form) if kind is str else default
         option = typer.Option(field.flag, **named)

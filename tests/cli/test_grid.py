@@ -97,18 +97,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Finished:
     return Finished(folder, result.output, strict_json(folder / "g.json"), folder / "dualsd.zarr")
 
 
-@pytest.fixture
-def pictures() -> None:
-    """Asked for by tests that look at them."""
-
-
-@pytest.fixture(autouse=True)
-def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of a small grid's time."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("cli.reports.grid.CHARTS", {})
-
-
 def cell(out: dict[str, Any], **wanted: Any) -> dict[str, Any]:
     """The one cell with these layers, t and so on."""
     (found,) = (entry for entry in out["cells"] if all(entry[name] == value for name, value in wanted.items()))
@@ -291,7 +279,7 @@ def test_some_pairs_and_some_categories(run: Run, made: Made, finished: Finished
     assert cell(dog, layers=[2], t=[50])["results"]["nn"]["image"]["0.1"] == {"all": whole["dog"], "dog": whole["dog"]}
 
 
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("everything_drawn")
 def test_one_cell_has_no_second(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
     result = succeeded(run("grid", *FEW, "--json", "o.json"))
@@ -331,7 +319,7 @@ def test_weights_from_one_layer_to_the_other(run: Run, made: Made) -> None:
         assert ours == pytest.approx(theirs, abs=1e-12)
 
 
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("everything_drawn")
 def test_three_layers(run: Run, made: Made) -> None:
     made.copied("latents.zarr")
     weights = ("--weights", "1:1:1,0.2:0.5:0.3")
@@ -344,7 +332,7 @@ def test_three_layers(run: Run, made: Made) -> None:
     assert [file.name for file in Path("grid").glob("*.png")] == ["timesteps-nn.png"]  # no map over two timesteps
 
 
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("everything_drawn")
 def test_geometries_and_upsampling_are_axes(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
     one = ("grid", "--t", "50", *MAPS)

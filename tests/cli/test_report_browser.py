@@ -23,11 +23,6 @@ KINDS = ("evaluation", "grid", "training", "reproduction")
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="there is no Chromium to open reports with")
 
 
-@pytest.fixture
-def _little_drawn() -> None:
-    """All is drawn here."""
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = find_browser()

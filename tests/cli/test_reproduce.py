@@ -258,6 +258,7 @@ def test_figures_are_those_of_the_evaluations_that_are_kept(reproduce: Reproduce
     assert Path("reproduce/tables/table5.json").read_text() == table
 
 
+@pytest.mark.usefixtures("everything_drawn")
 def test_the_figure(reproduce: Reproduce) -> None:
     ok(reproduce("figure2", "--dry-run", "--json", "dry.json"))
     assert not Path("reproduce").exists()
