@@ -83,14 +83,12 @@ class PruneConfig(StoreConfig):
             raise InputError("--noisy goes with --t and --older-than: they have no prompt, extractor or layer.")
 
 
-KeptAlphas = Annotated[
-    Fractions | None, Setting("Thresholds, e.g. 0.05,0.1 or 0.01..0.2:0.01.", unset="those of the run")
-]
+KeptAlphas = Annotated[Fractions | None, Setting("Thresholds, e.g. 0.05,0.1 or 0.01..0.2:0.01.", "those of the run")]
 FrameName = Annotated[
     Literal["resized", "original"] | None,
     Setting(
         "Where distances and theta are measured: in resized or original images.",
-        unset="each readout's own: original for pixel, else resized",
+        "each readout's own: original for pixel, else resized",
     ),
 ]
 
@@ -102,7 +100,7 @@ class ScoreConfig(Config):
     alphas: KeptAlphas = None
     frame: FrameName = None
     average: AverageName = "image"
-    readouts: Annotated[Texts | None, Setting("Only these readouts.", unset="all")] = None
+    readouts: Annotated[Texts | None, Setting("Only these readouts.", "all")] = None
 
     def __post_init__(self) -> None:
         find_readouts(self.readouts or ())
@@ -139,13 +137,13 @@ class ImportConfig(Config):
     out: Annotated[Place, Setting("The .safetensors file to write.")]
     model: Annotated[
         str | None,
-        Setting("What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.", unset="it must be named"),
+        Setting("What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.", "it must be named"),
     ] = None
     source: Annotated[Literal["sd4match"], Setting("Whose file it is: sd4match.", flag="--from")] = "sd4match"
     revision: Revision = None
     layer: Annotated[int, Setting("Decoder layer, 1 to 4, that they were learned for.")] = 2
     timestep: Annotated[int, Setting("Timestep that they were learned at.", flag="--t")] = 261
-    mode: Annotated[str | None, Setting("single, class or cpm.", unset="told from the file")] = None
+    mode: Annotated[str | None, Setting("single, class or cpm.", "told from the file")] = None
 
 
 class PublishConfig(Config):
@@ -154,4 +152,4 @@ class PublishConfig(Config):
     prompts: Annotated[Place, Setting("A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")]
     out: Annotated[Place, Setting("The .pt file to write.")]
     target: Annotated[Literal["sd4match"], Setting("Whose layout: sd4match.", flag="--to")] = "sd4match"
-    layer: Annotated[int | None, Setting("Layer whose prompts are written.", unset="the only one")] = None
+    layer: Annotated[int | None, Setting("Layer whose prompts are written.", "the only one")] = None
