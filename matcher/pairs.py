@@ -155,6 +155,12 @@ class PairList(Sequence[View]):
         row = range(len(self))[index]
         return self.view(row, slice(int(self.starts[row]), int(self.starts[row] + self.counts[row])))
 
+    def among(self, images: Iterable[str]) -> Self:
+        """The pairs of which both images are among some."""
+        chosen = set(images)
+        known = np.array([image in chosen for image in self.images], dtype=bool)
+        return self.take(known[self.source] & known[self.target])
+
     def named(self, row: int) -> tuple[str, str, str]:
         """A pair's source, target and category."""
         return self.images[self.source[row]], self.images[self.target[row]], self.categories[self.category[row]]
