@@ -284,7 +284,7 @@ def _check_units(marks: _Marks) -> Iterator[str]:
 def _check_boxes(marks: _Marks) -> Iterator[str]:
     """Boxes against the picture and the keypoints inside."""
     of_sides, images = marks.pairs.boxes.reshape(-1, 4), marks.pairs.ends.reshape(-1)
-    sides = _firsts(marks.owner)
+    _, sides = np.unique(marks.owner, return_index=True)
     sides = sides[~np.isnan(of_sides[sides, 0])]  # (B,) one side of each box, which recurs in many pairs
     boxes, sizes = of_sides[sides], marks.sizes[images[sides]]
     low, high = boxes[:, :2], boxes[:, 2:]

@@ -194,10 +194,10 @@ class AnnotatedPairs(PairList[Pair]):
             categories.add(pair.category)
             keypoints.add(*pair.names, *pair.target_only)
             target = pair.shown
-            source = np.full_like(target, nan)
+            source = np.full(target.shape, nan)
             source[: len(pair.names)] = pair.source_points
             counts.append(len(target))
-            coordinates.frombytes(np.stack([source, target], axis=1).tobytes())
+            coordinates.frombytes(np.stack([source, target], axis=1, dtype=np.float64).tobytes())
             for box, size in ((pair.source_box, pair.source_size), (pair.target_box, pair.target_size)):
                 boxes.extend(box or (nan,) * 4)
                 stated.extend(size or (nan,) * 2)

@@ -75,7 +75,7 @@ def test_the_pair_is_left_alone() -> None:
     ("changes", "rule", "sentence"),
     [
         (
-            {"source_points": np.ones((1, 2)), "target_points": np.ones((1, 2))},
+            {"source_points": np.ones((1, 2)), "target_points": np.ones((1, 2)), "names": ("eye",)},
             ThetaRule.KEYPOINTS,
             "larger extent of the target's keypoints, but it is 0 pixels",
         ),
