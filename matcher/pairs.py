@@ -159,7 +159,8 @@ class PairList(Sequence[View]):
         """The pairs of which both images are among some."""
         chosen = set(images)
         known = np.array([image in chosen for image in self.images], dtype=bool)
-        return self.take(known[self.source] & known[self.target])
+        own = known[self.source] & known[self.target]
+        return self if own.all() else self.take(own)
 
     def named(self, row: int) -> tuple[str, str, str]:
         """A pair's source, target and category."""

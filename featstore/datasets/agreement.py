@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset, Numbers, Points, SizeOf, ThetaRule
 from featstore.errors import DatasetError
+from matcher.pairs import Integers
 
 Note = Callable[[str], None]
 
@@ -60,17 +61,19 @@ class _Marks:
     pairs: AnnotatedPairs
     sizes: Numbers
     pair: NDArray[np.int32]
-    owner: Places
+    owner: Integers
     rows: Places
 
     @classmethod
     def of(cls, dataset: Dataset, pairs: AnnotatedPairs, size_of: SizeOf) -> Self:
         """None of the keypoints yet."""
         sizes = pairs.image_sizes(size_of).astype(np.float64)
-        boxes = np.nan_to_num(pairs.boxes.reshape(-1, 4), nan=np.inf)
-        owner = np.unique(np.column_stack([pairs.ends.reshape(-1), boxes]), axis=0, return_inverse=True)[1]
+        columns = *np.nan_to_num(pairs.boxes.reshape(-1, 4), nan=np.inf).T, pairs.ends.reshape(-1)
+        order, new = _sorted(*columns)
+        owner = np.empty(len(order), dtype=np.int32)
+        owner[order] = np.cumsum(new) - 1
         pair = np.repeat(np.arange(len(pairs), dtype=np.int32), pairs.counts)
-        return cls(dataset, pairs, sizes, pair, owner.reshape(-1), np.empty(0, dtype=np.int64))
+        return cls(dataset, pairs, sizes, pair, owner, np.empty(0, dtype=np.int64))
 
     def distinct(self, chosen: Mask) -> Self:
         """Those that are `chosen`, (2N,), each image's once, although images recur in many pairs; twice where two
@@ -79,8 +82,13 @@ class _Marks:
         for start in range(0, len(chosen), _PART):
             part = start + np.flatnonzero(chosen[start : start + _PART])
             found = replace(self, rows=np.concatenate([found.rows, part]))
-            found = found.chosen(_firsts(*found.points.T, found.name, self.owner[found.side]))
+            found = found.once(self.owner[found.side])
         return found
+
+    def once(self, whose: Integers) -> Self:
+        """The first of those of one name and place, by whose they are, (M,)."""
+        firsts = _firsts(*self.points.T, self.name, whose)
+        return self if len(firsts) == len(self.rows) else self.chosen(firsts)
 
     def chosen(self, rows: Places | Mask) -> Self:
         """Some of the keypoints."""
@@ -92,19 +100,19 @@ class _Marks:
         return self.pairs.coordinates.reshape(-1, 2)[self.rows]
 
     @cached_property
-    def name(self) -> Places:
+    def name(self) -> Integers:
         """(M,)."""
-        return self.pairs.keypoints[1][self.rows // 2].astype(np.int64)
+        return self.pairs.keypoints[1][self.rows // 2]
 
     @cached_property
     def side(self) -> Places:
         """(M,)."""
-        return 2 * self.pair[self.rows // 2].astype(np.int64) + self.rows % 2
+        return 2 * self.pair[self.rows // 2] + self.rows % 2
 
     @cached_property
-    def image(self) -> Places:
+    def image(self) -> Integers:
         """(M,) among `pairs.images`."""
-        return self.pairs.ends.reshape(-1)[self.side].astype(np.int64)
+        return self.pairs.ends.reshape(-1)[self.side]
 
     @property
     def own_sizes(self) -> Numbers:
@@ -167,18 +175,29 @@ def agreeing(dataset: Dataset, pairs: AnnotatedPairs, size_of: SizeOf, note: Not
     kept = _without(marks, padded)
     pads = marks.distinct(padded)
     shown = marks.distinct(~(padded | np.isnan(pairs.coordinates[..., 0].reshape(-1))))
-    pads, distinct = (own.chosen(_firsts(*own.points.T, own.name, own.image)) for own in (pads, shown))
+    pads, distinct = (own.once(own.image) for own in (pads, shown))
     checks = _check_sizes(marks), _check_units(distinct), _check_boxes(shown), _check_inside(distinct)
     for sentence in [*chain(*checks, _doubts(pads, distinct))]:  # nothing is said of what is refused
         note(sentence)
     return kept
 
 
-def _firsts(*columns: NDArray[Any]) -> Places:
-    """The place of the first of each combination of values, (M,) each, ascending."""
+def _sorted(*columns: NDArray[Any]) -> tuple[Places, Mask]:
+    """The places of rows, (M,) a column, sorted by the last column, then the one before; and which of them are the
+    first of their values."""
     order = np.lexsort(columns)
-    new = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
-    return np.sort(order[np.append(True, new)[: len(order)]])
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = False
+    for column in columns:
+        ordered = column[order]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    return order, new
+
+
+def _firsts(*columns: NDArray[Any]) -> Places:
+    """The place of the first row of each combination of values, ascending."""
+    order, new = _sorted(*columns)
+    return np.sort(order[new])
 
 
 def _far(beyond: Numbers, sizes: Numbers) -> Mask:
@@ -371,7 +390,7 @@ def _doubts(pads: _Marks, marks: _Marks) -> Iterator[str]:
     same = np.append(~moved & (np.diff(own.name) != 0), False)
     yield from own.exemplified(same, "lie exactly where another of their image does")
     own = marks.chosen(np.lexsort([marks.name, marks.image]))
-    key = own.image * len(own.pairs.keypoints[0]) + own.name
+    key = own.image.astype(np.int64) * len(own.pairs.keypoints[0]) + own.name
     differs = (np.diff(key) == 0) & np.any(np.abs(np.diff(own.points, axis=0)) > _SAME, axis=1)
     if differs.any():
         keys, row = len(np.unique(key[:-1][differs])), int(differs.argmax())
