@@ -129,7 +129,7 @@ def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -
         if posterior_noise is not None:
             latents = latents + posterior.std.float() * posterior_noise.to(latents)
     scale = LatentScale.parse(vae.config, "the VAE's configuration")
-    return (latents - scale.shift) * scale.factor
+    return (latents - scale.shift) * scale.scaling_factor
 
 
 class CutUNet:

@@ -5,14 +5,15 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featstore.backbones.base import ModelLocation
 from featstore.errors import ModelError, StoreError
 from featstore.files import write_whole
+from featstore.parsing import parse_known
 from featstore.plain_text import one_line, shown
 
 _LONGEST_JSON = 50_000_000
@@ -107,6 +108,20 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
     """The configuration of a component. Raises `ModelError` where it cannot be read."""
     file = "scheduler_config.json" if component == "scheduler" else "config.json"
     return read_object(location.folder / component / file, "a diffusers configuration")
+
+
+RESTORE = "correct it, or restore the model's own file"
+Settings = TypeVar("Settings")
+
+
+def parsed(kind: type[Settings], config: Mapping[str, Any], where: object) -> Settings:
+    """What a configuration says of the fields that a dataclass has, whose types say what they may be. where: the file.
+    Raises `ModelError` for the first that is something else: every refusal of a setting's value has this form."""
+    try:
+        found: Settings = parse_known(kind, config)
+    except ValueError as error:
+        raise ModelError(f"{where} cannot be used: {error}; {RESTORE}.") from error
+    return found
 
 
 def stated(value: object) -> str:
