@@ -6,9 +6,12 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
 
 from featstore.backbones.base import ModelLocation
 from featstore.errors import ModelError, StoreError
@@ -59,26 +62,18 @@ def _check_regular(path: Path) -> None:
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """The object that a JSON file holds. what: it is, for the sentence, e.g. "a diffusers configuration". Raises
-    `ModelError` where it cannot be read."""
-    try:
-        return parse_object(path)
-    except ValueError as error:
-        raise ModelError(f"{path} cannot be read as {what}: {one_line(error)}.") from error
-
-
-def parse_object(path: Path) -> dict[str, Any]:
-    """`read_object` for sentences of other words: raises `ValueError` with the reason where the content is at fault, as
-    where readers could differ on what it says (a key that stands twice, a NaN)."""
+    `ModelError` where it cannot be read, or readers could differ on what it says (a key that stands twice, a NaN)."""
     check_file(path)
-    if path.stat().st_size > _LONGEST_JSON:
-        raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
     try:
+        if path.stat().st_size > _LONGEST_JSON:
+            raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
         _check_depth(found)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError("it holds no object")
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+        raise ModelError(f"{path} cannot be read as {what}: {why}.") from error
     return found
 
 
@@ -112,6 +107,7 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
 
 RESTORE = "correct it, or restore the model's own file"
 Settings = TypeVar("Settings")
+Whole = Annotated[int, Field(ge=1)]
 
 
 def parsed(kind: type[Settings], config: Mapping[str, Any], where: object) -> Settings:
@@ -122,6 +118,29 @@ def parsed(kind: type[Settings], config: Mapping[str, Any], where: object) -> Se
     except ValueError as error:
         raise ModelError(f"{where} cannot be used: {error}; {RESTORE}.") from error
     return found
+
+
+SAFETENSORS_ONLY = (
+    "dualsd reads safetensors only, never pickles; convert the model once with diffusers' save_pretrained"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """weight_map: the file of each tensor."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
+
+def read_shards(index: Path) -> dict[str, str]:
+    """The file of each tensor, out of a list of shards; {} where there is none. Raises `ModelError` where it is damaged
+    or names pickles, which the libraries would read."""
+    if not index.exists():
+        return {}
+    listed = parsed(_Shards, read_object(index, "a list of weights"), index).weight_map
+    if pickles := sorted(file for file in listed.values() if not file.endswith(".safetensors")):
+        raise ModelError(f"{index} names {shown(pickles[0])}: {SAFETENSORS_ONLY}.")
+    return listed
 
 
 def stated(value: object) -> str:
