@@ -198,13 +198,7 @@ class Dino:
         with torch.no_grad():
             return self._run(self._processor(list(pictures), return_tensors="pt").pixel_values).float().cpu()
 
-    def features(
-        self,
-        inputs: Tensor,
-        timestep: int | None = None,  # noqa: ARG002  (DINOv2 knows neither noise nor text)
-        condition: Tensor | None = None,  # noqa: ARG002
-        layers: Sequence[str] = (),  # noqa: ARG002
-    ) -> Mapping[str, Tensor]:
+    def features(self, inputs: Tensor, *_: Any, **__: Any) -> Mapping[str, Tensor]:  # knows neither noise nor text
         """Patch maps (b, C, side, side) of square pictures (b, 3, S, S) in [-1, 1], S a multiple of the patch: the
         tokens of the last layer after its normalisation, without the class token. Position embeddings are interpolated
         to the side."""
@@ -221,9 +215,8 @@ class Dino:
 
 def with_imagenet_statistics(pixels: Tensor) -> Tensor:
     """Pixels (b, 3, h, w) in [-1, 1] as DINOv2 takes them: in [0, 1], less ImageNet's mean, over its deviation."""
-    mean, deviation = (
-        pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
-    )  # (3, 1, 1)
+    # (3, 1, 1) each
+    mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
     return ((pixels + 1) / 2 - mean) / deviation
 
 

@@ -151,9 +151,8 @@ def stated(value: object) -> str:
 _HASHED = ("*.safetensors", "*.json", "*.txt")
 
 
-def is_variant(file: Path) -> bool:
-    """Whether a weights file is another precision than the one that is loaded, such as `....fp16.safetensors`."""
-    return any(variant in file.name for variant in (".fp16.", ".fp16-", ".non_ema.", ".bf16.", ".bf16-"))
+_VARIANTS = (".fp16.", ".fp16-", ".non_ema.", ".bf16.", ".bf16-")
+"""In the names of weights of another precision than the one that is loaded, such as `....fp16.safetensors`."""
 
 
 def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
@@ -167,7 +166,7 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for component in components:
         for path in sorted({path for pattern in _HASHED for path in (folder / component).glob(pattern)}):
-            if is_variant(path):
+            if any(variant in path.name for variant in _VARIANTS):
                 continue
             check_file(path)
             status = path.stat()

@@ -71,7 +71,8 @@ def check_model(folder: Path, image_size: int) -> None:
     encoder = _built(folder / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)))
     for name, network in (("vae", vae), ("unet", unet)):
         _check_names(folder / name, network)
-    _check_by_loading(folder / "text_encoder", CLIPTextModel)
+    _read_shapes(folder / "text_encoder", PUBLISHED[CLIPTextModel])
+    load_network(CLIPTextModel, folder / "text_encoder", "auto")  # transformers knows best what it makes of old names
     _check_tokenizer(folder / "tokenizer", encoder.config)
     side, positions = image_size, encoder.config.max_position_embeddings
     latents = _dry_run(folder / "vae", lambda: vae.encode(torch.empty(1, 3, side, side)).latent_dist.mean)
@@ -84,7 +85,8 @@ def check_model(folder: Path, image_size: int) -> None:
 def check_dino(folder: Path) -> None:
     """`check_model` for the folder of a DINOv2."""
     dino = _built(folder, lambda config: Dinov2Model(Dinov2Config.from_dict(config)))
-    _check_by_loading(folder, Dinov2Model)
+    _read_shapes(folder, PUBLISHED[Dinov2Model])
+    load_network(Dinov2Model, folder, "auto")
     side = dino.config.image_size
     _dry_run(folder, lambda: dino(torch.empty(1, 3, side, side)).last_hidden_state)
 
@@ -136,12 +138,6 @@ def _check_names(folder: Path, network: nn.Module) -> None:
     both = expected.keys() & found.keys()
     reshaped = [(name, found[name], expected[name]) for name in both if found[name] != expected[name]]
     _check_loaded(folder, type(network), expected.keys() - both, found.keys() - both, reshaped)
-
-
-def _check_by_loading(folder: Path, kind: type[CLIPTextModel] | type[Dinov2Model]) -> None:
-    """`_check_loaded` for transformers, which knows best what it makes of old names."""
-    _read_shapes(folder, PUBLISHED[kind])
-    load_network(kind, folder, "auto")
 
 
 def _some(names: list[str]) -> str:
@@ -242,28 +238,18 @@ def _damaged(what: str) -> ModelError:
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
     """Around what libraries make of a stranger's file: they check little, so that any value can raise anything, which
-    becomes a `ModelError`. what: the start of its sentence."""
-    try:
-        with quiet_libraries():
-            yield
-    except (ModelError, MemoryError):
-        raise
-    except Exception as error:
-        raise _damaged(f"{what} ({one_line(error)})") from error
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """No warnings of diffusers' and transformers' and no progress bars inside; afterwards all are as they were. What
-    weights lack is a refusal of ours (`featstore.backbones.weights`)."""
+    becomes a `ModelError`. Their warnings and progress bars are quiet meanwhile. what: the start of its sentence."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
+    before, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(f"{what} ({one_line(error)})") from error
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)

@@ -159,17 +159,10 @@ def resumed(saved: TuningSettings, config: TrainConfig, dtype: str, run: Path) -
 
 def settled(config: TrainConfig, settings: TuningSettings) -> TrainConfig:
     """A config with all that it leaves open as it is used: it begins the same training anew."""
-    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "matching"}
-    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-    matching = settings.matching
-    return replace(
-        config,
-        **plain | {"layers": tuple(map(str, settings.layers))},
-        geometry=matching.geometry.value,
-        upsample_align=matching.upsample_align.value,
-        name=None,
-        resume=None,
-    )
+    values = settings.to_json()
+    matching = values.pop("matching")
+    values |= {name: matching[name] for name in ("geometry", "upsample_align")}
+    return replace(config, **values | {"layers": [*map(str, settings.layers)], "name": None, "resume": None})
 
 
 def _said(config: TrainConfig, image_size: int, dtype: str) -> dict[str, Any]:
