@@ -310,24 +310,18 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
             case errors.HfHubHTTPError():
                 told = f"The hub did not hand out the {name} (HTTP {status}): try again later, or {way}"
             case HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():  # a client that others have closed
-                failed = f"{_how_it_failed(error)} for the {name} ({one_line(error)})"
-                told = f"The hub ({hub}) {failed}: try again, or {way}"
+                kind, failed = type(error).__name__, "broke the connection off"  # by name: httpx's or httpx2's
+                if "Timeout" in kind:
+                    failed = "cannot be reached in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are seconds)"
+                elif kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
+                    failed = "cannot be reached"
+                told = f"The hub ({hub}) {failed} for the {name} ({one_line(error)}): try again, or {way}"
             case ValueError() | KeyError() | TypeError():
                 answer = f"What {hub} answered for the {name} is no hub's answer ({one_line(error)})"
                 told = f"{answer}: look at HF_ENDPOINT and your proxy, or {way}"
             case _:
                 told = f"Downloading the {name} from {hub} failed: {one_line(raised)}"
         raise ModelError(f"{told}.") from raised
-
-
-def _how_it_failed(error: BaseException) -> str:
-    # by name: the client is httpx or httpx2
-    kind = type(error).__name__
-    if "Timeout" in kind:
-        return "cannot be reached in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are the seconds)"
-    if kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
-        return "cannot be reached"
-    return "broke the connection off"
 
 
 def _checked(folder: Path) -> Path:
@@ -362,7 +356,7 @@ def _lacking(where: str, names: Set[str]) -> str | None:
     folders = {name.partition("/")[0] for name in names if "/" in name}
     checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS))
     if checkpoints and folders.isdisjoint(_WEIGHTS):
-        source = f"{where}/{checkpoints[0]}" if _is_local(where) else f"{where}/blob/main/{checkpoints[0]}"
+        source = f"{where}{'' if Path(where).is_absolute() else '/blob/main'}/{checkpoints[0]}"
         return f"{source} is a file; a folder is needed{_conversion(source)}."
     for component in COMPONENTS:
         if component not in folders:
@@ -380,7 +374,7 @@ def _lacking(where: str, names: Set[str]) -> str | None:
 
 def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> str:
     """What a component's folder has in place of the weights that are loaded, and what helps."""
-    index, local = f"{weights}.safetensors.index.json", _is_local(where)
+    index, local = f"{weights}.safetensors.index.json", Path(where).is_absolute()
     for file in files:
         match = re.fullmatch(rf"{weights}(?:\.(\w+))?(-\d+-of-\d+)?(?:\.(\w+))?\.safetensors", file)
         if match is None:
@@ -396,8 +390,3 @@ def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> 
             ".save_pretrained('NEW FOLDER')`"
         )
     return f"{SAFETENSORS_ONLY}{'' if files else f' ({component} is empty)'}"
-
-
-def _is_local(where: str) -> bool:
-    """Whether this is a folder, not a page."""
-    return Path(where).is_absolute()

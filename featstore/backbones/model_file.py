@@ -1,6 +1,7 @@
 """A model's files as other people's tools leave them: read only where they are regular files that say one thing, and
 told apart by a fingerprint, which is remembered so that gigabytes are read once."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -193,16 +194,11 @@ def checked_fingerprint(folder: Path, components: tuple[str, ...], check: Callab
     return found
 
 
-def forget(folder: Path, memory: Path) -> None:
-    """Drop what is remembered of the files below a folder, so that they are read anew: a file whose bytes changed under
-    the size and the date that it had is not told from the one that was hashed."""
-    remembered = _recall(memory)
-    below = f"{folder.resolve()}{os.sep}"
-    files = {str(file.resolve()) for file in folder.rglob("*")}  # a hub's are links to where their contents lie
-    gone = [key for key in remembered if key.startswith(below) or key.rsplit("|", 2)[0] in files]
-    kept = {key: digest for key, digest in remembered.items() if key not in gone}
-    if kept != remembered:
-        _remember(memory, kept)
+def forget() -> None:
+    """Drop what is remembered, so that files are read anew: one whose bytes changed under the size and the date that it
+    had is not told from the one that was hashed."""
+    with contextlib.suppress(OSError):
+        default_memory().unlink()
 
 
 def default_memory() -> Path:
