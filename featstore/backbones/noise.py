@@ -52,7 +52,13 @@ class NoiseSchedule:
     def parse(cls, config: Mapping[str, Any], where: str) -> Self:
         """Read a scheduler's configuration. where: the file, or the store whose header it is. Raises `ModelError` for
         one of another process than this, and for values that are none."""
-        _check_process(config, where)
+        # even beside betas, as one keeps them that was saved after its class was exchanged
+        for process, key, tells in _OTHER_PROCESSES:
+            if tells(config.get(key)):
+                raise ModelError(
+                    f"{where} says {key} {stated(config[key])}: that process is {process}, not noise by betas alone; "
+                    "take a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
+                )
         said = settings_of(config)
         if said["beta_schedule"] is None and said["trained_betas"] is None:
             raise ModelError(
@@ -221,17 +227,6 @@ _OTHER_PROCESSES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("noise with a shifted signal-to-noise ratio", "snr_shift_scale", lambda value: value not in (None, 1)),
 )
 """Of processes that are not noise by betas the settings that tell them."""
-
-
-def _check_process(config: Mapping[str, Any], where: str) -> None:
-    """Raise `ModelError` for a configuration that states another process than noise by betas, even beside betas, as one
-    keeps them that was saved after its class was exchanged."""
-    for process, key, tells in _OTHER_PROCESSES:
-        if tells(config.get(key)):
-            raise ModelError(
-                f"{where} says {key} {stated(config[key])}: that process is {process}, not noise by betas alone; take "
-                "a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
-            )
 
 
 def noise(seed: int, image_key: str, timestep: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

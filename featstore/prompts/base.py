@@ -78,7 +78,7 @@ class PromptMode(Protocol):
     """The published length of a training on SPair-71k."""
 
     def check_length(self, length: int) -> None:
-        """Raise `TuningError` for prompts of a length that cannot be learned."""
+        """Raise `TuningError` for prompts of a length that cannot be learned, whatever fits the text encoder."""
 
     def start(self, start: Start, key: str) -> PromptSet:
         """One layer's prompts before the first step. key: decides all that is random."""

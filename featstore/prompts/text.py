@@ -159,9 +159,6 @@ class OnePerCategory(PromptMode):
 
     epochs = 5
 
-    def check_length(self, length: int) -> None:
-        """See `PromptMode`; what fits the text encoder is learned."""
-
     def start(self, start: Start, key: str) -> "LearnedVectors":
         """See `PromptMode`."""
         categories = {pair.category for pair in start.pairs}
