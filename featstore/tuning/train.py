@@ -24,8 +24,8 @@ from featstore.pipeline.distributed import join_processes
 from featstore.pipeline.features import cache_patch_tokens, noisy_of
 from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.pairs import (
+    choose_held_out,
     choose_pairs,
-    choose_some,
     describe_list,
     images_of,
     in_resized_frame,
@@ -104,11 +104,11 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     else:
         settings = resumed(run.settings, config, compute.dtype_name, run.path)
     model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
-    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    held_out = choose_held_out(dataset, settings.validation_pairs)
     processes = join_processes(compute.device.type)
     if progress is None or not processes.is_main:
         progress = Silent()
-    images = images_of([*pairs, *held_out])
+    images = images_of(pairs, held_out)
     check_unchanged(store, dataset, images, progress)
     splits = ["trn", "val"] if held_out else ["trn"]
     note_oddities(dataset, splits, images, store.images.known_keys, progress)
@@ -121,6 +121,9 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         tokens = _fill_caches(work, model, framed, framed_held_out, settings, dino)
     networks = _open_networks(model, settings, config, compute)
     header = store.header
+    training = {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()}
+    trained = settings.mode, settings.layers, settings.timesteps, settings.length
+    made_for = NetworkName(header.model_id, header.model_fingerprint)
     problem = Problem(
         settings,
         networks,
@@ -129,16 +132,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         framed,
         framed_held_out,
         _validation_noise(store),
-        LearnedPrompts(
-            settings.mode,
-            settings.layers,
-            settings.timesteps,
-            settings.length,
-            NetworkName(header.model_id, header.model_fingerprint),
-            None if dino is None else dino[0],
-            {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()},
-            {},
-        ),
+        LearnedPrompts(*trained, made_for, None if dino is None else dino[0], training, {}),
     )
     listed = describe_list("trn", framed)
     if run is None:
