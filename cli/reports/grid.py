@@ -1,21 +1,24 @@
 """`report.html`, tables and pictures of a grid."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cli.output import say
 from cli.reports import page
-from cli.reports.charts.over_timesteps import GridChart, accuracy, two_layers
+from cli.reports.charts.over_timesteps import accuracy, two_layers
 from cli.reports.grid_tables import GridView, RankedGrid, caution, eval_command, score_blocks, winners_block
 from cli.reports.scores import pck_headline, spelled
 from cli.reports.tables import in_words, write_tables
 from matcher.configuration import frame_of
 from matcher.errors import InputError
 
-CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
-"""By the beginnings of their files' names."""
+CHARTS: Mapping[str, tuple[str, Callable[[GridView, Sequence[float], str], page.Chart | None]]] = {
+    "timesteps": ("Accuracy against timestep with 95 % intervals", accuracy),
+    "two-layers": ("Two layers together", two_layers),
+}
+"""By the beginnings of their files' names: a title, and what draws a view at some alphas under a title."""
 
 
 def draw(grid: RankedGrid, folder: Path) -> None:
@@ -26,12 +29,12 @@ def draw(grid: RankedGrid, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for view in grid.views:
             own = f"{view.settings.geometry.value}-{view.settings.upsample}x" if len(grid.settings) > 1 else ""
-            for name, chart_of in CHARTS.items():
-                chart = chart_of(view)
+            for name, (title, draw_chart) in CHARTS.items():
+                over = f"{title}, {view.readout}, {grid.average.value} average {own}".rstrip()
+                chart = draw_chart(view, grid.scores.alphas, over)
                 if chart is not None:
-                    title = f"{chart.title}, {view.readout}, {grid.average.value} average {own}".rstrip()
                     files.append(folder / f"{'-'.join(filter(None, (name, view.readout, own)))}.png")
-                    chart.draw(grid.scores.alphas, title).figure.savefig(files[-1])
+                    chart.figure.savefig(files[-1])
     except OSError as error:
         raise InputError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
     say(f"drawn: {', '.join(map(str, files))}")
@@ -127,8 +130,7 @@ def _pictures(grid: RankedGrid) -> Iterator[page.Part]:
             continue
         every = [alpha for alpha in alphas if alpha in (alphas[0], grid.alpha, alphas[-1])]
         shown = every if view.readout == grid.scores.readouts[0] else [grid.alpha]
-        for chart_of in CHARTS.values():
-            chart = chart_of(view)
-            if chart is not None:
-                drawn = (chart.draw([alpha], view.readout) for alpha in shown)
-                yield page.Gallery(chart.heading, [page.drawn(one.figure, one.alt, one.caption) for one in drawn])
+        for title, draw_chart in CHARTS.values():
+            drawn = [chart for alpha in shown if (chart := draw_chart(view, [alpha], view.readout)) is not None]
+            if drawn:
+                yield page.Gallery(f"{title}, {view.readout}", drawn)

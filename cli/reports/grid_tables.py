@@ -114,6 +114,11 @@ class GridView:
         values = self.percent(self.grid.alpha)
         return self.grid.scores.configurations[max(self.fused, key=lambda index: values[index])]
 
+    @property
+    def is_map(self) -> bool:
+        """Whether the best of several layers is of two that both have timesteps."""
+        return bool(self.fused) and len(self.best_fused.layers) == 2 and -1 not in self.best_fused.timesteps
+
     def over_timesteps(self, alpha: float) -> TimestepMap:
         """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
         return grids.timestep_map(self.grid.scores, self.settings, self.best_fused.weights, self.percent(alpha))
@@ -161,7 +166,7 @@ def _step(configuration: Configuration) -> str:
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
     scores, alpha, best = view.grid.scores, view.grid.alpha, view.best_fused
-    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and -1 not in best.timesteps else None
+    grid = view.over_timesteps(alpha) if view.is_map else None
     if grid is None or len(grid.columns) > WIDEST:
         values = view.percent(alpha)
         ranked = sorted(view.fused, key=lambda index: -values[index])[:LISTED]

@@ -6,7 +6,7 @@ import io
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,24 +41,44 @@ class Headline:
     interval: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """Sentences, a line each."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Chart:
+    """A figure within the page, as SVG whose texts stay text.
 
-    template: ClassVar[str] = "notes.html.jinja"
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture within the page. address: all of it, as a data URI. alt: what it shows, for those who do not see it.
-    on_paper: whether it brings a background of its own; else it is drawn in black, which a dark page turns over."""
+    Args:
+        figure: What is drawn. Without a background it is in black, which a dark page turns over.
+        alt: What it shows, for those who do not see it.
+        caption: Below it.
+        tables: Of its numbers, where it is a section of its own.
+    """
 
     template: ClassVar[str] = "picture.html.jinja"
-    address: str
+    figure: Figure
     alt: str
     caption: str
-    on_paper: bool = True
+    tables: Sequence[Block] = ()
+
+    @property
+    def on_paper(self) -> bool:
+        """Whether it brings a background of its own."""
+        return self.figure.patch.get_visible()
+
+    @property
+    def address(self) -> str:
+        """All of it, as a data URI."""
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}):
+            return _address(self.figure, "svg", "image/svg+xml", metadata={"Date": None})
+
+
+class Photographs(Chart):
+    """Photographs with marks on them, as pixels."""
+
+    on_paper = True
+
+    @property
+    def address(self) -> str:
+        """All of it, as a data URI."""
+        return _address(self.figure, "webp", "image/webp", pil_kwargs={"quality": 70})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +87,7 @@ class Gallery:
 
     template: ClassVar[str] = "gallery.html.jinja"
     title: str
-    pictures: Sequence[Picture]
+    pictures: Sequence[Chart]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +99,7 @@ class Command:
     line: str
 
 
-Part = str | Notes | Block | Picture | Gallery | Command
+Part = str | Block | Chart | Gallery | Command
 """Of a section; a text is a paragraph."""
 
 
@@ -104,18 +124,6 @@ class Page:
     highlights: Facts
     settings: Mapping[str, Facts]
     sections: Mapping[str, Sequence[Part]]
-
-
-def drawn(figure: Figure, alt: str, caption: str) -> Picture:
-    """A chart as SVG, whose texts stay text."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}):
-        address = _address(figure, "svg", "image/svg+xml", metadata={"Date": None})
-    return Picture(address, alt, caption, on_paper=figure.patch.get_visible())
-
-
-def photographed(figure: Figure, alt: str, caption: str) -> Picture:
-    """Photographs with marks on them, as pixels."""
-    return Picture(_address(figure, "webp", "image/webp", pil_kwargs={"quality": 82}), alt, caption)
 
 
 def _address(figure: Figure, form: str, kind: str, **options: Any) -> str:
@@ -155,14 +163,9 @@ def write_report(page: Page, folder: Path, way_on: str = AGAIN) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"prose": _prose, "anchor": _anchor}
+    environment.filters |= {"prose": _prose, "anchor": _anchor, "shown": _shown}
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    shown = replace(
-        page,
-        highlights=_as_text(page.highlights),
-        settings={title: _as_text(facts) for title, facts in page.settings.items()},
-    )
-    text = environment.get_template("page.html.jinja").render(page=shown, style=style, creator=creator_version())
+    text = environment.get_template("page.html.jinja").render(page=page, style=style, creator=creator_version())
     write_whole(folder / FILE, text.encode("utf-8", errors="replace"), way_on)
     return folder / FILE
 
@@ -275,10 +278,6 @@ def when(created: object) -> str:
 def unique(values: Iterable[str]) -> list[str]:
     """Each once, in order."""
     return list(dict.fromkeys(values))
-
-
-def _as_text(facts: Facts) -> dict[str, str]:
-    return {name: _shown(value) for name, value in facts.items() if value is not None}
 
 
 def _flat(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cli.reports import page
-from cli.reports.charts import Chart, chart_sections, learning
+from cli.reports.charts import chart_sections, learning
 from cli.reports.charts.learning import Course
 from cli.reports.tables import in_words, write_tables
 from featstore.errors import TuningError
@@ -17,7 +17,7 @@ from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import ALPHA
 
-CHARTS: Mapping[str, Callable[[Course], Chart | None]] = {"Learning curves": learning.draw}
+CHARTS: Mapping[str, Callable[[Course], page.Chart | None]] = {"Learning curves": learning.draw}
 """By the titles of their sections."""
 READING = (
     "The loss is how surprised correlation maps are by the true keypoints: lower is better, and each step sees other "

@@ -277,7 +277,7 @@ def report_reproduction(folder: Path) -> Path:
                 "does not state, or from other weights of the model: every setting with its source is in `dualsd "
                 "recipes NAME`.",
             ],
-            **{title: [*_tables(own), page.Notes(tables[title].get("notes", ()))] for title, own in numbers.items()},
+            **{title: [*_tables(own), *tables[title].get("notes", ())] for title, own in numbers.items()},
         },
     )
     return page.write_report(report, folder)

@@ -3,25 +3,25 @@ Rows are members of a set, so that what several trainings and cells ask for coun
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from cli.output import print_table
 from cli.progress import TerminalProgress
 from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace
+from featstore.backbones.base import MapKey
 from featstore.backbones.layers import unet_layers
 from featstore.pipeline.features import chunks
 from featstore.pipeline.pairs import images_of
-from featstore.pipeline.plan import extractor_of, missing_noisy
+from featstore.pipeline.plan import extractor_of, missing_latents, missing_maps, missing_noisy, missing_rows
 from featstore.plain_text import human_bytes
 from featstore.progress import tell_disk
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, load_prompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import PATCH_TOKENS
-from featstore.store.rows import RowArray
-from featstore.store.store import Store
+from featstore.store.store import Store, open_if_there
 from featstore.tuning.step import RandomPairs
 
 CROP = 224
@@ -38,23 +38,12 @@ class StoreRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Latent(StoreRow):
-    """The image's latent."""
+class Source(StoreRow):
+    """What maps and prompts are made from. which: of noisy latents timestep and draw, of DINOv2's tokens the size in
+    pixels."""
 
-
-@dataclass(frozen=True, slots=True)
-class Noisy(StoreRow):
-    """A noisy latent."""
-
-    timestep: int
-    draw: int
-
-
-@dataclass(frozen=True, slots=True)
-class Patches(StoreRow):
-    """What DINOv2 makes of the image at a size in pixels."""
-
-    size: int
+    what: Literal["latents", "noisy", "dino"]
+    which: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +113,16 @@ def prices_of(place: Workplace, works: Iterable[tuple[str, Work]]) -> Prices:
 def _price(place: Workplace, name: str, work: Work) -> dict[str, Any]:
     from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
 
-    model, size = place.model, place.image_size
-    rows, passes = Counter(type(row) for row in work.rows), work.passes
-    flops = rows[Latent] * encode_flops(model, size) if rows[Latent] else 0
+    model, size, passes = place.model, place.image_size, work.passes
+    sources = Counter(row.what for row in work.rows if isinstance(row, Source))
+    encode = sources["latents"]
+    flops = encode * encode_flops(model, size) if encode else 0
     flops += sum(count * pass_flops(model, layer, size) for layer, count in passes.items())
     flops += sum(count * gradient_flops(model, layer, size) for layer, count in work.backward.items())
     return {
         "name": name,
-        "encode": rows[Latent],
-        "dino": rows[Patches],
+        "encode": encode,
+        "dino": sources["dino"],
         "passes": passes.total(),
         "backward": work.backward.total(),
         "pairs": work.matched,
@@ -162,16 +152,16 @@ def work_left(place: Workplace, found: Survey) -> Iterator[tuple[str, Work]]:
 
 def _work_of_cell(place: Workplace, cell: OpenCell) -> Work:
     recipe, method, pairs = place.recipes[cell.of.recipe], cell.method, cell.pairs
-    lacking = _Lacking.of(place, cell.of.dataset, images_of(pairs))
+    images = _Images.of(place, cell.of.dataset, images_of(pairs))
     rows: set[StoreRow] = set()
     if "dino" in (method.layers or ()):
-        rows.update(lacking.patch_maps(method.dino_size or place.dino_shape.usual_size))
+        rows |= images.patch_maps(method.dino_size or place.dino_shape.usual_size)
     if method.ensemble is None:
         return Work(frozenset(rows), matched=len(pairs))
     draws, steps = method.ensemble, dict(zip(unet_layers(method.layers or ()), method.timesteps or (), strict=True))
     if recipe.train is not None and Mode.named(str(recipe.train.mode)).rules.of_pairs:
-        rows.update(lacking.latents(), lacking.patch_tokens())
-        rows.update(*(lacking.noisy(step, draws) for step in steps.values()))
+        rows |= images.latents() | images.patch_tokens()
+        rows.update(*(images.noisy(step, draws) for step in steps.values()))
         passes = Counter(dict.fromkeys(steps, 2 * len(pairs) * draws))
         return Work(frozenset(rows), forward=passes, matched=len(pairs))
     prompts: Prompts | None = None
@@ -182,10 +172,10 @@ def _work_of_cell(place: Workplace, cell: OpenCell) -> Work:
         if cell.training is not None and cell.training.is_finished:
             prompts = SavedPrompts(load_prompts(cell.training.path))
     for layer, step in steps.items():
-        unmapped = lacking.of_maps(prompts, draws, layer, step)
-        rows.update(unmapped.latents(), unmapped.noisy(step, draws))
+        unmapped = images if prompts is None else images.without_maps(prompts, draws, (str(layer), step))
         shape = place.model.shape(layer, place.image_size)
         about = shape.channels * shape.side**2, name, alone, draws, step, layer
+        rows |= unmapped.latents() | unmapped.noisy(step, draws)
         rows.update(Map(cell.of.dataset, image, *about) for image in unmapped.images)
     return Work(frozenset(rows), matched=len(pairs))
 
@@ -194,18 +184,15 @@ def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
     settings, pairs, held_out, run = training.settings, training.pairs, training.held_out, training.run
     done = 0 if run is None else len(run.metrics_until(settings.steps))
     left = range(done + 1, settings.steps + 1)
-    trained, validated = images_of(pairs), images_of(held_out)
-    everyone = _Lacking.of(place, training.of.dataset, sorted({*trained, *validated}))
-    rows: set[StoreRow] = {*everyone.latents()}
-    for step in settings.timesteps:
-        rows.update(replace(everyone, images=trained).noisy(step, settings.draws))
-    for step in settings.validation_timesteps:
-        rows.update(replace(everyone, images=validated).noisy(step, 1))
+    trained, validated = (_Images.of(place, training.of.dataset, images_of(own)) for own in (pairs, held_out))
+    rows: set[StoreRow] = trained.latents() | validated.latents()
+    rows.update(*(trained.noisy(step, settings.draws) for step in settings.timesteps))
+    rows.update(*(validated.noisy(step, 1) for step in settings.validation_timesteps))
     pairwise = settings.mode.rules.of_pairs
     if pairwise:
-        rows.update(everyone.patch_tokens())
+        rows |= trained.patch_tokens() | validated.patch_tokens()
     validations = sum(step % settings.validate_every == 0 or step == settings.steps for step in left)
-    tapped = 2 * len(held_out) if pairwise else len(validated)
+    tapped = 2 * len(held_out) if pairwise else len(validated.images)
     passes = sum(_images_of_step(training, step - 1) for step in left)
     return Work(
         frozenset(rows),
@@ -217,8 +204,8 @@ def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
 
 def work_of_grid(place: Workplace, dataset: str, images: Sequence[str], passes: int, layer: int) -> Work:
     """Of a grid that keeps nothing but latents. passes: per image, each as far as a layer."""
-    lacking = _Lacking.of(place, dataset, images)
-    return Work(frozenset(lacking.latents()), forward=Counter({layer: len(images) * passes}))
+    latents = _Images.of(place, dataset, images).latents()
+    return Work(frozenset(latents), forward=Counter({layer: len(images) * passes}))
 
 
 def _images_of_step(training: OpenTraining, step: int) -> int:
@@ -233,8 +220,8 @@ def _images_of_step(training: OpenTraining, step: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lacking:
-    """What a dataset's store, None where there is none yet, lacks of some images."""
+class _Images:
+    """Images of a dataset, and its store: None where none was made yet, and all is lacking."""
 
     place: Workplace
     dataset: str
@@ -242,58 +229,55 @@ class _Lacking:
     images: Sequence[str]
 
     @classmethod
-    def of(cls, place: Workplace, dataset: str, images: Sequence[str]) -> "_Lacking":
+    def of(cls, place: Workplace, dataset: str, images: Sequence[str]) -> "_Images":
         """In the store of a workplace."""
-        return cls(place, dataset, place.store_if_there(dataset), images)
+        return cls(place, dataset, open_if_there(place.store_path(dataset)), images)
 
-    @property
-    def latent_numbers(self) -> int:
-        """Of a latent."""
-        model = self.place.model
-        return model.latent_channels * model.latent_side(self.place.image_size) ** 2
+    def lacking(self, missing: Callable[[Store, list[int]], list[int]]) -> "_Images":
+        """Those of whose rows `missing` says that the store lacks them."""
+        if self.store is None:
+            return self
+        known = self.store.images
+        return replace(self, images=[known.ids[row] for row in missing(self.store, [*map(known.row, self.images)])])
 
-    def latents(self) -> Iterator[Latent]:
-        for image in self.without(None if self.store is None else self.store.latents()).images:
-            yield Latent(self.dataset, image, self.latent_numbers)
+    def without_maps(self, prompts: Prompts, ensemble: int, key: MapKey) -> "_Images":
+        """Those whose map the store lacks."""
+        compute = self.place.compute
+        return self.lacking(
+            lambda store, rows: missing_maps(store, extractor_of(store, prompts, ensemble, compute), rows, [key])
+        )
 
-    def noisy(self, timestep: int, draws: int) -> Iterator[Noisy]:
-        lacking = [(image, draw) for image in self.images for draw in range(draws)]
+    def latents(self) -> set[StoreRow]:
+        """Of those that lack them."""
+        own = self.lacking(missing_latents)
+        return {Source(self.dataset, image, self.place.latent_numbers, "latents") for image in own.images}
+
+    def noisy(self, timestep: int, draws: int) -> set[StoreRow]:
+        """The draws that are lacking."""
+        places = [(image, draw) for image in self.images for draw in range(draws)]
         if self.store is not None:
             known = self.store.images
-            rows = missing_noisy(self.store, list(map(known.row, self.images)), timestep, draws)
-            lacking = [(known.ids[row], draw) for row, draw in rows]
-        for image, draw in lacking:
-            yield Noisy(self.dataset, image, self.latent_numbers, timestep, draw)
+            lacking = missing_noisy(self.store, [*map(known.row, self.images)], timestep, draws)
+            places = [(known.ids[row], draw) for row, draw in lacking]
+        numbers = self.place.latent_numbers
+        return {Source(self.dataset, image, numbers, "noisy", (timestep, draw)) for image, draw in places}
 
-    def of_maps(self, prompts: Prompts | None, ensemble: int, layer: int, timestep: int) -> "_Lacking":
-        """Of those images whose map is not kept. prompts: None where they are not learned yet."""
-        if self.store is None or prompts is None:
-            return self
-        extractor = extractor_of(self.store, prompts, ensemble, self.place.compute)
-        return self.without(self.store.maps(extractor, layer, timestep))
-
-    def patch_maps(self, size: int) -> Iterator[Patches]:
+    def patch_maps(self, size: int) -> set[StoreRow]:
         """Of the layer `dino`. Which DINOv2 made what is there is not asked: it may have to be fetched."""
-        lacking, fitting = self, (size, self.place.compute.dtype_name)
-        if self.store is not None:
-            for extractor in self.store.pixel_extractors("dino"):
-                if (extractor.size, extractor.dtype) == fitting:
-                    lacking = lacking.without(self.store.maps(extractor, "dino", None))
-        return lacking.patches(size, self.place.dino_shape.side(size) ** 2)
 
-    def patch_tokens(self) -> Iterator[Patches]:
+        def missing(store: Store, rows: list[int]) -> list[int]:
+            for extractor in store.pixel_extractors("dino"):
+                if (extractor.size, extractor.dtype) == (size, self.place.compute.dtype_name):
+                    rows = missing_maps(store, extractor, rows, [("dino", None)])
+            return rows
+
+        return self.lacking(missing)._tokens(self.place.dino_shape.side(size) ** 2, size)
+
+    def patch_tokens(self) -> set[StoreRow]:
         """What a cpm's prompts are made from."""
-        lacking = self.without(None if self.store is None else self.store.arrays().get(PATCH_TOKENS))
-        return lacking.patches(CROP, 1 + (CROP // self.place.dino_shape.patch) ** 2)
+        own = self.lacking(lambda store, rows: missing_rows(store.array(PATCH_TOKENS), rows))
+        return own._tokens(1 + (CROP // self.place.dino_shape.patch) ** 2, CROP)
 
-    def patches(self, size: int, tokens: int) -> Iterator[Patches]:
-        """So many tokens of every image."""
-        numbers = self.place.dino_shape.channels * tokens
-        return (Patches(self.dataset, image, numbers, size) for image in self.images)
-
-    def without(self, array: RowArray | None) -> "_Lacking":
-        """Of the images that have no row in an array of the store."""
-        if self.store is None or array is None:
-            return self
-        present, row = array.present(), self.store.images.row
-        return replace(self, images=tuple(image for image in self.images if not present[row(image)]))
+    def _tokens(self, count: int, size: int) -> set[StoreRow]:
+        numbers = count * self.place.dino_shape.channels
+        return {Source(self.dataset, image, numbers, "dino", (size,)) for image in self.images}

@@ -8,6 +8,7 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -39,7 +40,6 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.saved import load_prompts
 from featstore.recipes import Recipe
 from featstore.sealed import check_seal
-from featstore.store.store import Store, open_if_there
 from featstore.tuning.run_folder import RunFolder, identity
 from featstore.tuning.settings import DEMO_STEPS, TuningSettings, resumed, settings_of
 from matcher.errors import InputError
@@ -78,13 +78,14 @@ class Workplace:
         """S in pixels: the model's own."""
         return self.model.image_size
 
+    @property
+    def latent_numbers(self) -> int:
+        """How many an image's latents are."""
+        return math.prod(self.model.latent_shape(self.image_size))
+
     def dataset(self, name: str) -> Dataset:
         """One of those at hand."""
         return open_dataset(name, self.roots[name])
-
-    def store_if_there(self, dataset: str) -> Store | None:
-        """A dataset's store; None where none was made yet."""
-        return open_if_there(self._store_path(dataset))
 
     def make_store(self, dataset: str, progress: Progress) -> None:
         """See that a dataset's store is there, with no latents yet. Raises `StoreError` where it is another model's."""
@@ -94,11 +95,12 @@ class Workplace:
         """What is trained on a dataset's store is trained on, see `featstore.tuning.run_folder.identity`."""
         return identity(header_of(self.dataset(dataset), self.model, self._request(dataset)))
 
-    def _store_path(self, dataset: str) -> Path:
+    def store_path(self, dataset: str) -> Path:
+        """Where a dataset's store lies, once it is made."""
         return self.folder / "stores" / f"{dataset}.zarr"
 
     def _request(self, dataset: str) -> BuildRequest:
-        return BuildRequest(self._store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, SEED, (), 1)
+        return BuildRequest(self.store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, SEED, (), 1)
 
     @cached_property
     def dino_shape(self) -> DinoShape:
@@ -109,7 +111,7 @@ class Workplace:
 
     def building(self, dataset: str) -> BuildConfig:
         """What makes a dataset's store."""
-        store, model = str(self._store_path(dataset)), self.model.location.id
+        store, model = str(self.store_path(dataset)), self.model.location.id
         return BuildConfig(dataset=dataset, root=self.roots[dataset], model=model, store=store)
 
     def evaluation(self, cell: Cell) -> EvalConfig:
@@ -132,7 +134,7 @@ class Workplace:
     def placed(self, method: OfStore, dataset: str, **more: Any) -> OfStore:
         """A method on a dataset's store, by this workplace's means, with what is said beside."""
         means = {name: getattr(self.asked, name) for name in ("dino", "device", "dtype", "batch_size")}
-        return replace(method, store=str(self._store_path(dataset)), **means, **more)
+        return replace(method, store=str(self.store_path(dataset)), **means, **more)
 
     def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[Sequence[Pair], str]:
         """The pairs of a split, by default of that for reporting, and their list's hash."""

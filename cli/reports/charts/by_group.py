@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, Chart, canvas
+from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, canvas
+from cli.reports.page import Chart
 from cli.reports.scores import UNIT, Scored, at_alphas, category_block, spelled
 from cli.reports.tables import Block
 from matcher.pck import Matches

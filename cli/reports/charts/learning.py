@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from cli.reports.charts import COLOURS, FONT, Chart, canvas
+from cli.reports.charts import COLOURS, FONT, canvas
+from cli.reports.page import Chart
 from cli.reports.tables import Block
 from featstore.tuning.step import ALPHA
 

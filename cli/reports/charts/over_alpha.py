@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, Chart, as_typed, canvas
+from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, as_typed, canvas
+from cli.reports.page import Chart
 from cli.reports.scores import Scored
 from cli.reports.tables import Block
 
