@@ -3,6 +3,7 @@ correspondences: two pictures side by side, lines between them."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from PIL import Image
 
 from cli.output import describe
 from cli.reports import page
-from cli.reports.charts import by_group, chart_sections, over_alpha
+from cli.reports.charts import chart_sections
+from cli.reports.charts.evaluation import by_category, by_difficulty, over_alpha
 from cli.reports.scores import Scored, category_block, overall_block, pck_headline
 from cli.reports.tables import Block, in_words, write_tables
 from featstore.datasets.pictures import decode
@@ -28,9 +30,9 @@ from matcher.errors import InputError
 from matcher.pck import RULE, Average, MatchedPair, RankedPair, best_and_worst, paper_rows
 
 CHARTS: Mapping[str, Callable[[Scored], page.Chart | None]] = {
-    "PCK over alpha": over_alpha.draw,
-    "By category": by_group.by_category,
-    "By difficulty": by_group.by_difficulty,
+    "PCK over alpha": over_alpha,
+    "By category": by_category,
+    "By difficulty": by_difficulty,
 }
 """By the titles of their sections."""
 
@@ -73,12 +75,6 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     blocks = [*overall, category_block(scored, scored.readout), every]
     write_tables(path, "table", title, blocks, notes, page.make_again(path))
     frames = {readout: scoring.frame_of(readout).value for readout in scoring.readouts}
-    measured = {
-        "Average of the headline": run.average.value,
-        "Alphas": [f"{alpha:g}" for alpha in scoring.alphas],
-        "Theta": run.description.get("theta"),
-        "Frame of distances": [f"{readout}: {frame}" for readout, frame in frames.items()],
-    }
     report = page.Page(
         kind="Evaluation",
         title=f"{in_words('Layer', [layer.layer for layer in scoring.layers])} on {where}",
@@ -87,14 +83,19 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, run.matched.pairs),
             "Layers": "; ".join(": ".join(fact) for fact in layers.items()),
-            **page.named_features(features, "model", "prompt", "ensemble", "dino", "features"),
+            **page.facts_of(features, "model", "prompt", "ensemble", "dino", "features"),
             "Geometry": scoring.settings.geometry.value,
         },
         settings={
-            "What was measured": page.list_facts(run.dataset, run.split, run.matched.pairs) | measured,
+            "What was measured": {
+                **page.facts_of(run.description, "dataset", "split", "categories", "n_pairs", "n_points", "pairs_hash"),
+                **page.facts_of(run.description, "average", "theta"),
+                "Alphas": scoring.alphas,
+                "Frame of distances": [f"{readout}: {frame}" for readout, frame in frames.items()],
+            },
             "Layers": layers,
-            "Matching": page.matching_facts([scoring.settings], scoring.readouts),
-            "Features": page.feature_facts(features),
+            "Matching": page.facts_of(asdict(scoring.settings)),
+            "Features": page.facts_of(features),
             "Origin and versions": page.origin_facts(run.description),
         },
         sections={

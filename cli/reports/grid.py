@@ -1,16 +1,17 @@
 """`report.html`, tables and pictures of a grid."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cli.output import say
 from cli.reports import page
-from cli.reports.charts.over_timesteps import accuracy, two_layers
+from cli.reports.charts.grid import accuracy, two_layers
 from cli.reports.grid_tables import GridView, RankedGrid, caution, eval_command, score_blocks, winners_block
 from cli.reports.scores import pck_headline, spelled
 from cli.reports.tables import in_words, write_tables
+from featstore.pipeline.pairs import describe_list
 from matcher.configuration import frame_of
 from matcher.errors import InputError
 
@@ -56,14 +57,12 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
     """
     run, scores = grid.run, grid.scores
     several = len(scores.configurations) > 1
+    fused = [entry.weights for entry in scores.configurations if len(entry.layers) > 1]
     tables, chosen, title = list(score_blocks(grid)), winners_block(grid), f"{run.dataset} {run.split}"
     notes = [caution(scores, chose_nothing=False)] if several else []
     write_tables(folder, "table", f"Grid on {title}", [chosen, *tables], notes)
     layers = page.unique(layer.layer for entry in scores.configurations for layer in entry.layers)
     found = {layer.timestep for entry in scores.configurations for layer in entry.layers}
-    timesteps = sorted(timestep for timestep in found if timestep is not None)
-    fused = [entry.weights for entry in scores.configurations if len(entry.layers) > 1]
-    weightings = page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
     report = page.Page(
         kind="Grid",
         title=f"{in_words('Layer', layers)} on {title}, {len(scores.configurations)} configurations",
@@ -71,23 +70,23 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
         headline=_headline(grid),
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, scores.pairs),
-            "Timesteps": timesteps,
-            **page.named_features(run.features, "model", "prompt", "ensemble"),
+            "Timesteps": sorted(timestep for timestep in found if timestep is not None),
+            **page.facts_of(run.features, "model", "prompt", "ensemble"),
         },
         settings={
             "What was tried": {
-                **page.list_facts(run.dataset, run.split, scores.pairs),
-                "Layers": layers,
-                "Timesteps": timesteps,
-                "Weightings": "; ".join(weightings) or None,
+                "Dataset": run.dataset,
+                **page.facts_of(describe_list(run.split, scores.pairs)),
+                **page.facts_of(origin["config"], "split", "max_pairs", "layers", "timesteps", "readouts", "alphas"),
+                **page.facts_of(origin["config"], "average", "geometries", "upsamples", "upsample_align"),
+                "Weightings": page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
+                or None,
                 "Configurations": len(scores.configurations),
-                "Alphas": [f"{alpha:g}" for alpha in scores.alphas],
-                "Average": run.config.average,
                 "Theta": run.theta,
                 "Frame of distances": [f"{one}: {frame_of(one).value}" for one in scores.readouts],
             },
-            "Matching": page.matching_facts(grid.settings, scores.readouts),
-            "Features": page.feature_facts(run.features),
+            "Matching": page.facts_of(asdict(grid.settings[0]), "image_size", "beta", "sigma"),
+            "Features": page.facts_of(run.features),
             "Origin and versions": page.origin_facts(origin),
         },
         sections={

@@ -5,7 +5,7 @@ import base64
 import io
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 
 from cli.reports.tables import Block
 from featstore.files import AGAIN, write_whole
-from featstore.pipeline.pairs import list_hash
 from featstore.store.schema import creator_version
-from matcher.configuration import MatchSettings
 from matcher.pairs import Pairs
 
 FILE = "report.html"
@@ -119,7 +117,7 @@ class Page:
 
     kind: str
     title: str
-    created: str
+    created: str | None
     headline: Headline
     highlights: Facts
     settings: Mapping[str, Facts]
@@ -180,28 +178,44 @@ def report_command(run: Path) -> str:
     return f"dualsd report {shlex.quote(str(run))}"
 
 
-_FEATURES = {
-    "prompt": "Prompt",
-    "ensemble": "Ensemble (noise draws averaged)",
-    "model": "Model",
-    "model_revision": "Model revision",
-    "model_fingerprint": "Model fingerprint",
+_IN_WORDS = {
+    "n_pairs": "Pairs",
+    "n_points": "Keypoints",
+    "pairs_hash": "Hash of the list",
+    "length": "Vectors a prompt",
+    "rate": "Learning rate",
+    "network_rate": "Learning rate of the linear maps",
+    "accumulate": "Parts a batch is taken in",
+    "kernel": "Loss kernel in cells",
+    "draws": "Cached noise draws",
+    "image_size": "Image size in pixels",
+    "upsample": "Upsampling of the finest map",
+    "upsample_align": "Alignment of upsampling",
+    "beta": "Softmax temperature beta",
+    "sigma": "Kernel width sigma in cells",
+    "window": "Window in cells",
+    "window_beta": "Softmax temperature in the window",
     "dtype": "Precision of the networks",
-    "latents": "Latents of the posterior",
-    "seed": "Seed of latents and noise",
-    "extractor": "Maps in the store",
-    "dino": "DINOv2",
-    "dino_fingerprint": "DINOv2 fingerprint",
-    "dino_size": "DINOv2 image size",
-    "dino_extractor": "DINOv2 maps in the store",
-    "features": "File of features",
+    "root": "Dataset's folder",
+    "command": "Command line",
+    "created": "Made",
+    "creator": "dualsd",
 }
-_EMPTY = {"model_revision": "none named", "extractor": "not kept, they belong to pairs"}
+"""What a run's files call too shortly for a page."""
 
 
-def named_features(features: Mapping[str, Any], *names: str) -> dict[str, object]:
-    """What is recorded of where maps came from, of that what is named."""
-    return {_FEATURES[name].split(" (")[0]: features.get(name) for name in names}
+def facts_of(values: Mapping[str, Any], *names: str) -> dict[str, object]:
+    """What a run's files say of some names, or of all: each in words, nested ones behind what they belong to."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        words = _IN_WORDS.get(name, name.replace("_", " ").capitalize())
+        if names and name not in names:
+            continue
+        if isinstance(value, Mapping):
+            found |= {f"{words}: {part.lower()}": own for part, own in facts_of(value).items()}
+        else:
+            found[words] = value
+    return found
 
 
 def demo_note(model: object) -> list[str]:
@@ -212,67 +226,20 @@ def demo_note(model: object) -> list[str]:
     return [note] if model == "demo" else []
 
 
-def list_facts(dataset: str, split: str, pairs: Pairs) -> dict[str, object]:
-    """What was scored."""
-    return {
-        "Dataset": dataset,
-        "Split": split,
-        "Categories": list(pairs.occurring),
-        "Pairs": len(pairs),
-        "Keypoints": pairs.counts.sum(),
-        "Hash of the list": list_hash(split, pairs),
-    }
-
-
 def list_line(dataset: str, split: str, pairs: Pairs) -> str:
-    """The same in short."""
+    """What was scored, in short."""
     return f"{dataset} {split}: {len(pairs)} pairs, {pairs.counts.sum()} keypoints"
-
-
-def feature_facts(features: Mapping[str, Any]) -> dict[str, object]:
-    """Where maps came from, all that is recorded of it."""
-    found: dict[str, object] = {}
-    for name, value in features.items():
-        if isinstance(value, Mapping):
-            found |= {part: _shown(own) for part, own in _flat(value, "Prompts: ")}
-        else:
-            found[_FEATURES.get(name, name)] = _EMPTY.get(name, "none") if value is None else str(value)
-    return found
-
-
-def matching_facts(tried: Sequence[MatchSettings], readouts: Sequence[str]) -> dict[str, object]:
-    """How maps become matches, in all the ways that were tried; what belongs to a readout only where it was used."""
-    first, used = tried[0], set(readouts)
-    softmax = used & {"softmax", "kernelsoftmax"}
-    return {
-        "Image size": f"{first.image_size} x {first.image_size} pixels, aspect ratio not kept",
-        "Geometry": unique(one.geometry.value for one in tried),
-        "Upsampling of the finest map": unique(f"{one.upsample}x" for one in tried),
-        "Alignment of upsampling": unique(one.upsample_align.value for one in tried),
-        "Readouts": list(readouts),
-        "Softmax temperature beta": f"{first.beta:g}" if softmax else None,
-        "Kernel width sigma": f"{first.sigma:g} cells" if "kernelsoftmax" in used else None,
-        "Window": f"{first.window} cells, temperature {first.window_beta:g}" if "window" in used else None,
-    }
 
 
 def origin_facts(description: Mapping[str, Any]) -> dict[str, object]:
     """What was typed, when, where, and with which versions. description: of a run's folder."""
-    versions = description.get("versions")
-    return {
-        "Command line": description.get("command"),
-        "Store": description.get("store"),
-        "Dataset's folder": description.get("root"),
-        "Made": when(description["created"]) if "created" in description else None,
-        "dualsd": description.get("creator", "unknown"),
-        **(versions if isinstance(versions, Mapping) else {}),
-    }
+    dated = {**description, "created": when(description.get("created"))}
+    return facts_of(dated, "command", "store", "root", "created", "creator") | (description.get("versions") or {})
 
 
-def when(created: object) -> str:
+def when(created: object) -> str | None:
     """`2026-11-24 19:10 UTC`, of a time as run folders have it."""
-    text = str(created or "")
-    return f"{text[:16].replace('T', ' ')} UTC" if len(text) >= 16 else text
+    return None if created is None else f"{str(created)[:16].replace('T', ' ')} UTC"
 
 
 def unique(values: Iterable[str]) -> list[str]:
@@ -280,15 +247,7 @@ def unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _flat(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} ")
-        else:
-            yield f"{before}{name}", value
-
-
 def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
-    return "none" if value is None else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))

@@ -16,9 +16,19 @@ from cli.output import console, describe_origin, say, write_json
 from cli.progress import TerminalProgress
 from cli.reports.tables import print_block, write_tables
 from cli.reproduction import tables
-from cli.reproduction.paper import DEMO, Plan, choose_rows, load_table, plan_table
+from cli.reproduction.paper import DEMO, Plan, choose_rows, load_tables, plan_table
 from cli.reproduction.work import prices_of, print_prices, work_left, work_of_grid
-from cli.reproduction.workplace import FIGURES, SEED, OpenCell, Survey, Workplace, noted, short_hash, survey
+from cli.reproduction.workplace import (
+    FIGURES,
+    SEED,
+    OpenCell,
+    OpenTraining,
+    Survey,
+    Workplace,
+    noted,
+    short_hash,
+    survey,
+)
 from cli.train import train
 from featstore.config import GridConfig, ReproduceConfig, to_json
 from featstore.files import write_whole
@@ -55,7 +65,7 @@ def plan_of(config: ReproduceConfig, recipes: Mapping[str, Recipe], roots: Mappi
     Raises:
         InputError: For a row that there is not, or where nothing can be run.
     """
-    table = load_table(config.what)
+    table = load_tables()[config.what]
     plan = plan_table(table, choose_rows(table, config.rows, recipes), roots.keys(), config.on)
     for sentence in (*tables.stand_ins(plan), *tables.missing(plan)):
         say(sentence)
@@ -93,18 +103,14 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
     if dry_run:
         write_json(file, {"table": table.name, "left": priced})
         say("The same by hand, e.g. to train with torchrun (reproduce goes on from runs that it finds):")
-        trainings, cells = found.left_trainings, found.left_cells
-        datasets = [*(own.of.dataset for own in trainings), *(own.of.dataset for own in cells)]
-        commands = [command_of(place.building(dataset), "cache", "build") for dataset in dict.fromkeys(datasets)]
-        commands += [command_of(own.config(place), "train") for own in trainings]
-        commands += [command_of(own.config(place), "eval") for own in cells]
-        for command in commands:
-            say(f"  {command}")
+        left: list[OpenTraining | OpenCell] = [*found.left_trainings, *found.left_cells]
+        builds = dict.fromkeys(command_of(place.building(own.of.dataset), "cache", "build") for own in left)
+        say(*(f"  {command}" for command in [*builds, *(own.command(place) for own in left)]))
         return
     outcome = run_left(place, found)
     scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
     numbers = tables.compare(plan, scored)
-    said = tables.notes(plan, model, place.image_size, place.asked.train_steps, outcome.failures)
+    said = tables.notes(plan, model, place.model.image_size, place.asked.train_steps, outcome.failures)
     say("")
     parts = tables.blocks(plan, numbers)
     fits = not table.by_category or all(block.width <= console().width for block in parts)
@@ -124,12 +130,12 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
         "config": to_json(place.asked),
         **describe_origin(),
     }
-    folder = place.folder / "tables"
+    folder = place.asked.work / "tables"
     write_tables(folder, table.name, table.title, parts, said)
     write_json(folder / f"{table.name}.json", content)
     write_json(file, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")
-    say(f"report: {tables.report_reproduction(place.folder)}, with every table made in {place.folder}")
+    say(f"report: {tables.report_reproduction(place.asked.work)}, with every table made in {place.asked.work}")
     for name, sentence in outcome.failures.items():
         typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
     if outcome.failures:
@@ -149,9 +155,8 @@ def run_left(place: Workplace, found: Survey) -> Survey:
     for own in found.left_trainings:
         with noted(failures, own.of.name):
             make_store(own.of.dataset)
-            config = own.config(place)
-            say("", f"$ {command_of(config, 'train')}")
-            train(config)
+            say("", f"$ {own.command(place)}")
+            train(own.config(place))
     for opened in found.left_cells:
         training = opened.of.training
         with noted(failures, opened.of.name):
@@ -201,8 +206,8 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
         say(f"The demo's own dataset stands for {FIGURE2_DATASET}.")
     pairs, listed = place.listed_pairs(dataset, FIGURE2.split)
     # other pairs, models or settings are another folder
-    own = (listed, place.model.fingerprint, place.image_size, SEED, place.compute.dtype_name, to_json(FIGURE2))
-    folder = place.folder / "figures" / f"figure2 on {dataset}-{short_hash(own)}"
+    own = (listed, place.model.fingerprint, place.model.image_size, SEED, place.compute.dtype_name, to_json(FIGURE2))
+    folder = place.asked.work / "figures" / f"figure2 on {dataset}-{short_hash(own)}"
     numbers = folder / "grid.json"
     if numbers.is_file():
         say(f"Figure 2 was made before: {folder} has its pictures and numbers")

@@ -256,7 +256,8 @@ def report_reproduction(folder: Path) -> Path:
     every = [number for own in numbers.values() for number in own]
     settings: dict[str, page.Facts] = {}
     for title, content in tables.items():
-        settings |= {title: _settings(content), f"{title}: origin and versions": page.origin_facts(content)}
+        own = page.facts_of(content, "model", "model_fingerprint", "train_steps")
+        settings |= {title: own | content["commands"], f"{title}: origin and versions": page.origin_facts(content)}
     report = page.Page(
         kind="Reproduction",
         title=f"{in_words('Table', [title.removeprefix('Table ') for title in tables])} of the report, run again",
@@ -326,13 +327,3 @@ def _marked(block: Block) -> Block:
     rows = tuple((row[0], *(text.replace(OUTSIDE, f" {OUTSIDE}").rstrip() for text in row[1:])) for row in block.rows)
     marked = {(index, place) for index, row in enumerate(rows) for place, text in enumerate(row) if OUTSIDE in text}
     return replace(block, rows=rows, marked=marked)
-
-
-def _settings(content: Mapping[str, Any]) -> page.Facts:
-    steps = content.get("train_steps")
-    return {
-        "Model": content.get("model", "unknown"),
-        "Model fingerprint": content.get("model_fingerprint", "unknown"),
-        "Steps of trainings": "the recipes' own" if steps is None else steps,
-        **content.get("commands", {}),
-    }

@@ -48,20 +48,13 @@ class Source(StoreRow):
 
 @dataclass(frozen=True, slots=True)
 class Map(StoreRow):
-    """A layer's map. prompts: the same for prompts that are the same. alone: whether layers have prompts of their own,
-    and so share no pass."""
+    """A layer's map. told: of which prompts, the same for those that are the same, and the layer where each has its
+    own: maps at a timestep share a pass where that is one."""
 
-    prompts: str
-    alone: bool
+    told: tuple[str, int | None]
     ensemble: int
     timestep: int
     layer: int
-
-    @property
-    def of_pass(self) -> tuple[Any, ...]:
-        """The same for maps that one pass gives."""
-        own = self.layer if self.alone else None
-        return self.dataset, self.image, self.prompts, self.ensemble, self.timestep, own
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +62,20 @@ class Work:
     """rows: of stores. forward: UNet passes whose maps are not kept. backward: passes with a gradient. Both by the
     layer that they end at. matched: pairs."""
 
-    rows: frozenset[StoreRow] = frozenset()
+    rows: set[StoreRow]
     forward: Counter[int] = field(default_factory=Counter)
     backward: Counter[int] = field(default_factory=Counter)
     matched: int = 0
 
-    def __or__(self, other: "Work") -> "Work":
-        """Both, shared rows once."""
-        counts = self.forward + other.forward, self.backward + other.backward, self.matched + other.matched
-        return Work(self.rows | other.rows, *counts)
 
-    def without(self, other: "Work") -> "Work":
-        """What is left once the rows of another are there."""
-        return replace(self, rows=self.rows - other.rows)
-
-    @property
-    def passes(self) -> Counter[int]:
-        """UNet passes without a gradient by the layer that they end at: those of maps, shared by layers where their
-        prompts are, and `forward`."""
-        found = Counter(self.forward)
-        maps = sorted((row for row in self.rows if isinstance(row, Map)), key=lambda row: row.layer)
-        for last in {row.of_pass: row for row in maps}.values():
-            found[last.layer] += last.ensemble
-        return found
+def passes_of(rows: Iterable[StoreRow]) -> Counter[int]:
+    """The UNet passes that make maps, by the layer that they end at."""
+    maps = sorted((row for row in rows if isinstance(row, Map)), key=lambda row: row.layer)
+    lasts = {(row.dataset, row.image, row.told, row.ensemble, row.timestep): row for row in maps}
+    found: Counter[int] = Counter()
+    for last in lasts.values():
+        found[last.layer] += last.ensemble
+    return found
 
 
 Prices = list[dict[str, Any]]
@@ -103,24 +87,27 @@ those with a gradient; `pairs` to be matched; `flops` of the VAE and the UNet, b
 def prices_of(place: Workplace, works: Iterable[tuple[str, Work]]) -> Prices:
     """Of named pieces of work, in the order in which they are done, each beyond what those before it make; last of all
     together, where there are any."""
-    priced, planned = [], Work()
+    priced: Prices = []
+    planned: set[StoreRow] = set()
     for name, work in works:
-        priced.append(_price(place, name, work.without(planned)))
-        planned |= work
-    return [*priced, _price(place, "all", planned)] if priced else []
+        priced.append({"name": name, **_price(place, replace(work, rows=work.rows - planned))})
+        planned |= work.rows
+    if not priced:
+        return []
+    together = {key: sum(own[key] for own in priced) for key in priced[0] if key != "name"}
+    return [*priced, {"name": "all", **together}]
 
 
-def _price(place: Workplace, name: str, work: Work) -> dict[str, Any]:
+def _price(place: Workplace, work: Work) -> dict[str, int]:
     from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
 
-    model, size, passes = place.model, place.image_size, work.passes
+    model, size, passes = place.model, place.model.image_size, work.forward + passes_of(work.rows)
     sources = Counter(row.what for row in work.rows if isinstance(row, Source))
     encode = sources["latents"]
     flops = encode * encode_flops(model, size) if encode else 0
     flops += sum(count * pass_flops(model, layer, size) for layer, count in passes.items())
     flops += sum(count * gradient_flops(model, layer, size) for layer, count in work.backward.items())
     return {
-        "name": name,
         "encode": encode,
         "dino": sources["dino"],
         "passes": passes.total(),
@@ -139,7 +126,7 @@ def print_prices(place: Workplace, found: Prices) -> None:
     ]
     header = ["what is left", "VAE passes", "DINOv2", "UNet passes", "with gradient", "pairs", "TFLOP", "to write"]
     print_table("What it takes; what several need is counted where it is made first", header, rows)
-    tell_disk(TerminalProgress(), place.folder, found[-1]["bytes_to_write"])
+    tell_disk(TerminalProgress(), place.asked.work, found[-1]["bytes_to_write"])
 
 
 def work_left(place: Workplace, found: Survey) -> Iterator[tuple[str, Work]]:
@@ -157,27 +144,26 @@ def _work_of_cell(place: Workplace, cell: OpenCell) -> Work:
     if "dino" in (method.layers or ()):
         rows |= images.patch_maps(method.dino_size or place.dino_shape.usual_size)
     if method.ensemble is None:
-        return Work(frozenset(rows), matched=len(pairs))
+        return Work(rows, matched=len(pairs))
     draws, steps = method.ensemble, dict(zip(unet_layers(method.layers or ()), method.timesteps or (), strict=True))
     if recipe.train is not None and Mode.named(str(recipe.train.mode)).rules.of_pairs:
         rows |= images.latents() | images.patch_tokens()
         rows.update(*(images.noisy(step, draws) for step in steps.values()))
         passes = Counter(dict.fromkeys(steps, 2 * len(pairs) * draws))
-        return Work(frozenset(rows), forward=passes, matched=len(pairs))
+        return Work(rows, forward=passes, matched=len(pairs))
     prompts: Prompts | None = None
     if method.prompt is not None:
-        prompts, name, alone = TextPrompt(method.prompt), method.prompt, False
-    else:
-        name, alone = cell.of.name if cell.of.training is None else cell.of.training.name, len(steps) > 1
-        if cell.training is not None and cell.training.is_finished:
-            prompts = SavedPrompts(load_prompts(cell.training.path))
+        prompts = TextPrompt(method.prompt)
+    elif cell.training is not None and cell.training.is_finished:
+        prompts = SavedPrompts(load_prompts(cell.training.path))
     for layer, step in steps.items():
         unmapped = images if prompts is None else images.without_maps(prompts, draws, (str(layer), step))
-        shape = place.model.shape(layer, place.image_size)
-        about = shape.channels * shape.side**2, name, alone, draws, step, layer
+        shape = place.model.shape(layer, place.model.image_size)
+        told = (method.prompt, None) if method.prompt else (str(cell.of.training), layer)
+        about = math.prod(shape.map), told, draws, step, layer
         rows |= unmapped.latents() | unmapped.noisy(step, draws)
         rows.update(Map(cell.of.dataset, image, *about) for image in unmapped.images)
-    return Work(frozenset(rows), matched=len(pairs))
+    return Work(rows, matched=len(pairs))
 
 
 def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
@@ -195,7 +181,7 @@ def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
     tapped = 2 * len(held_out) if pairwise else len(validated.images)
     passes = sum(_images_of_step(training, step - 1) for step in left)
     return Work(
-        frozenset(rows),
+        rows,
         forward=Counter(dict.fromkeys(settings.layers, validations * tapped)),
         backward=Counter(dict.fromkeys(settings.layers, passes)),
         matched=validations * len(held_out),
@@ -204,8 +190,7 @@ def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
 
 def work_of_grid(place: Workplace, dataset: str, images: Sequence[str], passes: int, layer: int) -> Work:
     """Of a grid that keeps nothing but latents. passes: per image, each as far as a layer."""
-    latents = _Images.of(place, dataset, images).latents()
-    return Work(frozenset(latents), forward=Counter({layer: len(images) * passes}))
+    return Work(_Images.of(place, dataset, images).latents(), forward=Counter({layer: len(images) * passes}))
 
 
 def _images_of_step(training: OpenTraining, step: int) -> int:
@@ -247,10 +232,15 @@ class _Images:
             lambda store, rows: missing_maps(store, extractor_of(store, prompts, ensemble, compute), rows, [key])
         )
 
+    @property
+    def latent_numbers(self) -> int:
+        """How many an image's latents are."""
+        return math.prod(self.place.model.latent_shape(self.place.model.image_size))
+
     def latents(self) -> set[StoreRow]:
         """Of those that lack them."""
-        own = self.lacking(missing_latents)
-        return {Source(self.dataset, image, self.place.latent_numbers, "latents") for image in own.images}
+        numbers = self.latent_numbers
+        return {Source(self.dataset, image, numbers, "latents") for image in self.lacking(missing_latents).images}
 
     def noisy(self, timestep: int, draws: int) -> set[StoreRow]:
         """The draws that are lacking."""
@@ -259,7 +249,7 @@ class _Images:
             known = self.store.images
             lacking = missing_noisy(self.store, [*map(known.row, self.images)], timestep, draws)
             places = [(known.ids[row], draw) for row, draw in lacking]
-        numbers = self.place.latent_numbers
+        numbers = self.latent_numbers
         return {Source(self.dataset, image, numbers, "noisy", (timestep, draw)) for image, draw in places}
 
     def patch_maps(self, size: int) -> set[StoreRow]:

@@ -8,7 +8,6 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cli.options import command_of
 from cli.reproduction.paper import DEMO, Cell, Plan, Training
 from cli.reproduction.tables import CellFigures
 from featstore.backbones.base import Compute
@@ -45,8 +45,8 @@ from featstore.tuning.settings import DEMO_STEPS, TuningSettings, resumed, setti
 from matcher.errors import InputError
 from matcher.statistics import Interval
 
-SUBFOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
-"""Under which names datasets lie in a folder of datasets; SD4Match's first."""
+FOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
+"""In which the paper's datasets lie in a folder of datasets; SD4Match's first."""
 
 SEED = 0
 
@@ -68,21 +68,6 @@ class Workplace:
     recipes: Mapping[str, Recipe]
     roots: Mapping[str, Path | None]
 
-    @property
-    def folder(self) -> Path:
-        """Of stores, runs, cells and tables."""
-        return self.asked.work
-
-    @property
-    def image_size(self) -> int:
-        """S in pixels: the model's own."""
-        return self.model.image_size
-
-    @property
-    def latent_numbers(self) -> int:
-        """How many an image's latents are."""
-        return math.prod(self.model.latent_shape(self.image_size))
-
     def dataset(self, name: str) -> Dataset:
         """One of those at hand."""
         return open_dataset(name, self.roots[name])
@@ -97,7 +82,7 @@ class Workplace:
 
     def store_path(self, dataset: str) -> Path:
         """Where a dataset's store lies, once it is made."""
-        return self.folder / "stores" / f"{dataset}.zarr"
+        return self.asked.work / "stores" / f"{dataset}.zarr"
 
     def _request(self, dataset: str) -> BuildRequest:
         return BuildRequest(self.store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, SEED, (), 1)
@@ -118,7 +103,7 @@ class Workplace:
         """A cell's method. What its recipe says for SD 2-1's images gives way to the defaults on those of another
         size."""
         recipe = self.recipes[cell.recipe]
-        return recipe.eval if self.image_size == recipe.build.size else replace(recipe.eval, dino_size=None)
+        return recipe.eval if self.model.image_size == recipe.build.size else replace(recipe.eval, dino_size=None)
 
     def training(self, training: Training, pairs: int) -> TrainConfig:
         """A training's method. What its recipe says for the published datasets gives way to `train`'s defaults on the
@@ -126,7 +111,7 @@ class Workplace:
         set."""
         recipe, steps = self.recipes[training.recipe], self.asked.train_steps
         assert recipe.train is not None, "only what is trained has a training"
-        found = recipe.train if self.image_size == recipe.build.size else replace(recipe.train, kernel=None)
+        found = recipe.train if self.model.image_size == recipe.build.size else replace(recipe.train, kernel=None)
         if training.dataset == DEMO:
             return replace(found, steps=steps or DEMO_STEPS, batch=None, validation_pairs=None)
         return replace(found, steps=steps or recipe.steps_for(training.dataset, pairs))
@@ -142,7 +127,9 @@ class Workplace:
         split = split or default_split(found)
         pairs = choose_pairs(found, split, ())
         sizes = sizes_from_files(found, images_of(pairs))
-        return pairs, list_hash(split, in_resized_frame(found, pairs, sizes.__getitem__, self.image_size, Silent()))
+        return pairs, list_hash(
+            split, in_resized_frame(found, pairs, sizes.__getitem__, self.model.image_size, Silent())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +165,10 @@ class OpenTraining:
         saving = {"accumulate": own.accumulate, "gradient_checkpointing": own.gradient_checkpointing}
         return place.placed(self.method, self.of.dataset, **begun, **saving)
 
+    def command(self, place: Workplace) -> str:
+        """What could be typed."""
+        return command_of(self.config(place), "train")
+
 
 @dataclass(frozen=True, slots=True)
 class OpenCell:
@@ -194,6 +185,10 @@ class OpenCell:
         """All that `eval` is told."""
         return place.placed(self.method, self.of.dataset, prompts=None if self.training is None else self.training.path)
 
+    def command(self, place: Workplace) -> str:
+        """What could be typed."""
+        return command_of(self.config(place), "eval")
+
     def describe(self, place: Workplace) -> dict[str, Any]:
         """All that its figures depend on. Its prompts must be there."""
         prompts = None if self.training is None else load_prompts(self.training.path)
@@ -205,7 +200,7 @@ class OpenCell:
             "dataset": self.of.dataset,
             "pairs": self.listed,
             "model": place.model.fingerprint,
-            "image_size": place.image_size,
+            "image_size": place.model.image_size,
             "seed": SEED,
             "dtype": place.compute.dtype_name,
             "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.asked.dino,
@@ -213,7 +208,7 @@ class OpenCell:
 
     def folder(self, place: Workplace) -> Path:
         """Where it is kept; other settings, prompts or pairs are another folder."""
-        return place.folder / "cells" / f"{self.of.name}-{short_hash(self.describe(place))}"
+        return place.asked.work / "cells" / f"{self.of.name}-{short_hash(self.describe(place))}"
 
 
 def short_hash(content: Any) -> str:
@@ -279,9 +274,9 @@ def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) 
     """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
     dataset, method = place.dataset(training.dataset), place.training(training, len(pairs))
     accumulated = replace(method, accumulate=place.asked.accumulate)
-    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.image_size, "float32")
+    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.model.image_size, "float32")
     held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
-    path, run = place.folder / "runs" / f"{training.name}-{method.steps}", None
+    path, run = place.asked.work / "runs" / f"{training.name}-{method.steps}", None
     if path.exists():
         run = RunFolder.open(path)
         if run.identity != place.identity(training.dataset):
@@ -311,14 +306,14 @@ def find_datasets(root: Path | None) -> dict[str, Path]:
     holds none of them."""
     if root is None:
         return {}
-    usual = ", ".join(names[0] for names in SUBFOLDERS.values())
+    usual = ", ".join(names[0] for names in FOLDERS.values())
     if not root.is_dir():
         raise InputError(f"--dataset-root {root} is no folder: give the one that {usual} lie in.")
     found: dict[str, Path] = {}
-    for name, subfolders in SUBFOLDERS.items():
-        for folder in (root / subfolder for subfolder in reversed(subfolders)):  # the first wins
-            with suppress(DatasetError):
-                found |= {name: folder} if open_dataset(name, folder).splits else {}
+    for name, folder in ((name, root / own) for name, names in FOLDERS.items() for own in reversed(names)):
+        with suppress(DatasetError):
+            open_dataset(name, folder)
+            found[name] = folder  # the first of the names wins
     if not found:
         raise InputError(f"--dataset-root {root} holds no dataset of the paper: it is looked through for {usual}.")
     return found

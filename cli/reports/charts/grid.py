@@ -130,9 +130,10 @@ def _draw_map(axes: Axes, found: TimestepMap) -> None:
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label(PERCENT, fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
+    middle = (np.nanmin(percent) + np.nanmax(percent)) / 2
     for (row, column), value in np.ndenumerate(percent):
         if max(percent.shape) <= MOST_LABELS and np.isfinite(value):
-            colour = "black" if image.norm(value) > 0.5 else "white"  # viridis grows lighter all the way
+            colour = "black" if value > middle else "white"  # viridis grows lighter all the way
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=10, color=colour)
     row, column = np.unravel_index(int(np.nanargmax(percent)), percent.shape)
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="#D55E00", lw=3.5, clip_on=False))
