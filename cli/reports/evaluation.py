@@ -93,7 +93,6 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
                 "Alphas": scoring.alphas,
                 "Frame of distances": [f"{readout}: {frame}" for readout, frame in frames.items()],
             },
-            "Layers": layers,
             "Matching": page.facts_of(asdict(scoring.settings)),
             "Features": page.facts_of(features),
             "Origin and versions": page.origin_facts(run.description),

@@ -114,7 +114,7 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
     say("")
     parts = tables.blocks(plan, numbers)
     fits = not table.by_category or all(block.width <= console().width for block in parts)
-    for block in parts if fits else tables.narrow_blocks(plan, numbers):
+    for block in parts if fits else tables.narrow_blocks(numbers, tables.titles_of(plan)):
         print_block(block)
     say(*(f"- {note}" for note in said))
     methods = {own.of.name: command_of(own.method, "train") for own in found.trainings.values()}

@@ -252,8 +252,8 @@ def test_a_reproduction_shows_every_table_with_differences_marked(tmp_path: Path
     page = read_page(report_reproduction(tmp_path))
     assert_whole(page)
     assert "Tables 3 and 5 of the report, run again" in page.text
-    assert page.table("dift on spair").column("paper")["all"] == "37.26"
-    assert page.table("dift on spair").column("difference")["all"] == "+2.74 *"
+    assert page.table("dift, spair").column("paper")["all"] == "37.26"
+    assert page.table("dift, spair").column("difference")["all"] == "+2.74 *"
     (wide,) = (table for table in page.tables if table.label == "spair")
     assert wide.rows == [
         ["method", "@0.05", "paper", "difference", "@0.1", "paper", "difference"],

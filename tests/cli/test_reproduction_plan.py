@@ -18,7 +18,17 @@ from cli.reproduction.paper import (
     load_tables,
     plan_table,
 )
-from cli.reproduction.tables import CellFigures, Compared, blocks, compare, missing, narrow_blocks, notes, stand_ins
+from cli.reproduction.tables import (
+    CellFigures,
+    Compared,
+    blocks,
+    compare,
+    missing,
+    narrow_blocks,
+    notes,
+    stand_ins,
+    titles_of,
+)
 from cli.reproduction.work import Map, passes_of
 from featstore.recipes import load_recipes
 from matcher.errors import InputError
@@ -231,7 +241,7 @@ def test_columns_by_category() -> None:
     ]
     assert block.rows[0][-1] == "50.00 [49.00, 51.00]"
     assert len(block.rows) == 3 * 9
-    tall = narrow_blocks(plan, compare(plan, figures(plan, 0.5, 0.01)))
+    tall = narrow_blocks(compare(plan, figures(plan, 0.5, 0.01)), titles_of(plan))
     assert len(tall) == 9
     assert tall[0].title == "dift, Table 3, spair"
     assert tall[0].rows[0] == ("aeroplane", "50.00 [49.00, 51.00]", "45.78", "+4.22*")
