@@ -105,7 +105,8 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
         say("The same by hand, e.g. to train with torchrun (reproduce goes on from runs that it finds):")
         left: list[OpenTraining | OpenCell] = [*found.left_trainings, *found.left_cells]
         builds = dict.fromkeys(command_of(place.building(own.of.dataset), "cache", "build") for own in left)
-        say(*(f"  {command}" for command in [*builds, *(own.command(place) for own in left)]))
+        runs = (command_of(own.config, "train" if own in found.left_trainings else "eval") for own in left)
+        say(*(f"  {command}" for command in [*builds, *runs]))
         return
     outcome = run_left(place, found)
     scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
@@ -155,8 +156,8 @@ def run_left(place: Workplace, found: Survey) -> Survey:
     for own in found.left_trainings:
         with noted(failures, own.of.name):
             make_store(own.of.dataset)
-            say("", f"$ {own.command(place)}")
-            train(own.config(place))
+            say("", f"$ {command_of(own.config, 'train')}")
+            train(own.config)
     for opened in found.left_cells:
         training = opened.of.training
         with noted(failures, opened.of.name):
@@ -172,7 +173,7 @@ def _score_cell(place: Workplace, opened: OpenCell) -> tables.CellFigures:
     what `dualsd eval` raises."""
     folder = opened.folder(place)
     if not is_finished(folder):  # else it was stopped before its figures were written
-        config = replace(opened.config(place), out=folder)
+        config = replace(opened.config, out=folder)
         say("", f"$ {command_of(config, 'eval')}")
         evaluate(config)
     run, average = EvaluationRun.open(folder), Average(opened.method.average)

@@ -15,7 +15,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cli.options import command_of
 from cli.reproduction.paper import DEMO, Cell, Plan, Training
 from cli.reproduction.tables import CellFigures
 from featstore.backbones.base import Compute
@@ -26,16 +25,8 @@ from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfi
 from featstore.datasets.records import Dataset, Pair
 from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError, TuningError
+from featstore.pipeline import pairs as lists
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
-from featstore.pipeline.pairs import (
-    choose_pairs,
-    choose_some,
-    default_split,
-    images_of,
-    in_resized_frame,
-    list_hash,
-    sizes_from_files,
-)
 from featstore.progress import Progress, Silent
 from featstore.prompts.saved import load_prompts
 from featstore.recipes import Recipe
@@ -123,13 +114,11 @@ class Workplace:
 
     def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[Sequence[Pair], str]:
         """The pairs of a split, by default of that for reporting, and their list's hash."""
-        found = self.dataset(dataset)
-        split = split or default_split(found)
-        pairs = choose_pairs(found, split, ())
-        sizes = sizes_from_files(found, images_of(pairs))
-        return pairs, list_hash(
-            split, in_resized_frame(found, pairs, sizes.__getitem__, self.model.image_size, Silent())
-        )
+        found, size = self.dataset(dataset), self.model.image_size
+        split = split or lists.default_split(found)
+        pairs = lists.choose_pairs(found, split, ())
+        sizes = lists.sizes_from_files(found, lists.images_of(pairs))
+        return pairs, lists.list_hash(split, lists.in_resized_frame(found, pairs, sizes.__getitem__, size, Silent()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +127,7 @@ class OpenTraining:
 
     Args:
         method: Its recipe's, with the steps that are taken.
+        config: All that `train` is told.
         path: Its run's folder; a training that is cut short is a run of its own.
         settings: What `train` makes of the method.
         pairs: Of its training set.
@@ -147,6 +137,7 @@ class OpenTraining:
 
     of: Training
     method: TrainConfig
+    config: TrainConfig
     path: Path
     settings: TuningSettings
     pairs: Sequence[Pair]
@@ -158,36 +149,18 @@ class OpenTraining:
         """Whether all its steps are done."""
         return self.run is not None and self.run.is_finished
 
-    def config(self, place: Workplace) -> TrainConfig:
-        """All that `train` is told."""
-        own, path = place.asked, self.path
-        begun = {"name": path.name, "runs": path.parent} if self.run is None else {"resume": path}
-        saving = {"accumulate": own.accumulate, "gradient_checkpointing": own.gradient_checkpointing}
-        return place.placed(self.method, self.of.dataset, **begun, **saving)
-
-    def command(self, place: Workplace) -> str:
-        """What could be typed."""
-        return command_of(self.config(place), "train")
-
 
 @dataclass(frozen=True, slots=True)
 class OpenCell:
-    """A cell that can be scored. method: its recipe's. pairs: of the test split. listed: their list's hash. training:
-    that of its prompts."""
+    """A cell that can be scored. method: its recipe's. config: all that `eval` is told. pairs: of the test split.
+    listed: their list's hash. training: that of its prompts."""
 
     of: Cell
     method: EvalConfig
+    config: EvalConfig
     pairs: Sequence[Pair]
     listed: str
     training: OpenTraining | None
-
-    def config(self, place: Workplace) -> EvalConfig:
-        """All that `eval` is told."""
-        return place.placed(self.method, self.of.dataset, prompts=None if self.training is None else self.training.path)
-
-    def command(self, place: Workplace) -> str:
-        """What could be typed."""
-        return command_of(self.config(place), "eval")
 
     def describe(self, place: Workplace) -> dict[str, Any]:
         """All that its figures depend on. Its prompts must be there."""
@@ -253,7 +226,7 @@ def survey(place: Workplace, plan: Plan) -> Survey:
     trainings: dict[Training, OpenTraining] = {}
     cells: dict[Cell, OpenCell] = {}
     figures: dict[Cell, CellFigures] = {}
-    trained = cache(lambda dataset: choose_pairs(place.dataset(dataset), "trn", ()))
+    trained = cache(lambda dataset: lists.choose_pairs(place.dataset(dataset), "trn", ()))
     tested = cache(place.listed_pairs)
     for training in plan.trainings:
         with noted(failures, training.name):
@@ -263,7 +236,9 @@ def survey(place: Workplace, plan: Plan) -> Survey:
             own = None if cell.training is None else trainings.get(cell.training)
             if cell.training is not None and own is None:
                 raise TuningError(f"The training {cell.training.name} cannot be run.")
-            cells[cell] = OpenCell(cell, place.evaluation(cell), *tested(cell.dataset), own)
+            method = place.evaluation(cell)
+            config = place.placed(method, cell.dataset, prompts=None if own is None else own.path)
+            cells[cell] = OpenCell(cell, method, config, *tested(cell.dataset), own)
             if own is None or own.is_finished:
                 kept = _kept_figures(cells[cell].folder(place))
                 figures |= {} if kept is None else {cell: kept}
@@ -273,10 +248,12 @@ def survey(place: Workplace, plan: Plan) -> Survey:
 def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) -> OpenTraining:
     """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
     dataset, method = place.dataset(training.dataset), place.training(training, len(pairs))
-    accumulated = replace(method, accumulate=place.asked.accumulate)
-    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.model.image_size, "float32")
-    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    saving = {name: getattr(place.asked, name) for name in ("accumulate", "gradient_checkpointing")}
+    config = place.placed(method, training.dataset, **saving)
+    settings = settings_of(config, dataset.name, len(pairs), place.model, place.model.image_size, "float32")
+    held_out = lists.choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
     path, run = place.asked.work / "runs" / f"{training.name}-{method.steps}", None
+    begun: dict[str, Any] = {"name": path.name, "runs": path.parent}
     if path.exists():
         run = RunFolder.open(path)
         if run.identity != place.identity(training.dataset):
@@ -285,7 +262,8 @@ def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) 
                 "folder."
             )
         resumed(run.settings, method, run.settings.dtype, path)
-    return OpenTraining(training, method, path, settings, pairs, held_out, run)
+        begun = {"resume": path}
+    return OpenTraining(training, method, replace(config, **begun), path, settings, pairs, held_out, run)
 
 
 def _kept_figures(folder: Path) -> CellFigures | None:
