@@ -78,7 +78,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     report = page.Page(
         kind="Evaluation",
         title=f"{in_words('Layer', [layer.layer for layer in scoring.layers])} on {where}",
-        created=page.when(run.description.get("created")),
+        origin=run.description,
         headline=_headline(scored),
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, run.matched.pairs),
@@ -95,13 +95,12 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
             },
             "Matching": page.facts_of(asdict(scoring.settings)),
             "Features": page.facts_of(features),
-            "Origin and versions": page.origin_facts(run.description),
         },
         sections={
             "How to read it": [
                 *READING,
-                *([FRAMES] if len(set(frames.values())) > 1 else []),
-                *page.demo_note(features.get("model")),
+                FRAMES if len(set(frames.values())) > 1 else None,
+                page.demo_note(features.get("model")),
             ],
             "Over all pairs": overall,
             **chart_sections(CHARTS, scored),

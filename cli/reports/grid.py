@@ -57,16 +57,17 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
     """
     run, scores = grid.run, grid.scores
     several = len(scores.configurations) > 1
-    fused = [entry.weights for entry in scores.configurations if len(entry.layers) > 1]
     tables, chosen, title = list(score_blocks(grid)), winners_block(grid), f"{run.dataset} {run.split}"
     notes = [caution(scores, chose_nothing=False)] if several else []
     write_tables(folder, "table", f"Grid on {title}", [chosen, *tables], notes)
     layers = page.unique(layer.layer for entry in scores.configurations for layer in entry.layers)
     found = {layer.timestep for entry in scores.configurations for layer in entry.layers}
+    fused = (entry.weights for entry in scores.configurations if len(entry.layers) > 1)
+    weightings = page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
     report = page.Page(
         kind="Grid",
         title=f"{in_words('Layer', layers)} on {title}, {len(scores.configurations)} configurations",
-        created=page.when(origin.get("created")),
+        origin=origin,
         headline=_headline(grid),
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, scores.pairs),
@@ -79,22 +80,20 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
                 **page.facts_of(describe_list(run.split, scores.pairs)),
                 **page.facts_of(origin["config"], "split", "max_pairs", "layers", "timesteps", "readouts", "alphas"),
                 **page.facts_of(origin["config"], "average", "geometries", "upsamples", "upsample_align"),
-                "Weightings": page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
-                or None,
+                "Weightings": weightings or None,
                 "Configurations": len(scores.configurations),
                 "Theta": run.theta,
                 "Frame of distances": [f"{one}: {frame_of(one).value}" for one in scores.readouts],
             },
             "Matching": page.facts_of(asdict(grid.settings[0]), "image_size", "beta", "sigma"),
             "Features": page.facts_of(run.features),
-            "Origin and versions": page.origin_facts(origin),
         },
         sections={
             "How to read it": [
                 "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth. Every "
                 "layer was tried alone at every timestep, and all of them together; intervals of 95 % resample images.",
-                *([page.Command(caution(scores, run.chose_nothing), eval_command(grid))] if several else []),
-                *page.demo_note(run.features.get("model")),
+                page.Command(caution(scores, run.chose_nothing), eval_command(grid)) if several else None,
+                page.demo_note(run.features.get("model")),
             ],
             "The best": [chosen],
             "Pictures": list(_pictures(grid)),

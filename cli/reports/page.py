@@ -97,8 +97,8 @@ class Command:
     line: str
 
 
-Part = str | Block | Chart | Gallery | Command
-"""Of a section; a text is a paragraph."""
+Part = str | Block | Chart | Gallery | Command | None
+"""Of a section; a text is a paragraph, and None is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Page:
     Args:
         kind: As `Evaluation`.
         title: What was measured, on what.
-        created: When, see `when`.
+        origin: When, where and by what it was made, as run folders have it.
         headline: Its main figure.
         highlights: The few facts that matter most.
         settings: All that the numbers depend on, by the titles of groups.
@@ -117,11 +117,21 @@ class Page:
 
     kind: str
     title: str
-    created: str | None
+    origin: Mapping[str, Any]
     headline: Headline
     highlights: Facts
     settings: Mapping[str, Facts]
     sections: Mapping[str, Sequence[Part]]
+
+    @property
+    def created(self) -> str | None:
+        """As the page says it."""
+        return when(self.origin.get("created"))
+
+    @property
+    def groups(self) -> Mapping[str, Facts]:
+        """All settings, and with which versions it was made."""
+        return {**self.settings, "Origin and versions": origin_facts(self.origin)}
 
 
 def _address(figure: Figure, form: str, kind: str, **options: Any) -> str:
@@ -218,12 +228,12 @@ def facts_of(values: Mapping[str, Any], *names: str) -> dict[str, object]:
     return found
 
 
-def demo_note(model: object) -> list[str]:
+def demo_note(model: object) -> str | None:
     """What figures of the demo's model are worth."""
     note = (
         "The model is the demo's: drawn pictures are all it knows, and its figures say nothing of Stable Diffusion's."
     )
-    return [note] if model == "demo" else []
+    return note if model == "demo" else None
 
 
 def list_line(dataset: str, split: str, pairs: Pairs) -> str:

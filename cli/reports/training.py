@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cli.reports import page
-from cli.reports.charts import COLOURS, FONT, canvas, chart_sections
+from cli.reports.charts import COLOURS, canvas, chart_sections
 from cli.reports.tables import Block, in_words, write_tables
 from featstore.errors import TuningError
 from featstore.tuning.run_folder import RunFolder
@@ -68,14 +68,14 @@ def learning_curves(course: Course) -> page.Chart:
     figure, panels = canvas(4.6, rows=1 if best is None else 2)
     panels[0].plot(steps, course.loss, color=COLOURS[0], lw=0.8, alpha=0.4)
     panels[0].plot(steps, course.smooth, color=COLOURS[0], lw=2)
-    panels[0].set_ylabel("loss", fontsize=FONT)
+    panels[0].set_ylabel("loss")
     alt = f"Loss from {course.loss[0]:.3f} to {course.smooth[-1]:.3f} over {steps[-1]} steps."
     caption = "Loss by step; the strong line is a running mean."
     if best is not None:
         panels[1].plot(steps[rows], course.percent[rows], "o-", color=COLOURS[1], ms=4, lw=2)
         panels[1].plot(steps[best], course.percent[best], "o", ms=12, mfc="none", mec=COLOURS[1], mew=1.6)
         panels[1].margins(y=0.2)
-        panels[1].set_ylabel("PCK@0.1 in percent", fontsize=FONT)
+        panels[1].set_ylabel(f"PCK@{ALPHA:g} in percent")
         panels[1].sharex(panels[0])
         panels[0].tick_params(labelbottom=False)
         alt += " Validation PCK in percent: " + ", ".join(
@@ -83,7 +83,7 @@ def learning_curves(course: Course) -> page.Chart:
         )
         caption += f" Below: validation PCK@{ALPHA:g}, the best ringed."
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    panels[-1].set_xlabel("step", fontsize=FONT)
+    panels[-1].set_xlabel("step")
     return page.Chart(figure, alt, caption, [course.block()])
 
 
@@ -134,26 +134,27 @@ def report_training(path: Path) -> Path:
         title=f"{settings.mode.value.capitalize()} prompts for "
         f"{in_words('layer', list(map(str, settings.layers)))}, learned on "
         f"{described.get('dataset', 'its dataset')}",
-        created=page.when(described.get("created")),
+        origin={**described, "store": run.store},
         headline=_headline(course, settings),
         highlights={**highlights, "Time": _spelled(course.seconds)},
         settings={
             "Training": page.facts_of(settings.to_json()),
-            "Data and model": page.facts_of(described, "dataset", "n_pairs", "n_points", "pairs_hash", "model", "dino"),
-            "Origin and versions": {
-                **page.facts_of(described, "store", "processes"),
-                **page.origin_facts({**described, "store": None}),
+            "Data and model": {
+                **page.facts_of(
+                    described, "dataset", "n_pairs", "n_points", "pairs_hash", "model", "dino", "processes"
+                ),
+                "Trained on": run.identity,
             },
         },
         sections={
             "How to read it": [
                 READING,
-                *([] if course.best is None else [VALIDATED]),
-                *page.demo_note(model.get("id")),
+                None if course.best is None else VALIDATED,
+                page.demo_note(model.get("id")),
             ],
             **chart_sections(CHARTS, course),
             "Go on from here": [
-                *([go_on] if left else []),
+                go_on if left else None,
                 page.Command("Measure these prompts on test:", evaluated),
                 page.Command("Make this page again:", page.report_command(path)),
             ],

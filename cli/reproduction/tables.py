@@ -269,7 +269,7 @@ def report_reproduction(folder: Path) -> Path:
     report = page.Page(
         kind="Reproduction",
         title=f"{in_words('Table', [title.removeprefix('Table ') for title in tables])} of the report, run again",
-        created=page.when(now()),
+        origin={"created": now()},
         headline=_headline(ours),
         highlights={
             "Model": page.unique(str(content.get("model")) for content in tables.values()),

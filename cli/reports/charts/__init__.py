@@ -35,6 +35,8 @@ def canvas(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     for axes in grid:
         axes.patch.set_visible(False)
         axes.tick_params(labelsize=SMALL)
+        axes.xaxis.label.set_size(FONT)
+        axes.yaxis.label.set_size(FONT)
         axes.grid(color="#e6e6e6")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

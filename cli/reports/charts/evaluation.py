@@ -4,6 +4,7 @@ occlusion."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,17 +35,9 @@ def over_alpha(scored: Scored) -> Chart:
     }
     figure, (axes,) = canvas(3.6)
     axes.axvline(scored.alpha, color="#888888", lw=1, ls=(0, (2, 3)))
-    for index, (name, percent) in enumerate(curves.items()):
-        colour, dashes = COLOURS[index % len(COLOURS)], _DASHES[index % len(_DASHES)]
+    for (name, percent), colour, dashes in zip(curves.items(), cycle(COLOURS), cycle(_DASHES), strict=False):
         axes.plot(ALPHAS, percent, ls=dashes, color=colour, lw=2, label=name)
-    last = ALPHAS[-1]
-    ticks = np.linspace(0, last, 5)
-    axes.set_xlim(0, last * 1.02)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    highest = max(percent.max() for percent in curves.values())
-    axes.set_ylim(0, min(100.0, 10 * np.ceil((highest + 4) / 10)))
-    axes.set_xlabel("alpha, as a fraction of theta", fontsize=FONT)
-    axes.set_ylabel(PERCENT, fontsize=FONT)
+    axes.set(xlim=(0, 1.02 * ALPHAS[-1]), ylim=(0, None), xlabel="alpha, as a fraction of theta", ylabel=PERCENT)
     as_typed(axes.legend(loc="upper left", fontsize=SMALL, frameon=False, handlelength=2.6))
     rows = tuple(
         (f"{alpha:g}", *(f"{percent[row]:.2f}" for percent in curves.values())) for row, alpha in enumerate(ALPHAS)
@@ -116,21 +109,13 @@ def _bars(bars: Sequence[tuple[str, Interval]], line: Interval) -> Figure:
     """
     means, lows, highs = 100 * np.array([(one.mean, one.low, one.high) for _, one in bars]).T
     figure, (axes,) = canvas(0.55 + 0.27 * len(bars))
-    drawn = axes.barh(
-        range(len(bars)),
-        means,
-        height=0.68,
-        color=COLOURS[0],
-        xerr=(means - lows, highs - means),
-        error_kw={"ecolor": COLOURS[1], "elinewidth": 1.6},
-    )
+    whiskers, spread = {"ecolor": COLOURS[1], "elinewidth": 1.6}, (means - lows, highs - means)
+    drawn = axes.barh(range(len(bars)), means, 0.68, color=COLOURS[0], xerr=spread, error_kw=whiskers)
     axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=SMALL)
     axes.axvline(100 * line.mean, color="#888888", lw=1, ls=(0, (2, 3)))
     names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name, _ in bars]
     axes.set_yticks(range(len(bars)), names, fontsize=FONT, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.set_ylim(len(bars) - 0.45, -0.55)
-    axes.set_xlim(0, highs.max() * 1.14 or 1)
-    axes.set_xlabel(PERCENT, fontsize=FONT)
+    axes.set(xlim=(0, highs.max() * 1.14 or 1), ylim=(len(bars) - 0.45, -0.55), xlabel=PERCENT)
     return figure

@@ -32,7 +32,7 @@ _DPI = 120
 
 def accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
     """Accuracy against timestep, a line a layer."""
-    figure, grid = _panels(alphas, (5.0, 4.3), 3, title, 0.8)
+    figure, grid = _panels(alphas, (5.3, 4.3), title)
     said = []
     for axes, alpha in zip(grid, alphas, strict=True):
         lines = _lines(view, alpha)
@@ -103,8 +103,8 @@ def two_layers(view: GridView, alphas: Sequence[float], title: str) -> Chart | N
     rows, columns = maps[0].values.shape
     most = max(rows, columns)
     cell = float(np.clip(4 / most, 0.54, 1.3)) if most <= MOST_LABELS else max(4.6 / most, 0.1)  # inches
-    width, height = max(columns * cell + 2.1, 4.0), max(rows * cell + 1.2, 3.0)
-    figure, grid = _panels(alphas, (width, height), int(20.5 / width), f"{title}: {weighted(best)}", 0.1)
+    size = max(columns * cell + 2.1, 4.0), max(rows * cell + 1.2, 3.0)
+    figure, grid = _panels(alphas, size, f"{title}: {weighted(best)}")
     first, second = (f"timestep t of layer {layer.layer}" for layer in best.layers)
     for axes, found in zip(grid, maps, strict=True):
         _draw_map(axes, found)
@@ -139,21 +139,17 @@ def _draw_map(axes: Axes, found: TimestepMap) -> None:
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="#D55E00", lw=3.5, clip_on=False))
 
 
-def _panels(
-    alphas: Sequence[float], size: tuple[float, float], most_columns: int, title: str, margin: float
-) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel an alpha, in at most three columns and in rows about equally full.
+def _panels(alphas: Sequence[float], size: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel an alpha, in at most three columns.
 
     Args:
         alphas: Those of the panels.
-        size: Of a panel, about: width and height.
-        most_columns: As many as fit; three at most are taken.
+        size: Of a panel, about: width and height in inches.
         title: Over all panels.
-        margin: What is added to the width. All in inches.
     """
-    rows = math.ceil(len(alphas) / min(max(most_columns, 1), 3))
+    rows = math.ceil(len(alphas) / 3)
     columns = math.ceil(len(alphas) / rows)
-    figure = Figure((size[0] * columns + margin, size[1] * rows + 0.3), _DPI, layout="constrained")
+    figure = Figure((size[0] * columns, size[1] * rows + 0.3), _DPI, layout="constrained")
     figure.suptitle(title, fontsize=_LARGE, parse_math=False, wrap=True)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[len(alphas) :]:
