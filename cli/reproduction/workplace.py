@@ -8,15 +8,14 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cli.reproduction.paper import DEMO, Cell, Plan, Training
-from cli.reproduction.tables import CellFigures
 from featstore.backbones.base import Compute
 from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.noise import Latents
@@ -27,21 +26,16 @@ from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError, TuningError
 from featstore.pipeline import pairs as lists
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
+from featstore.pipeline.results import is_finished
 from featstore.progress import Progress, Silent
 from featstore.prompts.saved import load_prompts
 from featstore.recipes import Recipe
-from featstore.sealed import check_seal
 from featstore.tuning.run_folder import RunFolder, identity
 from featstore.tuning.settings import DEMO_STEPS, TuningSettings, resumed, settings_of
 from matcher.errors import InputError
-from matcher.statistics import Interval
 
 FOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
 """In which the paper's datasets lie in a folder of datasets; SD4Match's first."""
-
-SEED = 0
-
-FIGURES = "figures.json"
 
 B14 = DinoShape(channels=768, patch=14, trained=518)
 """facebook/dinov2-base's."""
@@ -58,6 +52,7 @@ class Workplace:
     compute: Compute
     recipes: Mapping[str, Recipe]
     roots: Mapping[str, Path | None]
+    seed: ClassVar[int] = 0
 
     def dataset(self, name: str) -> Dataset:
         """One of those at hand."""
@@ -76,7 +71,7 @@ class Workplace:
         return self.asked.work / "stores" / f"{dataset}.zarr"
 
     def _request(self, dataset: str) -> BuildRequest:
-        return BuildRequest(self.store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, SEED, (), 1)
+        return BuildRequest(self.store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, self.seed, (), 1)
 
     @cached_property
     def dino_shape(self) -> DinoShape:
@@ -174,7 +169,7 @@ class OpenCell:
             "pairs": self.listed,
             "model": place.model.fingerprint,
             "image_size": place.model.image_size,
-            "seed": SEED,
+            "seed": place.seed,
             "dtype": place.compute.dtype_name,
             "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.asked.dino,
         }
@@ -191,18 +186,18 @@ def short_hash(content: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """How a plan stands. trainings, cells: those that can be run. figures: of cells that were scored before. failures:
-    a sentence for each training or cell that cannot be run, by name."""
+    """How a plan stands. trainings, cells: those that can be run. scored: cells that were scored before. failures: a
+    sentence for each training or cell that cannot be run, by name."""
 
     trainings: Mapping[Training, OpenTraining]
     cells: Mapping[Cell, OpenCell]
-    figures: Mapping[Cell, CellFigures]
+    scored: Collection[Cell]
     failures: Mapping[str, str]
 
     @property
     def left_cells(self) -> list[OpenCell]:
         """Those that are not scored yet."""
-        return [opened for cell, opened in self.cells.items() if cell not in self.figures]
+        return [opened for cell, opened in self.cells.items() if cell not in self.scored]
 
     @property
     def left_trainings(self) -> list[OpenTraining]:
@@ -225,7 +220,7 @@ def survey(place: Workplace, plan: Plan) -> Survey:
     failures: dict[str, str] = {}
     trainings: dict[Training, OpenTraining] = {}
     cells: dict[Cell, OpenCell] = {}
-    figures: dict[Cell, CellFigures] = {}
+    scored: set[Cell] = set()
     trained = cache(lambda dataset: lists.choose_pairs(place.dataset(dataset), "trn", ()))
     tested = cache(place.listed_pairs)
     for training in plan.trainings:
@@ -239,10 +234,9 @@ def survey(place: Workplace, plan: Plan) -> Survey:
             method = place.evaluation(cell)
             config = place.placed(method, cell.dataset, prompts=None if own is None else own.path)
             cells[cell] = OpenCell(cell, method, config, *tested(cell.dataset), own)
-            if own is None or own.is_finished:
-                kept = _kept_figures(cells[cell].folder(place))
-                figures |= {} if kept is None else {cell: kept}
-    return Survey(trainings, cells, figures, failures)
+            if (own is None or own.is_finished) and is_finished(cells[cell].folder(place)):
+                scored.add(cell)
+    return Survey(trainings, cells, scored, failures)
 
 
 def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) -> OpenTraining:
@@ -264,19 +258,6 @@ def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) 
         resumed(run.settings, method, run.settings.dtype, path)
         begun = {"resume": path}
     return OpenTraining(training, method, replace(config, **begun), path, settings, pairs, held_out, run)
-
-
-def _kept_figures(folder: Path) -> CellFigures | None:
-    """Of a cell that was scored before; None where it was not."""
-    try:
-        kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-        check_seal(kept)  # damaged, they are made again from the predictions
-        return {
-            float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
-            for alpha, by_category in kept["figures"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def find_datasets(root: Path | None) -> dict[str, Path]:
