@@ -107,14 +107,13 @@ class GridView:
         best = max(self.fused, key=lambda index: self.percents[self.grid.alpha][index])
         return self.grid.scores.configurations[best]
 
-    @property
-    def is_map(self) -> bool:
-        """Whether the best of several layers is of two that both have timesteps."""
-        return bool(self.fused) and len(self.best_fused.layers) == 2 and -1 not in self.best_fused.timesteps
-
-    def over_timesteps(self, alpha: float) -> TimestepMap:
-        """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
-        return grids.timestep_map(self.grid.scores, self.settings, self.best_fused.weights, self.percents[alpha])
+    def over_timesteps(self, alpha: float) -> TimestepMap | None:
+        """PCK in 0..100 over the timesteps of two layers, in the weighting of the best; None where that is not of two
+        layers that both have timesteps."""
+        best = self.best_fused if self.fused else None
+        if best is None or len(best.layers) != 2 or -1 in best.timesteps:
+            return None
+        return grids.timestep_map(self.grid.scores, self.settings, best.weights, self.percents[alpha])
 
 
 def weighted(configuration: Configuration) -> str:
@@ -159,7 +158,7 @@ def _step(configuration: Configuration) -> str:
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
     scores, alpha, best = view.grid.scores, view.grid.alpha, view.best_fused
-    grid = view.over_timesteps(alpha) if view.is_map else None
+    grid = view.over_timesteps(alpha)
     if grid is None or len(grid.columns) > WIDEST:
         values = view.percents[alpha]
         ranked = sorted(view.fused, key=lambda index: -values[index])[:LISTED]

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def report_training(path: Path) -> Path:
         f"{described.get('dataset', 'its dataset')}",
         origin={**described, "store": run.store},
         headline=_headline(course, settings),
-        highlights={**highlights, "Time": _spelled(course.seconds)},
+        highlights={**highlights, "Time": str(timedelta(seconds=round(course.seconds)))},
         settings={
             "Training": page.facts_of(settings.to_json()),
             "Data and model": {
@@ -193,9 +194,3 @@ def _headline(course: Course, settings: TuningSettings) -> page.Headline:
         "%",
         f"at step {course.steps[best]}, after {done}",
     )
-
-
-def _spelled(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -194,32 +194,25 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
         say(f"The demo's own dataset stands for {FIGURE2_DATASET}.")
     pairs, listed = place.listed_pairs(dataset, FIGURE2.split)
     # other pairs, models or settings are another folder
-    own = (
-        listed,
-        place.model.fingerprint,
-        place.model.image_size,
-        place.seed,
-        place.compute.dtype_name,
-        to_json(FIGURE2),
-    )
+    model, dtype = place.model, place.compute.dtype_name
+    own = (listed, model.fingerprint, model.image_size, place.seed, dtype, to_json(FIGURE2))
     folder = place.asked.work / "figures" / f"figure2 on {dataset}-{short_hash(own)}"
     numbers = folder / "grid.json"
+    config = place.placed(FIGURE2, dataset, out=folder)
+    commands = [command_of(place.building(dataset), "cache", "build"), f"{command_of(config, 'grid')} --json {numbers}"]
     if numbers.is_file():
         say(f"Figure 2 was made before: {folder} has its pictures and numbers")
     else:
-        config, passes = place.placed(FIGURE2, dataset, out=folder), len(FIGURE2.timesteps or ()) * FIGURE2.ensemble
-        work = work_of_grid(place, dataset, images_of(pairs), passes, max(map(int, FIGURE2.layers)))
-        priced = prices_of(place, [("figure2", work)])
+        passes, last = len(FIGURE2.timesteps or ()) * FIGURE2.ensemble, max(map(int, FIGURE2.layers))
+        priced = prices_of(place, [("figure2", work_of_grid(place, dataset, images_of(pairs), passes, last))])
         print_prices(place, priced)
-        command = f"{command_of(config, 'grid')} --json {numbers}"
         if dry_run:
             write_json(file, {"figure": "figure2", "left": priced})
-            build = command_of(place.building(dataset), "cache", "build")
-            say("The same by hand:", f"  {build}", f"  {command}")
+            say("The same by hand:", *(f"  {command}" for command in commands))
             return
         with TerminalProgress() as progress:
             place.make_store(dataset, progress)
         folder.mkdir(parents=True, exist_ok=True)
-        say("", f"$ {command}")
+        say("", f"$ {commands[-1]}")
         grid(config, json=numbers)
     write_json(file, json.loads(numbers.read_text(encoding="utf-8")))

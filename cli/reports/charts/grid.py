@@ -97,9 +97,10 @@ def _draw_line(axes: Axes, line: Line, name: str, colour: str, marker: str) -> N
 
 def two_layers(view: GridView, alphas: Sequence[float], title: str) -> Chart | None:
     """Heat maps over the timesteps of two layers in their best weighting; None where no two are together."""
-    if not view.is_map:
+    maps = [found for alpha in alphas if (found := view.over_timesteps(alpha)) is not None]
+    if not maps:
         return None
-    best, maps = view.best_fused, [view.over_timesteps(alpha) for alpha in alphas]
+    best = view.best_fused
     rows, columns = maps[0].values.shape
     most = max(rows, columns)
     cell = float(np.clip(4 / most, 0.54, 1.3)) if most <= MOST_LABELS else max(4.6 / most, 0.1)  # inches
