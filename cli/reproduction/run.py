@@ -17,7 +17,7 @@ from cli.progress import TerminalProgress
 from cli.reports.tables import print_block, write_tables
 from cli.reproduction import tables
 from cli.reproduction.paper import DEMO, Cell, Plan, choose_rows, load_tables, plan_table
-from cli.reproduction.work import prices_of, print_prices, work_left, work_of_grid
+from cli.reproduction.work import price_of_grid, prices_of, print_prices
 from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace, noted, short_hash, survey
 from cli.train import train
 from featstore.config import GridConfig, ReproduceConfig, to_json
@@ -87,7 +87,7 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
     found, table = survey(place, plan), plan.table
     if found.scored:
         say(f"{len(found.scored)} cell(s) were scored before")
-    priced = prices_of(place, work_left(place, found))
+    priced = prices_of(place, found)
     if priced:
         print_prices(place, priced)
     if dry_run:
@@ -204,7 +204,7 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
         say(f"Figure 2 was made before: {folder} has its pictures and numbers")
     else:
         passes, last = len(FIGURE2.timesteps or ()) * FIGURE2.ensemble, max(map(int, FIGURE2.layers))
-        priced = prices_of(place, [("figure2", work_of_grid(place, dataset, images_of(pairs), passes, last))])
+        priced = price_of_grid(place, dataset, images_of(pairs), passes, last)
         print_prices(place, priced)
         if dry_run:
             write_json(file, {"figure": "figure2", "left": priced})

@@ -1,82 +1,34 @@
-"""What is left to be done as data: rows of stores, passes and pairs, given what the stores hold, and what that takes.
-Rows are members of a set, so that what several trainings and cells ask for counts once."""
+"""What is left to be done, and what that takes, given what the stores hold: passes, pairs and bytes. Pieces are counted
+in the order in which they are done, and what one makes is there for those after it. What a store lacks, and which
+layers share a pass, is asked of the functions that decide it when the piece is run."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from cli.output import print_table
 from cli.progress import TerminalProgress
 from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace
 from featstore.backbones.base import MapKey
 from featstore.backbones.layers import unet_layers
+from featstore.pipeline import plan
 from featstore.pipeline.features import chunks
 from featstore.pipeline.pairs import images_of
-from featstore.pipeline.plan import extractor_of, missing_latents, missing_maps, missing_noisy, missing_rows
 from featstore.plain_text import human_bytes
 from featstore.progress import tell_disk
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, load_prompts
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import PATCH_TOKENS
+from featstore.store.keys import PATCH_TOKENS, Stored
+from featstore.store.row_file import row_bytes
 from featstore.store.store import Store, open_if_there
 from featstore.tuning.step import RandomPairs
 
 CROP = 224
 """Side in pixels of what DINOv2's own preprocessing keeps of an image for a cpm."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreRow:
-    """What a data set's store has of an image: so many float16 numbers."""
-
-    dataset: str
-    image: str
-    numbers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Source(StoreRow):
-    """What maps and prompts are made from. which: of noisy latents timestep and draw, of DINOv2's tokens the size in
-    pixels."""
-
-    what: Literal["latents", "noisy", "dino"]
-    which: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Map(StoreRow):
-    """A layer's map. told: of which prompts, the same for those that are the same, and the layer where each has its
-    own: maps at a timestep share a pass where that is one."""
-
-    told: tuple[str, int | None]
-    ensemble: int
-    timestep: int
-    layer: int
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """rows: of stores. forward: UNet passes whose maps are not kept. backward: passes with a gradient. Both by the
-    layer that they end at. matched: pairs."""
-
-    rows: set[StoreRow]
-    forward: Counter[int] = field(default_factory=Counter)
-    backward: Counter[int] = field(default_factory=Counter)
-    matched: int = 0
-
-
-def passes_of(rows: Iterable[StoreRow]) -> Counter[int]:
-    """The UNet passes that make maps, by the layer that they end at."""
-    maps = sorted((row for row in rows if isinstance(row, Map)), key=lambda row: row.layer)
-    lasts = {(row.dataset, row.image, row.told, row.ensemble, row.timestep): row for row in maps}
-    found: Counter[int] = Counter()
-    for last in lasts.values():
-        found[last.layer] += last.ensemble
-    return found
-
 
 Prices = list[dict[str, Any]]
 """What trainings and cells take: `name`; `encode`, VAE passes; `dino`, DINOv2's; `passes` of the UNet, and `backward`,
@@ -84,38 +36,53 @@ those with a gradient; `pairs` to be matched; `flops` of the VAE and the UNet, b
 `bytes_to_write` of stores' rows."""
 
 
-def prices_of(place: Workplace, works: Iterable[tuple[str, Work]]) -> Prices:
-    """Of named pieces of work, in the order in which they are done, each beyond what those before it make; last of all
-    together, where there are any."""
-    priced: Prices = []
-    planned: set[StoreRow] = set()
-    for name, work in works:
-        priced.append({"name": name, **_price(place, replace(work, rows=work.rows - planned))})
-        planned |= work.rows
+@dataclass
+class Tally:
+    """What a piece of work takes, as `Prices` has it; UNet passes by the layer that they end at."""
+
+    pairs: int = 0
+    encode: int = 0
+    dino: int = 0
+    passes: Counter[int] = field(default_factory=Counter)
+    backward: Counter[int] = field(default_factory=Counter)
+    bytes_to_write: int = 0
+
+    def price(self, place: Workplace, name: str) -> dict[str, Any]:
+        """With FLOPs."""
+        from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
+
+        model, size = place.model, place.model.image_size
+        flops = self.encode * encode_flops(model, size) if self.encode else 0
+        flops += sum(count * pass_flops(model, layer, size) for layer, count in self.passes.items() if count)
+        flops += sum(count * gradient_flops(model, layer, size) for layer, count in self.backward.items() if count)
+        return {
+            "name": name,
+            "encode": self.encode,
+            "dino": self.dino,
+            "passes": self.passes.total(),
+            "backward": self.backward.total(),
+            "pairs": self.pairs,
+            "flops": flops,
+            "bytes_to_write": self.bytes_to_write,
+        }
+
+
+def prices_of(place: Workplace, found: Survey) -> Prices:
+    """Of all that a plan lacks, in the order in which it is done, and last of all together, where there is any."""
+    made: set[tuple[Any, ...]] = set()
+    priced = [_of_training(place, own, made).price(place, f"train {own.of.name}") for own in found.left_trainings]
+    priced += [_of_cell(place, opened, made).price(place, opened.of.name) for opened in found.left_cells]
     if not priced:
         return []
     together = {key: sum(own[key] for own in priced) for key in priced[0] if key != "name"}
     return [*priced, {"name": "all", **together}]
 
 
-def _price(place: Workplace, work: Work) -> dict[str, int]:
-    from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
-
-    model, size, passes = place.model, place.model.image_size, work.forward + passes_of(work.rows)
-    sources = Counter(row.what for row in work.rows if isinstance(row, Source))
-    encode = sources["latents"]
-    flops = encode * encode_flops(model, size) if encode else 0
-    flops += sum(count * pass_flops(model, layer, size) for layer, count in passes.items())
-    flops += sum(count * gradient_flops(model, layer, size) for layer, count in work.backward.items())
-    return {
-        "encode": encode,
-        "dino": sources["dino"],
-        "passes": passes.total(),
-        "backward": work.backward.total(),
-        "pairs": work.matched,
-        "flops": flops,
-        "bytes_to_write": sum(2 * row.numbers + 4 for row in work.rows),  # float16, and a checksum
-    }
+def price_of_grid(place: Workplace, dataset: str, images: Sequence[str], passes: int, layer: int) -> Prices:
+    """Of a grid that keeps nothing but latents. passes: per image, each as far as a layer."""
+    tally = Tally(passes=Counter({layer: len(images) * passes}))
+    _Images(place, dataset, images, tally, set()).latents()
+    return [tally.price(place, "figure2"), tally.price(place, "all")]
 
 
 def print_prices(place: Workplace, found: Prices) -> None:
@@ -129,68 +96,58 @@ def print_prices(place: Workplace, found: Prices) -> None:
     tell_disk(TerminalProgress(), place.asked.work, found[-1]["bytes_to_write"])
 
 
-def work_left(place: Workplace, found: Survey) -> Iterator[tuple[str, Work]]:
-    """All that a plan lacks, by name, in the order in which it is done."""
-    for own in found.left_trainings:
-        yield f"train {own.of.name}", _work_of_training(place, own)
-    for opened in found.left_cells:
-        yield opened.of.name, _work_of_cell(place, opened)
-
-
-def _work_of_cell(place: Workplace, cell: OpenCell) -> Work:
-    recipe, method, pairs = place.recipes[cell.of.recipe], cell.method, cell.pairs
-    images = _Images.of(place, cell.of.dataset, images_of(pairs))
-    rows: set[StoreRow] = set()
+def _of_cell(place: Workplace, cell: OpenCell, made: set[tuple[Any, ...]]) -> Tally:
+    recipe, method, tally = place.recipes[cell.of.recipe], cell.method, Tally(len(cell.pairs))
+    images = _Images(place, cell.of.dataset, images_of(cell.pairs), tally, made)
     if "dino" in (method.layers or ()):
-        rows |= images.patch_maps(method.dino_size or place.dino_shape.usual_size)
+        images.patch_maps(method.dino_size or place.dino_shape.usual_size)
     if method.ensemble is None:
-        return Work(rows, matched=len(pairs))
+        return tally
     draws, steps = method.ensemble, dict(zip(unet_layers(method.layers or ()), method.timesteps or (), strict=True))
     if recipe.train is not None and Mode.named(str(recipe.train.mode)).rules.of_pairs:
-        rows |= images.latents() | images.patch_tokens()
-        rows.update(*(images.noisy(step, draws) for step in steps.values()))
-        passes = Counter(dict.fromkeys(steps, 2 * len(pairs) * draws))
-        return Work(rows, forward=passes, matched=len(pairs))
+        images.latents()
+        images.patch_tokens()
+        for step in steps.values():
+            images.noisy(step, draws)
+        tally.passes.update(dict.fromkeys(steps, 2 * len(cell.pairs) * draws))
+        return tally
     prompts: Prompts | None = None
     if method.prompt is not None:
         prompts = TextPrompt(method.prompt)
     elif cell.training is not None and cell.training.is_finished:
         prompts = SavedPrompts(load_prompts(cell.training.path))
-    for layer, step in steps.items():
-        unmapped = images if prompts is None else images.without_maps(prompts, draws, (str(layer), step))
-        shape = place.model.shape(layer, place.model.image_size)
-        told = (method.prompt, None) if method.prompt else (str(cell.of.training), layer)
-        about = math.prod(shape.map), told, draws, step, layer
-        rows |= unmapped.latents() | unmapped.noisy(step, draws)
-        rows.update(Map(cell.of.dataset, image, *about) for image in unmapped.images)
-    return Work(rows, matched=len(pairs))
+    keys, told = [(str(layer), step) for layer, step in steps.items()], method.prompt or str(cell.of.training)
+    for group in plan.sharing_a_pass(keys, method.prompt is None):
+        unmapped = sorted({image for key in group for image in images.maps(prompts, told, draws, key)})
+        own = _Images(place, cell.of.dataset, unmapped, tally, made)
+        own.latents()
+        own.noisy(steps[int(group[0][0])], draws)
+        tally.passes[max(int(layer) for layer, _ in group)] += len(unmapped) * draws
+    return tally
 
 
-def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
-    settings, pairs, held_out, run = training.settings, training.pairs, training.held_out, training.run
+def _of_training(place: Workplace, training: OpenTraining, made: set[tuple[Any, ...]]) -> Tally:
+    settings, held_out, run = training.settings, training.held_out, training.run
     done = 0 if run is None else len(run.metrics_until(settings.steps))
-    left = range(done + 1, settings.steps + 1)
-    trained, validated = (_Images.of(place, training.of.dataset, images_of(own)) for own in (pairs, held_out))
-    rows: set[StoreRow] = trained.latents() | validated.latents()
-    rows.update(*(trained.noisy(step, settings.draws) for step in settings.timesteps))
-    rows.update(*(validated.noisy(step, 1) for step in settings.validation_timesteps))
+    left, tally = range(done + 1, settings.steps + 1), Tally()
+    trained, validated = (
+        _Images(place, training.of.dataset, images_of(own), tally, made) for own in (training.pairs, held_out)
+    )
+    for step in settings.timesteps:
+        trained.noisy(step, settings.draws)
+    for step in settings.validation_timesteps:
+        validated.noisy(step, 1)
     pairwise = settings.mode.rules.of_pairs
-    if pairwise:
-        rows |= trained.patch_tokens() | validated.patch_tokens()
+    for images in (trained, validated):
+        images.latents()
+        if pairwise:
+            images.patch_tokens()
     validations = sum(step % settings.validate_every == 0 or step == settings.steps for step in left)
     tapped = 2 * len(held_out) if pairwise else len(validated.images)
-    passes = sum(_images_of_step(training, step - 1) for step in left)
-    return Work(
-        rows,
-        forward=Counter(dict.fromkeys(settings.layers, validations * tapped)),
-        backward=Counter(dict.fromkeys(settings.layers, passes)),
-        matched=validations * len(held_out),
-    )
-
-
-def work_of_grid(place: Workplace, dataset: str, images: Sequence[str], passes: int, layer: int) -> Work:
-    """Of a grid that keeps nothing but latents. passes: per image, each as far as a layer."""
-    return Work(_Images.of(place, dataset, images).latents(), forward=Counter({layer: len(images) * passes}))
+    tally.passes.update(dict.fromkeys(settings.layers, validations * tapped))
+    tally.backward.update(dict.fromkeys(settings.layers, sum(_images_of_step(training, step - 1) for step in left)))
+    tally.pairs = validations * len(held_out)
+    return tally
 
 
 def _images_of_step(training: OpenTraining, step: int) -> int:
@@ -204,70 +161,87 @@ def _images_of_step(training: OpenTraining, step: int) -> int:
     return sum(len(images_of([pairs[index] for index in part])) for part in chunks(batch, size))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Images:
-    """Images of a dataset, and its store: None where none was made yet, and all is lacking."""
+    """Images of a dataset whose rows a piece of work needs: what is not there, and is made by no piece before, is put
+    on its tally. made: rows that are there then."""
 
     place: Workplace
     dataset: str
-    store: Store | None
     images: Sequence[str]
+    tally: Tally
+    made: set[tuple[Any, ...]]
 
-    @classmethod
-    def of(cls, place: Workplace, dataset: str, images: Sequence[str]) -> "_Images":
-        """In the store of a workplace."""
-        return cls(place, dataset, open_if_there(place.store_path(dataset)), images)
+    @cached_property
+    def store(self) -> Store | None:
+        """None where none was made yet, and all is lacking."""
+        return open_if_there(self.place.store_path(self.dataset))
 
-    def lacking(self, missing: Callable[[Store, list[int]], list[int]]) -> "_Images":
-        """Those of whose rows `missing` says that the store lacks them."""
-        if self.store is None:
-            return self
-        known = self.store.images
-        return replace(self, images=[known.ids[row] for row in missing(self.store, [*map(known.row, self.images)])])
+    def lacking(
+        self, what: tuple[Any, ...], shape: Sequence[int], missing: Callable[[Store, list[int]], Sequence[int]]
+    ) -> list[str]:
+        """Those without a row, whose rows are made from now on.
 
-    def without_maps(self, prompts: Prompts, ensemble: int, key: MapKey) -> "_Images":
-        """Those whose map the store lacks."""
-        compute = self.place.compute
-        return self.lacking(
-            lambda store, rows: missing_maps(store, extractor_of(store, prompts, ensemble, compute), rows, [key])
-        )
-
-    @property
-    def latent_numbers(self) -> int:
-        """How many an image's latents are."""
-        return math.prod(self.place.model.latent_shape(self.place.model.image_size))
-
-    def latents(self) -> set[StoreRow]:
-        """Of those that lack them."""
-        numbers = self.latent_numbers
-        return {Source(self.dataset, image, numbers, "latents") for image in self.lacking(missing_latents).images}
-
-    def noisy(self, timestep: int, draws: int) -> set[StoreRow]:
-        """The draws that are lacking."""
-        places = [(image, draw) for image in self.images for draw in range(draws)]
+        Args:
+            what: Of which rows.
+            shape: Of a row, in float16.
+            missing: Which rows of images a store lacks.
+        """
+        images = self.images
         if self.store is not None:
             known = self.store.images
-            lacking = missing_noisy(self.store, [*map(known.row, self.images)], timestep, draws)
-            places = [(known.ids[row], draw) for row, draw in lacking]
-        numbers = self.latent_numbers
-        return {Source(self.dataset, image, numbers, "noisy", (timestep, draw)) for image, draw in places}
+            images = [known.ids[row] for row in missing(self.store, [*map(known.row, images)])]
+        new = [image for image in images if (self.dataset, what, image) not in self.made]
+        self.made.update((self.dataset, what, image) for image in new)
+        self.tally.bytes_to_write += len(new) * row_bytes(Stored.FLOAT16.value, shape)
+        return new
 
-    def patch_maps(self, size: int) -> set[StoreRow]:
-        """Of the layer `dino`. Which DINOv2 made what is there is not asked: it may have to be fetched."""
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """The shape of an image's latents."""
+        return self.place.model.latent_shape(self.place.model.image_size)
+
+    def latents(self) -> None:
+        """Those of the VAE."""
+        self.tally.encode += len(self.lacking(("latents",), self.latent, plan.missing_latents))
+
+    def noisy(self, timestep: int, draws: int) -> None:
+        """Draws of noisy latents."""
+        for draw in range(draws):
+
+            def missing(store: Store, rows: list[int], own: int = draw) -> list[int]:
+                return [row for row, found in plan.missing_noisy(store, rows, timestep, own + 1) if found == own]
+
+            self.lacking(("noisy", timestep, draw), self.latent, missing)
+
+    def maps(self, prompts: Prompts | None, told: str, ensemble: int, key: MapKey) -> list[str]:
+        """Maps of a layer at a timestep: the images that lack one. prompts: None where they are not learned yet."""
+
+        def missing(store: Store, rows: list[int]) -> list[int]:
+            if prompts is None:
+                return rows
+            return plan.missing_maps(
+                store, plan.extractor_of(store, prompts, ensemble, self.place.compute), rows, [key]
+            )
+
+        model = self.place.model
+        return self.lacking((told, ensemble, *key), model.shape(key[0], model.image_size).map, missing)
+
+    def patch_maps(self, size: int) -> None:
+        """Those of the layer `dino`. Which DINOv2 made what is there is not asked: it may have to be fetched."""
 
         def missing(store: Store, rows: list[int]) -> list[int]:
             for extractor in store.pixel_extractors("dino"):
                 if (extractor.size, extractor.dtype) == (size, self.place.compute.dtype_name):
-                    rows = missing_maps(store, extractor, rows, [("dino", None)])
+                    rows = plan.missing_maps(store, extractor, rows, [("dino", None)])
             return rows
 
-        return self.lacking(missing)._tokens(self.place.dino_shape.side(size) ** 2, size)
+        self._tokens(size, self.place.dino_shape.side(size) ** 2, missing)
 
-    def patch_tokens(self) -> set[StoreRow]:
+    def patch_tokens(self) -> None:
         """What a cpm's prompts are made from."""
-        own = self.lacking(lambda store, rows: missing_rows(store.array(PATCH_TOKENS), rows))
-        return own._tokens(1 + (CROP // self.place.dino_shape.patch) ** 2, CROP)
+        count = 1 + (CROP // self.place.dino_shape.patch) ** 2
+        self._tokens(CROP, count, lambda store, rows: plan.missing_rows(store.array(PATCH_TOKENS), rows))
 
-    def _tokens(self, count: int, size: int) -> set[StoreRow]:
-        numbers = count * self.place.dino_shape.channels
-        return {Source(self.dataset, image, numbers, "dino", (size,)) for image in self.images}
+    def _tokens(self, size: int, count: int, missing: Callable[[Store, list[int]], list[int]]) -> None:
+        self.tally.dino += len(self.lacking(("dino", size), (count, self.place.dino_shape.channels), missing))

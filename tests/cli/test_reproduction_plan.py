@@ -29,7 +29,6 @@ from cli.reproduction.tables import (
     stand_ins,
     titles_of,
 )
-from cli.reproduction.work import Map, passes_of
 from featstore.recipes import load_recipes
 from matcher.errors import InputError
 from matcher.statistics import Interval
@@ -283,19 +282,6 @@ def test_notes_say_what_was_not_as_in_the_paper() -> None:
     assert "Trainings" not in plain  # nothing is trained there
     assert "demo" not in plain
     assert "37.26 in Table 3" in plain
-
-
-def test_layers_share_a_pass_where_their_prompts_are_one() -> None:
-    def both(prompts: str, alone: bool, timesteps: tuple[int, int]) -> set[Map]:
-        steps = zip(timesteps, (2, 3), strict=True)
-        return {Map("demo", "cat/1", 1, (prompts, layer if alone else None), 8, step, layer) for step, layer in steps}
-
-    assert passes_of(both("a photo", False, (261, 261))) == {3: 8}
-    assert passes_of(both("a photo", False, (261, 200))) == {2: 8, 3: 8}
-    assert passes_of(both("dual-single@demo", True, (261, 261))) == {2: 8, 3: 8}
-    # dift and dift-dual share layer 2 at 261
-    dift = {Map("demo", "cat/1", 1, ("a photo", None), 8, 261, 2)}
-    assert passes_of(both("a photo", False, (261, 200)) - dift) == {3: 8}
 
 
 def test_a_number_that_is_the_papers_is_not_outside() -> None:
