@@ -23,7 +23,7 @@ from cli.train import train
 from featstore.config import GridConfig, ReproduceConfig, to_json
 from featstore.files import write_whole
 from featstore.pipeline.pairs import images_of
-from featstore.pipeline.results import EvaluationRun
+from featstore.pipeline.results import EvaluationRun, is_finished
 from featstore.plain_text import printable
 from featstore.recipes import Recipe
 from featstore.sealed import seal
@@ -153,7 +153,7 @@ def run_left(place: Workplace, found: Survey) -> tuple[dict[Cell, tables.CellFig
             if cell.training is not None and cell.training.name in failures:
                 raise InputError(f"The training {cell.training.name} failed.")
             config = replace(opened.config, out=opened.folder(place))
-            if cell not in found.scored:
+            if not is_finished(opened.folder(place)):  # another training may have ended in the same prompts
                 make_store(cell.dataset)
                 say("", f"$ {command_of(config, 'eval')}")
                 evaluate(config)
