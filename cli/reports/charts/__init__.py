@@ -1,4 +1,4 @@
-"""The charts of reports, a file each, and what they share. A chart is a function from a result to a `Chart`, or to None
+"""The charts of reports and what they share. A chart is a function from a result to a `Chart`, or to None
 where the result has nothing for it; the page's module lists those of its kind of report under the titles of their
 sections."""
 
