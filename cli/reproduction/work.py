@@ -240,8 +240,8 @@ class _Images:
 
     def patch_tokens(self) -> None:
         """What a cpm's prompts are made from."""
-        count = 1 + (CROP // self.place.dino_shape.patch) ** 2
+        count = 1 + (CROP // self.place.dino_shape.patch_size) ** 2
         self._tokens(CROP, count, lambda store, rows: plan.missing_rows(store.array(PATCH_TOKENS), rows))
 
     def _tokens(self, size: int, count: int, missing: Callable[[Store, list[int]], list[int]]) -> None:
-        self.tally.dino += len(self.lacking(("dino", size), (count, self.place.dino_shape.channels), missing))
+        self.tally.dino += len(self.lacking(("dino", size), (count, self.place.dino_shape.hidden_size), missing))
