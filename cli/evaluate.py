@@ -41,6 +41,7 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     from cli.reports.evaluation import report_evaluation
 
     with kept_evaluation(done, config.out, {"command": typed_command()}) as kept:
+        del done  # the report reads what is kept
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
         page = report_evaluation(kept)
     say(f"report: {page}, with table.md and table.tex beside it")

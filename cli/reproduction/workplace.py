@@ -8,7 +8,7 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -21,7 +21,7 @@ from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.noise import Latents
 from featstore.backbones.stable_diffusion import Model
 from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig, to_json
-from featstore.datasets.records import Dataset, Pair
+from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError, TuningError
 from featstore.pipeline import pairs as lists
@@ -107,7 +107,7 @@ class Workplace:
         means = {name: getattr(self.asked, name) for name in ("dino", "device", "dtype", "batch_size")}
         return replace(method, store=str(self.store_path(dataset)), **means, **more)
 
-    def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[Sequence[Pair], str]:
+    def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[AnnotatedPairs, str]:
         """The pairs of a split, by default of that for reporting, and their list's hash."""
         found, size = self.dataset(dataset), self.model.image_size
         split = split or lists.default_split(found)
@@ -135,8 +135,8 @@ class OpenTraining:
     config: TrainConfig
     path: Path
     settings: TuningSettings
-    pairs: Sequence[Pair]
-    held_out: Sequence[Pair]
+    pairs: AnnotatedPairs
+    held_out: AnnotatedPairs
     run: RunFolder | None
 
     @property
@@ -153,7 +153,7 @@ class OpenCell:
     of: Cell
     method: EvalConfig
     config: EvalConfig
-    pairs: Sequence[Pair]
+    pairs: AnnotatedPairs
     listed: str
     training: OpenTraining | None
 
@@ -239,13 +239,13 @@ def survey(place: Workplace, plan: Plan) -> Survey:
     return Survey(trainings, cells, scored, failures)
 
 
-def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) -> OpenTraining:
+def _open_training(place: Workplace, training: Training, pairs: AnnotatedPairs) -> OpenTraining:
     """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
     dataset, method = place.dataset(training.dataset), place.training(training, len(pairs))
     saving = {name: getattr(place.asked, name) for name in ("accumulate", "gradient_checkpointing")}
     config = place.placed(method, training.dataset, **saving)
     settings = settings_of(config, dataset.name, len(pairs), place.model, place.model.image_size, "float32")
-    held_out = lists.choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    held_out = lists.choose_held_out(dataset, settings.validation_pairs)
     path, run = place.asked.work / "runs" / f"{training.name}-{method.steps}", None
     begun: dict[str, Any] = {"name": path.name, "runs": path.parent}
     if path.exists():

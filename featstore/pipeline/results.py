@@ -222,6 +222,7 @@ def kept_evaluation(
                 path = left
                 break
         place = _save(result, path, parent, described, begin)
+        del result  # of many pairs it is large, and whoever reports reads what is kept
         yield place
         (place / _UNFINISHED).unlink()
     finally:
