@@ -2,6 +2,7 @@
 pairs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,9 +63,25 @@ def correlate(source: Tensor, cells: Tensor, target: Tensor) -> Tensor:
     return torch.einsum("nc,chw->nhw", descriptors, normalise(target, dim=0))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PointMatches:
+    """What was found of n points in a target. points: by readout, (n, 2), (x, y) in pixels of the resized frame.
+    correlations: (n, H, W), of each point with every cell, from which they were read."""
+
+    points: dict[str, Tensor]
+    correlations: Tensor
+    settings: MatchSettings
+
+    def scores(self, readout: str) -> Tensor:
+        """The correlation of each point at the place that a readout found, (n,), -1 to 1."""
+        size, settings = final_size([self.correlations], 1), self.settings
+        cells = pixels_to_cells(self.points[readout], settings.image_size, size, settings.geometry)
+        return sample(self.correlations, cells).diagonal()  # each point in its own correlations
+
+
 def match_points(
     source: Tensor, target: Tensor, points: Tensor, readouts: Sequence[str], settings: MatchSettings
-) -> dict[str, Tensor]:
+) -> PointMatches:
     """Where each source point lies in the target, by each readout.
 
     Args:
@@ -75,7 +92,7 @@ def match_points(
         settings: How maps become matches.
 
     Returns:
-        By readout (n, 2), (x, y) in pixels of the resized frame.
+        The points found by each readout, and the correlations from which they were read.
 
     Raises:
         MatchError: The maps' channels differ, a point or a match is not finite, or a readout needs the original
@@ -103,7 +120,7 @@ def match_points(
     }
     for name, positions in found.items():
         check_predictions(positions, name, "the source to the target map")
-    return found
+    return PointMatches(found, correlation, settings)
 
 
 def match_pixels(

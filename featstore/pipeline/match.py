@@ -28,8 +28,7 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.text import encode_texts
 from matcher.configuration import Geometry, MatchSettings
 from matcher.errors import MapError, MatchError
-from matcher.geometry import pixels_to_cells
-from matcher.match import correlate, fuse, match_points, sample
+from matcher.match import fuse, match_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +323,6 @@ def match(
     )
     scale_a, scale_b = (np.array(own.size, dtype=np.float32) / np.float32(size) for own in (maps_a, maps_b))
     queries = torch.from_numpy(np.clip(found / scale_a, 1e-4, size - 1 - 1e-4)).to(device)
-    matched = match_points(source, target, queries, [readout], settings)[readout]
-    cells = pixels_to_cells(queries, size, (source.shape[-2], source.shape[-1]), shape)
-    correlations = correlate(source, cells, target)  # (n, H, W)
-    places = pixels_to_cells(matched, size, (target.shape[-2], target.shape[-1]), shape)
-    scores = sample(correlations, places).diagonal()  # (n,): each point in its own correlations
-    return Matches(
-        matched.cpu().numpy() * scale_b.astype(np.float32),
-        scores.float().cpu().numpy(),
-        correlations.cpu().numpy(),
-    )
+    matched = match_points(source, target, queries, [readout], settings)
+    scores, correlations = matched.scores(readout).float(), matched.correlations
+    return Matches(matched.points[readout].cpu().numpy() * scale_b, scores.cpu().numpy(), correlations.cpu().numpy())

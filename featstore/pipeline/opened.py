@@ -16,7 +16,7 @@ from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
 from featstore.pipeline.pairs import images_of, in_resized_frame, note_oddities
 from featstore.pipeline.plan import MapRequest
-from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store
+from featstore.pipeline.prompt_choice import PromptChoice, choose_for_store
 from featstore.progress import Progress, Silent, tell_left_out
 from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor, Stored
 from featstore.store.store import Store, open_store
@@ -92,7 +92,7 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     compute, store = choose_compute(config.device, config.dtype, config.batch_size), open_store(config.store)
-    choice = choose_for_store(store, TypedPrompts.of(config))
+    choice = choose_for_store(store, config)
     if choice.prompts is None:
         check_kept(config.stored, "prompts of pairs (cpm)")
     names = config.layers or choice.layers

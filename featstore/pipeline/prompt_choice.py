@@ -4,7 +4,7 @@ those of the newest run where they fit; and what to do for categories that have 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from featstore.backbones.layers import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, unet_layers
 from featstore.config import EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
@@ -23,26 +23,8 @@ NEWEST = Path("newest")
 """What `--prompts` takes for the newest finished run on the store that has the layers used."""
 
 
-@dataclass(frozen=True, slots=True)
-class TypedPrompts:
-    """What was typed that decides on prompts, None where it was not: decoder layers (none of them where only `dino` is
-    named), `--t`, `--prompt`, `--prompts`, `--fallback`. template: the text where none is typed."""
-
-    layers: tuple[int, ...] | None
-    t: object | None
-    prompt: str | None
-    prompts: Path | None
-    fallback: str | None
-    template: str = DEFAULT_TEMPLATE
-
-    @classmethod
-    def of(
-        cls, config: KeptMapsConfig | EvalConfig | GridConfig | MatchConfig, template: str = DEFAULT_TEMPLATE
-    ) -> Self:
-        """What a config says of them."""
-        layers = None if config.layers is None else unet_layers(config.layers)
-        fallback = None if isinstance(config, MatchConfig) else config.fallback
-        return cls(layers, config.timesteps, config.prompt, config.prompts, fallback, template)
+Typed = KeptMapsConfig | EvalConfig | GridConfig | MatchConfig
+"""Of which layers, timesteps, prompt, prompts and fallback decide on prompts, None where they were not typed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +80,11 @@ class PromptChoice:
 
 
 def choose_prompts(
-    model_id: str, fingerprint: str, runs: Callable[[], Sequence[RunFolder]], typed: TypedPrompts
+    model_id: str,
+    fingerprint: str,
+    runs: Callable[[], Sequence[RunFolder]],
+    typed: Typed,
+    template: str = DEFAULT_TEMPLATE,
 ) -> PromptChoice:
     """The rule of every command: learned prompts where they are named; or where none of layers, timesteps and prompt is
     typed and the newest finished run has exactly the layers used; else the text.
@@ -108,6 +94,7 @@ def choose_prompts(
         fingerprint: Of the model at hand.
         runs: That were finished with it, the newest first.
         typed: What was asked for.
+        template: The text where none is typed.
 
     Raises:
         InputError: For a text and learned prompts at once.
@@ -116,20 +103,22 @@ def choose_prompts(
     """
     if typed.prompt is not None and typed.prompts is not None:
         raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
-    path, fallback, way_out = typed.prompts, typed.fallback, None
+    layers = None if typed.layers is None else unet_layers(typed.layers)  # none where only other backbones' are named
+    path, way_out = typed.prompts, None
+    fallback = None if isinstance(typed, MatchConfig) else typed.fallback
     if path == NEWEST:
-        path = _newest_for(runs(), DUAL if typed.layers is None else typed.layers).path
-    elif path is None and typed.layers is None and typed.t is None and typed.prompt is None:
+        path = _newest_for(runs(), DUAL if layers is None else layers).path
+    elif path is None and layers is None and typed.timesteps is None and typed.prompt is None:
         path = next((run.path for run in runs()[:1] if set(run.settings.layers) == set(DUAL)), None)
     if path is None:
         if fallback is not None:
             raise InputError("--fallback goes with learned prompts: name them with --prompts.")
-        text = TextPrompt(typed.template if typed.prompt is None else typed.prompt)
+        text = TextPrompt(template if typed.prompt is None else typed.prompt)
         return PromptChoice(text.template, text, None)
     if (path / "run.json").exists():
         RunFolder.open(path)  # raises for one that is damaged: what it says of its prompts is then not to be trusted
     learned, is_newest = load_prompts(path), path != typed.prompts
-    check_usable(learned, fingerprint, model_id, typed.layers or learned.layers)
+    check_usable(learned, fingerprint, model_id, layers or learned.layers)
     label = f"{learned.mode.value} prompts of {path}"
     if learned.mode.rules.of_pairs:
         if fallback is not None:
@@ -140,14 +129,14 @@ def choose_prompts(
     return PromptChoice(label, SavedPrompts(learned, way_out), learned, path, is_newest)
 
 
-def choose_for_store(store: Store, typed: TypedPrompts) -> PromptChoice:
+def choose_for_store(store: Store, typed: Typed, template: str = DEFAULT_TEMPLATE) -> PromptChoice:
     """`choose_prompts` for a store's model and the runs that were finished on it."""
     header = store.header
 
     def finished() -> list[RunFolder]:
         return [run for run in runs_newest_first(store) if run.is_finished]
 
-    return choose_prompts(header.model_id, header.model_fingerprint, finished, typed)
+    return choose_prompts(header.model_id, header.model_fingerprint, finished, typed, template)
 
 
 def _newest_for(runs: Sequence[RunFolder], layers: tuple[int, ...]) -> RunFolder:
