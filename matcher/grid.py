@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matcher.configuration import Configuration, MatchSettings, frame_of
+from matcher.configuration import Configuration, MatchSettings, describe_layers, frame_of
 from matcher.errors import MatchError
 from matcher.maps import MapSource
 from matcher.pairs import ALL, MatchingPair, Pairs
@@ -153,11 +153,9 @@ def winners(scores: GridScores, average: Average) -> tuple[Winner, ...]:
 
 def describe(configuration: Configuration) -> dict[str, Any]:
     """What a configuration is, by the names that `dualsd eval --json` uses."""
-    layers, settings = configuration.layers, configuration.settings
+    settings = configuration.settings
     return {
-        "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
-        "t": [layer.timestep for layer in layers],
-        "weights": list(configuration.weights),
+        **describe_layers(configuration.layers),
         "geometry": settings.geometry.value,
         "upsample": settings.upsample,
         "upsample_align": settings.upsample_align.value,

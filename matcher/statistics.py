@@ -221,11 +221,11 @@ def pck_intervals(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """first, second: PCK of either run. lead: second - first with its 95 % interval, images resampled (see
-    `matcher.statistics`). p: of a two-sided permutation test (see `matcher.statistics`). All but p in fractions."""
+    """first, run: PCK of the first run and of the other. lead: run - first with its 95 % interval, images resampled.
+    p: of a two-sided permutation test. All but p in fractions."""
 
     first: float
-    second: float
+    run: float
     lead: Interval
     p: float
 

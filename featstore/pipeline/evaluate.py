@@ -12,7 +12,7 @@ from featstore.backbones.base import MapKey
 from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import is_diffusion
 from featstore.config import EvalConfig, given_options
-from featstore.datasets.records import canonical_split
+from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import open_dataset
 from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
@@ -27,7 +27,7 @@ from featstore.pipeline.pairs import (
     note_oddities,
     sizes_from_files,
 )
-from featstore.pipeline.results import Evaluation, Scoring, tabulated
+from featstore.pipeline.results import Evaluation, Scoring
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.store.keys import absolute
 from featstore.store.source import StoredMaps, open_features
@@ -88,14 +88,9 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
     listed = take_pairs(opened, split, choose_pairs(dataset, split, config.categories or ()), progress)
     matched, features = _match_from_store(config, opened, listed, wanted, scoring)
     known = store.header.dataset_root
-    return replace(
-        tabulated(dataset.name, split, scoring, features, matched),
-        notes=listed.notes,
-        config=used,
-        theta=dataset.theta_rule.value,
-        store=absolute(store.path),
-        root=config.root if config.root is not None or known is None else Path(known),
-    )
+    root = config.root if config.root is not None or known is None else Path(known)
+    origin = _origin(dataset, absolute(store.path), root)
+    return Evaluation(dataset.name, split, scoring, features, Matches.of(matched), listed.notes, used, origin)
 
 
 def _match_from_store(
@@ -144,14 +139,15 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     notes = note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
     framed = in_resized_frame(dataset, pairs, sizes.__getitem__, config.size, progress)
     del pairs  # from here on they are columns
-    matched = _match(framed, maps, scoring, compute.device, progress, processes)
-    return replace(
-        tabulated(dataset.name, split, scoring, {"features": str(features)}, matched),
-        notes=notes,
-        config=replace(config, split=split, weights=tuple(layer.weight for layer in scoring.layers), out=None),
-        theta=dataset.theta_rule.value,
-        root=config.root,
-    )
+    matched = Matches.of(_match(framed, maps, scoring, compute.device, progress, processes))
+    used = replace(config, split=split, weights=tuple(layer.weight for layer in scoring.layers), out=None)
+    origin = _origin(dataset, None, config.root)
+    return Evaluation(dataset.name, split, scoring, {"features": str(features)}, matched, notes, used, origin)
+
+
+def _origin(dataset: Dataset, store: str | None, root: Path | None) -> dict[str, Any]:
+    """As `Evaluation` has it."""
+    return {"theta": dataset.theta_rule.value, "store": store, "root": None if root is None else str(root.resolve())}
 
 
 def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int) -> Scoring:

@@ -70,7 +70,9 @@ def choose(
     """t: of each layer."""
     names = None if layers is None else tuple(map(str, layers))
     timesteps = None if t is None else (t,) * len(layers or (2, 3))
-    return choose_for_store(open_store(store), EvalConfig(layers=names, timesteps=timesteps, prompt=prompt, prompts=prompts))
+    return choose_for_store(
+        open_store(store), EvalConfig(layers=names, timesteps=timesteps, prompt=prompt, prompts=prompts)
+    )
 
 
 @pytest.mark.parametrize("runs", [(), ((2, 3),), ((2,),), ((2, 3), (2,)), ((2,), (2, 3)), ((3, 2),)])
