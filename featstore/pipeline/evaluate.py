@@ -61,7 +61,6 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     progress = Silent() if progress is None else progress
-    find_readouts(config.readouts)
     return _from_store(config, progress) if config.features is None else _from_file(config, config.features, progress)
 
 

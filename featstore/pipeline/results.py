@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,7 +38,15 @@ from featstore.sealed import check_seal, check_version, seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.tuning import run_folder
-from matcher.configuration import MODULES, Configuration, Frame, LayerSpec, MatchSettings, describe_layers, frame_of
+from matcher.configuration import (
+    Configuration,
+    Frame,
+    LayerSpec,
+    MatchSettings,
+    describe_layers,
+    find_readouts,
+    frame_of,
+)
 from matcher.errors import MatchError
 from matcher.pairs import PixelFrame
 from matcher.pck import Average, Matches, Pck, PckTable, paper_rows, tabulate, to_json
@@ -197,27 +205,24 @@ def kept_evaluation(
     """`save_evaluation`, while more is written into the folder that it gives: until that is done the run is known as
     unfinished. One that a kill left so gives its place: that in `path`, or of the same evaluation in `parent`."""
     described = {**about, **_describe(result)}
-    locks: list[int] = []
+    with ExitStack() as locks:
 
-    def begin(making: Path) -> None:
-        write_whole(making / _UNFINISHED, b"")
-        locks.extend(lock for lock in [take_if_free(making / _UNFINISHED)] if lock is not None)
+        def begin(making: Path) -> None:
+            write_whole(making / _UNFINISHED, b"")
+            lock = take_if_free(making / _UNFINISHED)
+            if lock is not None:
+                locks.callback(os.close, lock)
 
-    try:
-        candidates = [path] if path is not None else sorted(parent.glob(f"eval-{_layers(result)}-*"))
-        for left in candidates:
+        for left in [path] if path is not None else sorted(parent.glob(f"eval-{_layers(result)}-*")):
             lock = _left_by_a_kill(left) if path is not None or _same_evaluation(left, described) else None
             if lock is not None:
-                locks.append(lock)
+                locks.callback(os.close, lock)
                 shutil.rmtree(left)
                 path = left
                 break
         place = _save(result, path, parent, described, begin)
         yield place
         (place / _UNFINISHED).unlink()
-    finally:
-        for lock in locks:
-            os.close(lock)
 
 
 def is_finished(path: Path) -> bool:
@@ -277,15 +282,13 @@ def _save(
 
 
 def _moved(making: Path, path: Path) -> Path:
-    if not _is_free(path):
-        raise _in_the_way(path)
     try:
-        making.rename(path)
+        if _is_free(path):
+            return making.rename(path)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise _in_the_way(path) from error
-        raise
-    return path
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    raise _in_the_way(path)
 
 
 def _is_free(path: Path) -> bool:
@@ -322,12 +325,11 @@ def _describe(result: Evaluation) -> dict[str, Any]:
 def read_description(path: Path) -> dict[str, Any]:
     """What a run's `run.json` says. Raises `EvaluationError` where it is none of `dualsd eval`, or a newer one's."""
     description = run_folder.read_run(path)
-    if description is None:
-        raise EvaluationError(f"{path} is no run of `dualsd eval`: it has no {RUN} that can be read.")
-    if description.get("format") == run_folder.FORMAT:
+    if description is not None and description.get("format") == run_folder.FORMAT:
         raise EvaluationError(f"{path} is a run of `dualsd train`: evaluate it with `dualsd eval --prompts {path}`.")
-    if description.get("format") != FORMAT:
-        raise EvaluationError(f"{path} is no run of `dualsd eval`: its {RUN} is another program's.")
+    if description is None or description.get("format") != FORMAT:
+        why = f"it has no {RUN} that can be read" if description is None else f"its {RUN} is another program's"
+        raise EvaluationError(f"{path} is no run of `dualsd eval`: {why}.")
     check_version(description, VERSION, str(path), EvaluationError)
     return description
 
@@ -402,10 +404,7 @@ class _Described:
         scoring, pairs = self.scoring, matched.pairs
         Configuration(scoring.layers, scoring.settings)  # raises for weights that cannot be
         check_timesteps([layer.timestep for layer in scoring.layers if layer.timestep is not None])
-        for place, readout in enumerate(scoring.readouts):
-            if readout not in MODULES:
-                known = ", ".join(map(repr, MODULES))
-                raise ValueError(f"scoring.readouts[{place}] is {readout!r}, not one of {known}")
+        find_readouts(scoring.readouts)
         for name, values in (("readouts", scoring.readouts), ("alphas", scoring.alphas)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"scoring.{name} is empty, or names one twice")
