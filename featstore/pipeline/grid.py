@@ -17,6 +17,7 @@ from featstore.config import ENSEMBLE, EvalConfig, GridConfig
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.errors import ImageError
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target, in_blocks
+from featstore.pipeline.evaluate import PairMaps, open_pair_maps, tell_pairwise_cost
 from featstore.pipeline.needed import (
     MapsCost,
     estimate_maps,
@@ -26,11 +27,9 @@ from featstore.pipeline.needed import (
     open_stream,
     require_maps,
 )
-from featstore.pipeline.opened import open_asked, take_pairs
+from featstore.pipeline.opened import PromptChoice, open_asked, take_pairs
 from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
-from featstore.pipeline.pairwise import PairMaps, open_pair_maps, tell_pairwise_cost
 from featstore.pipeline.plan import FoundBackbone, MapRequest, extractor_of, missing_latents, sharing_a_pass
-from featstore.pipeline.prompt_choice import PromptChoice
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts

@@ -27,8 +27,8 @@ from featstore.errors import DatasetError
 from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Batch, Made, diffusion_maps, passes
 from featstore.pipeline.needed import model_of
+from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
-from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, choose_for_store, choose_prompts
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import Mode
 from featstore.prompts.cpm import check_dino, open_pair_prompts

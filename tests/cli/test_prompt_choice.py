@@ -9,7 +9,7 @@ import pytest
 
 from featstore.config import EvalConfig
 from featstore.errors import PromptError
-from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, choose_for_store
+from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store
 from featstore.prompts.base import Mode
 from featstore.prompts.saved import save_prompts
 from featstore.store.store import open_store
