@@ -13,8 +13,7 @@ import pytest
 from featstore.pipeline.results import Evaluation, save_evaluation
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average
-from matcher.spread import graphs_of
-from matcher.statistics import bootstrap_mean, permutation_test
+from matcher.statistics import bootstrap_mean, graphs_of, permutation_test
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok, read, refused
 from tests.featstore.evaluations import ALPHAS, guessed, many_pairs, result_of
