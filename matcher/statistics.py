@@ -1,5 +1,5 @@
-"""How certain a PCK is: bootstrap over images, permutation tests of two runs, and intervals of means; all from how far a
-mean over pairs lies from what other images of the kind would give, where pairs share images.
+"""How certain a PCK is: bootstrap over images, permutation tests of two runs, and intervals of means; all from how far
+a mean over pairs lies from what other images of the kind would give, where pairs share images.
 
 A category's images and pairs are a graph. Two images with a pair between them, in either direction, are a dyad. A value
 d of a pair is thought of as mean + what its source does + what its target does + noise of its own; what an image does
