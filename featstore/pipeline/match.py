@@ -17,7 +17,7 @@ from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networ
 from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.layers import check_names, timesteps_for, weights_for
 from featstore.backbones.noise import Latents, noise, posterior_noise
-from featstore.backbones.registry import family_of, is_diffusion, open_other, pixel_families, profile_of
+from featstore.backbones.registry import DIFFUSION, family_of, is_diffusion, open_other, pixel_families, profile_of
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import MatchConfig
 from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
@@ -142,7 +142,7 @@ class Featurizer:
         self.compute = compute_on(device, dtype, batch_size)
         self.networks = self.model.load(self.compute)
         self._seed, self._latents, self._asked = seed, Latents(latents), others or {}
-        self._others: dict[str, tuple[Backbone, int]] = {}
+        self._backbones: dict[str, tuple[Backbone, int]] = {DIFFUSION: (self.model, self.image_size)}
         self._loaded: dict[str, Networks] = {}
 
     def __call__(
@@ -166,29 +166,17 @@ class Featurizer:
             ModelError: for a layer or timestep that there is not.
             MapError: for a map that is not finite.
         """
-        keys = self.keys(layers, timesteps)
-        return self.maps_of([as_photo(image)], keys, text_prompt(prompt), ensemble, Silent())[0]
-
-    def keys(
-        self, layers: Sequence[str] | None = None, timesteps: Sequence[int | None] | None = None
-    ) -> tuple[MapKey, ...]:
-        """(layer, timestep) of each layer; see `__call__`."""
         profile = profile_of(self.model.location.id)
         names = profile.layers if layers is None else tuple(layers)
         check_names(names)
         steps = None if timesteps is None else [step for step in timesteps if step is not None]
-        return tuple(zip(names, timesteps_for(names, steps, profile.text_timesteps), strict=True))
+        keys = tuple(zip(names, timesteps_for(names, steps, profile.text_timesteps), strict=True))
+        return self.maps_of([as_photo(image)], keys, text_prompt(prompt), ensemble, Silent())[0]
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
-        found = []
-        for layer in layers:
-            if is_diffusion(layer):
-                found.append(self.model.shape(layer, self.image_size))
-            else:
-                backbone, size = self._other(layer)
-                found.append(backbone.layers(size)[layer])
-        return found
+        found = ((layer, *self._backbone(layer)) for layer in layers)
+        return [backbone.layers(size)[layer] for layer, backbone, size in found]
 
     def maps_of(
         self, photos: Sequence[Photo], wanted: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
@@ -256,7 +244,7 @@ class Featurizer:
         return latents
 
     def _other_maps(self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress) -> Iterator[Made[int]]:
-        family, (backbone, size) = family_of(layers[0]), self._other(layers[0])
+        family, (backbone, size) = family_of(layers[0]), self._backbone(layers[0])
         if family not in self._loaded:
             self._loaded[family] = backbone.load(self.compute, layers)
         batches = (
@@ -265,11 +253,12 @@ class Featurizer:
         keys = [(layer, None) for layer in layers]
         return passes(self._loaded[family], keys, batches, None, self.compute.device, progress)
 
-    def _other(self, layer: str) -> tuple[Backbone, int]:
+    def _backbone(self, layer: str) -> tuple[Backbone, int]:
+        """Whose the layer is, and the side in pixels of the images that it is given."""
         family = family_of(layer)
-        if family not in self._others:
-            self._others[family] = open_other(layer, self._asked, self.model.location)
-        return self._others[family]
+        if family not in self._backbones:
+            self._backbones[family] = open_other(layer, self._asked, self.model.location)
+        return self._backbones[family]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
