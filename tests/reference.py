@@ -52,7 +52,7 @@ def evaluate_plainly(
         source, target = final_map(pair.source), final_map(pair.target)
         points = torch.from_numpy(pair.source_points).to(device)
         on_cells = [readout for readout in readouts if readout != "pixel"]
-        found = match_points(source, target, points, on_cells, settings).points
+        found = match_points(source, target, points, on_cells, settings)
         if "pixel" in readouts:
             original = pair.in_original_frame()
             points = torch.from_numpy(original.source_points).to(device)

@@ -36,7 +36,7 @@ from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt, encode_texts
 from featstore.store.store import Store, open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, describe_layers
 from matcher.errors import InputError, MapError, MatchError
-from matcher.match import fuse, match_points
+from matcher.match import correlate_points, fuse, read_points, scores_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,9 +320,10 @@ def match(
     )
     scale_a, scale_b = (np.array(own.size, dtype=np.float32) / np.float32(size) for own in (maps_a, maps_b))
     queries = torch.from_numpy(np.clip(found / scale_a, 1e-4, size - 1 - 1e-4)).to(device)
-    matched = match_points(source, target, queries, [readout], settings)
-    scores, correlations = matched.scores(readout).float(), matched.correlations
-    return Matches(matched.points[readout].cpu().numpy() * scale_b, scores.cpu().numpy(), correlations.cpu().numpy())
+    correlations = correlate_points(source, target, queries, [readout], settings)
+    matched = read_points(correlations, [readout])[readout]
+    scores = scores_at(matched, correlations).float().cpu().numpy()
+    return Matches(matched.cpu().numpy() * scale_b, scores, correlations.cosines.cpu().numpy())
 
 
 @dataclass(frozen=True, slots=True)

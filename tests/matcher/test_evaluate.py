@@ -30,7 +30,7 @@ def test_planted_matches_are_found(geometry: Geometry) -> None:
     cell = 63 / 7 if geometry is Geometry.CORNERS else 8
     offset = 0 if geometry is Geometry.CORNERS else 3.5
     points = torch.tensor([[1.0, 1.0], [6.0, 2.0]]) * cell + offset
-    found = match_points(source, target, points, ["nn", "bilinear", "kernelsoftmax"], settings).points
+    found = match_points(source, target, points, ["nn", "bilinear", "kernelsoftmax"], settings)
     expected = torch.tensor([[5.0, 4.0], [0.0, 7.0]]) * cell + offset
     assert torch.allclose(found["nn"], expected, atol=1e-4)
     assert torch.allclose(found["bilinear"], expected, atol=1e-2)
