@@ -217,38 +217,23 @@ def join_processes(summing_on: str = "cpu") -> Processes:
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    with _joining(own.count):
+    try:
         state = PartialState(cpu=summing_on == "cpu", timeout=PATIENCE)
         if state.num_processes > 1:
             gather_object([None])
+    except ValueError as error:  # one that was not told where they meet is no process of torchrun's
+        raise _not_found() from error
+    except RuntimeError as error:  # one that was has been left, or does not reach the others
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ProcessError(
+            f"Another of the {own.count} processes ended before all had met, as it says itself, or {place}, where they "
+            "meet, is out of reach: mend what that one says, and run the same command again."
+        ) from error
     if state.num_processes == 1:
         raise _not_found()
     if state.backend == "gloo":
-        atexit.register(_leave)
+        atexit.register(state.destroy_process_group)
     return own
-
-
-def _leave() -> None:
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def _joining(count: int) -> Iterator[None]:
-    """Around the first meeting of `count` processes. Raises `ProcessError`: one that was not told where they meet is no
-    process of torchrun's, and one that was has been left, or does not reach the others."""
-    try:
-        yield
-    except ValueError as error:
-        raise _not_found() from error
-    except RuntimeError as error:
-        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise ProcessError(
-            f"Another of the {count} processes ended before all had met, as it says itself, or {place}, where they "
-            "meet, is out of reach: mend what that one says, and run the same command again."
-        ) from error
 
 
 def _not_found() -> ProcessError:

@@ -58,11 +58,9 @@ def missing_latents(store: Store, rows: Sequence[int]) -> list[int]:
 
 def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) -> list[Row]:
     """(image row, draw) of the noisy latents at `timestep` that are not cached, draws 0..draws-1."""
-    wanted = [(row, draw) for row in rows for draw in range(draws)]
     array = store.noisy(timestep)
-    if array is None:
-        return [*wanted]
-    present = array.present()
+    present = np.zeros((len(store.images), 0), dtype=np.bool_) if array is None else array.present()
+    wanted = ((row, draw) for row in rows for draw in range(draws))
     return [(row, draw) for row, draw in wanted if draw >= present.shape[1] or not present[row, draw]]
 
 
@@ -160,17 +158,16 @@ def add_noise(work: Work, noisy: Sequence[NoisyRows]) -> int:
     store, progress = work.store, work.progress
     missing: dict[int, set[Row]] = defaultdict(set)
     for rows, timestep, draws in noisy:
-        missing[timestep].update(missing_noisy(store, rows, timestep, draws))
-    total = sum(map(len, missing.values()))
-    if total == 0:
+        for place in missing_noisy(store, rows, timestep, draws):
+            missing[timestep].add(place)
+    if not missing:
         return 0
-    unpack(store, [noisy_path(timestep) for timestep, places in missing.items() if places], progress)
+    total = sum(map(len, missing.values()))
+    unpack(store, [*map(noisy_path, missing)], progress)
     latents = store.latents()
     progress.start("adding noise", total, "latents")
     with row_writer(store.path) as write:
         for timestep, places in missing.items():
-            if not places:
-                continue
             array = store.require_noisy(timestep, max(draws for _, step, draws in noisy if step == timestep))
             wanted: dict[int, list[int]] = {}
             for row, draw in sorted(places):
