@@ -448,16 +448,15 @@ def pairs_per_second(build: Row, maps: Row, matching: Row) -> tuple[float, float
 
 def print_table(console: Console, rows: Sequence[Row], whole: tuple[float, float]) -> None:
     """One table."""
-    table = Table(
-        "", "per second", *("dualsd", "published", "times", "computing", "published", "peak, MB", "published")
-    )
+    columns = [f"{what}\n{way}" for what in ("", "computing", "peak, MB") for way in ("dualsd", "published")]
+    table = Table("", "per second", *columns[:2], "times", *columns[2:])
     for row in rows:
         pair = row.dualsd, row.published
         rates = [f"{own.rate:.3g}" for own in pair]
         shares = ["not measured" if own.busy is None else f"{100 * own.busy:.0f} %" for own in pair]
         peaks = [f"{own.peak / MEGABYTE:,.0f}" for own in pair]
         table.add_row(row.what, row.unit, *rates, f"{pair[0].rate / pair[1].rate:.2f}", *shares, *peaks)
-    what = f"all pairs of {SPAIR_IMAGES} images, from these rates"
+    what = f"so: all pairs of {SPAIR_IMAGES} images"
     table.add_row(what, "pairs", *(f"{rate:.3g}" for rate in whole), f"{whole[0] / whole[1]:.1f}")
     console.print(table)
 
@@ -493,7 +492,7 @@ def main(
         ours, theirs = measure_dualsd(bench, images), measure_published(bench)
         published_steps, losses = measure_published_training(bench)
         console.print(f"They agree in training: {losses}.")
-        trained = Row(f"training step of {BATCH} pairs", "pairs", measure_training(bench, steps), published_steps)
+        trained = Row(f"training, {BATCH} pairs per step", "pairs", measure_training(bench, steps), published_steps)
     rows = [Row(*line) for line in zip(WORK, ("images", "images", "pairs"), ours, theirs, strict=True)]
     whole = pairs_per_second(*rows)
     rows.insert(2, trained)
