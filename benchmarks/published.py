@@ -54,7 +54,7 @@ class PublishedModel:
         """From a folder in diffusers' layout."""
 
         def network(kind: Any, component: str, dtype: torch.dtype) -> Any:
-            found = kind.from_pretrained(folder, subfolder=component, dtype=dtype)
+            found = kind.from_pretrained(folder, subfolder=component, dtype=dtype, use_safetensors=True)
             return found.to(device).eval().requires_grad_(False)
 
         upcast = AutoencoderKL.load_config(folder, subfolder="vae").get("force_upcast", True)
@@ -63,7 +63,7 @@ class PublishedModel:
             network(UNet2DConditionModel, "unet", dtype),
             CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             network(CLIPTextModel, "text_encoder", dtype),
-            DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+            DDIMScheduler.from_config(DDIMScheduler.load_config(folder, subfolder="scheduler")),
         )
 
     @torch.no_grad()
