@@ -2,8 +2,7 @@
 one run: images or pairs per second, the share of the time in which the device computes, and peak memory.
 
 Run: `python -m benchmarks.gpu [--images 48] [--steps 6] [--seconds 10] [--json FILE]`. On CUDA that is SD 2-1's full
-configuration with random weights, in half precision; elsewhere it is the demo's model, which shows
-only that it runs.
+configuration with random weights, in half precision; elsewhere it is the demo's model, which shows only that it runs.
 
 dualsd is measured through its public functions, on the demo's pictures at the model's size: reading, resizing and
 writing count. The published way has its pictures and maps in the device's memory already, and draws its noise there.
