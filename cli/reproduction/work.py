@@ -13,7 +13,7 @@ from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace
 from featstore.backbones.layers import unet_layers
 from featstore.pipeline.features import chunks
 from featstore.pipeline.pairs import images_of
-from featstore.pipeline.plan import extractor_of, missing_noisy
+from featstore.pipeline.plan import extractor_of
 from featstore.plain_text import human_bytes
 from featstore.progress import tell_disk
 from featstore.prompts.base import Mode, Prompts
@@ -40,14 +40,6 @@ class StoreRow:
 @dataclass(frozen=True, slots=True)
 class Latent(StoreRow):
     """The image's latent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Noisy(StoreRow):
-    """A noisy latent."""
-
-    timestep: int
-    draw: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +163,6 @@ def _work_of_cell(place: Workplace, cell: OpenCell) -> Work:
     draws, steps = method.ensemble, dict(zip(unet_layers(method.layers or ()), method.timesteps or (), strict=True))
     if recipe.train is not None and Mode.named(str(recipe.train.mode)).rules.of_pairs:
         rows.update(lacking.latents(), lacking.patch_tokens())
-        rows.update(*(lacking.noisy(step, draws) for step in steps.values()))
         passes = Counter(dict.fromkeys(steps, 2 * len(pairs) * draws))
         return Work(frozenset(rows), forward=passes, matched=len(pairs))
     prompts: Prompts | None = None
@@ -183,7 +174,7 @@ def _work_of_cell(place: Workplace, cell: OpenCell) -> Work:
             prompts = SavedPrompts(load_prompts(cell.training.path))
     for layer, step in steps.items():
         unmapped = lacking.of_maps(prompts, draws, layer, step)
-        rows.update(unmapped.latents(), unmapped.noisy(step, draws))
+        rows.update(unmapped.latents())
         shape = place.model.shape(layer, place.image_size)
         about = shape.channels * shape.side**2, name, alone, draws, step, layer
         rows.update(Map(cell.of.dataset, image, *about) for image in unmapped.images)
@@ -197,10 +188,6 @@ def _work_of_training(place: Workplace, training: OpenTraining) -> Work:
     trained, validated = images_of(pairs), images_of(held_out)
     everyone = _Lacking.of(place, training.of.dataset, sorted({*trained, *validated}))
     rows: set[StoreRow] = {*everyone.latents()}
-    for step in settings.timesteps:
-        rows.update(replace(everyone, images=trained).noisy(step, settings.draws))
-    for step in settings.validation_timesteps:
-        rows.update(replace(everyone, images=validated).noisy(step, 1))
     pairwise = settings.mode.rules.of_pairs
     if pairwise:
         rows.update(everyone.patch_tokens())
@@ -255,15 +242,6 @@ class _Lacking:
     def latents(self) -> Iterator[Latent]:
         for image in self.without(None if self.store is None else self.store.latents()).images:
             yield Latent(self.dataset, image, self.latent_numbers)
-
-    def noisy(self, timestep: int, draws: int) -> Iterator[Noisy]:
-        lacking = [(image, draw) for image in self.images for draw in range(draws)]
-        if self.store is not None:
-            known = self.store.images
-            rows = missing_noisy(self.store, list(map(known.row, self.images)), timestep, draws)
-            lacking = [(known.ids[row], draw) for row, draw in rows]
-        for image, draw in lacking:
-            yield Noisy(self.dataset, image, self.latent_numbers, timestep, draw)
 
     def of_maps(self, prompts: Prompts | None, ensemble: int, layer: int, timestep: int) -> "_Lacking":
         """Of those images whose map is not kept. prompts: None where they are not learned yet."""
