@@ -114,7 +114,8 @@ def on_device(inputs: NDArray[Any], device: torch.device) -> Tensor:
         values = values.pin_memory().to(device, non_blocking=True)
     values = values.to(device)
     # divided by a tensor of the device: by a number CUDA multiplies with its inverse, which rounds otherwise
-    return values.float() / torch.full((), 127.5, device=device) - 1 if values.dtype is torch.uint8 else values
+    pictures = values.dtype is torch.uint8
+    return values.float().div_(torch.full((), 127.5, device=device)).sub_(1) if pictures else values
 
 
 def brought(made: Iterable[tuple[Item, Sequence[Tensor]]]) -> Iterator[tuple[Item, Sequence[Tensor]]]:
