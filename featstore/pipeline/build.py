@@ -23,7 +23,7 @@ from featstore.files import sweep_making, sweep_partial
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import make_latents
 from featstore.pipeline.pairs import copies
-from featstore.pipeline.plan import Work, add_noise, check_noise, missing_latents, missing_noisy
+from featstore.pipeline.plan import Work, keep_noise, missing_latents, missing_noisy, noisy_latents
 from featstore.progress import Progress
 from featstore.store.keys import StoreLocation
 from featstore.store.lock import exclusive
@@ -288,11 +288,11 @@ def build(
     start = time.monotonic()
     store, stale = open_or_create(dataset, model, request, progress)
     rows = request.part.of(range(len(store.images)))
-    check_noise(store, rows, request.timesteps)
-    work = Work(store, dataset, compute, progress)
+    work, noisy = Work(store, dataset, compute, progress), noisy_latents(store, request.timesteps)
     encoded, bad = make_latents(work, rows, model)
     broken = {store.images.row(error.image_id) for error in bad}
-    noised = add_noise(work, [row for row in rows if row not in broken], request.timesteps, request.draws)
+    good = [row for row in rows if row not in broken]
+    noised = keep_noise(work, noisy, good, request.timesteps, request.draws)
     if bad and not skip_bad:
         raise bad[0]
     return BuildReport(

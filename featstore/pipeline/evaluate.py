@@ -47,8 +47,8 @@ OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", 
 def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation:
     """Match the keypoints of a split's pairs and score them.
 
-    Maps, noisy latents and latents that are not cached are made and kept. With `features` no store and no model is
-    needed. Of several processes (torchrun) each makes and matches its share, and all get the whole.
+    Maps and latents that are not cached are made and kept. With `features` no store and no model is needed. Of several
+    processes (torchrun) each makes and matches its share, and all get the whole.
 
     Args:
         config: What is evaluated, and how.

@@ -199,31 +199,27 @@ def noisy_latent(store: Store, clean: NDArray[np.float32], row: int, timestep: i
     return store.header.schedule.mix(clean, drawn, timestep)
 
 
-def add_noise(work: Work, rows: Sequence[int], timesteps: Sequence[int], draws: int) -> int:
-    """Keep noisy latents of images whose latents are cached, draws 0..draws-1: how many were made."""
+def keep_noise(work: Work, noisy: Noisy[int], rows: Sequence[int], timesteps: Sequence[int], draws: int) -> int:
+    """Keep what `noisy_latents` hands out of images whose latents are cached, draws 0..draws-1: how many were made."""
     store, progress = work.store, work.progress
     sweep_partial(store.path, map(noisy_path, timesteps))
-    wanted = [(step, missing) for step in timesteps if (missing := missing_noisy(store, rows, step, draws))]
-    total = sum(len(missing) for _, missing in wanted)
+    wanted = {step: missing for step in timesteps if (missing := missing_noisy(store, rows, step, draws))}
+    total = sum(map(len, wanted.values()))
     if total == 0:
         return 0
-    unpack(store, [noisy_path(timestep) for timestep, _ in wanted], progress)
-    latents = store.latents()
+    unpack(store, [*map(noisy_path, wanted)], progress)
     progress.start("adding noise", total, "latents")
+    arrays = {step: store.require_noisy(step, draws) for step in wanted}
+    places = [
+        (row, step, [draw for _, draw in own])
+        for step, missing in wanted.items()
+        for row, own in groupby(missing, itemgetter(0))
+    ]
     with row_writer(store.path) as write:
-        for timestep, missing in wanted:
-            array = store.require_noisy(timestep, draws)
-            of_image = [(row, [draw for _, draw in own]) for row, own in groupby(missing, itemgetter(0))]
-
-            def derived(place: tuple[int, list[int]], timestep: int = timestep) -> list[NDArray[np.float32]]:
-                row, own = place
-                clean = latents.read((row,)).astype(np.float32)
-                return [noisy_latent(store, clean, row, timestep, draw) for draw in own]
-
-            for (row, own), noisy in read_ahead(of_image, derived, reads_ahead(store.path)):
-                for draw, values in zip(own, noisy, strict=True):
-                    write(array, (row, draw), values)
-                    progress.advance()
+        for (row, step, own), made in read_ahead(places, lambda place: noisy(*place), reads_ahead(store.path)):
+            for draw, values in zip(own, made, strict=True):
+                write(arrays[step], (row, draw), values)
+                progress.advance()
     return total
 
 

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from featstore.backbones.base import Compute
-from featstore.backbones.noise import Latents
+from featstore.backbones.noise import Latents, noise
 from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.distributed import parse_part
-from featstore.pipeline.plan import Work, add_noise, noisy_latents
+from featstore.pipeline.plan import Work, keep_noise, noisy_latents
 from featstore.progress import Silent
 from featstore.store.store import Store, open_store
 
@@ -37,14 +38,19 @@ def test_derived_is_what_a_store_holds(demo: Store, compute: Compute) -> None:
     found = {(row, step): one_kept(row, step, range(DRAWS)) for row in rows for step in TIMESTEPS}
     assert sorted(demo.path.rglob("c.*")) == files
     work = Work(demo, open_dataset("demo", None), compute, Silent())
-    assert add_noise(work, rows, TIMESTEPS, DRAWS) == 4 * 4 * (DRAWS - 1)
+    assert keep_noise(work, one_kept, rows, TIMESTEPS, DRAWS) == 4 * 4 * (DRAWS - 1)
     for step in TIMESTEPS:
         array = demo.noisy(step)
         assert array is not None
+        abar = torch.tensor(demo.header.schedule.alphas_cumprod[step])
+        of_image, of_noise = (abar**0.5).numpy(), ((1 - abar) ** 0.5).numpy()
         for row in rows:
             kept = np.stack([array.read((row, draw)) for draw in range(DRAWS)])
             assert found[row, step].dtype == np.float16
             np.testing.assert_array_equal(found[row, step].view(np.uint16), kept.view(np.uint16))
+            clean, key = demo.latents().read((row,)).astype(np.float32), demo.images.keys[row]
+            drawn = np.stack([noise(5, key, step, draw, clean.shape) for draw in range(DRAWS)])
+            np.testing.assert_array_equal(kept, (of_image * clean + of_noise * drawn).astype(np.float16))
     all_kept = noisy_latents(demo, TIMESTEPS)
     np.testing.assert_array_equal(all_kept(rows[1], 261, [6, 2]), found[rows[1], 261][[6, 2]])
     # some have gone since, and all of one timestep: those are derived again
