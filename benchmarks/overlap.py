@@ -1,13 +1,14 @@
 """Whether decoding, networks and writing run at once: wall clock of making maps against the slowest stage alone.
 
-    python -m benchmarks.overlap [--images 32] [--repeats 3] [--json FILE]
+    python -m benchmarks.overlap [--images 32] [--repeats 3] [--unet 0.053] [--json FILE]
 
 A store without latents gets the maps of layers 2 and 3 of photographs (JPEGs of 500 x 375 pixels, as SPair-71k's), as
 `cache maps --layers 2,3 --t 261,261` makes them with 8 draws of noise: real decoding, latents, noise and rows of SD
 2-1's shapes in float16. Its networks are stand-ins that sleep as long as a GPU would be busy and let go of the
 interpreter: 53 ms per image for the UNet up to layer 3, and for the VAE as much less as it takes fewer operations.
 They are one device, so their times add up; the mean over draws is part of them, and a copy to memory costs the CPU
-nothing. Each stage is timed alone, then all of them together; the best of the repeats counts.
+nothing. Each stage is timed alone, then all of them together; the best of the repeats counts. Where others keep the
+machine busy, all but the sleeping takes longer: --unet makes the device as much slower.
 """
 
 import json as json_module
@@ -46,8 +47,8 @@ LATENT = (4, 96, 96)
 MAPS: dict[str, tuple[int, int, int]] = {"2": (1280, 48, 48), "3": (640, 96, 96)}
 WANTED: list[MapKey] = [(layer, TIMESTEP) for layer in MAPS]
 UNET_SECONDS = 0.053
-VAE_SECONDS = UNET_SECONDS * 2.61 / (DRAWS * 1.52)
-"""By the operations that each takes (`python -m benchmarks.flops`)."""
+VAE_SHARE = 2.61 / (DRAWS * 1.52)
+"""Of the UNet's time, by the operations that each takes (`python -m benchmarks.flops`)."""
 
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -79,9 +80,11 @@ class OnDevice:
 
 
 class StandIn:
-    """Networks that take a GPU's time (`featstore.backbones.diffusion_networks.DiffusionNetworks`)."""
+    """Networks that take a GPU's time (`featstore.backbones.diffusion_networks.DiffusionNetworks`). seconds: what the
+    UNet takes per image."""
 
     tokenizer = text_encoder = None
+    seconds = UNET_SECONDS
 
     def __init__(self) -> None:
         random = torch.Generator().manual_seed(0)
@@ -91,7 +94,7 @@ class StandIn:
     def encode(self, images: Tensor, posterior_noise: Tensor | None) -> Tensor:
         """Latents (b, 4, h, w)."""
         assert posterior_noise is not None
-        time.sleep(VAE_SECONDS * len(images))
+        time.sleep(VAE_SHARE * self.seconds * len(images))
         return self._latents.expand(len(images), -1, -1, -1)
 
     def features(
@@ -100,7 +103,7 @@ class StandIn:
         """Maps (b, C, h, w)."""
         assert condition is not None
         assert (timestep, len(inputs)) == (TIMESTEP, DRAWS)
-        time.sleep(UNET_SECONDS)
+        time.sleep(self.seconds)
         return {layer: self._maps[layer] for layer in layers}
 
 
@@ -215,10 +218,12 @@ def seconds_of(stage: Callable[[Stages], None], photographs: Path) -> float:
 def main(
     images: Annotated[int, typer.Option(help="Photographs; a multiple of 8.")] = 32,
     repeats: Annotated[int, typer.Option(help="Of each measurement, in turn.")] = 3,
+    unet: Annotated[float, typer.Option(help="Seconds that the UNet takes per image.")] = UNET_SECONDS,
     json: Annotated[Path | None, typer.Option(help="Write the seconds to FILE.", metavar="FILE")] = None,
 ) -> None:
     """Time all stages, and all at once."""
-    torch.set_num_threads(1)  # a device's work is not shared out among cores
+    torch.set_num_threads(1)  # there is no work here that a CPU's cores should share
+    NETWORKS.seconds = unet
     stages = {
         "decode and resize": Stages.decode,
         "noise, 8 draws": Stages.derive,
