@@ -8,7 +8,6 @@ and of integers the byte 0xFF, of which four are a scale that is NaN.
 
 import math
 import os
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from zarr.codecs import BytesCodec, Crc32cCodec, Endian, ShardingCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import LocalStore
 
-from featstore.files import PARTIAL
 from featstore.store.bucket import Bucket, StoredObject, open_bucket
 from featstore.store.keys import StoreLocation
 
@@ -257,20 +255,6 @@ class RowFiles(StoredRows):
     def file(self, row: Row) -> Path:
         """Where a row is or would be."""
         return self.folder / self.name(row)
-
-    def write(self, row: Row, values: NDArray[Any]) -> None:
-        """Write one row whole, of this shape and dtype."""
-        content = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        file = self.file(row)
-        partial = file.with_name(f"{file.name}.{secrets.token_hex(8)}{PARTIAL}")
-        try:
-            with partial.open("wb", buffering=0) as stream:
-                stream.write(content.data)
-                stream.write(_checksum(content))
-            partial.replace(file)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def row_of_name(name: str, leading: int, ndim: int) -> Row | None:

@@ -24,7 +24,6 @@ from featstore.files import writing
 from featstore.store.keys import METADATA_ERRORS, StoreLocation
 from featstore.store.row_file import Row as Row
 from featstore.store.row_file import (
-    RowFiles,
     RowObjects,
     ShardFiles,
     encoding_for,
@@ -146,7 +145,7 @@ class RowArray:
                 "try --dtype float32."
             )
         with writing(self._named(row), self.row_bytes, place=disk_of(self.array.store_path)):
-            if isinstance(self.files, RowObjects | RowFiles) and stored.shape == self._stored_shape:
+            if isinstance(self.files, RowObjects) and stored.shape == self._stored_shape:
                 self.files.write(row, stored)
             else:
                 self.array[row] = stored
