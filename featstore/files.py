@@ -5,6 +5,7 @@ import glob
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -165,3 +166,28 @@ def sweep_making(beside: Path, names: str) -> None:
             continue
         if time.time() - youngest > IN_FLIGHT_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def making_folder(beside: Path, name: str) -> Iterator[Path]:
+    """A folder to be filled in `beside` that is to take its place whole, see `take_place`: else nothing of it stays.
+    What killed attempts left there, whose names begin with `name`, is swept. What the disk refuses is raised as it
+    comes."""
+    sweep_making(beside, f"{glob.escape(name)}*")
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}.", suffix=MAKING, dir=beside) as folder:
+        made = Path(folder) / "made"
+        made.mkdir()
+        yield made
+
+
+def take_place(made: Path, places: Iterable[Path]) -> Path | None:
+    """Rename a folder that is made to the first of some places where nothing lies but, at most, an empty folder; None
+    where something lies at each. Of several processes that want a place one gets it."""
+    for place in places:
+        try:
+            return made.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+    return None

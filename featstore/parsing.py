@@ -32,6 +32,7 @@ _KINDS = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "greater_than": "above {gt}",
+    "less_than": "below {lt}",
 }
 """What a value is not, by pydantic's name of the error."""
 

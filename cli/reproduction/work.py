@@ -262,11 +262,11 @@ class _Lacking:
     def patch_tokens(self) -> Iterator[Patches]:
         """What a cpm's prompts are made from."""
         lacking = self.without(None if self.store is None else self.store.arrays().get(PATCH_TOKENS))
-        return lacking.patches(CROP, 1 + (CROP // self.place.dino_shape.patch) ** 2)
+        return lacking.patches(CROP, 1 + (CROP // self.place.dino_shape.patch_size) ** 2)
 
     def patches(self, size: int, tokens: int) -> Iterator[Patches]:
         """So many tokens of every image."""
-        numbers = self.place.dino_shape.channels * tokens
+        numbers = self.place.dino_shape.hidden_size * tokens
         return (Patches(self.dataset, image, numbers, size) for image in self.images)
 
     def without(self, array: RowArray | None) -> "_Lacking":

@@ -52,7 +52,7 @@ SEED = 0
 
 FIGURES = "figures.json"
 
-B14 = DinoShape(channels=768, patch=14, trained=518)
+B14 = DinoShape(hidden_size=768, patch_size=14, image_size=518)
 """facebook/dinov2-base's."""
 
 OfStore = TypeVar("OfStore", EvalConfig, GridConfig, TrainConfig)

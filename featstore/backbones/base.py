@@ -146,29 +146,20 @@ def compute_on(device: str = "auto", dtype: str = "auto", batch_size: int = 8) -
     """
     import torch
 
-    chosen = find_device(device)
+    if device == "auto":
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else other
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {device!r} cannot be used here: {reason}") from error
     if dtype == "auto":
         dtype = "float32" if chosen.type == "cpu" else "float16"
     if dtype not in PRECISIONS:
         raise InputError(f"--dtype is auto, {', '.join(PRECISIONS)}, not {dtype!r}.")
     return Compute(chosen, getattr(torch, dtype), batch_size)
-
-
-def find_device(name: str) -> "torch.device":
-    """A device by name; `auto`: a GPU where there is one. Raises `InputError` for one that cannot be used here."""
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"The device {name!r} cannot be used here: {reason}") from error
-    return device
 
 
 @contextlib.contextmanager

@@ -1,15 +1,12 @@
 """Stable Diffusion's networks, each loaded on its own and only when it is needed: the VAE's encoder, the UNet as far
 as the layers need, the text encoder."""
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -17,9 +14,7 @@ from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
 from featstore.backbones.model_file import read_config
 from featstore.backbones.noise import LatentScale
 from featstore.backbones.registry import family_of
-from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
-from featstore.errors import ModelError
-from featstore.plain_text import one_line
+from featstore.backbones.weights import load_network, refusing
 
 
 class DiffusionNetworks:
@@ -68,7 +63,7 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
     """The VAE without its decoder, frozen. It stays in float32 unless its configuration says that float16 is safe."""
     if read_config(location, "vae").get("force_upcast", True):  # as diffusers takes it where it is silent
         dtype = torch.float32
-    vae: AutoencoderKL = _load(AutoencoderKL, location, "vae", dtype)
+    vae: AutoencoderKL = load_network(AutoencoderKL, location.folder / "vae", dtype)
     vae.decoder = None
     vae.post_quant_conv = None
     return vae.to(device)
@@ -76,43 +71,19 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
 
 def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, frozen; `CutUNet` takes from it what it does not need."""
-    return _load(UNet2DConditionModel, location, "unet", dtype).to(device)
+    return load_network(UNet2DConditionModel, location.folder / "unet", dtype).to(device)
 
 
 def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
     """The text encoder, frozen."""
-    return _load(CLIPTextModel, location, "text_encoder", dtype).to(device)
+    return load_network(CLIPTextModel, location.folder / "text_encoder", dtype).to(device)
 
 
 def load_tokenizer(location: ModelLocation) -> CLIPTokenizer:
     """The tokenizer of the text encoder."""
-    with _speaking_of(location, "tokenizer"):
-        return CLIPTokenizer.from_pretrained(location.folder, subfolder="tokenizer", local_files_only=True)
-
-
-def _load(kind: Any, location: ModelLocation, component: str, dtype: torch.dtype) -> Any:
-    """A component's network. Raises `ModelError` where its files lack a tensor, or hold another."""
-    with _speaking_of(location, component):
-        network, loaded = kind.from_pretrained(
-            location.folder,
-            subfolder=component,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-    check_loaded(location.folder / component, loaded, PUBLISHED[component])
-    return network.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _speaking_of(location: ModelLocation, component: str) -> Iterator[None]:
-    """Turn what the libraries raise about a broken component into a sentence of ours, and quiet their chatter."""
-    try:
-        with quiet_libraries():
-            yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{location.folder}/{component} cannot be loaded: {one_line(error)}") from error
+    folder = location.folder / "tokenizer"
+    with refusing(f"{folder} cannot be loaded"):
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @torch.no_grad()
@@ -129,7 +100,7 @@ def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -
         if posterior_noise is not None:
             latents = latents + posterior.std.float() * posterior_noise.to(latents)
     scale = LatentScale.parse(vae.config, "the VAE's configuration")
-    return (latents - scale.shift) * scale.factor
+    return (latents - scale.shift) * scale.scaling_factor
 
 
 class CutUNet:

@@ -23,14 +23,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from featstore.backbones.base import Asked, Compute, LayerShape, ModelLocation, NetworkName, saying_batch_size
 from featstore.backbones.locate import asking_hub, cached_snapshot, files_on_hub
-from featstore.backbones.model_file import check_folder, checked_fingerprint, read_object
+from featstore.backbones.model_file import Whole, check_folder, checked_fingerprint, parsed, read_object
 from featstore.errors import ModelError
-from featstore.plain_text import one_line
 
 LAYER = "dino"
 
@@ -52,27 +50,30 @@ _FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
 @dataclass(frozen=True, slots=True)
 class DinoShape:
-    """channels: of a patch's token. patch: its side in pixels. trained: side in pixels of the images that it was
-    trained on."""
+    """What a DINOv2's configuration says.
 
-    channels: int
-    patch: int
-    trained: int
+    hidden_size: channels of a patch's token. patch_size: its side in pixels. image_size: side in pixels of the images
+    that it was trained on.
+    """
+
+    hidden_size: Whole
+    patch_size: Whole
+    image_size: Whole
 
     @property
     def usual_size(self) -> int:
         """Side in pixels of the images whose patch maps are made where nobody says otherwise."""
-        own = self.trained // self.patch
-        return self.patch * (USUAL_SIDE if own >= RELEASED_SIDE else own)
+        own = self.image_size // self.patch_size
+        return self.patch_size * (USUAL_SIDE if own >= RELEASED_SIDE else own)
 
     def side(self, size: int) -> int:
         """Patches a side of images of `size` pixels a side. Raises `ModelError` where they do not come out even."""
-        side, rest = divmod(size, self.patch)
+        side, rest = divmod(size, self.patch_size)
         if rest or side < 1:
-            near = max(round(size / self.patch), 1) * self.patch
+            near = max(round(size / self.patch_size), 1) * self.patch_size
             raise ModelError(
-                f"Images of {size} pixels a side are not made of DINOv2's patches of {self.patch}: take a multiple of "
-                f"{self.patch}, e.g. --dino-size {near}."
+                f"Images of {size} pixels a side are not made of DINOv2's patches of {self.patch_size}: take a "
+                f"multiple of {self.patch_size}, e.g. --dino-size {near}."
             )
         return side
 
@@ -94,7 +95,7 @@ class DinoBackbone:
         """See `Backbone.layers`."""
         side = self.shape.side(image_size)
         about = f"; images resized to {image_size} pixels, DINOv2 {self.name.id}"
-        return {LAYER: LayerShape(LAYER, self.shape.channels, side, image_size // side, about)}
+        return {LAYER: LayerShape(LAYER, self.shape.hidden_size, side, image_size // side, about)}
 
     def load(self, compute: Compute, layers: Sequence[str] = ()) -> "Dino":  # noqa: ARG002  (there is one)
         """See `Backbone.load`."""
@@ -133,14 +134,9 @@ def read_shape(folder: Path) -> DinoShape:
     """What a DINOv2's configuration says. Raises `ModelError` where it cannot be read or is another network's."""
     path = folder / "config.json"
     config = read_object(path, "a DINOv2's configuration")
-    try:
-        kind = config["model_type"]
-        shape = DinoShape(int(config["hidden_size"]), int(config["patch_size"]), int(config["image_size"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read as a DINOv2's configuration: {error!r}.") from error
-    if kind != "dinov2":  # transformers would load others, too, and leave out the weights it does not know
+    if (kind := config.get("model_type")) != "dinov2":  # transformers would load others, without weights unknown to it
         raise ModelError(f"{folder} holds a network of the type {kind!r}: name a DINOv2 (type 'dinov2') with --dino.")
-    return shape
+    return parsed(DinoShape, config, path)
 
 
 def _missing(folder: Path) -> list[str]:
@@ -202,13 +198,7 @@ class Dino:
         with torch.no_grad():
             return self._run(self._processor(list(pictures), return_tensors="pt").pixel_values).float().cpu()
 
-    def features(
-        self,
-        inputs: Tensor,
-        timestep: int | None = None,  # noqa: ARG002  (DINOv2 knows neither noise nor text)
-        condition: Tensor | None = None,  # noqa: ARG002
-        layers: Sequence[str] = (),  # noqa: ARG002
-    ) -> Mapping[str, Tensor]:
+    def features(self, inputs: Tensor, *_: Any, **__: Any) -> Mapping[str, Tensor]:  # knows neither noise nor text
         """Patch maps (b, C, side, side) of square pictures (b, 3, S, S) in [-1, 1], S a multiple of the patch: the
         tokens of the last layer after its normalisation, without the class token. Position embeddings are interpolated
         to the side."""
@@ -225,9 +215,8 @@ class Dino:
 
 def with_imagenet_statistics(pixels: Tensor) -> Tensor:
     """Pixels (b, 3, h, w) in [-1, 1] as DINOv2 takes them: in [0, 1], less ImageNet's mean, over its deviation."""
-    mean, deviation = (
-        pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
-    )  # (3, 1, 1)
+    # (3, 1, 1) each
+    mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
     return ((pixels + 1) / 2 - mean) / deviation
 
 
@@ -236,15 +225,9 @@ def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Dino:
     # only now: the libraries take seconds to load
     from transformers import BitImageProcessorPil, Dinov2Model
 
-    from featstore.backbones.weights import PUBLISHED, check_loaded, quiet_libraries
+    from featstore.backbones.weights import load_network, refusing
 
-    try:
-        with quiet_libraries():
-            network, loaded = Dinov2Model.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
-            )
-            processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a DINOv2: {one_line(error)}") from error
-    check_loaded(folder, loaded, PUBLISHED["dinov2"])
-    return Dino(network.to(device).eval().requires_grad_(False), processor)
+    network = load_network(Dinov2Model, folder, dtype)
+    with refusing(f"{folder} cannot be loaded as a DINOv2"):
+        processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return Dino(network.to(device), processor)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from featstore.backbones.registry import LAYERS, family_of, is_other, profile_of
+from featstore.backbones.registry import LAYERS, Profile, family_of, is_other, profile_of
 from matcher.configuration import check_weights
 from matcher.errors import InputError
 
@@ -59,8 +59,13 @@ def timesteps_for(
     return tuple(None if is_other(name) else next(given) for name in names)
 
 
-def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
-    """One weight per layer: those asked for, else the recommended ones (`featstore.backbones.registry`).
+def weights_for(names: Sequence[str], weights: Sequence[float] | None, profile: Profile = USUAL) -> tuple[float, ...]:
+    """One weight per layer: those asked for, else the recommended ones.
+
+    Args:
+        names: Of the layers.
+        weights: Those that were asked for; None for the recommended ones.
+        profile: Of the model at hand.
 
     Raises:
         InputError: Where counts disagree, or layers have no usual weights.
@@ -70,7 +75,7 @@ def weights_for(names: Sequence[str], weights: Sequence[float] | None) -> tuple[
             raise InputError(f"{len(names)} layer(s) but {len(weights)} weight(s): give one per layer with --weights.")
         check_weights(len(names), list(weights))
         return tuple(weights)
-    usual = USUAL.weights_of(names)
+    usual = profile.weights_of(names)
     if usual is not None:
         return usual
     raise InputError(f"There are no default weights for layers {','.join(names)}: give one per layer with --weights.")

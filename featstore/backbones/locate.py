@@ -13,7 +13,7 @@ from typing import Any
 
 import featstore
 from featstore.backbones.base import ModelLocation
-from featstore.backbones.model_file import check_folder, parse_object, read_object
+from featstore.backbones.model_file import SAFETENSORS_ONLY, check_folder, read_object, read_shards
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
@@ -59,25 +59,30 @@ _MORE_INPUTS = {
 }
 """Settings of UNets that take more than latents, a timestep and text, and what they take."""
 
-
-_NETWORKS = {
-    "vae": ("_class_name", "AutoencoderKL", "class {}, not AutoencoderKL"),
-    "unet": ("_class_name", "UNet2DConditionModel", "class {}, not UNet2DConditionModel"),
-    "text_encoder": ("model_type", "clip_text_model", "type {}, not CLIP's text encoder (clip_text_model)"),
-}
-"""Of each component the setting that names its network, and the only one that is taken."""
-
-
-def read_index(folder: Path) -> Mapping[str, Any]:
-    """A model's list of components (`model_index.json`); empty where there is none, which dualsd does without."""
-    path = folder / "model_index.json"
-    return read_object(path, "a list of components") if path.exists() else {}
+_TAKEN = (
+    ("vae", "_class_name", "AutoencoderKL", "holds a network of the class {}, not AutoencoderKL"),
+    ("unet", "_class_name", "UNet2DConditionModel", "holds a network of the class {}, not UNet2DConditionModel"),
+    (
+        "text_encoder",
+        "model_type",
+        "clip_text_model",
+        "holds a network of the type {}, not CLIP's text encoder (clip_text_model)",
+    ),
+    *(
+        ("unet", key, None, f"takes {what} beside latents, timestep and text ({key} {{}})")
+        for key, what in _MORE_INPUTS.items()
+    ),
+    ("unet", "time_embedding_type", "positional", "takes no timesteps but logarithms of noise ({})"),
+)
+"""Of each component the settings that tell its network, the only value that is taken (which is meant where there is
+none), and what a network of another value does."""
 
 
 def check_pipeline(where: str, index: Mapping[str, Any], names: Set[str]) -> None:
     """Raise `ModelError` where a model is of another kind by its list of components or its files' names.
 
-    where: its folder or page. index: see `read_index`. names: of its files, with their folder.
+    where: its folder or page. index: its `model_index.json`; empty where there is none, which dualsd does without.
+    names: of its files, with their folder.
     """
     name = str(index.get("_class_name", ""))
     folders = {file.partition("/")[0] for file in names if "/" in file}
@@ -101,11 +106,10 @@ def check_configurations(folder: Path) -> None:
 
 
 def _faults(folder: Path) -> Iterator[str]:
-    configs = {name: read_object(folder / name / "config.json", "a diffusers configuration") for name in _NETWORKS}
-    for name, (key, wanted, kind) in _NETWORKS.items():
-        found = configs[name].get(key, wanted)
-        if found != wanted:
-            yield f"{folder / name} holds a network of the {kind.format(shown(str(found)))}: {TAKE}"
+    configs = {name: read_object(folder / name / "config.json", "a diffusers configuration") for name in _WEIGHTS}
+    for name, key, taken, does in _TAKEN:
+        if (found := configs[name].get(key, taken)) != taken:
+            yield f"{folder / name} {does.format(shown(str(found)))}: {TAKE}"
     for name, config in configs.items():
         if config.get("quantization_config") is not None:
             yield f"{folder / name} holds quantised weights: take a model that is not quantised"
@@ -117,11 +121,6 @@ def _faults(folder: Path) -> Iterator[str]:
         seems = _CHANNELS.get(channels) if isinstance(channels, int) and latents == 4 else None
         said = f"{where} takes {channels} channels, but the VAE's latents have {latents}"
         yield f"{said}{f': it seems to be {seems}' if seems else ''}: {TAKE}"
-    for key, takes in _MORE_INPUTS.items():
-        if (value := unet.get(key)) is not None:
-            yield f"{where} takes {takes} beside latents, timestep and text ({key} {shown(str(value))}): {TAKE}"
-    if (times := unet.get("time_embedding_type", "positional")) != "positional":
-        yield f"{where} takes no timesteps but logarithms of noise ({shown(str(times))}): {TAKE}"
     text_width, width = configs["text_encoder"].get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
     for own in width if isinstance(width, list) else [width]:
         if own != text_width:
@@ -153,9 +152,6 @@ MIRRORS = {
 }
 """What is known of where withdrawn models lie now, by hub name."""
 
-SAFETENSORS_ONLY = (
-    "dualsd reads safetensors only, never pickles; convert the model once with diffusers' save_pretrained"
-)
 LAYOUT = "a local folder in diffusers' layout works in place of the name"
 
 _WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -194,7 +190,7 @@ def locate(name: str, revision: str | None = None) -> ModelLocation:
 
     with asking_hub(hub_name, revision, LAYOUT):
         snapshot = Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DESCRIPTIONS))
-        check_pipeline(str(snapshot), read_index(snapshot), _names(snapshot))
+        _names_in(snapshot)
         check_configurations(snapshot)  # before gigabytes are downloaded
         snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED)
     return ModelLocation(hub_name, revision, _checked(snapshot))
@@ -253,8 +249,7 @@ def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
     folder = cached_snapshot(hub_name, revision, _DOWNLOADED)
     if folder is None:
         return None
-    names = {name for name in _names(folder) if (folder / name).exists()}  # a link whose file is gone is not there
-    check_pipeline(str(folder), read_index(folder), names)
+    names = {name for name in _names_in(folder) if (folder / name).exists()}  # a link whose file is gone is not there
     if _lacking(str(folder), names):  # a download that broke off goes on
         return None
     return ModelLocation(hub_name, revision, _checked(folder))
@@ -285,90 +280,74 @@ def check_on_hub(hub_name: str, revision: str | None) -> None:
 def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[None]:
     """Turn what huggingface_hub raises inside into a `ModelError` that says what the hub answered, or that it did not.
     way_out: what works in place of the hub, as the end of a sentence."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors
 
-    # HTTPError is httpx's or httpx2's, whichever it uses
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        GatedRepoError,
-        HfHubHTTPError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    # httpx's or httpx2's, whichever it uses
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         yield
     except (HTTPError, OSError, RuntimeError, ValueError, KeyError, TypeError) as raised:
         error: BaseException = raised
-        while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
             error = error.__cause__  # it tells of every fault as of a lost connection
         way = f"{way_out}, and {MIRRORS[hub_name]}" if hub_name in MIRRORS else way_out
-        page, name = f"{constants.ENDPOINT}/{hub_name}", repr(hub_name)
+        hub, page, name = constants.ENDPOINT, f"{constants.ENDPOINT}/{hub_name}", f"model {hub_name!r}"
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
         match error:
-            case OfflineModeIsEnabled():
-                told = f"The model {name} is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {way}"
-            case GatedRepoError():
-                told = f"The hub's model {name} is gated: accept its terms at {page}, then log in with `hf auth login`"
-            case RevisionNotFoundError():
-                told = (
-                    f"The hub's model {name} has no revision {revision or 'main'!r}: its branches and tags are listed "
-                    f"at {page}/refs"
-                )
-            case HfHubHTTPError():
-                status = error.response.status_code
-                if isinstance(error, RepositoryNotFoundError):
-                    told = f"The hub has no model {name}, or none that your token may see (HTTP {status}), and there "
-                    told += f"is no folder of that name: {way}"
-                elif status in (401, 403):
-                    told = f"The hub does not let you have the model {name} (HTTP {status}): log in with `hf auth "
-                    told += f"login`, or {way}"
-                else:
-                    told = f"The hub did not hand out the model {name} (HTTP {status}): try again later, or {way}"
+            case errors.OfflineModeIsEnabled():
+                told = f"The {name} is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {way}"
+            case errors.GatedRepoError():
+                told = f"The hub's {name} is gated: accept its terms at {page}, then log in with `hf auth login`"
+            case errors.RevisionNotFoundError():
+                named = revision or "main"
+                told = f"The hub's {name} has no revision {named!r}: its branches and tags are listed at {page}/refs"
+            case errors.RepositoryNotFoundError():
+                none = f"The hub has no {name}, or none that your token may see (HTTP {status})"
+                told = f"{none}, and there is no folder of that name: {way}"
+            case errors.HfHubHTTPError() if status in (401, 403):
+                told = f"The hub refuses you the {name} (HTTP {status}): log in with `hf auth login`, or {way}"
+            case errors.HfHubHTTPError():
+                told = f"The hub did not hand out the {name} (HTTP {status}): try again later, or {way}"
             case HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():  # a client that others have closed
-                failed = f"{_how_it_failed(error)} for the model {name} ({one_line(error)})"
-                told = f"The hub ({constants.ENDPOINT}) {failed}: try again, or {way}"
+                kind, failed = type(error).__name__, "broke the connection off"  # by name: httpx's or httpx2's
+                if "Timeout" in kind:
+                    failed = "cannot be reached in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are seconds)"
+                elif kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
+                    failed = "cannot be reached"
+                told = f"The hub ({hub}) {failed} for the {name} ({one_line(error)}): try again, or {way}"
             case ValueError() | KeyError() | TypeError():
-                answer = f"What {constants.ENDPOINT} answered for the model {name} is no hub's answer"
-                told = f"{answer} ({one_line(error)}): look at HF_ENDPOINT and your proxy, or {way}"
+                answer = f"What {hub} answered for the {name} is no hub's answer ({one_line(error)})"
+                told = f"{answer}: look at HF_ENDPOINT and your proxy, or {way}"
             case _:
-                told = f"Downloading {name} from {constants.ENDPOINT} failed: {one_line(raised)}"
+                told = f"Downloading the {name} from {hub} failed: {one_line(raised)}"
         raise ModelError(f"{told}.") from raised
-
-
-def _how_it_failed(error: BaseException) -> str:
-    # by name: the client is httpx or httpx2
-    kind = type(error).__name__
-    if "Timeout" in kind:
-        return "cannot be reached in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT are the seconds)"
-    if kind in ("ConnectError", "ProxyError") or isinstance(error, ConnectionError):
-        return "cannot be reached"
-    return "broke the connection off"
 
 
 def _checked(folder: Path) -> Path:
     """The folder, if every component that dualsd needs is in it and is a Stable Diffusion's."""
-    names = _names(folder)
-    check_pipeline(str(folder), read_index(folder), names)
-    if sentence := _lacking(str(folder), names):
+    if sentence := _lacking(str(folder), _names_in(folder)):
         raise ModelError(sentence)
     for component in COMPONENTS:
         check_folder(folder / component)
     for component, weights in _WEIGHTS.items():
-        check_index(folder / component / f"{weights}.safetensors.index.json")
+        read_shards(folder / component / f"{weights}.safetensors.index.json")
     check_configurations(folder)
     return folder
 
 
-def _names(folder: Path) -> set[str]:
-    """Paths of a folder's files and of those in its folders, as the hub lists them."""
+def _names_in(folder: Path) -> set[str]:
+    """Paths of a folder's files and of those in its folders, as the hub lists them. Raises `ModelError` where they, or
+    its list of components, are of another kind of model."""
+    index = folder / "model_index.json"
     try:
         inside = [folder, *(path for path in folder.iterdir() if path.is_dir())]
         files = [path for parent in inside for path in parent.iterdir() if not path.is_dir()]
     except OSError as error:
         raise ModelError(f"{folder} cannot be read: {one_line(error)}.") from error
-    return {path.relative_to(folder).as_posix() for path in files}
+    names = {path.relative_to(folder).as_posix() for path in files}
+    check_pipeline(str(folder), read_object(index, "a list of components") if index.exists() else {}, names)
+    return names
 
 
 def _lacking(where: str, names: Set[str]) -> str | None:
@@ -377,7 +356,7 @@ def _lacking(where: str, names: Set[str]) -> str | None:
     folders = {name.partition("/")[0] for name in names if "/" in name}
     checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS))
     if checkpoints and folders.isdisjoint(_WEIGHTS):
-        source = f"{where}/{checkpoints[0]}" if _is_local(where) else f"{where}/blob/main/{checkpoints[0]}"
+        source = f"{where}{'' if Path(where).is_absolute() else '/blob/main'}/{checkpoints[0]}"
         return f"{source} is a file; a folder is needed{_conversion(source)}."
     for component in COMPONENTS:
         if component not in folders:
@@ -395,7 +374,7 @@ def _lacking(where: str, names: Set[str]) -> str | None:
 
 def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> str:
     """What a component's folder has in place of the weights that are loaded, and what helps."""
-    index, local = f"{weights}.safetensors.index.json", _is_local(where)
+    index, local = f"{weights}.safetensors.index.json", Path(where).is_absolute()
     for file in files:
         match = re.fullmatch(rf"{weights}(?:\.(\w+))?(-\d+-of-\d+)?(?:\.(\w+))?\.safetensors", file)
         if match is None:
@@ -411,22 +390,3 @@ def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> 
             ".save_pretrained('NEW FOLDER')`"
         )
     return f"{SAFETENSORS_ONLY}{'' if files else f' ({component} is empty)'}"
-
-
-def _is_local(where: str) -> bool:
-    """Whether this is a folder, not a page."""
-    return Path(where).is_absolute()
-
-
-def check_index(index: Path) -> None:
-    """Raise `ModelError` where a list of shards is damaged or names pickles, which the libraries would read."""
-    if not index.exists():
-        return
-    try:
-        listed = parse_object(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
-            raise ValueError("it has no weight_map of tensors and files")
-    except ValueError as error:
-        raise ModelError(f"{index} is no list of weights ({one_line(error)}): download the model again.") from error
-    if pickles := sorted(file for file in listed.values() if not file.endswith(".safetensors")):
-        raise ModelError(f"{index} names {shown(pickles[0])}: {SAFETENSORS_ONLY}.")

@@ -1,18 +1,23 @@
 """A model's files as other people's tools leave them: read only where they are regular files that say one thing, and
 told apart by a fingerprint, which is remembered so that gigabytes are read once."""
 
+import contextlib
 import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
 
 from featstore.backbones.base import ModelLocation
 from featstore.errors import ModelError, StoreError
 from featstore.files import write_whole
+from featstore.parsing import parse_known
 from featstore.plain_text import one_line, shown
 
 _LONGEST_JSON = 50_000_000
@@ -58,26 +63,18 @@ def _check_regular(path: Path) -> None:
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """The object that a JSON file holds. what: it is, for the sentence, e.g. "a diffusers configuration". Raises
-    `ModelError` where it cannot be read."""
-    try:
-        return parse_object(path)
-    except ValueError as error:
-        raise ModelError(f"{path} cannot be read as {what}: {one_line(error)}.") from error
-
-
-def parse_object(path: Path) -> dict[str, Any]:
-    """`read_object` for sentences of other words: raises `ValueError` with the reason where the content is at fault, as
-    where readers could differ on what it says (a key that stands twice, a NaN)."""
+    `ModelError` where it cannot be read, or readers could differ on what it says (a key that stands twice, a NaN)."""
     check_file(path)
-    if path.stat().st_size > _LONGEST_JSON:
-        raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
     try:
+        if path.stat().st_size > _LONGEST_JSON:
+            raise ValueError(f"it is longer than {_LONGEST_JSON} bytes")
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
         _check_depth(found)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError("it holds no object")
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+        raise ModelError(f"{path} cannot be read as {what}: {why}.") from error
     return found
 
 
@@ -109,6 +106,44 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
     return read_object(location.folder / component / file, "a diffusers configuration")
 
 
+RESTORE = "correct it, or restore the model's own file"
+Settings = TypeVar("Settings")
+Whole = Annotated[int, Field(ge=1)]
+
+
+def parsed(kind: type[Settings], config: Mapping[str, Any], where: object) -> Settings:
+    """What a configuration says of the fields that a dataclass has, whose types say what they may be. where: the file.
+    Raises `ModelError` for the first that is something else: every refusal of a setting's value has this form."""
+    try:
+        found: Settings = parse_known(kind, config)
+    except ValueError as error:
+        raise ModelError(f"{where} cannot be used: {error}; {RESTORE}.") from error
+    return found
+
+
+SAFETENSORS_ONLY = (
+    "dualsd reads safetensors only, never pickles; convert the model once with diffusers' save_pretrained"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """weight_map: the file of each tensor."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
+
+def read_shards(index: Path) -> dict[str, str]:
+    """The file of each tensor, out of a list of shards; {} where there is none. Raises `ModelError` where it is damaged
+    or names pickles, which the libraries would read."""
+    if not index.exists():
+        return {}
+    listed = parsed(_Shards, read_object(index, "a list of weights"), index).weight_map
+    if pickles := sorted(file for file in listed.values() if not file.endswith(".safetensors")):
+        raise ModelError(f"{index} names {shown(pickles[0])}: {SAFETENSORS_ONLY}.")
+    return listed
+
+
 def stated(value: object) -> str:
     """A value as a configuration states it, short enough for a sentence."""
     return json.dumps(value, default=str)[:80]
@@ -117,9 +152,8 @@ def stated(value: object) -> str:
 _HASHED = ("*.safetensors", "*.json", "*.txt")
 
 
-def is_variant(file: Path) -> bool:
-    """Whether a weights file is another precision than the one that is loaded, such as `....fp16.safetensors`."""
-    return any(variant in file.name for variant in (".fp16.", ".fp16-", ".non_ema.", ".bf16.", ".bf16-"))
+_VARIANTS = (".fp16.", ".fp16-", ".non_ema.", ".bf16.", ".bf16-")
+"""In the names of weights of another precision than the one that is loaded, such as `....fp16.safetensors`."""
 
 
 def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
@@ -133,7 +167,7 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for component in components:
         for path in sorted({path for pattern in _HASHED for path in (folder / component).glob(pattern)}):
-            if is_variant(path):
+            if any(variant in path.name for variant in _VARIANTS):
                 continue
             check_file(path)
             status = path.stat()
@@ -160,16 +194,11 @@ def checked_fingerprint(folder: Path, components: tuple[str, ...], check: Callab
     return found
 
 
-def forget(folder: Path, memory: Path) -> None:
-    """Drop what is remembered of the files below a folder, so that they are read anew: a file whose bytes changed under
-    the size and the date that it had is not told from the one that was hashed."""
-    remembered = _recall(memory)
-    below = f"{folder.resolve()}{os.sep}"
-    files = {str(file.resolve()) for file in folder.rglob("*")}  # a hub's are links to where their contents lie
-    gone = [key for key in remembered if key.startswith(below) or key.rsplit("|", 2)[0] in files]
-    kept = {key: digest for key, digest in remembered.items() if key not in gone}
-    if kept != remembered:
-        _remember(memory, kept)
+def forget() -> None:
+    """Drop what is remembered, so that files are read anew: one whose bytes changed under the size and the date that it
+    had is not told from the one that was hashed."""
+    with contextlib.suppress(OSError):
+        default_memory().unlink()
 
 
 def default_memory() -> Path:

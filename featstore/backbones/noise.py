@@ -10,47 +10,24 @@ Noise itself is a function of its key alone: the same on any machine, in any ord
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from featstore.backbones.base import ModelLocation
-from featstore.backbones.model_file import read_config, stated
+from featstore.backbones.model_file import RESTORE, parsed, read_config, stated
 from featstore.errors import ModelError
 from featstore.plain_text import shown
 
 SPACED = ("linear", "scaled_linear", "sigmoid")
-"""Kinds of betas that lie between `beta_start` and `beta_end`."""
-KINDS = (*SPACED, "squaredcos_cap_v2", "laplace", "exp")
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-LARGEST_BETA = 0.999
-"""Where the kinds end that are defined by abar, as in diffusers."""
-MOST_TIMESTEPS = 100_000
-RESTORE = "correct it, or restore the model's own file"
-
-# What diffusers takes where a configuration is silent: in every class that has betas. The betas have no such default:
-# classes differ there, and a folder that lost its betas would be given another model's.
-_SILENT: Mapping[str, Any] = {
-    "beta_schedule": None,
-    "beta_start": None,
-    "beta_end": None,
-    "trained_betas": None,
-    "num_train_timesteps": 1000,
-    "rescale_betas_zero_snr": False,
-    "prediction_type": "epsilon",
-}
-
-
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What shapes the noise, and what the model predicts, out of a scheduler's configuration, as it stands there; what
-    diffusers takes where it is silent."""
-    return {**_SILENT, **{key: config[key] for key in _SILENT if config.get(key) is not None}}
+"""Kinds of betas that lie between `beta_start` and `beta_end`; the others are defined by abar."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -58,55 +35,60 @@ class NoiseSchedule:
     """A variance-preserving schedule: noisy latents are sqrt(abar_t) x + sqrt(1 - abar_t) noise, with abar_t the
     product of 1 - beta up to t.
 
-    kind: of `KINDS`, with `start` and `end` where betas are spaced between those, or "trained" with the `trained`
-    betas. timesteps: how many there are. zero_snr: whether betas are rescaled so that nothing of the image is left at
-    the last. prediction: what the UNet was trained to predict, of `PREDICTIONS`; for the record.
+    Fields are those of diffusers' configurations, and so are their values where a configuration is silent. The betas
+    have no such values: classes differ there, and a folder that lost its betas would be given another model's. What
+    the betas do not depend on is None. `prediction_type` is for the record.
     """
 
-    kind: str
-    start: float
-    end: float
-    trained: tuple[float, ...]
-    timesteps: int
-    zero_snr: bool
-    prediction: str
+    beta_schedule: Literal["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2", "laplace", "exp"] | None = None
+    beta_start: Beta | None = None
+    beta_end: Beta | None = None
+    trained_betas: tuple[Beta, ...] | None = None
+    num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    rescale_betas_zero_snr: bool = False
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
 
     @classmethod
     def parse(cls, config: Mapping[str, Any], where: str) -> Self:
         """Read a scheduler's configuration. where: the file, or the store whose header it is. Raises `ModelError` for
         one of another process than this, and for values that are none."""
-        _check_process(config, where)
-        found = settings_of(config)
-        timesteps, zero_snr, prediction, kind = (
-            found[key] for key in ("num_train_timesteps", "rescale_betas_zero_snr", "prediction_type", "beta_schedule")
-        )
-        own_betas = found["trained_betas"]
-        if kind is None and own_betas is None:
+        # even beside betas, as one keeps them that was saved after its class was exchanged
+        for process, key, tells in _OTHER_PROCESSES:
+            if tells(config.get(key)):
+                raise ModelError(
+                    f"{where} says {key} {stated(config[key])}: that process is {process}, not noise by betas alone; "
+                    "take a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
+                )
+        said = settings_of(config)
+        if said["beta_schedule"] is None and said["trained_betas"] is None:
             raise ModelError(
                 f"{where} states no betas (beta_schedule or trained_betas), so how its model was noised is not known: "
                 "take a model of Stable Diffusion's kind, or state the betas that it was trained with there."
             )
-        whole = type(timesteps) is int and 1 <= timesteps <= MOST_TIMESTEPS
-        for key, fits, what in (
-            ("prediction_type", prediction in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"),
-            ("num_train_timesteps", whole, f"a whole number from 1 to {MOST_TIMESTEPS}"),
-            ("rescale_betas_zero_snr", type(zero_snr) is bool, "true or false"),
-            ("num_train_timesteps", timesteps != 1 or not zero_snr, "more than 1 with rescale_betas_zero_snr"),
-            ("beta_schedule", own_betas is not None or kind in KINDS, f"one of {', '.join(KINDS)}"),
-        ):
-            if not fits:
-                raise _wrong(where, key, found[key], f"must be {what}")
-        start, end, trained = 0.0, 0.0, tuple[float, ...]()
-        if own_betas is not None:
-            kind, trained = "trained", _trained(own_betas, timesteps, where)
-        elif kind in SPACED:
-            start, end = (_beta(found[key], key, where) for key in ("beta_start", "beta_end"))
-            if start > end or end == 0:
-                raise ModelError(
-                    f"{where} has beta_start {start:g} and beta_end {end:g}, but betas rise from the first to the "
-                    f"second: {RESTORE}."
-                )
-        return cls(kind, start, end, trained, timesteps, zero_snr, prediction)
+        if said["trained_betas"] is not None:
+            said["beta_schedule"] = None
+        if said["beta_schedule"] not in SPACED:
+            said["beta_start"] = said["beta_end"] = None
+        schedule = parsed(cls, said, where)
+        for fault in schedule._faults():
+            raise ModelError(f"{where} has {fault}: {RESTORE}.")
+        return schedule
+
+    def _faults(self) -> Iterator[str]:
+        """What does not go together."""
+        count, start, end = self.num_train_timesteps, self.beta_start, self.beta_end
+        if count == 1 and self.rescale_betas_zero_snr:
+            yield "num_train_timesteps 1, which must be more than 1 with rescale_betas_zero_snr"
+        if self.trained_betas is not None:
+            if len(self.trained_betas) != count:
+                yield f"{len(self.trained_betas)} trained_betas for {count} timesteps (num_train_timesteps)"
+            if not any(self.trained_betas):
+                yield "trained_betas that are all 0"
+        elif self.beta_schedule in SPACED:
+            if start is None or end is None:
+                yield f"no {'beta_start' if start is None else 'beta_end'}, and betas are {self.beta_schedule}"
+            elif start > end or end == 0:
+                yield f"beta_start {start:g} and beta_end {end:g}, but betas rise from the first to the second"
 
     @cached_property
     def alphas_cumprod(self) -> NDArray[np.float32]:
@@ -114,12 +96,11 @@ class NoiseSchedule:
         import torch
 
         betas = self._betas()
-        if self.zero_snr:
-            root = torch.cumprod(1.0 - betas, dim=0).sqrt()
-            first, last = root[0].clone(), root[-1].clone()
-            root = (root - last) * (first / (first - last))
-            squared = root**2
-            betas = 1 - torch.cat([squared[:1], squared[1:] / squared[:-1]])
+        if self.rescale_betas_zero_snr:
+            # only now: diffusers takes seconds to load
+            from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+
+            betas = rescale_zero_terminal_snr(betas)
         found: NDArray[np.float32] = torch.cumprod(1.0 - betas, dim=0).numpy()
         return found
 
@@ -136,18 +117,21 @@ class NoiseSchedule:
         """(timesteps,), a float32 tensor."""
         import torch
 
-        match self.kind:
-            case "trained":
-                return torch.tensor(self.trained, dtype=torch.float32)
+        if self.trained_betas is not None:
+            return torch.tensor(self.trained_betas, dtype=torch.float32)
+        start, end, count = self.beta_start or 0.0, self.beta_end or 0.0, self.num_train_timesteps
+        match self.beta_schedule:
             case "linear":
-                return torch.linspace(self.start, self.end, self.timesteps, dtype=torch.float32)
+                return torch.linspace(start, end, count, dtype=torch.float32)
             case "scaled_linear":
-                return torch.linspace(self.start**0.5, self.end**0.5, self.timesteps, dtype=torch.float32) ** 2
+                return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
             case "sigmoid":
-                return torch.sigmoid(torch.linspace(-6, 6, self.timesteps)) * (self.end - self.start) + self.start
-        abar = [_ABAR[self.kind](step / self.timesteps) for step in range(self.timesteps + 1)]
-        betas = [min(1 - after / before, LARGEST_BETA) for before, after in pairwise(abar)]
-        return torch.tensor(betas, dtype=torch.float32)
+                return torch.sigmoid(torch.linspace(-6, 6, count)) * (end - start) + start
+        # only now: diffusers takes seconds to load
+        from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
+
+        kind = "cosine" if self.beta_schedule == "squaredcos_cap_v2" else self.beta_schedule
+        return betas_for_alpha_bar(count, alpha_transform_type=kind)
 
     def mix(self, clean: NDArray[np.float32], drawn: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
         """Noisy latents of clean ones and standard normal noise of the same shape.
@@ -177,27 +161,27 @@ class NoiseSchedule:
     def check_timesteps(self, timesteps: Iterable[int]) -> None:
         """Raise `ModelError` for a timestep that the model does not have."""
         for timestep in timesteps:
-            if not 0 <= timestep < self.timesteps:
-                raise ModelError(
-                    f"There is no timestep {timestep}: this model's timesteps run from 0 to {self.timesteps - 1}."
-                )
+            if not 0 <= timestep < self.num_train_timesteps:
+                last = self.num_train_timesteps - 1
+                raise ModelError(f"There is no timestep {timestep}: this model's timesteps run from 0 to {last}.")
 
     def describe(self) -> dict[str, Any]:
         """What is used, under diffusers' names: for a store's header."""
-        spaced = {"beta_start": self.start, "beta_end": self.end} if self.kind in SPACED else {}
-        betas = {"trained_betas": list(self.trained)} if self.trained else {"beta_schedule": self.kind, **spaced}
-        return {
-            **betas,
-            "num_train_timesteps": self.timesteps,
-            "rescale_betas_zero_snr": self.zero_snr,
-            "prediction_type": self.prediction,
-        }
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def spell(self) -> str:
         """In words, e.g. `scaled_linear betas 0.00085 to 0.012, 1000 timesteps, v_prediction`."""
-        between = f" {self.start:g} to {self.end:g}" if self.kind in SPACED else ""
-        rescaled = ", rescaled to zero terminal SNR" if self.zero_snr else ""
-        return f"{self.kind} betas{between}{rescaled}, {self.timesteps} timesteps, {self.prediction}"
+        between = "" if self.beta_start is None else f" {self.beta_start:g} to {self.beta_end:g}"
+        rescaled = ", rescaled to zero terminal SNR" if self.rescale_betas_zero_snr else ""
+        kind = self.beta_schedule or "trained"
+        return f"{kind} betas{between}{rescaled}, {self.num_train_timesteps} timesteps, {self.prediction_type}"
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes the noise, and what the model predicts, out of a scheduler's configuration, as it stands there; what
+    diffusers takes where it is silent."""
+    found = {one.name: config.get(one.name) for one in fields(NoiseSchedule)}
+    return {one.name: one.default if found[one.name] is None else found[one.name] for one in fields(NoiseSchedule)}
 
 
 def read_schedule(location: ModelLocation) -> NoiseSchedule:
@@ -245,53 +229,6 @@ _OTHER_PROCESSES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 """Of processes that are not noise by betas the settings that tell them."""
 
 
-def _check_process(config: Mapping[str, Any], where: str) -> None:
-    """Raise `ModelError` for a configuration that states another process than noise by betas, even beside betas, as one
-    keeps them that was saved after its class was exchanged."""
-    for process, key, tells in _OTHER_PROCESSES:
-        if tells(config.get(key)):
-            raise ModelError(
-                f"{where} says {key} {stated(config[key])}: that process is {process}, not noise by betas alone; take "
-                "a model that was trained on sqrt(abar) x + sqrt(1 - abar) noise."
-            )
-
-
-def _trained(betas: object, timesteps: int, where: str) -> tuple[float, ...]:
-    if not isinstance(betas, list | tuple):
-        raise _wrong(where, "trained_betas", betas, "must be a list of numbers")
-    if len(betas) != timesteps:
-        count = f"{len(betas)} trained_betas for {timesteps} timesteps (num_train_timesteps)"
-        raise ModelError(f"{where} has {count}: {RESTORE}.")
-    found = tuple(_beta(beta, f"trained_betas[{index}]", where) for index, beta in enumerate(betas))
-    if not any(found):
-        raise _wrong(where, "trained_betas", 0, "must not all be 0")
-    return found
-
-
-def _beta(value: object, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise _wrong(where, key, value, "must be a number from 0 to below 1")
-    return float(value)
-
-
-def _wrong(where: str, key: str, value: object, what: str) -> ModelError:
-    return ModelError(f"{where} has {key} {stated(value)}, which {what}: {RESTORE}.")
-
-
-def _laplace(share: float) -> float:
-    odds = -0.5 * math.copysign(1, 0.5 - share) * math.log(1 - 2 * math.fabs(0.5 - share) + 1e-6)
-    snr = math.exp(odds)
-    return math.sqrt(snr / (1 + snr))
-
-
-_ABAR: Mapping[str, Callable[[float], float]] = {
-    "squaredcos_cap_v2": lambda share: math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2,
-    "laplace": _laplace,
-    "exp": lambda share: math.exp(share * -12.0),
-}
-"""Of the share of the timesteps that is passed."""
-
-
 def noise(seed: int, image_key: str, timestep: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal noise of a noisy latent: numpy's Philox keyed by (seed, image key, timestep, draw).
 
@@ -328,19 +265,11 @@ def mixture_checksum(schedule: NoiseSchedule) -> str:
     """16 hex digits of one known mixture by a schedule's betas, rounded to float16 as noisy latents are: where others
     come out, what is derived would differ from what was kept."""
     clean, drawn = (_normal(key, _KNOWN) for key in ("known latents", "known noise"))
-    return _checksum(schedule.mix(clean, drawn, schedule.timesteps // 2).astype("<f2"))
+    return _checksum(schedule.mix(clean, drawn, schedule.num_train_timesteps // 2).astype("<f2"))
 
 
 def _checksum(values: NDArray[Any]) -> str:
     return hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()
-
-
-USUAL_FACTOR = 0.18215
-"""What a VAE's configuration means that states no `scaling_factor`: Stable Diffusion's first ones, and diffusers'
-default."""
-
-LARGEST = 1e6
-"""What shifts and factors stay below: float16, in which latents are kept, ends there."""
 
 
 class Latents(Enum):
@@ -353,10 +282,19 @@ class Latents(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LatentScale:
-    """From a VAE's latents z to those that the UNet was trained on: (z - shift) * factor."""
+    """From a VAE's latents z to those that the UNet was trained on: (z - shift_factor) * scaling_factor.
 
-    shift: float
-    factor: float
+    Both are below what float16 ends at, in which latents are kept. A configuration that states no `scaling_factor`
+    means that of Stable Diffusion's first ones, diffusers' default.
+    """
+
+    shift_factor: Annotated[float, Field(gt=-1e6, lt=1e6)] | None = None
+    scaling_factor: Annotated[float, Field(gt=0, lt=1e6)] = 0.18215
+
+    @property
+    def shift(self) -> float:
+        """0 where the configuration states none."""
+        return self.shift_factor or 0.0
 
     @classmethod
     def parse(cls, config: Mapping[str, Any], where: str) -> Self:
@@ -368,13 +306,4 @@ class LatentScale:
                     f"{where} states {key}: latents that are normalised by the channel are not supported; take a model "
                     "whose VAE has a scaling_factor alone."
                 )
-        shift, factor = config.get("shift_factor"), config.get("scaling_factor", USUAL_FACTOR)
-        if shift is not None and not _is_number(shift):
-            raise _wrong(where, "shift_factor", shift, f"must be a number below {LARGEST:g}")
-        if not _is_number(factor) or factor <= 0:
-            raise _wrong(where, "scaling_factor", factor, f"must be a number above 0 and below {LARGEST:g}")
-        return cls(float(shift or 0), float(factor))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+        return parsed(cls, config, where)

@@ -122,15 +122,12 @@ def profile_of(model_id: str) -> Profile:
 @cache
 def _profiles() -> dict[str, Profile]:
     """Every profile by its file's name."""
-    folder = Path(__file__).parent / "profiles"
-    return {file.stem: read_profile(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.toml"))}
-
-
-def read_profile(text: str) -> Profile:
-    """A profile's file. Raises `KeyError` for a field that is missing."""
-    stated = tomllib.loads(text)
     settings = [field.name for field in fields(Profile) if field.name not in ("models", "sources")]
-    values: dict[str, Any] = {name: stated[name]["value"] for name in settings}
-    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    sources = {name: stated[name]["source"] for name in settings}
-    return Profile(models=tuple(stated["models"]), sources=sources, **values)
+    found = {}
+    for file in sorted((Path(__file__).parent / "profiles").glob("*.toml")):
+        stated = tomllib.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {name: stated[name]["value"] for name in settings}
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        sources = {name: stated[name]["source"] for name in settings}
+        found[file.stem] = Profile(models=tuple(stated["models"]), sources=sources, **values)
+    return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.locate import COMPONENTS, locate
-from featstore.backbones.model_file import checked_fingerprint, read_config
+from featstore.backbones.model_file import Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
 from featstore.backbones.registry import family_of
 from featstore.errors import ModelError
@@ -105,19 +105,35 @@ class Model:
         return DiffusionNetworks(self.location, compute, max(map(int, layers)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Vae:
+    """Of a VAE's configuration what shapes follow from: the encoder halves the image between its blocks."""
+
+    block_out_channels: tuple[Whole, ...]
+    latent_channels: Whole = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _UNet:
+    """Of a UNet's. sample_size: side of the latents that it was trained on."""
+
+    sample_size: Whole
+    block_out_channels: tuple[Whole, ...]
+
+
 def open_model(name: str, revision: str | None = None) -> Model:
     """Locate a model (see `featstore.backbones.locate.locate`), read its configuration, and compare its weights with
     it (once: what passed is remembered beside the fingerprint). Raises `ModelError` where they do not fit."""
     location = locate(name, revision)
     vae, unet = read_config(location, "vae"), read_config(location, "unet")
-    try:
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)  # the encoder halves the image between its blocks
-        image_size = _side(unet["sample_size"]) * factor
-        blocks = len(unet["block_out_channels"])
-    except KeyError as error:
-        raise ModelError(f"{location.folder} has a UNet or VAE configuration without {error}.") from error
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{location.folder} has a UNet or VAE configuration that cannot be used: {error}.") from error
+    side = unet.get("sample_size")
+    if isinstance(side, list) and side == side[:1] * 2:
+        side = side[0]
+    where = location.folder / "vae" / "config.json"
+    shapes = parsed(_Vae, vae, where)
+    trained = parsed(_UNet, unet | {"sample_size": side}, location.folder / "unet" / "config.json")
+    factor = 2 ** (len(shapes.block_out_channels) - 1)
+    image_size, blocks = trained.sample_size * factor, len(trained.block_out_channels)
     if blocks != len(LAYERS):
         raise ModelError(f"{location.folder} has a UNet of {blocks} up blocks; Stable Diffusion's has {len(LAYERS)}.")
 
@@ -132,18 +148,8 @@ def open_model(name: str, revision: str | None = None) -> Model:
         fingerprint=checked_fingerprint(location.folder, COMPONENTS, check),
         image_size=image_size,
         latent_factor=factor,
-        latent_channels=int(vae.get("latent_channels", 4)),
-        latent_scale=LatentScale.parse(vae, f"{location.folder}/vae/config.json"),
+        latent_channels=shapes.latent_channels,
+        latent_scale=LatentScale.parse(vae, str(where)),
         unet_config=unet,
         schedule=read_schedule(location),
     )
-
-
-def _side(sample_size: Any) -> int:
-    """Cells a side of the latents that a UNet was trained on."""
-    sides = sample_size if isinstance(sample_size, list) else [sample_size]
-    if not all(type(side) is int and side == sides[0] > 0 for side in sides) or not sides:
-        raise ValueError(
-            f"the UNet's sample_size is {sample_size!r}, not the side of the latents that it was trained on (64 or 96)"
-        )
-    return sides[0]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 from transformers.utils import logging as transformers_logging
 
-from featstore.backbones.model_file import check_file, read_object
+from featstore.backbones.model_file import check_file, read_object, read_shards
 from featstore.errors import ModelError
 from featstore.plain_text import one_line, shown
 
@@ -34,34 +34,33 @@ _NAMED = 3
 class Published:
     """Where published files differ from what the library's network has, and may. Names are as the library loads them.
 
-    renamed: (pattern, replacement) of names that diffusers changes when it loads. unused: pattern of tensors that are
-    left out. optional: pattern of tensors that no pass uses.
+    weights: their file's name without its ending. unused: pattern of tensors that are left out. optional: pattern of
+    tensors that no pass uses.
     """
 
-    renamed: tuple[tuple[str, str], ...] = ()
+    weights: str
     unused: str = "$^"
     optional: str = "$^"
 
 
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-PUBLISHED = {
-    # VAEs that were saved before diffusers 0.17 (2023), such as those of SD 1.5 and 2.1
-    "vae": Published(
-        renamed=tuple(
-            (rf"(mid_block\.attentions\.\d+)\.{old}\.(weight|bias)$", rf"\1.{new}.\2")
-            for old, new in _OLD_ATTENTION.items()
-        )
-    ),
-    "unet": Published(),
+PUBLISHED: Mapping[Any, Published] = {
+    AutoencoderKL: Published("diffusion_pytorch_model"),
+    UNet2DConditionModel: Published("diffusion_pytorch_model"),
     # transformers before 4.31 (2023) saved the numbers of the positions as well
-    "text_encoder": Published(unused=r"^(text_model\.)?embeddings\.position_ids$"),
+    CLIPTextModel: Published("model", unused=r"^(text_model\.)?embeddings\.position_ids$"),
     # a classifier on top (dinov2-base-imagenet1k-1-layer), and what stands for masked patches in training
-    "dinov2": Published(
-        unused=r"^(classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token)$", optional=r"^embeddings\.mask_token$"
+    Dinov2Model: Published(
+        "model",
+        unused=r"^(classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token)$",
+        optional=r"^embeddings\.mask_token$",
     ),
 }
-"""By component; every other difference is refused. The other names of old files (`text_model.` before each name of a
-text encoder, DINOv2's attention) transformers changes itself, by tables of its own."""
+"""By the network's class; every other difference is refused. The other names of old files (`text_model.` before each
+name of a text encoder, DINOv2's attention) transformers changes itself, by tables of its own."""
+
+_OLD_ATTENTION = re.compile(r"(?<=mid_block\.attentions\.\d\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names that diffusers changes where it loads VAEs from before its 0.17 (2023), such as those of SD 1.5 and 2.1."""
 
 
 def check_model(folder: Path, image_size: int) -> None:
@@ -71,8 +70,9 @@ def check_model(folder: Path, image_size: int) -> None:
     unet = _built(folder / "unet", UNet2DConditionModel.from_config)
     encoder = _built(folder / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)))
     for name, network in (("vae", vae), ("unet", unet)):
-        _check_names(folder / name, network, PUBLISHED[name])
-    _check_by_loading(folder / "text_encoder", CLIPTextModel, PUBLISHED["text_encoder"])
+        _check_names(folder / name, network)
+    _read_shapes(folder / "text_encoder", PUBLISHED[CLIPTextModel])
+    load_network(CLIPTextModel, folder / "text_encoder", "auto")  # transformers knows best what it makes of old names
     _check_tokenizer(folder / "tokenizer", encoder.config)
     side, positions = image_size, encoder.config.max_position_embeddings
     latents = _dry_run(folder / "vae", lambda: vae.encode(torch.empty(1, 3, side, side)).latent_dist.mean)
@@ -85,61 +85,59 @@ def check_model(folder: Path, image_size: int) -> None:
 def check_dino(folder: Path) -> None:
     """`check_model` for the folder of a DINOv2."""
     dino = _built(folder, lambda config: Dinov2Model(Dinov2Config.from_dict(config)))
-    _check_by_loading(folder, Dinov2Model, PUBLISHED["dinov2"])
+    _read_shapes(folder, PUBLISHED[Dinov2Model])
+    load_network(Dinov2Model, folder, "auto")
     side = dino.config.image_size
     _dry_run(folder, lambda: dino(torch.empty(1, 3, side, side)).last_hidden_state)
 
 
-def check_loaded(where: Path, loaded: Mapping[str, Iterable[Any]], published: Published) -> None:
-    """Raise `ModelError` where a library says that it did not find, or did not use, a tensor. where: the file or
-    folder that it read. loaded: its `output_loading_info`."""
-    groups = {
-        "missing": [name for name in loaded["missing_keys"] if not re.search(published.optional, name)],
-        "unexpected": [name for name in loaded["unexpected_keys"] if not re.search(published.unused, name)],
+def load_network(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
+    """A component's network, frozen. Raises `ModelError` where its files are damaged, lack a tensor or hold another.
+
+    kind: the network's class, of `PUBLISHED`. dtype: "auto" for that of the files.
+    """
+    # what diffusers finds of another shape it names itself; transformers is asked to
+    more = {"ignore_mismatched_sizes": True} if PUBLISHED[kind].weights == "model" else {}
+    with refusing(f"{folder} cannot be loaded"):
+        network, loaded = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True, **more
+        )
+    _check_loaded(folder, kind, loaded["missing_keys"], loaded["unexpected_keys"], loaded["mismatched_keys"])
+    return network.eval().requires_grad_(False)
+
+
+def _check_loaded(
+    folder: Path, kind: Any, missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[Any]
+) -> None:
+    """Raise `ModelError` where a library did not find, or did not use, a tensor. reshaped: (name, found, wanted) of
+    those whose shape is another."""
+    published = PUBLISHED[kind]
+    named = {
+        "missing": [name for name in missing if not re.search(published.optional, name)],
+        "unexpected": [name for name in unexpected if not re.search(published.unused, name)],
     }
-    named = {kind: [shown(name) for name in sorted(names)] for kind, names in groups.items()}
-    named["of another shape"] = [
-        f"{shown(name)} {tuple(found)} instead of {tuple(wanted)}"
-        for name, found, wanted in sorted(loaded["mismatched_keys"])
+    told = {what: [*map(shown, sorted(names))] for what, names in named.items()}
+    told["of another shape"] = [
+        f"{shown(name)} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in sorted(reshaped)
     ]
-    if told := "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in named.items() if names):
-        raise _damaged(f"{where} does not hold the weights that its config.json describes: {told}")
+    if said := "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in told.items() if names):
+        source = _source(folder, published.weights)
+        raise _damaged(f"{source} does not hold the weights that its config.json describes: {said}")
 
 
-def _check_names(folder: Path, network: nn.Module, published: Published) -> None:
-    """`check_loaded` for diffusers, from the files' headers alone. network: of the configuration, on any device."""
-    weights = "diffusion_pytorch_model"
+def _check_names(folder: Path, network: nn.Module) -> None:
+    """`_check_loaded` for diffusers, from the files' headers alone. network: of the configuration, on any device."""
+    published = PUBLISHED[type(network)]
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in _read_shapes(folder, weights, published).items():
-        new = name
-        for pattern, replacement in published.renamed:
-            new = re.sub(pattern, replacement, new)
+    for name, shape in _read_shapes(folder, published).items():
+        new = _OLD_ATTENTION.sub(lambda old: _ATTENTION[old[0]], name)
         if new in found:
             raise _damaged(f"{folder} holds the tensor {shown(new)} twice, under an old name as well")
         found[new] = shape
-    differing = [name for name in expected.keys() & found.keys() if found[name] != expected[name]]
-    loaded: dict[str, Iterable[Any]] = {
-        "missing_keys": expected.keys() - found.keys(),
-        "unexpected_keys": found.keys() - expected.keys(),
-        "mismatched_keys": [(name, found[name], expected[name]) for name in differing],
-    }
-    check_loaded(_source(folder, weights), loaded, published)
-
-
-def _check_by_loading(folder: Path, kind: type[CLIPTextModel] | type[Dinov2Model], published: Published) -> None:
-    """`check_loaded` for transformers, which knows best what it makes of old names."""
-    _read_shapes(folder, "model", published)
-    with _refusing(f"{folder} cannot be loaded"):
-        _, loaded = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype="auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    check_loaded(_source(folder, "model"), loaded, published)
+    both = expected.keys() & found.keys()
+    reshaped = [(name, found[name], expected[name]) for name in both if found[name] != expected[name]]
+    _check_loaded(folder, type(network), expected.keys() - both, found.keys() - both, reshaped)
 
 
 def _some(names: list[str]) -> str:
@@ -152,15 +150,16 @@ def _source(folder: Path, weights: str) -> Path:
     return index if index.exists() else folder / f"{weights}.safetensors"
 
 
-def _read_shapes(folder: Path, weights: str, published: Published) -> dict[str, tuple[int, ...]]:
-    """Shapes of a component's tensors by name, of all its shards. weights: their file's name without its ending. Raises
-    `ModelError` for damaged files, and for values or types that no weights have."""
+def _read_shapes(folder: Path, published: Published) -> dict[str, tuple[int, ...]]:
+    """Shapes of a component's tensors by name, of all its shards. Raises `ModelError` for damaged files, and for values
+    or types that no weights have."""
+    weights = published.weights
     single, index = folder / f"{weights}.safetensors", folder / f"{weights}.safetensors.index.json"
-    if not index.exists():
+    listed = read_shards(index)
+    if not listed:
         return _read_file(single, published)
     if single.exists():  # diffusers would take the shards, transformers the file
         raise ModelError(f"{folder} holds both {single.name} and {index.name}: remove the one that is not meant.")
-    listed: dict[str, str] = read_object(index, "a list of weights")["weight_map"]
     files = set(listed.values())
     beside = {path.name for path in folder.glob(f"{weights}-?????-of-?????.safetensors")}
     if strange := sorted(beside - files):
@@ -179,7 +178,7 @@ def _read_shapes(folder: Path, weights: str, published: Published) -> dict[str, 
 
 def _read_file(file: Path, published: Published) -> dict[str, tuple[int, ...]]:
     check_file(file)
-    with _refusing(f"{file} cannot be read as safetensors"), safe_open(file, framework="pt") as tensors:
+    with refusing(f"{file} cannot be read as safetensors"), safe_open(file, framework="pt") as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
         used = [name for name in slices if not re.search(published.unused, name)]
         types = {name: slices[name].get_dtype() for name in used}
@@ -203,19 +202,19 @@ def _is_finite(tensor: Tensor) -> bool:
 def _built(folder: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
     """A component's network without memory. Raises `ModelError` where its configuration describes none."""
     config = read_object(folder / "config.json", "a configuration")
-    with _refusing(f"{folder}/config.json describes no network"), torch.device("meta"):
+    with refusing(f"{folder}/config.json describes no network"), torch.device("meta"):
         return build(config).eval()
 
 
 def _dry_run(folder: Path, run: Callable[[], Any]) -> Any:
     what = f"The network of {folder}/config.json cannot be run in its place"
-    with _refusing(what), torch.no_grad(), torch.device("meta"):
+    with refusing(what), torch.no_grad(), torch.device("meta"):
         return run()
 
 
 def _check_tokenizer(folder: Path, config: Any) -> None:
     """Raise `ModelError` where the tokenizer is not the text encoder's. config: of the text encoder."""
-    with _refusing(f"{folder} cannot be loaded as CLIP's tokenizer"):
+    with refusing(f"{folder} cannot be loaded as CLIP's tokenizer"):
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         ids = tokenizer("a photo of a cat").input_ids
         highest = max(tokenizer.get_vocab().values())
@@ -237,29 +236,20 @@ def _damaged(what: str) -> ModelError:
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """Around what libraries make of a stranger's file: they check little, so that any value can raise anything."""
-    try:
-        with quiet_libraries():
-            yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise _damaged(f"{what} ({one_line(error)})") from error
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """No warnings of diffusers' and transformers' and no progress bars inside; afterwards all are as they were. What
-    weights lack is a refusal of ours (`featstore.backbones.weights`)."""
+def refusing(what: str) -> Iterator[None]:
+    """Around what libraries make of a stranger's file: they check little, so that any value can raise anything, which
+    becomes a `ModelError`. Their warnings and progress bars are quiet meanwhile. what: the start of its sentence."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
+    before, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(f"{what} ({one_line(error)})") from error
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from featstore.backbones.base import Asked, Compute, NetworkName
-from featstore.backbones.locate import locate
-from featstore.backbones.model_file import default_memory, forget
+from featstore.backbones.model_file import forget
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
@@ -140,8 +139,7 @@ def recompute(
     Raises:
         StoreError: Where the model is not the one that the store was made with, or the dataset has other images.
     """
-    location = locate(store.header.model_id, store.header.model_revision)
-    forget(location.folder, default_memory())
+    forget()
     model = model_of(store)
     survey = survey_images(dataset, progress)
     check_same_images(store, survey)

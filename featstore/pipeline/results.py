@@ -10,11 +10,9 @@ is there, too, `.unfinished` lies in it, whose lock the process holds that makes
 from one that is at work, and the same evaluation takes its place.
 """
 
-import errno
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +28,7 @@ from featstore.config import EvalConfig
 from featstore.config import to_json as config_to_json
 from featstore.datasets.records import canonical_split
 from featstore.errors import EvaluationError, ModelError
-from featstore.files import MAKING, sweep_making, write_whole, writing
+from featstore.files import making_folder, take_place, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.pipeline.pairs import describe_list, spell_list
 from featstore.pipeline.predictions import load_predictions, predictions_bytes
@@ -260,43 +258,22 @@ def _save(
     result: Evaluation, path: Path | None, parent: Path, described: Mapping[str, Any], begin: Callable[[Path], None]
 ) -> Path:
     """begin: is given the folder before it appears in its place."""
-    layers = _layers(result)
-    beside = parent if path is None else path.parent
-    sweep_making(beside, f".eval-{layers}")
-    making = beside / f".eval-{layers}.{secrets.token_hex(4)}{MAKING}"
     contents = {
         PREDICTIONS: predictions_bytes(result.matched),
         RESULTS: _json_bytes(result.to_json()),
         RUN: _json_bytes(seal(described)),
     }
-    place = path or parent
-    try:
-        with writing(f"The run in {place}", sum(map(len, contents.values())), place=place):
-            making.mkdir(parents=True)
-            for name, content in contents.items():
-                write_whole(making / name, content)
-            begin(making)
-            if path is not None:
-                return _moved(making, path)
-            while True:
-                try:
-                    return _moved(making, parent / run_folder.free_name(parent, f"eval-{layers}"))
-                except EvaluationError:
-                    continue  # another evaluation took the name in between
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-
-
-def _moved(making: Path, path: Path) -> Path:
-    if not _is_free(path):
-        raise _in_the_way(path)
-    try:
-        making.rename(path)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise _in_the_way(path) from error
-        raise
-    return path
+    name, place = f"eval-{_layers(result)}", path or parent
+    beside, places = (path.parent, [path]) if path is not None else (parent, run_folder.free_places(parent, name))
+    size = sum(map(len, contents.values()))
+    with writing(f"The run in {place}", size, place=place), making_folder(beside, f".{name}") as made:
+        for file, content in contents.items():
+            write_whole(made / file, content)
+        begin(made)
+        taken = take_place(made, places)
+    if taken is None:
+        raise _in_the_way(place)
+    return taken
 
 
 def _is_free(path: Path) -> bool:

@@ -78,7 +78,7 @@ class PromptMode(Protocol):
     """The published length of a training on SPair-71k."""
 
     def check_length(self, length: int) -> None:
-        """Raise `TuningError` for prompts of a length that cannot be learned."""
+        """Raise `TuningError` for prompts of a length that cannot be learned, whatever fits the text encoder."""
 
     def start(self, start: Start, key: str) -> PromptSet:
         """One layer's prompts before the first step. key: decides all that is random."""
@@ -97,25 +97,16 @@ class PromptMode(Protocol):
 
 
 class Mode(Enum):
-    """The registry: a mode's name, and where in this package its `PromptMode` is."""
+    """The modes, by the name that users type."""
 
-    SINGLE = "single", "text:OneForAll"
-    CLASS = "class", "text:OnePerCategory"
-    CPM = "cpm", "cpm:OnePerPair"
-
-    _place: str
-
-    def __new__(cls, name: str, place: str = "") -> Self:
-        """The member whose value is the name."""
-        member = object.__new__(cls)
-        member._value_ = name
-        member._place = place
-        return member
+    SINGLE = "single"
+    CLASS = "class"
+    CPM = "cpm"
 
     @property
     def rules(self) -> PromptMode:
         """What the mode is; its file is loaded when it is first asked for."""
-        found: PromptMode = resolve_name(f"featstore.prompts.{self._place}")()
+        found: PromptMode = resolve_name(f"featstore.prompts.{_RULES[self]}")()
         return found
 
     @classmethod
@@ -125,6 +116,10 @@ class Mode(Enum):
             return cls(name)
         except ValueError:
             raise TuningError(f"--mode is {', '.join(known.value for known in cls)}, not {name!r}.") from None
+
+
+_RULES = {Mode.SINGLE: "text:OneForAll", Mode.CLASS: "text:OnePerCategory", Mode.CPM: "cpm:OnePerPair"}
+"""The registry: where in this package each mode's `PromptMode` is."""
 
 
 @dataclass(frozen=True, slots=True)

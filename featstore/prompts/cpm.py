@@ -10,7 +10,7 @@ from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
 from featstore.backbones.noise import generator
 from featstore.errors import PromptError, TuningError
 from featstore.prompts.base import LearnedPrompts, PromptMode, Start
-from featstore.prompts.text import encode_token_embeddings, fill, frame, wide
+from featstore.prompts.text import check_shape, encode_token_embeddings, fill, frame, wide
 from featstore.store.store import PatchTokens
 from matcher.pairs import MatchingPair
 
@@ -182,12 +182,7 @@ def open_pair_prompts(
         }
     except ValueError as error:
         raise PromptError(f"These cpm prompts are damaged: {error}.") from error
-    width = text_encoder.config.hidden_size
     for module in modules.values():
-        if module.global_embeds.shape[2] != width:
-            raise PromptError(
-                f"These cpm prompts are {module.global_embeds.shape[2]} wide and the text encoder {width}: they are "
-                "for another model."
-            )
+        check_shape(module.global_embeds.shape, text_encoder, "These cpm prompts are")
     framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, learned.length)
     return PairPrompts(modules, framed, text_encoder, patches)

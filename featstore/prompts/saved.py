@@ -18,7 +18,7 @@ from featstore.errors import ModelError, PromptError
 from featstore.files import open_whole, write_whole
 from featstore.parsing import parse_known
 from featstore.prompts.base import LearnedPrompts, Prompts, PromptsDescription
-from featstore.prompts.text import TextPrompt, encode_token_embeddings
+from featstore.prompts.text import TextPrompt, check_shape, encode_token_embeddings
 from featstore.sealed import check_tensors_seal, check_version, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 
@@ -150,12 +150,7 @@ class SavedPrompts:
         found: dict[str, Tensor] = {}
         if names:
             rows = [self.learned.tensors[layer][name] for name in names]
-            taken = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
-            if tuple(rows[0].shape) != taken:
-                raise PromptError(
-                    f"These prompts are of shape {tuple(rows[0].shape)} (positions, width), and the text encoder of "
-                    f"the model takes {taken}: they are for another model; SD 1-5 is 768 wide, SD 2-1 1024."
-                )
+            check_shape(rows[0].shape, text_encoder, "These prompts are")
             encoded = encode_token_embeddings(text_encoder, torch.stack(rows).to(text_encoder.device))
             found = {category: encoded[names.index(name)] for category, name in own.items()}
         others = [category for category in categories if category not in own]

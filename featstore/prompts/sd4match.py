@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from featstore.backbones.base import Compute, NetworkName, TextEncoder, Tokenize
 from featstore.backbones.dino import HUB_NAME
 from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps, open_model
 from featstore.errors import PromptError
+from featstore.parsing import parse
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, module_of
 from featstore.prompts.saved import save_torch
-from featstore.prompts.text import length_of
+from featstore.prompts.text import check_shape, length_of
 
 Keys = tuple[str, ...]
 """Where a tensor stands: the keys of the dictionaries that lead to it."""
@@ -58,7 +59,8 @@ def _load(file: Path) -> Any:
 SINGLE_KEY = "dataset"
 """Under which SD4Match keeps a single prompt."""
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "float16", "bfloat16"]
+_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Those whose values float32, in which prompts are kept, holds exactly."""
 
 
@@ -69,16 +71,15 @@ class Layout:
 
     key: str = SINGLE_KEY
     leading: bool = True
-    dtype: str = "float32"
+    dtype: Precision = "float32"
 
     @classmethod
     def of(cls, prompts: LearnedPrompts) -> Self:
         """That of the file that prompts were imported from; SD4Match's own for others. Raises `PromptError`."""
         imported = prompts.training.get("imported")
         try:
-            layout = cls() if imported is None else cls(**imported["layout"])
-            _DTYPES[layout.dtype]
-        except (KeyError, TypeError) as error:
+            layout: Self = cls() if imported is None else parse(cls, imported["layout"], "layout")
+        except (KeyError, TypeError, ValueError) as error:
             raise PromptError(f"The layout that these prompts were imported from is damaged: {error!r}.") from error
         return layout
 
@@ -152,31 +153,24 @@ def to_learned(
     tokenizer and text encoder; where they are not, length is a guess. Raises `PromptError` where the prompts do not fit
     the text encoder.
     """
-    positions, width = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
     cpm, tensors, name, model_id = published.mode is Mode.CPM, published.tensors, published.name, model.location.id
-    found = tuple((tensors["global_embeds"] if cpm else next(iter(tensors.values()))).shape)
-    taken = (*found[:-1], width) if cpm else (positions, width)
-    if found != taken:
-        raise PromptError(
-            f"{name} holds prompts of shape {found}, {found[-1]} wide, and the text encoder of {model_id} takes "
-            f"{taken}: they are for another model, SD 1-5 is 768 wide, SD 2-1 1024."
-        )
+    first = tensors["global_embeds"] if cpm else next(iter(tensors.values()))
+    check_shape(first.shape, text_encoder, f"{name} holds prompts", model_id)
+    room = text_encoder.config.max_position_embeddings - 2
     if cpm:
         lengths: set[int | None] = {module_of(dict(tensors)).length}
     else:
         start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         lengths = {length_of(text_encoder, start, end, rows) for rows in tensors.values()}
     length = lengths.pop() if len(lengths) == 1 else None
-    if length is not None and length > positions - 2:
-        raise PromptError(
-            f"{name} makes more vectors than the text encoder of {model_id} has room for: {positions - 2}."
-        )
+    if length is not None and length > room:
+        raise PromptError(f"{name} makes more vectors than the text encoder of {model_id} has room for: {room}.")
     imported = {"from": "sd4match", "file": name, "framed": length is not None, "layout": asdict(published.layout)}
     return LearnedPrompts(
         mode=published.mode,
         layers=(layer,),
         timesteps=(timestep,),
-        length=length or positions - 2,
+        length=length or room,
         model=model.name,
         dino=NetworkName(HUB_NAME, "") if cpm else None,
         training={"imported": imported},
@@ -242,7 +236,7 @@ def _captions(name: str, loaded: Mapping[Keys, Tensor], mode: Mode | None) -> Pu
     return Published(name, chosen, tensors, layout, ())
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def _plain(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Precision]:
     """In float32, with memory of their own; and the precision that all had. Raises ValueError."""
     known = ", ".join(_DTYPES)
     for name, tensor in tensors.items():
@@ -251,7 +245,8 @@ def _plain(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
             raise ValueError(f"holds {name!r} as {kind}: those are dense and of {known}")
         if not tensor.isfinite().all():
             raise ValueError(f"holds numbers in {name!r} that are not finite")
-    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
+    found = {tensor.dtype for tensor in tensors.values()}
+    dtypes = sorted(name for name, dtype in _DTYPES.items() if dtype in found)
     if len(dtypes) > 1:
         raise ValueError(f"holds tensors of {' and '.join(dtypes)}: they should be of one precision")
     plain = {name: own.detach().to(torch.float32, copy=True).contiguous() for name, own in tensors.items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from featstore.backbones.base import TextEncoder, Tokenizer
 from featstore.backbones.noise import generator
-from featstore.errors import ModelError
+from featstore.errors import ModelError, PromptError
 from featstore.prompts.base import PromptMode, Start
 from matcher.pairs import MatchingPair
 
@@ -79,6 +79,24 @@ def encode_token_embeddings(text_encoder: TextEncoder, rows: Tensor) -> Tensor:
         handle.remove()
 
 
+def check_shape(found: Sequence[int], text_encoder: TextEncoder, what: str, model: str = "the model") -> None:
+    """Raise `PromptError` where learned prompts are not what a text encoder takes.
+
+    Args:
+        found: (positions, D) of token embeddings, or (1, N, D) of a conditional module's own vectors.
+        text_encoder: CLIP's.
+        what: What has this shape, as the start of the sentence.
+        model: Whose text encoder it is, for the sentence.
+    """
+    positions, width = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
+    taken = (positions, width) if len(found) == 2 else (*found[:-1], width)
+    if tuple(found) != taken:
+        raise PromptError(
+            f"{what} of shape {tuple(found)}, {found[-1]} wide, and the text encoder of {model} takes {taken}: "
+            "they are for another model; SD 1-5 is 768 wide, SD 2-1 1024."
+        )
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The precision in which prompts are learned and losses computed: float64 where the networks are, else float32."""
     return torch.float64 if dtype is torch.float64 else torch.float32
@@ -140,9 +158,6 @@ class OnePerCategory(PromptMode):
     """Mode class: each category's prompt by its name."""
 
     epochs = 5
-
-    def check_length(self, length: int) -> None:
-        """See `PromptMode`; what fits the text encoder is learned."""
 
     def start(self, start: Start, key: str) -> "LearnedVectors":
         """See `PromptMode`."""

@@ -14,7 +14,6 @@ import glob
 import io
 import json
 import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import Any, Self
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import TuningError
-from featstore.files import MAKING, PARTIAL, sweep_making, write_whole, writing
+from featstore.files import PARTIAL, making_folder, sweep_making, take_place, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.prompts.saved import FILE
 from featstore.sealed import check_seal, check_version, seal
@@ -214,8 +213,12 @@ def create_run(
 ) -> RunFolder:
     """Make a run's folder; it appears with its `run.json` or not at all. Raises `TuningError` where one of that name
     exists, `StoreError` where it cannot be made, `DiskFullError` where there is no room for it."""
-    usual = f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
-    path = parent / (name or free_name(parent, usual))
+    prefix = name or f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
+    path = parent / prefix
+    go_on = f"go on with `dualsd train --resume {path}`, or take another --name"
+    taken = TuningError(f"{path} exists already: {go_on}.")
+    if name is not None and path.exists():  # renaming would replace an empty folder
+        raise taken
     described = {
         "format": FORMAT,
         "version": VERSION,
@@ -230,26 +233,12 @@ def create_run(
     }
     description = seal(described)
     content = (json.dumps(description, indent=2) + "\n").encode()
-    sweep_making(parent, glob.escape(name) if name else f"{usual}-*")
-    with writing(f"The run's folder {path}", len(content), place=path):
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=parent) as folder:
-            making = Path(folder) / "run"
-            making.mkdir()
-            write_whole(making / RUN, content)
-            while True:
-                try:
-                    if path.exists():  # renaming would replace an empty folder
-                        raise FileExistsError(path)
-                    making.rename(path)
-                    return RunFolder(path, description)
-                except OSError as error:
-                    if not path.exists():
-                        raise
-                    if name is not None:
-                        go_on = f"go on with `dualsd train --resume {path}`, or take another --name"
-                        raise TuningError(f"{path} exists already: {go_on}.") from error
-                    path = parent / free_name(parent, usual)  # another training took the name in between
+    with writing(f"The run's folder in {parent}", len(content), place=parent), making_folder(parent, prefix) as made:
+        write_whole(made / RUN, content)
+        place = take_place(made, [path] if name is not None else free_places(parent, prefix))
+    if place is None:
+        raise taken
+    return RunFolder(place, description)
 
 
 def resume_run(path: Path) -> RunFolder:
@@ -301,6 +290,12 @@ def runs_newest_first(
         if run.prompts.is_file() and run.identity == identity(store.header):
             found.append(run)
     return sorted(found, key=lambda run: (str(run.description.get("created")), str(run.path)), reverse=True)
+
+
+def free_places(parent: Path, prefix: str) -> Iterator[Path]:
+    """Again and again the first free name, as it is then: another process may have taken the one before."""
+    while True:
+        yield parent / free_name(parent, prefix)
 
 
 def free_name(parent: Path, prefix: str) -> str:

@@ -112,19 +112,20 @@ def settings_of(
         InputError: A layer is none, or has no default timestep or weight.
         TuningError: The settings cannot be.
     """
-    demo, names = dataset == DEMO, config.layers or ("2", "3")
+    demo, profile = dataset == DEMO, profile_of(model.location.id)
+    names = config.layers or profile.layers
     said = _said(replace(config, layers=names), image_size, dtype)
     rules = said["mode"].rules
     epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else rules.epochs
     steps = config.steps or (DEMO_STEPS if demo else max(round(epochs * pairs / BATCH), 1))
-    timesteps = timesteps_for(names, config.timesteps, profile_of(model.location.id).training_timesteps)
+    timesteps = timesteps_for(names, config.timesteps, profile.training_timesteps)
     published: dict[str, Any] = {
         "timesteps": timesteps,
-        "weights": weights_for(names, config.weights),
+        "weights": weights_for(names, config.weights, profile),
         "steps": steps,
         "batch": DEMO_BATCH if demo else BATCH,
         "noise": Noise.CACHED,
-        "kernel": default_kernel(max(model.shape(layer, image_size).side for layer in said["layers"])),
+        "kernel": default_kernel(max(model.shape(layer, image_size).side for layer in said["layers"]), profile.kernel),
         "matching": MatchSettings(image_size),
         "validate_every": max(steps // VALIDATIONS, 1),
         "validation_pairs": DEMO_PAIRWISE_PAIRS if demo and rules.of_pairs else 500,
@@ -159,17 +160,10 @@ def resumed(saved: TuningSettings, config: TrainConfig, dtype: str, run: Path) -
 
 def settled(config: TrainConfig, settings: TuningSettings) -> TrainConfig:
     """A config with all that it leaves open as it is used: it begins the same training anew."""
-    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "matching"}
-    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-    matching = settings.matching
-    return replace(
-        config,
-        **plain | {"layers": tuple(map(str, settings.layers))},
-        geometry=matching.geometry.value,
-        upsample_align=matching.upsample_align.value,
-        name=None,
-        resume=None,
-    )
+    values = settings.to_json()
+    matching = values.pop("matching")
+    values |= {name: matching[name] for name in ("geometry", "upsample_align")}
+    return replace(config, **values | {"layers": [*map(str, settings.layers)], "name": None, "resume": None})
 
 
 def _said(config: TrainConfig, image_size: int, dtype: str) -> dict[str, Any]:

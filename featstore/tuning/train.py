@@ -121,6 +121,9 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         tokens = _fill_caches(Work(store, dataset, compute, progress), model, [*framed, *framed_held_out], dino)
     networks = _open_networks(model, settings, config, compute)
     header = store.header
+    training = {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()}
+    trained = settings.mode, settings.layers, settings.timesteps, settings.length
+    made_for = NetworkName(header.model_id, header.model_fingerprint)
     problem = Problem(
         settings,
         networks,
@@ -129,16 +132,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         framed,
         framed_held_out,
         lru_cache(KEPT_VALIDATION_LATENTS)(_cached_noise(store, noisy, 1, 0)),
-        LearnedPrompts(
-            settings.mode,
-            settings.layers,
-            settings.timesteps,
-            settings.length,
-            NetworkName(header.model_id, header.model_fingerprint),
-            None if dino is None else dino[0],
-            {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()},
-            {},
-        ),
+        LearnedPrompts(*trained, made_for, None if dino is None else dino[0], training, {}),
     )
     listed = describe_list("trn", framed)
     if run is None:

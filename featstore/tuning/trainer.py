@@ -99,7 +99,7 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
             state.load(run.checkpoint)
         recorder = _Recorder(run, problem, state.step) if processes.is_main else None
         progress.start("training", settings.steps - state.step, "steps")
-        best, started = state.best, time.monotonic()
+        started = time.monotonic()
         while state.step < settings.steps and not stopped:
             batch = sampler.batch(state.step)
             _expect(problem, sampler, state.step, processes)
@@ -112,23 +112,22 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
                     f"The loss of step {state.step + 1} is {loss}: {kept}; try a smaller --lr, or --dtype float32."
                 )
             state.step += 1
-            pck = None
+            pck, is_best = None, False
             if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
                 held_out = processes.block(problem.validation)
                 (summed,) = sum_numbers([sum_of_pck(problem, held_out, problem.validation_noisy)], processes, device)
                 pck = last_pck = summed / len(problem.validation)
-                best = max(best, pck)
+                is_best, state.best = pck > state.best, max(state.best, pck)
             if recorder is not None:
                 recorder.record(state.step, loss, pck)
-                if pck is not None and pck > state.best:
+                if is_best:
                     save_prompts(problem.snapshot(), run.prompts)
-            state.best = best
-            if recorder is not None and (state.step % settings.checkpoint_every == 0 or stopped):
-                recorder.keep(state)
+                if state.step % settings.checkpoint_every == 0 or stopped:
+                    recorder.keep(state)
             seconds = time.monotonic() - started
             progress.say(
                 f"loss {loss:.3f}"
-                + ("" if last_pck is None else f", PCK@0.1 {100 * last_pck:.1f} (best {100 * best:.1f})")
+                + ("" if last_pck is None else f", PCK@0.1 {100 * last_pck:.1f} (best {100 * state.best:.1f})")
                 + f", {passes / len(settings.layers) / seconds:.1f} images/s, {learned / seconds:.1f} pairs/s"
             )
             progress.advance()
@@ -139,7 +138,7 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
             with writing(run.tensorboard):
                 recorder.board.close()
         processes.wait()
-    return Outcome(state.step, best if best >= 0 else None, passes, stopped)
+    return Outcome(state.step, state.best if state.best >= 0 else None, passes, stopped)
 
 
 def _open_state(problem: Problem) -> "TrainingState":

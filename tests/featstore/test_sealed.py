@@ -331,5 +331,5 @@ def test_prompts_of_another_width_than_the_model_takes(small_model: Path) -> Non
     prompts = replace(made(Mode.SINGLE), tensors={layer: {"": torch.zeros(77, 768)} for layer in (2, 3)})
     location = locate(str(small_model))
     encoder = load_text_encoder(location, torch.device("cpu"), torch.float32)
-    with pytest.raises(InputError, match=r"of shape \(77, 768\) .* takes \(77, 64\)"):
+    with pytest.raises(InputError, match=r"of shape \(77, 768\), .* takes \(77, 64\)"):
         SavedPrompts(prompts).embeddings(2, ["cat"], load_tokenizer(location), encoder)

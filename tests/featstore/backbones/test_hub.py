@@ -84,7 +84,7 @@ def test_a_dinov2_from_the_hub(small_model: Path, point: Point) -> None:
         ((401, "RepoNotFound"), "The hub has no model 'o/m', or none that your token may see (HTTP 401)"),
         ((403, "GatedRepo"), "The hub's model 'o/m' is gated: accept its terms at "),
         ((404, "RevisionNotFound"), "The hub's model 'o/m' has no revision 'v9': its branches and tags are listed at "),
-        ((403, ""), "The hub does not let you have the model 'o/m' (HTTP 403): log in with `hf auth login`"),
+        ((403, ""), "The hub refuses you the model 'o/m' (HTTP 403): log in with `hf auth login`"),
         ((503, ""), "The hub did not hand out the model 'o/m' (HTTP 503): try again later"),
     ],
 )

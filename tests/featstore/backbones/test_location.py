@@ -98,12 +98,12 @@ def test_no_trick_gets_a_pickle_read(
         assert not marker.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"weight_map": []}', "{}", "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"weight_map": []}', '{"weight_map": {}}', "{}", "[" * 100_000])
 def test_a_damaged_list_of_shards(small_model: Path, tmp_path: Path, content: str) -> None:
     copy = tmp_path / "sharded"
     shutil.copytree(small_model, copy)
     (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
-    with pytest.raises(ModelError, match=r"index\.json is no list of weights"):
+    with pytest.raises(ModelError, match=r"index\.json cannot be (read as a list of weights: |used: weight_map is )"):
         locate(str(copy))
 
 
@@ -127,7 +127,7 @@ def test_a_truncated_dino_is_named(tmp_path: Path) -> None:
     shutil.copytree(demo_folder() / "dinov2", copy)
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot be loaded as a DINOv2: Error while deserializing"):
+    with pytest.raises(ModelError, match=r"dino cannot be loaded \(Error while deserializing"):
         load_dino(copy, torch.device("cpu"), torch.float32)
 
 

@@ -129,7 +129,7 @@ def test_it_is_diffusers_bit_for_bit(kind: Any, settings: dict[str, Any]) -> Non
     schedule = NoiseSchedule.parse(dict(scheduler.config), "here")
     np.testing.assert_array_equal(schedule.alphas_cumprod, scheduler.alphas_cumprod.numpy())
     x, noise = drawn()
-    for timestep in {min(step, schedule.timesteps - 1) for step in (0, *TIMESTEPS)}:
+    for timestep in {min(step, schedule.num_train_timesteps - 1) for step in (0, *TIMESTEPS)}:
         theirs = scheduler.add_noise(torch.from_numpy(x), torch.from_numpy(noise), torch.tensor([timestep]))
         np.testing.assert_array_equal(schedule.mix(x, noise, timestep), theirs.numpy())
     assert NoiseSchedule.parse(schedule.describe(), "a header") == schedule
@@ -197,29 +197,29 @@ def test_published_configurations_are_taken(config: dict[str, Any], tmp_path: Pa
         ({"timestep_type": "continuous"}, "timestep_type.*EDM's"),
         ({"snr_shift_scale": 3.0}, "snr_shift_scale 3.0.*shifted signal-to-noise"),
         ({"beta_schedule": None}, "states no betas"),
-        ({"beta_schedule": "bogus"}, 'beta_schedule "bogus", which must be one of linear'),
-        ({"beta_schedule": ["linear"]}, "beta_schedule .*must be one of"),
-        ({"beta_start": None}, "beta_start null, which must be a number"),
-        ({"beta_start": -0.1}, "beta_start -0.1"),
-        ({"beta_end": 1}, "beta_end 1,"),
+        ({"beta_schedule": "bogus"}, "beta_schedule is 'bogus', not one of 'linear', 'scaled_linear'"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule is .*not one of"),
+        ({"beta_start": None}, "has no beta_start, and betas are scaled_linear"),
+        ({"beta_start": -0.1}, "beta_start is -0.1, not at least 0"),
+        ({"beta_end": 1}, "beta_end is 1, not below 1"),
         ({"beta_end": math.nan}, "a value is NaN"),
-        ({"beta_start": "0.00085"}, 'beta_start "0.00085"'),
-        ({"beta_start": True}, "beta_start true"),
-        ({"beta_start": 10**400}, "beta_start 1000"),
+        ({"beta_start": "0.00085"}, "beta_start is '0.00085'"),
+        ({"beta_start": True}, "beta_start is True"),
+        ({"beta_start": 10**400}, "beta_start is 1000"),
         ({"beta_start": 0.012, "beta_end": 0.00085}, "betas rise"),
         ({"beta_start": 0, "beta_end": 0}, "betas rise"),
-        ({"num_train_timesteps": 0}, "num_train_timesteps 0, which must be a whole number from 1"),
-        ({"num_train_timesteps": 1000.0}, "num_train_timesteps 1000.0"),
-        ({"num_train_timesteps": True}, "num_train_timesteps true"),
-        ({"num_train_timesteps": 10**12}, "num_train_timesteps 1000000000000"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0, not at least 1"),
+        ({"num_train_timesteps": 1000.0}, "num_train_timesteps is 1000.0, not a whole number"),
+        ({"num_train_timesteps": True}, "num_train_timesteps is True"),
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps is 1000000000000, not at most 100000"),
         ({"num_train_timesteps": 1, "rescale_betas_zero_snr": True}, "must be more than 1"),
         ({"trained_betas": [0.1] * 10}, "10 trained_betas for 1000 timesteps"),
-        ({"trained_betas": [0.1] * 999 + ["a"]}, r'trained_betas\[999\] "a"'),
-        ({"trained_betas": [0.1] * 999 + [1.0]}, r"trained_betas\[999\] 1.0"),
-        ({"trained_betas": [0] * 1000}, "must not all be 0"),
-        ({"trained_betas": "abc"}, "must be a list"),
-        ({"rescale_betas_zero_snr": "yes"}, 'rescale_betas_zero_snr "yes"'),
-        ({"prediction_type": "bogus"}, 'prediction_type "bogus", which must be one of epsilon'),
+        ({"trained_betas": [0.1] * 999 + ["a"]}, r"trained_betas\[999\] is 'a'"),
+        ({"trained_betas": [0.1] * 999 + [1.0]}, r"trained_betas\[999\] is 1.0, not below 1"),
+        ({"trained_betas": [0] * 1000}, "trained_betas that are all 0"),
+        ({"trained_betas": "abc"}, "not a list"),
+        ({"rescale_betas_zero_snr": "yes"}, "rescale_betas_zero_snr is 'yes', not true or false"),
+        ({"prediction_type": "bogus"}, "prediction_type is 'bogus', not one of 'epsilon'"),
     ],
 )
 def test_what_is_no_schedule_is_refused_in_a_sentence(change: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -42,26 +42,27 @@ def test_latents_are_diffusers(change: dict[str, Any], small_model: Path, tmp_pa
         pipeline, images, None, 2, 1, torch.float32, torch.device("cpu")
     )
     torch.testing.assert_close(encode(vae, images, drawn), theirs, rtol=1e-6, atol=1e-6)
-    assert model.latent_scale == LatentScale(float(stated.shift_factor), stated.scaling_factor)
+    assert (model.latent_scale.shift, model.latent_scale.scaling_factor) == (stated.shift_factor, stated.scaling_factor)
 
 
 def test_a_configuration_without_a_factor_means_stable_diffusions_first() -> None:
-    assert LatentScale.parse({"shift_factor": None}, "here") == LatentScale(0, 0.18215)
+    scale = LatentScale.parse({"shift_factor": None}, "here")
+    assert (scale.shift, scale.scaling_factor) == (0, 0.18215)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"scaling_factor": None}, "scaling_factor null, which must be a number above 0"),
-        ({"scaling_factor": "0.18"}, 'scaling_factor "0.18"'),
+        ({"scaling_factor": None}, "scaling_factor is None, not a finite number"),
+        ({"scaling_factor": "0.18"}, "scaling_factor is '0.18'"),
         ({"scaling_factor": math.nan}, "a value is NaN"),
-        ({"scaling_factor": 0}, "scaling_factor 0,"),
-        ({"scaling_factor": -0.18215}, "scaling_factor -0.18215"),
-        ({"scaling_factor": True}, "scaling_factor true"),
-        ({"scaling_factor": 10**400}, "scaling_factor 1000"),
-        ({"shift_factor": "0.1"}, 'shift_factor "0.1", which must be a number'),
-        ({"shift_factor": -math.inf}, "shift_factor -Infinity"),
-        ({"shift_factor": False}, "shift_factor false"),
+        ({"scaling_factor": 0}, "scaling_factor is 0, not above 0"),
+        ({"scaling_factor": -0.18215}, "scaling_factor is -0.18215"),
+        ({"scaling_factor": True}, "scaling_factor is True"),
+        ({"scaling_factor": 10**400}, "scaling_factor is 1000"),
+        ({"shift_factor": "0.1"}, "shift_factor is '0.1', not a finite number"),
+        ({"shift_factor": -math.inf}, "shift_factor is -inf"),
+        ({"shift_factor": False}, "shift_factor is False"),
         ({"latents_mean": [0, 0, 0, 0]}, "latents_mean"),
         ({"latents_std": [1, 1, 1, 1]}, "latents_std"),
     ],

@@ -314,13 +314,14 @@ def test_tokenizers_of_more_tokens(small_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("component", "change", "words"),
     [
-        ("unet", {"block_out_channels": "abcd"}, "describes no network"),
+        ("unet", {"block_out_channels": [32, 32]}, "a UNet of 2 up blocks"),
+        ("unet", {"block_out_channels": "abcd"}, r"unet/config\.json .* block_out_channels is 'abcd', not a list"),
         ("unet", {"norm_num_groups": 7}, "describes no network"),
         ("text_encoder", {"num_attention_heads": "x"}, "describes no network"),
         ("text_encoder", {"num_hidden_layers": 1}, "16 unexpected"),
         ("unet", {"attention_head_dim": [3, 4, 8, 8]}, "69 of another shape"),
         ("unet", {"sample_size": None}, "sample_size is None"),
-        ("unet", {"sample_size": [32, 64]}, r"sample_size is \[32, 64\]"),
+        ("unet", {"sample_size": [32, 64]}, r"sample_size is \[32, 64\], not a whole number"),
     ],
 )
 def test_configurations_that_are_not_the_weights(

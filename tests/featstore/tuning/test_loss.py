@@ -95,6 +95,7 @@ def test_half_precision_maps_give_nearly_the_same() -> None:
 
 def test_the_usual_kernel_depends_on_the_map() -> None:
     assert [default_kernel(side) for side in (16, 32, 47, 48, 96)] == [3, 3, 3, 7, 7]
+    assert [default_kernel(side, 5) for side in (32, 48)] == [3, 5]  # of a model whose profile says so
 
 
 @pytest.mark.parametrize("kernel", [0, 4, -3])
