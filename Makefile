@@ -31,8 +31,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes of one thread each: torch's threads in both of them would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two processes of one thread each: torch's threads in both of them would wait for each other. Tests that take two
+# threads by themselves let the one that waits sleep: spinning, it would keep the others from their work. Each process
+# begins with half of the files and takes from the other's when it is done: what a file's tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: check $(S3_SERVER)
 	$(PYTEST) -m "not slow"

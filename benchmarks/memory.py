@@ -24,7 +24,7 @@ import typer
 
 from cli.main import app
 from featstore.datasets import registry
-from featstore.datasets.records import Dataset, ImageRecord, Pair, ThetaRule
+from featstore.datasets.records import AnnotatedPairs, Dataset, ImageRecord, Pair, ThetaRule
 from tools.demo_model.small_model import write_small_model
 
 SIDE = 32
@@ -70,10 +70,10 @@ class DrawnImages:
         numbers = [(number % CATEGORIES, number) for number in range(self.count)]
         return tuple(ImageRecord(_id(number), f"c{own:02d}", str(number)) for own, number in sorted(numbers))
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
+    def pairs(self, split: str) -> AnnotatedPairs:
         """Each image with the next one of its category, the last with the first; then with the one after that."""
         assert split in self.splits
-        return tuple(
+        return AnnotatedPairs.of(
             self._pair(number % self.count, (number + CATEGORIES * (1 + number // self.count)) % self.count)
             for number in range(self.pair_count)
         )

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.options import DryRunOption, JsonOption, taking
+from cli.options import DryRunOption, JsonOption, examples, taking
 from cli.output import print_table, say, write_json
 from cli.progress import TerminalProgress
-from featstore.config import BuildConfig, ExportConfig, MapsConfig, PruneConfig, StoreConfig, VerifyConfig
+from featstore.config import BuildConfig, ExportConfig, MapsConfig
+from featstore.kept_config import PruneConfig, StoreConfig, VerifyConfig
 from featstore.plain_text import human_bytes
 from featstore.store.keys import parse_location
 from matcher.errors import InputError
@@ -21,37 +22,30 @@ app = typer.Typer(no_args_is_help=True, help="Compute everything before the matc
 
 DIVIDED = ("build", "maps")
 """Commands that processes of torchrun do together."""
-BUILD_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache build\n\n"
-    "dualsd cache build --dataset spair --root data/SPair-71k --model sd2-1 --store spair.zarr\n\n"
-    "dualsd cache build --dataset pf-willow --root data/pf-willow --model demo --dry-run"
+BUILD_EXAMPLES = examples(
+    "dualsd cache build",
+    "dualsd cache build --dataset spair --root data/SPair-71k --model sd2-1 --store spair.zarr",
+    "dualsd cache build --dataset pf-willow --root data/pf-willow --model demo --dry-run",
 )
-MAPS_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache maps --layers 2,3 --t 261,200\n\n"
-    "dualsd cache maps --layers 2,dino --t 261 --dino-size 672\n\n"
-    "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run"
+MAPS_EXAMPLES = examples(
+    "dualsd cache maps --layers 2,3 --t 261,200",
+    "dualsd cache maps --layers 2,dino --t 261 --dino-size 672",
+    "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run",
 )
-VERIFY_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache verify\n\n"
-    "dualsd cache verify --recompute 16\n\n"
-    "dualsd cache verify --store spair.zarr --drop"
+VERIFY_EXAMPLES = examples(
+    "dualsd cache verify", "dualsd cache verify --recompute 16", "dualsd cache verify --store spair.zarr --drop"
 )
-PRUNE_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache prune --layers 3 --t 350 --dry-run\n\n"
-    "dualsd cache prune --prompt 'a photo of a {category}' --older-than 30d\n\n"
-    "dualsd cache prune --noisy --t 350"
+PRUNE_EXAMPLES = examples(
+    "dualsd cache prune --layers 3 --t 350 --dry-run",
+    "dualsd cache prune --prompt 'a photo of a {category}' --older-than 30d",
+    "dualsd cache prune --noisy --t 350",
 )
-PACK_EXAMPLES = "Examples:\n\ndualsd cache pack\n\ndualsd cache pack --store spair.zarr --json packed.json"
-EXPORT_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd cache export --out maps.safetensors --split test\n\n"
-    "dualsd eval --features maps.safetensors --dataset demo --size 128 --layers 2,3 --weights 0.8,0.6\n\n"
-    "dualsd cache export --layers 2 --t 261 --layout sd4match --out featmaps.pt\n\n"
-    "dualsd cache export --layers 2 --t 261 --layout dift --out spair_ft --split test"
+PACK_EXAMPLES = examples("dualsd cache pack", "dualsd cache pack --store spair.zarr --json packed.json")
+EXPORT_EXAMPLES = examples(
+    "dualsd cache export --out maps.safetensors --split test",
+    "dualsd eval --features maps.safetensors --dataset demo --size 128 --layers 2,3 --weights 0.8,0.6",
+    "dualsd cache export --layers 2 --t 261 --layout sd4match --out featmaps.pt",
+    "dualsd cache export --layers 2 --t 261 --layout dift --out spair_ft --split test",
 )
 SHOWN = 20
 """Bad rows that are printed; --json holds them all."""
@@ -185,7 +179,7 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
         criteria = MapCriteria(config.prompt, config.extractor, layers, config.timesteps, age)
         chosen = choose_maps(opened, criteria)
     if chosen:
-        rows = [[array.path, array.what, str(array.files), human_bytes(array.bytes)] for array in chosen]
+        rows = [[array.path, array.what, array.files, human_bytes(array.bytes)] for array in chosen]
         print_table("arrays", ["array", "prompt", "files", "size"], rows, left_columns=2)
     if not dry_run:
         prune(opened, chosen)
@@ -208,10 +202,7 @@ def _pack(config: StoreConfig, json: JsonOption = None) -> None:
 
     with TerminalProgress() as progress:
         outcome = pack(open_store(parse_location(config.store)), progress)
-    rows = [
-        [array.path, array.why, human_bytes(array.bytes), str(array.files_before), str(array.files_after)]
-        for array in outcome
-    ]
+    rows = [(own.path, own.why, human_bytes(own.bytes), own.files_before, own.files_after) for own in outcome]
     print_table("arrays", ["array", "left as it was", "size", "files before", "files now"], rows, left_columns=2)
     saved = sum(array.files_before - array.files_after for array in outcome)
     packed = [array.path for array in outcome if not array.why]
@@ -255,7 +246,7 @@ def _print_found(checked: "Checked") -> None:
             f"{array.path} (packed)" if array.packed else array.path,
             f"{array.present}/{array.rows}",
             human_bytes(array.bytes),
-            str(len(array.bad)),
+            len(array.bad),
         ]
         for array in found.arrays
     ]
@@ -289,13 +280,7 @@ def _print_dropped(checked: "Checked", dropped: "Dropped") -> None:
 
 def _print_recomputed(anew: "Recomputed") -> None:
     rows = [
-        [
-            own.path,
-            str(own.rows),
-            f"{own.relative:.2g}",
-            "" if own.cell is None else f"{own.cell:.2g}",
-            str(len(own.bad)),
-        ]
+        (own.path, own.rows, f"{own.relative:.2g}", "" if own.cell is None else f"{own.cell:.2g}", len(own.bad))
         for own in anew.arrays
         if not own.skipped
     ]

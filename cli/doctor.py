@@ -11,7 +11,7 @@ import typer
 from cli.options import taking
 from cli.output import print_table, say
 from cli.progress import TerminalProgress
-from featstore.config import DoctorConfig
+from featstore.kept_config import DoctorConfig
 from featstore.plain_text import free_bytes, human_bytes
 from featstore.store.keys import StoreLocation, parse_location
 from matcher.errors import InputError

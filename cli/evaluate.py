@@ -2,22 +2,21 @@
 
 import shlex
 
-from cli.options import CsvOption, JsonOption, taking
+from cli.options import CsvOption, JsonOption, examples, taking
 from cli.output import print_evaluation, say, typed_command
 from cli.progress import TerminalProgress
 from featstore.config import EvalConfig
 from featstore.pipeline.distributed import launched
 
-EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd eval\n\n"
-    "dualsd eval --store W.zarr --layers 2,3 --t 261,200 --weights 0.8,0.6 --json out.json\n\n"
-    "dualsd eval --prompts runs/class-2+3-001\n\n"
-    "dualsd eval --layers 2,dino --t 261\n\n"
-    "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn --out runs/dift-2x\n\n"
-    "dualsd eval --alphas 0.01..0.2:0.01\n\n"
-    "dualsd eval --config runs/eval-2+3-001/run.json --readouts nn\n\n"
-    "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16"
+EXAMPLES = examples(
+    "dualsd eval",
+    "dualsd eval --store W.zarr --layers 2,3 --t 261,200 --weights 0.8,0.6 --json out.json",
+    "dualsd eval --prompts runs/class-2+3-001",
+    "dualsd eval --layers 2,dino --t 261",
+    "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn --out runs/dift-2x",
+    "dualsd eval --alphas 0.01..0.2:0.01",
+    "dualsd eval --config runs/eval-2+3-001/run.json --readouts nn",
+    "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16",
 )
 
 
@@ -41,6 +40,7 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     from cli.reports.evaluation import report_evaluation
 
     with kept_evaluation(done, config.out, {"command": typed_command()}) as kept:
+        del done  # the report reads what is kept
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
         page = report_evaluation(kept)
     say(f"report: {page}, with table.md and table.tex beside it")

@@ -1,17 +1,16 @@
 """`dualsd grid`: which layer, which timestep, which two together, with which weights."""
 
-from cli.options import CsvOption, JsonOption, taking
+from cli.options import CsvOption, JsonOption, examples, taking
 from cli.output import describe_origin, now, say, write_csv, write_json
 from cli.progress import TerminalProgress
 from featstore.config import GridConfig
-from featstore.config import to_json as config_to_json
+from featstore.parsing import to_json as config_to_json
 from featstore.pipeline.distributed import launched
 
-EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd grid --layers 2,3 --t 50..400\n\n"
-    "dualsd grid --store spair.zarr --layers 2,3 --t 50..400 --weights sweep --max-pairs 2000 --stream\n\n"
-    "dualsd grid --layers 2 --t 0..950:25 --upsample 1x,2x --readouts nn,kernelsoftmax --csv grid.csv"
+EXAMPLES = examples(
+    "dualsd grid --layers 2,3 --t 50..400",
+    "dualsd grid --store spair.zarr --layers 2,3 --t 50..400 --weights sweep --max-pairs 2000 --stream",
+    "dualsd grid --layers 2 --t 0..950:25 --upsample 1x,2x --readouts nn,kernelsoftmax --csv grid.csv",
 )
 
 

@@ -6,32 +6,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import CsvOption, JsonOption, taking
+from cli.options import CsvOption, JsonOption, examples, taking
 from cli.output import describe, print_evaluation, print_table, say, write_csv, write_json
 from cli.progress import TerminalProgress
-from featstore.config import CompareConfig, ScoreConfig
 from featstore.errors import EvaluationError
+from featstore.kept_config import CompareConfig, ScoreConfig
 
 if TYPE_CHECKING:
     from matcher.statistics import Difference
 
-SCORE_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd score runs/eval-2+3-001 --alphas 0.01..0.2:0.01 --csv curve.csv\n\n"
-    "dualsd score runs/eval-2+3-001 --frame original --by point\n\n"
-    "dualsd score runs/eval-2+3-001 --readouts nn --json nn.json"
+SCORE_EXAMPLES = examples(
+    "dualsd score runs/eval-2+3-001 --alphas 0.01..0.2:0.01 --csv curve.csv",
+    "dualsd score runs/eval-2+3-001 --frame original --by point",
+    "dualsd score runs/eval-2+3-001 --readouts nn --json nn.json",
 )
-COMPARE_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd compare runs/eval-2-001 runs/eval-2+3-001\n\n"
-    "dualsd compare runs/eval-2-001 runs/eval-2+3-001 runs/eval-2+3-002 --readout kernelsoftmax --alphas 0.1\n\n"
-    "dualsd compare runs/ours runs/theirs --frame original --by point --json lead.json"
+COMPARE_EXAMPLES = examples(
+    "dualsd compare runs/eval-2-001 runs/eval-2+3-001",
+    "dualsd compare runs/eval-2-001 runs/eval-2+3-001 runs/eval-2+3-002 --readout kernelsoftmax --alphas 0.1",
+    "dualsd compare runs/ours runs/theirs --frame original --by point --json lead.json",
 )
-REPORT_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd report runs/eval-2+3-001\n\n"
-    "dualsd report runs/eval-2+3-001 --root data/SPair-71k          (where the images are by now)\n\n"
-    "dualsd report runs/class-2+3-001"
+REPORT_EXAMPLES = examples(
+    "dualsd report runs/eval-2+3-001",
+    "dualsd report runs/eval-2+3-001 --root data/SPair-71k          (where the images are by now)",
+    "dualsd report runs/class-2+3-001",
 )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import JsonOption, taking
+from cli.options import JsonOption, examples, taking
 from cli.output import check_writable, print_table, say, write_json
 from cli.progress import TerminalProgress
 from featstore.config import MatchConfig
@@ -14,12 +14,11 @@ from matcher.errors import InputError
 
 HEATMAP_POINTS = 20
 
-EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd match a.jpg b.jpg --points '120,80;200,150' --model sd2-1 --out matches.png\n\n"
-    "dualsd match a.jpg b.jpg --points '120,80' --category cat --model sd2-1 --out m.png --heatmap\n\n"
-    "dualsd match a.jpg b.jpg --points '120,80' --layers 2,dino --t 261 --model sd2-1\n\n"
-    "dualsd match a.jpg b.jpg --points '120,80' --store spair.zarr --json found.json"
+EXAMPLES = examples(
+    "dualsd match a.jpg b.jpg --points '120,80;200,150' --model sd2-1 --out matches.png",
+    "dualsd match a.jpg b.jpg --points '120,80' --category cat --model sd2-1 --out m.png --heatmap",
+    "dualsd match a.jpg b.jpg --points '120,80' --layers 2,dino --t 261 --model sd2-1",
+    "dualsd match a.jpg b.jpg --points '120,80' --store spair.zarr --json found.json",
 )
 
 
@@ -55,7 +54,7 @@ def match(
         f"{names[0]} -> {names[1]}, pixels",
         ["point", "x in A", "y in A", "x in B", "y in B"],
         [
-            [str(index), *(f"{value:.1f}" for value in (*start, *end))]
+            (index, *(f"{value:.1f}" for value in (*start, *end)))
             for index, (start, end) in enumerate(zip(points, matched, strict=True), start=1)
         ],
     )

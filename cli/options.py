@@ -4,7 +4,7 @@
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -12,7 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from cli.output import check_writable
-from featstore.config import LAST_TIMESTEP, ComputeConfig, ConfigField, TrainConfig, fields_of, from_file, from_json
+from featstore.config import LAST_TIMESTEP, ComputeConfig, TrainConfig
+from featstore.parsing import Config, ConfigField, fields_of, from_file, from_json
 from matcher.errors import InputError
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to FILE as JSON.", metavar="FILE")]
@@ -27,7 +28,12 @@ CONFIG = typer.Option(
 )
 
 
-def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def examples(*commands: str) -> str:
+    """What stands at the end of a command's help."""
+    return "\n\n".join(["Examples:", *commands])
+
+
+def taking(kind: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of a function that takes a config.
 
     Args:
@@ -74,8 +80,8 @@ def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
 def _parameter(field: ConfigField) -> inspect.Parameter:
     """A field as typer takes it."""
     setting, default = field.setting, field.default
-    kind: Any = field.kind if setting.form is None and field.kind in (int, float, bool, Path) else str
-    if field.is_needed and get_origin(field.kind) is tuple and setting.form is None:
+    kind: Any = field.kind if field.form is None and field.kind in (int, float, bool, Path) else str
+    if field.is_needed and get_origin(field.kind) is tuple and field.form is None:
         kind = list[Path]
     named: dict[str, Any] = {"help": setting.meaning, "metavar": setting.metavar}
     if field.group is not None:
@@ -86,9 +92,10 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     elif kind is bool:
         option = typer.Option(f"{field.flag}/--no-{field.flag[2:]}", show_default=False, **named)
     elif default is None:
-        kind, option = kind | None, typer.Option(*field.spellings, show_default=setting.unset or False, **named)
+        spellings = filter(None, (field.flag, setting.also))
+        kind, option = kind | None, typer.Option(*spellings, show_default=setting.unset or False, **named)
     else:
-        default = _spell(default, setting.form) if kind is str else default
+        default = _spell(default, field.form) if kind is str else default
         option = typer.Option(field.flag, **named)
     annotation = Annotated[kind, option]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -112,7 +119,7 @@ def command_of(config: Any, *words: str, always: Collection[str] = ()) -> str:
         elif field.is_needed and field.setting.metavar is not None:
             spelled.append(shlex.quote(str(value)))
         else:
-            spelled += [field.flag, shlex.quote(_spell(value, field.setting.form))]
+            spelled += [field.flag, shlex.quote(_spell(value, field.form))]
     return " ".join(spelled)
 
 
@@ -138,25 +145,12 @@ def read_typed(field: ConfigField, text: Any) -> Any:
         return [*map(str, text)]
     if not isinstance(text, str):
         return str(text) if isinstance(text, Path) else text
-    match field.setting.form:
-        case "timesteps":
-            return parse_timesteps(text, field.flag)
-        case "alphas":
-            return parse_alphas(text, field.flag)
-        case "factor":
-            return parse_factor(text, field.flag)
-        case "factors":
-            return [parse_factor(part, field.flag) for part in text.split(",")]
-        case "weightings":
-            parts = text.split(",")
-            return text if text == "sweep" else [parse_numbers(part, field.flag, ":") for part in parts]
-        case "points":
-            return [_point(part, text) for part in text.strip().strip(";").split(";")]
+    if field.form is not None:
+        return READERS[field.form](text, field.flag)
     if get_origin(field.kind) is not tuple:
         return text
-    return (
-        parse_numbers(text, field.flag) if float in get_args(field.kind) else [part.strip() for part in text.split(",")]
-    )
+    of_numbers = float in get_args(field.kind)
+    return parse_numbers(text, field.flag) if of_numbers else [part.strip() for part in text.split(",")]
 
 
 def parse_numbers(text: str, option: str, separator: str = ",") -> list[float]:
@@ -226,8 +220,28 @@ def parse_factor(text: str, option: str = "--upsample") -> int:
     return int(matched.group(1))
 
 
-def _point(part: str, text: str) -> list[float]:
-    numbers = part.split(",")
-    if len(numbers) != 2 or not all(re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", number) for number in numbers):
-        raise InputError(f"--points takes 'x,y;x,y' in pixels of A, not {text!r}.")
-    return [float(number) for number in numbers]
+def _parse_factors(text: str, option: str) -> list[int]:
+    return [parse_factor(part, option) for part in text.split(",")]
+
+
+def _parse_weightings(text: str, option: str) -> str | list[list[float]]:
+    return text if text == "sweep" else [parse_numbers(part, option, ":") for part in text.split(",")]
+
+
+def _parse_points(text: str, option: str) -> list[list[float]]:
+    number = r"\s*-?\d+(\.\d+)?\s*"
+    points = text.strip().strip(";").split(";")
+    if not all(re.fullmatch(f"{number},{number}", point) for point in points):
+        raise InputError(f"{option} takes 'x,y;x,y' in pixels of A, not {text!r}.")
+    return [[*map(float, point.split(","))] for point in points]
+
+
+READERS: Mapping[str, Callable[[str, str], Any]] = {
+    "timesteps": parse_timesteps,
+    "alphas": parse_alphas,
+    "factor": parse_factor,
+    "factors": _parse_factors,
+    "weightings": _parse_weightings,
+    "points": _parse_points,
+}
+"""By form (`featstore.parsing.Form`): what was typed, and the option for sentences, to values as JSON has them."""

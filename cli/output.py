@@ -46,14 +46,14 @@ def say(*lines: str) -> None:
     console().print("\n".join(map(printable, lines)), highlight=False, markup=False, soft_wrap=True)
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int = 1) -> None:
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], left_columns: int = 1) -> None:
     """A table; all but the first columns are figures, right-aligned."""
     say(title)  # rich would fold a title to its table's width
     table = Table()
     for index, name in enumerate(header):
         table.add_column(Text(printable(name)), justify="left" if index < left_columns else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # Text: a name in brackets is no markup
+        table.add_row(*(Text(printable(str(cell))) for cell in row))  # Text: a name in brackets is no markup
     console().print(table)
 
 

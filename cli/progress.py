@@ -3,55 +3,51 @@
 import sys
 import time
 from datetime import timedelta
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 
 from cli.output import say
 from featstore.pipeline.distributed import launched
 from featstore.plain_text import printable
+from featstore.progress import Progress
 
 SHOW_AFTER_SECONDS = 1.0
 LINE_EVERY_SECONDS = 10.0
 
 
-class TerminalProgress:
-    """A `featstore.progress.Progress`; use it as a context so that the bar is cleared at the end. Of several processes
-    the first one's shows how far its own share is."""
+class TerminalProgress(Progress):
+    """A watcher that draws; use it as a context so that the bar is cleared at the end. Of several processes the first
+    one's shows how far its own share is."""
 
     def __init__(self) -> None:
         count = launched().count
         self._whose = "" if count == 1 else f" (process 1 of {count})"
         self._console = Console(stderr=True)
-        self._bars: Progress | None = None
+        self._bars: Bars | None = None
         self._task: TaskID | None = None
-        self._what, self._unit, self._total, self._done, self._state = "", "", 0, 0, ""
-        self._started = self._last_line = self._last_advance = time.monotonic()
+        self._begin("", 0, "")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._finish()
 
     def start(self, what: str, total: int, unit: str) -> None:
         """See `featstore.progress.Progress.start`."""
         self._finish()
-        self._what, self._total, self._unit, self._done, self._state = what + self._whose, total, unit, 0, ""
+        self._begin(what + self._whose, total, unit)
+
+    def _begin(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit, self._done, self._state = what, total, unit, 0, ""
         self._started = self._last_line = self._last_advance = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
         """See `featstore.progress.Progress.advance`."""
         self._done += count
-        now = time.monotonic()
-        self._last_advance = now
-        if now - self._started < SHOW_AFTER_SECONDS:
-            return
+        self._last_advance = now = time.monotonic()
         seconds = now - self._started
+        if seconds < SHOW_AFTER_SECONDS:
+            return
         if self._console.is_terminal:
             self._draw(seconds)
         elif now - self._last_line >= LINE_EVERY_SECONDS:
@@ -74,7 +70,7 @@ class TerminalProgress:
 
     def _draw(self, seconds: float) -> None:
         if self._bars is None:
-            self._bars = Progress(
+            self._bars = Bars(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),

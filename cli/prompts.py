@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import JsonOption, taking
+from cli.options import JsonOption, examples, taking
 from cli.output import check_writable, print_table, say, write_json
-from featstore.config import ImportConfig, PublishConfig
+from featstore.kept_config import ImportConfig, PublishConfig
 from featstore.plain_text import human_bytes
 from matcher.errors import InputError
 
@@ -16,20 +16,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Learned prompts: from and to SD4Match's files, and what is in them.")
 
-IMPORT_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd prompts import Class_spair_sd2-1_TokenEmbeds75/caption.pt --model sd2-1 --out class.safetensors\n\n"
-    "dualsd prompts import ckpt.pt --from sd4match --mode cpm --model sd2-1 --layer 2 --t 261 --out cpm.safetensors\n\n"
-    "dualsd eval --store spair.zarr --prompts class.safetensors"
+IMPORT_EXAMPLES = examples(
+    "dualsd prompts import Class_spair_sd2-1_TokenEmbeds75/caption.pt --model sd2-1 --out class.safetensors",
+    "dualsd prompts import ckpt.pt --from sd4match --mode cpm --model sd2-1 --layer 2 --t 261 --out cpm.safetensors",
+    "dualsd eval --store spair.zarr --prompts class.safetensors",
 )
-EXPORT_EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd prompts export runs/class-2-001 --to sd4match --out caption.pt\n\n"
-    "dualsd prompts export runs/cpm-2+3-001 --layer 2 --out ckpt.pt"
+EXPORT_EXAMPLES = examples(
+    "dualsd prompts export runs/class-2-001 --to sd4match --out caption.pt",
+    "dualsd prompts export runs/cpm-2+3-001 --layer 2 --out ckpt.pt",
 )
-INFO_EXAMPLES = (
-    "Examples:\n\ndualsd prompts info runs/class-2+3-001\n\ndualsd prompts info cpm.safetensors --json i.json"
-)
+INFO_EXAMPLES = examples("dualsd prompts info runs/class-2+3-001", "dualsd prompts info cpm.safetensors --json i.json")
 TRAINED = ("steps", "batch", "rate", "network_rate", "kernel", "noise", "draws", "seed", "dtype")
 """The settings of a training run that `info` prints."""
 
@@ -97,8 +93,7 @@ def info(
     rows = []
     for layer, timestep in zip(learned.layers, learned.timesteps, strict=True):
         tensors = learned.tensors[layer].values()
-        numbers = f"{sum(tensor.numel() for tensor in tensors):,}"
-        rows.append([str(layer), str(timestep), str(len(tensors)), numbers, content[layer]])
+        rows.append((layer, timestep, len(tensors), f"{sum(own.numel() for own in tensors):,}", content[layer]))
     print_table("layers", ["layer", "learned at t", "tensors", "numbers", "content"], rows)
     named = {"t" if name == "timesteps" else name: value for name, value in learned.to_json().items()}
     hashes = {str(layer): own for layer, own in content.items()}

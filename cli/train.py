@@ -4,7 +4,7 @@ import shlex
 
 import typer
 
-from cli.options import JsonOption, taking
+from cli.options import JsonOption, examples, taking
 from cli.output import say, typed_command, write_json
 from cli.progress import TerminalProgress
 from featstore.config import TrainConfig
@@ -12,13 +12,12 @@ from featstore.pipeline.distributed import launched
 
 EXIT_INTERRUPTED = 130
 
-EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd train --mode class\n\n"
-    "dualsd train --store spair.zarr --mode single --layers 2 --t 261          (SD4Match)\n\n"
-    "dualsd train --store spair.zarr --mode cpm --steps 11853 --dtype bfloat16 --gradient-checkpointing\n\n"
-    "dualsd train --resume runs/class-2+3-001\n\n"
-    "torchrun --nproc_per_node 4 --no-python dualsd train --store spair.zarr --mode class"
+EXAMPLES = examples(
+    "dualsd train --mode class",
+    "dualsd train --store spair.zarr --mode single --layers 2 --t 261          (SD4Match)",
+    "dualsd train --store spair.zarr --mode cpm --steps 11853 --dtype bfloat16 --gradient-checkpointing",
+    "dualsd train --resume runs/class-2+3-001",
+    "torchrun --nproc_per_node 4 --no-python dualsd train --store spair.zarr --mode class",
 )
 
 

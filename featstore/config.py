@@ -5,103 +5,19 @@ holds, what a run's `run.json` records and what `--config FILE` takes back. Valu
 is not known, no True for 1, no number that is not finite; what cannot be is an `InputError` in one sentence.
 """
 
-import json
-import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING as REQUIRED
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 from pathlib import Path
-from string import ascii_uppercase
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-import pydantic.dataclasses
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field
 
 from featstore.backbones.layers import check_layers_of, check_names, check_of_use
 from featstore.datasets.registry import ONE_OF
-from featstore.parsing import MISSING, UNKNOWN, what_is_wrong
+from featstore.parsing import Config, Form, Setting, option
 from matcher.configuration import MODULES, find_readouts
 from matcher.errors import InputError
 
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-Config = TypeVar("Config")
 LAST_TIMESTEP = 999
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a field means, for help texts and sentences.
-
-    Args:
-        meaning: One line.
-        unset: What holds where the value is None.
-        flag: Its option, where that is not the field's name.
-        form: How its text is read where the type does not say: `timesteps`, `alphas`, `factor`, `factors`,
-            `weightings`, `points`.
-        metavar: What stands for the value in help texts.
-        also: Another spelling of the option.
-    """
-
-    meaning: str
-    unset: str | None = None
-    flag: str | None = None
-    form: str | None = None
-    metavar: str | None = None
-    also: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigField:
-    """A config's field as the command line sees it.
-
-    Args:
-        name: Of the field.
-        kind: Its type, without None and `Annotated`.
-        default: None where there is none.
-        is_needed: Whether it has no default.
-        setting: What it means.
-        group: What the class says of itself from which the field comes, where several config classes share that one.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    is_needed: bool
-    setting: Setting
-    group: str | None
-
-    @property
-    def flag(self) -> str:
-        """`--batch-size`."""
-        return self.setting.flag or f"--{self.name.replace('_', '-')}"
-
-    @property
-    def spellings(self) -> list[str]:
-        """The option in every way in which it may be typed."""
-        return [self.flag] if self.setting.also is None else [self.flag, self.setting.also]
-
-
-class _Constructed(type):
-    """Of config classes: what they do not take is an `InputError`."""
-
-    def __call__(cls, *values: Any, **named: Any) -> Any:
-        try:
-            return super().__call__(*values, **named)
-        except ValidationError as error:
-            raise InputError(sentence_of(error, cls.__name__, str)) from None
-
-
-def option(*meaning: str, default: Any, **more: str) -> Any:
-    """A field with the arguments of its `Setting`, and its default."""
-    return field(default=default, metadata={"setting": Setting(*meaning, **more)})
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
-def settings(kind: type[Config]) -> type[Config]:
-    """Make a config class: a frozen, strict pydantic dataclass."""
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)(kind)
-    return made
 
 
 def _check_timesteps(timesteps: tuple[int, ...]) -> tuple[int, ...]:
@@ -118,16 +34,21 @@ def _check_fractions(alphas: tuple[float, ...]) -> tuple[float, ...]:
     return alphas
 
 
-Texts = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
-Steps = Annotated[tuple[int, ...], Field(strict=False, min_length=1), AfterValidator(_check_timesteps)]
-Fractions = Annotated[tuple[float, ...], Field(strict=False, min_length=1), AfterValidator(_check_fractions)]
+LISTED = Field(strict=False, min_length=1)
+Texts = Annotated[tuple[str, ...], LISTED]
+Numbers = Annotated[tuple[float, ...], LISTED]
+Steps = Annotated[tuple[int, ...], LISTED, AfterValidator(_check_timesteps), Form("timesteps")]
+Fractions = Annotated[tuple[float, ...], LISTED, AfterValidator(_check_fractions), Form("alphas")]
+Weightings = Annotated[tuple[Numbers, ...], LISTED]
+Points = Annotated[tuple[tuple[float, float], ...], LISTED, Form("points")]
 Place = Annotated[Path, Field(strict=False)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
-Factor = Annotated[int, Field(ge=1, le=99)]
+Factor = Annotated[int, Field(ge=1, le=99), Form("factor")]
+Factors = Annotated[tuple[Factor, ...], LISTED, Form("factors")]
 GeometryName = Literal["corners", "half-pixel"]
-Weightings = Annotated[tuple[Numbers, ...], Field(strict=False, min_length=1)]
+AverageChoice = Literal["image", "point"]
+Precision = Literal["auto", "float32", "float16", "bfloat16", "float64"]
 PLACE = "PLACE"
 MODELS = "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout."
 
@@ -151,18 +72,15 @@ Timesteps = Annotated[
         "One timestep per layer of the UNet, e.g. 261,200.",
         "261 for layer 2, 200 for 3; with learned prompts 50 and 200",
         flag="--t",
-        form="timesteps",
     ),
 ]
 Weights = Annotated[Numbers | None, Setting("One weight per layer, e.g. 0.8,0.6.", "0.8 for layer 2, 0.6 for 3")]
-Upsample = Annotated[Factor, Setting("Upsample the finest map, bicubically, e.g. 2x.", form="factor")]
+Upsample = Annotated[Factor, Setting("Upsample the finest map, bicubically, e.g. 2x.")]
 UpsampleAlign = Annotated[GeometryName | None, Setting("Geometry of the upsampling.", "as --geometry")]
 Geometry = Annotated[GeometryName, Setting("From pixels to cells: corners (SD4Match) or half-pixel.")]
 Readouts = Annotated[Texts, Setting(f"Some of {', '.join(MODULES)}.")]
-Alphas = Annotated[
-    Fractions, Setting("Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.", form="alphas")
-]
-AverageName = Annotated[Literal["image", "point"], Setting("Average of printed tables: image or point.", flag="--by")]
+Alphas = Annotated[Fractions, Setting("Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.")]
+AverageName = Annotated[AverageChoice, Setting("Average of printed tables: image or point.", flag="--by")]
 Prompts = Annotated[
     Place | None,
     Setting(
@@ -207,20 +125,16 @@ def given_options(config: Any, names: Sequence[str]) -> list[str]:
     return ["--t" if name == "timesteps" else f"--{name}" for name in given]
 
 
-@settings
-class ComputeConfig(metaclass=_Constructed):
+class ComputeConfig(Config):
     """Where networks run."""
 
     device: Device = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = option(
-        "Precision of the networks: auto, float32, float16, bfloat16.", default="auto"
-    )
+    dtype: Precision = option("Precision of the networks: auto, float32, float16, bfloat16.", default="auto")
     batch_size: Positive = option(
         "Images, or noisy latents, that go through a network together; the last bits of a map depend on it.", default=8
     )
 
 
-@settings
 class BuildConfig(ComputeConfig):
     """`dualsd cache build`: latents and noisy latents of every image of a data set."""
 
@@ -233,7 +147,6 @@ class BuildConfig(ComputeConfig):
         "Timesteps whose noisy latents are kept, e.g. 261 or 50,200 or 50..400 or 50..400:25.",
         default=(50, 200, 261, 350),
         flag="--t",
-        form="timesteps",
     )
     ensemble: Positive = option("Noise draws per timestep that are kept; others are derived when needed.", default=1)
     size: Size = None
@@ -245,8 +158,7 @@ class BuildConfig(ComputeConfig):
     skip_bad: SkipBad = False
 
 
-@settings
-class PromptConfig(metaclass=_Constructed):
+class PromptConfig(Config):
     """What the networks are told."""
 
     prompt: str | None = option(
@@ -262,7 +174,6 @@ class PromptConfig(metaclass=_Constructed):
     dino_size: DinoSize = None
 
 
-@settings
 class KeptMapsConfig(PromptConfig, ComputeConfig):
     """Which maps, of which images."""
 
@@ -280,14 +191,12 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
         check_layers_of(self.layers, self.timesteps, None if self.layers is None else [1.0] * len(self.layers))
 
 
-@settings
 class MapsConfig(KeptMapsConfig):
     """`dualsd cache maps`: feature maps, kept."""
 
     part: Part = None
 
 
-@settings
 class ExportConfig(KeptMapsConfig):
     """`dualsd cache export`: maps as files for other programs."""
 
@@ -301,7 +210,6 @@ class ExportConfig(KeptMapsConfig):
     ] = "features"
 
 
-@settings
 class EvalConfig(PromptConfig, ComputeConfig):
     """`dualsd eval`: PCK of a split's pairs, from a store's maps or from anybody's features."""
 
@@ -346,7 +254,6 @@ class EvalConfig(PromptConfig, ComputeConfig):
             check_layers_of(self.layers, self.timesteps, self.weights)
 
 
-@settings
 class GridConfig(PromptConfig, ComputeConfig):
     """`dualsd grid`: every layer at every timestep, and all layers together."""
 
@@ -354,17 +261,13 @@ class GridConfig(PromptConfig, ComputeConfig):
     root: Root = None
     layers: Texts = option("Layers, e.g. 2,3: decoder layers 1 to 4, and dino (DINOv2).", default=("2", "3"))
     timesteps: Steps | None = option(
-        "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.",
-        default=None,
-        flag="--t",
-        form="timesteps",
+        "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.", default=None, flag="--t"
     )
-    weightings: Weightings | Literal["sweep"] | None = option(
+    weightings: Annotated[Weightings | Literal["sweep"] | None, Form("weightings")] = option(
         "Weightings tried, e.g. 0.8:0.6,1:1; sweep: 11 angles from one layer to the other.",
         "0.8:0.6 for layers 2,3",
         default=None,
         flag="--weights",
-        form="weightings",
     )
     split: str | None = option("trn, val or test.", "val", default=None)
     categories: Categories = None
@@ -372,12 +275,10 @@ class GridConfig(PromptConfig, ComputeConfig):
     readouts: Readouts = ("nn",)
     alphas: Alphas = ALPHAS
     average: AverageName = "image"
-    geometries: Annotated[tuple[GeometryName, ...], Field(strict=False, min_length=1)] = option(
+    geometries: Annotated[tuple[GeometryName, ...], LISTED] = option(
         "corners, half-pixel, or corners,half-pixel for both.", default=("corners",), flag="--geometry"
     )
-    upsamples: Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)] = option(
-        "Factors on the finest map, e.g. 1x,2x.", default=(1,), flag="--upsample", form="factors"
-    )
+    upsamples: Factors = option("Factors on the finest map, e.g. 1x,2x.", default=(1,), flag="--upsample")
     upsample_align: UpsampleAlign = None
     ensemble: Ensemble = ENSEMBLE
     stream: bool = option("Keep maps in memory only, a category at a time: nothing large is written.", default=False)
@@ -390,8 +291,7 @@ class GridConfig(PromptConfig, ComputeConfig):
         find_readouts(self.readouts)
 
 
-@settings
-class TrainConfig(metaclass=_Constructed):
+class TrainConfig(Config):
     """`dualsd train`: prompts learned from the cache. None: as published, or on the demo its short default."""
 
     mode: str | None = option("single (one prompt), class (one per category) or cpm (one per pair).", default=None)
@@ -401,11 +301,7 @@ class TrainConfig(metaclass=_Constructed):
     root: Root = None
     layers: Texts | None = option("One layer or more.", "2,3", default=None)
     timesteps: Steps | None = option(
-        "One timestep per layer to learn at.",
-        "261 for layer 2, 350 for layer 3",
-        default=None,
-        flag="--t",
-        form="timesteps",
+        "One timestep per layer to learn at.", "261 for layer 2, 350 for layer 3", default=None, flag="--t"
     )
     weights: Weights = None
     steps: Positive | None = option("Number of optimiser steps.", "the published epochs; on the demo 300", default=None)
@@ -430,7 +326,7 @@ class TrainConfig(metaclass=_Constructed):
         "Pairs of val, a fixed choice.", "500; for cpm on the demo 100", default=None, flag="--val-pairs"
     )
     validation_timesteps: Steps | None = option(
-        "One timestep per layer to validate at.", "as --t", default=None, flag="--val-t", form="timesteps"
+        "One timestep per layer to validate at.", "as --t", default=None, flag="--val-t"
     )
     checkpoint_every: Positive | None = option("Steps between checkpoints.", "100", default=None)
     geometry: GeometryName | None = option("From pixels to cells: corners or half-pixel.", "corners", default=None)
@@ -441,7 +337,7 @@ class TrainConfig(metaclass=_Constructed):
     runs: Place = option("Folder that the run's folder is made in.", default=Path("runs"), metavar="DIR")
     resume: Place | None = option("Go on with a run that was stopped or killed.", default=None, metavar="RUN")
     device: Device = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] | None = option(
+    dtype: Precision | None = option(
         "Precision: float32, float16, bfloat16, float64.", "float32 on a CPU", default=None
     )
     batch_size: Positive = option("Images per pass in validation.", default=8)
@@ -453,17 +349,12 @@ class TrainConfig(metaclass=_Constructed):
         check_layers_of(None, None, self.weights)
 
 
-@settings
 class MatchConfig(ComputeConfig):
     """`dualsd match`: points of one photograph found in another."""
 
     source: Annotated[Place, Setting("The image with the points.", metavar="A")]
     target: Annotated[Place, Setting("The image to find them in.", metavar="B")]
-    points: Annotated[
-        tuple[tuple[float, float], ...],
-        Field(strict=False, min_length=1),
-        Setting("'x,y;x,y' in pixels of A.", form="points"),
-    ]
+    points: Annotated[Points, Setting("'x,y;x,y' in pixels of A.")]
     category: str | None = option("What both show, e.g. cat: fills in the prompt.", default=None)
     prompt: str | None = option("Text prompt.", "a photo of a {category}; without one, a photo", default=None)
     prompts: Prompts = None
@@ -490,147 +381,6 @@ class MatchConfig(ComputeConfig):
         check_of_use(self.layers, given_options(self, ["dino_size"]), given_options(self, OF_THE_UNET[:3]))
 
 
-@settings
-class StoreConfig(metaclass=_Constructed):
-    """Which store."""
-
-    store: StoreSetting = DEFAULT_STORE
-
-
-@settings
-class DoctorConfig(StoreConfig):
-    """`dualsd doctor`: what this machine has."""
-
-    model: str | None = option(MODELS, "demo", default=None)
-    revision: Revision = None
-    offline: Annotated[bool, Setting("Do not ask the hub for a model.")] = False
-
-
-@settings
-class VerifyConfig(StoreConfig):
-    """`dualsd cache verify`: a store held against its checksums, and against what made it."""
-
-    drop: Annotated[bool, Setting("Delete what is damaged, and print the commands that make it again.")] = False
-    recompute: Annotated[
-        str | None,
-        Setting(
-            "Rows of each array to make anew from the images and compare, or all; noisy latents are always all.",
-            metavar="N",
-        ),
-    ] = None
-    seed: Annotated[int, Setting("Seed of the choice of rows for --recompute.")] = 0
-    root: Root = None
-    device: Device = "auto"
-    batch_size: Positive = option("Images, or noisy latents, that go through a network together.", default=8)
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"all|[1-9]\d*", self.recompute or "all"):
-            raise InputError(f"--recompute takes how many rows of each array, e.g. 16, or all, not {self.recompute!r}.")
-
-
-@settings
-class PruneConfig(StoreConfig):
-    """`dualsd cache prune`: maps, or noisy latents, that go."""
-
-    prompt: Annotated[str | None, Setting("Maps made with this text prompt.")] = None
-    extractor: Annotated[str | None, Setting("Maps of the extractors whose key begins so.", metavar="KEY")] = None
-    layers: Annotated[Texts | None, Setting("Maps of these layers, e.g. 2,3.", also="--layer")] = None
-    timesteps: Annotated[
-        Steps | None,
-        Setting("Maps or noisy latents at these timesteps, e.g. 261,200 or 50..400.", flag="--t", form="timesteps"),
-    ] = None
-    older_than: Annotated[
-        str | None, Setting("Arrays whose newest row is older than this, e.g. 12h, 30d, 2w.", metavar="AGE")
-    ] = None
-    noisy: Annotated[bool, Setting("Noisy latents instead of maps.")] = False
-
-    def __post_init__(self) -> None:
-        check_names(self.layers or ())
-        if self.noisy and (self.prompt, self.extractor, self.layers) != (None, None, None):
-            raise InputError("--noisy goes with --t and --older-than: they have no prompt, extractor or layer.")
-
-
-KeptAlphas = Annotated[
-    Fractions | None, Setting("Thresholds, e.g. 0.05,0.1 or 0.01..0.2:0.01.", unset="those of the run", form="alphas")
-]
-FrameName = Annotated[
-    Literal["resized", "original"] | None,
-    Setting(
-        "Where distances and theta are measured: in resized or original images.",
-        unset="each readout's own: original for pixel, else resized",
-    ),
-]
-
-
-@settings
-class ScoreConfig(metaclass=_Constructed):
-    """`dualsd score`: an evaluation that was kept, scored again."""
-
-    run: Annotated[Place, Setting("The folder that `dualsd eval` kept.", metavar="RUN")]
-    alphas: KeptAlphas = None
-    frame: FrameName = None
-    average: AverageName = "image"
-    readouts: Annotated[Texts | None, Setting("Only these readouts.", unset="all")] = None
-
-    def __post_init__(self) -> None:
-        find_readouts(self.readouts or ())
-
-
-@settings
-class CompareConfig(metaclass=_Constructed):
-    """`dualsd compare`: evaluations over the same pairs, held against the first."""
-
-    runs: Annotated[
-        tuple[Place, ...],
-        Field(strict=False),
-        Setting("Folders that `dualsd eval` kept; the first is A.", metavar="RUN_A RUN_B ..."),
-    ]
-    readout: Annotated[str, Setting("Which of the runs' readouts.")] = "nn"
-    alphas: KeptAlphas = None
-    average: Annotated[Literal["image", "point"], Setting("Average that is compared: image or point.", flag="--by")] = (
-        "image"
-    )
-    frame: FrameName = None
-
-    def __post_init__(self) -> None:
-        if "," in self.readout:
-            raise InputError(f"--readout takes one readout, not {self.readout!r}.")
-        find_readouts([self.readout])
-        if not 2 <= len(self.runs) <= len(ascii_uppercase):  # each has a letter
-            raise InputError(
-                f"compare takes 2 to {len(ascii_uppercase)} runs, of which the first is what the others are compared "
-                "with."
-            )
-
-
-@settings
-class ImportConfig(metaclass=_Constructed):
-    """`dualsd prompts import`: SD4Match's prompts, made ours."""
-
-    file: Annotated[Place, Setting("SD4Match's caption.pt or ckpt.pt.", metavar="FILE.pt")]
-    out: Annotated[Place, Setting("The .safetensors file to write.")]
-    model: Annotated[
-        str | None,
-        Setting("What they were made for: sd2-1, sd1-5, demo, a hub name or a folder.", unset="it must be named"),
-    ] = None
-    source: Annotated[Literal["sd4match"], Setting("Whose file it is: sd4match.", flag="--from")] = "sd4match"
-    revision: Revision = None
-    layer: Annotated[int, Setting("Decoder layer, 1 to 4, that they were learned for.")] = 2
-    timestep: Annotated[int, Setting("Timestep that they were learned at.", flag="--t")] = 261
-    mode: Annotated[str | None, Setting("single, class or cpm.", unset="told from the file")] = None
-
-
-@settings
-class PublishConfig(metaclass=_Constructed):
-    """`dualsd prompts export`: one layer's prompts, made SD4Match's."""
-
-    prompts: Annotated[Place, Setting("A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")]
-    out: Annotated[Place, Setting("The .pt file to write.")]
-    target: Annotated[Literal["sd4match"], Setting("Whose layout: sd4match.", flag="--to")] = "sd4match"
-    layer: Annotated[int | None, Setting("Layer whose prompts are written.", unset="the only one")] = None
-
-
-@settings
 class ReproduceConfig(ComputeConfig):
     """`dualsd reproduce`: the report's tables, run and set beside its figures."""
 
@@ -651,94 +401,3 @@ class ReproduceConfig(ComputeConfig):
     dino: Dino = None
     accumulate: Positive = option("Parts that a training batch is taken in.", default=1)
     gradient_checkpointing: bool = option("Train in half the memory, a third more time.", default=False)
-
-
-def fields_of(kind: type) -> Iterator[ConfigField]:
-    """The fields of a config class, in order."""
-    hints = get_type_hints(kind, include_extras=True)
-    for own in fields(kind):
-        noted = getattr(hints[own.name], "__metadata__", ())
-        setting = own.metadata.get("setting") or next(entry for entry in noted if isinstance(entry, Setting))
-        is_needed = own.default is REQUIRED
-        declaring = (base for base in kind.__mro__[1:] if own.name in vars(base).get("__annotations__", {}))
-        group, default = next((base.__doc__ for base in declaring), None), None if is_needed else own.default
-        yield ConfigField(own.name, _bare(hints[own.name]), default, is_needed, setting, group)
-
-
-def _bare(hint: Any) -> Any:
-    """A type without `Annotated` and None."""
-    while get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    rest = [part for part in get_args(hint) if part is not type(None)]
-    if type(None) in get_args(hint) and len(rest) == 1:
-        return _bare(rest[0])
-    return hint
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config as JSON holds it: every field by name.
-
-    Returns:
-        What `from_json` takes back.
-    """
-    found: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
-    return found
-
-
-def from_json(kind: type[Config], values: Mapping[str, Any], where: str, spell: Callable[[str], str]) -> Config:
-    """A config of values as JSON has them.
-
-    Args:
-        kind: A config class.
-        values: By field name.
-        where: What holds the values, as sentences name it.
-        spell: How sentences name a field, e.g. as an option.
-
-    Raises:
-        InputError: Where a value is not known, is missing, or cannot be.
-    """
-
-    def refuse(value: object) -> None:
-        raise InputError(f"{where} holds {value}, a {type(value).__name__}, which no setting is.")
-
-    try:
-        found: Config = TypeAdapter(kind).validate_json(json.dumps(dict(values), default=refuse))
-    except ValidationError as error:
-        raise InputError(sentence_of(error, where, spell)) from None
-    return found
-
-
-def from_file(kind: type[Config], file: Path) -> dict[str, Any]:
-    """The values that a file holds for a config class, as JSON has them: those that a run's `run.json` recorded, or
-    those of a recipe (TOML), whose sections are named by command.
-
-    Raises:
-        InputError: Where the file cannot be read, or holds none.
-    """
-    command = kind.__name__.removesuffix("Config").lower()
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as a config: {' '.join(str(error).split())}.") from None
-    section = content.get(command if file.suffix == ".toml" else "config") if isinstance(content, dict) else None
-    if not isinstance(section, dict):
-        raise InputError(
-            f"{file} holds no config of `dualsd {command}`: take the run.json of a run that recorded one, or a "
-            f"recipe with a section [{command}]."
-        )
-    sourced = {"value", "source"}
-    return {
-        name: own["value"] if isinstance(own, dict) and own.keys() == sourced else own for name, own in section.items()
-    }
-
-
-def sentence_of(error: ValidationError, where: str, spell: Callable[[str], str]) -> str:
-    """The first of pydantic's complaints as a sentence of ours: `--ensemble is 0, not at least 1.`"""
-    complaints = error.errors(include_url=False)
-    first = next((own for own in complaints if own["type"] != "too_short" or not own["input"]), complaints[0])
-    place = [str(part) for part in first["loc"]]
-    if first["type"] in UNKNOWN:
-        return f"{where} has {place[-1]!r}, which is no setting there."
-    name = spell(place[0]) if place else where
-    return f"{where} needs {name}." if first["type"] in MISSING else f"{name} {what_is_wrong(first)}."

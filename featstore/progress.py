@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from featstore.plain_text import free_bytes, human_bytes
 
@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from featstore.store.keys import StoreLocation
 
 
-class Progress(Protocol):
-    """A watcher of work. The command line draws bars; a script may pass `Silent()`."""
+class Progress:
+    """A watcher of work. The command line's draws bars; what a watcher does not say for itself does nothing, as here.
+    As a context it clears what it shows at the end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The work is over."""
 
     def start(self, what: str, total: int, unit: str) -> None:
         """A step of `total` units begins."""
@@ -32,29 +39,8 @@ class Progress(Protocol):
         output."""
 
 
-class Silent:
+class Silent(Progress):
     """Watches nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def start(self, what: str, total: int, unit: str) -> None:
-        """See `Progress.start`."""
-
-    def advance(self, count: int = 1) -> None:
-        """See `Progress.advance`."""
-
-    def say(self, state: str) -> None:
-        """See `Progress.say`."""
-
-    def note(self, sentence: str) -> None:
-        """See `Progress.note`."""
-
-    def tell(self, line: str) -> None:
-        """See `Progress.tell`."""
 
 
 def tell_shapes(progress: Progress, shapes: Iterable["LayerShape"]) -> None:

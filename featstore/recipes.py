@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from featstore.config import BuildConfig, Config, EvalConfig, TrainConfig, from_json, settings
+from featstore.config import BuildConfig, EvalConfig, TrainConfig
+from featstore.parsing import AnyConfig, Config, from_json
 from matcher.errors import InputError
 
 FOLDER = Path(__file__).with_suffix("")
@@ -22,16 +23,14 @@ SOURCES = {
 }
 
 
-@settings
-class Stated:
+class Stated(Config):
     """A value as JSON has it, and who states it: a key of `SOURCES`."""
 
     value: Any
     source: Literal["report", "sd4match", "dift", "dualsd"]
 
 
-@settings
-class Defaults:
+class Defaults(Config):
     """What holds without an option. frame: in which PCK is measured. dino: the DINOv2 of a cpm or of the layer `dino`.
     draws_per_step: noise draws per image and step of training. beta: the softmax's temperature. selection: by what the
     best prompts are kept."""
@@ -81,8 +80,7 @@ class Recipe:
         return max(round(self.epochs[training_set] * pairs / self.train.batch), 1)
 
 
-@settings
-class _Page:
+class _Page(Config):
     """A recipe's file, whose sections are read once its shape is known."""
 
     title: str
@@ -140,7 +138,7 @@ def parse_recipe(text: str, name: str) -> Recipe:
     )
 
 
-def _read(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+def _read(kind: type[AnyConfig], values: Mapping[str, Any], where: str) -> AnyConfig:
     try:
         return from_json(kind, values, "it", str)
     except InputError as error:

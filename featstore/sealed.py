@@ -8,7 +8,7 @@ of dualsd wrote have neither and are read without.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def seal(described: Mapping[str, Any]) -> dict[str, Any]:
 def check_seal(described: Mapping[str, Any]) -> None:
     """Raise ValueError where a JSON file does not hold what was sealed."""
     plain = {name: value for name, value in described.items() if name != _NAME}
-    _check(described, lambda: _canonical(plain))
+    _check(described, lambda: [_canonical(plain)])
 
 
 def check_version(described: Mapping[str, Any], known: int, where: str, refused: type[InputError]) -> None:
@@ -44,9 +44,11 @@ def check_version(described: Mapping[str, Any], known: int, where: str, refused:
 
 def seal_tensors(described: Mapping[str, Any], write: Callable[[dict[str, str]], bytes]) -> bytes:
     """A safetensors file with its checksum. write: makes the file with the metadata that it is given."""
-    # first in what comes first in the file, so no other zeros come before it
-    content = bytes(write({"dualsd": json.dumps({_NAME: _BLANK, **_SEALED, **described})}))
-    return content.replace(_BLANK.encode(), _digest(content).encode(), 1)
+
+    def written(checksum: str) -> bytes:
+        return bytes(write({"dualsd": json.dumps({_NAME: checksum, **_SEALED, **described})}))
+
+    return written(_digest(written(_BLANK)))  # made twice, so that a large file is held once
 
 
 def read_tensors(file: Path) -> tuple[bytes, Any]:
@@ -62,13 +64,20 @@ def read_tensors(file: Path) -> tuple[bytes, Any]:
 
 def check_tensors_seal(content: bytes, described: Mapping[str, Any]) -> None:
     """Raise ValueError where a safetensors file does not hold what was sealed."""
-    _check(described, lambda: content.replace(str(described[_NAME]).encode(), _BLANK.encode(), 1))
+
+    def blanked() -> tuple[memoryview | bytes, ...]:
+        # first in what comes first in the file, so nothing like it comes before
+        checksum, whole = str(described[_NAME]).encode(), memoryview(content)
+        at = content.find(checksum)
+        return (whole[:at], _BLANK.encode(), whole[at + len(checksum) :]) if at >= 0 else (whole,)
+
+    _check(described, blanked)
 
 
-def _check(described: Mapping[str, Any], blanked: Callable[[], bytes]) -> None:
+def _check(described: Mapping[str, Any], blanked: Callable[[], Iterable[bytes | memoryview]]) -> None:
     if (_NAME in described) != (_SEALED.keys() <= described.keys()):
         raise ValueError("its checksum is missing")
-    if _NAME in described and described[_NAME] != _digest(blanked()):
+    if _NAME in described and described[_NAME] != _digest(*blanked()):
         raise ValueError("its checksum does not fit its content")
 
 
@@ -76,5 +85,8 @@ def _canonical(described: Mapping[str, Any]) -> bytes:
     return json.dumps(described, sort_keys=True).encode()
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _digest(*parts: bytes | memoryview) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

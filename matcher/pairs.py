@@ -1,12 +1,11 @@
 """What the matcher has to know of two images: points and theta, in the resized frame and, where asked, the original;
-and the pairs of an evaluation, a column per property."""
+and the pairs of a list, a column per property."""
 
-from array import array
-from collections import defaultdict
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +99,8 @@ Integers = NDArray[np.integer[Any]]
 Rows = Sequence[int] | Integers | NDArray[np.bool_]
 """Places of pairs, or a mask of all."""
 
+View = TypeVar("View", covariant=True)
+
 
 def places(rows: Rows) -> NDArray[np.intp]:
     """The places of the pairs that are meant."""
@@ -107,27 +108,13 @@ def places(rows: Rows) -> NDArray[np.intp]:
     return np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.intp)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PairsInFrame:
-    """P pairs of N points in one frame. source_points, target_points: (N, 2), of all pairs in turn. theta: (P,)."""
-
-    source_points: FramePoints
-    target_points: FramePoints
-    theta: NDArray[np.float64]
-
-    def view(self, row: int, points: slice) -> tuple[FramePoints, FramePoints, float]:
-        """The same of one pair."""
-        return self.source_points[points], self.target_points[points], float(self.theta[row])
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs(Sequence[MatchingPair]):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairList(Sequence[View]):
     """P pairs with N points, as columns: what a pair costs is its numbers. `pairs[index]` is a view of one.
 
     images, categories: sorted; there may be more than occur. source, target, category: (P,), places among them. counts:
-    (P,), points per pair. resized, original: in either frame, None for one that not all pairs have. sizes: (P, 4),
-    (width, height) of source and target in the original frame. keypoints: the names that occur, sorted, and (N,) places
-    among them; None where a pair has none. flags: (P,) each, None where a pair has none.
+    (P,), points per pair. keypoints: names, sorted, of which there may be more than occur, and (N,) places among them;
+    None where a pair has none. flags: (P,) each, None where a pair has none.
     """
 
     images: tuple[str, ...]
@@ -136,73 +123,48 @@ class Pairs(Sequence[MatchingPair]):
     target: Integers
     category: Integers
     counts: NDArray[np.int64]
-    resized: PairsInFrame
-    original: PairsInFrame | None = None
-    sizes: Integers | None = None
     keypoints: tuple[tuple[str, ...], Integers] | None = None
     flags: Mapping[str, Integers] | None = None
 
-    @classmethod
-    def of(cls, pairs: Iterable[MatchingPair]) -> "Pairs":
-        """The pairs in their order; `Pairs` as they are."""
-        if isinstance(pairs, Pairs):
-            return pairs
-        ends, categories, names = _Names(), _Names(), _Names()
-        flags = defaultdict[str, "array[int]"](lambda: array("i"))
-        counts, sizes = array("q"), array("i")
-        resized, original = _Growing(), _Growing()
-        for pair in pairs:
-            ends.add(pair.source, pair.target)
-            categories.add(pair.category)
-            counts.append(len(pair.source_points))
-            names.add(*(pair.names or ()))
-            for flag, value in (pair.flags or {}).items():
-                flags[flag].append(value)
-            resized.add(pair)
-            if pair.original is not None:
-                original.add(pair.original)
-                sizes.extend((*pair.original.source_size, *pair.original.target_size))
-        known = len(original.theta) == len(counts)
-        marked = flags and all(len(values) == len(counts) for values in flags.values())
-        (images, places), (kinds, kind), keypoints = ends.placed(), categories.placed(), names.placed()
-        return cls(
-            images=images,
-            categories=kinds,
-            source=places[::2],
-            target=places[1::2],
-            category=kind,
-            counts=np.array(counts, dtype=np.int64),
-            resized=resized.grown(),
-            original=original.grown() if known else None,
-            sizes=np.array(sizes, dtype=np.int32).reshape(-1, 4) if known else None,
-            keypoints=keypoints if len(keypoints[1]) == sum(counts) else None,
-            flags={flag: np.array(values) for flag, values in flags.items()} if marked else None,
-        )
+    @abstractmethod
+    def view(self, row: int, points: slice) -> View:
+        """One pair, whose points are `points` of the columns."""
 
-    def __post_init__(self) -> None:
-        _check_categories(self.categories, "A pair")
+    @abstractmethod
+    def take(self, rows: Rows) -> Self:
+        """Some of the pairs, in the order of `rows`: places or a mask."""
+
+    def shared(self, rows: NDArray[np.intp], points: NDArray[np.int64]) -> dict[str, Any]:
+        """What `take` takes of the columns that all lists have."""
+        return {
+            **{name: getattr(self, name)[rows] for name in ("source", "target", "category", "counts")},
+            "keypoints": None if self.keypoints is None else (self.keypoints[0], self.keypoints[1][points]),
+            "flags": None if self.flags is None else {flag: values[rows] for flag, values in self.flags.items()},
+        }
 
     def __len__(self) -> int:
         return len(self.counts)
 
     @overload
-    def __getitem__(self, index: int) -> MatchingPair: ...
+    def __getitem__(self, index: int) -> View: ...
     @overload
-    def __getitem__(self, index: slice) -> "Pairs": ...
-    def __getitem__(self, index: int | slice) -> "MatchingPair | Pairs":
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> View | Self:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         row = range(len(self))[index]
-        own = slice(int(self.starts[row]), int(self.starts[row] + self.counts[row]))
-        original = None
-        if self.original is not None and self.sizes is not None:
-            width, height, *target_size = self.sizes[row].tolist()
-            original = OriginalFrame((width, height), tuple(target_size), *self.original.view(row, own))
-        names = None if self.keypoints is None else tuple(self.keypoints[0][n] for n in self.keypoints[1][own])
-        flags = None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()}
-        source, target = (self.images[column[row]] for column in (self.source, self.target))
-        category = self.categories[self.category[row]]
-        return MatchingPair(source, target, category, *self.resized.view(row, own), original, names, flags)
+        return self.view(row, slice(int(self.starts[row]), int(self.starts[row] + self.counts[row])))
+
+    def among(self, images: Iterable[str]) -> Self:
+        """The pairs of which both images are among some."""
+        chosen = set(images)
+        known = np.array([image in chosen for image in self.images], dtype=bool)
+        own = known[self.source] & known[self.target]
+        return self if own.all() else self.take(own)
+
+    def named(self, row: int) -> tuple[str, str, str]:
+        """A pair's source, target and category."""
+        return self.images[self.source[row]], self.images[self.target[row]], self.categories[self.category[row]]
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -215,34 +177,6 @@ class Pairs(Sequence[MatchingPair]):
         counts = self.counts[rows]
         ends = np.cumsum(counts)
         return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.starts[rows] - ends + counts, counts)
-
-    def take(self, rows: Rows) -> "Pairs":
-        """Some of the pairs, in the order of `rows`: places or a mask."""
-        rows = places(rows)
-        points = self.points(rows)
-
-        def taken(frame: PairsInFrame) -> PairsInFrame:
-            return PairsInFrame(frame.source_points[points], frame.target_points[points], frame.theta[rows])
-
-        return replace(
-            self,
-            **{name: getattr(self, name)[rows] for name in ("source", "target", "category", "counts")},
-            resized=taken(self.resized),
-            original=None if self.original is None else taken(self.original),
-            sizes=None if self.sizes is None else self.sizes[rows],
-            keypoints=None if self.keypoints is None else (self.keypoints[0], self.keypoints[1][points]),
-            flags=None if self.flags is None else {flag: values[rows] for flag, values in self.flags.items()},
-        )
-
-    def in_frame(self, frame: Frame) -> PairsInFrame:
-        """The pairs in a frame. Raises `MatchError` where a pair is not known in the original one."""
-        return self.resized if frame is Frame.RESIZED else self.in_original_frame()[0]
-
-    def in_original_frame(self) -> tuple[PairsInFrame, Integers]:
-        """The pairs in the original frame, and their `sizes`. Raises `MatchError` where that is not known."""
-        if self.original is None or self.sizes is None:
-            raise _not_known(self[0])
-        return self.original, self.sizes
 
     def grouped(
         self, by: Literal["source", "target", "category"], rows: Iterable[int] | None = None
@@ -261,37 +195,113 @@ class Pairs(Sequence[MatchingPair]):
         return {self.categories[place]: self.category == place for place in np.unique(self.category)}
 
 
-class _Growing:
-    """A frame's columns as pairs are added: bytes, so that no array per pair stays."""
+@dataclass(frozen=True, slots=True, eq=False)
+class PairsInFrame:
+    """P pairs of N points in one frame. source_points, target_points: (N, 2), of all pairs in turn. theta: (P,)."""
 
-    def __init__(self) -> None:
-        self._source, self._target, self.theta = bytearray(), bytearray(), array("d")
+    source_points: FramePoints
+    target_points: FramePoints
+    theta: NDArray[np.float64]
 
-    def add(self, pair: MatchingPair | OriginalFrame) -> None:
-        """One more."""
-        self._source += np.asarray(pair.source_points, dtype=np.float32).tobytes()
-        self._target += np.asarray(pair.target_points, dtype=np.float32).tobytes()
-        self.theta.append(pair.theta)
+    @classmethod
+    def of(cls, pairs: "Sequence[MatchingPair | OriginalFrame]") -> Self:
+        """The pairs in their order."""
+        sides = ([pair.source_points for pair in pairs], [pair.target_points for pair in pairs])
+        none = np.empty((0, 2), dtype=np.float32)
+        source, target = (np.concatenate([none, *own]).astype(np.float32, copy=False) for own in sides)
+        return cls(source, target, np.array([pair.theta for pair in pairs], dtype=np.float64))
 
-    def grown(self) -> PairsInFrame:
-        """The columns."""
-        source, target = (np.frombuffer(own, dtype=np.float32).reshape(-1, 2) for own in (self._source, self._target))
-        return PairsInFrame(source, target, np.array(self.theta))
+    def view(self, row: int, points: slice) -> tuple[FramePoints, FramePoints, float]:
+        """The same of one pair."""
+        return self.source_points[points], self.target_points[points], float(self.theta[row])
+
+    def take(self, rows: NDArray[np.intp], points: NDArray[np.int64]) -> "PairsInFrame":
+        """Some of the pairs, and their points."""
+        return PairsInFrame(self.source_points[points], self.target_points[points], self.theta[rows])
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return all(np.isfinite(values).all() for values in (self.source_points, self.target_points, self.theta))
 
 
-class _Names:
-    """Names as they come: numbers, so that no text per pair stays."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pairs(PairList[MatchingPair]):
+    """Pairs to be matched. resized, original: in either frame, None for one that not all pairs have. sizes: (P, 4),
+    (width, height) of source and target in the original frame."""
 
-    def __init__(self) -> None:
-        self._number: dict[str, int] = {}
-        self._come = array("i")
+    resized: PairsInFrame
+    original: PairsInFrame | None = None
+    sizes: Integers | None = None
 
-    def add(self, *names: str) -> None:
-        """More of them."""
-        self._come.extend([self._number.setdefault(name, len(self._number)) for name in names])
+    @classmethod
+    def of(cls, pairs: Iterable[MatchingPair]) -> "Pairs":
+        """The pairs in their order; `Pairs` as they are."""
+        if isinstance(pairs, Pairs):
+            return pairs
+        pairs = list(pairs)
+        images, ends = _numbered([name for pair in pairs for name in (pair.source, pair.target)])
+        categories, category = _numbered([pair.category for pair in pairs])
+        originals = [pair.original for pair in pairs if pair.original is not None]
+        known = len(originals) == len(pairs)
+        names = [pair.names for pair in pairs if pair.names is not None]
+        flags = [pair.flags for pair in pairs if pair.flags]
+        return cls(
+            images=images,
+            categories=categories,
+            source=ends[::2],
+            target=ends[1::2],
+            category=category,
+            counts=np.array([len(pair.source_points) for pair in pairs], dtype=np.int64),
+            keypoints=_numbered([name for own in names for name in own]) if len(names) == len(pairs) else None,
+            flags={name: np.array([own[name] for own in flags]) for name in flags[0]}
+            if flags and len(flags) == len(pairs)
+            else None,
+            resized=PairsInFrame.of(pairs),
+            original=PairsInFrame.of(originals) if known else None,
+            sizes=np.array([(*own.source_size, *own.target_size) for own in originals], np.int32).reshape(-1, 4)
+            if known
+            else None,
+        )
 
-    def placed(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-        """The distinct ones, sorted, and of each that was added its place among them."""
-        names = sorted(self._number)
-        places = np.argsort([self._number[name] for name in names]).astype(np.int32)
-        return tuple(names), places[np.array(self._come, dtype=np.intp)]
+    def __post_init__(self) -> None:
+        _check_categories(self.categories, "A pair")
+        if not (self.resized.is_finite and (self.original is None or self.original.is_finite)):
+            list(self)  # the view of the pair that is not says so
+
+    def view(self, row: int, points: slice) -> MatchingPair:
+        original = None
+        if self.original is not None and self.sizes is not None:
+            width, height, *target_size = self.sizes[row].tolist()
+            original = OriginalFrame((width, height), tuple(target_size), *self.original.view(row, points))
+        names = None if self.keypoints is None else tuple(self.keypoints[0][n] for n in self.keypoints[1][points])
+        flags = None if self.flags is None else {flag: int(values[row]) for flag, values in self.flags.items()}
+        return MatchingPair(*self.named(row), *self.resized.view(row, points), original, names, flags)
+
+    def take(self, rows: Rows) -> "Pairs":
+        rows = places(rows)
+        points = self.points(rows)
+        return replace(
+            self,
+            **self.shared(rows, points),
+            resized=self.resized.take(rows, points),
+            original=None if self.original is None else self.original.take(rows, points),
+            sizes=None if self.sizes is None else self.sizes[rows],
+        )
+
+    def in_frame(self, frame: Frame) -> PairsInFrame:
+        """The pairs in a frame. Raises `MatchError` where a pair is not known in the original one."""
+        return self.resized if frame is Frame.RESIZED else self.in_original_frame()[0]
+
+    def in_original_frame(self) -> tuple[PairsInFrame, Integers]:
+        """The pairs in the original frame, and their `sizes`. Raises `MatchError` where that is not known."""
+        if self.original is None or self.sizes is None:
+            raise _not_known(self[0])
+        return self.original, self.sizes
+
+
+def _numbered(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+    """The distinct names, sorted, and the place of each name among them."""
+    distinct = sorted(set(names))
+    known = {name: place for place, name in enumerate(distinct)}
+    return tuple(distinct), np.array([known[name] for name in names], dtype=np.intp)

@@ -26,8 +26,8 @@ def widening(degrees: NDArray[np.float64], confidence: float) -> NDArray[np.floa
 CONFIDENCE = 0.95
 
 RESAMPLES = 2000
-_BLOCK = 4_000_000
-"""Weights (resamples x dyads) held at once: 32 MB."""
+_BLOCK = 1_000_000
+"""Weights (resamples x dyads) held at once: 8 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,8 @@ def _resampled(
     for start in range(0, resamples, block):
         into = slice(start, start + block)
         drawn = draw_images(len(graph.names), len(counts[into]), random)
-        times = drawn[:, first] * drawn[:, second]  # (count, K)
+        times = drawn[:, first]  # (count, K)
+        times *= drawn[:, second]
         weighted[into], counts[into] = times @ dyads.T, times @ graph.dyad_weights
     return weighted, counts
 

@@ -20,8 +20,9 @@ from cli.reproduction.paper import DEMO, Plan, choose_rows, load_table, plan_tab
 from cli.reproduction.work import prices_of, print_prices, work_left, work_of_grid
 from cli.reproduction.workplace import FIGURES, SEED, OpenCell, Survey, Workplace, noted, short_hash, survey
 from cli.train import train
-from featstore.config import GridConfig, ReproduceConfig, to_json
+from featstore.config import GridConfig, ReproduceConfig
 from featstore.files import write_whole
+from featstore.parsing import to_json
 from featstore.pipeline.pairs import images_of
 from featstore.pipeline.results import EvaluationRun, is_finished
 from featstore.plain_text import printable

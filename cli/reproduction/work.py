@@ -216,7 +216,7 @@ def _images_of_step(training: OpenTraining, step: int) -> int:
     if settings.mode.rules.of_pairs:
         return 2 * len(batch)
     size = max(math.ceil(len(batch) / settings.accumulate), 1)
-    return sum(len(images_of([pairs[index] for index in part])) for part in chunks(batch, size))
+    return sum(len(images_of(pairs.take(part))) for part in chunks(batch, size))
 
 
 @dataclass(frozen=True, slots=True)

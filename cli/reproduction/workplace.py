@@ -8,7 +8,7 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -21,14 +21,15 @@ from featstore.backbones.base import Compute
 from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.noise import Latents
 from featstore.backbones.stable_diffusion import Model
-from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig, to_json
-from featstore.datasets.records import Dataset, Pair
+from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig
+from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError, TuningError
+from featstore.parsing import to_json
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
 from featstore.pipeline.pairs import (
+    choose_held_out,
     choose_pairs,
-    choose_some,
     default_split,
     images_of,
     in_resized_frame,
@@ -134,7 +135,7 @@ class Workplace:
         means = {name: getattr(self.asked, name) for name in ("dino", "device", "dtype", "batch_size")}
         return replace(method, store=str(self._store_path(dataset)), **means, **more)
 
-    def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[Sequence[Pair], str]:
+    def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[AnnotatedPairs, str]:
         """The pairs of a split, by default of that for reporting, and their list's hash."""
         found = self.dataset(dataset)
         split = split or default_split(found)
@@ -160,8 +161,8 @@ class OpenTraining:
     method: TrainConfig
     path: Path
     settings: TuningSettings
-    pairs: Sequence[Pair]
-    held_out: Sequence[Pair]
+    pairs: AnnotatedPairs
+    held_out: AnnotatedPairs
     run: RunFolder | None
 
     @property
@@ -184,7 +185,7 @@ class OpenCell:
 
     of: Cell
     method: EvalConfig
-    pairs: Sequence[Pair]
+    pairs: AnnotatedPairs
     listed: str
     training: OpenTraining | None
 
@@ -273,12 +274,12 @@ def survey(place: Workplace, plan: Plan) -> Survey:
     return Survey(trainings, cells, figures, failures)
 
 
-def _open_training(place: Workplace, training: Training, pairs: Sequence[Pair]) -> OpenTraining:
+def _open_training(place: Workplace, training: Training, pairs: AnnotatedPairs) -> OpenTraining:
     """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
     dataset, method = place.dataset(training.dataset), place.training(training, len(pairs))
     accumulated = replace(method, accumulate=place.asked.accumulate)
     settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.image_size, "float32")
-    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    held_out = choose_held_out(dataset, settings.validation_pairs)
     path, run = place.folder / "runs" / f"{training.name}-{method.steps}", None
     if path.exists():
         run = RunFolder.open(path)

@@ -5,20 +5,18 @@ their boxes and against each other. A slip is what lies at most 2 pixels or 2 % 
 benchmarks have such. Nothing here changes a number but padding, which becomes absent.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, compress
-from math import nan
-from typing import Self
+from functools import cached_property
+from itertools import chain
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.datasets.records import MIRRORED, Dataset, Pair, Points, ThetaRule
+from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset, Numbers, Points, SizeOf, ThetaRule
 from featstore.errors import DatasetError
-
-SizeOf = Callable[[str], tuple[int, int]]
-"""An image's (width, height) in pixels as stored, by its id."""
+from matcher.pairs import Integers
 
 Note = Callable[[str], None]
 
@@ -43,88 +41,88 @@ _CROWD = 10
 _SAME = 0.01
 """Pixels. Two lists that differ by less were rounded differently."""
 
-Numbers = NDArray[np.float64]
+_PART = 1 << 17
+"""Keypoints that are looked at at a time where a list may have any number of them."""
+
 Places = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Columns:
-    """All keypoints of all pairs of a data set, side by side. Side 2p is the source of pair p, 2p + 1 its target.
+@dataclass(frozen=True, eq=False)
+class _Marks:
+    """Some keypoints of a data set's pairs: row 2n is point n in the source, 2n + 1 in the target. Side 2p is the
+    source of pair p, 2p + 1 its target.
 
-    images: I ids. sizes: (I, 2). names: K. image: (S,) each side's place in `images`. boxes: (S, 4), stated: (S, 2) the
-    size that the annotation states; NaN where it has none. side, name: (N,) of each keypoint, points: (N, 2). The
-    keypoints that only a target shows stand behind those of the pair.
+    rows: (M,), ascending. sizes: (I, 2) of `pairs.images`. pair: (N,) of each point. owner: (S,) one number for each
+    image and box.
     """
 
     dataset: Dataset
-    pairs: Sequence[Pair]
-    images: tuple[str, ...]
+    pairs: AnnotatedPairs
     sizes: Numbers
-    names: tuple[str, ...]
-    image: Places
-    boxes: Numbers
-    stated: Numbers
-    side: Places
-    name: Places
-    points: Points
+    pair: NDArray[np.int32]
+    owner: Integers
+    rows: Places
 
     @classmethod
-    def of(cls, dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf) -> Self:
-        """Of one pair or more."""
-        sides = [
-            side
-            for pair in pairs
-            for side in (
-                (pair.source, pair.source_points, pair.source_box, pair.source_size, pair.names),
-                (pair.target, pair.shown, pair.target_box, pair.target_size, (*pair.names, *pair.target_only)),
-            )
-        ]
-        images, image = _numbered(identifier for identifier, *_ in sides)
-        names, name = _numbered(name for *_, own in sides for name in own)
-        return cls(
-            dataset=dataset,
-            pairs=pairs,
-            images=images,
-            sizes=np.array([size_of(identifier) for identifier in images], dtype=np.float64),
-            names=names,
-            image=image,
-            boxes=np.array([box or (nan,) * 4 for _, _, box, *_ in sides], dtype=np.float64),
-            stated=np.array([size or (nan,) * 2 for *_, size, _ in sides], dtype=np.float64),
-            side=np.repeat(np.arange(len(sides)), [len(own) for *_, own in sides]),
-            name=name,
-            points=np.concatenate([points for _, points, *_ in sides]),
-        )
+    def of(cls, dataset: Dataset, pairs: AnnotatedPairs, size_of: SizeOf) -> Self:
+        """None of the keypoints yet."""
+        sizes = pairs.image_sizes(size_of).astype(np.float64)
+        columns = *np.nan_to_num(pairs.boxes.reshape(-1, 4), nan=np.inf).T, pairs.ends.reshape(-1)
+        order, new = _sorted(*columns)
+        owner = np.empty(len(order), dtype=np.int32)
+        owner[order] = np.cumsum(new) - 1
+        pair = np.repeat(np.arange(len(pairs), dtype=np.int32), pairs.counts)
+        return cls(dataset, pairs, sizes, pair, owner, np.empty(0, dtype=np.int64))
+
+    def distinct(self, chosen: Mask) -> Self:
+        """Those that are `chosen`, (2N,), each image's once, although images recur in many pairs; twice where two
+        annotations differ in them or in the box."""
+        found = self
+        for start in range(0, len(chosen), _PART):
+            part = start + np.flatnonzero(chosen[start : start + _PART])
+            found = replace(self, rows=np.concatenate([found.rows, part]))
+            found = found.once(self.owner[found.side])
+        return found
+
+    def once(self, whose: Integers) -> Self:
+        """The first of those of one name and place, by whose they are, (M,)."""
+        firsts = _firsts(*self.points.T, self.name, whose)
+        return self if len(firsts) == len(self.rows) else self.chosen(firsts)
 
     def chosen(self, rows: Places | Mask) -> Self:
         """Some of the keypoints."""
-        return replace(self, side=self.side[rows], name=self.name[rows], points=self.points[rows])
+        return replace(self, rows=self.rows[rows])
+
+    @cached_property
+    def points(self) -> Points:
+        """(M, 2)."""
+        return self.pairs.coordinates.reshape(-1, 2)[self.rows]
+
+    @cached_property
+    def name(self) -> Integers:
+        """(M,)."""
+        return self.pairs.keypoints[1][self.rows // 2]
+
+    @cached_property
+    def side(self) -> Places:
+        """(M,)."""
+        return 2 * self.pair[self.rows // 2] + self.rows % 2
+
+    @cached_property
+    def image(self) -> Integers:
+        """(M,) among `pairs.images`."""
+        return self.pairs.ends.reshape(-1)[self.side]
 
     @property
-    def row_images(self) -> Places:
-        """(N,) each keypoint's image."""
-        return self.image[self.side]
-
-    @property
-    def row_sizes(self) -> Numbers:
-        """(N, 2) of each keypoint's image."""
-        return self.sizes[self.row_images]
-
-    @property
-    def key(self) -> Places:
-        """(N,) one number per image and keypoint's name."""
-        return self.row_images * len(self.names) + self.name
+    def own_sizes(self) -> Numbers:
+        """(M, 2) of each keypoint's image."""
+        return self.sizes[self.image]
 
     def of_images(self, chosen: Mask) -> tuple[Places, Places]:
-        """How many keypoints each image has, and how many of those that are `chosen`, (N,); both (I,)."""
-        count = len(self.images)
-        return np.bincount(self.row_images, minlength=count), np.bincount(self.row_images[chosen], minlength=count)
-
-    def distinct(self) -> Self:
-        """Each image's keypoints once, although images recur in many pairs; twice where two annotations differ."""
-        _, first, inverse = np.unique(self.key, return_index=True, return_inverse=True)
-        differs = np.any(self.points != self.points[first][inverse], axis=1)
-        return self.chosen(np.union1d(first, np.flatnonzero(differs)))
+        """How many keypoints each image has, and how many of those that are `chosen`, (M,); both (I,)."""
+        count = len(self.sizes)
+        return np.bincount(self.image, minlength=count), np.bincount(self.image[chosen], minlength=count)
 
     def refusal(self, side: int, sentence: str) -> DatasetError:
         """Of a side's annotation, whose place begins the sentence."""
@@ -132,19 +130,19 @@ class _Columns:
 
     def place(self, side: int) -> str:
         """The beginning of a sentence on a side's annotation: where it stands."""
-        pair = self.pairs[side // 2]
-        found = pair.target_place if side % 2 else pair.source_place
+        found = self.pairs.place(side // 2, side % 2)
         return f"{found}: " if found else ""
 
     def picture(self, side: int) -> str:
         """A side's image with its size, in words."""
-        width, height = self.sizes[self.image[side]]
-        return f"{self.images[self.image[side]]} ({width:g}x{height:g} pixels)"
+        image = self.pairs.ends[side // 2, side % 2]
+        width, height = self.sizes[image]
+        return f"{self.pairs.images[image]} ({width:g}x{height:g} pixels)"
 
     def keypoint(self, row: int) -> str:
         """A keypoint in words."""
         x, y = self.points[row]
-        return f"{self.names[self.name[row]]!r} of {self.images[self.row_images[row]]} at {x:g}, {y:g}"
+        return f"{self.pairs.keypoints[0][self.name[row]]!r} of {self.pairs.images[self.image[row]]} at {x:g}, {y:g}"
 
     def counted(self, found: Mask, words: str, what: str = "keypoints") -> Iterator[str]:
         """A note that begins with how many are found, and of which kind; none where there are none."""
@@ -152,12 +150,12 @@ class _Columns:
             yield f"{int(found.sum())} {what} of {self.dataset.name}{words}."
 
     def exemplified(self, found: Mask, words: str) -> Iterator[str]:
-        """The same of keypoints, (N,), with the first of them."""
+        """The same of keypoints, (M,), with the first of them."""
         if found.any():
             yield from self.counted(found, f", e.g. {self.keypoint(int(found.argmax()))}, {words}")
 
 
-def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Note) -> tuple[Pair, ...]:
+def agreeing(dataset: Dataset, pairs: AnnotatedPairs, size_of: SizeOf, note: Note) -> AnnotatedPairs:
     """The pairs of a data set, held against its pictures; keypoints that only pad a list are taken out of them.
 
     Args:
@@ -171,92 +169,100 @@ def agreeing(dataset: Dataset, pairs: Sequence[Pair], size_of: SizeOf, note: Not
             are inverted, beyond the picture or not around the object, keypoints outside their pictures.
     """
     if not pairs:
-        return ()
-    marks = _Columns.of(dataset, pairs, size_of)
+        return pairs
+    marks = _Marks.of(dataset, pairs, size_of)
     padded = _padding(marks)
     kept = _without(marks, padded)
-    shown, pads = marks.chosen(~padded), marks.chosen(padded).distinct()
-    distinct = shown.distinct()
+    pads = marks.distinct(padded)
+    shown = marks.distinct(~(padded | np.isnan(pairs.coordinates[..., 0].reshape(-1))))
+    pads, distinct = (own.once(own.image) for own in (pads, shown))
     checks = _check_sizes(marks), _check_units(distinct), _check_boxes(shown), _check_inside(distinct)
     for sentence in [*chain(*checks, _doubts(pads, distinct))]:  # nothing is said of what is refused
         note(sentence)
     return kept
 
 
-def _numbered(names: Iterable[str]) -> tuple[tuple[str, ...], Places]:
-    """The distinct ones of some names, as they come, and the place of each name among them."""
-    names = list(names)
-    known = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    return tuple(known), np.array([known[name] for name in names], dtype=np.int64)
+def _sorted(*columns: NDArray[Any]) -> tuple[Places, Mask]:
+    """The places of rows, (M,) a column, sorted by the last column, then the one before; and which of them are the
+    first of their values."""
+    order = np.lexsort(columns)
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = False
+    for column in columns:
+        ordered = column[order]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    return order, new
+
+
+def _firsts(*columns: NDArray[Any]) -> Places:
+    """The place of the first row of each combination of values, ascending."""
+    order, new = _sorted(*columns)
+    return np.sort(order[new])
 
 
 def _far(beyond: Numbers, sizes: Numbers) -> Mask:
-    """Which (N,) of pixels beyond a border, (N, 2) for both axes, are more than a slip."""
+    """Which (M,) of pixels beyond a border, (M, 2) for both axes, are more than a slip."""
     far: Mask = np.any(beyond > np.maximum(_PIXELS, _SHARE * sizes), axis=1)
     return far
 
 
 def _beyond(points: Points, low: Numbers | float, high: Numbers) -> Numbers:
-    """How far (N, 2) points lie outside from `low` to `high`, (N, 2), on each axis; 0 inside."""
+    """How far (M, 2) points lie outside from `low` to `high`, (M, 2), on each axis; 0 inside."""
     return np.maximum(np.maximum(low - points, points - high), 0)
 
 
 # Padding
 
 
-def _padding(marks: _Columns) -> Mask:
-    """Which keypoints (N,) stand for absent ones.
+def _padding(marks: _Marks) -> Mask:
+    """Which keypoints of all pairs, (2N,), stand for absent ones.
 
     -1, -1 and the like lie in no image. 0, 0 is a corner where an object may begin: it is padding where an image has
     it for two keypoints, where the object's box is elsewhere, and without boxes where several images have it.
     """
-    points = marks.points.copy()
-    # lists are padded before images are mirrored
-    mirrored = np.array([identifier.endswith(MIRRORED) for identifier in marks.images])[marks.row_images]
-    points[mirrored, 0] = marks.row_sizes[mirrored, 0] - points[mirrored, 0]
-    negative: Mask = (points[:, 0] == points[:, 1]) & (points[:, 0] < 0)
-    zero = np.all(points == 0, axis=1)
-    if not zero.any():
-        return negative
-    images, counts = np.unique(np.unique(marks.key[zero]) // len(marks.names), return_counts=True)
-    twice = np.isin(marks.row_images, images[counts > 1])
-    boxes = marks.boxes[marks.side]
-    elsewhere = _far(_beyond(marks.points, boxes[:, :2], boxes[:, 2:]), marks.row_sizes)
-    shared = np.isnan(boxes[:, 0]) & (len(images) > 1)
-    return negative | (zero & (twice | elsewhere | shared))
+    pairs = marks.pairs
+    x, y = pairs.coordinates.reshape(-1, 2).T
+    mirrored = np.array([image.endswith(MIRRORED) for image in pairs.images])[pairs.ends]  # (P, 2)
+    if mirrored.any():  # lists are padded before images are mirrored
+        image = pairs.ends[marks.pair].reshape(-1)
+        x = np.where(mirrored[marks.pair].reshape(-1), marks.sizes[image, 0] - x, x)
+    padded: Mask = (x == y) & (x < 0)
+    corners = replace(marks, rows=np.flatnonzero((x == 0) & (y == 0)))
+    if len(corners.rows):
+        alone = corners.chosen(_firsts(corners.name, corners.image))
+        images, counts = np.unique(alone.image, return_counts=True)
+        boxes = pairs.boxes.reshape(-1, 4)[corners.side]
+        twice = np.isin(corners.image, images[counts > 1])
+        elsewhere = _far(_beyond(corners.points, boxes[:, :2], boxes[:, 2:]), corners.own_sizes)
+        shared = np.isnan(boxes[:, 0]) & (len(images) > 1)
+        padded[corners.rows] = twice | elsewhere | shared
+    return padded
 
 
-def _without(marks: _Columns, padded: Mask) -> tuple[Pair, ...]:
+def _without(marks: _Marks, padded: Mask) -> AnnotatedPairs:
     """The pairs without padding. Raises `DatasetError` where a pair has no other keypoint."""
-    kept = list(marks.pairs)
-    starts = np.searchsorted(marks.side, np.arange(2 * len(kept) + 1))
-    for index in np.unique(marks.side[padded] // 2):
-        pair, (source, target, end) = kept[index], starts[2 * index : 2 * index + 3]
-        count = len(pair.names)
-        common = ~(padded[source:target] | padded[target : target + count])
-        if not common.any():
-            what = f"the pair {pair.source} -> {pair.target} has no keypoint that both images show"
-            pads = f"{count} at 0, 0 or -1, -1, which pad the list"
-            raise marks.refusal(2 * index, f"{what}, but {pads}; leave the pair out.")
-        names = tuple(compress(pair.names, common))
-        shown = {marks.names[marks.name[row]]: marks.points[row] for row in range(target, end) if not padded[row]}
-        kept[index] = replace(
-            pair,
-            source_points=pair.source_points[common],
-            target_points=pair.target_points[common],
-            names=names,
-            target_only={name: (float(x), float(y)) for name, (x, y) in shown.items() if name not in names},
-        )
-    return tuple(kept)
+    pairs = marks.pairs
+    if not padded.any():
+        return pairs
+    coordinates = pairs.coordinates.copy()
+    before = ~np.isnan(coordinates[:, 0, 0])
+    coordinates[padded.reshape(-1, 2)] = np.nan
+    common = ~np.isnan(coordinates[..., 0]).any(axis=1)
+    for row in map(int, np.flatnonzero(np.add.reduceat(common, pairs.starts, dtype=np.int64) == 0)):
+        source, target, _ = pairs.named(row)
+        what = f"the pair {source} -> {target} has no keypoint that both images show"
+        pads = f"{before[marks.pair == row].sum()} at 0, 0 or -1, -1, which pad the list"
+        raise marks.refusal(2 * row, f"{what}, but {pads}; leave the pair out.")
+    return pairs.moved(coordinates)
 
 
 # What is refused
 
 
-def _check_sizes(marks: _Columns) -> Iterator[str]:
+def _check_sizes(marks: _Marks) -> Iterator[str]:
     """Sizes that annotations state, against the pictures' own."""
-    sizes = marks.sizes[marks.image]
-    off, turned = (np.abs(stated - sizes) for stated in (marks.stated, marks.stated[:, ::-1]))  # NaN: nothing stated
+    sizes, stated = marks.sizes[marks.pairs.ends.reshape(-1)], marks.pairs.stated.reshape(-1, 2)
+    off, turned = (np.abs(own - sizes) for own in (stated, stated[:, ::-1]))  # NaN: nothing stated
     far, slips = _far(off, sizes), np.any(off > 0, axis=1)
     if not slips.any():
         return
@@ -265,7 +271,7 @@ def _check_sizes(marks: _Columns) -> Iterator[str]:
     if far.any():
         # A list that states height x width throughout is a matter of spelling; a single such image was turned.
         if _far(turned, sizes).any():
-            width, height = marks.stated[side]
+            width, height = stated[side]
             what = f"an image of {width:g}x{height:g} pixels, but {marks.picture(side)} is of another size"
             advice = "restore the image, or annotations made for this one (sizes count as stored: EXIF turns nothing)"
             raise marks.refusal(side, f"the annotation is of {what}; {advice}.")
@@ -273,41 +279,39 @@ def _check_sizes(marks: _Columns) -> Iterator[str]:
     yield f"{marks.place(side)}{int(count)} annotations state {what}."
 
 
-def _check_units(marks: _Columns) -> Iterator[str]:
+def _check_units(marks: _Marks) -> Iterator[str]:
     """Keypoints of which no pixel is meant: all within one pixel of the corner."""
-    image, large = marks.row_images, marks.row_sizes >= _SMALLEST
+    image, large = marks.image, marks.own_sizes >= _SMALLEST
     tiny = np.all((np.abs(marks.points) <= 1) & large, axis=1)
     total, small = marks.of_images(tiny)
     wrong = (small == total) & (small > 1)
     everywhere = tiny.all() and len(tiny) > 1
     if wrong.any() or everywhere:
         row = int((tiny & (wrong[image] | everywhere)).argmax())
-        side, (width, height) = int(marks.side[row]), marks.row_sizes[row]
+        side, (width, height) = int(marks.side[row]), marks.own_sizes[row]
         what = f"all {total[image[row]]} keypoints of {marks.picture(side)} lie within one pixel of its corner"
         advice = f"write pixels, x times {width:g} and y times {height:g}"
         raise marks.refusal(side, f"{what}, as coordinates from 0 to 1 do; {advice}.")
     crowded = len(marks.points) >= _CROWD and len(np.unique(image)) > 1
-    if crowded and large.all() and not (marks.points > marks.row_sizes / 2).any():
+    if crowded and large.all() and not (marks.points > marks.own_sizes / 2).any():
         x, y = marks.points.max(axis=0)
         what = f"all {len(marks.points)} keypoints lie in the upper left quarter of their images, none beyond"
         question = "are they in pixels of these images, not in percent or of smaller ones?"
         yield f"{marks.place(int(marks.side[0]))}{what} {x:g}, {y:g}: {question}"
 
 
-def _check_boxes(marks: _Columns) -> Iterator[str]:
+def _check_boxes(marks: _Marks) -> Iterator[str]:
     """Boxes against the picture and the keypoints inside."""
-    boxed = np.flatnonzero(~np.isnan(marks.boxes[:, 0]))
-    # an image's box recurs in each of its pairs
-    table = np.column_stack([marks.image[boxed], marks.boxes[boxed]])
-    _, first, inverse = np.unique(table, axis=0, return_index=True, return_inverse=True)
-    sides = boxed[first]  # (B,) one side of each box
-    boxes, sizes = marks.boxes[sides], marks.sizes[marks.image[sides]]
+    of_sides, images = marks.pairs.boxes.reshape(-1, 4), marks.pairs.ends.reshape(-1)
+    _, sides = np.unique(marks.owner, return_index=True)
+    sides = sides[~np.isnan(of_sides[sides, 0])]  # (B,) one side of each box, which recurs in many pairs
+    boxes, sizes = of_sides[sides], marks.sizes[images[sides]]
     low, high = boxes[:, :2], boxes[:, 2:]
 
     def refuse(wrong: Mask, what: str) -> None:
         if wrong.any():
             side = int(sides[wrong][0])
-            box = ", ".join(f"{value:g}" for value in marks.boxes[side])
+            box = ", ".join(f"{value:g}" for value in of_sides[side])
             advice = "write keypoints and box in pixels of this image, the box as x1, y1, x2, y2"
             raise marks.refusal(side, f"the bounding box {box} of {marks.picture(side)} {what}; {advice}.")
 
@@ -318,12 +322,11 @@ def _check_boxes(marks: _Columns) -> Iterator[str]:
     refuse(_far(over, sizes), f"reaches over {_PIXELS} pixels and {100 * _SHARE:g} % beyond the image")
 
     # each box's keypoints once: those in annotations that have this box
-    box_of = np.full(len(marks.image), -1)
-    box_of[boxed] = inverse.reshape(-1)
-    owner = box_of[marks.side]
-    _, rows = np.unique(owner * len(marks.names) + marks.name, return_index=True)
-    rows = rows[owner[rows] >= 0]
-    owner, points = owner[rows], marks.points[rows]
+    own = marks.chosen(_firsts(marks.name, marks.owner[marks.side]))
+    box_of = np.full(marks.owner.max() + 1, -1)
+    box_of[marks.owner[sides]] = np.arange(len(sides))
+    own = own.chosen(box_of[marks.owner[own.side]] >= 0)
+    owner, points = box_of[marks.owner[own.side]], own.points
 
     def outside(points: Points, low: Numbers, high: Numbers) -> Mask:
         return _far(_beyond(points, low[owner], high[owner]), sizes[owner])
@@ -342,15 +345,15 @@ def _check_boxes(marks: _Columns) -> Iterator[str]:
             refuse((missed > 0) & (4 * left.sum() <= out.sum()), f"leaves keypoints out that it holds {reading}")
         share = f"{int(out.sum())} of {len(out)} keypoints of {marks.dataset.name} lie outside their boxes"
         refuse((missed > 0) & (out.mean() > _MOST), f"leaves keypoints out, as others do: {share}")
-    recurring = np.bincount(marks.image[sides], minlength=len(marks.images)) > 1
+    recurring = np.bincount(images[sides]) > 1
     yield from marks.counted(np.any(over > 0, axis=1), " reach beyond their image a little", "boxes")
     yield from marks.counted(out, " lie outside their object's box")
     yield from marks.counted(recurring, " have another box in one annotation than in another", "images")
 
 
-def _check_inside(marks: _Columns) -> Iterator[str]:
+def _check_inside(marks: _Marks) -> Iterator[str]:
     """Keypoints against their pictures' borders. The border itself, x = W, is inside."""
-    sizes, image = marks.row_sizes, marks.row_images
+    sizes, image = marks.own_sizes, marks.image
     beyond = _beyond(marks.points, 0, sizes)
     far, absurd = _far(beyond, sizes), np.any(beyond > sizes, axis=1)
     turned = _far(_beyond(marks.points[:, ::-1], 0, sizes), sizes)
@@ -376,20 +379,21 @@ def _check_inside(marks: _Columns) -> Iterator[str]:
 # What is noted
 
 
-def _doubts(pads: _Columns, marks: _Columns) -> Iterator[str]:
+def _doubts(pads: _Marks, marks: _Marks) -> Iterator[str]:
     """What annotations say of themselves: padding, corners, two keypoints in one place, two lists that differ."""
-    everything = np.ones(len(pads.points), dtype=bool)
+    everything = np.ones(len(pads.rows), dtype=bool)
     yield from pads.exemplified(everything, "only pad its lists and are taken as absent")
     corner = "lie in the very corner and are taken as they are; leave them empty where they are absent"
     yield from marks.exemplified(np.all(marks.points == 0, axis=1), corner)
-    own = marks.chosen(np.lexsort([marks.name, *marks.points.T, marks.row_images]))
-    moved = np.any(np.diff(own.points, axis=0), axis=1) | (np.diff(own.row_images) != 0)
+    own = marks.chosen(np.lexsort([marks.name, *marks.points.T, marks.image]))
+    moved = np.any(np.diff(own.points, axis=0), axis=1) | (np.diff(own.image) != 0)
     same = np.append(~moved & (np.diff(own.name) != 0), False)
     yield from own.exemplified(same, "lie exactly where another of their image does")
-    own = marks.chosen(np.argsort(marks.key, kind="stable"))
-    differs = (np.diff(own.key) == 0) & np.any(np.abs(np.diff(own.points, axis=0)) > _SAME, axis=1)
+    own = marks.chosen(np.lexsort([marks.name, marks.image]))
+    key = own.image.astype(np.int64) * len(own.pairs.keypoints[0]) + own.name
+    differs = (np.diff(key) == 0) & np.any(np.abs(np.diff(own.points, axis=0)) > _SAME, axis=1)
     if differs.any():
-        keys, row = len(np.unique(own.key[:-1][differs])), int(differs.argmax())
+        keys, row = len(np.unique(key[:-1][differs])), int(differs.argmax())
         one, other = (f"{own.keypoint(at)} ({own.place(int(own.side[at]))[:-2]})" for at in (row, row + 1))
         what = "are elsewhere in one annotation than in another of the same image"
         yield f"{keys} keypoints of {marks.dataset.name} {what}, e.g. {one} and {other}."

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from PIL import Image
 
-from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule, canonical_split, pair_of
+from featstore.datasets.records import AnnotatedPairs, ImageRecord, Marks, ThetaRule, canonical_split, pair_of
 from featstore.errors import DatasetError
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo_pictures"
@@ -49,18 +49,19 @@ class DemoDataset:
     def images(self) -> tuple[ImageRecord, ...]:
         return tuple(sorted((record for split in SIZES for record in _records(split)), key=lambda record: record.id))
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
+    def pairs(self, split: str) -> AnnotatedPairs:
         """The pairs of each category in the order of their ids, those without a common keypoint left out."""
         split = canonical_split(split)
         if split not in SIZES:
             raise DatasetError(f"The demo dataset has no split {split!r}; choose one of {', '.join(SIZES)}.")
-        found = []
+        found: list[tuple[ImageRecord, ImageRecord]] = []
         for _, own in groupby(_records(split), key=lambda record: record.category):
             chosen = list(permutations(own, 2))
             if split == "test":
                 chosen = sorted(sorted(chosen, key=_lot)[:TEST_PAIRS], key=lambda pair: (pair[0].id, pair[1].id))
-            found += [pair_of(*pair, *map(_marks, pair)) for pair in chosen]
-        return tuple(pair for pair in found if pair is not None)
+            found += chosen
+        pairs = (pair_of(*ends, *map(_marks, ends)) for ends in found)
+        return AnnotatedPairs.of(pair for pair in pairs if pair is not None)
 
     def members(self, split: str) -> frozenset[str]:
         return frozenset(record.id for record in _records(canonical_split(split)))

@@ -15,9 +15,9 @@ from itertools import groupby, permutations
 from pathlib import Path
 from typing import Self
 
-from featstore.datasets.listed import ListedPair, check_each_new, existing_root
+from featstore.datasets.listed import ListedPair, each_new, existing_root
 from featstore.datasets.reading import Row, entries, is_file, is_folder, read_image, read_rows, subfolders
-from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule, pair_of
+from featstore.datasets.records import AnnotatedPairs, ImageRecord, Marks, ThetaRule, pair_of
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import is_plain, nfc, shown
 
@@ -75,7 +75,7 @@ class FolderDataset:
             raise DatasetError(f"{self.root} has {what}; put the images in sub-folders, one a category.")
         return tuple(sorted(records, key=lambda record: record.id))
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
+    def pairs(self, split: str) -> AnnotatedPairs:
         if split not in self.splits:
             raise DatasetError(f"A folder of photographs has no split {split!r}, it has test; choose that.")
         marked, listed = self.root / "keypoints.csv", self.root / "pairs.csv"
@@ -89,19 +89,19 @@ class FolderDataset:
         marks = _read_marks(marked, by_name)
         if is_file(listed):
             rows = read_rows(listed, ("source", "target"))
-            pairs = [ListedPair(row, _image(row, "source", by_name), _image(row, "target", by_name)) for row in rows]
-            check_each_new(pairs)
-            return tuple(pair.pair(marks[pair.source.id], marks[pair.target.id]) for pair in pairs)
+            named = (ListedPair(row, _image(row, "source", by_name), _image(row, "target", by_name)) for row in rows)
+            return AnnotatedPairs.of(own.pair(marks[own.source.id], marks[own.target.id]) for own in each_new(named))
         categories = groupby(images, key=lambda image: image.category)  # they are sorted by id, which begins with it
         every = (ends for _, own in categories for ends in permutations(own, 2))
-        found = [pair for one, two in every if (pair := pair_of(one, two, marks[one.id], marks[two.id])) is not None]
+        every_pair = (pair_of(one, two, marks[one.id], marks[two.id]) for one, two in every)
+        found = AnnotatedPairs.of(pair for pair in every_pair if pair is not None)
         if not found:
             what = "no two images of one category share a keypoint's name"
             raise DatasetError(f"{marked}: {what}; mark the same parts in both.")
-        return tuple(found)
+        return found
 
     def members(self, split: str) -> frozenset[str]:
-        return frozenset(image for pair in self.pairs(split) for image in (pair.source, pair.target))
+        return frozenset(self.pairs(split).occurring_images)
 
     def notes(self, split: str | None) -> tuple[str, ...]:  # noqa: ARG002  (what is odd about the lists is refused)
         """What was left out of the images, and the columns of keypoints.csv that are not known."""
@@ -110,7 +110,7 @@ class FolderDataset:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
             why = f"as only {' '.join(SUFFIXES)} in the sub-folder of a category are read"
             sentences.append(f"{left.total()} files in {self.root} are left out, {why}: {kinds}.")
-        header = read_rows(marked, _COLUMNS)[0].values if is_file(marked) else ()
+        header = next(read_rows(marked, _COLUMNS)).values if is_file(marked) else ()
         unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
         if unknown:
             names = ", ".join(column[:40] if is_plain(column) else shown(column) for column in unknown)
@@ -197,17 +197,14 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Mark
     points: dict[str, dict[str, tuple[float, float]]] = {image.id: {} for image in images.values()}
     places = dict.fromkeys(points, str(path))
     lines: dict[tuple[str, str], int] = {}
-    rows = read_rows(path, _COLUMNS)
-    visibility = _visibility(rows[0].values)
-    for row in rows:
+    for row in read_rows(path, _COLUMNS):
         image, name = _image(row, "image", images).id, nfc(row.text("name"))
         first = lines.setdefault((image, name), row.line)
         if first != row.line:
             what = f"the keypoint {shown(name)} of {image} is there already, in line {first}"
             raise row.refusal(f"{what}; remove one of them.")
-        if visibility is not None and not _is_shown(row, visibility):
-            continue
-        point = row.point("x", "y")
+        visibility = _visibility(row.values)
+        point = row.point("x", "y") if visibility is None or _is_shown(row, visibility) else None
         if point is not None:
             if not points[image]:
                 places[image] = f"{path}, from line {row.line}"

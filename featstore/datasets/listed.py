@@ -1,13 +1,13 @@
 """What data sets have in common that are lists of pairs in a folder: SPair-71k, PF-Pascal, PF-Willow."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
 from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_image, subfolders
-from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule, canonical_split, pair_of
+from featstore.datasets.records import AnnotatedPairs, ImageRecord, Marks, Pair, ThetaRule, canonical_split, pair_of
 from featstore.errors import DatasetError
 
 
@@ -74,10 +74,30 @@ class ListedDataset(ABC):
     def image(self, tree: Tree, row: Row, side: int) -> ImageRecord:
         """What a row names as its source, `side` 0, or its target, 1."""
 
-    def listed(self, path: Path) -> list[ListedPair]:
+    @abstractmethod
+    def reader(self, path: Path) -> Callable[[ListedPair], Pair]:
+        """What reads the annotations of a pair of a list file."""
+
+    def pairs(self, split: str) -> AnnotatedPairs:
+        """The pairs in the list's order, each once. Raises `DatasetError` where one stands twice with other
+        annotations."""
+        path = self.list_of(split)
+        repeated, read = self._repeated(path), self.reader(path)
+        lines = {*repeated, *repeated.values()}
+        twice = {own.row.line: read(own) for own in self.listed(path) if own.row.line in lines}
+        for line, first in repeated.items():
+            if _content(twice[line]) != _content(twice[first]):
+                what = f"names the pair of line {first}, but its annotation has other keypoints or boxes"
+                raise DatasetError(f"{path}, line {line}: {what}; remove one of the lines.")
+        pairs = AnnotatedPairs.of(read(own) for own in self.listed(path) if own.row.line not in repeated)
+        if not pairs:
+            raise DatasetError(f"{path} lists no pairs; restore the file from the dataset.")
+        return pairs
+
+    def listed(self, path: Path) -> Iterator[ListedPair]:
         """What a list file names, in its order; no annotation is opened."""
         tree = Tree(self.root)
-        return [ListedPair(row, self.image(tree, row, 0), self.image(tree, row, 1)) for row in self.rows(path)]
+        return (ListedPair(row, self.image(tree, row, 0), self.image(tree, row, 1)) for row in self.rows(path))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -87,7 +107,7 @@ class ListedDataset(ABC):
     def images(self) -> tuple[ImageRecord, ...]:
         """The images that the lists of all splits name. Raises `DatasetError` where two files would get one id."""
         known: dict[str, ImageRecord] = {}
-        for pair in [pair for path in self._lists().values() for pair in self.listed(path)]:
+        for pair in (pair for path in self._lists().values() for pair in self.listed(path)):
             for record in (pair.source, pair.target):
                 other = known.setdefault(record.id, record)
                 if other.file != record.file:
@@ -101,13 +121,12 @@ class ListedDataset(ABC):
 
     def notes(self, split: str | None) -> tuple[str, ...]:
         """A sentence where pairs of a list stand twice."""
-        listed = [] if split is None else self.listed(self.list_of(split))
-        repeated = repeated_pairs(listed)
+        repeated = {} if split is None else self._repeated(path := self.list_of(split))
         if not repeated:
             return ()
         line, first = next(iter(repeated.items()))
         what = f"repeat a pair of an earlier line, e.g. line {line} that of line {first}"
-        lines = f"{len(repeated)} of {len(listed)} lines of {listed[0].row.file}"
+        lines = f"{len(repeated)} of {sum(1 for _ in self.rows(path))} lines of {path}"
         return (f"{lines} {what}; each pair is counted once.",)
 
     def read(self, image: ImageRecord) -> bytes:
@@ -122,11 +141,20 @@ class ListedDataset(ABC):
             raise DatasetError(f"{self.root} has no split {split!r}, it has {', '.join(lists)}; {advice}.")
         return lists[split]
 
+    def _repeated(self, path: Path) -> dict[int, int]:
+        """The lines whose pair stands in an earlier line already, with the first such line."""
+        return {pair.row.line: line for pair, line in with_earlier(self.listed(path)) if line is not None}
+
     def _lists(self) -> Mapping[str, Path]:
         lists = self.find_lists(self.root)
         if not lists:
             raise DatasetError(f"{self.root} has no {self.expected}; give {_UNPACKED}.")
         return lists
+
+
+def _content(pair: Pair) -> tuple[object, ...]:
+    """What tells one annotation of a pair from another."""
+    return pair.source_points.tolist(), pair.target_points.tolist(), pair.source_box, pair.target_box
 
 
 _UNPACKED = "the folder that the dataset was unpacked to"
@@ -142,27 +170,25 @@ def existing_root(name: str, root: Path | None) -> Path:
     return root
 
 
-def repeated_pairs(listed: Iterable[ListedPair]) -> dict[int, int]:
-    """The lines (1-based) whose pair stands in an earlier line already, with the first such line. Raises `DatasetError`
-    for an image that is paired with itself."""
+def with_earlier(listed: Iterable[ListedPair]) -> Iterator[tuple[ListedPair, int | None]]:
+    """Each pair with the first line (1-based) that names it, where that is an earlier one. Raises `DatasetError` for an
+    image that is paired with itself."""
     first: dict[tuple[str, str], int] = {}
-    repeated: dict[int, int] = {}
     for pair in listed:
         if pair.source.id == pair.target.id:
             what = f"pairs {pair.source.id} with itself, which says nothing of matching"
             raise pair.row.refusal(f"{what}; remove the line.")
         earlier = first.setdefault((pair.source.id, pair.target.id), pair.row.line)
-        if earlier != pair.row.line:
-            repeated[pair.row.line] = earlier
-    return repeated
+        yield pair, None if earlier == pair.row.line else earlier
 
 
-def check_each_new(listed: Sequence[ListedPair]) -> None:
-    """Raise `DatasetError` for a pair that stands twice, is of two categories, or of an image and itself."""
-    repeated = repeated_pairs(listed)
-    for pair in listed:
-        if pair.row.line in repeated:
-            raise DatasetError(f"{pair} is there already, in line {repeated[pair.row.line]}; remove one of them.")
+def each_new(listed: Iterable[ListedPair]) -> Iterator[ListedPair]:
+    """The pairs as they come. Raises `DatasetError` for one that stands twice, is of two categories, or of an image and
+    itself."""
+    for pair, earlier in with_earlier(listed):
+        if earlier is not None:
+            raise DatasetError(f"{pair} is there already, in line {earlier}; remove one of them.")
         if pair.source.category != pair.target.category:
             both = f"pairs {pair.source.id} with {pair.target.id}"
             raise pair.row.refusal(f"{both}, which is of another category; remove the row.")
+        yield pair

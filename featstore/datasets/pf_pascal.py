@@ -17,7 +17,7 @@ of their own.
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.datasets.listed import ListedDataset, repeated_pairs
+from featstore.datasets.listed import ListedDataset, ListedPair
 from featstore.datasets.pictures import original_size
 from featstore.datasets.reading import Row, Tree, check_inside, is_file, is_folder, read_bytes, read_rows
 from featstore.datasets.records import LARGEST_COORDINATE, ImageRecord, Marks, Pair, Points, ThetaRule
@@ -72,7 +72,7 @@ class PfPascalDataset(ListedDataset):
         return lists
 
     @staticmethod
-    def rows(path: Path) -> tuple[Row, ...]:
+    def rows(path: Path) -> Iterator[Row]:
         """The rows of a list."""
         # Only the training list has the column; without it there, mirrored pairs would pass for plain ones.
         flip = ("flip",) if path.name.startswith("tr") else ()
@@ -89,26 +89,27 @@ class PfPascalDataset(ListedDataset):
         file = f"{_prefix(self.root) or ''}JPEGImages/{name}"
         return tree.image(row, file, CATEGORIES[int(number) - 1], _is_mirrored(row))
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
-        """The pairs in the list's order, each once."""
-        listed, tree = self.listed(self.list_of(split)), Tree(self.root)
-        repeated, found = repeated_pairs(listed), []
+    def reader(self, path: Path) -> Callable[[ListedPair], Pair]:  # noqa: ARG002  (the same for all lists)
+        """What reads the annotation files of a pair's images."""
+        tree = Tree(self.root)
 
         @cache  # images recur in many pairs
         def points_of(image: ImageRecord, path: Path) -> Points:
             points = read_keypoints(path)
             return points * (-1, 1) + (original_size(image, self.read(image))[0], 0) if image.mirrored else points
 
-        for pair in [own for own in listed if own.row.line not in repeated]:
-            place, target_place = (_annotation(tree, pair.row, image) for image in (pair.source, pair.target))
-            ours, theirs = points_of(pair.source, place), points_of(pair.target, target_place)
-            if len(ours) != len(theirs):
-                counts = f"{len(ours)} keypoints in the source's annotation and {len(theirs)} in the target's"
+        def read(pair: ListedPair) -> Pair:
+            files = [_annotation(tree, pair.row, image) for image in (pair.source, pair.target)]
+            both = [points_of(*end) for end in zip((pair.source, pair.target), files, strict=True)]
+            count, of_target = map(len, both)
+            if count != of_target:
+                counts = f"{count} keypoints in the source's annotation and {of_target} in the target's"
                 raise DatasetError(f"{pair} has {counts}; correct the annotations or remove the row.")
-            names = [str(number + 1) for number in range(len(ours))]
-            ends = zip((ours, theirs), (place, target_place), strict=True)
-            found.append(pair.pair(*(Marks.of_list(names, points, str(path)) for points, path in ends)))
-        return tuple(found)
+            names = [str(number + 1) for number in range(count)]
+            marked = zip(both, files, strict=True)
+            return pair.pair(*(Marks.of_list(names, points, str(file)) for points, file in marked))
+
+        return read
 
 
 DATASET = PfPascalDataset

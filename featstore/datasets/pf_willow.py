@@ -5,10 +5,11 @@
 <root>/PF-dataset/<category>/<file>.png            categories like car(G)
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from featstore.datasets.listed import ListedDataset, ListedPair, check_each_new
+from featstore.datasets.listed import ListedDataset, ListedPair, each_new
 from featstore.datasets.reading import Row, Tree, check_inside, is_file, is_folder, read_rows
 from featstore.datasets.records import ImageRecord, Marks, Pair, ThetaRule
 from featstore.plain_text import shown
@@ -35,7 +36,7 @@ class PfWillowDataset(ListedDataset):
         return {"test": path} if is_file(path) and not is_pascal else {}
 
     @staticmethod
-    def rows(path: Path) -> tuple[Row, ...]:
+    def rows(path: Path) -> Iterator[Row]:
         """The rows of the list."""
         return read_rows(path, _COLUMNS)
 
@@ -47,11 +48,13 @@ class PfWillowDataset(ListedDataset):
             raise row.refusal(f"{what}; list it as PF-dataset/<category>/<file>.")
         return tree.image(row, str(path), path.parts[-2])
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
-        """The pairs in the list's order. Raises `DatasetError` where one stands twice."""
-        listed = self.listed(self.list_of(split))
-        check_each_new(listed)
-        return tuple(map(_pair, listed))
+    def listed(self, path: Path) -> Iterator[ListedPair]:
+        """What the list names. Raises `DatasetError` where a pair stands twice."""
+        return each_new(super().listed(path))
+
+    def reader(self, path: Path) -> Callable[[ListedPair], Pair]:  # noqa: ARG002  (rows hold all)
+        """What takes a pair's keypoints from its row."""
+        return _pair
 
 
 DATASET = PfWillowDataset

@@ -7,8 +7,9 @@ import math
 import os.path
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from featstore.datasets.records import LARGEST_COORDINATE, MIRRORED, ImageRecord
@@ -116,33 +117,38 @@ def read_text(path: Path) -> str:
         raise DatasetError(f"{path} {what}; save it as UTF-8.") from error
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of a CSV file with a header that has at least `columns`; blank lines are skipped.
 
     Raises `DatasetError` for a file that cannot be read, a missing or repeated column, a row of another length than
     the header, and a file without rows.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        what = f"it is no valid CSV ({error}); correct the file."
-        raise DatasetError(f"{path}, line {reader.line_num}: {what}") from error
-    needed = ",".join(columns)
-    if len(lines) < 2:
+    lines, needed = _lines(path), ",".join(columns)
+    header = [cell.strip() for cell in next(lines, (0, []))[1]]
+    first = next(lines, None)
+    if first is None:
         raise DatasetError(f"{path} has no rows; it needs the header {needed} and at least one row.")
-    header = [cell.strip() for cell in lines[0][1]]
     found = repr(",".join(header)[:200])
     if missing := [column for column in columns if column not in header]:
         what = f"has no column {', '.join(missing)} (its header is {found})"
         raise DatasetError(f"{path} {what}; the header needs {needed}.")
     if len(set(header)) != len(header):
         raise DatasetError(f"{path} names a column twice in its header {found}; rename one.")
-    for line, cells in lines[1:]:
+    for line, cells in chain([first], lines):
         if len(cells) != len(header):
             what = f"it has {len(cells)} values where the header names {len(header)} columns; correct the row."
             raise DatasetError(f"{path}, line {line}: {what}")
-    return tuple(Row(path, line, dict(zip(header, cells, strict=True))) for line, cells in lines[1:])
+        yield Row(path, line, dict(zip(header, cells, strict=True)))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file that are not blank, with their numbers."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells))
+    except csv.Error as error:
+        what = f"it is no valid CSV ({error}); correct the file."
+        raise DatasetError(f"{path}, line {reader.line_num}: {what}") from error
 
 
 def check_inside(relative: str, where: str) -> PurePosixPath:

@@ -1,21 +1,29 @@
-"""The records that every dataset gives: images, and pairs of images with keypoints. Coordinates are in pixels of the
+"""What every dataset gives: images, and pairs of images with keypoints as columns. Coordinates are in pixels of the
 original image, (x, y), origin at the top left; `to_resized_frame` moves them to the resized frame."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import os
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields, replace
 from enum import Enum
-from math import isfinite
-from typing import Protocol, Self
+from functools import cached_property
+from itertools import compress
+from math import isfinite, nan
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DatasetError
-from featstore.plain_text import nfc
-from matcher.pairs import ALL, FramePoints, MatchingPair, OriginalFrame
+from matcher.pairs import ALL, Integers, PairList, Pairs, PairsInFrame, Rows, places
 
-Points = NDArray[np.float64]
+Numbers = NDArray[np.float64]
+
+Points = Numbers
 """Keypoints, shape (n, 2), (x, y) in pixels."""
+
+SizeOf = Callable[[str], tuple[int, int]]
+"""An image's (width, height) in pixels as stored, by its id."""
 
 Box = tuple[float, float, float, float]
 """A bounding box (x1, y1, x2, y2) in pixels."""
@@ -151,6 +159,151 @@ def pair_of(source: ImageRecord, target: ImageRecord, ours: Marks, theirs: Marks
     )
 
 
+_FLAGS = tuple(own.name for own in fields(Difficulty))
+_UNKNOWN = -1
+"""A flag of a pair that has none."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AnnotatedPairs(PairList[Pair]):
+    """Pairs as a dataset has them. The N points are those that the targets show.
+
+    coordinates: (N, 2, 2), (x, y) in the source and in the target; NaN for a source that does not show it. boxes:
+    (P, 2, 4), stated: (P, 2, 2) size, of source and target; NaN where the annotation has none. texts: the places of all
+    annotations, and spans: (P, 2), where those of each pair begin and end in them. flags: all of them, -1 for none.
+    """
+
+    keypoints: tuple[tuple[str, ...], Integers]
+    flags: Mapping[str, Integers]
+    coordinates: Numbers
+    boxes: Numbers
+    stated: Numbers
+    texts: bytes
+    spans: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, pairs: Iterable[Pair]) -> Self:
+        """The pairs in their order, of which no object stays; columns as they are."""
+        if isinstance(pairs, cls):
+            return pairs
+        ends, categories, keypoints = _Names(), _Names(), _Names()
+        coordinates, boxes, stated = array("d"), array("d"), array("d")
+        counts, spans, flags, texts = array("q"), array("q"), array("b"), bytearray()
+        for pair in pairs:
+            ends.add(pair.source, pair.target)
+            categories.add(pair.category)
+            keypoints.add(*pair.names, *pair.target_only)
+            target = pair.shown
+            source = np.full(target.shape, nan)
+            source[: len(pair.names)] = pair.source_points
+            counts.append(len(target))
+            coordinates.frombytes(np.stack([source, target], axis=1, dtype=np.float64).tobytes())
+            for box, size in ((pair.source_box, pair.source_size), (pair.target_box, pair.target_size)):
+                boxes.extend(box or (nan,) * 4)
+                stated.extend(size or (nan,) * 2)
+            flags.extend((_UNKNOWN,) * len(_FLAGS) if pair.difficulty is None else astuple(pair.difficulty))
+            spans.append(len(texts))
+            texts += b"\0".join(map(os.fsencode, (pair.source_place, pair.target_place)))
+            spans.append(len(texts))
+        (images, place), (kinds, kind) = ends.placed(), categories.placed()
+        return cls(
+            images=images,
+            categories=kinds,
+            source=place[::2],
+            target=place[1::2],
+            category=kind,
+            counts=np.asarray(counts),
+            keypoints=keypoints.placed(),
+            flags=dict(zip(_FLAGS, np.asarray(flags).reshape(-1, len(_FLAGS)).T, strict=True)),
+            coordinates=np.asarray(coordinates).reshape(-1, 2, 2),
+            boxes=np.asarray(boxes).reshape(-1, 2, 4),
+            stated=np.asarray(stated).reshape(-1, 2, 2),
+            texts=bytes(texts),
+            spans=np.asarray(spans).reshape(-1, 2),
+        )
+
+    def view(self, row: int, points: slice) -> Pair:
+        names = [self.keypoints[0][place] for place in self.keypoints[1][points]]
+        source_points, target_points = (self.coordinates[points, side] for side in (0, 1))
+        common = ~np.isnan(source_points[:, 0])
+        flags = {name: int(values[row]) for name, values in self.flags.items()}
+        source, target, category = self.named(row)
+        return Pair(
+            source=source,
+            target=target,
+            category=category,
+            source_points=source_points[common],
+            target_points=target_points[common],
+            names=tuple(compress(names, common)),
+            source_box=_stated(self.boxes[row, 0]),
+            target_box=_stated(self.boxes[row, 1]),
+            difficulty=None if _UNKNOWN in flags.values() else Difficulty(**flags),
+            source_size=_stated(self.stated[row, 0]),
+            target_size=_stated(self.stated[row, 1]),
+            source_place=self.place(row, 0),
+            target_place=self.place(row, 1),
+            target_only={names[at]: tuple(target_points[at].tolist()) for at in np.flatnonzero(~common)},
+        )
+
+    def take(self, rows: Rows) -> Self:
+        rows = places(rows)
+        points = self.points(rows)
+        own = {name: getattr(self, name)[rows] for name in ("boxes", "stated", "spans")}
+        return replace(self, **self.shared(rows, points), **own, coordinates=self.coordinates[points])
+
+    def moved(self, coordinates: Numbers) -> Self:
+        """The pairs with other `coordinates`, without the points that are NaN in the target."""
+        shown = ~np.isnan(coordinates[:, 1, 0])
+        names, places = self.keypoints
+        counts = np.add.reduceat(shown, self.starts, dtype=np.int64)
+        return replace(self, counts=counts, keypoints=(names, places[shown]), coordinates=coordinates[shown])
+
+    def place(self, row: int, side: int) -> str:
+        """Where the annotation of a pair's source (`side` 0) or target (1) stands."""
+        start, end = self.spans[row]
+        return os.fsdecode(self.texts[start:end].split(b"\0")[side])
+
+    @cached_property
+    def ends(self) -> Integers:
+        """(P, 2), source and target."""
+        return np.stack([self.source, self.target], axis=1)
+
+    @property
+    def occurring_images(self) -> list[str]:
+        """The ids of the images that occur, sorted."""
+        return [self.images[place] for place in np.unique(self.ends)]
+
+    def image_sizes(self, size_of: SizeOf) -> NDArray[np.int32]:
+        """(I, 2), (width, height) of the images that occur in pairs; 0 for others."""
+        sizes = np.zeros((len(self.images), 2), dtype=np.int32)
+        for place in np.unique(self.ends):
+            sizes[place] = size_of(self.images[place])
+        return sizes
+
+
+class _Names:
+    """Names as they come: numbers, so that no text per pair stays."""
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+        self._come = array("i")
+
+    def add(self, *names: str) -> None:
+        """More of them."""
+        self._come.extend([self._number.setdefault(name, len(self._number)) for name in names])
+
+    def placed(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+        """The distinct ones, sorted, and of each that was added its place among them."""
+        names = sorted(self._number)
+        places = np.argsort([self._number[name] for name in names]).astype(np.int32)
+        return tuple(names), places[np.asarray(self._come)]
+
+
+def _stated(numbers: Numbers) -> Any:
+    """What an annotation states, a tuple of floats; None where it does not."""
+    return None if np.isnan(numbers).any() else tuple(numbers.tolist())
+
+
 class Dataset(Protocol):
     """What the rest of dualsd knows of a dataset. Implementations are frozen; listing reads annotations, never pixels.
 
@@ -171,7 +324,7 @@ class Dataset(Protocol):
     def images(self) -> tuple[ImageRecord, ...]:
         """All images of all splits, without repetition, sorted by id. Checks that every image is there."""
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
+    def pairs(self, split: str) -> AnnotatedPairs:
         """The pairs of a split, in the order of the dataset's own list; their ids are among `images()`."""
 
     def members(self, split: str) -> frozenset[str]:
@@ -185,86 +338,72 @@ class Dataset(Protocol):
         """The bytes of the image file (not mirrored: `featstore.datasets.pictures` does that)."""
 
 
-def select_categories(pairs: Sequence[Pair], dataset_name: str, categories: Collection[str]) -> tuple[Pair, ...]:
-    """The pairs whose category is among `categories`, in their order.
-
-    Args:
-        pairs: of a data set.
-        dataset_name: the data set's name, for sentences.
-        categories: in either Unicode normal form.
-
-    Raises:
-        DatasetError: for a category that no pair has (listing those that there are), and where no pair remains.
-    """
-    wanted, known = {nfc(category) for category in categories}, {pair.category for pair in pairs}
-    names = ", ".join(sorted(known)) or "none"
-    if unknown := sorted(wanted - known):
-        what = f"has no category {', '.join(map(repr, unknown))} among its {len(pairs)} pairs"
-        raise DatasetError(f"{dataset_name} {what}; choose from {names}.")
-    if not wanted:
-        raise DatasetError(f"No pair of {dataset_name} remains; name at least one category of {names}.")
-    return tuple(pair for pair in pairs if pair.category in wanted)
-
-
 _MARGIN = 1e-4
 """How far inside the frame a clamped point lies, in pixels; as SD4Match."""
 
 
-def to_resized_frame(
-    pair: Pair, rule: ThetaRule, source_size: tuple[int, int], target_size: tuple[int, int], size: int
-) -> MatchingPair:
-    """The pair with points in pixels of the images resized to `size` x `size`, and its base threshold theta; and the
-    same in pixels of the original images.
+def to_resized_frame(pairs: AnnotatedPairs, rule: ThetaRule, size_of: SizeOf, size: int) -> Pairs:
+    """The pairs with points in pixels of the images resized to `size` x `size`, and their base thresholds theta; and
+    the same in pixels of the original images.
 
     x_resized = x size / W, whatever the geometry. theta is measured on the points as annotated; only then are they
     clamped into the frame.
 
     Args:
-        pair: with points in pixels of the original images.
+        pairs: with points in pixels of the original images.
         rule: what theta is measured on.
-        source_size: (width, height) of the original source image, in pixels.
-        target_size: likewise of the target image.
+        size_of: the original images' sizes.
         size: pixels a side of the resized images.
 
     Raises:
         DatasetError: where theta cannot be measured or is 0.
     """
-    points, sizes, square = (pair.source_points, pair.target_points), (source_size, target_size), (size, size)
+    sizes = pairs.image_sizes(size_of)[pairs.ends]  # (P, 2, 2)
+    common = ~np.isnan(pairs.coordinates[:, 0, 0])  # (N,)
+    counts = np.add.reduceat(common, pairs.starts, dtype=np.int64)
 
-    def framed(
-        points: Iterable[Points], frames: tuple[tuple[int, int], tuple[int, int]]
-    ) -> tuple[FramePoints, FramePoints, float]:
-        theta = _theta(pair, rule, target_size, frames[1])
-        source, target = (
-            np.clip(own, _MARGIN, np.asarray(frame) - 1 - _MARGIN).astype(np.float32)
-            for own, frame in zip(points, frames, strict=True)
-        )
-        return source, target, theta
+    def framed(frames: Integers, move: Callable[[Points, Integers, Integers], Points]) -> PairsInFrame:
+        sides = []
+        for side in (0, 1):
+            original, frame = (np.repeat(own[:, side], counts, axis=0) for own in (sizes, frames))  # (n, 2)
+            own = move(pairs.coordinates[common, side], original, frame)
+            sides.append(np.clip(own, _MARGIN, frame - 1 - _MARGIN).astype(np.float32))
+        return PairsInFrame(sides[0], sides[1], _theta(pairs, rule, sizes[:, 1], frames[:, 1]))
 
-    resized = framed((_resized(own, each, square) for own, each in zip(points, sizes, strict=True)), (square, square))
-    original = OriginalFrame(source_size, target_size, *framed(points, sizes))
-    flags = None if pair.difficulty is None else asdict(pair.difficulty)
-    return MatchingPair(pair.source, pair.target, pair.category, *resized, original, pair.names, flags)
+    names, places = pairs.keypoints
+    return Pairs(
+        images=pairs.images,
+        categories=pairs.categories,
+        source=pairs.source,
+        target=pairs.target,
+        category=pairs.category,
+        counts=counts,
+        keypoints=(names, places[common]),
+        flags=None if any((own == _UNKNOWN).any() for own in pairs.flags.values()) else pairs.flags,
+        resized=framed(np.full_like(sizes, size), _resized),
+        original=framed(sizes, lambda points, *_: points),
+        sizes=sizes.reshape(-1, 4),
+    )
 
 
-def _resized(points: Points, original: tuple[int, int], frame: tuple[int, int]) -> Points:
-    return points * np.asarray(frame, dtype=np.float64) / np.asarray(original, dtype=np.float64)  # (n, 2)
+def _resized(points: Points, original: Integers, frame: Integers) -> Points:
+    return points * frame.astype(np.float64) / original.astype(np.float64)
 
 
-def _theta(pair: Pair, rule: ThetaRule, target_size: tuple[int, int], frame: tuple[int, int]) -> float:
-    """In pixels of the target image resized to `frame` = (width, height), of points that are not clamped."""
+def _theta(pairs: AnnotatedPairs, rule: ThetaRule, original: Integers, frame: Integers) -> Numbers:
+    """(P,) in pixels of the target images, of (width, height) `original`, resized to `frame`, of points that are not
+    clamped."""
     if rule is ThetaRule.IMAGE:
-        return float(max(frame))
+        return np.asarray(frame.max(axis=1), dtype=np.float64)
     if rule is ThetaRule.KEYPOINTS:
         # all that the target shows: theta is a matter of its own annotation, whatever the source lacks
-        corners = np.stack([pair.shown.min(axis=0), pair.shown.max(axis=0)])
+        low, high = (ends.reduceat(pairs.coordinates[:, 1], pairs.starts) for ends in (np.minimum, np.maximum))
     else:
-        corners = np.reshape(pair.target_box or [np.nan] * 4, (2, 2))
-    low, high = _resized(corners, target_size, frame)
-    theta = float((high - low).max())
-    if not theta > 0:
-        reason = "the target has no bounding box" if np.isnan(theta) else f"it is {theta:g} pixels"
+        low, high = pairs.boxes[:, 1, :2], pairs.boxes[:, 1, 2:]
+    theta = (_resized(high, original, frame) - _resized(low, original, frame)).max(axis=1)
+    for row in map(int, np.flatnonzero(~(theta > 0))):
+        source, target, _ = pairs.named(row)
+        reason = "the target has no bounding box" if np.isnan(theta[row]) else f"it is {theta[row]:g} pixels"
         what = f"PCK's threshold is measured on the {rule.value}, but {reason}"
-        advice = "correct the annotation or leave the pair out"
-        raise DatasetError(f"Pair {pair.source} -> {pair.target}: {what}; {advice}.")
-    return theta
+        raise DatasetError(f"Pair {source} -> {target}: {what}; correct the annotation or leave the pair out.")
+    return np.asarray(theta)

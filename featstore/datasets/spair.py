@@ -8,7 +8,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from featstore.datasets.listed import ListedDataset, ListedPair, repeated_pairs
+from featstore.datasets.listed import ListedDataset, ListedPair
 from featstore.datasets.reading import Row, Tree, is_file, is_folder, read_bytes, read_text
 from featstore.datasets.records import LARGEST_COORDINATE, Difficulty, ImageRecord, Marks, Pair, ThetaRule
 from featstore.errors import DatasetError, UnmarkedError
@@ -140,20 +140,10 @@ class SpairDataset(ListedDataset):
         category, stem = row.values["category"], row.values[("source", "target")[side]]
         return tree.image(row, f"JPEGImages/{category}/{stem}.jpg", category)
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
-        """The pairs in the list's order, each once. Raises `DatasetError` where one stands twice with other
-        annotations."""
-        path, tree = self.list_of(split), Tree(self.root)
-        listed, folder = self.listed(path), f"PairAnnotation/{path.stem}"
-        repeated = repeated_pairs(listed)
-        pairs = {own.row.line: _pair(own, _annotation_file(tree, folder, own.row)) for own in listed}
-        for line, first in repeated.items():
-            if _content(pairs.pop(line)) != _content(pairs[first]):
-                what = f"names the pair of line {first}, but its annotation has other keypoints or boxes"
-                raise DatasetError(f"{path}, line {line}: {what}; remove one of the lines.")
-        if not pairs:
-            raise DatasetError(f"{path} lists no pairs; restore the file from SPair-71k.")
-        return tuple(pairs.values())
+    def reader(self, path: Path) -> Callable[[ListedPair], Pair]:
+        """What reads a pair's annotation file."""
+        tree, folder = Tree(self.root), f"PairAnnotation/{path.stem}"
+        return lambda listed: _pair(listed, _annotation_file(tree, folder, listed.row))
 
 
 DATASET = SpairDataset
@@ -192,8 +182,3 @@ def _check_names(path: Path, annotation: _Annotation, row: Row) -> None:
         if nfc(found) != nfc(value):
             what = f"its {field} is {shown(found)} where {row.where} says {value!r}"
             raise DatasetError(f"{path}: {what}; restore both from SPair-71k.")
-
-
-def _content(pair: Pair) -> tuple[object, ...]:
-    """What tells one annotation of a pair from another."""
-    return pair.source_points.tolist(), pair.target_points.tolist(), pair.source_box, pair.target_box

@@ -369,8 +369,7 @@ def _found(
             pairs = dataset.pairs(split)
         except (ImageError, UnmarkedError):  # encoding will say of the first; the second is no fault yet
             continue
-        readable = [pair for pair in pairs if pair.source in sizes and pair.target in sizes]
-        agreeing(dataset, readable, sizes.__getitem__, progress.note)
+        agreeing(dataset, pairs.among(sizes), sizes.__getitem__, progress.note)
     return header, store, survey
 
 

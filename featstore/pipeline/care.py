@@ -20,8 +20,8 @@ from featstore.backbones.base import compute_on
 from featstore.backbones.dino import SUBFOLDER
 from featstore.backbones.locate import is_at_hand
 from featstore.backbones.stable_diffusion import Model
-from featstore.config import VerifyConfig
 from featstore.errors import MetadataError, PromptError, StoreError
+from featstore.kept_config import VerifyConfig
 from featstore.pipeline.defaults import dataset_of
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.plan import with_maps_made_of, with_noise_checked

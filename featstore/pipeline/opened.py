@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from featstore.backbones.base import Asked, MapKey
 from featstore.backbones.layers import timesteps_for, unet_layers
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig
-from featstore.datasets.records import Dataset, Pair
+from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.errors import DatasetError, ImageError
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of
@@ -129,13 +127,12 @@ class PairsToMatch:
         """The pairs that need none of some images; those left out are told."""
         bad, pairs = {error.image_id for error in unreadable}, self.pairs
         if bad:
-            images = np.array([image not in bad for image in pairs.images], dtype=bool)
-            pairs = pairs.take(images[pairs.source] & images[pairs.target])
+            pairs = pairs.among([image for image in pairs.images if image not in bad])
         tell_left_out(self.progress, unreadable, self.count, len(pairs))
         return pairs
 
 
-def take_pairs(opened: Opened, split: str, pairs: Sequence[Pair], progress: Progress) -> PairsToMatch:
+def take_pairs(opened: Opened, split: str, pairs: AnnotatedPairs, progress: Progress) -> PairsToMatch:
     """Bring pairs into the store's frame. The processes meet here, once what was asked for is found to be right. Of
     images that were not readable when the store was built the sizes are not known; whoever makes their maps says why.
 
@@ -144,14 +141,14 @@ def take_pairs(opened: Opened, split: str, pairs: Sequence[Pair], progress: Prog
             cannot be meant.
     """
     store, dataset = opened.store, opened.dataset
-    opened.choice.check_categories({pair.category for pair in pairs})
+    opened.choice.check_categories(set(pairs.occurring))
     images, known = images_of(pairs), store.images
     processes = join_processes()
     processes.check_same(dict(opened.choice.describe()), "prompts")  # the newest run's, which another may be just now
     progress = progress if processes.is_main else Silent()
     share = processes.part.of(images)
     check_unchanged(store, dataset, share, progress)
-    readable = [pair for pair in pairs if known.sizes[[known.row(pair.source), known.row(pair.target)]].all()]
+    readable = pairs.among([image for image in images if all(known.size(image))])
     if not readable:
         raise DatasetError(f"No pair of {dataset.name} {split} is left: each needs an image that could not be read.")
     framed = in_resized_frame(dataset, readable, known.size, store.header.image_size, progress)

@@ -1,7 +1,7 @@
 """Lists of pairs: which are matched, in which frame; a list's hash, and what is odd about its photographs."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import image_key, original_size
-from featstore.datasets.records import MIRRORED, Dataset, Pair, canonical_split, select_categories, to_resized_frame
+from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset, SizeOf, canonical_split, to_resized_frame
 from featstore.errors import DatasetError
+from featstore.plain_text import nfc
 from featstore.progress import Progress
 from matcher.pairs import MatchingPair, Pairs
 
@@ -20,12 +21,25 @@ HASH_DIGITS = 12
 TRAINING = "trn"
 
 
-def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> tuple[Pair, ...]:
-    """The pairs of a split, of some categories or (where none is named) of all. Raises `DatasetError` for none."""
+def choose_pairs(dataset: Dataset, split: str, categories: Collection[str]) -> AnnotatedPairs:
+    """The pairs of a split, of some categories or (where none is named) of all.
+
+    Args:
+        dataset: the data set that they are of.
+        split: its name.
+        categories: in either Unicode normal form.
+
+    Raises:
+        DatasetError: for a split without pairs, and for a category that none is of (listing those that there are).
+    """
     pairs = dataset.pairs(canonical_split(split))
     if not pairs:
         raise DatasetError(f"The split {split!r} of {dataset.name} has no pairs: choose another --split.")
-    return select_categories(pairs, dataset.name, categories) if categories else pairs
+    known, wanted = pairs.occurring, {nfc(category) for category in categories}
+    if unknown := sorted(wanted - known.keys()):
+        what = f"has no category {', '.join(map(repr, unknown))} among its {len(pairs)} pairs"
+        raise DatasetError(f"{dataset.name} {what}; choose from {', '.join(known)}.")
+    return pairs.take(np.any([known[category] for category in wanted], axis=0)) if wanted else pairs
 
 
 def default_split(dataset: Dataset) -> str:
@@ -33,27 +47,20 @@ def default_split(dataset: Dataset) -> str:
     return "test" if "test" in dataset.splits else dataset.splits[-1]
 
 
-def images_of(pairs: Sequence[Pair]) -> list[str]:
-    """The ids of the images that occur in the pairs, sorted."""
-    return sorted({image for pair in pairs for image in (pair.source, pair.target)})
+def images_of(*lists: AnnotatedPairs) -> list[str]:
+    """The ids of the images that occur in lists of pairs, sorted."""
+    return sorted({image for pairs in lists for image in pairs.occurring_images})
 
 
 def in_resized_frame(
-    dataset: Dataset,
-    pairs: Sequence[Pair],
-    size_of: Callable[[str], tuple[int, int]],
-    image_size: int,
-    progress: Progress,
+    dataset: Dataset, pairs: AnnotatedPairs, size_of: SizeOf, image_size: int, progress: Progress
 ) -> Pairs:
     """The pairs as the matcher takes them; `size_of` gives an image's original (width, height).
 
     They are held against the images first (`featstore.datasets.agreement`), which notes slips and raises `DatasetError`
     for what cannot be meant.
     """
-    return Pairs.of(
-        to_resized_frame(pair, dataset.theta_rule, size_of(pair.source), size_of(pair.target), image_size)
-        for pair in agreeing(dataset, pairs, size_of, progress.note)
-    )
+    return to_resized_frame(agreeing(dataset, pairs, size_of, progress.note), dataset.theta_rule, size_of, image_size)
 
 
 def keys_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, str]:
@@ -68,13 +75,18 @@ def sizes_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, tup
     return {image.id: original_size(image, dataset.read(image)) for image in dataset.images() if image.id in wanted}
 
 
-def choose_some(pairs: tuple[Pair, ...], count: int | None) -> tuple[Pair, ...]:
+def choose_some(pairs: AnnotatedPairs, count: int | None) -> AnnotatedPairs:
     """`count` of the pairs, drawn without replacement by a fixed seed, in their order; all where there are no more or
     none is said."""
     if count is None or count >= len(pairs):
         return pairs
     drawn = np.random.default_rng(0).choice(len(pairs), size=count, replace=False)
-    return tuple(pairs[index] for index in sorted(drawn))
+    return pairs.take(np.sort(drawn))
+
+
+def choose_held_out(dataset: Dataset, count: int | None) -> AnnotatedPairs:
+    """`choose_some` of val, which a training validates on; none of a dataset without."""
+    return choose_some(dataset.pairs("val") if "val" in dataset.splits else AnnotatedPairs.of(()), count)
 
 
 def list_hash(split: str, pairs: Sequence[MatchingPair]) -> str:

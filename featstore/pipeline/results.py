@@ -25,11 +25,11 @@ from typing import Any, Self
 
 from featstore.backbones.stable_diffusion import check_timesteps
 from featstore.config import EvalConfig
-from featstore.config import to_json as config_to_json
 from featstore.datasets.records import canonical_split
 from featstore.errors import EvaluationError, ModelError
 from featstore.files import making_folder, take_place, write_whole, writing
 from featstore.parsing import parse_known
+from featstore.parsing import to_json as config_to_json
 from featstore.pipeline.pairs import describe_list, spell_list
 from featstore.pipeline.predictions import load_predictions, predictions_bytes
 from featstore.sealed import check_seal, check_version, seal
@@ -222,6 +222,7 @@ def kept_evaluation(
                 path = left
                 break
         place = _save(result, path, parent, described, begin)
+        del result  # of many pairs it is large, and whoever reports reads what is kept
         yield place
         (place / _UNFINISHED).unlink()
     finally:

@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 from featstore.backbones.layers import check_names, timesteps_for, unet_layers, weights_for
 from featstore.backbones.registry import is_other, profile_of
 from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps
-from featstore.config import Positive, Rate, TrainConfig, to_json
+from featstore.config import Positive, Rate, TrainConfig
 from featstore.errors import TuningError
-from featstore.parsing import parse
+from featstore.parsing import parse, to_json
 from featstore.prompts.base import Mode
 from featstore.tuning.loss import default_kernel, gaussian
 from matcher.configuration import Geometry, MatchSettings, check_weights

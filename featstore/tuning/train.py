@@ -15,16 +15,17 @@ from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.noise import generator
 from featstore.backbones.stable_diffusion import Model
-from featstore.config import DEFAULT_STORE, TrainConfig, to_json
+from featstore.config import DEFAULT_STORE, TrainConfig
 from featstore.errors import DiskFullError
+from featstore.parsing import to_json
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import join_processes
 from featstore.pipeline.features import cache_patch_tokens
 from featstore.pipeline.needed import make_latents, model_of
 from featstore.pipeline.pairs import (
+    choose_held_out,
     choose_pairs,
-    choose_some,
     describe_list,
     images_of,
     in_resized_frame,
@@ -103,11 +104,11 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     else:
         settings = resumed(run.settings, config, compute.dtype_name, run.path)
     model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
-    held_out = choose_some(dataset.pairs("val") if "val" in dataset.splits else (), settings.validation_pairs)
+    held_out = choose_held_out(dataset, settings.validation_pairs)
     processes = join_processes(compute.device.type)
     if progress is None or not processes.is_main:
         progress = Silent()
-    images = images_of([*pairs, *held_out])
+    images = images_of(pairs, held_out)
     check_unchanged(store, dataset, images, progress)
     splits = ["trn", "val"] if held_out else ["trn"]
     note_oddities(dataset, splits, images, store.images.known_keys, progress)

@@ -19,6 +19,21 @@ def _no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def everything_drawn() -> None:
+    """Asked for by tests that look at pictures of evaluations and grids."""
+
+
+@pytest.fixture(autouse=True)
+def _little_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In other tests pages have the best pair and the worst, and no charts: drawing them all takes longer than most
+    evaluations and grids here."""
+    if "everything_drawn" not in request.fixturenames:
+        monkeypatch.setattr("cli.reports.evaluation.PAIRS_SHOWN", 1)
+        monkeypatch.setattr("cli.reports.evaluation.CHARTS", {})
+        monkeypatch.setattr("cli.reports.grid.CHARTS", {})
+
+
+@pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `dualsd` with arguments in an empty directory, in this process."""
     monkeypatch.chdir(tmp_path)

@@ -97,12 +97,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Finished:
     return Finished(folder, result.output, strict_json(folder / "g.json"), folder / "dualsd.zarr")
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of a small grid's time."""
-    monkeypatch.setattr("cli.reports.grid.draw", lambda *_: None)
-
-
 def cell(out: dict[str, Any], **wanted: Any) -> dict[str, Any]:
     """The one cell with these layers, t and so on."""
     (found,) = (entry for entry in out["cells"] if all(entry[name] == value for name, value in wanted.items()))
@@ -228,7 +222,6 @@ def test_a_finished_grid_leaves_no_ledger(finished: Finished) -> None:
     assert [path for path in grids.rglob("*") if path.is_dir() or path.name.startswith("c.")] == []
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_streaming_gives_the_same_and_writes_no_maps(run: Run, made: Made, finished: Finished) -> None:
     store = made.copied("latents.zarr")
     before = {str(file): file.read_bytes() for file in store.rglob("c*") if file.is_file()}
@@ -240,7 +233,6 @@ def test_streaming_gives_the_same_and_writes_no_maps(run: Run, made: Made, finis
     assert {str(file): file.read_bytes() for file in store.rglob("c*") if file.is_file()} == before
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_what_is_cached_needs_no_model_but_streaming_does(
     run: Run, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +247,6 @@ def test_what_is_cached_needs_no_model_but_streaming_does(
     assert_one_sentence(refused, "model")
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_by_point(run: Run, made: Made, finished: Finished) -> None:
     made.copied("maps.zarr")
     result = succeeded(run(*GRID, "--by", "point", "--readouts", "nn,softmax", "--json", "p.json"))
@@ -271,7 +262,6 @@ def test_by_point(run: Run, made: Made, finished: Finished) -> None:
         assert best["results"][winner["readout"]]["point"][f"{winner['alpha']:g}"]["all"] == max(values)
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_some_pairs_and_some_categories(run: Run, made: Made, finished: Finished) -> None:
     made.copied("maps.zarr")
     single = ("grid", *FEW)
@@ -289,6 +279,7 @@ def test_some_pairs_and_some_categories(run: Run, made: Made, finished: Finished
     assert cell(dog, layers=[2], t=[50])["results"]["nn"]["image"]["0.1"] == {"all": whole["dog"], "dog": whole["dog"]}
 
 
+@pytest.mark.usefixtures("everything_drawn")
 def test_one_cell_has_no_second(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
     result = succeeded(run("grid", *FEW, "--json", "o.json"))
@@ -298,7 +289,6 @@ def test_one_cell_has_no_second(run: Run, made: Made) -> None:
     assert [file.name for file in Path("grid").glob("*.png")] == ["timesteps-nn.png"]
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_weights_that_are_typed(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
     succeeded(run(*GRID, "--weights", "1:0,0.5:0.5", "--json", "w.json"))
@@ -317,7 +307,6 @@ def test_weights_that_are_typed(run: Run, made: Made) -> None:
         assert ours[0] == ours[1]
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_weights_from_one_layer_to_the_other(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
     succeeded(run(*GRID, "--weights", "sweep", "--json", "w.json"))
@@ -330,6 +319,7 @@ def test_weights_from_one_layer_to_the_other(run: Run, made: Made) -> None:
         assert ours == pytest.approx(theirs, abs=1e-12)
 
 
+@pytest.mark.usefixtures("everything_drawn")
 def test_three_layers(run: Run, made: Made) -> None:
     made.copied("latents.zarr")
     weights = ("--weights", "1:1:1,0.2:0.5:0.3")
@@ -342,6 +332,7 @@ def test_three_layers(run: Run, made: Made) -> None:
     assert [file.name for file in Path("grid").glob("*.png")] == ["timesteps-nn.png"]  # no map over two timesteps
 
 
+@pytest.mark.usefixtures("everything_drawn")
 def test_geometries_and_upsampling_are_axes(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
     one = ("grid", "--t", "50", *MAPS)
@@ -367,7 +358,6 @@ def test_geometries_and_upsampling_are_axes(run: Run, made: Made) -> None:
     }
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_readouts_in_either_frame(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
     succeeded(run("grid", *FEW, "--readouts", "pixel,window,nn", "--json", "r.json"))
@@ -386,7 +376,6 @@ def test_readouts_in_either_frame(run: Run, made: Made) -> None:
                 )
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_test_is_chosen_knowingly(run: Run, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder has test alone; one that had val too would be searched on val unless told otherwise."""
     made.copied("maps.zarr")
@@ -405,7 +394,6 @@ def recommended(result: Result) -> list[str]:
     return shlex.split(line)
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_the_evaluation_that_it_recommends_runs(run: Run, made: Made, finished: Finished) -> None:
     made.copied("maps.zarr")
     result = succeeded(run(*GRID, "--geometry", "half-pixel", "--json", "g.json"))
@@ -599,7 +587,6 @@ def test_killed_in_the_middle_it_goes_on(
     assert list(store.rglob("grids/*/c.*")) == []
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_an_interrupt_keeps_what_is_finished(
     run: Run, made: Made, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.options import parse_alphas
-from featstore.config import ScoreConfig
+from featstore.kept_config import ScoreConfig
 from matcher.errors import InputError
 
 

@@ -145,6 +145,7 @@ def test_features_of_a_file(run: Run, store: Path, tmp_path: Path) -> None:
     assert_same(*EVAL_FILES)
 
 
+@pytest.mark.usefixtures("everything_drawn")
 @pytest.mark.parametrize("stream", [(), ("--stream",)])
 def test_grid(store: Path, written: Callable[[], list[list[str]]], stream: tuple[str, ...]) -> None:
     printed = on_two(*GRID, *stream)

@@ -8,7 +8,8 @@ import pytest
 
 from cli.show_recipes import commands
 from featstore.backbones.dino import HUB_NAME
-from featstore.config import EvalConfig, TrainConfig, from_file, from_json
+from featstore.config import EvalConfig, TrainConfig
+from featstore.parsing import from_file, from_json
 from featstore.prompts.text import DEFAULT_TEMPLATE
 from featstore.recipes import FOLDER, load_recipes, parse_recipe
 from matcher.configuration import BETA, frame_of

@@ -20,12 +20,22 @@ READOUTS = "nn,bilinear,softmax,kernelsoftmax,window,pixel"
 EVAL = ("eval", "--layers", "2,3", "--t", "261,50", "--ensemble", "2", "--readouts", READOUTS)
 
 
-@pytest.fixture(autouse=True)
+Made = tuple[dict[str, Any], dict[str, Any], dict[str, bytes]]
+"""What --json says, predictions, and the store's rows."""
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `folder` dataset of 7 pictures."""
+    return write_pictures(tmp_path_factory.mktemp("repeatable") / "pictures")
 
 
 def ran(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
@@ -36,14 +46,18 @@ def ran(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-def evaluated(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, model: Path, batch_size: str, *more: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what --json says, predictions) of a store built in an empty folder."""
-    build = ("cache", "build", "--dataset", "folder", "--root", str(folder.parent / "pictures"), "--model", str(model))
-    ran(monkeypatch, folder, *build, "--size", "64", "--t", "261,50", "--ensemble", "2", "--batch-size", batch_size)
-    ran(monkeypatch, folder, *EVAL, "--batch-size", batch_size, "--json", "out.json", "--out", "run", *more)
-    return json.loads((folder / "out.json").read_text()), load_file(folder / "run" / "predictions.safetensors")
+def build(monkeypatch: pytest.MonkeyPatch, folder: Path, pictures: Path, model: Path, batch_size: str) -> None:
+    """A store in an empty folder."""
+    arguments = ("cache", "build", "--dataset", "folder", "--root", str(pictures), "--model", str(model))
+    ran(monkeypatch, folder, *arguments, "--size", "64", "--t", "261,50", "--ensemble", "2", "--batch-size", batch_size)
+
+
+def evaluated(monkeypatch: pytest.MonkeyPatch, folder: Path, pictures: Path, model: Path, *more: str) -> Made:
+    """Of a store that is built in an empty folder, in batches of 4."""
+    build(monkeypatch, folder, pictures, model, "4")
+    ran(monkeypatch, folder, *EVAL, "--batch-size", "4", "--json", "out.json", "--out", "run", *more)
+    predictions = load_file(folder / "run" / "predictions.safetensors")
+    return json.loads((folder / "out.json").read_text()), predictions, rows(folder)
 
 
 def rows(folder: Path) -> dict[str, bytes]:
@@ -52,29 +66,41 @@ def rows(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(store).as_posix(): file.read_bytes() for file in sorted(store.rglob("c.*"))}
 
 
-@pytest.mark.parametrize("more", [(), ("--dtype", "float16", "--stored", "int8")])
+@pytest.fixture(scope="module")
+def first(pictures: Path, small_model: Path) -> Iterator[Made]:
+    """Of folder `a` beside the pictures, which other runs are held against."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield evaluated(monkeypatch, pictures.with_name("a"), pictures, small_model)
+
+
+def assert_same(ours: Made, theirs: Made) -> None:
+    assert ours[0] == theirs[0]
+    assert ours[1].keys() == theirs[1].keys()
+    assert all(np.array_equal(values, theirs[1][name]) for name, values in ours[1].items())
+    assert len(ours[2]) == 7 * (1 + 2 * 2 + 2)
+    assert ours[2] == theirs[2]
+    assert set(ours[0]["results"]) == set(READOUTS.split(","))
+
+
 def test_building_and_evaluating(
-    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+    tmp_path: Path, pictures: Path, small_model: Path, first: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "pictures")
-    first, second = (evaluated(monkeypatch, tmp_path / name, small_model, "4", *more) for name in ("a", "b"))
-    assert first[0] == second[0]
-    assert first[1].keys() == second[1].keys()
-    assert all(np.array_equal(values, second[1][name]) for name, values in first[1].items())
-    written = rows(tmp_path / "a")
-    assert len(written) == 7 * (1 + 2 * 2 + 2)
-    assert written == rows(tmp_path / "b")
-    assert set(first[0]["results"]) == set(READOUTS.split(","))
+    assert_same(first, evaluated(monkeypatch, tmp_path / "b", pictures, small_model))
+
+
+def test_in_half_precision(tmp_path: Path, pictures: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ("--dtype", "float16", "--stored", "int8")
+    ours, theirs = (evaluated(monkeypatch, tmp_path / name, pictures, small_model, *more) for name in ("a", "b"))
+    assert_same(ours, theirs)
 
 
 def test_another_batch_size_is_another_rounding(
-    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pictures: Path, small_model: Path, first: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Libraries compute batches of another size in another order: maps differ by float16's rounding, not by more."""
-    write_pictures(tmp_path / "pictures")
-    for name, batch_size in (("a", "4"), ("b", "3")):
-        evaluated(monkeypatch, tmp_path / name, small_model, batch_size)
-    stores = [open_store(tmp_path / name / "dualsd.zarr") for name in ("a", "b")]
+    build(monkeypatch, tmp_path, pictures, small_model, "3")
+    ran(monkeypatch, tmp_path, "cache", "maps", *EVAL[1:7], "--batch-size", "3")
+    stores = [open_store(folder / "dualsd.zarr") for folder in (pictures.with_name("a"), tmp_path)]
     compared = 0
     for path, array in stores[0].arrays().items():
         other = stores[1].array(path)
@@ -89,9 +115,9 @@ def test_another_batch_size_is_another_rounding(
 @pytest.mark.slow
 def test_training(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_trainable(tmp_path / "spair")
-    build = ("cache", "build", "--dataset", "spair", "--root", str(tmp_path / "spair"), "--model", str(small_model))
+    made = ("cache", "build", "--dataset", "spair", "--root", str(tmp_path / "spair"), "--model", str(small_model))
     for name in ("a", "b"):
-        ran(monkeypatch, tmp_path / name, *build, "--size", "64", "--t", "50,200", "--batch-size", "4")
+        ran(monkeypatch, tmp_path / name, *made, "--size", "64", "--t", "50,200", "--batch-size", "4")
         train = ("train", "--mode", "single", "--steps", "2", "--length", "4", "--batch", "2", "--draws", "2")
         ran(monkeypatch, tmp_path / name, *train, "--device", "cpu", "--batch-size", "4")
     for file in ("prompts.safetensors", "prompts-last.safetensors", "checkpoint.safetensors"):

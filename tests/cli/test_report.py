@@ -26,6 +26,8 @@ from tests.cli.html_page import HtmlPage, read_page
 from tests.cli.reproductions import write_reproduction
 from tests.featstore.evaluations import annotated, framed, guessed, many_pairs, result_of
 
+pytestmark = pytest.mark.usefixtures("everything_drawn")
+
 EVAL = ("eval", "--layers", "2,3", "--t", "261,50", "--ensemble", "1", "--batch-size", "4")
 KEPT = Path("runs/eval-2+3-001")
 HOSTILE = "</svg><script>alert(1)</script>&_%$x_1$#{}\\~^|`\"'"

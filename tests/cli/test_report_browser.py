@@ -20,7 +20,10 @@ ARTEFACTS = Path(__file__).parents[2] / "artefacts"
 PHONE, DESKTOP = 390, 1200
 KINDS = ("evaluation", "grid", "training", "reproduction")
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="there is no Chromium to open reports with")
+pytestmark = [
+    pytest.mark.skipif(find_browser() is None, reason="there is no Chromium to open reports with"),
+    pytest.mark.usefixtures("everything_drawn"),
+]
 
 
 @pytest.fixture(scope="module")

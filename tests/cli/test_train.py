@@ -19,8 +19,9 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from featstore.backbones.base import NetworkName
 from featstore.backbones.stable_diffusion import open_model
-from featstore.config import TrainConfig, from_json
+from featstore.config import TrainConfig
 from featstore.errors import DiskFullError
+from featstore.parsing import from_json
 from featstore.prompts.saved import load_prompts
 from featstore.store.rows import RowArray
 from featstore.tuning.run_folder import RunFolder, free_name, trained_alone

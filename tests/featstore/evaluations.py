@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.datasets.records import Pair, ThetaRule, to_resized_frame
+from featstore.datasets.records import AnnotatedPairs, Pair, ThetaRule, to_resized_frame
 from featstore.pipeline.results import Evaluation, Scoring, tabulated
 from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
@@ -32,7 +32,8 @@ def annotated(**changes: Any) -> Pair:
 
 
 def framed(pair: Pair, rule: ThetaRule = ThetaRule.BOX, size: int = SIZE) -> MatchingPair:
-    return to_resized_frame(pair, rule, (200, 100), (50, 400), size)
+    sizes = {pair.source: (200, 100), pair.target: (50, 400)}
+    return to_resized_frame(AnnotatedPairs.of([pair]), rule, sizes.__getitem__, size)[0]
 
 
 def result_of(

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.folder import FolderDataset
 from featstore.datasets.pf_willow import PfWillowDataset
-from featstore.datasets.records import MIRRORED, Dataset, Pair, Points, ThetaRule, to_resized_frame
+from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset, Pair, Points, ThetaRule, to_resized_frame
 from featstore.errors import DatasetError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "padding_frames.safetensors"
@@ -75,7 +75,7 @@ def drawn(seed: int = 1) -> list[Points]:
 
 def notes_of(pairs: Sequence[Pair], dataset: Any = None, size: tuple[int, int] = SIZE) -> list[str]:
     notes: list[str] = []
-    agreeing(dataset or Stub(), pairs, lambda _: size, notes.append)
+    agreeing(dataset or Stub(), AnnotatedPairs.of(pairs), lambda _: size, notes.append)
     return notes
 
 
@@ -90,7 +90,8 @@ def test_what_agrees_is_left_alone() -> None:
     points = drawn()
     pairs = pairs_of(points, [around(own) for own in points], source_size=SIZE, target_size=SIZE)
     notes: list[str] = []
-    assert agreeing(Stub(), pairs, lambda _: SIZE, notes.append) == tuple(pairs)  # type: ignore[arg-type]
+    columns = AnnotatedPairs.of(pairs)
+    assert agreeing(Stub(), columns, lambda _: SIZE, notes.append) is columns  # type: ignore[arg-type]
     assert notes == []
 
 
@@ -230,7 +231,7 @@ def test_padding_is_absent(pad: tuple[float, float]) -> None:
         own[10:] = pad
         less[10:] = np.nan
     notes: list[str] = []
-    found = agreeing(Stub(), pairs_of(points), lambda _: SIZE, notes.append)  # type: ignore[arg-type]
+    found = agreeing(Stub(), AnnotatedPairs.of(pairs_of(points)), lambda _: SIZE, notes.append)  # type: ignore[arg-type]
     for pair, expected in zip(found, pairs_of(shorter), strict=True):
         assert pair.names == expected.names
         np.testing.assert_array_equal(pair.source_points, expected.source_points)
@@ -250,14 +251,15 @@ def test_padding_as_geoaware_sc_pads() -> None:
     for source, target in golden["pairs"].astype(int):
         rows = [kps[image, :, :2] * kps[image, :, 2:] for image in (source, target)]
         pairs.append(Pair(str(source), str(target), "cat", rows[0], rows[1], tuple(map(str, range(10)))))
-    found = agreeing(Stub(), pairs, lambda image: tuple(sizes[int(image)]), lambda _: None)  # type: ignore[arg-type]
+    size_of = [tuple(size.tolist()) for size in sizes].__getitem__
+    found = agreeing(Stub(), AnnotatedPairs.of(pairs), lambda image: size_of(int(image)), lambda _: None)  # type: ignore[arg-type]
     for place, pair in enumerate(found):
         source, target = int(pair.source), int(pair.target)
         expected = np.flatnonzero(kps[source, :, 2] * kps[target, :, 2])
         assert pair.names == tuple(map(str, expected))
         np.testing.assert_array_equal(pair.target_points, kps[target, expected, :2])
         boxed = replace(pair, target_box=tuple(golden["box_xyxy"][target].tolist()))
-        frame = to_resized_frame(boxed, ThetaRule.BOX, tuple(sizes[source]), tuple(sizes[target]), 840)
+        (frame,) = to_resized_frame(AnnotatedPairs.of([boxed]), ThetaRule.BOX, lambda image: size_of(int(image)), 840)
         theta = frame.in_original_frame().theta * golden["scale_840"][target]
         assert theta == pytest.approx(golden["loaded_theta_840"][place], rel=1e-6)
 
@@ -267,7 +269,8 @@ def test_a_corner_of_one_image_is_a_keypoint() -> None:
     points[1][0] = (0, 0)
     notes: list[str] = []
     pairs = pairs_of(points)
-    assert agreeing(Stub(), pairs, lambda _: SIZE, notes.append) == tuple(pairs)  # type: ignore[arg-type]
+    columns = AnnotatedPairs.of(pairs)
+    assert agreeing(Stub(), columns, lambda _: SIZE, notes.append) is columns  # type: ignore[arg-type]
     assert (
         "1 keypoints of spair, e.g. '0' of car/1 at 0, 0, lie in the very corner and are taken as they are" in notes[0]
     )

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.datasets.records import Pair, ThetaRule, to_resized_frame
+from featstore.datasets.records import AnnotatedPairs, Pair, ThetaRule, to_resized_frame
 from featstore.errors import DatasetError
+from matcher.pairs import MatchingPair
 
 SOURCE_SIZE, TARGET_SIZE = (200, 100), (50, 400)
 
@@ -24,8 +25,13 @@ def make_pair(**changes: Any) -> Pair:
     return Pair(**{**fields, **changes})
 
 
+def framed(pair: Pair, rule: ThetaRule, size: int) -> MatchingPair:
+    sizes = {pair.source: SOURCE_SIZE, pair.target: TARGET_SIZE}
+    return to_resized_frame(AnnotatedPairs.of([pair]), rule, sizes.__getitem__, size)[0]
+
+
 def test_points() -> None:
-    matching = to_resized_frame(make_pair(), ThetaRule.IMAGE, SOURCE_SIZE, TARGET_SIZE, 100)
+    matching = framed(make_pair(), ThetaRule.IMAGE, 100)
     assert (matching.source, matching.target, matching.category) == ("cat/a", "cat/b", "cat")
     assert matching.source_points.dtype == matching.target_points.dtype == np.float32
     # x by 100/200, y by 100/100; x = W lands on 100, outside, and is clamped.
@@ -42,26 +48,26 @@ def test_points() -> None:
     ],
 )
 def test_theta(rule: ThetaRule, theta: float) -> None:
-    assert to_resized_frame(make_pair(), rule, SOURCE_SIZE, TARGET_SIZE, 100).theta == pytest.approx(theta)
+    assert framed(make_pair(), rule, 100).theta == pytest.approx(theta)
 
 
 def test_theta_is_of_all_that_the_target_shows() -> None:
     pair = make_pair(target_only={"ear": (45.0, 240.0)})
-    matching = to_resized_frame(pair, ThetaRule.KEYPOINTS, SOURCE_SIZE, (50, 400), 100)
+    matching = framed(pair, ThetaRule.KEYPOINTS, 100)
     assert matching.theta == pytest.approx(80)  # 40 of 50 wide
     assert len(matching.target_points) == 2
 
 
 def test_theta_is_measured_before_clamping() -> None:
     pair = make_pair(target_points=np.array([[-10.0, 40.0], [60.0, 40.0]]))
-    matching = to_resized_frame(pair, ThetaRule.KEYPOINTS, SOURCE_SIZE, TARGET_SIZE, 100)
+    matching = framed(pair, ThetaRule.KEYPOINTS, 100)
     assert matching.theta == pytest.approx(140)
     np.testing.assert_allclose(matching.target_points[:, 0], [1e-4, 99 - 1e-4], rtol=1e-6)
 
 
 def test_the_pair_is_left_alone() -> None:
     pair = make_pair()
-    to_resized_frame(pair, ThetaRule.IMAGE, SOURCE_SIZE, TARGET_SIZE, 100)
+    framed(pair, ThetaRule.IMAGE, 100)
     np.testing.assert_array_equal(pair.source_points, [[20, 10], [200, 50]])
 
 
@@ -69,7 +75,7 @@ def test_the_pair_is_left_alone() -> None:
     ("changes", "rule", "sentence"),
     [
         (
-            {"source_points": np.ones((1, 2)), "target_points": np.ones((1, 2))},
+            {"source_points": np.ones((1, 2)), "target_points": np.ones((1, 2)), "names": ("eye",)},
             ThetaRule.KEYPOINTS,
             "larger extent of the target's keypoints, but it is 0 pixels",
         ),
@@ -80,7 +86,7 @@ def test_the_pair_is_left_alone() -> None:
 )
 def test_no_theta(changes: dict[str, Any], rule: ThetaRule, sentence: str) -> None:
     with pytest.raises(DatasetError, match=rf"Pair cat/a -> cat/b: .*{sentence}; correct the annotation"):
-        to_resized_frame(make_pair(**changes), rule, SOURCE_SIZE, TARGET_SIZE, 100)
+        framed(make_pair(**changes), rule, 100)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_no_theta(changes: dict[str, Any], rule: ThetaRule, sentence: str) -> No
     ],
 )
 def test_theta_of_the_original_image(rule: ThetaRule, theta: float) -> None:
-    matching = to_resized_frame(make_pair(), rule, SOURCE_SIZE, TARGET_SIZE, 100)
+    matching = framed(make_pair(), rule, 100)
     assert matching.in_original_frame().theta == pytest.approx(theta)
 
 
@@ -105,13 +111,13 @@ def test_theta_of_the_original_image(rule: ThetaRule, theta: float) -> None:
 )
 def test_the_longer_side_may_be_another_in_the_original_image(rule: ThetaRule, resized: int, original: int) -> None:
     pair = make_pair(target_box=(5.0, 20.0, 45.0, 170.0), target_points=np.array([[5.0, 40.0], [35.0, 120.0]]))
-    matching = to_resized_frame(pair, rule, SOURCE_SIZE, TARGET_SIZE, 100)
+    matching = framed(pair, rule, 100)
     assert matching.theta == pytest.approx(resized)
     assert matching.in_original_frame().theta == pytest.approx(original)
 
 
 def test_points_of_the_original_image() -> None:
-    original = to_resized_frame(make_pair(), ThetaRule.IMAGE, SOURCE_SIZE, TARGET_SIZE, 100).in_original_frame()
+    original = framed(make_pair(), ThetaRule.IMAGE, 100).in_original_frame()
     assert (original.source_size, original.target_size) == (SOURCE_SIZE, TARGET_SIZE)
     assert original.source_points.dtype == original.target_points.dtype == np.float32
     # as annotated, but for x = W = 200, which is clamped to the last pixel
@@ -121,7 +127,7 @@ def test_points_of_the_original_image() -> None:
 
 def test_points_outside_the_original_image_are_clamped_after_theta() -> None:
     pair = make_pair(target_points=np.array([[-10.0, 410.0], [60.0, -0.5]]))
-    matching = to_resized_frame(pair, ThetaRule.KEYPOINTS, SOURCE_SIZE, TARGET_SIZE, 100)
+    matching = framed(pair, ThetaRule.KEYPOINTS, 100)
     original = matching.in_original_frame()
     assert original.theta == pytest.approx(410.5)
     assert matching.theta == pytest.approx(140)  # 70 of 50 pixels wide
@@ -130,9 +136,7 @@ def test_points_outside_the_original_image_are_clamped_after_theta() -> None:
 
 @pytest.mark.parametrize("rule", ThetaRule)
 def test_the_original_frame_does_not_depend_on_the_size(rule: ThetaRule) -> None:
-    small, large = (
-        to_resized_frame(make_pair(), rule, SOURCE_SIZE, TARGET_SIZE, size).in_original_frame() for size in (64, 768)
-    )
+    small, large = (framed(make_pair(), rule, size).in_original_frame() for size in (64, 768))
     assert small.theta == large.theta
     np.testing.assert_array_equal(small.target_points, large.target_points)
     np.testing.assert_array_equal(small.source_points, large.source_points)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from featstore.datasets.pictures import original_size
-from featstore.datasets.records import Dataset, Pair, to_resized_frame
+from featstore.datasets.records import AnnotatedPairs, Dataset, Pair, to_resized_frame
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
 from tests.featstore.datasets.conftest import SPAIR_ANNOTATION
@@ -142,9 +142,8 @@ def check_pair(dataset: Dataset, pair: Pair, sizes: dict[str, tuple[int, int]]) 
     for name in pair.names:
         check_sentence(name)
     assert max(np.abs(pair.source_points).max(), np.abs(pair.target_points).max()) <= 1e6
-    source, target = sizes[pair.source], sizes[pair.target]
     try:
-        framed = to_resized_frame(pair, dataset.theta_rule, source, target, 64)
+        (framed,) = to_resized_frame(AnnotatedPairs.of([pair]), dataset.theta_rule, sizes.__getitem__, 64)
     except DatasetError as error:
         check_sentence(str(error))
         return

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from featstore.datasets.pf_willow import PfWillowDataset
-from featstore.datasets.records import select_categories
+from featstore.datasets.records import AnnotatedPairs, Pair
 from featstore.datasets.registry import DATASET_NAMES, open_dataset
 from featstore.errors import DatasetError
+from featstore.pipeline.pairs import choose_pairs
 
 
 def test_names_are_sorted() -> None:
@@ -105,13 +108,29 @@ def test_adapters_are_imported_lazily(willow_root: Path) -> None:
     assert done.stdout.strip() == ""
 
 
-def test_select_categories(spair_root: Path, willow_root: Path) -> None:
-    pairs = (*open_dataset("spair", spair_root).pairs("test"), *PfWillowDataset(willow_root).pairs("test"))
-    assert select_categories(pairs, "spair", ["aeroplane"]) == pairs[:1]
-    assert select_categories(pairs, "spair", ("car(G)", "aeroplane")) == pairs
+@dataclass(frozen=True)
+class Both:
+    """Pairs of two data sets under the name of one."""
+
+    pairs_of: AnnotatedPairs
+    name: str = "spair"
+
+    def pairs(self, split: str) -> AnnotatedPairs:
+        assert split == "test"
+        return self.pairs_of
+
+
+def test_categories_are_chosen(spair_root: Path, willow_root: Path) -> None:
+    pairs = [*open_dataset("spair", spair_root).pairs("test"), *PfWillowDataset(willow_root).pairs("test")]
+    names = [(pair.source, pair.target) for pair in pairs]
+
+    def chosen(categories: Sequence[str], of: Sequence[Pair] = pairs) -> list[tuple[str, str]]:
+        found = choose_pairs(Both(AnnotatedPairs.of(of)), "test", categories)  # type: ignore[arg-type]
+        return [(pair.source, pair.target) for pair in found]
+
+    assert chosen(["aeroplane"]) == names[:1]
+    assert chosen(("car(G)", "aeroplane")) == chosen(()) == names
     with pytest.raises(DatasetError, match=r"spair has no category 'cat', 'dog' .*; choose from aeroplane, car\(G\)"):
-        select_categories(pairs, "spair", ["dog", "aeroplane", "cat"])
-    with pytest.raises(DatasetError, match="No pair of spair remains; name at least one category of aeroplane"):
-        select_categories(pairs, "spair", [])
-    with pytest.raises(DatasetError, match="has no category 'cat' among its 0 pairs; choose from none"):
-        select_categories([], "spair", ["cat"])
+        chosen(["dog", "aeroplane", "cat"])
+    with pytest.raises(DatasetError, match="The split 'test' of spair has no pairs"):
+        chosen(["cat"], [])

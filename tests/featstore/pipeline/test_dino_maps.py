@@ -14,7 +14,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from featstore.backbones.base import Asked, Compute
 from featstore.backbones.stable_diffusion import Model
-from featstore.datasets.records import Dataset, ImageRecord, Pair, ThetaRule
+from featstore.datasets.records import AnnotatedPairs, Dataset, ImageRecord, ThetaRule
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, header_of, refresh, survey_images
 from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, find_backbones, require_maps
@@ -47,7 +47,7 @@ class WithMirrored:
             for twin in (image, replace(image, id=f"{image.id}~mirrored", mirrored=True))
         )
 
-    def pairs(self, split: str) -> tuple[Pair, ...]:
+    def pairs(self, split: str) -> AnnotatedPairs:
         return self.plain.pairs(split)
 
     def members(self, split: str) -> frozenset[str]:
