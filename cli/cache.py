@@ -82,7 +82,7 @@ def _build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption 
 @app.command("maps", epilog=MAPS_EXAMPLES)
 @taking(MapsConfig)
 def _maps(config: MapsConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
-    """Run the UNet as far as each layer and keep its feature maps; latents and noise are made where they lack.
+    """Run the UNet as far as each layer and keep its feature maps; latents are made where they lack.
 
     One timestep per layer of the UNet; dino has none. `dualsd eval` makes the maps that it needs by itself; this is for
     making them beforehand. --part and torchrun divide the images as for `cache build`.

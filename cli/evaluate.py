@@ -23,8 +23,8 @@ EXAMPLES = examples(
 def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None) -> None:
     """Match the keypoints of a split's pairs and print PCK by category.
 
-    Maps, noisy latents and latents that are not cached are made and kept, and so are the predictions: `dualsd score`
-    and `dualsd compare` need no matching. With --features no store and no model is needed.
+    Maps and latents that are not cached are made and kept, and so are the predictions: `dualsd score` and `dualsd
+    compare` need no matching. With --features no store and no model is needed.
     """
     from featstore.pipeline.evaluate import evaluate as run
     from featstore.pipeline.results import check_place, kept_evaluation

@@ -24,9 +24,9 @@ EXAMPLES = examples(
 def train(config: TrainConfig, json: JsonOption = None) -> None:
     """Learn prompts for one layer (SD4Match) or for two (the dual method), one set per layer, trained together.
 
-    Steps never call the VAE: latents and noisy latents come from the store, which is filled first. `dualsd eval`,
-    `grid` and `match` use the prompts with --prompts RUN, and take those of the newest finished run where neither
-    --layers, --t nor --prompt is typed and it has the layers 2,3.
+    Steps never call the VAE: latents come from the store, which is filled first. `dualsd eval`, `grid` and `match` use
+    the prompts with --prompts RUN, and take those of the newest finished run where neither --layers, --t nor --prompt
+    is typed and it has the layers 2,3.
     """
     from featstore.prompts.base import Mode
 

@@ -149,9 +149,11 @@ class BuildConfig(ComputeConfig):
     revision: Revision = None
     store: StoreSetting = DEFAULT_STORE
     timesteps: Steps = option(
-        "Timesteps to noise at, e.g. 261 or 50,200 or 50..400 or 50..400:25.", default=(50, 200, 261, 350), flag="--t"
+        "Timesteps whose noisy latents are kept, e.g. 261 or 50,200 or 50..400 or 50..400:25.",
+        default=(50, 200, 261, 350),
+        flag="--t",
     )
-    ensemble: Positive = option("Noise draws per timestep; more can follow.", default=1)
+    ensemble: Positive = option("Noise draws per timestep that are kept; others are derived when needed.", default=1)
     size: Size = None
     latents: Literal["sample", "mean"] | None = option(
         "What is taken of the VAE's posterior: sample (seeded) or mean.", "sample", default=None
@@ -319,9 +321,9 @@ class TrainConfig(Config):
         "Side of the loss's kernel, in cells.", "7 on maps of 48 cells and more, else 3", default=None
     )
     noise: Literal["cached", "fresh"] | None = option(
-        "cached (one of the store's draws) or fresh at each step.", "cached", default=None
+        "cached (one of a few fixed draws) or fresh at each step.", "cached", default=None
     )
-    draws: Positive | None = option("Cached noise draws per timestep.", "4", default=None)
+    draws: Positive | None = option("Fixed noise draws per timestep.", "4", default=None)
     validate_every: Positive | None = option(
         "Steps between validations.", "a tenth of all", default=None, flag="--val-every"
     )

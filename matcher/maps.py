@@ -124,22 +124,30 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 AHEAD = 2
-"""How many are read ahead, each in a thread of its own: one thread alone does not fill a disk's or a network's line."""
+"""How many are read ahead where nobody says otherwise: one thread alone does not fill a disk's or a network's line."""
+
+READERS = 8
+"""Threads at once, however many are read ahead."""
 
 
 def read_ahead(keys: Iterable[Key], load: Callable[[Key], Value], ahead: int = AHEAD) -> Iterator[tuple[Key, Value]]:
-    """Each key with what `load` gives for it, in order; the next `ahead` are loaded in threads meanwhile, none where it
-    is 0. Exceptions of `load` come up where its value would have."""
+    """Each key with what `load` gives for it, in order; the next `ahead`, and no more, are loaded in threads meanwhile,
+    none where it is 0. Exceptions of `load` come up where its value would have; then, and where the iteration ends
+    early, what no thread has begun is not loaded."""
     if ahead == 0:
         for key in keys:
             yield key, load(key)
         return
-    with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="read-ahead") as readers:
-        waiting: deque[tuple[Key, Future[Value]]] = deque()
+    readers = ThreadPoolExecutor(min(ahead, READERS), thread_name_prefix="read-ahead")
+    waiting: deque[tuple[Key, Future[Value]]] = deque()
+    try:
         for key in keys:
             waiting.append((key, readers.submit(load, key)))
             if len(waiting) > ahead:
                 first, value = waiting.popleft()
                 yield first, value.result()
-        for first, value in waiting:
+        while waiting:
+            first, value = waiting.popleft()
             yield first, value.result()
+    finally:
+        readers.shutdown(cancel_futures=True)

@@ -59,7 +59,8 @@ def draw_sheet(file: Path, dataset: DemoDataset, records: dict[str, ImageRecord]
 def draw_reconstructions(file: Path, dataset: DemoDataset, images: Sequence[ImageRecord], model: str) -> None:
     """Pictures above, what the VAE decodes from their latents below."""
     vae = AutoencoderKL.from_pretrained(locate(model).folder, subfolder="vae", use_safetensors=True).float().eval()
-    pixels = torch.from_numpy(np.stack([resize_to_square(decode(image, dataset.read(image)), 128) for image in images]))
+    pictures = [resize_to_square(decode(image, dataset.read(image)), 128) for image in images]
+    pixels = torch.from_numpy(np.stack(pictures)).float() / 127.5 - 1
     with torch.no_grad():
         decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
     error = float((decoded - pixels).abs().mean())

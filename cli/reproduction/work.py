@@ -107,8 +107,6 @@ def _of_cell(place: Workplace, cell: OpenCell, made: set[tuple[Any, ...]]) -> Ta
     if recipe.train is not None and Mode.named(str(recipe.train.mode)).rules.of_pairs:
         images.latents()
         images.patch_tokens()
-        for step in steps.values():
-            images.noisy(step, draws)
         tally.passes.update(dict.fromkeys(steps, 2 * len(cell.pairs) * draws))
         return tally
     prompts: Prompts | None = None
@@ -121,7 +119,6 @@ def _of_cell(place: Workplace, cell: OpenCell, made: set[tuple[Any, ...]]) -> Ta
         unmapped = sorted({image for key in group for image in images.maps(prompts, told, draws, key)})
         own = _Images(place, cell.of.dataset, unmapped, tally, made)
         own.latents()
-        own.noisy(steps[int(group[0][0])], draws)
         tally.passes[max(int(layer) for layer, _ in group)] += len(unmapped) * draws
     return tally
 
@@ -133,10 +130,6 @@ def _of_training(place: Workplace, training: OpenTraining, made: set[tuple[Any, 
     trained, validated = (
         _Images(place, training.of.dataset, images_of(own), tally, made) for own in (training.pairs, held_out)
     )
-    for step in settings.timesteps:
-        trained.noisy(step, settings.draws)
-    for step in settings.validation_timesteps:
-        validated.noisy(step, 1)
     pairwise = settings.mode.rules.of_pairs
     for images in (trained, validated):
         images.latents()
@@ -204,15 +197,6 @@ class _Images:
     def latents(self) -> None:
         """Those of the VAE."""
         self.tally.encode += len(self.lacking(("latents",), self.latent, plan.missing_latents))
-
-    def noisy(self, timestep: int, draws: int) -> None:
-        """Draws of noisy latents."""
-        for draw in range(draws):
-
-            def missing(store: Store, rows: list[int], own: int = draw) -> list[int]:
-                return [row for row, found in plan.missing_noisy(store, rows, timestep, own + 1) if found == own]
-
-            self.lacking(("noisy", timestep, draw), self.latent, missing)
 
     def maps(self, prompts: Prompts | None, told: str, ensemble: int, key: MapKey) -> list[str]:
         """Maps of a layer at a timestep: the images that lack one. prompts: None where they are not learned yet."""

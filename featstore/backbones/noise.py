@@ -252,6 +252,26 @@ def _normal(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return generator(key).standard_normal(shape, dtype=np.float32)
 
 
+_KNOWN = (4, 64, 64)
+"""The shape of what checksums are taken of."""
+
+
+def draw_checksum() -> str:
+    """16 hex digits of one known draw: a numpy that gives others draws other noise."""
+    return _checksum(_normal("known noise", _KNOWN).astype("<f4"))
+
+
+def mixture_checksum(schedule: NoiseSchedule) -> str:
+    """16 hex digits of one known mixture by a schedule's betas, rounded to float16 as noisy latents are: where others
+    come out, what is derived would differ from what was kept."""
+    clean, drawn = (_normal(key, _KNOWN) for key in ("known latents", "known noise"))
+    return _checksum(schedule.mix(clean, drawn, schedule.num_train_timesteps // 2).astype("<f2"))
+
+
+def _checksum(values: NDArray[Any]) -> str:
+    return hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()
+
+
 class Latents(Enum):
     """SAMPLE: one seeded draw from the VAE's posterior an image, shared by all noise draws, as in SD4Match. MEAN: the
     posterior's mean."""

@@ -193,19 +193,18 @@ def image_key(image: ImageRecord, data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16, person=person).hexdigest()
 
 
-def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.float32]:
-    """An RGB picture as the VAE takes it: PIL's bilinear filter with antialiasing; the aspect ratio is not kept.
+def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.uint8]:
+    """An RGB picture resized by PIL's bilinear filter with antialiasing; the aspect ratio is not kept.
 
     Args:
         picture: mode RGB, of any size.
         size: pixels a side.
 
     Returns:
-        (3, size, size), values in [-1, 1].
+        (3, size, size), values of 0 to 255.
     """
     resized = picture.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(resized, dtype=np.float32)  # (size, size, 3), 0..255
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1.0))
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 @contextlib.contextmanager

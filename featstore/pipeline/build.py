@@ -21,9 +21,9 @@ from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError, StoreExistsError, UnmarkedError
 from featstore.files import sweep_making, sweep_partial
 from featstore.pipeline.distributed import WHOLE, Part
-from featstore.pipeline.needed import fill
+from featstore.pipeline.needed import make_latents
 from featstore.pipeline.pairs import copies
-from featstore.pipeline.plan import Work, missing_latents, missing_noisy
+from featstore.pipeline.plan import Work, keep_noise, missing_latents, missing_noisy, noisy_latents
 from featstore.progress import Progress
 from featstore.store.keys import StoreLocation
 from featstore.store.lock import exclusive
@@ -288,8 +288,11 @@ def build(
     start = time.monotonic()
     store, stale = open_or_create(dataset, model, request, progress)
     rows = request.part.of(range(len(store.images)))
-    noisy = [(rows, timestep, request.draws) for timestep in request.timesteps]
-    encoded, noised, bad = fill(Work(store, dataset, compute, progress), model, noisy, rows)
+    work, noisy = Work(store, dataset, compute, progress), noisy_latents(store, request.timesteps)
+    encoded, bad = make_latents(work, rows, model)
+    broken = {store.images.row(error.image_id) for error in bad}
+    good = [row for row in rows if row not in broken]
+    noised = keep_noise(work, noisy, good, request.timesteps, request.draws)
     if bad and not skip_bad:
         raise bad[0]
     return BuildReport(

@@ -20,8 +20,8 @@ from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import open_dataset
 from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
-from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps, noisy_of
-from featstore.pipeline.needed import fill, model_of, require_maps
+from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps
+from featstore.pipeline.needed import make_latents, model_of, require_maps
 from featstore.pipeline.opened import Opened, PairsToMatch, open_asked, take_pairs
 from featstore.pipeline.pairs import (
     choose_pairs,
@@ -32,7 +32,7 @@ from featstore.pipeline.pairs import (
     note_oddities,
     sizes_from_files,
 )
-from featstore.pipeline.plan import PlannedPasses, Work
+from featstore.pipeline.plan import Noisy, PlannedPasses, Work, noisy_latents
 from featstore.pipeline.results import Evaluation, Scoring
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
@@ -52,8 +52,8 @@ OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", 
 def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation:
     """Match the keypoints of a split's pairs and score them.
 
-    Maps, noisy latents and latents that are not cached are made and kept. With `features` no store and no model is
-    needed. Of several processes (torchrun) each makes and matches its share, and all get the whole.
+    Maps and latents that are not cached are made and kept. With `features` no store and no model is needed. Of several
+    processes (torchrun) each makes and matches its share, and all get the whole.
 
     Args:
         config: What is evaluated, and how.
@@ -212,11 +212,13 @@ def tell_pairwise_cost(progress: Progress, pairs: int, maps: int, ensemble: int)
 
 @dataclass(frozen=True, slots=True)
 class PairMaps:
-    """Makes the maps of pairs. wanted: (layer, timestep). ensemble: noise draws that are averaged. others: maps of
-    other backbones' layers, which do not depend on the pair, by layer."""
+    """Makes the maps of pairs. noisy: hands out the noisy latents of image rows. wanted: (layer, timestep). ensemble:
+    noise draws that are averaged. others: maps of other backbones' layers, which do not depend on the pair, by
+    layer."""
 
     work: Work
     networks: Networks
+    noisy: Noisy[int]
     prompts: PairPrompts
     wanted: tuple[MapKey, ...]
     ensemble: int
@@ -229,7 +231,7 @@ class PairMaps:
 
     def of(self, pairs: Sequence[MatchingPair]) -> Iterator[tuple[MatchingPair, MapSource]]:
         """Each pair with both images' maps, in order."""
-        load, row = noisy_of(self.work.store), self.work.store.images.row
+        row = self.work.store.images.row
         for batch in chunks(pairs, self.pairs_a_batch):
             ends = [(pair.source, pair.target) for pair in batch]
             places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
@@ -239,8 +241,8 @@ class PairMaps:
             def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
                 return prompts[layer][[index for index, _ in items]]
 
-            def noisy(item: tuple[int, str], timestep: int, draw: int) -> NDArray[Any]:
-                return load(row(item[1]), timestep, draw)
+            def noisy(item: tuple[int, str], timestep: int, draws: Sequence[int]) -> NDArray[Any]:
+                return self.noisy(row(item[1]), timestep, draws)
 
             maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
             compute, silent = self.work.compute, Silent()  # progress counts pairs
@@ -256,8 +258,8 @@ class PairMaps:
 def open_pair_maps(
     opened: Opened, listed: PairsToMatch, pairs: Pairs, wanted: tuple[MapKey, ...], others: Mapping[str, MapSource]
 ) -> PairMaps:
-    """Make the latents, noisy latents and patch tokens that are missing, each process of its share of the images, and
-    load the networks.
+    """Make the latents and patch tokens that are missing, each process of its share of the images, and load the
+    networks.
 
     Args:
         opened: The store, the learned prompts and how maps are made.
@@ -276,13 +278,12 @@ def open_pair_maps(
     work, model = Work(store, opened.dataset, opened.request.compute, listed.progress), model_of(store)
     rows = sorted({store.images.row(image) for image in (*pairs.grouped("source"), *pairs.grouped("target"))})
     own = processes.part.of(rows)
-    steps = sorted({timestep for _, timestep in wanted if timestep is not None})
+    noisy = noisy_latents(store, {timestep for _, timestep in wanted if timestep is not None})
     found = locate_dino(opened.request.asked["dino"].name, model.location)
     check_dino(learned, found[0])
-    bad = fill(work, model, [(own, timestep, ensemble) for timestep in steps], own)[2]
-    processes.gather_bad(bad, skip_bad=False)
+    processes.gather_bad(make_latents(work, own, model)[1], skip_bad=False)
     tokens = cache_patch_tokens(work, *found, own)
     processes.wait()
     networks = model.load(work.compute, [layer for layer, _ in wanted])
     prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
-    return PairMaps(work, networks, prompts, wanted, ensemble, others)
+    return PairMaps(work, networks, noisy, prompts, wanted, ensemble, others)

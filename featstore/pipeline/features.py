@@ -1,18 +1,22 @@
 """The one loop from images to feature maps: batches of inputs, a pass of a backbone's networks each, the mean over an
 image's noise draws. Commands, Python and pairs' evaluation differ in where inputs come from and where maps go: into a
-store, or into memory. What is kept of images beside maps is made here as well: latents and DINOv2's tokens."""
+store, or into memory. What is kept of images beside maps is made here as well: latents and DINOv2's tokens.
+
+All runs at once: inputs are loaded ahead of the networks in threads (`loaded`), results leave a GPU while it computes
+the next (`brought`), rows are encoded and written behind (`row_writer`). What that holds in memory is bounded in each
+of the three places.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import chain
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from featstore.backbones.base import Compute, MapKey, NetworkName, Networks
@@ -26,20 +30,20 @@ from featstore.files import sweep_partial
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
+    Noisy,
     PlannedPasses,
     Work,
     missing_latents,
     missing_rows,
-    noisy_latent,
+    noisy_latents,
     sharing_a_pass,
 )
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, map_path
+from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, Stored, map_path
 from featstore.store.pack import unpack
 from featstore.store.row_file import RowEncoding, encoding_for
-from featstore.store.rows import RowArray, reads_ahead, row_writer
-from featstore.store.schema import STORED_DTYPE
+from featstore.store.rows import RowArray, row_writer
 from featstore.store.store import Store
 from matcher.configuration import LayerSpec
 from matcher.maps import read_ahead
@@ -48,11 +52,12 @@ if TYPE_CHECKING:
     from featstore.backbones.diffusion_networks import DiffusionNetworks
 
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 Made = tuple[Item, MapKey, Tensor]
-"""A map (C, h, w), float32 on the CPU, with whose it is and its (layer, timestep)."""
+"""A map (C, h, w), on the CPU, with whose it is and its (layer, timestep)."""
 
-DECODERS = 4
-"""Threads that decode and resize the images of a batch; Pillow lets go of the interpreter while it does."""
+LEAST_AHEAD = 8
+"""Images whose inputs are loaded ahead of the networks, at least."""
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
@@ -72,96 +77,179 @@ def padded(batch: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch(Generic[Item]):
-    """What goes through networks together. items: images, or images of pairs. inputs: (items * draws, ...), an item's
-    draws side by side. draws: of each item. size: that the batch is filled up to. is_last: whether the items have no
-    further draws in the next batch."""
+class Pass(Generic[Item]):
+    """What goes through networks together. items: images, or images of pairs. keys: (layer, timestep) of the maps that
+    are taken, all at one timestep; none of latents. draws: of each item's noise; one of what has no noise. size: inputs
+    that it is filled up to. is_last: whether the items have no further draws in the next pass."""
 
     items: Sequence[Item]
-    inputs: NDArray[Any]
-    draws: int
+    keys: Sequence[MapKey]
+    draws: Sequence[int]
     size: int
     is_last: bool
+
+
+Batch = tuple[Pass[Item], NDArray[Any]]
+"""A pass and its inputs (items * draws, ...), an item's draws side by side: noisy latents, or pictures (3, S, S) of 0
+to 255."""
+
+
+def loaded(
+    planned: Iterable[Pass[Item]], load: Callable[[Pass[Item], Item], Value], at_once: int
+) -> Iterator[tuple[Pass[Item], list[Value]]]:
+    """Each pass with what `load` gives for its items. Those of the next passes are loaded in threads meanwhile: of two
+    passes of `at_once` items, or of `LEAST_AHEAD` items where these are more."""
+    for_threads, for_networks = tee(planned)
+    places = ((own, item) for own in for_threads for item in own.items)
+    values = read_ahead(places, lambda place: load(*place), max(2 * at_once, LEAST_AHEAD))
+    for own in for_networks:
+        yield own, [value for _, value in islice(values, len(own.items))]
+
+
+def on_device(inputs: NDArray[Any], device: torch.device) -> Tensor:
+    """The inputs of a batch where networks take them: pictures of 0 to 255 in [-1, 1], latents as they are."""
+    values = torch.from_numpy(inputs)
+    if device.type == "cuda":
+        # from ordinary memory the copy would wait for all that the device has still to compute
+        values = values.pin_memory().to(device, non_blocking=True)
+    values = values.to(device)
+    # divided by a tensor of the device: by a number CUDA multiplies with its inverse, which rounds otherwise
+    pictures = values.dtype is torch.uint8
+    return values.float().div_(torch.full((), 127.5, device=device)).sub_(1) if pictures else values
+
+
+def brought(made: Iterable[tuple[Item, Sequence[Tensor]]]) -> Iterator[tuple[Item, Sequence[Tensor]]]:
+    """What was made on a device, as it arrives on the CPU. From CUDA it is copied to pinned memory while the next is
+    computed, and so comes one later; two results are held at most."""
+    waiting: tuple[Item, Sequence[Tensor], torch.cuda.Event] | None = None
+    for item, values in made:
+        if values[0].device.type != "cuda":
+            yield item, [own.cpu() for own in values]
+            continue
+        copies = [torch.empty_like(own, device="cpu", pin_memory=True).copy_(own, non_blocking=True) for own in values]
+        copied = torch.cuda.current_stream(values[0].device).record_event()
+        if waiting is not None:
+            waiting[2].synchronize()
+            yield waiting[:2]
+        waiting = item, copies, copied
+    if waiting is not None:
+        waiting[2].synchronize()
+        yield waiting[:2]
 
 
 @torch.no_grad()
 def passes(
     networks: Networks,
-    keys: Sequence[MapKey],
     batches: Iterable[Batch[Item]],
     condition: Callable[[str, Sequence[Item]], Tensor] | None,
     device: torch.device,
     progress: Progress,
+    kept: torch.dtype = torch.float32,
 ) -> Iterator[Made[Item]]:
     """The loop: each item's maps.
 
     Args:
         networks: what the inputs go through.
-        keys: (layer, timestep) of the maps that are taken, all from one pass at one timestep.
         batches: of inputs; an item's draws stand in one batch or in successive ones of the same items.
         condition: gives prompt embeddings (items, 77, D) for the first layer; None for networks without text.
         device: of the networks.
         progress: is advanced by inputs.
+        kept: the dtype in which maps leave the device; means over draws are float32.
 
     Returns:
-        The mean over the item's draws, of each key.
+        The mean over the item's draws, of each of its passes' keys.
     """
-    sums: dict[str, Tensor] = {}
-    draws, (first, timestep) = 0, keys[0]
-    for batch in batches:
-        told = None if condition is None else condition(first, batch.items).repeat_interleave(batch.draws, dim=0)
-        maps = networks.features(
-            padded(torch.from_numpy(batch.inputs).to(device), batch.size),
-            timestep,
-            None if told is None else padded(told, batch.size),
-            [layer for layer, _ in keys],
-        )
-        for layer, features in maps.items():
-            own = features[: len(batch.inputs)].float()  # the padding falls off here
-            part = own.unflatten(0, (len(batch.items), batch.draws)).sum(dim=1)
-            sums[layer] = part if layer not in sums else sums[layer] + part
-        draws += batch.draws
-        progress.advance(len(batch.inputs))
-        if batch.is_last:
-            means = {layer: (total / draws).cpu() for layer, total in sums.items()}
-            for index, item in enumerate(batch.items):
-                for layer, mean in means.items():
-                    yield item, (layer, timestep), mean[index]
-            sums, draws = {}, 0
+
+    def means() -> Iterator[tuple[Pass[Item], Sequence[Tensor]]]:
+        sums: dict[str, Tensor] = {}
+        draws = 0
+        for own, inputs in batches:
+            (first, timestep), each = own.keys[0], len(own.draws)
+            told = None if condition is None else condition(first, own.items).repeat_interleave(each, dim=0)
+            maps = networks.features(
+                padded(on_device(inputs, device), own.size),
+                timestep,
+                None if told is None else padded(told, own.size),
+                [layer for layer, _ in own.keys],
+            )
+            for layer, features in maps.items():
+                # the padding falls off here
+                part = features[: len(inputs)].float().unflatten(0, (len(own.items), each)).sum(dim=1)
+                sums[layer] = part if layer not in sums else sums[layer] + part
+            draws += each
+            progress.advance(len(inputs))
+            if own.is_last:
+                yield own, [(sums[layer] / draws).to(kept) for layer, _ in own.keys]
+                sums, draws = {}, 0
+
+    for own, found in brought(means()):
+        for index, item in enumerate(own.items):
+            for key, mean in zip(own.keys, found, strict=True):
+                yield item, key, mean[index]
 
 
-def noisy_batches(
-    items: Sequence[Item], ensemble: int, batch_size: int, load: Callable[[Item, int], NDArray[Any]], ahead: int = 0
-) -> Iterator[Batch[Item]]:
-    """Batches of noisy latents, which hold whole images where they fit, so that one image's draws are averaged where
-    they were computed. load: the noisy latents (c, h, w) of an item's draw. ahead: batches that are read meanwhile."""
-    draws_a_pass = min(ensemble, batch_size)
-    items_a_pass = max(batch_size // ensemble, 1)
-    places = (
-        (batch, draws) for batch in chunks(items, items_a_pass) for draws in chunks(range(ensemble), draws_a_pass)
+def diffusion_maps(
+    networks: Networks,
+    parts: Iterable[PlannedPasses[Item]],
+    noisy: Noisy[Item],
+    condition: Callable[[str, Sequence[Item]], Tensor],
+    ensemble: int,
+    compute: Compute,
+    progress: Progress,
+    kept: torch.dtype = torch.float32,
+) -> Iterator[Made[Item]]:
+    """Maps of a diffusion model, part by part. Passes hold whole images where they fit, so that one image's draws are
+    averaged where they were computed.
+
+    Args:
+        networks: of the model.
+        parts: passes that share a timestep and a prompt.
+        noisy: hands out noisy latents.
+        condition: prompt embeddings (items, 77, D) of a layer.
+        ensemble: draws that are averaged.
+        compute: where the networks are.
+        progress: is advanced by passes.
+        kept: see `passes`.
+    """
+    draws_a_pass = min(ensemble, compute.batch_size)
+    items_a_pass = max(compute.batch_size // ensemble, 1)
+    planned = (
+        Pass(items, part.keys, draws, items_a_pass * draws_a_pass, draws[-1] == ensemble - 1)
+        for part in parts
+        for items in chunks(part.rows, items_a_pass)
+        for draws in chunks(range(ensemble), draws_a_pass)
     )
 
-    def latents(place: tuple[Sequence[Item], Sequence[int]]) -> NDArray[Any]:
-        return np.stack([load(item, draw) for item in place[0] for draw in place[1]])
+    def latents(own: Pass[Item], item: Item) -> NDArray[Any]:
+        timestep = own.keys[0][1]
+        assert timestep is not None, "layers of a diffusion model have timesteps"
+        return noisy(item, timestep, own.draws)
 
-    for (batch, draws), loaded in read_ahead(places, latents, ahead):
-        yield Batch(batch, loaded, len(draws), items_a_pass * draws_a_pass, draws[-1] == ensemble - 1)
+    batches = ((own, np.concatenate(values)) for own, values in loaded(planned, latents, items_a_pass))
+    return passes(networks, batches, condition, compute.device, progress, kept)
 
 
-def pixel_batches(work: Work, rows: Sequence[int], size: int, bad: list[ImageError]) -> Iterator[Batch[int]]:
-    """Batches of images as networks take them: decoded, resized to squares (3, size, size) in [-1, 1]. bad: grows by
-    the images that cannot be read, which no batch holds; progress is advanced by those. Raises `StoreError` for one
-    whose file is not what the store was made from."""
-    ids, keys = work.store.images.ids, work.store.images.keys
+def _image_passes(rows: Sequence[int], keys: Sequence[MapKey], at_once: int) -> Iterator[Pass[int]]:
+    """Of images that go through networks as they are."""
+    return (Pass(items, keys, (0,), at_once, is_last=True) for items in chunks(rows, at_once))
+
+
+def pixel_batches(
+    work: Work, rows: Sequence[int], size: int, bad: list[ImageError], keys: Sequence[MapKey] = ()
+) -> Iterator[Batch[int]]:
+    """Batches of images, decoded and resized to squares (3, size, size) of 0 to 255. bad: grows by the images that
+    cannot be read, which no batch holds; progress is advanced by those. Raises `StoreError` for one whose file is not
+    what the store was made from."""
+    known = work.store.images
     records = {record.id: record for record in work.dataset.images()}
 
-    def pixels_of(row: int) -> NDArray[np.float32] | ImageError:
-        image: ImageRecord | None = records.get(ids[row])
+    def pixels_of(_: Pass[int], row: int) -> NDArray[np.uint8] | ImageError:
+        image: ImageRecord | None = records.get(known.ids[row])
         if image is None:
-            return ImageError(ids[row], f"The image {ids[row]!r} is no longer in the dataset.")
+            return ImageError(known.ids[row], f"The image {known.ids[row]!r} is no longer in the dataset.")
         try:
             data = work.dataset.read(image)
-            if image_key(image, data) != keys[row]:
+            if image_key(image, data) != known.keys[row]:
                 raise StoreError(
                     f"The file of image {image.id!r} has changed since `cache build`: run `dualsd cache build` again."
                 )
@@ -170,56 +258,26 @@ def pixel_batches(work: Work, rows: Sequence[int], size: int, bad: list[ImageErr
             return error
 
     at_once = work.compute.batch_size
-    with ThreadPoolExecutor(DECODERS) as pool:
-        for batch in chunks(rows, at_once):
-            good = []
-            for row, outcome in zip(batch, pool.map(pixels_of, batch), strict=True):
-                if isinstance(outcome, ImageError):
-                    bad.append(outcome)
-                    work.progress.advance()
-                else:
-                    good.append((row, outcome))
-            if good:
-                yield Batch([row for row, _ in good], np.stack([pixels for _, pixels in good]), 1, at_once, True)
-
-
-def diffusion_maps(
-    networks: Networks,
-    parts: Iterable[PlannedPasses[Item]],
-    noisy: Callable[[Item, int, int], NDArray[Any]],
-    condition: Callable[[str, Sequence[Item]], Tensor],
-    ensemble: int,
-    compute: Compute,
-    progress: Progress,
-    ahead: int = 0,
-) -> Iterator[Made[Item]]:
-    """Maps of a diffusion model, part by part.
-
-    Args:
-        networks: of the model.
-        parts: passes that share a timestep and a prompt.
-        noisy: the noisy latents (c, h, w) of an item at a timestep and draw.
-        condition: prompt embeddings (items, 77, D) of a layer.
-        ensemble: draws that are averaged.
-        compute: where the networks are.
-        progress: is advanced by passes.
-        ahead: batches of noisy latents that are read while passes are made.
-    """
-    for part in parts:
-
-        def load(item: Item, draw: int, timestep: int = part.timestep) -> NDArray[Any]:
-            return noisy(item, timestep, draw)
-
-        batches = noisy_batches(part.rows, ensemble, compute.batch_size, load, ahead)
-        yield from passes(networks, part.keys, batches, condition, compute.device, progress)
+    for own, outcomes in loaded(_image_passes(rows, keys, at_once), pixels_of, at_once):
+        faults = [outcome for outcome in outcomes if isinstance(outcome, ImageError)]
+        bad += faults
+        work.progress.advance(len(faults))
+        good = [(row, found) for row, found in zip(own.items, outcomes, strict=True) if isinstance(found, np.ndarray)]
+        if good:
+            yield replace(own, items=[row for row, _ in good]), np.stack([pixels for _, pixels in good])
 
 
 def pixel_maps(
     found: FoundBackbone, networks: Networks, work: Work, rows: Sequence[int], bad: list[ImageError]
 ) -> Iterator[Made[int]]:
     """Maps of a backbone that sees images alone, of image rows. bad: see `pixel_batches`."""
-    batches = pixel_batches(work, rows, found.extractor.size, bad)
-    return passes(networks, found.keys, batches, None, work.compute.device, work.progress)
+    batches = pixel_batches(work, rows, found.extractor.size, bad, found.keys)
+    return passes(networks, batches, None, work.compute.device, work.progress, _leaving_as(found.extractor.stored))
+
+
+def _leaving_as(stored: Stored) -> torch.dtype:
+    """The dtype in which maps that are kept so leave the device: those of 8 bits are made of float32."""
+    return torch.float16 if stored is Stored.FLOAT16 else torch.float32
 
 
 def told_of(
@@ -240,18 +298,6 @@ def told_of(
     return told
 
 
-def noisy_of(store: Store) -> Callable[[int, int, int], NDArray[Any]]:
-    """The cached noisy latents (c, h, w) of (image row, timestep, draw)."""
-    array_at = cache(store.noisy)
-
-    def load(row: int, timestep: int, draw: int) -> NDArray[Any]:
-        array = array_at(timestep)
-        assert array is not None, "noisy latents are made before maps"
-        return array.read((row, draw))
-
-    return load
-
-
 def extract_maps(
     work: Work,
     networks: "DiffusionNetworks",
@@ -259,13 +305,13 @@ def extract_maps(
     prompt: Prompts,
     parts: Sequence[PlannedPasses[int]],
 ) -> None:
-    """Make the maps of some passes from cached noisy latents, and keep them."""
+    """Make the maps of some passes, of images whose latents are cached, and keep them."""
     store, ensemble = work.store, extractor.ensemble
     unpack(store, [map_path(extractor, *key) for part in parts for key in part.keys], work.progress)
     told = told_of(store, networks, prompt, {store.images.categories[row] for part in parts for row in part.rows})
     work.progress.start("UNet passes", sum(len(part.rows) for part in parts) * ensemble, "passes")
-    noisy, ahead = noisy_of(store), reads_ahead(store.path)
-    keep(store, extractor, diffusion_maps(networks, parts, noisy, told, ensemble, work.compute, work.progress, ahead))
+    noisy, kept = noisy_latents(store, {part.timestep for part in parts}), _leaving_as(extractor.stored)
+    keep(store, extractor, diffusion_maps(networks, parts, noisy, told, ensemble, work.compute, work.progress, kept))
 
 
 def keep(store: Store, extractor: AnyExtractor, maps: Iterable[Made[int]]) -> None:
@@ -293,19 +339,25 @@ def encode_images(work: Work, model: Model, rows: Sequence[int]) -> tuple[int, l
     array = store.latents()
     networks = model.load(compute)
     work.progress.start("encoding images (VAE)", len(missing), "images")
-    encoded, bad = 0, list[ImageError]()
-    with row_writer(store.path) as write:
-        for batch in pixel_batches(work, missing, store.header.image_size, bad):
+    bad = list[ImageError]()
+
+    def latents() -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+        for own, pixels in pixel_batches(work, missing, store.header.image_size, bad):
             drawn = None
             if store.header.latents is Latents.SAMPLE:
-                keys = [store.images.keys[row] for row in batch.items]
+                keys = [store.images.keys[row] for row in own.items]
                 noise = np.stack([posterior_noise(store.header.seed, key, array.row_shape) for key in keys])
-                drawn = padded(torch.from_numpy(noise), batch.size).to(compute.device)
-            latents = networks.encode(padded(torch.from_numpy(batch.inputs), batch.size).to(compute.device), drawn)
-            for row, values in zip(batch.items, latents.cpu().numpy(), strict=False):  # the padding falls off here
+                drawn = padded(on_device(noise, compute.device), own.size)
+            found = networks.encode(padded(on_device(pixels, compute.device), own.size), drawn)
+            yield own.items, [found[: len(own.items)].half()]  # the padding falls off here
+            work.progress.advance(len(own.items))
+
+    encoded = 0
+    with row_writer(store.path) as write:
+        for rows, (found,) in brought(latents()):
+            for row, values in zip(rows, found.numpy(), strict=True):
                 write(array, (row,), values)
-            encoded += len(batch.items)
-            work.progress.advance(len(batch.items))
+            encoded += len(rows)
     return encoded, bad
 
 
@@ -326,23 +378,28 @@ def cache_patch_tokens(work: Work, dino: NetworkName, folder: Path, rows: Sequen
     missing = missing_rows(array, rows)
     records = {record.id: record for record in work.dataset.images()}
     work.progress.start("DINOv2 tokens", len(missing), "images")
+
+    def picture(_: Pass[int], row: int) -> Image.Image:
+        image = records[store.images.ids[row]]
+        return decode(image, work.dataset.read(image))
+
+    at_once = work.compute.batch_size
     with row_writer(store.path) as write:
-        for batch in chunks(missing, work.compute.batch_size):
-            images = [records[store.images.ids[row]] for row in batch]
-            tokens = network.tokens([decode(image, work.dataset.read(image)) for image in images])
-            for row, own in zip(batch, tokens, strict=True):
-                write(array, (row,), own.numpy())
-            work.progress.advance(len(batch))
+        for own, pictures in loaded(_image_passes(missing, (), at_once), picture, at_once):
+            for row, tokens in zip(own.items, network.tokens(pictures), strict=True):
+                write(array, (row,), tokens.numpy())
+            work.progress.advance(len(own.items))
     return array
 
 
 @dataclass(frozen=True, slots=True)
 class MapStream:
     """Maps without a disk: the networks, loaded once, and what to make of a few images at a time. wanted: of the
-    diffusion model. others: other backbones, each with its networks."""
+    diffusion model, of which `noisy` hands out the noisy latents. others: other backbones, each with its networks."""
 
     work: Work
     networks: "DiffusionNetworks"
+    noisy: Noisy[int]
     told: Callable[[str, Sequence[int]], Tensor]
     wanted: tuple[MapKey, ...]
     others: tuple[tuple[FoundBackbone, Networks], ...]
@@ -355,17 +412,11 @@ class MapStream:
         groups = sharing_a_pass(self.wanted, self.request.told.differ_by_layer)
         total = len(rows) * (len(groups) * ensemble + len(self.others))
         progress.start("UNet passes" if self.wanted else "passes", total, "passes")
-        latents = store.latents()
-        stored = read_ahead(rows if groups else (), lambda row: latents.read((row,)), reads_ahead(store.path))
-        clean = {row: values.astype(np.float32) for row, values in stored}
-
-        def noisy(row: int, timestep: int, draw: int) -> NDArray[np.float16]:
-            return noisy_latent(store, clean[row], row, timestep, draw).astype(STORED_DTYPE)
-
         parts = [PlannedPasses(keys, tuple(rows)) for keys in groups]
+        kept = _leaving_as(self.request.stored)
         bad: list[ImageError] = []
         made = chain(
-            diffusion_maps(self.networks, parts, noisy, self.told, ensemble, work.compute, progress),
+            diffusion_maps(self.networks, parts, self.noisy, self.told, ensemble, work.compute, progress, kept),
             *(pixel_maps(found, networks, work, rows, bad) for found, networks in self.others),
         )
         encoding, ids = encoding_for(self.request.stored.value), store.images.ids

@@ -29,7 +29,7 @@ from featstore.pipeline.needed import (
 )
 from featstore.pipeline.opened import PromptChoice, open_asked, take_pairs
 from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
-from featstore.pipeline.plan import FoundBackbone, MapRequest, extractor_of, missing_latents, sharing_a_pass
+from featstore.pipeline.plan import FoundBackbone, MapRequest, Work, extractor_of, missing_latents, sharing_a_pass
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts
@@ -225,7 +225,7 @@ def cost_streamed(
     rows, category, image_bytes, working = _sizes(store, extractor, pairs, grid, found)
     encode = len(missing_latents(store, rows))
     passes = len(rows) * len(sharing_a_pass(grid.diffusion_maps, prompt.differ_by_layer)) * extractor.ensemble
-    maps = MapsCost(encode, 0, passes, encode * store.latents().row_bytes, encode, dict.fromkeys(found, len(rows)))
+    maps = MapsCost(encode, passes, encode * store.latents().row_bytes, encode, dict.fromkeys(found, len(rows)))
     return GridCost(len(rows), maps, category * image_bytes + working)
 
 
@@ -328,7 +328,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         _tell_cost(progress, cost, store)
         processes.wait()  # what it takes is counted before it is begun
     if config.stream and prompts is not None:
-        bad = make_latents(store, dataset, listed.rows, compute, progress)
+        bad = make_latents(Work(store, dataset, compute, progress), listed.rows)[1]
     else:  # what is made pair by pair is not kept
         kept = [key for key in tried.maps if prompts is not None or not is_diffusion(key[0])]
         made = require_maps(store, dataset, listed.rows, kept, request, progress)

@@ -25,7 +25,7 @@ from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
 from featstore.pipeline.defaults import model_for
-from featstore.pipeline.features import Batch, Made, diffusion_maps, passes
+from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
@@ -222,9 +222,10 @@ class Featurizer:
         parts = [PlannedPasses(keys, tuple(range(len(photos)))) for keys in sharing_a_pass(own, not prompt.shared)]
         embeddings = {layer: prompt.embedding(int(layer), *text) for layer in {part.keys[0][0] for part in parts}}
 
-        def noisy(index: int, timestep: int, draw: int) -> NDArray[np.float32]:
-            drawn = noise(self._seed, photos[index].key, timestep, draw, latents[index].shape)
-            return self.model.schedule.mix(latents[index], drawn, timestep)
+        def noisy(index: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float32]:
+            clean, key = latents[index], photos[index].key
+            drawn = [noise(self._seed, key, timestep, draw, clean.shape) for draw in draws]
+            return np.stack([self.model.schedule.mix(clean, own, timestep) for own in drawn])
 
         def told(layer: str, indices: Sequence[int]) -> Tensor:
             return embeddings[layer].expand(len(indices), -1, -1)
@@ -236,7 +237,7 @@ class Featurizer:
     def _encoded(self, photo: Photo) -> NDArray[np.float32]:
         """Latents (4, h, w)."""
         device, shape = self.compute.device, self.model.latent_shape(self.image_size)
-        pixels = torch.from_numpy(resize_to_square(photo.picture, self.image_size))[None].to(device)
+        pixels = on_device(resize_to_square(photo.picture, self.image_size)[None], device)
         drawn = None
         if self._latents is Latents.SAMPLE:
             drawn = torch.from_numpy(posterior_noise(self._seed, photo.key, shape))[None].to(device)
@@ -247,11 +248,12 @@ class Featurizer:
         family, (backbone, size) = family_of(layers[0]), self._backbone(layers[0])
         if family not in self._loaded:
             self._loaded[family] = backbone.load(self.compute, layers)
-        batches = (
-            Batch([row], resize_to_square(photo.picture, size)[None], 1, 1, True) for row, photo in enumerate(photos)
-        )
         keys = [(layer, None) for layer in layers]
-        return passes(self._loaded[family], keys, batches, None, self.compute.device, progress)
+        batches = (
+            (Pass([row], keys, (0,), 1, is_last=True), resize_to_square(photo.picture, size)[None])
+            for row, photo in enumerate(photos)
+        )
+        return passes(self._loaded[family], batches, None, self.compute.device, progress)
 
     def _backbone(self, layer: str) -> tuple[Backbone, int]:
         """Whose the layer is, and the side in pixels of the images that it is given."""

@@ -1,11 +1,11 @@
-"""Make whatever is missing between the images and the maps that somebody asks for: latents, noisy latents, maps."""
+"""Make whatever is missing between the images and the maps that somebody asks for: latents and maps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featstore.backbones.base import Asked, Compute, LayerShape, MapKey
+from featstore.backbones.base import Asked, LayerShape, MapKey
 from featstore.backbones.locate import locate
 from featstore.backbones.registry import is_diffusion, open_family, open_other, pixel_families
 from featstore.backbones.stable_diffusion import Model, open_model
@@ -15,19 +15,17 @@ from featstore.files import sweep_partial
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
-    NoisyRows,
     Work,
-    add_noise,
     check_noise,
     extractor_of,
     missing_latents,
     missing_maps,
-    missing_noisy,
+    noisy_latents,
     plan_maps,
 )
 from featstore.progress import Progress, Silent
 from featstore.prompts.base import Prompts
-from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path, noisy_path
+from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path
 from featstore.store.pack import unpack
 from featstore.store.row_file import row_bytes
 from featstore.store.store import Store
@@ -36,39 +34,29 @@ if TYPE_CHECKING:
     from featstore.pipeline.features import MapStream
 
 
-def fill(
-    work: Work, model: Model, noisy: Sequence[NoisyRows], rows: Sequence[int] = ()
-) -> tuple[int, int, list[ImageError]]:
-    """Make what is missing of latents and noisy latents; no network is loaded where nothing is.
+def make_latents(work: Work, rows: Sequence[int], model: Model | None = None) -> tuple[int, list[ImageError]]:
+    """Encode those images of `rows` whose latents are not cached; no network is loaded where none is.
 
     Args:
-        work: the store, and what it is filled from.
-        model: the one that the store was made with.
-        noisy: image rows, with a timestep and draws each.
-        rows: images whose latents alone are needed.
+        work: The store, and what it is filled from.
+        rows: Of the images.
+        model: The store's, where it is at hand already.
 
     Returns:
-        How many images were encoded, how many noisy latents were made, and what was wrong with images that could not be
-        read, which have neither.
+        How many images were encoded, and what was wrong with those that could not be read.
 
     Raises:
-        StoreError: where noisy latents that are there are not noise by the store's betas, or an image has changed.
-        DiskFullError: where the disk fills up.
+        ModelError: Where the model is out of reach.
+        StoreError: Where the model at hand is not the store's, or an image has changed.
+        DiskFullError: Where the disk fills up.
     """
-    store = work.store
-    for own, timestep, _ in noisy:
-        check_noise(store, own, [timestep])
-    sweep_partial(store.path, [LATENTS, *(noisy_path(timestep) for _, timestep, _ in noisy)])
-    everyone = sorted({*rows, *(row for own, _, _ in noisy for row in own)})
-    encoded, bad = 0, list[ImageError]()
-    if missing_latents(store, everyone):
-        # Only now: the model's libraries take longer to load than it takes to see that nothing is missing.
-        from featstore.pipeline.features import encode_images
+    sweep_partial(work.store.path, [LATENTS])
+    if not missing_latents(work.store, rows):
+        return 0, []
+    # Only now: the model's libraries take longer to load than it takes to see that nothing is missing.
+    from featstore.pipeline.features import encode_images
 
-        encoded, bad = encode_images(work, model, everyone)
-    broken = {store.images.row(error.image_id) for error in bad}
-    good = [([row for row in own if row not in broken], timestep, draws) for own, timestep, draws in noisy]
-    return encoded, add_noise(work, good), bad
+    return encode_images(work, model or model_of(work.store), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +115,7 @@ def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[Ma
     steps = {timestep for _, timestep in wanted if timestep is not None}
     check_noise(store, rows, steps)
     extractor = extractor_of(store, prompt, ensemble, work.compute, request.stored)
-    arrays = [LATENTS, *map(noisy_path, steps), *(map_path(extractor, *key) for key in wanted)]
-    sweep_partial(store.path, arrays)
+    sweep_partial(store.path, [map_path(extractor, *key) for key in wanted])
     parts = plan_maps(store, extractor, rows, wanted, prompt)
     if not parts:
         return MadeMaps(extractor)
@@ -136,7 +123,7 @@ def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[Ma
     from featstore.pipeline.features import extract_maps
 
     model = model_of(store)
-    encoded, _, bad = fill(work, model, [(part.rows, part.timestep, ensemble) for part in parts])
+    encoded, bad = make_latents(work, sorted({row for part in parts for row in part.rows}), model)
     broken = {store.images.row(error.image_id) for error in bad}
     parts = [replace(part, rows=tuple(row for row in part.rows if row not in broken)) for part in parts]
     parts = [part for part in parts if part.rows]
@@ -234,31 +221,21 @@ def open_stream(
     from featstore.pipeline.features import MapStream, told_of
 
     own = tuple(key for key in wanted if is_diffusion(key[0]))
-    store.header.schedule.check_timesteps(timestep for _, timestep in own if timestep is not None)
+    noisy = noisy_latents(store, {timestep for _, timestep in own if timestep is not None})
     compute = request.compute
     networks = model_of(store).load(compute, [layer for layer, _ in own] or ["1"])
     found = find_backbones(store, [layer for layer, _ in wanted], request)
     others = tuple((one, one.backbone.load(compute, [*one.shapes])) for one in found.values())
     told = told_of(store, networks, request.told, categories)
-    return MapStream(Work(store, dataset, compute, Silent()), networks, told, own, others, request)
-
-
-def make_latents(
-    store: Store, dataset: Dataset, rows: Sequence[int], compute: Compute, progress: Progress
-) -> tuple[ImageError, ...]:
-    """Encode those images of `rows` whose latents are not cached; returns those that could not be read."""
-    if not missing_latents(store, rows):
-        return ()
-    return tuple(fill(Work(store, dataset, compute, progress), model_of(store), [], rows)[2])
+    return MapStream(Work(store, dataset, compute, Silent()), networks, noisy, told, own, others, request)
 
 
 @dataclass(frozen=True, slots=True)
 class MapsCost:
-    """What making maps would take: images to encode (VAE passes), noisy latents to make, UNet passes, passes of other
-    backbones by family, bytes and files to write."""
+    """What making maps would take: images to encode (VAE passes), UNet passes, passes of other backbones by family,
+    bytes and files to write."""
 
     encode: int
-    noise: int
     passes: int
     bytes_to_write: int
     files_to_write: int
@@ -284,19 +261,16 @@ def estimate_maps(
         files += others[family] * len(one.shapes)
     parts = plan_maps(store, extractor, rows, wanted, prompt)
     if not parts:
-        return MapsCost(0, 0, 0, size, files, others)
-    model, ensemble = model_of(store), extractor.ensemble
+        return MapsCost(0, 0, size, files, others)
+    model = model_of(store)
     encode = len(missing_latents(store, sorted({row for part in parts for row in part.rows})))
-    noise = {
-        (part.timestep, *place) for part in parts for place in missing_noisy(store, part.rows, part.timestep, ensemble)
-    }
     for part in parts:
         shapes = [model.shape(layer, store.header.image_size).map for layer, _ in part.keys]
         size += len(part.rows) * sum(row_bytes(extractor.stored.value, shape) for shape in shapes)
         files += len(part.rows) * len(shapes)
-    size += (encode + len(noise)) * store.latents().row_bytes
-    passes = sum(len(part.rows) for part in parts) * ensemble
-    return MapsCost(encode, len(noise), passes, size, encode + len(noise) + files, others)
+    size += encode * store.latents().row_bytes
+    passes = sum(len(part.rows) for part in parts) * extractor.ensemble
+    return MapsCost(encode, passes, size, encode + files, others)
 
 
 def model_of(store: Store) -> Model:

@@ -1,10 +1,14 @@
 """What a store lacks of latents, noisy latents and maps; and noise, which is added to the cached latents at each
-timestep, kept, and held against the store's betas. No network is run, and no model library is loaded."""
+timestep where it is needed or kept, and held against the store's betas. No network is run, and no model library is
+loaded."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from functools import cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +17,7 @@ from featstore.backbones.base import Asked, Backbone, Compute, LayerShape, MapKe
 from featstore.backbones.noise import noise
 from featstore.datasets.records import Dataset
 from featstore.errors import StoreError
+from featstore.files import sweep_partial
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.care import BadRow, Verification
@@ -29,6 +34,7 @@ from featstore.store.keys import (
 )
 from featstore.store.pack import unpack
 from featstore.store.rows import Row, RowArray, reads_ahead, row_writer
+from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from matcher.maps import read_ahead
 
@@ -148,42 +154,71 @@ def plan_maps(
     ]
 
 
-NoisyRows = tuple[Sequence[int], int, int]
-"""Image rows, a timestep, and how many draws each of noise."""
+Noisy = Callable[[Item, int, Sequence[int]], NDArray[Any]]
+"""The noisy latents (draws, c, h, w) of an item at a timestep, of some draws; may be called in any thread."""
 
 
-def add_noise(work: Work, noisy: Sequence[NoisyRows]) -> int:
-    """Noisy latents of images whose latents are cached: how many were made. The noise of a draw depends on (seed, image
-    key, timestep, draw) alone."""
-    store, progress = work.store, work.progress
-    missing: dict[int, set[Row]] = defaultdict(set)
-    for rows, timestep, draws in noisy:
-        for place in missing_noisy(store, rows, timestep, draws):
-            missing[timestep].add(place)
-    if not missing:
-        return 0
-    total = sum(map(len, missing.values()))
-    unpack(store, [*map(noisy_path, missing)], progress)
+def noisy_latents(store: Store, timesteps: Iterable[int]) -> Noisy[int]:
+    """What hands out noisy latents of image rows whose latents are cached, as `cache build` keeps them, float16: read
+    where they were there when this was called, else derived, which is bit for bit the same. Nothing is written.
+
+    Args:
+        store: Whose images they are of.
+        timesteps: For which it is asked.
+
+    Raises:
+        StoreError: Where those that are there are not noise by the store's betas.
+        ModelError: For a timestep that the model does not have.
+    """
+    steps = [*timesteps]
+    check_noise(store, (), steps)
     latents = store.latents()
-    progress.start("adding noise", total, "latents")
-    with row_writer(store.path) as write:
-        for timestep, places in missing.items():
-            array = store.require_noisy(timestep, max(draws for _, step, draws in noisy if step == timestep))
-            wanted: dict[int, list[int]] = {}
-            for row, draw in sorted(places):
-                wanted.setdefault(row, []).append(draw)
-            for row, stored in read_ahead(wanted, lambda row: latents.read((row,)), reads_ahead(store.path)):
-                clean = stored.astype(np.float32)
-                for draw in wanted[row]:
-                    write(array, (row, draw), noisy_latent(store, clean, row, timestep, draw))
-                    progress.advance()
-    return total
+    kept = {step: (array, array.present()) for step in steps if (array := store.noisy(step)) is not None}
+
+    def load(row: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float16]:
+        clean = cache(lambda: latents.read((row,)).astype(np.float32))
+
+        def of_draw(draw: int) -> NDArray[np.float16]:
+            if timestep in kept:
+                array, present = kept[timestep]
+                if draw < present.shape[1] and present[row, draw]:
+                    return array.read((row, draw))
+            return noisy_latent(store, clean(), row, timestep, draw).astype(STORED_DTYPE)
+
+        return np.stack([*map(of_draw, draws)])
+
+    return load
 
 
 def noisy_latent(store: Store, clean: NDArray[np.float32], row: int, timestep: int, draw: int) -> NDArray[np.float32]:
-    """One draw of an image's noisy latents, (4, h, w), of its clean ones."""
+    """One draw of an image's noisy latents, (c, h, w), of its clean ones. The noise depends on (seed, image key,
+    timestep, draw) alone."""
     drawn = noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)
     return store.header.schedule.mix(clean, drawn, timestep)
+
+
+def keep_noise(work: Work, noisy: Noisy[int], rows: Sequence[int], timesteps: Sequence[int], draws: int) -> int:
+    """Keep what `noisy_latents` hands out of images whose latents are cached, draws 0..draws-1: how many were made."""
+    store, progress = work.store, work.progress
+    sweep_partial(store.path, map(noisy_path, timesteps))
+    wanted = {step: missing for step in timesteps if (missing := missing_noisy(store, rows, step, draws))}
+    total = sum(map(len, wanted.values()))
+    if total == 0:
+        return 0
+    unpack(store, [*map(noisy_path, wanted)], progress)
+    progress.start("adding noise", total, "latents")
+    arrays = {step: store.require_noisy(step, draws) for step in wanted}
+    places = [
+        (row, step, [draw for _, draw in own])
+        for step, missing in wanted.items()
+        for row, own in groupby(missing, itemgetter(0))
+    ]
+    with row_writer(store.path) as write:
+        for (row, step, own), made in read_ahead(places, lambda place: noisy(*place), reads_ahead(store.path)):
+            for draw, values in zip(own, made, strict=True):
+                write(arrays[step], (row, draw), values)
+                progress.advance()
+    return total
 
 
 def check_noise(store: Store, rows: Sequence[int], timesteps: Iterable[int]) -> None:

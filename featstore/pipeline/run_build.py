@@ -188,7 +188,7 @@ class AskedMaps:
 
 
 def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsReport:
-    """Run the UNet as far as each layer and keep its feature maps; latents and noise are made where they lack.
+    """Run the UNet as far as each layer and keep its feature maps; latents are made where they lack.
 
     Args:
         config: Which maps, of which images.
@@ -240,8 +240,7 @@ def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -
         tell_shapes(progress, one.shapes.values())
     others = "".join(f", {total[f'{name}_passes']} {_NAMES.get(name, name)} passes" for name in found)
     progress.tell(
-        f"{len(asked.rows)} images: {total['encode']} to encode (VAE passes), {total['noise']} noisy latents to make, "
-        f"{total['passes']} UNet passes{others}"
+        f"{len(asked.rows)} images: {total['encode']} to encode (VAE passes), {total['passes']} UNet passes{others}"
     )
     progress.tell(f"{human_bytes(total['bytes_to_write'])} in {total['files_to_write']} files to write")
     tell_disk(progress, store.path, total["bytes_to_write"])

@@ -335,30 +335,31 @@ REQUESTS = 8
 AHEAD_BYTES = 256 * 2**20
 """Of rows that are read ahead, at most; two images are always."""
 
+BEHIND_BYTES = 256 * 2**20
+"""Of rows that wait to be written, at most, and one row more."""
+
 WriteRow = Callable[[RowArray, Row, NDArray[Any]], None]
 """Writes a row of an array, see `RowArray.write`; where it is behind, errors come up later."""
 
 
-def reads_ahead(store: StoreLocation) -> int:
-    """How many reads of small rows run ahead of what is computed; none on a local disk, which is faster than that."""
-    return 0 if isinstance(store, Path) else REQUESTS
+def reads_ahead(store: StoreLocation) -> int:  # noqa: ARG001
+    """How many reads of small rows run ahead of what is computed."""
+    return REQUESTS
 
 
 @contextmanager
-def row_writer(store: StoreLocation) -> Iterator[WriteRow]:
-    """Writes rows: at once on a local disk, else in threads, a few at a time. When it ends all are written, or what one
-    of them raised is raised. Rows that were handed over must not be changed any more."""
-    if isinstance(store, Path):
-        yield RowArray.write
-        return
+def row_writer(store: StoreLocation) -> Iterator[WriteRow]:  # noqa: ARG001
+    """Writes rows in threads, a few at a time. When it ends all are written, or what one of them raised is raised; that
+    comes up with the next row at the latest. Rows that were handed over must not be changed any more. `BEHIND_BYTES` of
+    them wait at most."""
     with ThreadPoolExecutor(REQUESTS, thread_name_prefix="write-behind") as writers:
-        under_way: deque[Future[None]] = deque()
+        under_way: deque[tuple[Future[None], int]] = deque()
 
         def write(array: RowArray, row: Row, values: NDArray[Any]) -> None:
-            while len(under_way) >= 2 * REQUESTS:
-                under_way.popleft().result()
-            under_way.append(writers.submit(array.write, row, values))
+            while under_way and (under_way[0][0].done() or sum(size for _, size in under_way) > BEHIND_BYTES):
+                under_way.popleft()[0].result()
+            under_way.append((writers.submit(array.write, row, values), values.nbytes))
 
         yield write
-        for written in under_way:
+        for written, _ in under_way:
             written.result()

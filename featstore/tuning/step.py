@@ -53,7 +53,7 @@ LoadNoisy = Callable[[str, int, int], NDArray[Any]]
 
 
 class NoiseAhead:
-    """A `LoadNoisy` on object storage, read in threads before it is asked: the next step's while this one is computed.
+    """A `LoadNoisy` that is asked in threads before its latents are needed: the next step's while this one is computed.
 
     Args:
         load: What is asked.
@@ -66,7 +66,7 @@ class NoiseAhead:
         self._under_way: dict[tuple[str, int, int], Future[NDArray[Any]]] = {}
 
     def expect(self, images: Iterable[str], step: int) -> None:
-        """Begin to read what will be asked for at a step. What was read for steps before the last is let go."""
+        """Begin to make what will be asked for at a step. What was made for steps before the last is let go."""
         self._under_way = {key: read for key, read in self._under_way.items() if key[2] >= step - 1}
         for image in dict.fromkeys(images):
             for timestep in self._timesteps:

@@ -1,5 +1,5 @@
-"""`train`: prompts learned from a store, and nothing else. Latents, noisy latents and (cpm) patch tokens that lack are
-made first; steps call no VAE."""
+"""`train`: prompts learned from a store, and nothing else. Latents and (cpm) patch tokens that lack are made first; no
+step calls the VAE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ from featstore.parsing import to_json
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, dataset_of
 from featstore.pipeline.distributed import join_processes
-from featstore.pipeline.features import cache_patch_tokens, noisy_of
-from featstore.pipeline.needed import fill, model_of
+from featstore.pipeline.features import cache_patch_tokens
+from featstore.pipeline.needed import make_latents, model_of
 from featstore.pipeline.pairs import (
     choose_held_out,
     choose_pairs,
@@ -32,7 +32,7 @@ from featstore.pipeline.pairs import (
     note_oddities,
     spell_list,
 )
-from featstore.pipeline.plan import NoisyRows, Work, noisy_latent
+from featstore.pipeline.plan import Noisy, Work, noisy_latent, noisy_latents
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
 from featstore.prompts.text import frame
@@ -47,7 +47,7 @@ from matcher.errors import InputError
 from matcher.pairs import MatchingPair
 
 KEPT_VALIDATION_LATENTS = 2048
-"""Kept in memory where the store is on object storage: 150 MB of SD 2-1's."""
+"""Noisy ones that are kept in memory, as every validation takes the same: 150 MB of SD 2-1's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,10 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
     )
     dino = locate_dino(config.dino, model.location) if settings.mode.rules.of_pairs else None
+    cached = settings.timesteps if settings.noise is Noise.CACHED else ()
+    noisy = noisy_latents(store, {*settings.validation_timesteps, *cached})
     with processes.main_first():  # one makes what all read
-        work = Work(store, dataset, compute, progress)
-        tokens = _fill_caches(work, model, framed, framed_held_out, settings, dino)
+        tokens = _fill_caches(Work(store, dataset, compute, progress), model, [*framed, *framed_held_out], dino)
     networks = _open_networks(model, settings, config, compute)
     header = store.header
     training = {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()}
@@ -128,10 +129,10 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         settings,
         networks,
         _first_prompts(settings, framed, networks, store, tokens),
-        _training_noise(store, settings),
+        _training_noise(store, settings, noisy),
         framed,
         framed_held_out,
-        _validation_noise(store),
+        lru_cache(KEPT_VALIDATION_LATENTS)(_cached_noise(store, noisy, 1, 0)),
         LearnedPrompts(*trained, made_for, None if dino is None else dino[0], training, {}),
     )
     listed = describe_list("trn", framed)
@@ -176,14 +177,9 @@ def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -
 
 
 def _fill_caches(
-    work: Work,
-    model: Model,
-    pairs: Sequence[MatchingPair],
-    validation: Sequence[MatchingPair],
-    settings: TuningSettings,
-    dino: tuple[NetworkName, Path] | None,
+    work: Work, model: Model, pairs: Sequence[MatchingPair], dino: tuple[NetworkName, Path] | None
 ) -> RowArray | None:
-    """Make the latents, noisy latents and (cpm) patch tokens that training and validation read; one process does.
+    """Make the latents and (cpm) patch tokens that training on pairs and validation read; one process does.
 
     Returns:
         The patch tokens.
@@ -192,17 +188,11 @@ def _fill_caches(
         ImageError: Of the first image that cannot be read.
         DiskFullError: The disk fills up.
     """
-    rows, validation_rows = (
-        sorted({work.store.images.row(image) for pair in part for image in (pair.source, pair.target)})
-        for part in (pairs, validation)
-    )
-    noisy: list[NoisyRows] = [(validation_rows, step, 1) for step in settings.validation_timesteps]
-    if settings.noise is Noise.CACHED:
-        noisy += [(rows, step, settings.draws) for step in settings.timesteps]
-    bad = fill(work, model, noisy, rows)[2]
+    rows = sorted({work.store.images.row(image) for pair in pairs for image in (pair.source, pair.target)})
+    bad = make_latents(work, rows, model)[1]
     if bad:
         raise bad[0]
-    return None if dino is None else cache_patch_tokens(work, *dino, sorted({*rows, *validation_rows}))
+    return None if dino is None else cache_patch_tokens(work, *dino, rows)
 
 
 def _open_networks(model: Model, settings: TuningSettings, config: TrainConfig, compute: Compute) -> Networks:
@@ -231,10 +221,10 @@ FRESH = 1_000_000
 """Draws from this number on are never cached: `--noise fresh` takes one per step."""
 
 
-def _training_noise(store: Store, settings: TuningSettings) -> LoadNoisy:
+def _training_noise(store: Store, settings: TuningSettings, noisy: Noisy[int]) -> NoiseAhead:
     cached = settings.noise is Noise.CACHED
-    load = _cached_noise(store, settings.draws, settings.seed) if cached else _fresh_noise(store)
-    return load if isinstance(store.path, Path) else NoiseAhead(load, settings.timesteps)
+    load = _cached_noise(store, noisy, settings.draws, settings.seed) if cached else _fresh_noise(store)
+    return NoiseAhead(load, settings.timesteps)
 
 
 def _fresh_noise(store: Store) -> LoadNoisy:
@@ -248,18 +238,12 @@ def _fresh_noise(store: Store) -> LoadNoisy:
     return load
 
 
-def _cached_noise(store: Store, draws: int, seed: int) -> LoadNoisy:
-    """One of the store's draws of each image and step."""
-    read = noisy_of(store)
+def _cached_noise(store: Store, noisy: Noisy[int], draws: int, seed: int) -> LoadNoisy:
+    """One of so many draws for each image and step, of those that a store keeps."""
 
     def load(image: str, timestep: int, step: int) -> NDArray[Any]:
         draw = int(generator(f"draw|{seed}|{image}|{step}").integers(draws))
-        return read(store.images.row(image), timestep, draw)
+        found: NDArray[Any] = noisy(store.images.row(image), timestep, [draw])[0]
+        return found
 
     return load
-
-
-def _validation_noise(store: Store) -> LoadNoisy:
-    load = _cached_noise(store, 1, 0)
-    # a validation reads what the last one read: from far away once is enough
-    return load if isinstance(store.path, Path) else lru_cache(KEPT_VALIDATION_LATENTS)(load)

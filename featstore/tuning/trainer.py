@@ -39,10 +39,12 @@ class Problem(Learner):
     Args:
         pairs: To learn from, in the resized frame.
         validation: To validate on; none where the data set has no such split.
+        noisy: The noisy latents of steps, made ahead of them.
         validation_noisy: The noisy latents of validations.
         description: Of the prompts, but for what they hold.
     """
 
+    noisy: NoiseAhead
     pairs: Sequence[MatchingPair]
     validation: Sequence[MatchingPair]
     validation_noisy: LoadNoisy
@@ -149,11 +151,10 @@ def _open_state(problem: Problem) -> "TrainingState":
 
 
 def _expect(problem: Problem, sampler: RandomPairs, step: int, processes: Processes) -> None:
-    """Have this step's and the next one's noisy latents read meanwhile, where they are read ahead."""
-    if isinstance(problem.noisy, NoiseAhead):
-        for coming in (step, step + 1):
-            pairs = processes.block([problem.pairs[index] for index in sampler.batch(coming)])
-            problem.noisy.expect((image for pair in pairs for image in (pair.source, pair.target)), coming)
+    """Have this step's and the next one's noisy latents made meanwhile."""
+    for coming in (step, step + 1):
+        pairs = processes.block([problem.pairs[index] for index in sampler.batch(coming)])
+        problem.noisy.expect((image for pair in pairs for image in (pair.source, pair.target)), coming)
 
 
 def _step(

@@ -119,6 +119,54 @@ def test_a_store_of_other_noise_is_refused_and_made_anew(run: Run, store: Path, 
     assert _scores(run) == expected
 
 
+COMPARED = (
+    ("eval", "--layers", "2,3", "--t", "261,50", "--ensemble", "3", "--batch-size", "4", "--json", "out.json"),
+    ("grid", "--layers", "2,3", "--t", "50,261", "--ensemble", "2", "--batch-size", "4", "--json", "out.json"),
+    (
+        *(
+            "train",
+            "--mode",
+            "class",
+            "--layers",
+            "2,3",
+            "--t",
+            "261,50",
+            "--length",
+            "4",
+            "--steps",
+            "3",
+            "--batch",
+            "2",
+        ),
+        *("--draws", "2", "--val-every", "2", "--val-pairs", "4", "--name", "r", "--json", "out.json"),
+    ),
+)
+
+
+@pytest.mark.parametrize("command", COMPARED, ids=lambda command: command[0])
+def test_the_same_comes_out_with_and_without_kept_noise(run: Run, store: Path, command: tuple[str, ...]) -> None:
+    """All that is needed, some of it, and none; and no command keeps noise but `cache build`."""
+    assert run("cache", "build", "--t", "50,261", "--ensemble", "3", "--batch-size", "4").exit_code == 0
+    some, found = {"c.1.0.0.0.0", "c.2.1.0.0.0", "c.6.2.0.0.0"}, list[Any]()
+    for left in (None, some, set[str]()):
+        shutil.copytree(store, "kept.zarr")
+        for file in (store / "noisy").glob("t*/c.*"):
+            if left is not None and file.name not in left:
+                file.unlink()
+        before = sorted((store / "noisy").rglob("c.*"))
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+        assert sorted((store / "noisy").rglob("c.*")) == before
+        own = json.loads(Path("out.json").read_text())
+        found.append({name: value for name, value in own.items() if name not in ("created", "seconds")})
+        if command[0] == "train":
+            found[-1] |= {"prompts": Path("runs/r/prompts.safetensors").read_bytes()}
+        shutil.rmtree("runs", ignore_errors=True)
+        shutil.rmtree(store)
+        Path("kept.zarr").rename(store)
+    assert found[0] == found[1] == found[2]
+
+
 def test_one_row_of_other_noise_is_found_by_verify(run: Run, store: Path) -> None:
     before = (store / "noisy" / "t0050" / "c.3.0.0.0.0").read_bytes()
     _spoil(store, 50, _euler, range(3, 4))

@@ -29,6 +29,31 @@ def test_how_far(ahead: int) -> None:
     assert sorted(loaded) == list(range(ahead + 1))
 
 
+def test_what_is_not_needed_any_more_is_not_loaded() -> None:
+    """After an error, and where nobody takes what comes: threads end what they have begun, and no more."""
+    begun, go = [], threading.Event()
+
+    def load(key: int) -> float:
+        begun.append(key)
+        if key:
+            assert go.wait(timeout=300)
+        return 1 / key
+
+    values = read_ahead(range(100), load, 50)
+    threading.Timer(0.2, go.set).start()
+    with pytest.raises(ZeroDivisionError):
+        next(values)
+    assert len(begun) < 50
+    begun.clear()
+    values = read_ahead(range(1, 100), load, 50)
+    next(values)
+    go.clear()
+    threading.Timer(0.2, go.set).start()
+    values.close()
+    assert len(begun) < 50
+    assert not [own for own in threading.enumerate() if own.name.startswith("read-ahead")]
+
+
 def test_not_at_all() -> None:
     """Nothing is loaded before it is asked for, and in no other thread."""
     threads = []

@@ -51,7 +51,7 @@ def test_latents_are_the_vaes(dataset: Dataset, model: Model, request_: BuildReq
     vae = AutoencoderKL.from_pretrained(model.location.folder, subfolder="vae", dtype=torch.float32)
     for record in dataset.images():
         row = store.images.row(record.id)
-        pixels = torch.from_numpy(resize_to_square(decode(record, dataset.read(record)), 64))[None]
+        pixels = torch.from_numpy(resize_to_square(decode(record, dataset.read(record)), 64))[None] / 127.5 - 1
         with torch.no_grad():
             posterior = vae.encode(pixels).latent_dist
         drawn = torch.from_numpy(posterior_noise(11, store.images.keys[row], (4, 16, 16)))

@@ -417,14 +417,13 @@ def costs(built: Built, store: Store, grid: Grid = GRID, ensemble: int = DRAWS) 
 
 
 def test_what_a_grid_costs_where_no_map_is_there(built: Built, tmp_path: Path) -> None:
-    """7 images, 2 timesteps of 2 draws; the first draw's noisy latents are there."""
+    """7 images, 2 timesteps of 2 draws; noise is derived."""
     store = built.copied(tmp_path)
     kept, memory = costs(built, store)
     assert (kept.images, memory.images) == (7, 7)
-    noisy = 7 * 2 * (LATENT_BYTES + CHECKSUM)
     maps = 7 * 2 * (MAP_BYTES[2] + CHECKSUM + MAP_BYTES[3] + CHECKSUM)
-    assert kept.maps == MapsCost(0, 14, 28, noisy + maps, 14 + 28)
-    assert memory.maps == MapsCost(0, 0, 28, 0, 0)
+    assert kept.maps == MapsCost(0, 28, maps, 28)
+    assert memory.maps == MapsCost(0, 28, 0, 0)
 
 
 def test_layers_that_share_a_timestep_share_its_passes(built: Built, tmp_path: Path) -> None:
@@ -432,25 +431,24 @@ def test_layers_that_share_a_timestep_share_its_passes(built: Built, tmp_path: P
     store = built.copied(tmp_path)
     grid = Grid(one_layer_each({"2": (50, 261, 400), "3": (261,)}, SETTINGS), ("nn",), (0.1,))
     kept, memory = costs(built, store, grid, ensemble=1)
-    noisy = 7 * (LATENT_BYTES + CHECKSUM)  # at 400
     maps = 7 * (3 * (MAP_BYTES[2] + CHECKSUM) + MAP_BYTES[3] + CHECKSUM)
-    assert kept.maps == MapsCost(0, 7, 21, noisy + maps, 7 + 28)
-    assert memory.maps == MapsCost(0, 0, 21, 0, 0)
+    assert kept.maps == MapsCost(0, 21, maps, 28)
+    assert memory.maps == MapsCost(0, 21, 0, 0)
 
 
 def test_what_is_cached_costs_nothing(built: Built, tmp_path: Path) -> None:
     """But in memory all is made again."""
     store = built.copied(tmp_path, "maps.zarr")
     kept, memory = costs(built, store)
-    assert kept.maps == MapsCost(0, 0, 0, 0, 0)
-    assert memory.maps == MapsCost(0, 0, 28, 0, 0)
+    assert kept.maps == MapsCost(0, 0, 0, 0)
+    assert memory.maps == MapsCost(0, 28, 0, 0)
     for layer, row in ((2, 1), (3, 4)):
         array = store.maps(extractor_for(store), layer, 261)
         assert array is not None
         array.delete((row,))
     kept, _ = costs(built, store)
     # a pass taps both layers for both rows
-    assert (kept.maps.passes, kept.maps.noise) == (2 * DRAWS, 0)
+    assert kept.maps.passes == 2 * DRAWS
 
 
 def test_lost_latents_are_encoded_again(built: Built, tmp_path: Path) -> None:
@@ -459,7 +457,7 @@ def test_lost_latents_are_encoded_again(built: Built, tmp_path: Path) -> None:
         store.latents().delete((row,))
     kept, memory = costs(built, store)
     assert kept.maps.encode == 2
-    assert memory.maps == MapsCost(2, 0, 28, 2 * (LATENT_BYTES + CHECKSUM), 2)
+    assert memory.maps == MapsCost(2, 28, 2 * (LATENT_BYTES + CHECKSUM), 2)
 
 
 def test_the_cost_is_what_is_written(built: Built, tmp_path: Path) -> None:
