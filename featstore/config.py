@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING as REQUIRED
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
@@ -185,8 +185,9 @@ DinoSize = Annotated[
 ]
 Ensemble = Annotated[Positive, Setting("Noise draws whose features are averaged.")]
 Device = Annotated[str, Setting("auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
-Stored = Annotated[
-    Literal["float16", "int8"], Setting("Precision that maps are kept in: float16, or int8 on half the disk.")
+Encoding = Annotated[
+    Literal["raw", "bitround4", "bitround3"],
+    Setting("How maps are kept: as they are, or rounded to 4 or 3 bits behind the point, on 0.59 or 0.51 of the disk."),
 ]
 Part = Annotated[
     str | None,
@@ -272,7 +273,7 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     timesteps: Timesteps = None
     ensemble: Ensemble = ENSEMBLE
     split: str | None = option("Only images of a split.", "all", default=None)
-    stored: Stored = "float16"
+    encoding: Encoding = "raw"
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
@@ -328,7 +329,7 @@ class EvalConfig(PromptConfig, ComputeConfig):
         "Your own maps: safetensors '<image id>|<layer>', (C, h, w).", default=None, metavar="FILE"
     )
     size: Positive | None = option("With --features: side in pixels of the images they were made from.", default=None)
-    stored: Stored = "float16"
+    encoding: Encoding = "raw"
     skip_bad: SkipBad = False
     out: Place | None = option(
         "Folder that keeps settings, predictions and results, for score and compare.",
@@ -382,7 +383,7 @@ class GridConfig(PromptConfig, ComputeConfig):
     ensemble: Ensemble = ENSEMBLE
     stream: bool = option("Keep maps in memory only, a category at a time: nothing large is written.", default=False)
     out: Place = option("Folder for the report, its tables and pictures.", default=Path("grid"), metavar="DIR")
-    stored: Stored = "float16"
+    encoding: Encoding = "raw"
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
@@ -543,9 +544,12 @@ class PruneConfig(StoreConfig):
         str | None, Setting("Arrays whose newest row is older than this, e.g. 12h, 30d, 2w.", metavar="AGE")
     ] = None
     noisy: Annotated[bool, Setting("Noisy latents instead of maps.")] = False
+    gone: Annotated[bool, Setting("The rows of images that changed or are no longer in the data set.")] = False
 
     def __post_init__(self) -> None:
         check_names(self.layers or ())
+        if self.gone and replace(self, gone=False) != PruneConfig(store=self.store):
+            raise InputError("--gone goes alone: it takes all rows of images that are gone.")
         if self.noisy and (self.prompt, self.extractor, self.layers) != (None, None, None):
             raise InputError("--noisy goes with --t and --older-than: they have no prompt, extractor or layer.")
 

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from featstore.store.store import Store
 
 
-def check_kept(stored: str, what: str) -> None:
+RAW = "raw"
+
+
+def check_kept(encoding: str, what: str) -> None:
     """Raise `InputError` where maps are to be kept otherwise than usual that are not kept at all."""
-    if stored != "float16":
-        raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
+    if encoding != RAW:
+        raise InputError(f"--encoding is for maps that are kept, which those of {what} are not: leave it out.")
 
 
 def choose_compute(device: str, dtype: str, batch_size: int) -> Compute:

@@ -29,7 +29,7 @@ from featstore.pipeline.pairs import (
 )
 from featstore.pipeline.results import Evaluation, Scoring, tabulated
 from featstore.progress import Progress, Silent, tell_shapes
-from featstore.store.keys import absolute
+from featstore.store.objects import absolute
 from featstore.store.source import StoredMaps, open_features
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, find_readouts
 from matcher.errors import InputError
@@ -125,7 +125,7 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     given = [*given_options(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
     if given:
         raise InputError(f"{given[0]} goes with a store, not with features from a file.")
-    check_kept(config.stored, "features from a file")
+    check_kept(config.encoding, "features from a file")
     if config.dataset is None or config.size is None:
         raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
     if config.layers is None:

@@ -22,7 +22,6 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError, StoreError
-from featstore.files import sweep_partial
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
@@ -37,8 +36,7 @@ from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, map_path
 from featstore.store.pack import unpack
-from featstore.store.row_file import RowEncoding, encoding_for
-from featstore.store.rows import RowArray, reads_ahead, row_writer
+from featstore.store.rows import ENCODINGS, REQUESTS, RowArray, is_finite, row_writer
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from matcher.configuration import LayerSpec
@@ -264,14 +262,14 @@ def extract_maps(
     unpack(store, [map_path(extractor, *key) for part in parts for key in part.keys], work.progress)
     told = told_of(store, networks, prompt, {store.images.categories[row] for part in parts for row in part.rows})
     work.progress.start("UNet passes", sum(len(part.rows) for part in parts) * ensemble, "passes")
-    noisy, ahead = noisy_of(store), reads_ahead(store.path)
+    noisy, ahead = noisy_of(store), REQUESTS
     keep(store, extractor, diffusion_maps(networks, parts, noisy, told, ensemble, work.compute, work.progress, ahead))
 
 
 def keep(store: Store, extractor: AnyExtractor, maps: Iterable[Made[int]]) -> None:
     """Write maps of image rows under an extractor's name."""
     arrays: dict[MapKey, RowArray] = {}
-    with row_writer(store.path) as write:
+    with row_writer() as write:
         for row, key, features in maps:
             if key not in arrays:
                 channels, height, width = features.shape
@@ -294,7 +292,7 @@ def encode_images(work: Work, model: Model, rows: Sequence[int]) -> tuple[int, l
     networks = model.load(compute)
     work.progress.start("encoding images (VAE)", len(missing), "images")
     encoded, bad = 0, list[ImageError]()
-    with row_writer(store.path) as write:
+    with row_writer() as write:
         for batch in pixel_batches(work, missing, store.header.image_size, bad):
             drawn = None
             if store.header.latents is Latents.SAMPLE:
@@ -316,7 +314,7 @@ def cache_patch_tokens(work: Work, dino: NetworkName, folder: Path, rows: Sequen
     Raises `StoreError` where the store has those of another DINOv2, `ImageError` for an image that cannot be read.
     """
     store = work.store
-    sweep_partial(store.path, [PATCH_TOKENS])
+    store.objects.sweep([PATCH_TOKENS])
     known = store.patch_tokens(dino)
     if known is not None and not missing_rows(known, rows):
         return known
@@ -326,7 +324,7 @@ def cache_patch_tokens(work: Work, dino: NetworkName, folder: Path, rows: Sequen
     missing = missing_rows(array, rows)
     records = {record.id: record for record in work.dataset.images()}
     work.progress.start("DINOv2 tokens", len(missing), "images")
-    with row_writer(store.path) as write:
+    with row_writer() as write:
         for batch in chunks(missing, work.compute.batch_size):
             images = [records[store.images.ids[row]] for row in batch]
             tokens = network.tokens([decode(image, work.dataset.read(image)) for image in images])
@@ -356,7 +354,7 @@ class MapStream:
         total = len(rows) * (len(groups) * ensemble + len(self.others))
         progress.start("UNet passes" if self.wanted else "passes", total, "passes")
         latents = store.latents()
-        stored = read_ahead(rows if groups else (), lambda row: latents.read((row,)), reads_ahead(store.path))
+        stored = read_ahead(rows if groups else (), lambda row: latents.read((row,)), REQUESTS)
         clean = {row: values.astype(np.float32) for row, values in stored}
 
         def noisy(row: int, timestep: int, draw: int) -> NDArray[np.float16]:
@@ -368,11 +366,11 @@ class MapStream:
             diffusion_maps(self.networks, parts, noisy, self.told, ensemble, work.compute, progress),
             *(pixel_maps(found, networks, work, rows, bad) for found, networks in self.others),
         )
-        encoding, ids = encoding_for(self.request.stored.value), store.images.ids
-        maps = {(ids[row], *key): encoding.encode(features.numpy()) for row, key, features in made}
+        encoding, ids = ENCODINGS[self.request.encoding], store.images.ids
+        maps = {(ids[row], *key): encoding.round(features.numpy()) for row, key, features in made}
         if bad:
             raise bad[0]
-        return EncodedMaps(encoding, maps)
+        return EncodedMaps(maps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,17 +378,15 @@ class EncodedMaps:
     """Maps in memory (a `matcher.maps.MapSource`), as they would lie on the disk, keyed by (image id, layer name,
     timestep)."""
 
-    encoding: RowEncoding
     rows: Mapping[tuple[str, str, int | None], NDArray[Any]]
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where the model
-        overflowed."""
+        """The raw map (C, h, w), float16. Raises `StoreError` where the model overflowed."""
         row = self.rows[image, layer.layer, layer.timestep]
-        if not self.encoding.is_row(row):
+        if not is_finite(row):
             at = "" if layer.timestep is None else f" at t = {layer.timestep}"
             raise StoreError(
-                f"The map of {image!r}, layer {layer.layer}{at}, is not finite in {self.encoding.dtype}: the model "
+                f"The map of {image!r}, layer {layer.layer}{at}, is not finite in {row.dtype}: the model "
                 "overflowed; try --dtype float32."
             )
-        return torch.from_numpy(self.encoding.decode(row))
+        return torch.from_numpy(row)

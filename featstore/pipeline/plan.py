@@ -20,15 +20,15 @@ from featstore.store.keys import (
     LATENTS,
     MAPS,
     NOISY,
+    RAW,
     AnyExtractor,
     Extractor,
     PixelExtractor,
-    Stored,
     noisy_path,
     number_of,
 )
 from featstore.store.pack import unpack
-from featstore.store.rows import Row, RowArray, reads_ahead, row_writer
+from featstore.store.rows import REQUESTS, Row, RowArray, row_writer
 from featstore.store.store import Store
 from matcher.maps import read_ahead
 
@@ -107,7 +107,7 @@ class MapRequest:
     prompt: Prompts | None
     ensemble: int
     compute: Compute
-    stored: Stored = Stored.FLOAT16
+    encoding: str = RAW
     asked: Mapping[str, Asked] = field(default_factory=dict)
 
     @property
@@ -131,12 +131,10 @@ class FoundBackbone:
         return [(layer, None) for layer in self.shapes]
 
 
-def extractor_of(
-    store: Store, prompt: Prompts, ensemble: int, compute: Compute, stored: Stored = Stored.FLOAT16
-) -> Extractor:
+def extractor_of(store: Store, prompt: Prompts, ensemble: int, compute: Compute, encoding: str = RAW) -> Extractor:
     """The extractor under whose name a store keeps such maps."""
     header = store.header
-    return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, stored)
+    return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, encoding)
 
 
 def plan_maps(
@@ -167,7 +165,7 @@ def add_noise(work: Work, noisy: Sequence[NoisyRows]) -> int:
     unpack(store, [noisy_path(timestep) for timestep, places in missing.items() if places], progress)
     latents = store.latents()
     progress.start("adding noise", total, "latents")
-    with row_writer(store.path) as write:
+    with row_writer() as write:
         for timestep, places in missing.items():
             if not places:
                 continue
@@ -175,7 +173,7 @@ def add_noise(work: Work, noisy: Sequence[NoisyRows]) -> int:
             wanted: dict[int, list[int]] = {}
             for row, draw in sorted(places):
                 wanted.setdefault(row, []).append(draw)
-            for row, stored in read_ahead(wanted, lambda row: latents.read((row,)), reads_ahead(store.path)):
+            for row, stored in read_ahead(wanted, lambda row: latents.read((row,)), REQUESTS):
                 clean = stored.astype(np.float32)
                 for draw in wanted[row]:
                     write(array, (row, draw), noisy_latent(store, clean, row, timestep, draw))
@@ -223,7 +221,7 @@ def with_sources(
     array, latents, timestep = store.array(path), store.latents(), number_of(path)
     assert array is not None, "its rows were listed"
     clean, of = np.empty(0, np.float32), -1
-    for (row, draw), kept in read_ahead(places, array.read, reads_ahead(store.path)):
+    for (row, draw), kept in read_ahead(places, array.read, REQUESTS):
         if row != of:
             clean, of = latents.read((row,)).astype(np.float32), row
         yield (row, draw), kept, clean, noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)

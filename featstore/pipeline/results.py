@@ -30,12 +30,11 @@ from featstore.config import EvalConfig
 from featstore.config import to_json as config_to_json
 from featstore.datasets.records import canonical_split
 from featstore.errors import EvaluationError, ModelError
-from featstore.files import MAKING, sweep_making, write_whole, writing
+from featstore.files import MAKING, sweep_making, take_if_free, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.pipeline.pairs import describe_list, spell_list
 from featstore.pipeline.predictions import load_predictions, predictions_bytes
 from featstore.sealed import check_seal, check_version, seal
-from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.tuning import run_folder
 from matcher.configuration import MODULES, Configuration, Frame, LayerSpec, MatchSettings, frame_of
