@@ -13,8 +13,7 @@ from cli.output import print_table, say
 from cli.progress import TerminalProgress
 from featstore.config import DoctorConfig
 from featstore.plain_text import human_bytes
-from featstore.store.keys import StoreLocation, parse_location
-from featstore.store.objects import free_at
+from featstore.store.keys import StoreLocation, free_at, parse_location
 from matcher.errors import InputError
 
 PACKAGES = ("dualsd", "torch", "diffusers", "transformers", "safetensors", "zarr", "numcodecs", "numpy", "pillow")

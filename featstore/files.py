@@ -8,6 +8,7 @@ import glob
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -212,3 +213,18 @@ def _take(lock: int) -> bool:
         return lock_descriptor(lock, blocking=False)
     except OSError:  # a file system without locks
         return True
+
+
+def holder(doing: str) -> bytes:
+    """What a lock's object holds, for those who wait."""
+    return f"process {os.getpid()} on {socket.gethostname()}|{doing}|{time.time()}".encode()
+
+
+def waiting(place: object, held: bytes) -> str:
+    """A sentence on who is waited for, of what a lock's object holds."""
+    who, doing, since = (*held.decode(errors="replace").split("|"), "", "", "")[:3]
+    try:
+        seconds = f", for {max(time.time() - float(since), 0):.0f} s now"
+    except ValueError:
+        seconds = ""
+    return f"Waiting for {who or 'another process'}, which holds {place}{f' for {doing}' if doing else ''}{seconds}."

@@ -80,7 +80,7 @@ def spell_bad(bad: Sequence["ImageError"]) -> Iterator[str]:
 
 def tell_disk(progress: Progress, path: "StoreLocation", needed: int) -> None:
     """Whether `needed` bytes fit where `path` lies or will lie; object storage has no end."""
-    from featstore.store.objects import free_at
+    from featstore.store.keys import free_at
 
     free = free_at(path)
     if free is not None:

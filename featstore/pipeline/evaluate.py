@@ -29,7 +29,7 @@ from featstore.pipeline.pairs import (
 )
 from featstore.pipeline.results import Evaluation, Scoring, tabulated
 from featstore.progress import Progress, Silent, tell_shapes
-from featstore.store.objects import absolute
+from featstore.store.keys import absolute
 from featstore.store.source import StoredMaps, open_features
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, find_readouts
 from matcher.errors import InputError

@@ -35,8 +35,7 @@ from featstore.pipeline.prompt_choice import PromptChoice
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts
-from featstore.store.keys import Extractor, PixelExtractor
-from featstore.store.objects import absolute
+from featstore.store.keys import Extractor, PixelExtractor, absolute
 from featstore.store.rows import DTYPE
 from featstore.store.source import StoredLedger, StoredMaps, open_ledger
 from featstore.store.store import Store

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.store.keys import METADATA, S3Location
-from featstore.store.objects import LOCK, WAIT_SECONDS, Content, Objects, StoredObject, holder, waiting
+from featstore.files import holder, waiting
+from featstore.store.keys import LOCK, METADATA, S3Location, StoredObject
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -100,8 +100,8 @@ RETRIES = Retries()
 
 
 @dataclass(frozen=True)
-class Bucket(Objects):
-    """A prefix in a bucket. Reads and writes are tried again, see `Retries`."""
+class Bucket:
+    """A prefix in a bucket, see `featstore.store.objects.Objects`. Reads and writes are tried again, see `Retries`."""
 
     location: S3Location
     client: "S3Store" = field(repr=False)
@@ -110,6 +110,10 @@ class Bucket(Objects):
 
     def __str__(self) -> str:
         return str(self.location)
+
+    @property
+    def disk(self) -> None:
+        """See `Objects.disk`."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8] | None:
         """See `Objects.get`."""
@@ -126,13 +130,13 @@ class Bucket(Objects):
         except FileNotFoundError:
             return None
 
-    def put(self, key: str, *pieces: Content) -> None:
+    def put(self, key: str, *pieces: bytes | memoryview) -> None:
         """See `Objects.put`; in one PUT, since a killed upload in parts leaves parts that are paid for and never
         seen."""
         content = _joined(pieces)
         self._ask(f"writing {key}", lambda: self.client.put(key, content, use_multipart=False))
 
-    def create(self, key: str, *pieces: Content) -> bool:
+    def create(self, key: str, *pieces: bytes | memoryview) -> bool:
         """See `Objects.create`."""
         return self._put_if(key, _joined(pieces), "create")
 
@@ -176,7 +180,7 @@ class Bucket(Objects):
         """See `Objects.exists`: whether a store's root does."""
         return METADATA in self.level()[0]
 
-    def make(self, contents: Mapping[str, Content]) -> bool:
+    def make(self, contents: Mapping[str, bytes | memoryview]) -> bool:
         """See `Objects.make`: its root comes last, and only if none came before. Raises `StoreError` where the server
         ignores conditions."""
         probe = f".probe-{uuid.uuid4().hex}"
@@ -268,11 +272,14 @@ class Bucket(Objects):
                 tries += 1
 
 
+WAIT_SECONDS = 1.0
+"""Between two looks at a lock that another process holds."""
+
 LEASE_SECONDS = 900.0
 """For which a lock counts; what is done under it takes seconds to a few minutes."""
 
 
-def _joined(pieces: Sequence[Content]) -> bytes:
+def _joined(pieces: Sequence[bytes | memoryview]) -> bytes:
     return b"".join(memoryview(piece).cast("B") for piece in pieces)
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError
+from featstore.plain_text import free_bytes
 
 _OTHER_CLOUDS = ("gs", "gcs", "az", "azure", "adl", "abfs", "abfss", "r2", "http", "https", "ftp", "sftp", "file")
 
@@ -53,6 +54,29 @@ def parse_location(typed: str | StoreLocation) -> StoreLocation:
         )
     return Path(text)
 
+
+def absolute(location: StoreLocation) -> str:
+    """Where a store lies, wherever one stands."""
+    return str(location.resolve() if isinstance(location, Path) else location)
+
+
+def free_at(location: StoreLocation) -> int | None:
+    """Free bytes where a store lies or will lie; None of object storage, which has no end."""
+    return free_bytes(location) if isinstance(location, Path) else None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """key: within the store. modified: seconds since 1970. e_tag: of what it holds, on object storage."""
+
+    key: str
+    bytes: int
+    modified: float
+    e_tag: str | None = None
+
+
+LOCK = ".lock"
+"""The object that whoever rearranges a store holds, in the store's root."""
 
 METADATA = "zarr.json"
 """The name of an array's or a group's metadata."""

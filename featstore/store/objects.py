@@ -10,30 +10,23 @@ import glob
 import os
 import secrets
 import shutil
-import socket
 import tempfile
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import lock_descriptor
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.files import MAKING, PARTIAL, sweep_making, sweep_old, writing
-from featstore.plain_text import free_bytes
+from featstore.files import MAKING, PARTIAL, holder, sweep_making, sweep_old, waiting, writing
 from featstore.store.keys import StoreLocation
 
 Content = bytes | memoryview
 """What is written: contiguous bytes, of whatever values."""
-
-LOCK = ".lock"
-"""The object that whoever rearranges a store holds, in the store's root."""
 
 REMOVED = ".removed-"
 """Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
@@ -41,21 +34,8 @@ REMOVED = ".removed-"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 """What file systems say that know no links: exFAT, many network mounts, Google Drive in Colab."""
 
-WAIT_SECONDS = 1.0
-"""Between two looks at a lock that another process holds."""
 
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """key: within the store. modified: seconds since 1970. e_tag: of what it holds, on object storage."""
-
-    key: str
-    bytes: int
-    modified: float
-    e_tag: str | None = None
-
-
-class Objects(ABC):
+class Objects(Protocol):
     """The place of one store.
 
     All methods raise `StoreError` where the place cannot be used, with a sentence that says why: a store that was moved
@@ -63,68 +43,56 @@ class Objects(ABC):
     `featstore.files.writing`.
     """
 
-    disk: Path | None = None
-    """The folder on a local disk, whose room can be looked at."""
+    @property
+    def disk(self) -> Path | None:
+        """The folder on a local disk, whose room can be looked at; None elsewhere."""
 
-    @abstractmethod
     def get(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8] | None:
         """An object's bytes from `start` to before `stop`, as of a list's items, which whoever gets them may change;
         None where it is not there."""
 
-    @abstractmethod
     def put(self, key: str, *pieces: Content) -> None:
         """Write an object, in the place of the one that is there."""
 
-    @abstractmethod
     def create(self, key: str, *pieces: Content) -> bool:
         """Write an object that is not there yet; whether this did. Of several that do it at once one does."""
 
-    @abstractmethod
     def level(self, prefix: str = "") -> tuple[list[str], list[str]]:
         """(objects, folders) right below a prefix: their names, in no order."""
 
-    @abstractmethod
     def below(self, prefix: str = "") -> list[StoredObject]:
         """All objects below a prefix (all where it is empty), sorted by key."""
 
-    @abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there are none."""
 
-    @abstractmethod
     def remove(self, prefix: str) -> None:
         """Delete all below a prefix. Killed, it leaves nothing that could be taken for whole."""
 
-    @abstractmethod
     def exists(self) -> bool:
         """Whether anything lies where a store would."""
 
-    @abstractmethod
     def make(self, contents: Mapping[str, Content]) -> bool:
         """Put the first objects of a store, its root's metadata among them, where nothing lies; whether this did. It
         appears whole or not at all."""
 
-    @abstractmethod
     def exclusive(self, doing: str, note: Callable[[str], None]) -> Any:
         """A context in which no other process rearranges the store: packs, unpacks, removes. A wait is told to `note`:
         for whom, and since when. Not to be nested."""
 
-    @abstractmethod
     def settle(self, prefixes: Iterable[str]) -> None:
         """See to it that the objects right below some prefixes are still there after a power cut."""
 
-    @abstractmethod
     def sweep(self, prefixes: Iterable[str] = ()) -> None:
         """Delete what killed writes left right below some prefixes and above them; all that kills left where none is
         given, by whoever holds the lock (`exclusive`)."""
 
-    @abstractmethod
     def left_over(self) -> list[StoredObject]:
         """What killed runs left: files half written, and folders that were being removed."""
 
 
 @dataclass(frozen=True)
-class Folder(Objects):
+class Folder:
     """A store in a folder of a disk. durable: whether what is written is on the disk before it takes its place, so that
     a power cut costs nothing; scratch disks do without."""
 
@@ -135,7 +103,7 @@ class Folder(Objects):
         return str(self.root)
 
     @property
-    def disk(self) -> Path:  # type: ignore[override]
+    def disk(self) -> Path:
         """See `Objects.disk`."""
         return self.root
 
@@ -325,21 +293,6 @@ class Folder(Objects):
             )
 
 
-def holder(doing: str) -> bytes:
-    """What a lock's object holds, for those who wait."""
-    return f"process {os.getpid()} on {socket.gethostname()}|{doing}|{time.time()}".encode()
-
-
-def waiting(place: object, held: bytes) -> str:
-    """A sentence on who is waited for, of what a lock's object holds."""
-    who, doing, since = (*held.decode(errors="replace").split("|"), "", "", "")[:3]
-    try:
-        seconds = f", for {max(time.time() - float(since), 0):.0f} s now"
-    except ValueError:
-        seconds = ""
-    return f"Waiting for {who or 'another process'}, which holds {place}{f' for {doing}' if doing else ''}{seconds}."
-
-
 def objects_at(location: StoreLocation, durable: bool = True) -> Objects:
     """The objects of a store that lies, or will lie, at a location; nothing is asked of it yet.
 
@@ -352,16 +305,6 @@ def objects_at(location: StoreLocation, durable: bool = True) -> Objects:
     """
     if isinstance(location, Path):
         return Folder(location, durable)
-    from featstore.store.bucket import open_bucket  # obstore, which only those have who need it
+    from featstore.store.bucket import open_bucket
 
     return open_bucket(location)
-
-
-def absolute(location: StoreLocation) -> str:
-    """Where a store lies, wherever one stands."""
-    return str(location.resolve() if isinstance(location, Path) else location)
-
-
-def free_at(location: StoreLocation) -> int | None:
-    """Free bytes where a store lies or will lie; None of object storage, which has no end."""
-    return free_bytes(location) if isinstance(location, Path) else None

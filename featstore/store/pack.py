@@ -27,9 +27,8 @@ from featstore.errors import StoreError
 from featstore.files import writing
 from featstore.plain_text import free_bytes, human_bytes
 from featstore.progress import Progress
-from featstore.store.keys import METADATA
+from featstore.store.keys import METADATA, StoredObject
 from featstore.store.metadata import metadata_of
-from featstore.store.objects import StoredObject
 from featstore.store.rows import ENCODINGS, RAW, Row, RowArray, create_rows, encoding_of, row_of_name
 from featstore.store.store import Store
 

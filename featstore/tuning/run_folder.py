@@ -29,8 +29,7 @@ from featstore.files import MAKING, PARTIAL, check_free, held, sweep_making, wri
 from featstore.parsing import parse_known
 from featstore.prompts.saved import FILE
 from featstore.sealed import check_seal, check_version, seal
-from featstore.store.keys import StoreLocation, parse_location
-from featstore.store.objects import absolute
+from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.tuning.settings import TuningSettings
