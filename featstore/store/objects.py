@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import StoreError
 from featstore.files import MAKING, PARTIAL, holder, sweep_making, sweep_old, waiting, writing
-from featstore.store.keys import StoreLocation
+from featstore.store.keys import LOCK, StoredObject, StoreLocation
 
 Content = bytes | memoryview
 """What is written: contiguous bytes, of whatever values."""
