@@ -102,7 +102,9 @@ def _info(config: StoreConfig, json: JsonOption = None) -> None:
     opened = open_store(parse_location(config.store))
     header, arrays = opened.header, summarise(opened)
     root = f" in {header.dataset_root}" if header.dataset_root else ""
-    say(f"{config.store}: {len(opened.images)} images of {header.dataset}{root}, {header.image_size} pixels a side")
+    say(
+        f"{config.store}: {len(opened.images.rows)} images of {header.dataset}{root}, {header.image_size} pixels a side"
+    )
     say(
         f"model {header.model_id}{f' at {header.model_revision}' if header.model_revision else ''}, fingerprint "
         f"{header.model_fingerprint[:8]}; latents {header.latents.value}, seed {header.seed}; made by dualsd "
@@ -125,10 +127,14 @@ def _info(config: StoreConfig, json: JsonOption = None) -> None:
         for array in arrays
     ]
     print_table("arrays", ["array", "a row", "rows", "complete", "size", "what"], rows)
+    for name in opened.outdated():
+        say(f"maps/{name}: maps of 8 bits, which are not read any more: `dualsd cache prune --extractor {name}`")
+    if opened.images.gone:
+        say(f"{len(opened.images.gone)} rows of images that are gone or changed: `dualsd cache prune --gone`")
     total = sum(array.bytes for array in arrays)
     say(f"{human_bytes(total)} in {sum(array.present for array in arrays)} rows")
     described = [{name: value for name, value in asdict(array).items() if name != "what"} for array in arrays]
-    write_json(json, {**header.to_attributes(), "images": len(opened.images), "arrays": described})
+    write_json(json, {**header.to_attributes(), "images": len(opened.images.rows), "arrays": described})
 
 
 @app.command("verify", epilog=VERIFY_EXAMPLES)
@@ -167,12 +173,20 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
 
     Latents stay always, and so whatever is removed can be made again without the VAE.
     """
-    from featstore.store.care import MapCriteria, choose_maps, choose_noisy, parse_age, prune
+    from featstore.store.care import MapCriteria, choose_maps, choose_noisy, drop_rows, gone_rows, parse_age, prune
     from featstore.store.store import open_store
 
     age = None if config.older_than is None else parse_age(config.older_than)
     layers = None if config.layers is None else [*map(int, config.layers)]
     opened = open_store(parse_location(config.store))
+    if config.gone:
+        gone = gone_rows(opened)
+        if not dry_run:
+            with TerminalProgress() as progress:
+                drop_rows(opened, gone, progress)
+        say(f"{len(gone)} rows of {len(opened.images.gone)} images {'would be deleted' if dry_run else 'deleted'}")
+        write_json(json, {"rows": len(gone), "images": len(opened.images.gone), "dry_run": dry_run})
+        return
     if config.noisy:
         chosen = choose_noisy(opened, config.timesteps, age)
     else:
@@ -182,7 +196,8 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
         rows = [[array.path, array.what, array.files, human_bytes(array.bytes)] for array in chosen]
         print_table("arrays", ["array", "prompt", "files", "size"], rows, left_columns=2)
     if not dry_run:
-        prune(opened, chosen)
+        with TerminalProgress() as progress:
+            prune(opened, chosen, progress)
     size, files = sum(array.bytes for array in chosen), sum(array.files for array in chosen)
     say(f"{human_bytes(size)} in {files} files of {len(chosen)} array(s) {'would be freed' if dry_run else 'freed'}")
     removed = [array.path for array in chosen]

@@ -12,8 +12,8 @@ from cli.options import taking
 from cli.output import print_table, say
 from cli.progress import TerminalProgress
 from featstore.kept_config import DoctorConfig
-from featstore.plain_text import free_bytes, human_bytes
-from featstore.store.keys import StoreLocation, parse_location
+from featstore.plain_text import human_bytes
+from featstore.store.keys import StoreLocation, free_at, parse_location
 from matcher.errors import InputError
 
 PACKAGES = ("dualsd", "torch", "diffusers", "transformers", "safetensors", "zarr", "numcodecs", "numpy", "pillow")
@@ -39,8 +39,8 @@ def doctor(config: DoctorConfig) -> None:
         except InputError as error:
             say(f"{what}: {error}")
             healthy = False
-    if isinstance(store, Path):
-        say(f"disk: {human_bytes(free_bytes(store))} free for {store}")
+    if (free := free_at(store)) is not None:
+        say(f"disk: {human_bytes(free)} free for {store}")
     if not healthy:
         raise typer.Exit(2)
 
@@ -84,10 +84,10 @@ def _say_model(name: str, revision: str | None) -> None:
 
 def _say_store(path: StoreLocation) -> None:
     """Raises `InputError` where it cannot be read."""
-    from featstore.store.store import is_there, open_store
+    from featstore.store.store import open_if_there
 
-    if not is_there(path):
+    store = open_if_there(path)
+    if store is None:
         say(f"store {path}: not made yet")
         return
-    store = open_store(path)
-    say(f"store {path}: {len(store.images)} images of {store.header.dataset}, model {store.header.model_id}")
+    say(f"store {path}: {len(store.images.rows)} images of {store.header.dataset}, model {store.header.model_id}")

@@ -152,7 +152,7 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
         + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
         for layer in scoring.layers
     )
-    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "stored", "features")
+    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "encoding", "features")
     origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
     frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"

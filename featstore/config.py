@@ -103,8 +103,9 @@ DinoSize = Annotated[
 ]
 Ensemble = Annotated[Positive, Setting("Noise draws whose features are averaged.")]
 Device = Annotated[str, Setting("auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
-Stored = Annotated[
-    Literal["float16", "int8"], Setting("Precision that maps are kept in: float16, or int8 on half the disk.")
+Encoding = Annotated[
+    Literal["raw", "bitround4", "bitround3"],
+    Setting("How maps are kept: as they are, or rounded to 4 or 3 bits behind the point, on 0.59 or 0.51 of the disk."),
 ]
 Part = Annotated[
     str | None,
@@ -188,7 +189,7 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     timesteps: Timesteps = None
     ensemble: Ensemble = ENSEMBLE
     split: str | None = option("Only images of a split.", "all", default=None)
-    stored: Stored = "float16"
+    encoding: Encoding = "raw"
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
@@ -241,7 +242,7 @@ class EvalConfig(PromptConfig, ComputeConfig):
         "Your own maps: safetensors '<image id>|<layer>', (C, h, w).", default=None, metavar="FILE"
     )
     size: Positive | None = option("With --features: side in pixels of the images they were made from.", default=None)
-    stored: Stored = "float16"
+    encoding: Encoding = "raw"
     skip_bad: SkipBad = False
     out: Place | None = option(
         "Folder that keeps settings, predictions and results, for score and compare.",
@@ -288,7 +289,7 @@ class GridConfig(PromptConfig, ComputeConfig):
     ensemble: Ensemble = ENSEMBLE
     stream: bool = option("Keep maps in memory only, a category at a time: nothing large is written.", default=False)
     out: Place = option("Folder for the report, its tables and pictures.", default=Path("grid"), metavar="DIR")
-    stored: Stored = "float16"
+    encoding: Encoding = "raw"
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:

@@ -1,10 +1,14 @@
-"""Files written whole or not at all; full disks named."""
+"""Files written whole or not at all, full disks named; and files that one process at a time works with.
+
+A lock goes with the process that holds it, however that ends. Where a file system has none, two processes at once are
+not kept apart."""
 
 import errno
 import glob
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -12,11 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import lock_descriptor
+
 from featstore.errors import AGAIN as AGAIN
 from featstore.errors import DiskFullError, StoreError
 from featstore.plain_text import free_bytes, human_bytes
-from featstore.store.keys import StoreLocation
+from matcher.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 try:
     import resource
 except ImportError:  # Windows has no such limit
@@ -34,14 +44,14 @@ _LITTLE = 2**20
 
 @contextmanager
 def writing(
-    what: Path | str, size: int | None = None, *, place: StoreLocation | None = None, way_on: str = AGAIN
+    what: Path | str, size: int | None = None, *, place: Path | None = None, way_on: str = AGAIN
 ) -> Iterator[None]:
     """Turn whatever the disk refuses within into an error that says so.
 
     Args:
         what: What is written, a file or a name for it.
         size: Bytes of the file, where they are known.
-        place: Where it lies, so that what is free there can be said; a file's own place needs not be named.
+        place: The folder where it lies, so that what is free there can be said; that of a file needs not be named.
         way_on: What to do once there is room.
 
     Raises:
@@ -58,9 +68,9 @@ def writing(
         raise StoreError(f"{what} could not be written: {why}.") from error
 
 
-def _lack_of_room(place: StoreLocation | None, size: int | None) -> str:
+def _lack_of_room(place: Path | None, size: int | None) -> str:
     takes = "" if size is None else f", it takes {human_bytes(size)}"
-    if not isinstance(place, Path):
+    if place is None:
         return f"the disk is full{takes}"
     free = free_bytes(place)
     if free > max(size or 0, _LITTLE):
@@ -145,17 +155,6 @@ MAKING = ".making"
 """Ends the name of a folder beside a store, or a run, that is being made and will take its place whole."""
 
 
-def sweep_partial(store: StoreLocation, arrays: Iterable[str]) -> int:
-    """Delete the half-written files, older than `IN_FLIGHT_SECONDS`, of some arrays, of their packed rows and of the
-    groups above them up to the store's: how many. None on object storage, where nothing is ever half-written."""
-    if not isinstance(store, Path):
-        return 0
-    above = {folder for array in arrays for folder in (store / array, *(store / array).parents)}
-    folders = sorted(folder for folder in above if folder.is_relative_to(store))
-    half_written = f"*{PARTIAL}"
-    return sum(sweep_old([*own.glob(half_written), *(own / "c").rglob(half_written)]) for own in folders)
-
-
 def sweep_making(beside: Path, names: str) -> None:
     """Delete what killed attempts to make a store or a run left in the folder `beside`, older than `IN_FLIGHT_SECONDS`
     as a whole. names: a pattern of what was being made."""
@@ -191,3 +190,67 @@ def take_place(made: Path, places: Iterable[Path]) -> Path | None:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
     return None
+
+
+@contextmanager
+def held(file: Path, busy: InputError) -> Iterator[None]:
+    """Holds the lock of a file that is there, until this process ends, however it does. Raises `busy` where another
+    process holds it; nobody is kept waiting."""
+    with writing(file):
+        lock = os.open(file, os.O_RDWR)
+    try:
+        if not _take(lock):
+            raise busy
+        yield
+    finally:
+        os.close(lock)
+
+
+def take_if_free(file: Path) -> int | None:
+    """The lock of a file, to be let go with `os.close` or by ending; None where there is none, or another has it."""
+    try:
+        lock = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    if _take(lock):
+        return lock
+    os.close(lock)
+    return None
+
+
+def check_free(file: Path, busy: InputError) -> None:
+    """Raise `busy` where another process holds a file's lock just now. Several may ask at once."""
+    # filelock's own shared lock, ReadWriteLock, is one of a data base beside the file, which no process of a dualsd
+    # before this one would hold; a lock of a file's own that several may have it knows none
+    if fcntl is None:
+        return
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:  # a file system without locks
+            return
+
+
+def _take(lock: int) -> bool:
+    # not filelock's FileLock: it makes the file, where a run's must be there, and ends where a file system has no locks
+    try:
+        return lock_descriptor(lock, blocking=False)
+    except OSError:  # a file system without locks
+        return True
+
+
+def holder(doing: str) -> bytes:
+    """What a lock's object holds, for those who wait."""
+    return f"process {os.getpid()} on {socket.gethostname()}|{doing}|{time.time()}".encode()
+
+
+def waiting(place: object, held: bytes) -> str:
+    """A sentence on who is waited for, of what a lock's object holds."""
+    who, doing, since = (*held.decode(errors="replace").split("|"), "", "", "")[:3]
+    try:
+        seconds = f", for {max(time.time() - float(since), 0):.0f} s now"
+    except ValueError:
+        seconds = ""
+    return f"Waiting for {who or 'another process'}, which holds {place}{f' for {doing}' if doing else ''}{seconds}."

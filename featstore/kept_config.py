@@ -2,6 +2,7 @@
 stands once: its type, its default, what it means, and what it may be."""
 
 import re
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Annotated, Literal
 
@@ -76,9 +77,12 @@ class PruneConfig(StoreConfig):
         str | None, Setting("Arrays whose newest row is older than this, e.g. 12h, 30d, 2w.", metavar="AGE")
     ] = None
     noisy: Annotated[bool, Setting("Noisy latents instead of maps.")] = False
+    gone: Annotated[bool, Setting("The rows of images that changed or are no longer in the data set.")] = False
 
     def __post_init__(self) -> None:
         check_names(self.layers or ())
+        if self.gone and replace(self, gone=False) != PruneConfig(store=self.store):
+            raise InputError("--gone goes alone: it takes all rows of images that are gone.")
         if self.noisy and (self.prompt, self.extractor, self.layers) != (None, None, None):
             raise InputError("--noisy goes with --t and --older-than: they have no prompt, extractor or layer.")
 

@@ -1,10 +1,9 @@
 """How long work tells whoever watches where it stands, without knowing who that is."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from featstore.plain_text import free_bytes, human_bytes
+from featstore.plain_text import human_bytes
 
 if TYPE_CHECKING:
     from featstore.backbones.base import LayerShape
@@ -67,7 +66,9 @@ def spell_bad(bad: Sequence["ImageError"]) -> Iterator[str]:
 
 def tell_disk(progress: Progress, path: "StoreLocation", needed: int) -> None:
     """Whether `needed` bytes fit where `path` lies or will lie; object storage has no end."""
-    if isinstance(path, Path):
-        free = free_bytes(path)
+    from featstore.store.keys import free_at
+
+    free = free_at(path)
+    if free is not None:
         fits = "it fits" if free > needed else "it DOES NOT FIT"
         progress.tell(f"{human_bytes(free)} free for {path}: {fits}")

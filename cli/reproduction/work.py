@@ -22,8 +22,8 @@ from featstore.progress import tell_disk
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, load_prompts
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import PATCH_TOKENS, Stored
-from featstore.store.row_file import row_bytes
+from featstore.store.keys import PATCH_TOKENS
+from featstore.store.rows import row_bytes
 from featstore.store.store import Store, open_if_there
 from featstore.tuning.step import RandomPairs
 
@@ -186,7 +186,7 @@ class _Images:
             images = [known.ids[row] for row in missing(self.store, [*map(known.row, images)])]
         new = [image for image in images if (self.dataset, what, image) not in self.made]
         self.made.update((self.dataset, what, image) for image in new)
-        self.tally.bytes_to_write += len(new) * row_bytes(Stored.FLOAT16.value, shape)
+        self.tally.bytes_to_write += len(new) * row_bytes(shape)
         return new
 
     @property

@@ -1,12 +1,10 @@
 """`cache build`: a store made or brought up to date, from a dataset and a model. Which images there are, and what their
 bytes are now, is looked at first: the table of a new store, and what is stale in an old one."""
 
-import glob
-import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +17,16 @@ from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
 from featstore.errors import ImageError, StoreError, StoreExistsError, UnmarkedError
-from featstore.files import sweep_making, sweep_partial
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import make_latents
 from featstore.pipeline.pairs import copies
 from featstore.pipeline.plan import Work, keep_noise, missing_latents, missing_noisy, noisy_latents
 from featstore.progress import Progress
+from featstore.store.images import Change, ImageEntry, ImageTable, table_of
 from featstore.store.keys import StoreLocation
-from featstore.store.lock import exclusive
-from featstore.store.pack import unpack_array
-from featstore.store.schema import COLUMNS, ImageTable, StoreHeader
-from featstore.store.store import Store, create_store, open_if_there, open_store, record_whereabouts, replace_stale
+from featstore.store.rows import row_bytes
+from featstore.store.schema import StoreHeader
+from featstore.store.store import Store, create_store, open_if_there, record_whereabouts, update_images
 
 READERS = 8
 """Threads that read image files; reading waits for the disk, not for a core."""
@@ -47,23 +44,18 @@ class Survey:
     keys: tuple[str | None, ...]
     sizes: NDArray[np.int32]
 
-    def table(self) -> ImageTable:
-        """The table of a store made of these images."""
-        return ImageTable(
-            tuple(record.id for record in self.records),
-            tuple(record.category for record in self.records),
-            tuple(key or UNREADABLE for key in self.keys),
-            self.sizes,
-        )
-
-    def now(self, store: Store) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-        """The keys and sizes that a store of these images should have. An image that the disk does not give just now is
-        not one that changed, and of a file that is no readable image just now the size is the one that is known."""
-        then = store.images
-        keys = tuple(key or before for key, before in zip(self.keys, then.keys, strict=True))
-        changed = np.array([key != before for key, before in zip(keys, then.keys, strict=True)], dtype=bool)
-        given = np.array([key is not None for key in self.keys], dtype=bool)[:, None] & (self.sizes > 0)
-        return keys, np.where(given | changed[:, None], self.sizes, then.sizes)
+    def entries(self, known: ImageTable | None = None) -> tuple[ImageEntry, ...]:
+        """What a store of these images should say. An image that the disk does not give just now is not one that
+        changed, and of a file that is no readable image just now the size is the one that is `known`."""
+        found = []
+        for record, key, (width, height) in zip(self.records, self.keys, self.sizes.tolist(), strict=True):
+            row = None if known is None else known.rows.get(record.id)
+            before = None if known is None or row is None else known.entry(row)
+            entry = ImageEntry(record.id, record.category, key or UNREADABLE, (width, height))
+            if before is not None and key in (None, before.key):
+                entry = replace(entry, key=before.key, size=entry.size if width and key else before.size)
+            found.append(entry)
+        return tuple(found)
 
 
 def survey_images(dataset: Dataset, progress: Progress) -> Survey:
@@ -116,43 +108,28 @@ def check_unchanged(store: Store, dataset: Dataset, images: Collection[str], pro
     progress.start("checking images", len(records), "images")
     for record, (key, size, _) in _inspected(dataset, records):
         row = store.images.row(record.id)
-        check_category(store, row, record)
         if key not in (None, store.images.keys[row]):
             raise StoreError(
                 f"The file of image {record.id!r} has changed since `cache build`: run `dualsd cache build` again."
             )
-        if fault := _size_fault(store.images, row, size):
+        if fault := _size_fault(store.images, row, size) or _category_fault(store.images, row, record):
             raise StoreError(
-                f"Of image {record.id!r} in {store.path} {fault}: run `dualsd cache build`, which writes the table of "
-                "images anew."
+                f"Of image {record.id!r} in {store.path} {fault}: run `dualsd cache build`, which sets the table of "
+                "images right."
             )
         progress.advance()
 
 
-def check_category(store: Store, row: int, record: ImageRecord) -> None:
-    """Raise `StoreError` where the table of images has another category of an image than the dataset."""
-    if fault := _category_fault(store.images, row, record):
-        raise StoreError(
-            f"Of image {record.id!r} in {store.path} {fault}: its maps may be of the wrong category's prompt; make the "
-            "store anew with `dualsd cache build` and another --store."
-        )
-
-
-def check_same_images(store: Store, survey: Survey) -> None:
-    """Raise `StoreError` where the dataset has other images than the store."""
-    ids = [record.id for record in survey.records]
-    if tuple(ids) != store.images.ids:
-        raise StoreError(f"{store.path} was made from other images: {_difference(store.images.ids, ids)}.")
-
-
 def image_faults(store: Store, survey: Survey) -> list[tuple[int, str]]:
-    """What the table of images says otherwise than the dataset and its files, by row. The dataset has the store's
-    images."""
+    """What the table of images says otherwise than the dataset and its files, by row."""
     table = store.images
     found: list[tuple[int, str]] = []
-    for row, record in enumerate(survey.records):
-        faults = [_size_fault(table, row, tuple(survey.sizes[row].tolist())), _category_fault(table, row, record)]
-        if survey.keys[row] not in (None, table.keys[row]):
+    for record, key, size in zip(survey.records, survey.keys, survey.sizes.tolist(), strict=True):
+        row = table.rows.get(record.id)
+        if row is None:
+            continue
+        faults = [_size_fault(table, row, tuple(size)), _category_fault(table, row, record)]
+        if key not in (None, table.keys[row]):
             faults = ["its file is not the one that the store was made from"]
         found += [(row, fault) for fault in faults if fault]
     return found
@@ -170,48 +147,6 @@ def _category_fault(table: ImageTable, row: int, record: ImageRecord) -> str:
     return "" if stored == said else f"the table of images says category {stored!r} where the dataset says {said!r}"
 
 
-def refresh(store: Store, survey: Survey, progress: Progress) -> tuple[Store, int]:
-    """Forget the rows of images whose bytes changed: (the store, how many images). See `replace_stale`. Packed arrays
-    are unpacked for it. A size in the table of images that is not the file's is set right, with a note.
-
-    Raises `StoreError` where the dataset has other images than the store, or other categories of them.
-    """
-    check_same_images(store, survey)
-    for row, record in enumerate(survey.records):
-        check_category(store, row, record)
-    if _is_current(store, *survey.now(store)):
-        return store, 0
-    with exclusive(store.path):  # nobody packs a row of what an image was while it is forgotten
-        store = open_store(store.path)
-        keys, sizes = survey.now(store)
-        if _is_current(store, keys, sizes):  # another process was first, and may have made rows of the new ones since
-            return store, 0
-        same = np.array(keys) == np.array(store.images.keys)
-        resized = np.flatnonzero(same & (sizes != store.images.sizes).any(axis=1))
-        if len(resized):
-            progress.note(
-                f"Of {len(resized)} image(s), e.g. {store.images.ids[resized[0]]}, the table of images said another "
-                "size than the file has; it is set right."
-            )
-        for array in store.arrays().values() if not same.all() else ():
-            if array.packed:
-                unpack_array(array, progress)
-        return replace_stale(store, keys, sizes)
-
-
-def _is_current(store: Store, keys: tuple[str, ...], sizes: NDArray[np.int32]) -> bool:
-    return keys == store.images.keys and np.array_equal(sizes, store.images.sizes)
-
-
-def _difference(stored: Sequence[str], found: Sequence[str]) -> str:
-    gone, new = sorted(set(stored) - set(found)), sorted(set(found) - set(stored))
-    parts = [
-        *([f"{len(gone)} of its {len(stored)} are no longer in the dataset (e.g. {gone[0]!r})"] if gone else []),
-        *([f"{len(new)} of the dataset's {len(found)} are not in the store (e.g. {new[0]!r})"] if new else []),
-    ]
-    return f"{' and '.join(parts) or 'their order differs'}; name another --store"
-
-
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """What to cache. image_size: S in pixels, None for what the model was trained for. draws: of noise a timestep.
@@ -225,18 +160,21 @@ class BuildRequest:
     timesteps: tuple[int, ...]
     draws: int
     part: Part = WHOLE
+    durable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
     """images: in the part asked for. encoded: went through the VAE in this run. skipped: had their latents already.
-    stale: of the dataset, had changed since they were encoded. noised: noisy latents made. bytes_written: of rows. bad:
-    could not be read."""
+    new: of the dataset, were not in the store or are back. stale: had changed since they were encoded. gone: are no
+    longer in the dataset. noised: noisy latents made. bytes_written: of rows. bad: could not be read."""
 
     images: int
     encoded: int
     skipped: int
+    new: int
     stale: int
+    gone: tuple[str, ...]
     noised: int
     bytes_written: int
     seconds: float
@@ -279,15 +217,16 @@ def build(
 ) -> BuildReport:
     """Make or complete a store: latents of every image of the part, and noisy latents at the request's timesteps.
 
-    A second run does only what is missing; an image whose bytes changed is encoded anew and all that derives from it
-    is forgotten. Several parts, or one several times, may run at once, whether the store is there or not.
+    A second run does only what is missing. Images that are new in the dataset, or whose bytes changed, are encoded, and
+    those that are no longer there are gone from the store. Several parts, or one several times, may run at once,
+    whether the store is there or not.
 
     Raises `StoreError` where the store was made otherwise; the first broken image's `ImageError` unless `skip_bad`,
     after everything else was done.
     """
     start = time.monotonic()
-    store, stale = open_or_create(dataset, model, request, progress)
-    rows = request.part.of(range(len(store.images)))
+    store, changes = open_or_create(dataset, model, request, progress)
+    rows = request.part.of([*store.images.rows.values()])
     work, noisy = Work(store, dataset, compute, progress), noisy_latents(store, request.timesteps)
     encoded, bad = make_latents(work, rows, model)
     broken = {store.images.row(error.image_id) for error in bad}
@@ -299,7 +238,9 @@ def build(
         images=len(rows),
         encoded=encoded,
         skipped=len(rows) - len(bad) - encoded,
-        stale=stale,
+        new=changes.new,
+        stale=changes.stale,
+        gone=changes.gone,
         noised=noised,
         bytes_written=(encoded + noised) * store.latents().row_bytes,
         seconds=time.monotonic() - start,
@@ -307,47 +248,80 @@ def build(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What became of a store's images: how many are new or back, and changed; ids of those that are gone."""
+
+    new: int = 0
+    stale: int = 0
+    gone: tuple[str, ...] = ()
+
+    @classmethod
+    def between(cls, before: ImageTable, now: ImageTable) -> "Changes":
+        """Of two tables of one store."""
+        stale = sum(now.rows.get(image, row) != row for image, row in before.rows.items())
+        gone = tuple(image for image in before.rows if image not in now.rows)
+        return cls(sum(image not in before.rows for image in now.rows), stale, gone)
+
+
 def together(reports: Sequence[BuildReport]) -> BuildReport:
-    """What all parts did."""
-    counts = ("images", "encoded", "skipped", "stale", "noised", "bytes_written")  # one of them forgot the stale rows
+    """What all parts did. Each saw the dataset change; the one that was first wrote it down."""
+    counts = ("images", "encoded", "skipped", "noised", "bytes_written")
     return BuildReport(
         **{name: sum(getattr(report, name) for report in reports) for name in counts},
+        new=max(report.new for report in reports),
+        stale=max(report.stale for report in reports),
+        gone=max((report.gone for report in reports), key=len),
         seconds=max(report.seconds for report in reports),
         bad=tuple(error for report in reports for error in report.bad),
     )
 
 
-def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> tuple[Store, int]:
-    """The store of a request, made with no latents yet where there is none: (the store, how many of its images had
-    changed, whose rows are forgotten). Of several processes that find none, one makes it and the others take that one.
-    Raises `StoreError` where it was made otherwise."""
-    if isinstance(request.path, Path):  # on object storage nothing is made beside its place
-        sweep_making(request.path.parent, glob.escape(request.path.name))
+def open_or_create(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> tuple[Store, Changes]:
+    """The store of a request, made with no latents yet where there is none, with the images that the dataset has now;
+    and what became of those that it had. Of several processes that find none, one makes it and the others take that
+    one. Raises `StoreError` where it was made otherwise."""
     header, store, survey = _found(dataset, model, request, progress)
     if store is None:
+        images = table_of([Change(survey.entries())])
         try:
-            return create_store(request.path, header, survey.table(), model.latent_shape(header.image_size)), 0
+            shape = model.latent_shape(header.image_size)
+            return create_store(request.path, header, images, shape, request.durable), Changes()
         except StoreExistsError:
-            store = _open_same(request.path, header)
+            store = _open_same(request, header)
             if store is None:
                 raise
-    sweep_partial(store.path, COLUMNS)
     record_whereabouts(store, header)
-    return refresh(store, survey, progress)
+    resized = [
+        entry.id
+        for entry in survey.entries(store.images)
+        if (row := store.images.rows.get(entry.id)) is not None
+        and entry.key == store.images.keys[row]
+        and entry.size != store.images.entry(row).size
+    ]
+    if resized:
+        progress.note(
+            f"Of {len(resized)} image(s), e.g. {resized[0]}, the table of images said another size than the file has; "
+            "it is set right."
+        )
+    now = update_images(store, survey.entries(store.images), progress)
+    return now, Changes.between(store.images, now.images)
 
 
 def estimate(dataset: Dataset, model: Model, request: BuildRequest, progress: Progress) -> BuildCost:
     """What `build` would do now; nothing is written."""
     header, store, survey = _found(dataset, model, request, progress)
-    rows = request.part.of(range(len(survey.records)))
-    encode, noise = len(rows), len(rows) * len(request.timesteps) * request.draws
+    images = request.part.of(range(len(survey.records)))
+    encode, noise = len(images), len(images) * len(request.timesteps) * request.draws
     if store is not None:
-        fresh = [row for row in rows if survey.keys[row] in (None, store.images.keys[row])]
-        encode -= len(fresh) - len(missing_latents(store, fresh))
+        known = {store.images.entry(row).identity: row for row in range(len(store.images))}
+        entries = survey.entries(store.images)
+        rows = [row for image in images if (row := known.get(entries[image].identity)) is not None]
+        encode -= len(rows) - len(missing_latents(store, rows))
         for timestep in request.timesteps:
-            noise -= len(fresh) * request.draws - len(missing_noisy(store, fresh, timestep, request.draws))
-    row_bytes = math.prod(model.latent_shape(header.image_size)) * 2 + 4  # float16, and a checksum
-    return BuildCost(len(rows), encode, noise, (encode + noise) * row_bytes, encode + noise)
+            noise -= len(rows) * request.draws - len(missing_noisy(store, rows, timestep, request.draws))
+    size = row_bytes(model.latent_shape(header.image_size))
+    return BuildCost(len(images), encode, noise, (encode + noise) * size, encode + noise)
 
 
 def _found(
@@ -356,11 +330,15 @@ def _found(
     """The header that is asked for, the store if there is one, and the images as they are now. Annotations of all
     splits are held against images that are new, before anything is made of these."""
     header = header_of(dataset, model, request)
-    store = _open_same(request.path, header)
+    store = _open_same(request, header)
     survey = survey_images(dataset, progress)
-    if store is not None:
-        check_same_images(store, survey)
-    if request.root is None or (store is not None and store.images.keys == survey.keys):
+    if store is not None and not any(record.id in store.images.rows for record in survey.records):
+        raise StoreError(
+            f"{store.path} was made from other images: none of its {len(store.images.rows)} is in {dataset.name} now; "
+            "name its --root, or another --store."
+        )
+    known = None if store is None else store.images.known_keys
+    if request.root is None or known == {one.id: key for one, key in zip(survey.records, survey.keys, strict=True)}:
         return header, store, survey  # they are drawn in code, or were held against these images
     read = zip(survey.records, survey.sizes.tolist(), strict=True)
     sizes = {record.id: (width, height) for record, (width, height) in read if width and height}
@@ -373,9 +351,9 @@ def _found(
     return header, store, survey
 
 
-def _open_same(path: StoreLocation, header: StoreHeader) -> Store | None:
-    """The store at `path` if there is one. Raises `StoreError` where it was made otherwise."""
-    store = open_if_there(path)
+def _open_same(request: BuildRequest, header: StoreHeader) -> Store | None:
+    """The store of a request if there is one. Raises `StoreError` where it was made otherwise."""
+    store = open_if_there(request.path, request.durable)
     if store is not None:
-        store.header.check_same(header, str(path))
+        store.header.check_same(header, str(request.path))
     return store

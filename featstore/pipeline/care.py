@@ -49,13 +49,12 @@ from featstore.store.keys import (
     LATENTS,
     MAPS,
     NOISY,
+    RAW,
     Extractor,
     PixelExtractor,
-    Stored,
     number_of,
     parse_location,
 )
-from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store, open_store
 from featstore.tuning.run_folder import runs_newest_first
 from matcher.errors import InputError
@@ -201,8 +200,8 @@ def drop(store: Store, found: Verification, expected: Expected, runs: Runs, prog
         how = way_back(store, path, runs) if damaged.is_array or path == CONDITIONING else ""
         rows = expected(path) if damaged.is_array else None
         if rows is None:
-            notes.append(drop_metadata(store, damaged))
-        elif restore_metadata(store, damaged, *rows):
+            notes.append(drop_metadata(store, damaged, progress))
+        elif restore_metadata(store, damaged, rows, progress):
             restored.append(path)
             notes.append(f"the metadata of {path} were written anew; its rows are kept")
             continue
@@ -217,7 +216,7 @@ def drop(store: Store, found: Verification, expected: Expected, runs: Runs, prog
     for path in sorted(count):
         note(path, f"{count[path]} row(s) of {path}", way_back(store, path, runs))
     drop_rows(store, sorted(bad, key=_order), progress)
-    sweep(store)
+    sweep(store, progress)
     return Dropped(dict(sorted(count.items())), tuple(notes), commands)
 
 
@@ -281,8 +280,8 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
 
 
 def _maps(store: Store, extractor: Extractor | PixelExtractor, *options: str) -> str:
-    stored = () if extractor.stored is Stored.FLOAT16 else ("--stored", extractor.stored.value)
-    return _spell(store, "cache", "maps", *options, "--dtype", extractor.dtype, *stored)
+    kept = () if extractor.encoding == RAW else ("--encoding", extractor.encoding)
+    return _spell(store, "cache", "maps", *options, "--dtype", extractor.dtype, *kept)
 
 
 def _prompt_options(description: Mapping[str, object], runs: Runs) -> tuple[str, ...] | None:
@@ -329,18 +328,16 @@ def rows_at_hand(store: Store, progress: Progress) -> Expected:
     return partial(_rows_of_model, store, model)
 
 
-def _rows_of_model(store: Store, model: Model, path: str) -> tuple[tuple[int, ...], str] | None:
-    """The shape of an array's rows and how they lie on the disk, as header and model make them; None where that cannot
-    be told. No weights are loaded."""
+def _rows_of_model(store: Store, model: Model, path: str) -> tuple[int, ...] | None:
+    """The shape of an array's rows as header and model make them; None where that cannot be told. No weights are
+    loaded."""
     kind, *rest = path.split("/")
     size = store.header.image_size
     if kind in (LATENTS, NOISY):
         side = model.latent_side(size)
-        return (model.latent_channels, side, side), STORED_DTYPE
+        return model.latent_channels, side, side
     named = re.fullmatch(r"layer([1-4])", rest[1]) if kind == MAPS else None
     if named is None:  # of a DINOv2 that nobody has named here, or hits of a grid
         return None
-    extractor = Extractor.from_description(store.attributes(f"{MAPS}/{rest[0]}"))
     shape = model.shape(int(named[1]), size)
-    stored = Stored.FLOAT16 if extractor is None else extractor.stored
-    return (shape.channels, shape.side, shape.side), stored.value
+    return shape.channels, shape.side, shape.side

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from featstore.backbones.base import Compute, compute_on
 from featstore.backbones.locate import ALIASES, DEMO
 from featstore.pipeline.distributed import launched
+from featstore.store.keys import RAW
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     from featstore.store.store import Store
 
 
-def check_kept(stored: str, what: str) -> None:
+def check_kept(encoding: str, what: str) -> None:
     """Raise `InputError` where maps are to be kept otherwise than usual that are not kept at all."""
-    if stored != "float16":
-        raise InputError(f"--stored is for maps that are kept, which those of {what} are not: leave it out.")
+    if encoding != RAW:
+        raise InputError(f"--encoding is for maps that are kept, which those of {what} are not: leave it out.")
 
 
 def choose_compute(device: str, dtype: str, batch_size: int) -> Compute:

@@ -121,7 +121,7 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     given = [*given_options(config, OF_A_STORE), *(["--skip-bad"] if config.skip_bad else [])]
     if given:
         raise InputError(f"{given[0]} goes with a store, not with features from a file.")
-    check_kept(config.stored, "features from a file")
+    check_kept(config.encoding, "features from a file")
     if config.dataset is None or config.size is None:
         raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
     if config.layers is None:

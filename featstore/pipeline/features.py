@@ -26,7 +26,6 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError, StoreError
-from featstore.files import sweep_partial
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
@@ -40,10 +39,9 @@ from featstore.pipeline.plan import (
 )
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
-from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, Stored, map_path
+from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, map_path
 from featstore.store.pack import unpack
-from featstore.store.row_file import RowEncoding, encoding_for
-from featstore.store.rows import RowArray, row_writer
+from featstore.store.rows import ENCODINGS, RowArray, is_finite, row_writer
 from featstore.store.store import Store
 from matcher.configuration import LayerSpec
 from matcher.maps import read_ahead
@@ -55,6 +53,9 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 Made = tuple[Item, MapKey, Tensor]
 """A map (C, h, w), on the CPU, with whose it is and its (layer, timestep)."""
+
+KEPT_AS = torch.float16
+"""In which maps that a store keeps leave the device."""
 
 LEAST_AHEAD = 8
 """Images whose inputs are loaded ahead of the networks, at least."""
@@ -272,12 +273,7 @@ def pixel_maps(
 ) -> Iterator[Made[int]]:
     """Maps of a backbone that sees images alone, of image rows. bad: see `pixel_batches`."""
     batches = pixel_batches(work, rows, found.extractor.size, bad, found.keys)
-    return passes(networks, batches, None, work.compute.device, work.progress, _leaving_as(found.extractor.stored))
-
-
-def _leaving_as(stored: Stored) -> torch.dtype:
-    """The dtype in which maps that are kept so leave the device: those of 8 bits are made of float32."""
-    return torch.float16 if stored is Stored.FLOAT16 else torch.float32
+    return passes(networks, batches, None, work.compute.device, work.progress, KEPT_AS)
 
 
 def told_of(
@@ -310,14 +306,14 @@ def extract_maps(
     unpack(store, [map_path(extractor, *key) for part in parts for key in part.keys], work.progress)
     told = told_of(store, networks, prompt, {store.images.categories[row] for part in parts for row in part.rows})
     work.progress.start("UNet passes", sum(len(part.rows) for part in parts) * ensemble, "passes")
-    noisy, kept = noisy_latents(store, {part.timestep for part in parts}), _leaving_as(extractor.stored)
-    keep(store, extractor, diffusion_maps(networks, parts, noisy, told, ensemble, work.compute, work.progress, kept))
+    noisy = noisy_latents(store, {part.timestep for part in parts})
+    keep(store, extractor, diffusion_maps(networks, parts, noisy, told, ensemble, work.compute, work.progress, KEPT_AS))
 
 
 def keep(store: Store, extractor: AnyExtractor, maps: Iterable[Made[int]]) -> None:
     """Write maps of image rows under an extractor's name."""
     arrays: dict[MapKey, RowArray] = {}
-    with row_writer(store.path) as write:
+    with row_writer() as write:
         for row, key, features in maps:
             if key not in arrays:
                 channels, height, width = features.shape
@@ -353,7 +349,7 @@ def encode_images(work: Work, model: Model, rows: Sequence[int]) -> tuple[int, l
             work.progress.advance(len(own.items))
 
     encoded = 0
-    with row_writer(store.path) as write:
+    with row_writer() as write:
         for rows, (found,) in brought(latents()):
             for row, values in zip(rows, found.numpy(), strict=True):
                 write(array, (row,), values)
@@ -368,7 +364,7 @@ def cache_patch_tokens(work: Work, dino: NetworkName, folder: Path, rows: Sequen
     Raises `StoreError` where the store has those of another DINOv2, `ImageError` for an image that cannot be read.
     """
     store = work.store
-    sweep_partial(store.path, [PATCH_TOKENS])
+    store.objects.sweep([PATCH_TOKENS])
     known = store.patch_tokens(dino)
     if known is not None and not missing_rows(known, rows):
         return known
@@ -384,7 +380,7 @@ def cache_patch_tokens(work: Work, dino: NetworkName, folder: Path, rows: Sequen
         return decode(image, work.dataset.read(image))
 
     at_once = work.compute.batch_size
-    with row_writer(store.path) as write:
+    with row_writer() as write:
         for own, pictures in loaded(_image_passes(missing, (), at_once), picture, at_once):
             for row, tokens in zip(own.items, network.tokens(pictures), strict=True):
                 write(array, (row,), tokens.numpy())
@@ -413,17 +409,16 @@ class MapStream:
         total = len(rows) * (len(groups) * ensemble + len(self.others))
         progress.start("UNet passes" if self.wanted else "passes", total, "passes")
         parts = [PlannedPasses(keys, tuple(rows)) for keys in groups]
-        kept = _leaving_as(self.request.stored)
         bad: list[ImageError] = []
         made = chain(
-            diffusion_maps(self.networks, parts, self.noisy, self.told, ensemble, work.compute, progress, kept),
+            diffusion_maps(self.networks, parts, self.noisy, self.told, ensemble, work.compute, progress, KEPT_AS),
             *(pixel_maps(found, networks, work, rows, bad) for found, networks in self.others),
         )
-        encoding, ids = encoding_for(self.request.stored.value), store.images.ids
-        maps = {(ids[row], *key): encoding.encode(features.numpy()) for row, key, features in made}
+        encoding, ids = ENCODINGS[self.request.encoding], store.images.ids
+        maps = {(ids[row], *key): encoding.round(features.numpy()) for row, key, features in made}
         if bad:
             raise bad[0]
-        return EncodedMaps(encoding, maps)
+        return EncodedMaps(maps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,17 +426,15 @@ class EncodedMaps:
     """Maps in memory (a `matcher.maps.MapSource`), as they would lie on the disk, keyed by (image id, layer name,
     timestep)."""
 
-    encoding: RowEncoding
     rows: Mapping[tuple[str, str, int | None], NDArray[Any]]
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where the model
-        overflowed."""
+        """The raw map (C, h, w), float16. Raises `StoreError` where the model overflowed."""
         row = self.rows[image, layer.layer, layer.timestep]
-        if not self.encoding.is_row(row):
+        if not is_finite(row):
             at = "" if layer.timestep is None else f" at t = {layer.timestep}"
             raise StoreError(
-                f"The map of {image!r}, layer {layer.layer}{at}, is not finite in {self.encoding.dtype}: the model "
+                f"The map of {image!r}, layer {layer.layer}{at}, is not finite in {row.dtype}: the model "
                 "overflowed; try --dtype float32."
             )
-        return torch.from_numpy(self.encoding.decode(row))
+        return torch.from_numpy(row)

@@ -34,7 +34,7 @@ from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts
 from featstore.store.keys import Extractor, PixelExtractor, absolute
-from featstore.store.row_file import encoding_for
+from featstore.store.rows import DTYPE
 from featstore.store.source import StoredLedger, StoredMaps, open_ledger
 from featstore.store.store import Store
 from matcher.configuration import (
@@ -233,7 +233,7 @@ def _sizes(
     store: Store, extractor: Extractor, pairs: Pairs, grid: Grid, found: Found
 ) -> tuple[list[int], int, int, int]:
     """The images' rows; the images of the category that has most; bytes of all maps of one image as they are read
-    (float16, or float32 of those that are kept as int8); bytes of maps (one target's in float32, three as read), the
+    (float16); bytes of maps (one target's in float32, three as read), the
     descriptors of a category, and correlations."""
     most = max(len(np.union1d(pairs.source[own], pairs.target[own])) for own in pairs.occurring.values())
     rows = sorted(store.images.row(pairs.images[place]) for place in np.union1d(pairs.source, pairs.target))
@@ -247,7 +247,7 @@ def _sizes(
         return others[layer] if layer in others else model_of(store).shape(layer, store.header.image_size).map
 
     shapes = [shape_of(*key) for key in grid.maps]
-    image_bytes = encoding_for(extractor.stored.value).read_dtype.itemsize * sum(map(math.prod, shapes))
+    image_bytes = DTYPE.itemsize * sum(map(math.prod, shapes))
     descriptors = most * int(pairs.counts.max()) * max(readout(name).rows for name in grid.readouts)
     channels = sum(shape[0] for shape in shapes)
     return rows, most, image_bytes, LIBRARIES + 5 * image_bytes + 4 * descriptors * channels + 3 * 4 * BLOCK_CELLS
@@ -321,7 +321,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     if prompts is None:
         tell_pairwise_cost(progress, listed.count, len(tried.diffusion_maps), config.ensemble)
     else:
-        extractor = extractor_of(store, prompts, config.ensemble, compute, request.stored)
+        extractor = extractor_of(store, prompts, config.ensemble, compute, request.encoding)
         found = find_backbones(store, config.layers, request)
         others = {family: one.extractor for family, one in found.items()}
         cost = (cost_streamed if config.stream else cost_cached)(store, extractor, listed.pairs, tried, prompts, found)

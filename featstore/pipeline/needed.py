@@ -11,7 +11,6 @@ from featstore.backbones.registry import is_diffusion, open_family, open_other, 
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
-from featstore.files import sweep_partial
 from featstore.pipeline.plan import (
     FoundBackbone,
     MapRequest,
@@ -27,7 +26,7 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path
 from featstore.store.pack import unpack
-from featstore.store.row_file import row_bytes
+from featstore.store.rows import row_bytes
 from featstore.store.store import Store
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def make_latents(work: Work, rows: Sequence[int], model: Model | None = None) ->
         StoreError: Where the model at hand is not the store's, or an image has changed.
         DiskFullError: Where the disk fills up.
     """
-    sweep_partial(work.store.path, [LATENTS])
+    work.store.objects.sweep([LATENTS])
     if not missing_latents(work.store, rows):
         return 0, []
     # Only now: the model's libraries take longer to load than it takes to see that nothing is missing.
@@ -114,8 +113,8 @@ def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[Ma
     store, prompt, ensemble = work.store, request.told, request.ensemble
     steps = {timestep for _, timestep in wanted if timestep is not None}
     check_noise(store, rows, steps)
-    extractor = extractor_of(store, prompt, ensemble, work.compute, request.stored)
-    sweep_partial(store.path, [map_path(extractor, *key) for key in wanted])
+    extractor = extractor_of(store, prompt, ensemble, work.compute, request.encoding)
+    store.objects.sweep([map_path(extractor, *key) for key in wanted])
     parts = plan_maps(store, extractor, rows, wanted, prompt)
     if not parts:
         return MadeMaps(extractor)
@@ -146,7 +145,7 @@ def find_backbones(store: Store, layers: Sequence[str], request: MapRequest) -> 
         model = locate(store.header.model_id, store.header.model_revision)
         backbone, size = open_other(own[0], request.asked, model)
         shapes = backbone.layers(size)
-        extractor = PixelExtractor(family, backbone.name, size, request.compute.dtype_name, request.stored)
+        extractor = PixelExtractor(family, backbone.name, size, request.compute.dtype_name, request.encoding)
         found[family] = FoundBackbone(extractor, backbone, {layer: shapes[layer] for layer in own})
     return found
 
@@ -184,7 +183,7 @@ def _make(work: Work, rows: Sequence[int], found: FoundBackbone) -> list[ImageEr
     networks = found.backbone.load(work.compute, [*found.shapes])
     paths = [map_path(found.extractor, *key) for key in found.keys]
     unpack(work.store, paths, work.progress)
-    sweep_partial(work.store.path, paths)
+    work.store.objects.sweep(paths)
     bad: list[ImageError] = []
     work.progress.start(f"maps of {', '.join(found.shapes)}", len(rows), "images")
     keep(work.store, found.extractor, pixel_maps(found, networks, work, rows, bad))
@@ -196,7 +195,7 @@ def _kept(
 ) -> PixelExtractor | None:
     """The one extractor in the store that fits what is asked for and has all of it; None where none does, or
     several."""
-    asked, kept_as = request.asked.get(family, Asked()), (request.compute.dtype_name, request.stored)
+    asked, kept_as = request.asked.get(family, Asked()), (request.compute.dtype_name, request.encoding)
     if asked.name is None:
         ids = {*open_family(layers[0]).usual_ids(store.header.model_id)}
     else:
@@ -206,7 +205,7 @@ def _kept(
         for extractor in store.pixel_extractors(family)
         if extractor.network.id in ids
         and asked.size in (None, extractor.size)
-        and (extractor.dtype, extractor.stored) == kept_as
+        and (extractor.dtype, extractor.encoding) == kept_as
         and not missing_maps(store, extractor, rows, [(layer, None) for layer in layers])
     ]
     return fitting[0] if len(fitting) == 1 else None
@@ -257,7 +256,7 @@ def estimate_maps(
     others, size, files = dict[str, int](), 0, 0
     for family, one in (found or {}).items():
         others[family] = len(missing_maps(store, one.extractor, rows, one.keys))
-        size += others[family] * sum(row_bytes(one.extractor.stored.value, shape.map) for shape in one.shapes.values())
+        size += others[family] * sum(row_bytes(shape.map) for shape in one.shapes.values())
         files += others[family] * len(one.shapes)
     parts = plan_maps(store, extractor, rows, wanted, prompt)
     if not parts:
@@ -266,7 +265,7 @@ def estimate_maps(
     encode = len(missing_latents(store, sorted({row for part in parts for row in part.rows})))
     for part in parts:
         shapes = [model.shape(layer, store.header.image_size).map for layer, _ in part.keys]
-        size += len(part.rows) * sum(row_bytes(extractor.stored.value, shape) for shape in shapes)
+        size += len(part.rows) * sum(row_bytes(shape) for shape in shapes)
         files += len(part.rows) * len(shapes)
     size += encode * store.latents().row_bytes
     passes = sum(len(part.rows) for part in parts) * extractor.ensemble

@@ -23,7 +23,7 @@ from featstore.progress import Progress, Silent, tell_left_out
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, check_usable, load_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
-from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor, Stored
+from featstore.store.keys import RAW, AnyExtractor, Extractor, PixelExtractor
 from featstore.store.store import Store, open_store
 from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
 from matcher.errors import InputError
@@ -221,7 +221,7 @@ class Opened:
                 "latents": header.latents.value,
                 "seed": header.seed,
                 "extractor": None if extractor is None else extractor.key,
-                **_describe_stored(extractor),
+                **_describe_encoding(extractor),
             }
         for family, own in others.items():
             about |= {
@@ -230,14 +230,14 @@ class Opened:
                 f"{family}_size": own.size,
                 "dtype": own.dtype,
                 f"{family}_extractor": own.key,
-                **_describe_stored(own),
+                **_describe_encoding(own),
             }
         return about
 
 
-def _describe_stored(extractor: AnyExtractor | None) -> dict[str, str]:
+def _describe_encoding(extractor: AnyExtractor | None) -> dict[str, str]:
     """Of float16, which is the rule, nothing."""
-    return {} if extractor is None or extractor.stored is Stored.FLOAT16 else {"stored": extractor.stored.value}
+    return {} if extractor is None or extractor.encoding == RAW else {"encoding": extractor.encoding}
 
 
 def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progress) -> Opened:
@@ -249,12 +249,12 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
     compute, store = choose_compute(config.device, config.dtype, config.batch_size), open_store(config.store)
     choice = choose_for_store(store, config)
     if choice.prompts is None:
-        check_kept(config.stored, "prompts of pairs (cpm)")
+        check_kept(config.encoding, "prompts of pairs (cpm)")
     names = config.layers or choice.layers
     if unet_layers(names):
         progress.tell(choice.line)
     others = {"dino": Asked(config.dino, config.dino_size)}
-    request = MapRequest(choice.prompts, config.ensemble or ENSEMBLE, compute, Stored(config.stored), others)
+    request = MapRequest(choice.prompts, config.ensemble or ENSEMBLE, compute, config.encoding, others)
     return Opened(store, dataset_of(store, config.root), choice, names, request)
 
 

@@ -17,7 +17,6 @@ from featstore.backbones.base import Asked, Backbone, Compute, LayerShape, MapKe
 from featstore.backbones.noise import noise
 from featstore.datasets.records import Dataset
 from featstore.errors import StoreError
-from featstore.files import sweep_partial
 from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.care import BadRow, Verification
@@ -25,15 +24,15 @@ from featstore.store.keys import (
     LATENTS,
     MAPS,
     NOISY,
+    RAW,
     AnyExtractor,
     Extractor,
     PixelExtractor,
-    Stored,
     noisy_path,
     number_of,
 )
 from featstore.store.pack import unpack
-from featstore.store.rows import Row, RowArray, reads_ahead, row_writer
+from featstore.store.rows import REQUESTS, Row, RowArray, row_writer
 from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from matcher.maps import read_ahead
@@ -111,7 +110,7 @@ class MapRequest:
     prompt: Prompts | None
     ensemble: int
     compute: Compute
-    stored: Stored = Stored.FLOAT16
+    encoding: str = RAW
     asked: Mapping[str, Asked] = field(default_factory=dict)
 
     @property
@@ -135,12 +134,10 @@ class FoundBackbone:
         return [(layer, None) for layer in self.shapes]
 
 
-def extractor_of(
-    store: Store, prompt: Prompts, ensemble: int, compute: Compute, stored: Stored = Stored.FLOAT16
-) -> Extractor:
+def extractor_of(store: Store, prompt: Prompts, ensemble: int, compute: Compute, encoding: str = RAW) -> Extractor:
     """The extractor under whose name a store keeps such maps."""
     header = store.header
-    return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, stored)
+    return Extractor(header.model_fingerprint, prompt.describe(), ensemble, compute.dtype_name, header.seed, encoding)
 
 
 def plan_maps(
@@ -200,7 +197,7 @@ def noisy_latent(store: Store, clean: NDArray[np.float32], row: int, timestep: i
 def keep_noise(work: Work, noisy: Noisy[int], rows: Sequence[int], timesteps: Sequence[int], draws: int) -> int:
     """Keep what `noisy_latents` hands out of images whose latents are cached, draws 0..draws-1: how many were made."""
     store, progress = work.store, work.progress
-    sweep_partial(store.path, map(noisy_path, timesteps))
+    store.objects.sweep(map(noisy_path, timesteps))
     wanted = {step: missing for step in timesteps if (missing := missing_noisy(store, rows, step, draws))}
     total = sum(map(len, wanted.values()))
     if total == 0:
@@ -213,8 +210,8 @@ def keep_noise(work: Work, noisy: Noisy[int], rows: Sequence[int], timesteps: Se
         for step, missing in wanted.items()
         for row, own in groupby(missing, itemgetter(0))
     ]
-    with row_writer(store.path) as write:
-        for (row, step, own), made in read_ahead(places, lambda place: noisy(*place), reads_ahead(store.path)):
+    with row_writer() as write:
+        for (row, step, own), made in read_ahead(places, lambda place: noisy(*place), REQUESTS):
             for draw, values in zip(own, made, strict=True):
                 write(arrays[step], (row, draw), values)
                 progress.advance()
@@ -255,7 +252,7 @@ def with_sources(
     array, latents, timestep = store.array(path), store.latents(), number_of(path)
     assert array is not None, "its rows were listed"
     clean, of = np.empty(0, np.float32), -1
-    for (row, draw), kept in read_ahead(places, array.read, reads_ahead(store.path)):
+    for (row, draw), kept in read_ahead(places, array.read, REQUESTS):
         if row != of:
             clean, of = latents.read((row,)).astype(np.float32), row
         yield (row, draw), kept, clean, noise(store.header.seed, store.images.keys[row], timestep, draw, clean.shape)

@@ -25,7 +25,7 @@ from featstore.backbones.model_file import forget
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
-from featstore.pipeline.build import check_same_images, image_faults, survey_images
+from featstore.pipeline.build import image_faults, survey_images
 from featstore.pipeline.features import chunks
 from featstore.pipeline.needed import find_backbones, model_of, require_maps
 from featstore.pipeline.plan import MapRequest, Work, extractor_of, with_sources
@@ -34,7 +34,8 @@ from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
 from featstore.store import keys
 from featstore.store.care import BadRow, Verification
-from featstore.store.rows import Row, RowArray, require_group
+from featstore.store.metadata import require_group
+from featstore.store.rows import Row, RowArray
 from featstore.store.store import Store, create_store
 
 FEW = 4
@@ -68,8 +69,8 @@ LATENTS_BOUND = Bound(1e-2, 0.0)
 """Latents do not say in which precision they were computed. Measured on the demo: 2e-5 in float32, 6e-4 in float16,
 5e-3 in bfloat16; another draw of the posterior, or its mean, is off by 3e-2 to 5e-2."""
 
-INT8 = Bound(2e-2, 2e-2)
-"""What rounding to 8 bits adds, where two maps that differ in the last bit are rounded apart."""
+ROUNDED = Bound(2e-2, 2e-2)
+"""What an encoding adds that rounds values, where two maps that differ in the last bit are rounded apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,10 @@ def recompute(
     forget()
     model = model_of(store)
     survey = survey_images(dataset, progress)
-    check_same_images(store, survey)
     images = tuple(BadRow("images", (row,), store.images.ids[row], why) for row, why in image_faults(store, survey))
-    unreadable = {row for row, key in enumerate(survey.keys) if key is None}
-    left_out = unreadable | {bad.row[0] for bad in images}
+    readable = {record.id for record, key in zip(survey.records, survey.keys, strict=True) if key is not None}
+    unreadable = {row for image, row in store.images.rows.items() if image not in readable}
+    left_out = unreadable | store.images.gone | {bad.row[0] for bad in images}
     known = {(bad.array, bad.row) for bad in found.bad}
     paths = [own.path for own in found.arrays if own.path.split("/")[0] not in (keys.IMAGES, keys.GRIDS)]
     arrays = {path: array for path in paths if (array := store.array(path)) is not None}
@@ -267,10 +268,10 @@ class _Makers:
             kind = "unknown" if unet is None else unet.prompt.get("kind")
             return f"no run here has the {kind} prompts that they were made with; such maps are made anew when needed"
         compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
-        if extractor_of(self.store, prompts, unet.ensemble, compute, unet.stored).key != places[0][0]:
+        if extractor_of(self.store, prompts, unet.ensemble, compute, unet.encoding).key != places[0][0]:
             return "their extractor's description does not say all that they were made with"
         wanted = [(layer.removeprefix("layer"), keys.number_of(step)) for _, layer, step in places]
-        request = MapRequest(prompts, unet.ensemble, compute, unet.stored)
+        request = MapRequest(prompts, unet.ensemble, compute, unet.encoding)
         require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
         return ""
 
@@ -282,7 +283,7 @@ class _Makers:
             compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
             for name in (None, extractor.network.id):
                 asked = {extractor.family: Asked(name, extractor.size)}
-                request = MapRequest(None, 1, compute, extractor.stored, asked)
+                request = MapRequest(None, 1, compute, extractor.encoding, asked)
                 try:
                     found = find_backbones(self.store, layers, request)[extractor.family]
                 except ModelError:
@@ -356,8 +357,8 @@ def _judged(store: Store, path: str, deviations: Sequence[tuple[int, float, floa
     description = store.attributes(_group(path))
     # neither tokens nor latents say in which precision they were computed
     bound = LATENTS_BOUND if path == keys.LATENTS else BOUNDS.get(str(description.get("dtype")), BOUNDS["float16"])
-    if description.get("stored") == keys.Stored.INT8.value:
-        bound = Bound(bound.relative + INT8.relative, bound.cell + INT8.cell)
+    if "encoding" in description:
+        bound = Bound(bound.relative + ROUNDED.relative, bound.cell + ROUNDED.cell)
     rounding = f"of its norm, where {bound.relative:.2g} is rounding"
     bad = [
         BadRow(path, (row,), store.images.ids[row], f"made anew it differs by {apart:.2g} {rounding}")

@@ -27,13 +27,12 @@ from featstore.backbones.stable_diffusion import check_timesteps
 from featstore.config import EvalConfig
 from featstore.datasets.records import canonical_split
 from featstore.errors import EvaluationError, ModelError
-from featstore.files import making_folder, take_place, write_whole, writing
+from featstore.files import making_folder, take_if_free, take_place, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.parsing import to_json as config_to_json
 from featstore.pipeline.pairs import describe_list, spell_list
 from featstore.pipeline.predictions import load_predictions, predictions_bytes
 from featstore.sealed import check_seal, check_version, seal
-from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.tuning import run_folder
 from matcher.configuration import (

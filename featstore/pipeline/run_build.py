@@ -60,16 +60,23 @@ def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildR
     report = stage.together(reports)
     if report.bad and not config.skip_bad:
         raise report.bad[0]
-    stale = f", {report.stale} had changed" if report.stale else ""
+    changes = {"new": report.new, "had changed": report.stale, "gone": len(report.gone)}
+    told = "".join(f", {count} {what}" for what, count in changes.items() if count)
     _tell_shares(progress, [own.images for own in reports])
     progress.tell(
         f"{config.store}: {_spell_part(config.part)}{report.images} images of {dataset.name}, {report.encoded} "
-        f"encoded, {report.skipped} skipped{stale}"
+        f"encoded, {report.skipped} skipped{told}"
     )
     progress.tell(
         f"{report.noised} noisy latents at t = {', '.join(map(str, request.timesteps))}; "
         f"{human_bytes(report.bytes_written)} written in {report.seconds:.1f} s"
     )
+    if report.gone:
+        named = ", ".join(report.gone[:3]) + (", ..." if len(report.gone) > 3 else "")
+        progress.tell(
+            f"gone from the data set: {named}; their rows are kept in case they come back, `dualsd cache prune --gone` "
+            "deletes them"
+        )
     for line in spell_bad(report.bad):
         progress.tell(line)
     return report
@@ -252,7 +259,7 @@ def asked_maps(config: KeptMapsConfig, part: Part, command: str, progress: Progr
     opened = open_asked(config, progress)
     store, choice = opened.store, opened.choice
     choice.of_images(command)
-    chosen = store.images.ids if config.split is None else images_of(choose_pairs(opened.dataset, config.split, ()))
+    chosen = [*store.images.rows] if config.split is None else images_of(choose_pairs(opened.dataset, config.split, ()))
     images = part.of(chosen)
     rows = [store.images.row(image) for image in images]
     choice.check_categories({store.images.categories[row] for row in rows})
@@ -265,7 +272,7 @@ def _tell_missing(
 ) -> dict[str, Any]:
     """What making maps would take, the UNet's shapes told where any of its maps is missing."""
     store, request = asked.opened.store, asked.opened.request
-    extractor = extractor_of(store, request.told, request.ensemble, request.compute, request.stored)
+    extractor = extractor_of(store, request.told, request.ensemble, request.compute, request.encoding)
     cost = estimate_maps(store, asked.rows, asked.wanted, extractor, request.told, found)
     if cost.passes:
         model, size = model_of(store), store.header.image_size

@@ -1,16 +1,15 @@
-"""Objects in a bucket, by their paths within the store; and what object storage refuses, in one sentence each:
-credentials, bucket, region, network and server told apart.
+"""A store's objects in a bucket that speaks S3, by obstore; and what it refuses, in one sentence each: credentials,
+bucket, region, network and server told apart.
 
-obstore reads the environment and asks for roles by itself; profiles are files, which it does not read. It is imported
-where a bucket is used: only those have it installed who need it."""
+obstore reads AWS's variables and asks for roles by itself; profiles are boto3's. Both are imported where a bucket is
+used: only those have them installed who need it (`dualsd[s3]`).
+"""
 
-import asyncio
-import configparser
 import os
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,12 +17,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import ObjectStore
+import numpy as np
+from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.store.keys import S3Location
+from featstore.files import holder, waiting
+from featstore.store.keys import LOCK, METADATA, S3Location, StoredObject
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -37,6 +36,9 @@ _REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Expi
 _ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint", "redirect without")
 _BUSY = ("status code: 5", "status code: 429", "SlowDown")
 _NO_CONNECTION = ("error sending request", "dns error", "http error", "connect", "timed out", "timeout")
+
+
+_NEEDED = "two processes there would overwrite each other's work; take another server"
 
 
 class _ConditionError(Exception):
@@ -66,6 +68,8 @@ def _sentence(location: S3Location, doing: str, error: Exception) -> str:
         return f"The bucket of {location} lies in another region: set AWS_REGION to its own."
     if denied or any(word in said for word in _REFUSED):
         return f"{location} refuses these credentials ({doing}): check {keys}, and what they may do in the bucket."
+    if "NotImplemented" in said or "status code: 501" in said:
+        return f"{location} lies on a server without conditional writes (If-None-Match): {_NEEDED}."
     if any(word in said for word in _BUSY):
         return f"{location} keeps failing {tried}: its server is overloaded or broken; later {_AGAIN}."
     if any(word in said.lower() for word in _NO_CONNECTION):
@@ -95,42 +99,50 @@ RETRIES = Retries()
 """docs/object-storage.md says what they come to, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """path: within the store. modified: seconds since 1970. e_tag: of what it holds, on object storage."""
-
-    path: str
-    bytes: int
-    modified: float
-    e_tag: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bucket:
-    """Keys are paths within the store. All raise `StoreError` where object storage cannot be used."""
+    """A prefix in a bucket, see `featstore.store.objects.Objects`. Reads and writes are tried again, see `Retries`."""
 
     location: S3Location
-    client: "S3Store"
+    client: "S3Store" = field(repr=False)
     retries: Retries
+    process: int = field(default_factory=os.getpid)
 
-    def read(self, key: str) -> memoryview | None:
-        """An object's bytes, None where it is not there."""
+    def __str__(self) -> str:
+        return str(self.location)
+
+    @property
+    def disk(self) -> None:
+        """See `Objects.disk`."""
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8] | None:
+        """See `Objects.get`."""
+
+        def request() -> Any:
+            if start < 0:
+                return self.client.get(key, options={"range": {"suffix": -start}}).bytes()
+            if stop is not None:
+                return self.client.get_range(key, start=start, end=stop)
+            return self.client.get(key, options={"range": {"offset": start}} if start else {}).bytes()
+
         try:
-            return self._ask(f"reading {key}", lambda: memoryview(self.client.get(key).bytes()))
+            return np.array(memoryview(self._ask(f"reading {key}", request)), dtype=np.uint8)
         except FileNotFoundError:
             return None
 
-    def write(self, key: str, content: bytes) -> None:
-        """Write an object, in one PUT: a killed upload in parts would leave parts that are paid for and never seen."""
+    def put(self, key: str, *pieces: bytes | memoryview) -> None:
+        """See `Objects.put`; in one PUT, since a killed upload in parts leaves parts that are paid for and never
+        seen."""
+        content = _joined(pieces)
         self._ask(f"writing {key}", lambda: self.client.put(key, content, use_multipart=False))
 
-    def create(self, key: str, content: bytes) -> bool:
-        """Write an object that is not there yet; whether this did."""
-        return self._write_if(key, content, "create")
+    def create(self, key: str, *pieces: bytes | memoryview) -> bool:
+        """See `Objects.create`."""
+        return self._put_if(key, _joined(pieces), "create")
 
     def replace(self, key: str, content: bytes, e_tag: str | None) -> bool:
         """Write an object in the place of the one with this tag; whether it was still that one."""
-        return self._write_if(key, content, {"e_tag": e_tag})
+        return self._put_if(key, content, {"e_tag": e_tag})
 
     def stat(self, key: str) -> StoredObject | None:
         """An object without its bytes, None where it is not there."""
@@ -139,28 +151,92 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def objects(self, path: str = "") -> list[StoredObject]:
-        """All objects below a path (all where it is empty); one request a thousand."""
-        found = self._ask(f"listing {path or 'the store'}", lambda: list(chain(*self.client.list(path or None))))
-        return [_stored(one) for one in found]
+    def level(self, prefix: str = "") -> tuple[list[str], list[str]]:
+        """See `Objects.level`; one request a thousand."""
+        found = self._ask(f"listing {prefix or 'the store'}", lambda: self.client.list_with_delimiter(prefix or None))
+        paths = [one["path"] for one in found["objects"]], found["common_prefixes"]
+        objects, folders = ([path.rpartition("/")[2] for path in own] for own in paths)
+        return objects, folders
 
-    def level(self, path: str) -> tuple[list[str], list[str]]:
-        """(objects, folders) right below a path: their paths; one request a thousand."""
-        found = self._ask(f"listing {path or 'the store'}", lambda: self.client.list_with_delimiter(path or None))
-        return [one["path"] for one in found["objects"]], list(found["common_prefixes"])
+    def below(self, prefix: str = "") -> list[StoredObject]:
+        """See `Objects.below`; one request a thousand."""
+        found = self._ask(f"listing {prefix or 'the store'}", lambda: list(chain(*self.client.list(prefix or None))))
+        return sorted(map(_stored, found), key=lambda one: one.key)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects, a thousand a request; those that are not there are none."""
+        """See `Objects.delete`; a thousand a request."""
         if keys:
-            self._ask(f"deleting {keys[0]}", lambda: self.client.delete(list(keys)))
+            self._ask(f"deleting {keys[0]}", lambda: self.client.delete([*keys]))
 
-    def _write_if(self, key: str, content: bytes, mode: Any) -> bool:
+    def remove(self, prefix: str) -> None:
+        """See `Objects.remove`: rows first and metadata last, so that what a killed removal leaves is an array that
+        lacks rows."""
+        found = [one.key for one in self.below(prefix)]
+        metadata = [key for key in found if key.endswith(f"/{METADATA}")]
+        self.delete([key for key in found if key not in metadata])
+        self.delete(sorted(metadata, key=len, reverse=True))
+
+    def exists(self) -> bool:
+        """See `Objects.exists`: whether a store's root does."""
+        return METADATA in self.level()[0]
+
+    def make(self, contents: Mapping[str, bytes | memoryview]) -> bool:
+        """See `Objects.make`: its root comes last, and only if none came before. Raises `StoreError` where the server
+        ignores conditions."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        self.put(probe, b"1")
+        ignored = self.create(probe, b"2")
+        self.delete([probe])
+        if ignored:
+            raise StoreError(f"{self} lies on a server that ignores conditions of writes (If-None-Match): {_NEEDED}.")
+        for key, content in contents.items():
+            if key != METADATA:
+                self.put(key, content)
+        return self.create(METADATA, contents[METADATA])
+
+    def settle(self, prefixes: Iterable[str]) -> None:
+        """See `Objects.settle`: what is written is."""
+
+    def sweep(self, prefixes: Iterable[str] = ()) -> None:
+        """See `Objects.sweep`: objects are whole or not there."""
+
+    def left_over(self) -> list[StoredObject]:
+        """See `Objects.left_over`."""
+        return []
+
+    @contextmanager
+    def exclusive(self, doing: str, note: Callable[[str], None]) -> Iterator[None]:
+        """See `Objects.exclusive`: by an object that only one process can create, and that counts for
+        `LEASE_SECONDS`."""
+        token = holder(doing) + b"|" + uuid.uuid4().hex.encode()
+        told = False
+        while not self._take(token):
+            if not told and (held := self.get(LOCK)) is not None:
+                note(waiting(self, held.tobytes()))
+                told = True
+            time.sleep(WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            held = self.get(LOCK)
+            if held is not None and held.tobytes() == token:
+                self.delete([LOCK])
+
+    def _take(self, token: bytes) -> bool:
+        if self.create(LOCK, token):
+            return True
+        held = self.stat(LOCK)
+        if held is None or time.time() - held.modified <= LEASE_SECONDS:
+            return False
+        return self.replace(LOCK, token, held.e_tag)
+
+    def _put_if(self, key: str, content: bytes, mode: Any) -> bool:
         try:
             self._ask(f"creating {key}", lambda: self.client.put(key, content, mode=mode, use_multipart=False))
         except _ConditionError:
             # of a try whose answer was lost the next one finds what it wrote
-            found = self.read(key)
-            return found is not None and bytes(found) == content
+            found = self.get(key)
+            return found is not None and found.tobytes() == content
         return True
 
     def _ask(self, doing: str, request: Callable[[], Answer]) -> Answer:
@@ -174,6 +250,10 @@ class Bucket:
         """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
+        if os.getpid() != self.process:  # it would wait for ever for threads that were not forked with it
+            raise StoreError(
+                f"{self} was opened before this process was forked: open it again here, or spawn processes."
+            )
         last = time.monotonic() + self.retries.give_up
         tries = 0
         while True:
@@ -192,16 +272,31 @@ class Bucket:
                 tries += 1
 
 
+WAIT_SECONDS = 1.0
+"""Between two looks at a lock that another process holds."""
+
+LEASE_SECONDS = 900.0
+"""For which a lock counts; what is done under it takes seconds to a few minutes."""
+
+
+def _joined(pieces: Sequence[bytes | memoryview]) -> bytes:
+    return b"".join(memoryview(piece).cast("B") for piece in pieces)
+
+
+def _stored(found: Mapping[str, Any]) -> StoredObject:
+    return StoredObject(found["path"], int(found["size"]), found["last_modified"].timestamp(), found["e_tag"])
+
+
 def open_bucket(location: S3Location, retries: Retries | None = None) -> Bucket:
-    """Where a store lies or will lie; nothing is asked of it yet. Raises `StoreError` where obstore is not installed,
-    or an AWS setting cannot be understood."""
+    """The bucket where a store lies or will lie; nothing is asked of it yet. Raises `StoreError` where obstore is not
+    installed, or an AWS setting cannot be understood."""
     try:
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
     except ImportError as error:
         raise StoreError(f"{location} needs the package obstore: pip install 'dualsd[s3]'.") from error
     waits = retries or RETRIES
-    settings = settings_of_profile(location)
+    settings = settings_of(location)
     endpoint = settings.config.get("endpoint", "")
     limits = {
         "connect_timeout": timedelta(seconds=waits.connect),
@@ -230,156 +325,47 @@ def open_bucket(location: S3Location, retries: Retries | None = None) -> Bucket:
     return Bucket(location, client, waits)
 
 
-def _stored(found: Mapping[str, Any]) -> StoredObject:
-    return StoredObject(found["path"], int(found["size"]), found["last_modified"].timestamp(), found["e_tag"])
-
-
-LEASE_SECONDS = 900.0
-"""For which a lock counts; what is done under it (removing arrays, forgetting rows) takes seconds to a few minutes."""
-
-WAIT_SECONDS = 1.0
-
-
-@contextmanager
-def exclusive_in(bucket: Bucket, key: str) -> Iterator[None]:
-    """Waits until no other process holds the lock, and keeps others waiting. Not to be nested."""
-    token = uuid.uuid4().hex.encode()
-    while not _take(bucket, key, token):
-        time.sleep(WAIT_SECONDS)
-    try:
-        yield
-    finally:
-        held = bucket.read(key)
-        if held is not None and bytes(held) == token:
-            bucket.delete([key])
-
-
-def _take(bucket: Bucket, key: str, token: bytes) -> bool:
-    if bucket.create(key, token):
-        return True
-    held = bucket.stat(key)
-    if held is None or time.time() - held.modified <= LEASE_SECONDS:
-        return False
-    return bucket.replace(key, token, held.e_tag)
-
-
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
-_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-_INDIRECT = ("role_arn", "sso_session", "sso_start_url", "credential_process", "web_identity_token_file")
-_ROLE_VARIABLES = (
+_FOUND_BY_OBSTORE = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SKIP_SIGNATURE",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+"""Variables that name credentials which obstore finds by itself; it knows no profiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class AwsSettings:
-    """config: what obstore is told over the environment. provider: of credentials that change, None for none."""
+    """config: what obstore is told over the environment. provider: of credentials, None where it finds them itself."""
 
     config: dict[str, str] = field(repr=False)
     provider: Any = None
 
 
-def settings_of_profile(location: S3Location) -> AwsSettings:
-    """Endpoint, region and credentials for a store. Raises `StoreError` for a profile that is named and missing, or
-    that takes boto3 where that is not installed."""
-    profile, own = _profile(location)
-    stated = {
-        "endpoint": _first(_ENDPOINTS) or own.get("endpoint_url"),
-        "region": _first(_REGIONS) or own.get("region"),
-    }
-    config = {name: value for name, value in stated.items() if value}
-    if _first(("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")):
-        return AwsSettings(config)
-    if _KEYS[0] in own and _KEYS[1] in own:
-        return AwsSettings(config | {key.removeprefix("aws_"): own[key] for key in _KEYS if key in own})
-    if any(name in own for name in _INDIRECT) and not _first(_ROLE_VARIABLES):
-        return AwsSettings(config, _through_boto3(location, profile))
-    return AwsSettings(config)
-
-
-def _first(names: tuple[str, ...]) -> str | None:
-    return next((value for name in names if (value := os.environ.get(name))), None)
-
-
-def _profile(location: S3Location) -> tuple[str, dict[str, str]]:
-    """A profile's name, and what the two files say of it."""
-    named = os.environ.get("AWS_PROFILE")
-    name = named or "default"
-    found: dict[str, str] = {}
-    files = (
-        (os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"), name if name == "default" else f"profile {name}"),
-        (os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), name),
-    )
-    for file, section in files:
-        parser = configparser.RawConfigParser()
+def settings_of(location: S3Location) -> AwsSettings:
+    """Endpoint, region and credentials for a store: the environment's, else those of the profile `AWS_PROFILE` or
+    `default`, as boto3 reads them. Raises `StoreError` for a profile that is named and missing, for files that cannot
+    be read, and where a profile is needed and boto3 is not installed."""
+    endpoint, region = (next(filter(None, map(os.environ.get, own)), None) for own in (_ENDPOINTS, _REGIONS))
+    provider = None
+    files = ("AWS_CONFIG_FILE", "~/.aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    if "AWS_PROFILE" in os.environ or any(Path(os.environ.get(*file)).expanduser().exists() for file in files):
         try:
-            parser.read(Path(file).expanduser(), encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise StoreError(f"{file} cannot be read as AWS settings for {location}: correct it.") from error
-        if parser.has_section(section):
-            found |= dict(parser.items(section))
-    if named and not found:
-        raise StoreError(f"AWS_PROFILE names {named!r}, which is in neither of {files[0][0]} and {files[1][0]}.")
-    return name, found
-
-
-def _through_boto3(location: S3Location, profile: str) -> Any:
-    """Sessions, roles and processes, which boto3 knows how to ask."""
-    try:
-        import boto3
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError as error:
-        raise StoreError(
-            f"The AWS profile {profile!r} for {location} takes boto3 (pip install boto3), or put keys into "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        ) from error
-    return Boto3CredentialProvider(boto3.session.Session(profile_name=profile))
-
-
-class BucketStore(ObjectStore[Any]):
-    """See `zarr.storage.ObjectStore`: what dualsd uses of it, with the retries of `Bucket`. Raises `StoreError` where
-    object storage cannot be used."""
-
-    def __init__(self, bucket: Bucket) -> None:
-        super().__init__(bucket.client)
-        self.bucket = bucket
-
-    def __str__(self) -> str:
-        return str(self.bucket.location)
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """An object's bytes."""
-        if byte_range is not None:  # of packed arrays alone, which no store of ours has there
-            return await super().get(key, prototype, byte_range)
-        content = await asyncio.to_thread(self.bucket.read, key)
-        return None if content is None else prototype.buffer.from_bytes(bytes(content))
-
-    async def exists(self, key: str) -> bool:
-        """Whether an object is there."""
-        return await asyncio.to_thread(self.bucket.stat, key) is not None
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write an object, whole."""
-        await asyncio.to_thread(self.bucket.write, key, value.to_bytes())
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object where none is there."""
-        await asyncio.to_thread(self.bucket.create, key, value.to_bytes())
-
-    async def delete(self, key: str) -> None:
-        """Delete an object, be it there or not."""
-        await asyncio.to_thread(self.bucket.delete, [key])
-
-    async def delete_dir(self, prefix: str) -> None:
-        """Delete all objects below a prefix."""
-        found = await asyncio.to_thread(self.bucket.objects, prefix)
-        await asyncio.to_thread(self.bucket.delete, [one.path for one in found])
-
-    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
-        """Names right below a prefix; one request a thousand."""
-        for level in await asyncio.to_thread(self.bucket.level, prefix.rstrip("/")):
-            for path in level:
-                yield path.rpartition("/")[2]
+            import botocore.session
+            from botocore.exceptions import BotoCoreError
+            from obstore.auth.boto3 import Boto3CredentialProvider
+        except ImportError as error:
+            raise StoreError(f"The AWS profile for {location} needs boto3: pip install 'dualsd[s3]'.") from error
+        try:
+            session = botocore.session.Session()
+            own = session.get_scoped_config()
+            endpoint, region = endpoint or own.get("endpoint_url"), region or session.get_config_variable("region")
+            if not any(map(os.environ.get, _FOUND_BY_OBSTORE)) and session.get_credentials() is not None:
+                provider = Boto3CredentialProvider(session)
+        except BotoCoreError as error:
+            raise StoreError(f"The AWS profile for {location} cannot be used: {error}.") from error
+    config = {"endpoint": endpoint, "region": region}
+    return AwsSettings({name: value for name, value in config.items() if value}, provider)

@@ -3,29 +3,23 @@ more, is taken away. Latents stay."""
 
 import math
 import re
-import shutil
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featstore.errors import MetadataError, StoreError
-from featstore.files import PARTIAL, sweep_old, writing
+from featstore.files import writing
 from featstore.progress import Progress
 from featstore.store import keys
-from featstore.store.bucket import open_bucket
-from featstore.store.lock import exclusive
+from featstore.store.images import COLUMNS, has_columns, write_columns
+from featstore.store.metadata import rewrite_metadata
 from featstore.store.pack import shard_rows, strays, sweep_strays, unpack_array
-from featstore.store.row_file import Row, encoding_for, folders, objects, row_bytes, row_of_name
-from featstore.store.rows import RowArray, create_rows, unlike
-from featstore.store.schema import COLUMNS, STORED_DTYPE, rewrite_metadata
+from featstore.store.rows import ENCODINGS, Row, RowArray, create_rows, row_bytes, row_of_name, unlike
 from featstore.store.store import Store
 from matcher.errors import InputError
 
@@ -100,9 +94,8 @@ class Verification:
         return not self.bad and not self.metadata
 
 
-Expected = Callable[[str], tuple[Sequence[int], str] | None]
-"""Of an array's path the shape of its rows and how they lie on the disk, as model, header and layer make them; None
-where that is not known."""
+Expected = Callable[[str], Sequence[int] | None]
+"""Of an array's path the shape of its rows, as model, header and layer make them; None where that is not known."""
 
 
 def unknown(_: str) -> None:
@@ -136,9 +129,8 @@ def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Ve
             continue
         if array is None:
             continue
-        usual = array.dtype if path.startswith(f"{keys.MAPS}/") else STORED_DTYPE  # maps may be of 8 bits
-        row_shape, dtype = expected(path) or (array.row_shape, usual)
-        fault = unlike(array, row_shape, dtype)
+        row_shape = expected(path) or array.row_shape
+        fault = unlike(array, row_shape)
         if fault is None:
             opened.append(array)
         elif path == keys.LATENTS and _reads_well(array) and math.prod(array.row_shape) != math.prod(row_shape):
@@ -149,7 +141,8 @@ def verify(store: Store, progress: Progress, expected: Expected = unknown) -> Ve
             )
         else:
             metadata.append(BadMetadata(path, fault))
-    checked = [_column(store, path) for path in COLUMNS] + check_arrays(store, opened, progress)
+    metadata += _copies(store)
+    checked = _columns(store) + check_arrays(store, opened, progress)
     return Verification(tuple(checked), tuple(metadata), tuple(_left_over(store, opened)))
 
 
@@ -172,7 +165,7 @@ def drop_rows(store: Store, rows: Iterable[BadRow], progress: Progress) -> None:
     for bad in rows:
         by_array.setdefault(bad.array, []).append(bad.row)
     for path, own in by_array.items():
-        with exclusive(store.path):
+        with store.objects.exclusive("dropping rows", progress.note):
             array = store.array(path)
             if array is None:
                 continue
@@ -181,7 +174,19 @@ def drop_rows(store: Store, rows: Iterable[BadRow], progress: Progress) -> None:
             array.delete_rows(own)
 
 
-def drop_metadata(store: Store, damaged: BadMetadata) -> str:
+def gone_rows(store: Store) -> list[BadRow]:
+    """The rows of images that changed or are gone, of every array. Without them an image that comes back has to be
+    encoded again."""
+    found = []
+    for path, array in store.arrays().items() if store.images.gone else ():
+        present = array.present()
+        present[[*store.images.rows.values()]] = False
+        rows = map(tuple, np.argwhere(present).tolist())
+        found += [BadRow(path, row, store.images.ids[row[0]], "its image is gone") for row in rows]
+    return found
+
+
+def drop_metadata(store: Store, damaged: BadMetadata, progress: Progress) -> str:
     """Take away metadata that cannot be used, and with them what cannot be used without; a sentence that says what that
     was. Raises `StoreError` for those of the latents, which are not to be thrown away."""
     if damaged.path == keys.LATENTS:
@@ -189,51 +194,52 @@ def drop_metadata(store: Store, damaged: BadMetadata) -> str:
             f"The metadata of the latents of {store.path} are damaged, and its rows may be whole: put the model "
             f"{store.header.model_id} in reach and run the same command again, which then writes them anew."
         )
-    with exclusive(store.path):
+    with store.objects.exclusive("dropping metadata", progress.note):
         if damaged.is_array or damaged.path == keys.CONDITIONING:  # rows whose shape or maker nobody knows
-            remove_folder(store.path, damaged.path)
+            store.objects.remove(damaged.path)
             return f"{damaged.path} was removed, its metadata were damaged; it is made anew when it is needed"
-        with writing(f"The metadata of {damaged.path!r}", place=store.path):
-            rewrite_metadata(store.group, damaged.path, lambda made: made.create_group(damaged.path))
+        with writing(f"The metadata of {damaged.path!r}", place=store.objects.disk):
+            rewrite_metadata(store.objects, damaged.path, lambda made: made.create_group(damaged.path))
+            if damaged.path == keys.IMAGES:
+                write_columns(store.group, store.images)
         return f"the metadata of {damaged.path} were written anew; its arrays are kept"
 
 
-def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int], dtype: str = STORED_DTYPE) -> bool:
+def restore_metadata(store: Store, damaged: BadMetadata, row_shape: Sequence[int], progress: Progress) -> bool:
     """Write the metadata of an array anew, so that its rows are found again.
 
     Args:
         store: The store.
         damaged: The array.
         row_shape: Shape of a row's values.
-        dtype: How they lie on the disk.
+        progress: Told for whom it waits.
 
     Returns:
         Whether that could be done; where it cannot be found how many draws packed noisy latents had, they are removed.
     """
     path, leading, images = damaged.path, keys.leading_of(damaged.path), len(store.images)
-    ndim = leading + len(encoding_for(dtype).stored_shape(row_shape))
-    with exclusive(store.path):
-        names = [found.path.removeprefix(f"{path}/") for found in objects(store.path, path)]
+    ndim = leading + len(row_shape)
+    name = path.split("/")[1] if path.startswith(f"{keys.MAPS}/") else ""
+    encoding = ENCODINGS[store.descriptions().get(name, {}).get("encoding", keys.RAW)]
+    with store.objects.exclusive("writing metadata", progress.note):
+        names, folders = store.objects.level(path)
         rows = [row for name in names if (row := row_of_name(name, leading, ndim)) is not None]
         if leading == 2 and not rows:
-            remove_folder(store.path, path)
+            store.objects.remove(path)
             return False
         rows_shape = (images, 1 + max(row[1] for row in rows)) if leading == 2 else (images,)
-        packed = not rows and any(name.startswith("c/") for name in names)
-        shard = shard_rows(rows_shape, row_bytes(dtype, row_shape)) if packed else None
-        with writing(f"The metadata of {path!r}", place=store.path):
+        shard = shard_rows(rows_shape, row_bytes(row_shape)) if not rows and "c" in folders else None
+        with writing(f"The metadata of {path!r}", place=store.objects.disk):
             rewrite_metadata(
-                store.group, path, lambda made: create_rows(made, path, rows_shape, row_shape, dtype, shard)
+                store.objects, path, lambda made: create_rows(made, path, rows_shape, row_shape, encoding, shard)
             )
     return True
 
 
-def sweep(store: Store) -> None:
+def sweep(store: Store, progress: Progress) -> None:
     """Clear away what killed runs left, but for files that may still be in flight."""
-    with exclusive(store.path):
-        if isinstance(store.path, Path):
-            sweep_old(store.path.rglob(f"*{PARTIAL}"))
-        sweep_removed(store.path)
+    with store.objects.exclusive("sweeping", progress.note):
+        store.objects.sweep()
         for array in store.arrays().values():
             sweep_strays(array)
 
@@ -241,9 +247,9 @@ def sweep(store: Store) -> None:
 def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
     """Paths of all arrays of rows, and what is wrong with the metadata of groups."""
     paths, bad = [], []
-    # all arrays and groups but the root
-    for path in filter(None, (one.path.rpartition("/")[0] for one in objects(store.path, named=keys.METADATA))):
-        if path in COLUMNS or path.split("/")[0] not in _DEPTHS:  # read already, or not dualsd's
+    old = {f"{keys.MAPS}/{name}" for name in store.outdated()}
+    for path in _with_metadata(store):
+        if path in COLUMNS or "/".join(path.split("/")[:2]) in old:  # looked at by themselves, or by nobody
             continue
         if BadMetadata(path, "").is_array:
             paths.append(path)
@@ -275,26 +281,36 @@ def _check(store: Store, array: RowArray, rows: Sequence[Row], progress: Progres
                 bad.append(BadRow(array.path, row, store.images.ids[row[0]], damage))
             progress.advance()
     total = math.prod(array.rows_shape)
-    return CheckedArray(array.path, total, len(rows), len(rows) * array.row_bytes, array.packed, tuple(bad))
+    return CheckedArray(array.path, total, len(rows), array.stored_bytes(), array.packed, tuple(bad))
 
 
-def _column(store: Store, path: str) -> CheckedArray:
-    """A column of the table of images: one object, which was read when the store was opened."""
-    size = sum(found.bytes for found in objects(store.path, f"{path}/c") if not found.path.endswith(PARTIAL))
-    return CheckedArray(path, 1, 1, size, False, ())
+def _with_metadata(store: Store) -> Iterator[str]:
+    """Paths of all arrays and groups but the root. Not by zarr's own listing, which damaged metadata end."""
+    for kind, depth in _DEPTHS.items():
+        for level in range(depth):
+            for path in store.folders(kind, level):
+                if store.objects.get(f"{path}/{keys.METADATA}", 0, 1) is not None:
+                    yield path
+
+
+def _columns(store: Store) -> list[CheckedArray]:
+    """The columns of the table of images, each one object. Those of a store without a log were read in opening it;
+    others are copies of what the log says, which was."""
+    sizes = {path: sum(one.bytes for one in store.objects.below(f"{path}/c")) for path in COLUMNS}
+    return [CheckedArray(path, 1, 1, size, False, ()) for path, size in sizes.items() if size]
+
+
+def _copies(store: Store) -> list[BadMetadata]:
+    """What is wrong with those copies."""
+    names = [path.rpartition("/")[2] for path in COLUMNS]
+    if not store.images.entries or has_columns(store.group, store.images, names):
+        return []
+    return [BadMetadata(keys.IMAGES, "its arrays are not copies of the log of images")]
 
 
 def _left_over(store: Store, arrays: Iterable[RowArray]) -> list[LeftOver]:
-    if not isinstance(store.path, Path):  # objects are whole or not there
-        return []
-    found = [*store.path.rglob(f"*{PARTIAL}"), *store.path.glob(f"{REMOVED}*")]
-    found += [path for array in arrays for path in strays(array)]
-    return [LeftOver(path.relative_to(store.path).as_posix(), _size(path)) for path in sorted(found)]
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    found = [*store.objects.left_over(), *(one for array in arrays for one in strays(array))]
+    return [LeftOver(one.key, one.bytes) for one in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,14 +343,12 @@ def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
     mistake, and `StoreError` where an extractor is named that is not there."""
     if criteria == MapCriteria():
         raise InputError("Which maps go must be said: by --prompt, --extractor, --layer, --t or --older-than.")
-    extractors = [folder.rpartition("/")[2] for folder in folders(store.path, f"{keys.MAPS}/*")]
+    extractors = sorted(store.objects.level(keys.MAPS)[1])
     if criteria.extractor is not None and not any(key.startswith(criteria.extractor) for key in extractors):
         known = ", ".join(extractors) or "none"
         raise StoreError(f"{store.path} has no extractor {criteria.extractor!r}: it has {known}.")
     found = []
-    for path in store.array_paths():
-        if not path.startswith(f"{keys.MAPS}/"):
-            continue
+    for path in store.folders(keys.MAPS, 3):
         _, key, layer, timestep = path.split("/")
         prompt = store.attributes(f"{keys.MAPS}/{key}").get("prompt")
         texts = prompt if isinstance(prompt, Mapping) else {}
@@ -345,31 +359,31 @@ def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
             and (criteria.timesteps is None or keys.number_of(timestep) in criteria.timesteps)
         ):
             what = str(texts.get("template", texts.get("kind", "unknown prompt")))
-            found.append(_measured(store.path, path, what))
+            found.append(_measured(store, path, what))
     return _old_enough(found, criteria.older_than)
 
 
 def choose_noisy(store: Store, timesteps: Sequence[int] | None, older_than: timedelta | None) -> list[Prunable]:
     """The noisy latents at some timesteps and of some age, see `MapCriteria`; all where nothing is said."""
     found = [
-        _measured(store.path, path, "")
-        for path in store.array_paths()
-        if path.startswith(f"{keys.NOISY}/") and (timesteps is None or keys.number_of(path) in timesteps)
+        _measured(store, path, "")
+        for path in store.folders(keys.NOISY, 1)
+        if timesteps is None or keys.number_of(path) in timesteps
     ]
     return _old_enough(found, older_than)
 
 
-def prune(store: Store, chosen: Sequence[Prunable]) -> None:
+def prune(store: Store, chosen: Sequence[Prunable], progress: Progress) -> None:
     """Remove them, and the groups that hold nothing any more. An array is gone at once or not at all. Not to be done
     while another process makes the same maps."""
-    with exclusive(store.path):
+    with store.objects.exclusive("pruning", progress.note):
         for array in chosen:
-            remove_folder(store.path, array.path)
-        for below in ("*/*", "*"):
-            for group in folders(store.path, f"{keys.MAPS}/{below}"):
-                if not folders(store.path, f"{group}/*"):
-                    remove_folder(store.path, group)
-        sweep_removed(store.path)
+            store.objects.remove(array.path)
+        for depth in (2, 1):
+            for group in store.folders(keys.MAPS, depth):
+                if not store.objects.level(group)[1]:
+                    store.objects.remove(group)
+        store.objects.sweep()
 
 
 def parse_age(text: str) -> timedelta:
@@ -384,38 +398,11 @@ def parse_age(text: str) -> timedelta:
         raise InputError(f"--older-than {text} is longer ago than there have been files.") from None
 
 
-def _measured(store: keys.StoreLocation, path: str, what: str) -> Prunable:
-    files = objects(store, path)
-    newest = max((file.modified for file in files if not file.path.endswith(f"/{keys.METADATA}")), default=0.0)
-    return Prunable(path, sum(file.bytes for file in files), len(files), newest, what)
+def _measured(store: Store, path: str, what: str) -> Prunable:
+    found = store.objects.below(path)
+    newest = max((one.modified for one in found if not one.key.endswith(f"/{keys.METADATA}")), default=0.0)
+    return Prunable(path, sum(one.bytes for one in found), len(found), newest, what)
 
 
 def _old_enough(arrays: Sequence[Prunable], age: timedelta | None) -> list[Prunable]:
     return [array for array in arrays if age is None or time.time() - array.newest > age.total_seconds()]
-
-
-REMOVED = ".removed-"
-"""Names a folder that is being removed: it lies at the top of the store, where nothing looks for arrays."""
-
-
-def remove_folder(store: keys.StoreLocation, path: str) -> None:
-    """Remove an array or a group. On a disk it is gone at once; rows of a removal that was killed are never seen again,
-    as they might have gone stale meanwhile. On object storage rows go first and metadata last: what a killed removal
-    leaves is an array that lacks rows."""
-    if not isinstance(store, Path):
-        bucket = open_bucket(store)
-        found = [one.path for one in bucket.objects(path)]
-        metadata = [key for key in found if key.endswith(f"/{keys.METADATA}")]
-        bucket.delete([key for key in found if key not in metadata])
-        bucket.delete(sorted(metadata, key=len, reverse=True))
-        return
-    gone = store / f"{REMOVED}{uuid.uuid4().hex}"
-    with suppress(FileNotFoundError):  # another process was first
-        (store / path).rename(gone)
-        shutil.rmtree(gone)
-
-
-def sweep_removed(store: keys.StoreLocation) -> None:
-    """Finish removals that were killed. The caller holds the store's lock."""
-    for folder in store.glob(f"{REMOVED}*") if isinstance(store, Path) else ():
-        shutil.rmtree(folder, ignore_errors=True)

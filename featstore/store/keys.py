@@ -5,21 +5,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreError
-
-
-class Stored(Enum):
-    """The type of a map's values in its file; the value is its name in numpy and in `--stored`."""
-
-    FLOAT16 = "float16"
-    INT8 = "int8"
-    """With one scale a channel and map: half the disk. See `featstore.store.row_file`."""
-
+from featstore.plain_text import free_bytes
 
 _OTHER_CLOUDS = ("gs", "gcs", "az", "azure", "adl", "abfs", "abfss", "r2", "http", "https", "ftp", "sftp", "file")
 
@@ -37,11 +29,6 @@ class S3Location:
 
 StoreLocation = Path | S3Location
 """A local folder, or a prefix in a bucket. Both print themselves as they are typed."""
-
-
-def absolute(location: StoreLocation) -> str:
-    """Where it lies, wherever one stands."""
-    return str(location.resolve() if isinstance(location, Path) else location)
 
 
 def parse_location(typed: str | StoreLocation) -> StoreLocation:
@@ -68,6 +55,29 @@ def parse_location(typed: str | StoreLocation) -> StoreLocation:
     return Path(text)
 
 
+def absolute(location: StoreLocation) -> str:
+    """Where a store lies, wherever one stands."""
+    return str(location.resolve() if isinstance(location, Path) else location)
+
+
+def free_at(location: StoreLocation) -> int | None:
+    """Free bytes where a store lies or will lie; None of object storage, which has no end."""
+    return free_bytes(location) if isinstance(location, Path) else None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """key: within the store. modified: seconds since 1970. e_tag: of what it holds, on object storage."""
+
+    key: str
+    bytes: int
+    modified: float
+    e_tag: str | None = None
+
+
+LOCK = ".lock"
+"""The object that whoever rearranges a store holds, in the store's root."""
+
 METADATA = "zarr.json"
 """The name of an array's or a group's metadata."""
 
@@ -83,13 +93,20 @@ PATCH_TOKENS = f"{CONDITIONING}/dinov2"
 GRIDS = "grids"
 
 
+RAW = "raw"
+"""How maps are kept where nothing else is said: float16, as they are."""
+
+OUTDATED = "stored"
+"""What the description of maps says that versions before this one kept as 8-bit integers; nobody reads those now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Extractor:
     """All that shapes a map of the UNet beyond the image and (layer, timestep).
 
     prompt: what `describe()` of the prompts gives (its content, not its file). ensemble: noise draws averaged.
-    dtype: the precision it was computed in. model_fingerprint, seed: as in the store's header. stored: the precision it
-    is kept in.
+    dtype: the precision it was computed in. model_fingerprint, seed: as in the store's header. encoding: how it is
+    kept, see `featstore.store.rows.ENCODINGS`.
     """
 
     model_fingerprint: str
@@ -97,11 +114,11 @@ class Extractor:
     ensemble: int
     dtype: str
     seed: int
-    stored: Stored = Stored.FLOAT16
+    encoding: str = RAW
 
     def describe(self) -> dict[str, Any]:
         """For the group's attributes."""
-        return _described(self.stored, asdict(self))
+        return _described(self.encoding, asdict(self))
 
     @classmethod
     def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
@@ -119,19 +136,19 @@ class PixelExtractor:
     """All that shapes a map beyond the image where networks see the image alone, with neither noise nor text.
 
     family: of the backbone, e.g. `dino`. network: which of that family. size: side in pixels of the square that images
-    are resized to. dtype: the precision it was computed in. stored: the one it is kept in.
+    are resized to. dtype: the precision it was computed in. encoding: how it is kept.
     """
 
     family: str
     network: NetworkName
     size: int
     dtype: str
-    stored: Stored = Stored.FLOAT16
+    encoding: str = RAW
 
     def describe(self) -> dict[str, Any]:
         """For the group's attributes."""
         own = {self.family: asdict(self.network), "size": self.size, "dtype": self.dtype}
-        return _described(self.stored, own)
+        return _described(self.encoding, own)
 
     @classmethod
     def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
@@ -158,9 +175,14 @@ def leading_of(path: str) -> int:
     return 2 if path.startswith(f"{NOISY}/") else 1
 
 
-def map_path(extractor: AnyExtractor, layer: int | str, timestep: int | None) -> str:
-    """Of the array of an extractor's maps: `maps/<hash>/layer2/t0261`, or without one `maps/<hash>/dino/patches`."""
-    where = f"{layer}/patches" if timestep is None else f"layer{layer}/t{timestep:04d}"
+def map_path(extractor: AnyExtractor, layer: int | str, timestep: float | None) -> str:
+    """Of the array of an extractor's maps: `maps/<hash>/layer2/t0261`; of a network without noise
+    `maps/<hash>/dino/patches`, of one whose times are shares of a flow `maps/<hash>/layer2/s0.250`."""
+    name = quote(str(layer), safe="")  # whatever it is, it is one folder
+    if timestep is None:
+        where = f"{name}/patches"
+    else:
+        where = f"layer{name}/" + (f"t{timestep:04d}" if isinstance(timestep, int) else f"s{timestep:.3f}")
     return f"{MAPS}/{extractor.key}/{where}"
 
 
@@ -173,16 +195,18 @@ def number_of(path: str) -> int:
 Made = TypeVar("Made")
 
 
-def _described(stored: Stored, description: dict[str, Any]) -> dict[str, Any]:
-    """With its precision; nothing for float16: the names of maps that are kept so are those of versions that knew
+def _described(encoding: str, description: dict[str, Any]) -> dict[str, Any]:
+    """With its encoding; nothing for raw maps: the names of maps that are kept so are those of versions that knew
     nothing else."""
-    own = {name: value for name, value in description.items() if name != "stored"}
-    return own if stored is Stored.FLOAT16 else {**own, "stored": stored.value}
+    own = {name: value for name, value in description.items() if name != "encoding"}
+    return own if encoding == RAW else {**own, "encoding": encoding}
 
 
 def _parsed(kind: type[Made], attributes: Mapping[str, Any]) -> Made | None:
     from featstore.parsing import parse_known  # pydantic, which no command line needs that asks for help
 
+    if OUTDATED in attributes:
+        return None
     try:
         made: Made = parse_known(kind, attributes)
     except ValueError:

@@ -18,7 +18,6 @@ from featstore.errors import StoreError
 from featstore.plain_text import is_plain, nfc, one_line, shown
 from featstore.store.keys import GRIDS, AnyExtractor, Extractor, PixelExtractor
 from featstore.store.rows import AHEAD_BYTES, REQUESTS, RowArray, require_rows
-from featstore.store.schema import STORED_DTYPE
 from featstore.store.store import Store
 from matcher.configuration import LayerSpec
 from matcher.errors import MapError, MatchError
@@ -40,16 +39,12 @@ class StoredMaps:
     _arrays: dict[tuple[str, int | None], RowArray] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, image: str, layer: LayerSpec) -> Tensor:
-        """The raw map (C, h, w), float16, or float32 of one that is kept as int8. Raises `StoreError` where it is
-        missing or damaged."""
+        """The raw map (C, h, w), float16. Raises `StoreError` where it is missing or damaged."""
         return torch.from_numpy(self._array(layer).read((self.store.images.row(image),)))
 
     def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
-        """See `FarMapSource.images_ahead`: as many as `AHEAD_BYTES` hold from object storage, no more than requests may
-        be under way."""
-        if isinstance(self.store.path, Path):
-            return AHEAD
-        image_bytes = sum(self._array(layer).read_bytes for layer in layers)
+        """See `FarMapSource.images_ahead`: as many as `AHEAD_BYTES` hold, no more than rows are read at once."""
+        image_bytes = sum(self._array(layer).row_bytes for layer in layers)
         return max(min(AHEAD_BYTES // max(image_bytes, 1), REQUESTS), AHEAD)
 
     def _array(self, layer: LayerSpec) -> RowArray:
@@ -175,7 +170,7 @@ class StoredLedger:
 
     def forget(self) -> None:
         """Remove it, once the grid is done."""
-        del self.store.group[self.path]
+        self.store.objects.remove(self.path)
 
 
 def open_ledger(
@@ -198,7 +193,7 @@ def open_ledger(
         raise StoreError(f"A pair with more than {LARGEST_COUNT} points cannot be counted in a store: leave it out.")
     counts = Counter(pair.target for pair in pairs)
     path = f"{GRIDS}/{digest.hexdigest()}"
-    array = require_rows(store.group, path, (len(store.images),), (*shape, max(counts.values())), STORED_DTYPE)
+    array = require_rows(store.group, path, (len(store.images),), (*shape, max(counts.values())))
     present = array.present()
     done = frozenset(target for target in counts if present[store.images.row(target)])
     return StoredLedger(store, path, array, counts, done)

@@ -1,71 +1,73 @@
-"""Open or make a store: header, table of images and arrays of rows in one place (docs/store.md)."""
+"""Open or make a store: header, log of images and arrays of rows in one place (docs/store.md)."""
 
-import errno
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from numpy.typing import NDArray
 from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
 from featstore.backbones.base import NetworkName
-from featstore.errors import StoreError, StoreExistsError
-from featstore.files import MAKING, writing
+from featstore.errors import MetadataError, StoreError, StoreExistsError
+from featstore.files import writing
+from featstore.progress import Progress
 from featstore.store import keys
-from featstore.store.bucket import BucketStore, open_bucket
-from featstore.store.lock import exclusive
-from featstore.store.row_file import folders
-from featstore.store.rows import RowArray, damaged_metadata, open_rows, require_group, require_rows
-from featstore.store.schema import (
-    STORED_DTYPE,
-    VERSION_OF_INT8,
+from featstore.store.images import (
+    Change,
+    ImageEntry,
     ImageTable,
-    StoreHeader,
-    create_missing,
-    metadata_of,
-    read_images,
-    write_images,
+    begin_log,
+    change_of,
+    first_entry,
+    has_columns,
+    read_columns,
+    read_log,
+    record,
+    write_columns,
 )
+from featstore.store.metadata import damaged_metadata, metadata_of, open_root, require_group
+from featstore.store.objects import Objects, objects_at
+from featstore.store.rows import ENCODINGS, RowArray, create_rows, open_rows, require_rows
+from featstore.store.schema import VERSION, StoreHeader
 
-_BELOW = (f"{keys.NOISY}/*", f"{keys.MAPS}/*/*/*", f"{keys.CONDITIONING}/*")
-"""Where arrays lie, as patterns."""
+_BELOW = {keys.NOISY: 1, keys.MAPS: 3, keys.CONDITIONING: 1}
+"""How many folders below these groups arrays lie."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An open store. `path`: where it lies, as the user named it."""
+    """An open store. path: where it lies, as the user named it. objects: its bytes there. group: its metadata, as zarr
+    knows them. images: as they were when it was opened."""
 
     path: keys.StoreLocation
+    objects: Objects
     group: zarr.Group
     header: StoreHeader
     images: ImageTable
 
     def latents(self) -> RowArray:
-        """(N, 4, h, w), ready for `add_noise`."""
+        """(N, c, h, w), ready for noise."""
         found = self.array(keys.LATENTS)
         if found is None:
             raise StoreError(f"{self.path} has no latents: delete it and run `dualsd cache build` again.")
         return found
 
     def noisy(self, timestep: int) -> RowArray | None:
-        """(N, E, 4, h, w) noisy latents at a timestep, None where none were made."""
+        """(N, E, c, h, w) noisy latents at a timestep, None where none were made."""
         return self.array(keys.noisy_path(timestep))
 
     def require_noisy(self, timestep: int, draws: int) -> RowArray:
         """The same, made or grown to `draws` draws an image."""
-        array = require_rows(
-            self.group, keys.noisy_path(timestep), (len(self.images), draws), self.latents().row_shape, STORED_DTYPE
-        )
+        path = keys.noisy_path(timestep)
+        array = require_rows(self.group, path, (len(self.images), draws), self.latents().row_shape)
         if array.rows_shape[1] < draws:
-            with exclusive(self.path):  # nobody packs it meanwhile
-                array.grow(draws)
+            with self.objects.exclusive("more draws of noise", lambda _: None):  # nobody packs it meanwhile
+                array.lengthen(draws)
         return array
 
     def maps(self, extractor: keys.AnyExtractor, layer: int | str, timestep: int | None) -> RowArray | None:
@@ -76,26 +78,32 @@ class Store:
         self, extractor: keys.AnyExtractor, layer: int | str, timestep: int | None, shape: tuple[int, int, int]
     ) -> RowArray:
         """The same, made where missing, each map of `shape` (C, h, w); the extractor's group says what it is."""
-        if extractor.stored is not keys.Stored.FLOAT16:
-            _require_version(self, VERSION_OF_INT8)
         require_group(self.group, f"{keys.MAPS}/{extractor.key}", extractor.describe())
         path = keys.map_path(extractor, layer, timestep)
-        return require_rows(self.group, path, (len(self.images),), shape, extractor.stored.value)
+        return require_rows(self.group, path, (len(self.images),), shape, ENCODINGS[extractor.encoding])
 
     def extractors(self) -> list[keys.Extractor]:
         """Those of the UNet whose maps it has, of any prompt, ensemble and dtype."""
-        found = map(keys.Extractor.from_description, self._descriptions())
+        found = map(keys.Extractor.from_description, self.descriptions().values())
         return [extractor for extractor in found if extractor is not None]
 
     def pixel_extractors(self, family: str) -> list[keys.PixelExtractor]:
         """Those of a family whose maps it has, of any network, size and dtype."""
-        found = map(keys.PixelExtractor.from_description, self._descriptions())
+        found = map(keys.PixelExtractor.from_description, self.descriptions().values())
         return [extractor for extractor in found if extractor is not None and extractor.family == family]
 
-    def _descriptions(self) -> list[dict[str, Any]]:
-        """What the groups of maps say of themselves."""
-        group = self.group.get(keys.MAPS)
-        return [member.attrs.asdict() for _, member in group.groups()] if isinstance(group, zarr.Group) else []
+    def descriptions(self) -> dict[str, dict[str, Any]]:
+        """What the groups of maps say of themselves, by their names."""
+        found = {}
+        for name in self.objects.level(keys.MAPS)[1]:
+            with suppress(MetadataError):  # one that is damaged hides no others
+                found[name] = self.attributes(f"{keys.MAPS}/{name}")
+        return found
+
+    def outdated(self) -> list[str]:
+        """Names of the extractors whose maps are of 8 bits, as versions before this one kept them: nobody reads those
+        any more."""
+        return sorted(name for name, own in self.descriptions().items() if keys.OUTDATED in own)
 
     def patch_tokens(self, dino: NetworkName) -> RowArray | None:
         """(N, 1 + patches, width) tokens of a DINOv2, None where none were made. Raises `StoreError` where they are
@@ -112,7 +120,7 @@ class Store:
     def require_patch_tokens(self, dino: NetworkName, shape: tuple[int, int]) -> RowArray:
         """The same, made where missing; the group says whose they are."""
         require_group(self.group, keys.CONDITIONING, asdict(dino))
-        return require_rows(self.group, keys.PATCH_TOKENS, (len(self.images),), shape, STORED_DTYPE)
+        return require_rows(self.group, keys.PATCH_TOKENS, (len(self.images),), shape)
 
     def attributes(self, path: str) -> dict[str, Any]:
         """Of a group: what describes an extractor or whose patch tokens they are; empty where there is no such group.
@@ -126,15 +134,21 @@ class Store:
     def array(self, path: str) -> RowArray | None:
         """An array of rows by its path, None where there is none. Raises `MetadataError` where its metadata are
         damaged."""
-        found = open_rows(self.group, path, keys.leading_of(path))
-        if found is not None and found.rows_shape[0] != len(self.images):
-            raise damaged_metadata(self.group, path, f"{found.rows_shape[0]} rows of {len(self.images)} images")
-        return found
+        return open_rows(self.group, path, keys.leading_of(path), len(self.images))
+
+    def folders(self, prefix: str, depth: int) -> list[str]:
+        """Paths of the folders so far below a prefix, sorted; on object storage a request per folder above them."""
+        found = [prefix]
+        for _ in range(depth):
+            found = [f"{folder}/{name}" for folder in found for name in self.objects.level(folder)[1]]
+        return sorted(found)
 
     def array_paths(self) -> list[str]:
-        """Of every array of rows: latents, noisy latents, maps, patch tokens."""
+        """Of every array of rows: latents, noisy latents, maps, patch tokens. Not those of 8 bits (`outdated`)."""
         # Not zarr's own listing: damaged metadata of one array would hide all others.
-        return [keys.LATENTS, *(folder for below in _BELOW for folder in folders(self.path, below))]
+        found = [keys.LATENTS, *(path for prefix, depth in _BELOW.items() for path in self.folders(prefix, depth))]
+        old = {f"{keys.MAPS}/{name}" for name in self.outdated()}
+        return [path for path in found if path.rsplit("/", 2)[0] not in old]
 
     def arrays(self) -> dict[str, RowArray]:
         """Every array of rows by its path. Raises `MetadataError` where the metadata of one are damaged."""
@@ -159,21 +173,29 @@ def open_store(place: str | keys.StoreLocation) -> Store:
     return store
 
 
-def open_if_there(path: keys.StoreLocation) -> Store | None:
-    """The store at `path`, None where nothing lies there. Raises `StoreError` for anything but a dualsd store."""
-    if not is_there(path):
+def open_if_there(path: keys.StoreLocation, durable: bool = True) -> Store | None:
+    """The store at `path`, None where nothing lies there. durable: see `featstore.store.objects.Folder`. Raises
+    `StoreError` for anything but a dualsd store."""
+    objects = objects_at(path, durable)
+    if not objects.exists():
         return None
     try:
-        place = path if isinstance(path, Path) else BucketStore(open_bucket(path))
-        group = zarr.open_group(place, mode="r+", zarr_format=3, use_consolidated=False)
+        group = open_root(objects)
     except (GroupNotFoundError, *keys.METADATA_ERRORS) as error:
         raise StoreError(f"{path} is no dualsd store: it has no Zarr v3 group that can be read.") from error
     header = StoreHeader.from_attributes(group.attrs.asdict(), str(path))
-    return Store(path, group, header, read_images(group, str(path)))
+    images = read_log(objects)
+    if images is None and header.version >= VERSION:
+        raise StoreError(f"{path} has lost the log of its images: put it back from a copy, or build the store anew.")
+    return Store(path, objects, group, header, images or read_columns(group, str(path)))
 
 
 def create_store(
-    path: keys.StoreLocation, header: StoreHeader, images: ImageTable, latent_shape: tuple[int, int, int]
+    path: keys.StoreLocation,
+    header: StoreHeader,
+    images: ImageTable,
+    latent_shape: Sequence[int],
+    durable: bool = True,
 ) -> Store:
     """Make a store with no latents yet. It appears at `path` whole or not at all.
 
@@ -181,70 +203,57 @@ def create_store(
     """
 
     def fill(group: zarr.Group) -> None:
-        write_images(group, images)
-        require_rows(group, keys.LATENTS, (len(images),), latent_shape, STORED_DTYPE)
+        write_columns(group, images)
+        create_rows(group, keys.LATENTS, (len(images),), latent_shape)
 
-    taken = StoreExistsError(f"{path} exists already: name another --store.")
-    if is_there(path):
-        raise taken
-    if not isinstance(path, Path):  # where there is no renaming: its root comes last, and only if none came before
-        bucket, contents = open_bucket(path), metadata_of(fill, **header.to_attributes())
-        root = contents.pop(keys.METADATA)
-        for key, content in contents.items():
-            bucket.write(key, content.to_bytes())
-        if not bucket.create(keys.METADATA, root.to_bytes()):
-            raise taken
-        return open_store(path)
-    with writing(f"The store {path}", place=path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=MAKING, dir=path.parent) as folder:
-            making = Path(folder) / "store"
-            create_missing(zarr.create_group(making, attributes=header.to_attributes()), fill)
-            try:
-                making.rename(path)
-            except OSError as error:
-                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                    raise taken from error
-                raise
-    return open_store(path)
-
-
-def is_there(path: keys.StoreLocation) -> bool:
-    """Whether anything lies where a store would: on object storage, whether a store's root does."""
-    return path.exists() if isinstance(path, Path) else keys.METADATA in open_bucket(path).level("")[0]
+    objects = objects_at(path, durable)
+    contents = metadata_of(fill, **header.to_attributes()) | first_entry(images)
+    if objects.exists() or not objects.make(contents):
+        raise StoreExistsError(f"{path} exists already: name another --store.")
+    store = open_if_there(path, durable)
+    if store is None:
+        raise StoreError(f"The store {path} was made, and is gone again.")
+    return store
 
 
 def record_whereabouts(store: Store, header: StoreHeader) -> None:
     """Record where the dataset and the model lie now; what they are has not changed."""
-    if (store.header.dataset_root, store.header.model_id) == (header.dataset_root, header.model_id):
-        return
-    with writing(f"The header of {store.path}", place=store.path):
-        store.group.update_attributes({key: header.to_attributes()[key] for key in ("dataset", "model")})
+    if (store.header.dataset_root, store.header.model_id) != (header.dataset_root, header.model_id):
+        _write_header(store, **{key: header.to_attributes()[key] for key in ("dataset", "model")})
 
 
-def _require_version(store: Store, version: int) -> None:
-    """Let a store say that it holds what only such a version reads, before it does."""
-    # as it is now: another process may have written the header since the store was opened
-    root = zarr.open_group(store.group.store_path, mode="r+", zarr_format=3, use_consolidated=False)
-    if int(str(root.attrs["version"])) < version:
-        with writing(f"The header of {store.path}", place=store.path):
-            root.update_attributes({"version": version})
+def _write_header(store: Store, **attributes: Any) -> None:
+    with writing(f"The header of {store.path}", place=store.objects.disk):
+        open_root(store.objects).update_attributes(attributes)  # as it is now, and not when the store was opened
 
 
-def replace_stale(store: Store, keys_now: tuple[str, ...], sizes: NDArray[np.int32]) -> tuple[Store, int]:
-    """Forget every row of the images whose key changed, then record the new keys: (the store, how many changed).
+def update_images(store: Store, found: Sequence[ImageEntry], progress: Progress) -> Store:
+    """The store with the images that a data set has now: those that are new, changed or back have rows, and those that
+    are no longer there are gone; their rows stay until `cache prune --gone`. What other builders add meanwhile is kept.
 
-    In that order, so that a run killed in between finds them stale again. No array may be packed.
+    Args:
+        store: As it was when the data set was looked at.
+        found: All images of the data set.
+        progress: Told for whom it waits.
+
+    Raises:
+        StoreError, DiskFullError: Where that cannot be written down.
     """
-    stale = [row for row, (old, new) in enumerate(zip(store.images.keys, keys_now, strict=True)) if old != new]
-    if not stale and np.array_equal(sizes, store.images.sizes):
-        return store, 0
-    for array in store.arrays().values() if stale else ():
-        array.delete_rows([(row, *rest) for row in stale for rest in np.ndindex(array.rows_shape[1:])])
-    table = replace(store.images, keys=keys_now, sizes=sizes)
-    with writing(f"The table of images of {store.path}", place=store.path):
-        write_images(store.group, table)
-    return replace(store, images=table), len(stale)
+    before = store.images
+    if change_of(found, before, before) != Change():
+        if not before.entries:  # a dualsd before this one would not see the log, and must know that there is one
+            begin_log(store.objects, before)
+            _write_header(store, version=VERSION)
+            before = read_log(store.objects) or before
+        before = record(store.objects, found, before)
+    if before.entries and not has_columns(store.group, before):
+        with store.objects.exclusive("new images", progress.note):
+            now = replace(store, images=read_log(store.objects) or before)  # others may have added some since
+            for array in now.arrays().values():
+                array.lengthen()
+            with writing(f"The table of images of {store.path}", place=store.objects.disk):
+                write_columns(store.group, now.images)
+    return replace(store, images=before)
 
 
 KEPT = 256
@@ -284,7 +293,7 @@ def summarise(store: Store) -> list[ArraySummary]:
         present = array.present()
         count = int(present.sum())
         what = ", ".join(filter(None, (_what(store, path), "packed" if array.packed else "")))
-        found.append(ArraySummary(path, array.row_shape, present.size, count, count * array.row_bytes, what))
+        found.append(ArraySummary(path, array.row_shape, present.size, count, array.stored_bytes(), what))
     return found
 
 
@@ -293,7 +302,7 @@ def _what(store: Store, path: str) -> str:
     if kind != keys.MAPS:
         return ""
     attributes = store.attributes(f"{keys.MAPS}/{rest.split('/')[0]}")
-    stored = f", kept as {attributes['stored']}" if "stored" in attributes else ""
+    stored = f", {attributes['encoding']}" if "encoding" in attributes else ""
     alone = keys.PixelExtractor.from_description(attributes)
     if alone is not None:
         named = "DINOv2" if alone.family == "dino" else alone.family

@@ -24,12 +24,11 @@ from typing import Any, Self
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import TuningError
-from featstore.files import PARTIAL, making_folder, sweep_making, take_place, write_whole, writing
+from featstore.files import PARTIAL, check_free, held, making_folder, sweep_making, take_place, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.prompts.saved import FILE
 from featstore.sealed import check_seal, check_version, seal
 from featstore.store.keys import StoreLocation, absolute, parse_location
-from featstore.store.lock import check_free, held
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.tuning.settings import TuningSettings
