@@ -192,7 +192,7 @@ class Stages:
         extractor = Extractor("0" * 32, {"kind": "text", "template": ""}, DRAWS, "float16", 0)
         maps = {layer: np.ones(shape, dtype=np.float16) for layer, shape in MAPS.items()}
         arrays = {layer: self.store.require_maps(extractor, layer, 999, shape) for layer, shape in MAPS.items()}
-        with row_writer(self.store.path) as write:
+        with row_writer() as write:
             for row in self.rows:
                 for layer, values in maps.items():
                     write(arrays[layer], (row,), values)

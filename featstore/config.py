@@ -103,6 +103,10 @@ DinoSize = Annotated[
 ]
 Ensemble = Annotated[Positive, Setting("Noise draws whose features are averaged.")]
 Device = Annotated[str, Setting("auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
+Sync = Annotated[
+    bool,
+    Setting("Force what is written to the disk before it counts, against power cuts; --no-sync for scratch disks."),
+]
 Encoding = Annotated[
     Literal["raw", "bitround4", "bitround3"],
     Setting("How maps are kept: as they are, or rounded to 4 or 3 bits behind the point, on 0.59 or 0.51 of the disk."),
@@ -162,6 +166,7 @@ class BuildConfig(ComputeConfig):
     seed: Seed = None
     part: Part = None
     skip_bad: SkipBad = False
+    sync: Sync = True
 
 
 class PromptConfig(Config):
@@ -190,6 +195,7 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     ensemble: Ensemble = ENSEMBLE
     split: str | None = option("Only images of a split.", "all", default=None)
     encoding: Encoding = "raw"
+    sync: Sync = True
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
@@ -243,6 +249,7 @@ class EvalConfig(PromptConfig, ComputeConfig):
     )
     size: Positive | None = option("With --features: side in pixels of the images they were made from.", default=None)
     encoding: Encoding = "raw"
+    sync: Sync = True
     skip_bad: SkipBad = False
     out: Place | None = option(
         "Folder that keeps settings, predictions and results, for score and compare.",
@@ -290,6 +297,7 @@ class GridConfig(PromptConfig, ComputeConfig):
     stream: bool = option("Keep maps in memory only, a category at a time: nothing large is written.", default=False)
     out: Place = option("Folder for the report, its tables and pictures.", default=Path("grid"), metavar="DIR")
     encoding: Encoding = "raw"
+    sync: Sync = True
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:

@@ -140,8 +140,7 @@ class NoiseSchedule:
         """
         self.check_timesteps([timestep])
         of_image, of_noise = self._roots[:, timestep]
-        noisy: NDArray[np.float32] = of_image * clean + of_noise * drawn
-        return noisy
+        return _mixed(clean, of_image, drawn, of_noise)
 
     def has_mixed(
         self, noisy: NDArray[np.float16], clean: NDArray[np.float32], drawn: NDArray[np.float32], timestep: int
@@ -229,6 +228,13 @@ _OTHER_PROCESSES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 """Of processes that are not noise by betas the settings that tell them."""
 
 
+def _mixed(
+    clean: NDArray[np.float32], of_image: np.float32, drawn: NDArray[np.float32], of_noise: np.float32
+) -> NDArray[np.float32]:
+    noisy: NDArray[np.float32] = of_image * clean + of_noise * drawn
+    return noisy
+
+
 def noise(seed: int, image_key: str, timestep: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal noise of a noisy latent: numpy's Philox keyed by (seed, image key, timestep, draw).
 
@@ -256,16 +262,12 @@ _KNOWN = (4, 64, 64)
 """The shape of what checksums are taken of."""
 
 
-def draw_checksum() -> str:
-    """16 hex digits of one known draw: a numpy that gives others draws other noise."""
-    return _checksum(_normal("known noise", _KNOWN).astype("<f4"))
-
-
-def mixture_checksum(schedule: NoiseSchedule) -> str:
-    """16 hex digits of one known mixture by a schedule's betas, rounded to float16 as noisy latents are: where others
-    come out, what is derived would differ from what was kept."""
+def known_checksums() -> dict[str, str]:
+    """16 hex digits each of one known draw of noise and of one known mixture, rounded to float16 as noisy latents are.
+    Where others come out, what is derived would differ from what was kept."""
     clean, drawn = (_normal(key, _KNOWN) for key in ("known latents", "known noise"))
-    return _checksum(schedule.mix(clean, drawn, schedule.num_train_timesteps // 2).astype("<f2"))
+    mixture = _mixed(clean, np.float32(0.8), drawn, np.float32(0.6)).astype("<f2")
+    return {"draw": _checksum(drawn.astype("<f4")), "mixture": _checksum(mixture)}
 
 
 def _checksum(values: NDArray[Any]) -> str:

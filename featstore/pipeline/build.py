@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.backbones.base import Compute
-from featstore.backbones.noise import Latents
+from featstore.backbones.noise import Latents, known_checksums
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import exif_orientation, image_key, original_size
@@ -209,6 +209,7 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
         scheduler=model.schedule.describe(),
         seed=request.seed,
         latent_shift=model.latent_scale.shift,
+        checks=known_checksums(),
     )
 
 

@@ -246,7 +246,8 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
     Raises:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
-    compute, store = choose_compute(config.device, config.dtype, config.batch_size), open_store(config.store)
+    compute = choose_compute(config.device, config.dtype, config.batch_size)
+    store = open_store(config.store, config.sync)
     choice = choose_for_store(store, config)
     if choice.prompts is None:
         check_kept(config.encoding, "prompts of pairs (cpm)")

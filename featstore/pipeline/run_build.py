@@ -115,7 +115,9 @@ def _asked(config: BuildConfig, launch: Processes) -> tuple[Dataset, Model, stag
     model = open_model(model_for(dataset.name, config.model), config.revision)
     latents, timesteps = Latents(config.latents or "sample"), tuple(dict.fromkeys(config.timesteps))
     part, seed = _part(config.part, launch), config.seed or 0
-    request = stage.BuildRequest(place, config.root, config.size, latents, seed, timesteps, config.ensemble, part)
+    request = stage.BuildRequest(
+        place, config.root, config.size, latents, seed, timesteps, config.ensemble, part, config.sync
+    )
     return dataset, model, request
 
 

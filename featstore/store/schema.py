@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from featstore.backbones.noise import Latents, NoiseSchedule, settings_of
+from featstore.backbones.noise import Latents, NoiseSchedule, known_checksums, settings_of
 from featstore.errors import ModelError, StoreError
 from featstore.parsing import STRICT, parse
 
@@ -119,8 +119,17 @@ class StoreHeader:
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
-        """What noise is added by. Raises `ModelError` where the header states none that is by betas."""
-        return NoiseSchedule.parse(self.scheduler, f"The header of {self.where}")
+        """What noise is added by. Raises `ModelError` where the header states none that is by betas, and `StoreError`
+        where the libraries here draw or mix other noise than those that made the store."""
+        schedule = NoiseSchedule.parse(self.scheduler, f"The header of {self.where}")
+        if self.checks is not None and dict(self.checks) != (here := known_checksums()):
+            other = ", ".join(name for name in here if here[name] != self.checks.get(name))
+            raise StoreError(
+                f"{self.where} was made with libraries that give another {other} of noise than numpy "
+                f"{creator_version('numpy')} here, so what is derived would not be what was kept: install the one that it "
+                "was made with, or build another --store."
+            )
+        return schedule
 
     def _shaping(self) -> dict[str, Any]:
         """What shapes the arrays beside the model, by its name in a sentence."""

@@ -157,17 +157,18 @@ class Store:
         return found
 
 
-def open_store(place: str | keys.StoreLocation) -> Store:
+def open_store(place: str | keys.StoreLocation, durable: bool = True) -> Store:
     """Open an existing store.
 
     Args:
         place: Its folder or address on S3, as text (`"spair.zarr"`, `"s3://bucket/prefix"`) or parsed.
+        durable: Whether what is written is forced to the disk before it counts.
 
     Raises:
         StoreError: Where there is none, or none that this version can read.
     """
     path = keys.parse_location(place)
-    store = open_if_there(path)
+    store = open_if_there(path, durable)
     if store is None:
         raise StoreError(f"There is no store at {path}: make one with `dualsd cache build --store {path}`.")
     return store
