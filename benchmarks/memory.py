@@ -2,8 +2,10 @@
 
 Run: `python -m benchmarks.memory [--images 1000,10000] [--pairs 870,90000] [--json FILE]`. Images of 32x32 pixels are
 drawn on the fly, in 20 categories, 4 keypoints per pair; the model is small, with random weights. Without `--pairs`
-there are as many pairs as images; with it each number of pairs is evaluated on each number of images. Each command runs
-in a process of its own, forked after the libraries were loaded, and says its own peak (`ru_maxrss`).
+there are as many pairs as images; with it each number of pairs is evaluated on each number of images. With `--rows 5`
+stores of so many rows per image are looked at instead: `cache info`, `cache build` with nothing to do, and its
+`--dry-run`. Each command runs in a process of its own, forked after the libraries were loaded, and says its own peak
+(`ru_maxrss`).
 """
 
 import contextlib
@@ -11,7 +13,9 @@ import json as json_module
 import multiprocessing
 import os
 import resource
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -24,7 +28,11 @@ import typer
 
 from cli.main import app
 from featstore.datasets import registry
+from featstore.datasets.pictures import image_key
 from featstore.datasets.records import AnnotatedPairs, Dataset, ImageRecord, Pair, ThetaRule
+from featstore.store.images import ImageTable
+from featstore.store.rows import RAW
+from featstore.store.store import create_store, open_store
 from tools.demo_model.small_model import write_small_model
 
 SIDE = 32
@@ -111,6 +119,52 @@ def measure(images: int, counts: Sequence[int], folder: Path) -> list[Peaks]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a command takes that finds nothing to do, on a store of so many images and rows: seconds of wall clock, and
+    bytes of memory at most."""
+
+    images: int
+    rows: int
+    command: str
+    seconds: float
+    peak: int
+
+
+def look(images: int, rows: int, folder: Path) -> list[Looked]:
+    """Make a store of small latents, and `rows` - 1 noisy latents per image, at a timestep each; look at it."""
+    write_small_model(folder / "model", seed=0)
+    place, timesteps = folder / "store.zarr", [str(step) for step in range(rows - 1)]
+    drawn = DrawnImages(images, 0)
+    build = [*BUILD, "--store", str(place), "--model", str(folder / "model"), "--no-sync"]
+    _peak_of(DrawnImages(CATEGORIES, 0), build)  # a small one, for its header
+    small = open_store(place)
+    shape = small.latents().row_shape
+    shutil.rmtree(place)
+    keys = [image_key(image, drawn.read(image)) for image in drawn.images()]
+    names, categories = zip(*((image.id, image.category) for image in drawn.images()), strict=True)
+    sizes = np.full((images, 2), SIDE, dtype=np.int32)
+    table = ImageTable(names, categories, tuple(keys), sizes)
+    store = create_store(place, small.header, table, shape, durable=False)
+    arrays = [store.latents(), *(store.require_noisy(int(step), 1) for step in timesteps)]
+    zeros = np.zeros(arrays[0].row_shape, dtype=np.float16)
+    for array in arrays:
+        content = RAW.encode(RAW.round(zeros))
+        for row in range(images):
+            array.objects.put(array.key((row, 0)[: len(array.rows_shape)]), *content)
+    commands = {
+        "cache info": ["cache", "info", "--store", str(place)],
+        "cache build": [*build, "--t", ",".join(timesteps)],
+        "cache build --dry-run": [*build, "--t", ",".join(timesteps), "--dry-run"],
+    }
+    found = []
+    for name, arguments in commands.items():
+        started = time.monotonic()
+        peak = _peak_of(drawn, arguments)
+        found.append(Looked(images, rows * images, name, time.monotonic() - started, peak))
+    return found
+
+
 def _id(number: int) -> str:
     return f"c{number % CATEGORIES:02d}/{number:06d}"
 
@@ -145,6 +199,9 @@ def main(
     pairs: Annotated[
         str | None, typer.Option(help="Numbers of pairs, separated by commas.", show_default="as many as images")
     ] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Rows per image of stores that are only looked at.", show_default="none")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the peaks to FILE.", metavar="FILE")] = None,
 ) -> None:
     """Print the peaks."""
@@ -153,6 +210,15 @@ def main(
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)
+    if rows is not None:
+        for count in map(int, images.split(",")):
+            with tempfile.TemporaryDirectory() as folder:
+                for own in look(count, rows, Path(folder)):
+                    typer.echo(
+                        f"{own.images} images, {own.rows} rows: {own.command} {own.seconds:.1f} s "
+                        f"({1000 * own.seconds / own.images:.3f} ms per image), {own.peak / MEGABYTE:.0f} MB"
+                    )
+        return
     measured: list[Peaks] = []
     for count in map(int, images.split(",")):
         if count % CATEGORIES:

@@ -126,8 +126,8 @@ class StoreHeader:
             other = ", ".join(name for name in here if here[name] != self.checks.get(name))
             raise StoreError(
                 f"{self.where} was made with libraries that give another {other} of noise than numpy "
-                f"{creator_version('numpy')} here, so what is derived would not be what was kept: install the one that it "
-                "was made with, or build another --store."
+                f"{creator_version('numpy')} here, so what is derived would not be what was kept: install the one "
+                "that it was made with, or build another --store."
             )
         return schedule
 
