@@ -30,8 +30,8 @@ from cli.main import app
 from featstore.datasets import registry
 from featstore.datasets.pictures import image_key
 from featstore.datasets.records import AnnotatedPairs, Dataset, ImageRecord, Pair, ThetaRule
+from featstore.pipeline.plan import noisy_latent
 from featstore.store.images import ImageTable
-from featstore.store.rows import RAW
 from featstore.store.store import create_store, open_store
 from tools.demo_model.small_model import write_small_model
 
@@ -146,12 +146,12 @@ def look(images: int, rows: int, folder: Path) -> list[Looked]:
     sizes = np.full((images, 2), SIDE, dtype=np.int32)
     table = ImageTable(names, categories, tuple(keys), sizes)
     store = create_store(place, small.header, table, shape, durable=False)
-    arrays = [store.latents(), *(store.require_noisy(int(step), 1) for step in timesteps)]
-    zeros = np.zeros(arrays[0].row_shape, dtype=np.float16)
-    for array in arrays:
-        content = RAW.encode(RAW.round(zeros))
-        for row in range(images):
-            array.objects.put(array.key((row, 0)[: len(array.rows_shape)]), *content)
+    clean = np.zeros(shape, dtype=np.float32)
+    latents, noisy = store.latents(), [store.require_noisy(int(step), 1) for step in timesteps]
+    for row in range(images):
+        latents.write((row,), clean)
+        for step, array in enumerate(noisy):
+            array.write((row, 0), noisy_latent(store, clean, row, step, 0))
     commands = {
         "cache info": ["cache", "info", "--store", str(place)],
         "cache build": [*build, "--t", ",".join(timesteps)],
