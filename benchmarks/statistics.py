@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from matcher.pairs import MatchingPair
-from matcher.spread import CategoryGraph, graphs_of
-from matcher.statistics import Intervals, bootstrap, draw_images, permutation_test
+from matcher.statistics import CategoryGraph, Intervals, bootstrap, draw_images, graphs_of, permutation_test
 
 Floats = NDArray[np.float64]
 

@@ -88,7 +88,7 @@ def _spelled(difference: "Difference") -> tuple[str, ...]:
     lead = difference.lead
     # + 0.0: a zero that was rounded from below would be spelled -0.00
     mean, low, high = (round(100 * value, 2) + 0.0 for value in (lead.mean, lead.low, lead.high))
-    both = f"{100 * difference.first:.2f}", f"{100 * difference.second:.2f}"
+    both = f"{100 * difference.first:.2f}", f"{100 * difference.run:.2f}"
     return (*both, f"{mean:+.2f}", f"[{low:+.2f}, {high:+.2f}]", f"{difference.p:.4f}")
 
 

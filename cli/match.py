@@ -39,7 +39,7 @@ def match(
         )
     import numpy as np
 
-    from featstore.pipeline.run_match import match_photographs
+    from featstore.pipeline.match import match_photographs
 
     check_writable(out)
     with TerminalProgress() as progress:

@@ -1,10 +1,6 @@
 """`dualsd reproduce`: the report's tables, run and set beside its figures."""
 
-from typing import Annotated
-
-import typer
-
-from cli.options import JsonOption, taking
+from cli.options import DryRunOption, JsonOption, taking
 from featstore.config import ReproduceConfig
 from matcher.errors import InputError
 
@@ -17,8 +13,6 @@ EXAMPLES = (
     "dualsd reproduce table5 --dataset-root data --on demo        (the demo in place of datasets that are not in data)"
 )
 FIGURE = "figure2"
-
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
 
 
 def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
@@ -59,7 +53,7 @@ def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: Json
         recipes,
         roots,
     )
-    say(f"model {place.model.location.id}, images of {place.image_size} pixels")
+    say(f"model {place.model.location.id}, images of {place.model.image_size} pixels")
     if plan is None:
         reproduce_figure(place, dry_run, json)
     else:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from featstore.pipeline.match import ImageMaps as ImageMaps
     from featstore.pipeline.match import Matches as Matches
     from featstore.pipeline.match import match as match
+    from featstore.pipeline.match import match_photographs as match_photographs
     from featstore.pipeline.run_build import build as build
     from featstore.pipeline.run_build import make_maps as make_maps
-    from featstore.pipeline.run_match import match_photographs as match_photographs
     from featstore.store.store import open_store as open_store
     from featstore.tuning.train import TrainResult as TrainResult
     from featstore.tuning.train import train as train
@@ -36,11 +36,10 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "featstore.config": ("BuildConfig", "EvalConfig", "GridConfig", "MapsConfig", "MatchConfig", "TrainConfig"),
-    "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match"),
+    "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match", "match_photographs"),
     "featstore.pipeline.run_build": ("build", "make_maps"),
     "featstore.pipeline.evaluate": ("evaluate",),
     "featstore.pipeline.grid": ("grid",),
-    "featstore.pipeline.run_match": ("match_photographs",),
     "featstore.store.store": ("open_store",),
     "featstore.tuning.train": ("TrainResult", "train"),
     "matcher.errors": ("InputError",),

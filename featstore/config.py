@@ -108,7 +108,12 @@ Stored = Annotated[
 ]
 Part = Annotated[
     str | None,
-    Setting("Only the I-th of N equal shares of the images, for N jobs that fill one store.", "all", metavar="I/N"),
+    Setting(
+        "Only the I-th of N equal shares of the images, for N jobs that fill one store; auto: as the job's environment "
+        "says (SLURM array, Kubernetes indexed Job, torchrun).",
+        "all",
+        metavar="I/N|auto",
+    ),
 ]
 SkipBad = Annotated[bool, Setting("Go on past images that cannot be read, and list them at the end.")]
 DEFAULT_STORE = "dualsd.zarr"

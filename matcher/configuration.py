@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matcher.errors import MatchError
 
@@ -157,6 +157,15 @@ class Configuration:
             + ("" if len(self.layers) == 1 else f" x {layer.weight:.3g}")
             for layer in self.layers
         )
+
+
+def describe_layers(layers: Sequence[LayerSpec]) -> dict[str, list[Any]]:
+    """Layers by the names that `dualsd eval --json` uses: one entry per layer; diffusion's layers by number."""
+    return {
+        "layers": [layer.layer if layer.timestep is None else int(layer.layer) for layer in layers],
+        "t": [layer.timestep for layer in layers],
+        "weights": [layer.weight for layer in layers],
+    }
 
 
 def one_layer_each(timesteps: Mapping[str, Sequence[int | None]], settings: MatchSettings) -> tuple[Configuration, ...]:

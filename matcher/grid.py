@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matcher.configuration import Configuration, MatchSettings, frame_of
+from matcher.configuration import Configuration, MatchSettings, describe_layers, frame_of
 from matcher.errors import MatchError
 from matcher.maps import MapSource
 from matcher.pairs import ALL, MatchingPair, Pairs
 from matcher.pck import CSV_HEADER as PCK_HEADER
-from matcher.pck import Average, PckTable, averaged, table_of, to_json
+from matcher.pck import Average, Distances, PckTable, averaged, table_of, to_json
 from matcher.pck import to_rows as pck_rows
 from matcher.statistics import Interval, bootstrap_mean
 from matcher.sweep import sweep
@@ -116,11 +116,9 @@ def count_hits(
     for column, readout in enumerate(readouts):
         truth = pairs.in_frame(frame_of(readout))
         away = predictions[:, column].astype(np.float64) - truth.target_points.astype(np.float64)
-        distances = np.hypot(away[..., 0], away[..., 1])  # (configurations, points)
-        limits = np.repeat(truth.theta, pairs.counts)
+        found = Distances(np.hypot(away[..., 0], away[..., 1]), truth.theta, pairs.counts)  # (configurations, points)
         for row, alpha in enumerate(alphas):
-            right = distances <= alpha * limits
-            hits[:, column, row] = np.add.reduceat(right, pairs.starts, axis=1, dtype=np.uint16)
+            hits[:, column, row] = found.hits(alpha)
     return hits
 
 
@@ -153,11 +151,9 @@ def winners(scores: GridScores, average: Average) -> tuple[Winner, ...]:
 
 def describe(configuration: Configuration) -> dict[str, Any]:
     """What a configuration is, by the names that `dualsd eval --json` uses."""
-    layers, settings = configuration.layers, configuration.settings
+    settings = configuration.settings
     return {
-        "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
-        "t": [layer.timestep for layer in layers],
-        "weights": list(configuration.weights),
+        **describe_layers(configuration.layers),
         "geometry": settings.geometry.value,
         "upsample": settings.upsample,
         "upsample_align": settings.upsample_align.value,

@@ -81,6 +81,13 @@ def match_points(
         MatchError: The maps' channels differ, a point or a match is not finite, or a readout needs the original
             images' sizes, as `pixel` does: see `match_pixels`.
     """
+    return read_points(correlate_points(source, target, points, readouts, settings), readouts)
+
+
+def correlate_points(
+    source: Tensor, target: Tensor, points: Tensor, readouts: Sequence[str], settings: MatchSettings
+) -> Correlations:
+    """What `match_points` reads points off. Arguments and errors are the same, but for matches that are not finite."""
     asked = {name: readout(name) for name in readouts}
     for name, own in asked.items():
         if own.frame is Frame.ORIGINAL:
@@ -88,22 +95,33 @@ def match_points(
     check_channels(source.shape[0], target.shape[0])
     if not points.isfinite().all():
         raise MatchError("A point is not finite: drop the points that an image lacks.")
-    source_size, target_size = final_size([source], 1), final_size([target], 1)
-    points = points.to(source)
-    cells = pixels_to_cells(points, settings.image_size, source_size, settings.geometry)
+    source_size = final_size([source], 1)
+    cells = pixels_to_cells(points.to(source), settings.image_size, source_size, settings.geometry)
     correlation = correlate(source, cells, target)  # (n, H, W)
     corners, shares = integer_neighbours(cells, source_size)
     around = correlation[:, None]
     if any(own.rows > 1 for own in asked.values()):
         around = correlate(source, corners.flatten(0, 1), target).unflatten(0, (-1, 4))  # (n, 4, H, W)
-    read = Correlations(settings, correlation, None, nearest(correlation), around, shares)
-    found = {
-        name: cells_to_pixels(own.read(read), settings.image_size, target_size, settings.geometry)
-        for name, own in asked.items()
-    }
-    for name, positions in found.items():
-        check_predictions(positions, name, "the source to the target map")
+    return Correlations(settings, correlation, None, nearest(correlation), around, shares)
+
+
+def read_points(read: Correlations, readouts: Sequence[str]) -> dict[str, Tensor]:
+    """The points that readouts find in correlations, as `match_points` gives them. Raises `MatchError` for a match that
+    is not finite."""
+    settings, size, found = read.settings, final_size([read.sums], 1), dict[str, Tensor]()
+    for name in readouts:
+        cells = readout(name).read(read)
+        found[name] = cells_to_pixels(cells, settings.image_size, size, settings.geometry)
+        check_predictions(found[name], name, "the source to the target map")
     return found
+
+
+def scores_at(points: Tensor, read: Correlations) -> Tensor:
+    """The correlation of each point with the place where it was found, (n,), -1 to 1. points: (n, 2), of one
+    readout."""
+    size, settings = final_size([read.sums], 1), read.settings
+    cells = pixels_to_cells(points, settings.image_size, size, settings.geometry)
+    return sample(read.cosines, cells).diagonal()  # each point in its own correlations
 
 
 def match_pixels(

@@ -98,7 +98,7 @@ class PckTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distances:
-    """From predictions to the truth, in pixels of one frame. distances: (points,), of all pairs in turn. thetas:
+    """From predictions to the truth, in pixels of one frame. distances: (..., points), of all pairs in turn. thetas:
     (pairs,), base thresholds. counts: (pairs,), points of each."""
 
     distances: NDArray[np.float64]
@@ -106,9 +106,9 @@ class Distances:
     counts: NDArray[np.int64]
 
     def hits(self, alpha: float) -> NDArray[np.int64]:
-        """How many points of each pair are matched well enough, (pairs,)."""
+        """How many points of each pair are matched well enough, (..., pairs)."""
         right = self.distances <= alpha * np.repeat(self.thetas, self.counts)
-        return np.asarray(np.add.reduceat(right, np.cumsum(self.counts) - self.counts, dtype=np.int64))
+        return np.asarray(np.add.reduceat(right, np.cumsum(self.counts) - self.counts, axis=-1, dtype=np.int64))
 
 
 def distances(matched: Matched, readout: str, frame: PixelFrame | None = None) -> Distances:

@@ -1,6 +1,7 @@
 """Pictures of matches. The only place here that imports matplotlib: import it only where a picture is drawn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -24,9 +25,7 @@ def draw_matches(
 ) -> None:
     """Two images side by side, numbered points in matching colours, a line a pair; points (n, 2) in pixels of the
     images given. Writes `file` in the format that its ending names."""
-    ratios = [source.shape[1] / source.shape[0], target.shape[1] / target.shape[0]]
-    figure = Figure(figsize=(4.4 * sum(ratios) + 0.2, 4.7), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=ratios)
+    figure, ((left, right),) = _figure(source, target, 1, 4.4)
     for axes, picture, name in zip((left, right), (source, target), names, strict=True):
         _show(axes, picture, name)
     line = {"coordsA": "data", "coordsB": "data", "axesA": left, "axesB": right, "alpha": 0.45, "lw": 1}
@@ -48,13 +47,9 @@ def draw_heatmaps(
 ) -> None:
     """A row a point: the source with the point, and the target under the point's correlation (n, h, w), whose scale
     is shown beside it. Points (n, 2) in pixels of the images given."""
-    rows, height = len(source_points), 3.2
-    ratios = [source.shape[1] / source.shape[0], target.shape[1] / target.shape[0]]
-    figure = Figure(figsize=(height * sum(ratios) + 1, (height + 0.3) * rows), dpi=110, layout="constrained")
-    grid = figure.subplots(rows, 2, squeeze=False, width_ratios=ratios)
+    figure, grid = _figure(source, target, len(source_points), 3.2)
     extent = (-0.5, target.shape[1] - 0.5, target.shape[0] - 0.5, -0.5)
-    for index, colour in enumerate(_colours(rows)):
-        left, right = grid[index]
+    for index, (colour, (left, right)) in enumerate(zip(_colours(len(source_points)), grid, strict=True)):
         _show(left, source, f"point {index + 1}")
         _mark(left, source_points[index], index, colour)
         grey = np.repeat(target.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)  # colours are the scale's
@@ -63,6 +58,13 @@ def draw_heatmaps(
         _mark(right, target_points[index], index, colour)
         figure.colorbar(layer, ax=right, label="cosine", shrink=0.85)
     figure.savefig(file)
+
+
+def _figure(source: Picture, target: Picture, rows: int, height: float) -> tuple[Figure, NDArray[Any]]:
+    """Rows of two axes, (rows, 2), for pictures of a height in inches."""
+    ratios = [source.shape[1] / source.shape[0], target.shape[1] / target.shape[0]]
+    figure = Figure(figsize=(height * sum(ratios) + 0.8, (height + 0.3) * rows), dpi=120, layout="constrained")
+    return figure, figure.subplots(rows, 2, squeeze=False, width_ratios=ratios)
 
 
 def _show(axes: Axes, picture: Picture, title: str) -> None:

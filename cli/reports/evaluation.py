@@ -3,19 +3,21 @@ correspondences: two pictures side by side, lines between them."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import AbstractPathEffect, withStroke
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
 from cli.output import describe
 from cli.reports import page
-from cli.reports.charts import Chart, by_group, chart_sections, over_alpha
+from cli.reports.charts import chart_sections
+from cli.reports.charts.evaluation import by_category, by_difficulty, over_alpha
 from cli.reports.scores import Scored, category_block, overall_block, pck_headline
 from cli.reports.tables import Block, in_words, write_tables
 from featstore.datasets.pictures import decode
@@ -27,10 +29,10 @@ from matcher.configuration import Frame, frame_of
 from matcher.errors import InputError
 from matcher.pck import RULE, Average, MatchedPair, RankedPair, best_and_worst, paper_rows
 
-CHARTS: Mapping[str, Callable[[Scored], Chart | None]] = {
-    "PCK over alpha": over_alpha.draw,
-    "By category": by_group.by_category,
-    "By difficulty": by_group.by_difficulty,
+CHARTS: Mapping[str, Callable[[Scored], page.Chart | None]] = {
+    "PCK over alpha": over_alpha,
+    "By category": by_category,
+    "By difficulty": by_difficulty,
 }
 """By the titles of their sections."""
 
@@ -73,35 +75,32 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     blocks = [*overall, category_block(scored, scored.readout), every]
     write_tables(path, "table", title, blocks, notes, page.make_again(path))
     frames = {readout: scoring.frame_of(readout).value for readout in scoring.readouts}
-    measured = {
-        "Average of the headline": run.average.value,
-        "Alphas": [f"{alpha:g}" for alpha in scoring.alphas],
-        "Theta": run.description.get("theta"),
-        "Frame of distances": [f"{readout}: {frame}" for readout, frame in frames.items()],
-    }
     report = page.Page(
         kind="Evaluation",
         title=f"{in_words('Layer', [layer.layer for layer in scoring.layers])} on {where}",
-        created=page.when(run.description.get("created")),
+        origin=run.description,
         headline=_headline(scored),
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, run.matched.pairs),
             "Layers": "; ".join(": ".join(fact) for fact in layers.items()),
-            **page.named_features(features, "model", "prompt", "ensemble", "dino", "features"),
+            **page.facts_of(features, "model", "prompt", "ensemble", "dino", "features"),
             "Geometry": scoring.settings.geometry.value,
         },
         settings={
-            "What was measured": page.list_facts(run.dataset, run.split, run.matched.pairs) | measured,
-            "Layers": layers,
-            "Matching": page.matching_facts([scoring.settings], scoring.readouts),
-            "Features": page.feature_facts(features),
-            "Origin and versions": page.origin_facts(run.description),
+            "What was measured": {
+                **page.facts_of(run.description, "dataset", "split", "categories", "n_pairs", "n_points", "pairs_hash"),
+                **page.facts_of(run.description, "average", "theta"),
+                "Alphas": scoring.alphas,
+                "Frame of distances": [f"{readout}: {frame}" for readout, frame in frames.items()],
+            },
+            "Matching": page.facts_of(asdict(scoring.settings)),
+            "Features": page.facts_of(features),
         },
         sections={
             "How to read it": [
                 *READING,
-                *([FRAMES] if len(set(frames.values())) > 1 else []),
-                *page.demo_note(features.get("model")),
+                FRAMES if len(set(frames.values())) > 1 else None,
+                page.demo_note(features.get("model")),
             ],
             "Over all pairs": overall,
             **chart_sections(CHARTS, scored),
@@ -148,14 +147,11 @@ Places = NDArray[np.floating[Any]]
 
 PAIRS_SHOWN = 4
 """Of the best, and of the worst."""
-_HEIGHT, _WIDEST, _GAP = 240.0, 330.0, 8.0
-"""Of a picture as shown, in CSS pixels."""
-_SHARPNESS = 2
-"""Pixels per CSS pixel."""
-_POINTS = 0.72
-"""Of a CSS pixel: a hundred of them are drawn on an inch."""
+_HEIGHT, _WIDEST, _GAP = 360, 495, 12
+"""Of a picture, in pixels: one and a half times as many as a page shows it with."""
+_DPI = 150
 _RIGHT, _WRONG = "#00b483", "#ff7a1a"
-_DOT: dict[str, Any] = {"ms": 7.2 * _POINTS, "mec": "white", "mew": 1.2 * _POINTS}
+_DOT: dict[str, Any] = {"ms": 5.2, "mec": "white", "mew": 0.9}
 
 LEGEND = (
     "Circles joined by a solid green line are right; a cross at the end of a dashed orange line is a wrong match, and "
@@ -168,29 +164,24 @@ def best_and_worst_parts(scored: Scored, root: Path | None) -> list[page.Part]:
     their names. root: the dataset's folder, where it was moved."""
     run, alpha = scored.run, scored.alpha
     ranked = best_and_worst(run.matched, scored.readout, alpha, run.scoring.pixels, PAIRS_SHOWN)
-    lists = {
-        title: [(one, run.matched[one.index]) for one in own]
-        for title, own in zip(("Best", "Worst"), ranked, strict=True)
-    }
+    listed = zip(("Best", "Worst"), ranked, strict=True)
+    shown = [(title, one, run.matched[one.index]) for title, own in listed for one in own]
     rule = f"At alpha = {alpha:g}, {scored.readout}. {RULE}"
     kept = run.description.get("root")
     try:
         dataset = open_dataset(run.dataset, root or (None if kept is None else Path(kept)))
-        pictures = read_pictures(dataset, [match for own in lists.values() for _, match in own])
+        pictures = read_pictures(dataset, [match for _, _, match in shown])
     except InputError as error:
         rows = tuple(
             (title.lower(), match.pair.category, match.pair.source, match.pair.target, f"{100 * one.pck:.1f}")
-            for title, own in lists.items()
-            for one, match in own
+            for title, one, match in shown
         )
         block = Block("Best and worst pairs", ("", "category", "source", "target", f"PCK@{alpha:g}"), rows, 4)
         return [rule, f"Their pictures cannot be shown: {error}", block]
-    galleries = [
-        page.Gallery(title, [_picture(scored, one, match, pictures) for one, match in own])
-        for title, own in lists.items()
-        if own
-    ]
-    return [rule, LEGEND, *galleries]
+    galleries: dict[str, list[page.Chart]] = {}
+    for title, one, match in shown:
+        galleries.setdefault(title, []).append(_picture(scored, one, match, pictures))
+    return [rule, LEGEND, *(page.Gallery(title, own) for title, own in galleries.items())]
 
 
 def read_pictures(dataset: Dataset, pairs: Iterable[MatchedPair]) -> dict[str, Image.Image]:
@@ -213,7 +204,7 @@ def read_pictures(dataset: Dataset, pairs: Iterable[MatchedPair]) -> dict[str, I
 
 def _picture(
     scored: Scored, ranked: RankedPair, match: MatchedPair, pictures: Mapping[str, Image.Image]
-) -> page.Picture:
+) -> page.Photographs:
     pair, original, right = match.pair, match.pair.in_original_frame(), ranked.right
     predicted = match.predictions[scored.readout].astype(np.float64)
     if frame_of(scored.readout) is Frame.RESIZED:
@@ -223,7 +214,7 @@ def _picture(
         f"{pair.source} to {pair.target}."
     )
     points = (original.source_points, np.clip(predicted, 0, original.target_size), original.target_points)
-    return page.photographed(pair_figure((pictures[pair.source], pictures[pair.target]), points, right), text, text)
+    return page.Photographs(pair_figure((pictures[pair.source], pictures[pair.target]), points, right), text, text)
 
 
 def pair_figure(
@@ -237,45 +228,37 @@ def pair_figure(
         right: Which predictions are, (n,).
     """
     scales = [min(_HEIGHT / picture.height, _WIDEST / picture.width) for picture in pictures]
-    lefts = [0.0, pictures[0].width * scales[0] + _GAP]
-    width = lefts[1] + pictures[1].width * scales[1]
-    height = max(picture.height * scale for picture, scale in zip(pictures, scales, strict=True))
-    figure = Figure((width / 100, height / 100), dpi=100 * _SHARPNESS)
+    source, target = (
+        picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+        for picture, scale in zip(pictures, scales, strict=True)
+    )
+    left = source.width + _GAP
+    both = Image.new("RGBA", (left + target.width, max(source.height, target.height)))
+    both.paste(source)
+    both.paste(target, (left, 0))
+    figure = Figure((both.width / _DPI, both.height / _DPI), dpi=_DPI)
     figure.patch.set_visible(False)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    for picture, left, scale in zip(pictures, lefts, scales, strict=True):
-        small = picture.copy()
-        small.thumbnail((int(_WIDEST * _SHARPNESS), int(_HEIGHT * _SHARPNESS)), Image.Resampling.LANCZOS)
-        extent = (left, left + picture.width * scale, picture.height * scale, 0)
-        axes.imshow(np.asarray(small), extent=extent, aspect="auto")
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    starts = points[0] * scales[0]
-    ends, truths = (own * scales[1] + (lefts[1], 0) for own in points[1:])
+    axes.imshow(np.asarray(both), aspect="auto")
+    starts = points[0] * scales[0] - 0.5  # a pixel's middle is a whole number here
+    ends, truths = (own * scales[1] + (left - 0.5, -0.5) for own in points[1:])
     _mark_wrong(axes, starts[~right], ends[~right], truths[~right])
-    _mark_right(axes, starts[right], ends[right])  # last, so that they lie on top
+    _lines(axes, starts[right], ends[right], color=_RIGHT, lw=0.9)  # last, so that they lie on top
+    axes.plot(*np.concatenate([starts[right], ends[right]]).T, "o", mfc=_RIGHT, **_DOT)
     return figure
 
 
-def _mark_right(axes: Axes, starts: Places, ends: Places) -> None:
-    _lines(axes, starts, ends, color=_RIGHT, lw=1.3 * _POINTS, path_effects=_edge(2.6, 0.6))
-    axes.plot(*np.concatenate([starts, ends]).T, "o", **_DOT, mfc=_RIGHT)
-
-
 def _mark_wrong(axes: Axes, starts: Places, ends: Places, truths: Places) -> None:
-    dashes = (0, (5 / 1.2, 4 / 1.2))
-    _lines(axes, starts, ends, color=_WRONG, lw=1.2 * _POINTS, ls=dashes, path_effects=_edge(2.4, 0.3))
-    _lines(axes, ends, truths, color="white", lw=_POINTS, path_effects=_edge(2.4, 0.5, "black"))
-    axes.plot(*starts.T, "o", **_DOT, mfc=_WRONG)
-    for colour, width in (("white", 3.4), (_WRONG, 1.6)):  # an edge would fill the ring
-        axes.plot(*truths.T, "o", ms=8.4 * _POINTS, mew=width * _POINTS, mfc="none", mec=colour)
-    axes.plot(*ends.T, "x", ms=7.2 * _POINTS, mew=2.2 * _POINTS, mec=_WRONG, path_effects=_edge(4.2))
+    _lines(axes, starts, ends, color=_WRONG, lw=0.9, ls=(0, (4, 3)))
+    _lines(axes, ends, truths, edge="black", color="white", lw=0.7)
+    axes.plot(*starts.T, "o", mfc=_WRONG, **_DOT)
+    for colour, width in (("white", 2.4), (_WRONG, 1.2)):  # an edge would fill the ring
+        axes.plot(*truths.T, "o", ms=6, mew=width, mfc="none", mec=colour)
+    axes.plot(*ends.T, "x", ms=5.2, mew=1.6, mec=_WRONG, path_effects=[withStroke(linewidth=3, foreground="white")])
 
 
-def _lines(axes: Axes, starts: Places, ends: Places, **how: Any) -> None:
-    axes.plot(*np.stack([starts, ends], axis=1).T, **how)  # x and y: (2, n) each
-
-
-def _edge(width: float, alpha: float = 1.0, colour: str = "white") -> list[AbstractPathEffect]:
-    """What makes a mark seen on any picture."""
-    return [withStroke(linewidth=width * _POINTS, foreground=colour, alpha=alpha)]
+def _lines(axes: Axes, starts: Places, ends: Places, edge: str = "white", **how: Any) -> None:
+    """On an edge that makes them seen on any picture."""
+    ends_of_each = np.stack([starts, ends], axis=1).T  # x and y: (2, n) each
+    axes.plot(*ends_of_each, path_effects=[withStroke(linewidth=1.8, foreground=edge, alpha=0.5)], **how)

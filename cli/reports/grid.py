@@ -1,21 +1,25 @@
 """`report.html`, tables and pictures of a grid."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cli.output import say
 from cli.reports import page
-from cli.reports.charts.over_timesteps import GridChart, accuracy, two_layers
+from cli.reports.charts.grid import accuracy, two_layers
 from cli.reports.grid_tables import GridView, RankedGrid, caution, eval_command, score_blocks, winners_block
 from cli.reports.scores import pck_headline, spelled
 from cli.reports.tables import in_words, write_tables
+from featstore.pipeline.pairs import describe_list
 from matcher.configuration import frame_of
 from matcher.errors import InputError
 
-CHARTS: Mapping[str, Callable[[GridView], GridChart | None]] = {"timesteps": accuracy, "two-layers": two_layers}
-"""By the beginnings of their files' names."""
+CHARTS: Mapping[str, tuple[str, Callable[[GridView, Sequence[float], str], page.Chart | None]]] = {
+    "timesteps": ("Accuracy against timestep with 95 % intervals", accuracy),
+    "two-layers": ("Two layers together", two_layers),
+}
+"""By the beginnings of their files' names: a title, and what draws a view at some alphas under a title."""
 
 
 def draw(grid: RankedGrid, folder: Path) -> None:
@@ -26,12 +30,12 @@ def draw(grid: RankedGrid, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for view in grid.views:
             own = f"{view.settings.geometry.value}-{view.settings.upsample}x" if len(grid.settings) > 1 else ""
-            for name, chart_of in CHARTS.items():
-                chart = chart_of(view)
+            for name, (title, draw_chart) in CHARTS.items():
+                over = f"{title}, {view.readout}, {grid.average.value} average {own}".rstrip()
+                chart = draw_chart(view, grid.scores.alphas, over)
                 if chart is not None:
-                    title = f"{chart.title}, {view.readout}, {grid.average.value} average {own}".rstrip()
                     files.append(folder / f"{'-'.join(filter(None, (name, view.readout, own)))}.png")
-                    chart.draw(grid.scores.alphas, title).figure.savefig(files[-1])
+                    chart.figure.savefig(files[-1])
     except OSError as error:
         raise InputError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
     say(f"drawn: {', '.join(map(str, files))}")
@@ -58,41 +62,38 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
     write_tables(folder, "table", f"Grid on {title}", [chosen, *tables], notes)
     layers = page.unique(layer.layer for entry in scores.configurations for layer in entry.layers)
     found = {layer.timestep for entry in scores.configurations for layer in entry.layers}
-    timesteps = sorted(timestep for timestep in found if timestep is not None)
-    fused = [entry.weights for entry in scores.configurations if len(entry.layers) > 1]
+    fused = (entry.weights for entry in scores.configurations if len(entry.layers) > 1)
     weightings = page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
     report = page.Page(
         kind="Grid",
         title=f"{in_words('Layer', layers)} on {title}, {len(scores.configurations)} configurations",
-        created=page.when(origin.get("created")),
+        origin=origin,
         headline=_headline(grid),
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, scores.pairs),
-            "Timesteps": timesteps,
-            **page.named_features(run.features, "model", "prompt", "ensemble"),
+            "Timesteps": sorted(timestep for timestep in found if timestep is not None),
+            **page.facts_of(run.features, "model", "prompt", "ensemble"),
         },
         settings={
             "What was tried": {
-                **page.list_facts(run.dataset, run.split, scores.pairs),
-                "Layers": layers,
-                "Timesteps": timesteps,
-                "Weightings": "; ".join(weightings) or None,
+                "Dataset": run.dataset,
+                **page.facts_of(describe_list(run.split, scores.pairs)),
+                **page.facts_of(origin["config"], "split", "max_pairs", "layers", "timesteps", "readouts", "alphas"),
+                **page.facts_of(origin["config"], "average", "geometries", "upsamples", "upsample_align"),
+                "Weightings": weightings or None,
                 "Configurations": len(scores.configurations),
-                "Alphas": [f"{alpha:g}" for alpha in scores.alphas],
-                "Average": run.config.average,
                 "Theta": run.theta,
                 "Frame of distances": [f"{one}: {frame_of(one).value}" for one in scores.readouts],
             },
-            "Matching": page.matching_facts(grid.settings, scores.readouts),
-            "Features": page.feature_facts(run.features),
-            "Origin and versions": page.origin_facts(origin),
+            "Matching": page.facts_of(asdict(grid.settings[0]), "image_size", "beta", "sigma"),
+            "Features": page.facts_of(run.features),
         },
         sections={
             "How to read it": [
                 "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth. Every "
                 "layer was tried alone at every timestep, and all of them together; intervals of 95 % resample images.",
-                *([page.Command(caution(scores, run.chose_nothing), eval_command(grid))] if several else []),
-                *page.demo_note(run.features.get("model")),
+                page.Command(caution(scores, run.chose_nothing), eval_command(grid)) if several else None,
+                page.demo_note(run.features.get("model")),
             ],
             "The best": [chosen],
             "Pictures": list(_pictures(grid)),
@@ -127,8 +128,7 @@ def _pictures(grid: RankedGrid) -> Iterator[page.Part]:
             continue
         every = [alpha for alpha in alphas if alpha in (alphas[0], grid.alpha, alphas[-1])]
         shown = every if view.readout == grid.scores.readouts[0] else [grid.alpha]
-        for chart_of in CHARTS.values():
-            chart = chart_of(view)
-            if chart is not None:
-                drawn = (chart.draw([alpha], view.readout) for alpha in shown)
-                yield page.Gallery(chart.heading, [page.drawn(one.figure, one.alt, one.caption) for one in drawn])
+        for title, draw_chart in CHARTS.values():
+            drawn = [chart for alpha in shown if (chart := draw_chart(view, [alpha], view.readout)) is not None]
+            if drawn:
+                yield page.Gallery(f"{title}, {view.readout}", drawn)

@@ -1,6 +1,6 @@
 """A grid's scores as tables, printed and as blocks, and as JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from featstore.pipeline.grid import GridRun
 from featstore.pipeline.pairs import describe_list
 from featstore.pipeline.results import common_frame
 from matcher import grid as grids
-from matcher.configuration import Configuration, LayerSpec, MatchSettings, frame_of
+from matcher.configuration import Configuration, MatchSettings, frame_of
 from matcher.grid import GridScores, TimestepMap, Winner
 from matcher.pck import Average
 
@@ -62,8 +62,14 @@ class RankedGrid:
         """One per settings and readout."""
         percents = 100 * self.scores.pck(self.average)  # (configurations, readouts, alphas)
         for settings in self.settings:
+            alone, fused = dict[str, list[int]](), list[int]()
+            for index, entry in enumerate(self.scores.configurations):
+                if entry.settings == settings:
+                    together = len(entry.layers) > 1
+                    (fused if together else alone.setdefault(entry.layers[0].layer, [])).append(index)
             for column, readout in enumerate(self.scores.readouts):
-                yield GridView(self, readout, settings, percents[:, column])
+                by_alpha = dict(zip(self.scores.alphas, percents[:, column].T, strict=True))
+                yield GridView(self, readout, settings, alone, fused, by_alpha)
 
     def full_name(self, index: int) -> str:
         """A configuration's name, with its settings where the grid has several."""
@@ -77,46 +83,37 @@ class RankedGrid:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GridView:
-    """A grid as one readout and some settings show it. percents: PCK of every configuration at every alpha,
-    (configurations, alphas), in 0..100."""
+    """A grid as one readout and some settings show it.
+
+    Args:
+        grid: All of it.
+        readout: Whose scores.
+        settings: Those of its configurations.
+        alone: The configurations of one layer, by the layer's name, in the order of the grid.
+        fused: Those of several layers together.
+        percents: PCK of every configuration of the grid in 0..100, (configurations,), by alpha.
+    """
 
     grid: RankedGrid
     readout: str
     settings: MatchSettings
-    percents: NDArray[np.float64]
-
-    @property
-    def alone(self) -> dict[str, list[int]]:
-        """The configurations of one layer, by the layer's name, in the order of the grid."""
-        found: dict[str, list[int]] = {}
-        for index, (first, *others) in self._members:
-            if not others:
-                found.setdefault(first.layer, []).append(index)
-        return found
-
-    @property
-    def fused(self) -> list[int]:
-        """The configurations of several layers together."""
-        return [index for index, layers in self._members if len(layers) > 1]
-
-    @property
-    def _members(self) -> Iterator[tuple[int, tuple[LayerSpec, ...]]]:
-        entries = enumerate(self.grid.scores.configurations)
-        return ((index, entry.layers) for index, entry in entries if entry.settings == self.settings)
-
-    def percent(self, alpha: float) -> NDArray[np.float64]:
-        """At one alpha, (configurations,)."""
-        return np.asarray(self.percents[:, self.grid.scores.alphas.index(alpha)])
+    alone: Mapping[str, Sequence[int]]
+    fused: Sequence[int]
+    percents: Mapping[float, NDArray[np.float64]]
 
     @property
     def best_fused(self) -> Configuration:
         """The best of several layers; there must be one."""
-        values = self.percent(self.grid.alpha)
-        return self.grid.scores.configurations[max(self.fused, key=lambda index: values[index])]
+        best = max(self.fused, key=lambda index: self.percents[self.grid.alpha][index])
+        return self.grid.scores.configurations[best]
 
-    def over_timesteps(self, alpha: float) -> TimestepMap:
-        """PCK in 0..100 over the timesteps of two layers, in the weighting of the best."""
-        return grids.timestep_map(self.grid.scores, self.settings, self.best_fused.weights, self.percent(alpha))
+    def over_timesteps(self, alpha: float) -> TimestepMap | None:
+        """PCK in 0..100 over the timesteps of two layers, in the weighting of the best; None where that is not of two
+        layers that both have timesteps."""
+        best = self.best_fused if self.fused else None
+        if best is None or len(best.layers) != 2 or -1 in best.timesteps:
+            return None
+        return grids.timestep_map(self.grid.scores, self.settings, best.weights, self.percents[alpha])
 
 
 def weighted(configuration: Configuration) -> str:
@@ -143,7 +140,7 @@ def _alone(view: GridView) -> Block:
     scores, alone = view.grid.scores, view.alone
     steps = {layer: [_step(scores.configurations[index]) for index in own] for layer, own in alone.items()}
     columns = {
-        f"layer {layer} @{alpha:g}": dict(zip(steps[layer], _marked(view.percent(alpha)[own]), strict=True))
+        f"layer {layer} @{alpha:g}": dict(zip(steps[layer], _marked(view.percents[alpha][own]), strict=True))
         for layer, own in alone.items()
         for alpha in scores.alphas
     }
@@ -161,9 +158,9 @@ def _step(configuration: Configuration) -> str:
 def _fused(view: GridView) -> Block:
     """Of two layers, a map over their timesteps in their best weighting; of more, or of many timesteps, the best."""
     scores, alpha, best = view.grid.scores, view.grid.alpha, view.best_fused
-    grid = view.over_timesteps(alpha) if len(best.layers) == 2 and -1 not in best.timesteps else None
+    grid = view.over_timesteps(alpha)
     if grid is None or len(grid.columns) > WIDEST:
-        values = view.percent(alpha)
+        values = view.percents[alpha]
         ranked = sorted(view.fused, key=lambda index: -values[index])[:LISTED]
         listed = tuple((scores.configurations[index].name, f"{values[index]:.2f}") for index in ranked)
         return Block(_title("Layers together, the best", view), ("configuration", f"@{alpha:g}"), listed)

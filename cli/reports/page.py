@@ -5,8 +5,8 @@ import base64
 import io
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 
 from cli.reports.tables import Block
 from featstore.files import AGAIN, write_whole
-from featstore.pipeline.pairs import list_hash
 from featstore.store.schema import creator_version
-from matcher.configuration import MatchSettings
 from matcher.pairs import Pairs
 
 FILE = "report.html"
@@ -41,24 +39,44 @@ class Headline:
     interval: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """Sentences, a line each."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Chart:
+    """A figure within the page, as SVG whose texts stay text.
 
-    template: ClassVar[str] = "notes.html.jinja"
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture within the page. address: all of it, as a data URI. alt: what it shows, for those who do not see it.
-    on_paper: whether it brings a background of its own; else it is drawn in black, which a dark page turns over."""
+    Args:
+        figure: What is drawn. Without a background it is in black, which a dark page turns over.
+        alt: What it shows, for those who do not see it.
+        caption: Below it.
+        tables: Of its numbers, where it is a section of its own.
+    """
 
     template: ClassVar[str] = "picture.html.jinja"
-    address: str
+    figure: Figure
     alt: str
     caption: str
-    on_paper: bool = True
+    tables: Sequence[Block] = ()
+
+    @property
+    def on_paper(self) -> bool:
+        """Whether it brings a background of its own."""
+        return self.figure.patch.get_visible()
+
+    @property
+    def address(self) -> str:
+        """All of it, as a data URI."""
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}):
+            return _address(self.figure, "svg", "image/svg+xml", metadata={"Date": None})
+
+
+class Photographs(Chart):
+    """Photographs with marks on them, as pixels."""
+
+    on_paper = True
+
+    @property
+    def address(self) -> str:
+        """All of it, as a data URI."""
+        return _address(self.figure, "webp", "image/webp", pil_kwargs={"quality": 70})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +85,7 @@ class Gallery:
 
     template: ClassVar[str] = "gallery.html.jinja"
     title: str
-    pictures: Sequence[Picture]
+    pictures: Sequence[Chart]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +97,8 @@ class Command:
     line: str
 
 
-Part = str | Notes | Block | Picture | Gallery | Command
-"""Of a section; a text is a paragraph."""
+Part = str | Block | Chart | Gallery | Command | None
+"""Of a section; a text is a paragraph, and None is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +108,7 @@ class Page:
     Args:
         kind: As `Evaluation`.
         title: What was measured, on what.
-        created: When, see `when`.
+        origin: When, where and by what it was made, as run folders have it.
         headline: Its main figure.
         highlights: The few facts that matter most.
         settings: All that the numbers depend on, by the titles of groups.
@@ -99,23 +117,21 @@ class Page:
 
     kind: str
     title: str
-    created: str
+    origin: Mapping[str, Any]
     headline: Headline
     highlights: Facts
     settings: Mapping[str, Facts]
     sections: Mapping[str, Sequence[Part]]
 
+    @property
+    def created(self) -> str | None:
+        """As the page says it."""
+        return when(self.origin.get("created"))
 
-def drawn(figure: Figure, alt: str, caption: str) -> Picture:
-    """A chart as SVG, whose texts stay text."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}):
-        address = _address(figure, "svg", "image/svg+xml", metadata={"Date": None})
-    return Picture(address, alt, caption, on_paper=figure.patch.get_visible())
-
-
-def photographed(figure: Figure, alt: str, caption: str) -> Picture:
-    """Photographs with marks on them, as pixels."""
-    return Picture(_address(figure, "webp", "image/webp", pil_kwargs={"quality": 82}), alt, caption)
+    @property
+    def groups(self) -> Mapping[str, Facts]:
+        """All settings, and with which versions it was made."""
+        return {**self.settings, "Origin and versions": origin_facts(self.origin)}
 
 
 def _address(figure: Figure, form: str, kind: str, **options: Any) -> str:
@@ -155,14 +171,9 @@ def write_report(page: Page, folder: Path, way_on: str = AGAIN) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"prose": _prose, "anchor": _anchor}
+    environment.filters |= {"prose": _prose, "anchor": _anchor, "shown": _shown}
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    shown = replace(
-        page,
-        highlights=_as_text(page.highlights),
-        settings={title: _as_text(facts) for title, facts in page.settings.items()},
-    )
-    text = environment.get_template("page.html.jinja").render(page=shown, style=style, creator=creator_version())
+    text = environment.get_template("page.html.jinja").render(page=page, style=style, creator=creator_version())
     write_whole(folder / FILE, text.encode("utf-8", errors="replace"), way_on)
     return folder / FILE
 
@@ -177,99 +188,68 @@ def report_command(run: Path) -> str:
     return f"dualsd report {shlex.quote(str(run))}"
 
 
-_FEATURES = {
-    "prompt": "Prompt",
-    "ensemble": "Ensemble (noise draws averaged)",
-    "model": "Model",
-    "model_revision": "Model revision",
-    "model_fingerprint": "Model fingerprint",
+_IN_WORDS = {
+    "n_pairs": "Pairs",
+    "n_points": "Keypoints",
+    "pairs_hash": "Hash of the list",
+    "length": "Vectors a prompt",
+    "rate": "Learning rate",
+    "network_rate": "Learning rate of the linear maps",
+    "accumulate": "Parts a batch is taken in",
+    "kernel": "Loss kernel in cells",
+    "draws": "Cached noise draws",
+    "image_size": "Image size in pixels",
+    "upsample": "Upsampling of the finest map",
+    "upsample_align": "Alignment of upsampling",
+    "beta": "Softmax temperature beta",
+    "sigma": "Kernel width sigma in cells",
+    "window": "Window in cells",
+    "window_beta": "Softmax temperature in the window",
     "dtype": "Precision of the networks",
-    "latents": "Latents of the posterior",
-    "seed": "Seed of latents and noise",
-    "extractor": "Maps in the store",
-    "dino": "DINOv2",
-    "dino_fingerprint": "DINOv2 fingerprint",
-    "dino_size": "DINOv2 image size",
-    "dino_extractor": "DINOv2 maps in the store",
-    "features": "File of features",
+    "root": "Dataset's folder",
+    "command": "Command line",
+    "created": "Made",
+    "creator": "dualsd",
 }
-_EMPTY = {"model_revision": "none named", "extractor": "not kept, they belong to pairs"}
+"""What a run's files call too shortly for a page."""
 
 
-def named_features(features: Mapping[str, Any], *names: str) -> dict[str, object]:
-    """What is recorded of where maps came from, of that what is named."""
-    return {_FEATURES[name].split(" (")[0]: features.get(name) for name in names}
+def facts_of(values: Mapping[str, Any], *names: str) -> dict[str, object]:
+    """What a run's files say of some names, or of all: each in words, nested ones behind what they belong to."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        words = _IN_WORDS.get(name, name.replace("_", " ").capitalize())
+        if names and name not in names:
+            continue
+        if isinstance(value, Mapping):
+            found |= {f"{words}: {part.lower()}": own for part, own in facts_of(value).items()}
+        else:
+            found[words] = value
+    return found
 
 
-def demo_note(model: object) -> list[str]:
+def demo_note(model: object) -> str | None:
     """What figures of the demo's model are worth."""
     note = (
         "The model is the demo's: drawn pictures are all it knows, and its figures say nothing of Stable Diffusion's."
     )
-    return [note] if model == "demo" else []
-
-
-def list_facts(dataset: str, split: str, pairs: Pairs) -> dict[str, object]:
-    """What was scored."""
-    return {
-        "Dataset": dataset,
-        "Split": split,
-        "Categories": list(pairs.occurring),
-        "Pairs": len(pairs),
-        "Keypoints": pairs.counts.sum(),
-        "Hash of the list": list_hash(split, pairs),
-    }
+    return note if model == "demo" else None
 
 
 def list_line(dataset: str, split: str, pairs: Pairs) -> str:
-    """The same in short."""
+    """What was scored, in short."""
     return f"{dataset} {split}: {len(pairs)} pairs, {pairs.counts.sum()} keypoints"
-
-
-def feature_facts(features: Mapping[str, Any]) -> dict[str, object]:
-    """Where maps came from, all that is recorded of it."""
-    found: dict[str, object] = {}
-    for name, value in features.items():
-        if isinstance(value, Mapping):
-            found |= {part: _shown(own) for part, own in _flat(value, "Prompts: ")}
-        else:
-            found[_FEATURES.get(name, name)] = _EMPTY.get(name, "none") if value is None else str(value)
-    return found
-
-
-def matching_facts(tried: Sequence[MatchSettings], readouts: Sequence[str]) -> dict[str, object]:
-    """How maps become matches, in all the ways that were tried; what belongs to a readout only where it was used."""
-    first, used = tried[0], set(readouts)
-    softmax = used & {"softmax", "kernelsoftmax"}
-    return {
-        "Image size": f"{first.image_size} x {first.image_size} pixels, aspect ratio not kept",
-        "Geometry": unique(one.geometry.value for one in tried),
-        "Upsampling of the finest map": unique(f"{one.upsample}x" for one in tried),
-        "Alignment of upsampling": unique(one.upsample_align.value for one in tried),
-        "Readouts": list(readouts),
-        "Softmax temperature beta": f"{first.beta:g}" if softmax else None,
-        "Kernel width sigma": f"{first.sigma:g} cells" if "kernelsoftmax" in used else None,
-        "Window": f"{first.window} cells, temperature {first.window_beta:g}" if "window" in used else None,
-    }
 
 
 def origin_facts(description: Mapping[str, Any]) -> dict[str, object]:
     """What was typed, when, where, and with which versions. description: of a run's folder."""
-    versions = description.get("versions")
-    return {
-        "Command line": description.get("command"),
-        "Store": description.get("store"),
-        "Dataset's folder": description.get("root"),
-        "Made": when(description["created"]) if "created" in description else None,
-        "dualsd": description.get("creator", "unknown"),
-        **(versions if isinstance(versions, Mapping) else {}),
-    }
+    dated = {**description, "created": when(description.get("created"))}
+    return facts_of(dated, "command", "store", "root", "created", "creator") | (description.get("versions") or {})
 
 
-def when(created: object) -> str:
+def when(created: object) -> str | None:
     """`2026-11-24 19:10 UTC`, of a time as run folders have it."""
-    text = str(created or "")
-    return f"{text[:16].replace('T', ' ')} UTC" if len(text) >= 16 else text
+    return None if created is None else f"{str(created)[:16].replace('T', ' ')} UTC"
 
 
 def unique(values: Iterable[str]) -> list[str]:
@@ -277,19 +257,7 @@ def unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _as_text(facts: Facts) -> dict[str, str]:
-    return {name: _shown(value) for name, value in facts.items() if value is not None}
-
-
-def _flat(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} ")
-        else:
-            yield f"{before}{name}", value
-
-
 def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
-    return "none" if value is None else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))

@@ -2,22 +2,93 @@
 
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from cli.reports import page
-from cli.reports.charts import Chart, chart_sections, learning
-from cli.reports.charts.learning import Course
-from cli.reports.tables import in_words, write_tables
+from cli.reports.charts import COLOURS, canvas, chart_sections
+from cli.reports.tables import Block, in_words, write_tables
 from featstore.errors import TuningError
-from featstore.prompts.base import Mode
 from featstore.tuning.run_folder import RunFolder
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import ALPHA
 
-CHARTS: Mapping[str, Callable[[Course], Chart | None]] = {"Learning curves": learning.draw}
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Course:
+    """What a run's metrics say, a number a step, (S,), S >= 1. percent: PCK on validation, NaN where there was none."""
+
+    steps: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    percent: NDArray[np.float64]
+    seconds: float
+
+    @property
+    def smooth(self) -> NDArray[np.float64]:
+        """The mean of each loss and those before it, a twentieth of all and at least five, (S,)."""
+        reach = max(len(self.loss) // 20, 5)
+        ends = range(1, len(self.loss) + 1)
+        return np.array([self.loss[max(end - reach, 0) : end].mean() for end in ends])
+
+    @property
+    def validated(self) -> NDArray[np.int64]:
+        """The rows of steps that were validated, in order."""
+        return np.flatnonzero(np.isfinite(self.percent))
+
+    @property
+    def best(self) -> int | None:
+        """The row of the best validation, the first of equal ones; None where there was none."""
+        rows = self.validated
+        return int(rows[np.argmax(self.percent[rows])]) if len(rows) else None
+
+    def block(self) -> Block:
+        """A row a validation, or, where there was none, a row a tenth of the steps; the best marked."""
+        last = len(self.steps) - 1
+        rows = [int(row) for row in self.validated] or sorted({round(last * part / 10) for part in range(11)})
+        starts = [0, *(row + 1 for row in rows[:-1])]
+        found = []
+        for start, row in zip(starts, rows, strict=True):
+            percent = self.percent[row]
+            shown = f"{percent:.2f}{' *' if row == self.best else ''}" if np.isfinite(percent) else "-"
+            found.append((str(self.steps[row]), f"{self.loss[start : row + 1].mean():.4f}", shown))
+        return Block(
+            "Loss, a tenth at a time" if self.best is None else "Validations (* the best, whose prompts are kept)",
+            ("step", "mean loss", f"validation PCK@{ALPHA:g}, percent"),
+            tuple(found),
+        )
+
+
+def learning_curves(course: Course) -> page.Chart:
+    """The loss of every step with its running mean, and under it PCK on validation, the best ringed."""
+    steps, rows, best = course.steps, course.validated, course.best
+    figure, panels = canvas(4.6, rows=1 if best is None else 2)
+    panels[0].plot(steps, course.loss, color=COLOURS[0], lw=0.8, alpha=0.4)
+    panels[0].plot(steps, course.smooth, color=COLOURS[0], lw=2)
+    panels[0].set_ylabel("loss")
+    alt = f"Loss from {course.loss[0]:.3f} to {course.smooth[-1]:.3f} over {steps[-1]} steps."
+    caption = "Loss by step; the strong line is a running mean."
+    if best is not None:
+        panels[1].plot(steps[rows], course.percent[rows], "o-", color=COLOURS[1], ms=4, lw=2)
+        panels[1].plot(steps[best], course.percent[best], "o", ms=12, mfc="none", mec=COLOURS[1], mew=1.6)
+        panels[1].margins(y=0.2)
+        panels[1].set_ylabel(f"PCK@{ALPHA:g} in percent")
+        panels[1].sharex(panels[0])
+        panels[0].tick_params(labelbottom=False)
+        alt += " Validation PCK in percent: " + ", ".join(
+            f"{course.percent[row]:.1f} at step {steps[row]}" for row in rows
+        )
+        caption += f" Below: validation PCK@{ALPHA:g}, the best ringed."
+    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    panels[-1].set_xlabel("step")
+    return page.Chart(figure, alt, caption, [course.block()])
+
+
+CHARTS: Mapping[str, Callable[[Course], page.Chart | None]] = {"Learning curves": learning_curves}
 """By the titles of their sections."""
 READING = (
     "The loss is how surprised correlation maps are by the true keypoints: lower is better, and each step sees other "
@@ -64,19 +135,27 @@ def report_training(path: Path) -> Path:
         title=f"{settings.mode.value.capitalize()} prompts for "
         f"{in_words('layer', list(map(str, settings.layers)))}, learned on "
         f"{described.get('dataset', 'its dataset')}",
-        created=page.when(described.get("created")),
+        origin={**described, "store": run.store},
         headline=_headline(course, settings),
-        highlights={**highlights, "Time": _spelled(course.seconds)},
-        settings=_settings(run, settings, model),
+        highlights={**highlights, "Time": str(timedelta(seconds=round(course.seconds)))},
+        settings={
+            "Training": page.facts_of(settings.to_json()),
+            "Data and model": {
+                **page.facts_of(
+                    described, "dataset", "n_pairs", "n_points", "pairs_hash", "model", "dino", "processes"
+                ),
+                "Trained on": run.identity,
+            },
+        },
         sections={
             "How to read it": [
                 READING,
-                *([] if course.best is None else [VALIDATED]),
-                *page.demo_note(model.get("id")),
+                None if course.best is None else VALIDATED,
+                page.demo_note(model.get("id")),
             ],
             **chart_sections(CHARTS, course),
             "Go on from here": [
-                *([go_on] if left else []),
+                go_on if left else None,
                 page.Command("Measure these prompts on test:", evaluated),
                 page.Command("Make this page again:", page.report_command(path)),
             ],
@@ -115,56 +194,3 @@ def _headline(course: Course, settings: TuningSettings) -> page.Headline:
         "%",
         f"at step {course.steps[best]}, after {done}",
     )
-
-
-def _settings(run: RunFolder, settings: TuningSettings, model: Mapping[str, Any]) -> dict[str, page.Facts]:
-    rows = zip(settings.layers, settings.timesteps, settings.weights, settings.validation_timesteps, strict=True)
-    described = run.description
-    return {
-        "What is learned": {
-            "Mode": settings.mode.value,
-            **{
-                f"layer {layer}": f"t = {timestep}, weight {weight:g}; validated at t = {validated}"
-                for layer, timestep, weight, validated in rows
-            },
-            "Vectors a prompt": settings.length,
-            "Seed": settings.seed,
-        },
-        "Optimisation": {
-            "Steps": settings.steps,
-            "Batch": f"{settings.batch} pairs",
-            "Parts a batch is taken in": settings.accumulate,
-            "Learning rate": f"{settings.rate:g}",
-            "Learning rate of the linear maps": f"{settings.network_rate:g}" if settings.mode is Mode.CPM else None,
-            "Loss kernel": f"{settings.kernel} cells",
-            "Noise": settings.noise.value,
-            "Cached noise draws": settings.draws,
-            "Precision": settings.dtype,
-            "Processes": described.get("processes", 1),
-            "Checkpoint every": f"{settings.checkpoint_every} steps",
-        },
-        "Validation": {
-            "Every": f"{settings.validate_every} steps",
-            "Pairs at most": settings.validation_pairs,
-            "Measure": f"nn PCK@{ALPHA:g}, image average, one noise draw",
-        },
-        "Matching": page.matching_facts([settings.matching], ["nn"]),
-        "Data and model": {
-            "Dataset": described.get("dataset", "unknown"),
-            "Pairs": described.get("n_pairs"),
-            "Keypoints": described.get("n_points"),
-            "Hash of the list": described.get("pairs_hash"),
-            "Model": model.get("id", "unknown"),
-            "Model fingerprint": model.get("fingerprint", "unknown"),
-            "DINOv2": run.dino,
-            "Trained on": run.identity,
-            "Store": run.store,
-        },
-        "Origin and versions": page.origin_facts({**described, "store": None}),
-    }
-
-
-def _spelled(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

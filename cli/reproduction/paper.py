@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 from cli.reports.tables import in_words
 from featstore.recipes import Recipe
@@ -22,22 +21,11 @@ TRAINED_ON = "spair"
 """What prompts are learned from where a row does not say."""
 
 
-class Figure(NamedTuple):
-    """One number of a table. method: as the row is named, `dual-single@spair` where the training set is part of it.
-    category: one, or `all`. alpha: fraction of theta. percent: PCK."""
-
-    table: str
-    method: str
-    dataset: str
-    category: str
-    alpha: float
-    percent: float
-
-
 @dataclass(frozen=True, slots=True)
 class PaperTable:
-    """A table of the paper. rows: methods, datasets, categories (with `all`), alphas in the paper's order. figures: by
-    (method, dataset, category, alpha)."""
+    """A table of the paper. rows: methods, datasets, categories (with `all`), alphas in the paper's order. figures: PCK
+    in percent by (method, dataset, category, alpha); a method is named as its row, `dual-single@spair` where the
+    training set is part of it."""
 
     name: str
     rows: tuple[str, ...]
@@ -63,36 +51,31 @@ def title_of(table: str) -> str:
 
 
 @cache
-def load_figures() -> tuple[Figure, ...]:
-    """All figures, in the file's order."""
+def load_tables() -> Mapping[str, PaperTable]:
+    """All of `TABLES`, by name."""
+    figures: dict[str, dict[tuple[str, str, str, float], float]] = defaultdict(dict)
     with FILE.open(newline="", encoding="utf-8") as stream:
-        _, *rows = csv.reader(stream)
-    return tuple(
-        Figure(table, method, dataset, category, float(alpha), float(percent))
-        for table, method, dataset, category, alpha, percent in rows
-    )
-
-
-def load_table(name: str) -> PaperTable:
-    """One of `TABLES`."""
-    figures = {figure[1:5]: figure.percent for figure in load_figures() if figure.table == name}
-    rows, datasets, categories, alphas = (tuple(dict.fromkeys(column)) for column in zip(*figures, strict=True))
-    return PaperTable(name, rows, datasets, categories, alphas, figures)
+        _, *lines = csv.reader(stream)
+    for table, method, dataset, category, alpha, percent in lines:
+        figures[table][method, dataset, category, float(alpha)] = float(percent)
+    tables = {}
+    for name, own in figures.items():
+        rows, datasets, categories, alphas = (tuple(dict.fromkeys(column)) for column in zip(*own, strict=True))
+        tables[name] = PaperTable(name, rows, datasets, categories, alphas, own)
+    return tables
 
 
 def contradictions(table: PaperTable) -> list[str]:
     """A sentence for each method and alpha of the table's `all` for which the paper's tables give several figures."""
     usual = f"@{TRAINED_ON}"  # which Tables 3 and 4 leave out
-    spelled = {figure.method for figure in load_figures()}
-    trained = {method.removesuffix(usual): method for method in spelled if method.endswith(usual)}
     given: dict[tuple[str, str, float], dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for figure in load_figures():
-        if figure.category == ALL:
-            tables = given[trained.get(figure.method, figure.method), figure.dataset, figure.alpha]
-            tables[figure.percent].append(figure.table.removeprefix("table"))
+    for name, other in load_tables().items():
+        for (method, dataset, category, alpha), percent in other.figures.items():
+            if category == ALL:
+                given[method.removesuffix(usual), dataset, alpha][percent].append(name.removeprefix("table"))
     found = []
     for row, dataset, alpha in product(table.rows, table.datasets, table.alphas):
-        figures = given[trained.get(row, row), dataset, alpha]
+        figures = given[row.removesuffix(usual), dataset, alpha]
         if len(figures) > 1:
             values = (f"{value:.2f} in {in_words('Table', sorted(own))}" for value, own in sorted(figures.items()))
             about = f"{row} on {dataset} @{alpha:g}"

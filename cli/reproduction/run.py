@@ -16,9 +16,9 @@ from cli.output import console, describe_origin, say, write_json
 from cli.progress import TerminalProgress
 from cli.reports.tables import print_block, write_tables
 from cli.reproduction import tables
-from cli.reproduction.paper import DEMO, Plan, choose_rows, load_table, plan_table
-from cli.reproduction.work import prices_of, print_prices, work_left, work_of_grid
-from cli.reproduction.workplace import FIGURES, SEED, OpenCell, Survey, Workplace, noted, short_hash, survey
+from cli.reproduction.paper import DEMO, Cell, Plan, choose_rows, load_tables, plan_table
+from cli.reproduction.work import price_of_grid, prices_of, print_prices
+from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace, noted, short_hash, survey
 from cli.train import train
 from featstore.config import GridConfig, ReproduceConfig
 from featstore.files import write_whole
@@ -56,7 +56,7 @@ def plan_of(config: ReproduceConfig, recipes: Mapping[str, Recipe], roots: Mappi
     Raises:
         InputError: For a row that there is not, or where nothing can be run.
     """
-    table = load_table(config.what)
+    table = load_tables()[config.what]
     plan = plan_table(table, choose_rows(table, config.rows, recipes), roots.keys(), config.on)
     for sentence in (*tables.stand_ins(plan), *tables.missing(plan)):
         say(sentence)
@@ -86,30 +86,27 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
         typer.Exit: Something could not be run, which was said.
     """
     found, table = survey(place, plan), plan.table
-    if found.figures:
-        say(f"{len(found.figures)} cell(s) were scored before")
-    priced = prices_of(place, work_left(place, found))
+    if found.scored:
+        say(f"{len(found.scored)} cell(s) were scored before")
+    priced = prices_of(place, found)
     if priced:
         print_prices(place, priced)
     if dry_run:
         write_json(file, {"table": table.name, "left": priced})
         say("The same by hand, e.g. to train with torchrun (reproduce goes on from runs that it finds):")
-        trainings, cells = found.left_trainings, found.left_cells
-        datasets = [*(own.of.dataset for own in trainings), *(own.of.dataset for own in cells)]
-        commands = [command_of(place.building(dataset), "cache", "build") for dataset in dict.fromkeys(datasets)]
-        commands += [command_of(own.config(place), "train") for own in trainings]
-        commands += [command_of(own.config(place), "eval") for own in cells]
-        for command in commands:
-            say(f"  {command}")
+        left: list[OpenTraining | OpenCell] = [*found.left_trainings, *found.left_cells]
+        builds = dict.fromkeys(command_of(place.building(own.of.dataset), "cache", "build") for own in left)
+        runs = (command_of(own.config, "train" if own in found.left_trainings else "eval") for own in left)
+        say(*(f"  {command}" for command in [*builds, *runs]))
         return
-    outcome = run_left(place, found)
-    scored = {where: outcome.figures[cell] for where, cell in plan.cells.items() if cell in outcome.figures}
+    figures, failures = run_left(place, found)
+    scored = {where: figures[cell] for where, cell in plan.cells.items() if cell in figures}
     numbers = tables.compare(plan, scored)
-    said = tables.notes(plan, model, place.image_size, place.asked.train_steps, outcome.failures)
+    said = tables.notes(plan, model, place.model.image_size, place.asked.train_steps, failures)
     say("")
     parts = tables.blocks(plan, numbers)
     fits = not table.by_category or all(block.width <= console().width for block in parts)
-    for block in parts if fits else tables.narrow_blocks(plan, numbers):
+    for block in parts if fits else tables.narrow_blocks(numbers, tables.titles_of(plan)):
         print_block(block)
     say(*(f"- {note}" for note in said))
     methods = {own.of.name: command_of(own.method, "train") for own in found.trainings.values()}
@@ -125,22 +122,22 @@ def reproduce_table(place: Workplace, plan: Plan, model: str, dry_run: bool, fil
         "config": to_json(place.asked),
         **describe_origin(),
     }
-    folder = place.folder / "tables"
+    folder = place.asked.work / "tables"
     write_tables(folder, table.name, table.title, parts, said)
     write_json(folder / f"{table.name}.json", content)
     write_json(file, content)
     say(f"{folder}/{table.name}.md, .tex and .json hold the same")
-    say(f"report: {tables.report_reproduction(place.folder)}, with every table made in {place.folder}")
-    for name, sentence in outcome.failures.items():
+    say(f"report: {tables.report_reproduction(place.asked.work)}, with every table made in {place.asked.work}")
+    for name, sentence in failures.items():
         typer.echo(f"dualsd: {printable(f'{name} was not run: {sentence}')}", err=True)
-    if outcome.failures:
+    if failures:
         raise typer.Exit(EXIT_INPUT)
 
 
-def run_left(place: Workplace, found: Survey) -> Survey:
-    """Do what is left, and say how the plan stands then. A training or cell whose input is wrong fails with its
-    sentence, and the next one is done."""
-    figures, failures = dict(found.figures), dict(found.failures)
+def run_left(place: Workplace, found: Survey) -> tuple[dict[Cell, tables.CellFigures], dict[str, str]]:
+    """Do what is left: the figures of all cells, and a sentence for each training and cell that could not be run. One
+    whose input is wrong fails with its sentence, and the next one is done."""
+    figures, failures = dict[Cell, tables.CellFigures](), dict(found.failures)
 
     @cache
     def make_store(dataset: str) -> None:
@@ -150,35 +147,31 @@ def run_left(place: Workplace, found: Survey) -> Survey:
     for own in found.left_trainings:
         with noted(failures, own.of.name):
             make_store(own.of.dataset)
-            config = own.config(place)
-            say("", f"$ {command_of(config, 'train')}")
-            train(config)
-    for opened in found.left_cells:
-        training = opened.of.training
-        with noted(failures, opened.of.name):
-            if training is not None and training.name in failures:
-                raise InputError(f"The training {training.name} failed.")
-            make_store(opened.of.dataset)
-            figures[opened.of] = _score_cell(place, opened)
-    return replace(found, figures=figures, failures=failures)
+            say("", f"$ {command_of(own.config, 'train')}")
+            train(own.config)
+    for cell, opened in found.cells.items():
+        with noted(failures, cell.name):
+            if cell.training is not None and cell.training.name in failures:
+                raise InputError(f"The training {cell.training.name} failed.")
+            config = replace(opened.config, out=opened.folder(place))
+            if not is_finished(opened.folder(place)):  # another training may have ended in the same prompts
+                make_store(cell.dataset)
+                say("", f"$ {command_of(config, 'eval')}")
+                evaluate(config)
+            figures[cell] = _figures_of(opened, place)
+    return figures, failures
 
 
-def _score_cell(place: Workplace, opened: OpenCell) -> tables.CellFigures:
-    """Score a cell, whose store must be there, and keep its figures: PCK of its one readout with 95 % intervals. Raises
-    what `dualsd eval` raises."""
-    folder = opened.folder(place)
-    if not is_finished(folder):  # else it was stopped before its figures were written
-        config = replace(opened.config(place), out=folder)
-        say("", f"$ {command_of(config, 'eval')}")
-        evaluate(config)
-    run, average = EvaluationRun.open(folder), Average(opened.method.average)
-    (found,) = pck_intervals(
-        run.matched, run.scoring.readouts, run.scoring.alphas, average, run.scoring.pixels
-    ).values()
-    figures = {alpha: columns.named() for alpha, columns in found.items()}
+def _figures_of(opened: OpenCell, place: Workplace) -> tables.CellFigures:
+    """PCK of a scored cell's one readout with 95 % intervals, which are kept beside it. Raises `EvaluationError` where
+    it is damaged."""
+    folder, average = opened.folder(place), Average(opened.method.average)
+    run = EvaluationRun.open(folder)
+    found = pck_intervals(run.matched, run.scoring.readouts, run.scoring.alphas, average, run.scoring.pixels)
+    figures = {alpha: columns.named() for alpha, columns in found[run.scoring.readouts[0]].items()}
     plain = {f"{alpha:g}": {name: asdict(one) for name, one in own.items()} for alpha, own in figures.items()}
     written = seal({**opened.describe(place), "figures": plain})
-    write_whole(folder / FIGURES, (json.dumps(written, indent=2) + "\n").encode())
+    write_whole(folder / "figures.json", (json.dumps(written, indent=2) + "\n").encode())
     return figures
 
 
@@ -202,25 +195,25 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
         say(f"The demo's own dataset stands for {FIGURE2_DATASET}.")
     pairs, listed = place.listed_pairs(dataset, FIGURE2.split)
     # other pairs, models or settings are another folder
-    own = (listed, place.model.fingerprint, place.image_size, SEED, place.compute.dtype_name, to_json(FIGURE2))
-    folder = place.folder / "figures" / f"figure2 on {dataset}-{short_hash(own)}"
+    model, dtype = place.model, place.compute.dtype_name
+    own = (listed, model.fingerprint, model.image_size, place.seed, dtype, to_json(FIGURE2))
+    folder = place.asked.work / "figures" / f"figure2 on {dataset}-{short_hash(own)}"
     numbers = folder / "grid.json"
+    config = place.placed(FIGURE2, dataset, out=folder)
+    commands = [command_of(place.building(dataset), "cache", "build"), f"{command_of(config, 'grid')} --json {numbers}"]
     if numbers.is_file():
         say(f"Figure 2 was made before: {folder} has its pictures and numbers")
     else:
-        config, passes = place.placed(FIGURE2, dataset, out=folder), len(FIGURE2.timesteps or ()) * FIGURE2.ensemble
-        work = work_of_grid(place, dataset, images_of(pairs), passes, max(map(int, FIGURE2.layers)))
-        priced = prices_of(place, [("figure2", work)])
+        passes, last = len(FIGURE2.timesteps or ()) * FIGURE2.ensemble, max(map(int, FIGURE2.layers))
+        priced = price_of_grid(place, dataset, images_of(pairs), passes, last)
         print_prices(place, priced)
-        command = f"{command_of(config, 'grid')} --json {numbers}"
         if dry_run:
             write_json(file, {"figure": "figure2", "left": priced})
-            build = command_of(place.building(dataset), "cache", "build")
-            say("The same by hand:", f"  {build}", f"  {command}")
+            say("The same by hand:", *(f"  {command}" for command in commands))
             return
         with TerminalProgress() as progress:
             place.make_store(dataset, progress)
         folder.mkdir(parents=True, exist_ok=True)
-        say("", f"$ {command}")
+        say("", f"$ {commands[-1]}")
         grid(config, json=numbers)
     write_json(file, json.loads(numbers.read_text(encoding="utf-8")))

@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, replace
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cli.output import now
@@ -110,25 +111,40 @@ def _categories(plan: Plan, column: Column, figures: Mapping[tuple[str, str], Ce
 
 
 def blocks(plan: Plan, numbers: Sequence[Compared]) -> list[Block]:
-    """A block per dataset that something is run on: a row per method; where the paper's columns are categories, three
-    lines per method and alpha."""
-    found = []
-    for title, own in _shown(plan, numbers):
-        if plan.table.by_category:
-            header = ("method", "", *grouped("category", own))
-            found.append(Block(title, header, tuple(_lines_by_category(own)), left_columns=2))
-        else:
+    """A block per dataset that something was measured on: a row per method; where the paper's columns are categories,
+    three lines per method and alpha."""
+    if not plan.table.by_category:
+        return narrow_blocks(numbers, titles_of(plan))
+    return [
+        Block(title, ("method", "", *grouped("category", own)), tuple(_lines_by_category(own)), left_columns=2)
+        for dataset, title in titles_of(plan).items()
+        if (own := measured(numbers).get(dataset))
+    ]
+
+
+def narrow_blocks(numbers: Sequence[Compared], titles: Mapping[str, str] = MappingProxyType({})) -> list[Block]:
+    """The same for narrow terminals and pages: where columns are categories, a block per method, a row per category.
+    titles: of datasets, where not their names."""
+    found: list[Block] = []
+    for dataset, own in measured(numbers).items():
+        title = titles.get(dataset, dataset)
+        if {number.category for number in own} == {ALL}:
             found.append(block_of(title, "row", own))
+        else:
+            found += [block_of(f"{row}, {title}", "category", part) for row, part in grouped("row", own).items()]
     return found
 
 
-def narrow_blocks(plan: Plan, numbers: Sequence[Compared]) -> list[Block]:
-    """The same for a narrow terminal where columns are categories: a block per method, a row per category."""
-    return [
-        block_of(f"{row}, {title}", "category", part)
-        for title, own in _shown(plan, numbers)
-        for row, part in grouped("row", own).items()
-    ]
+def titles_of(plan: Plan) -> dict[str, str]:
+    """What a table says of its datasets."""
+    in_place = {own.dataset: f" in place of {', '.join(own.stands_for)}" for own in plan.columns if own.is_stand_in}
+    return {own.dataset: f"{plan.table.title}, {own.dataset}{in_place.get(own.dataset, '')}" for own in plan.columns}
+
+
+def measured(numbers: Sequence[Compared]) -> dict[str, list[Compared]]:
+    """All numbers by dataset, of those that something was measured on: the paper's figures alone are no comparison."""
+    groups = grouped("dataset", numbers).items()
+    return {dataset: own for dataset, own in groups if any(number.pck_percent is not None for number in own)}
 
 
 def block_of(title: str, key: str, numbers: Sequence[Compared]) -> Block:
@@ -152,15 +168,6 @@ def grouped(key: str, numbers: Sequence[Compared]) -> dict[Any, list[Compared]]:
     for number in numbers:
         found.setdefault(getattr(number, key), []).append(number)
     return found
-
-
-def _shown(plan: Plan, numbers: Sequence[Compared]) -> Iterator[tuple[str, list[Compared]]]:
-    """A title and the numbers of each column; the paper's figures alone are no comparison."""
-    for column in plan.columns:
-        if any(dataset == column.dataset for _, dataset in plan.cells):
-            in_place = f" in place of {', '.join(column.stands_for)}" if column.is_stand_in else ""
-            title = f"{plan.table.title}, {column.dataset}{in_place}"
-            yield title, [number for number in numbers if number.dataset == column.dataset]
 
 
 def _lines_by_category(numbers: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
@@ -254,18 +261,20 @@ def report_reproduction(folder: Path) -> Path:
     tables = {title: json.loads(file.read_text("utf-8")) for title, file in files.items() if file.is_file()}
     numbers = {title: [Compared(**number) for number in content["figures"]] for title, content in tables.items()}
     every = [number for own in numbers.values() for number in own]
+    ours = [number for number in every if number.pck_percent is not None]
     settings: dict[str, page.Facts] = {}
     for title, content in tables.items():
-        settings |= {title: _settings(content), f"{title}: origin and versions": page.origin_facts(content)}
+        own = page.facts_of(content, "model", "model_fingerprint", "train_steps")
+        settings |= {title: own | content["commands"], f"{title}: origin and versions": page.origin_facts(content)}
     report = page.Page(
         kind="Reproduction",
         title=f"{in_words('Table', [title.removeprefix('Table ') for title in tables])} of the report, run again",
-        created=page.when(now()),
-        headline=_headline(every),
+        origin={"created": now()},
+        headline=_headline(ours),
         highlights={
             "Model": page.unique(str(content.get("model")) for content in tables.values()),
-            "Measured on": page.unique(one.dataset for one in _measured(every)) or "nothing yet",
-            "Methods": len({one.row for one in _measured(every)}),
+            "Measured on": page.unique(one.dataset for one in ours) or "nothing yet",
+            "Methods": len({one.row for one in ours}),
         },
         settings=settings,
         sections={
@@ -277,22 +286,21 @@ def report_reproduction(folder: Path) -> Path:
                 "does not state, or from other weights of the model: every setting with its source is in `dualsd "
                 "recipes NAME`.",
             ],
-            **{title: [*_tables(own), page.Notes(tables[title].get("notes", ()))] for title, own in numbers.items()},
+            **{
+                title: [*map(_marked, narrow_blocks(own)), *tables[title].get("notes", ())]
+                for title, own in numbers.items()
+            },
         },
     )
     return page.write_report(report, folder)
 
 
-def _measured(numbers: Sequence[Compared]) -> list[Compared]:
-    return [number for number in numbers if number.pck_percent is not None]
-
-
 def _headline(numbers: Sequence[Compared]) -> page.Headline:
-    compared, measured = [one for one in numbers if one.difference is not None], len(_measured(numbers))
+    compared = [one for one in numbers if one.difference is not None]
     if not compared:
         return page.Headline(
             "Figures measured",
-            str(measured),
+            str(len(numbers)),
             "None of them is of the data that the paper's figures are of, so that no difference is taken: what can be "
             "compared is which method is ahead of which.",
         )
@@ -303,22 +311,8 @@ def _headline(numbers: Sequence[Compared]) -> page.Headline:
         f"The largest difference is {largest.difference:+.2f} points: {largest.row} on {largest.dataset}, "
         f"{largest.category}, PCK@{largest.alpha:g}.",
         f" of {len(compared)}",
-        f"{measured} figures measured, {len(compared)} of them on the paper's own data",
+        f"{len(numbers)} figures measured, {len(compared)} of them on the paper's own data",
     )
-
-
-def _tables(numbers: Sequence[Compared]) -> list[Block]:
-    """One per data set, or per method on it where the paper's columns are categories; the paper's figures alone are no
-    comparison."""
-    found: list[Block] = []
-    for dataset, own in grouped("dataset", numbers).items():
-        if not _measured(own):
-            continue
-        if {number.category for number in own} == {ALL}:
-            found.append(block_of(dataset, "row", own))
-        else:
-            found += [block_of(f"{row} on {dataset}", "category", part) for row, part in grouped("row", own).items()]
-    return [_marked(block) for block in found]
 
 
 def _marked(block: Block) -> Block:
@@ -326,13 +320,3 @@ def _marked(block: Block) -> Block:
     rows = tuple((row[0], *(text.replace(OUTSIDE, f" {OUTSIDE}").rstrip() for text in row[1:])) for row in block.rows)
     marked = {(index, place) for index, row in enumerate(rows) for place, text in enumerate(row) if OUTSIDE in text}
     return replace(block, rows=rows, marked=marked)
-
-
-def _settings(content: Mapping[str, Any]) -> page.Facts:
-    steps = content.get("train_steps")
-    return {
-        "Model": content.get("model", "unknown"),
-        "Model fingerprint": content.get("model_fingerprint", "unknown"),
-        "Steps of trainings": "the recipes' own" if steps is None else steps,
-        **content.get("commands", {}),
-    }

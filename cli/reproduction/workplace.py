@@ -8,15 +8,14 @@ cells/dual-single@spair on pf-willow-0f3a9c21/
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cli.reproduction.paper import DEMO, Cell, Plan, Training
-from cli.reproduction.tables import CellFigures
 from featstore.backbones.base import Compute
 from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
 from featstore.backbones.noise import Latents
@@ -26,32 +25,18 @@ from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.datasets.registry import dataset_class, open_dataset
 from featstore.errors import DatasetError, TuningError
 from featstore.parsing import to_json
+from featstore.pipeline import pairs as lists
 from featstore.pipeline.build import BuildRequest, header_of, open_or_create
-from featstore.pipeline.pairs import (
-    choose_held_out,
-    choose_pairs,
-    default_split,
-    images_of,
-    in_resized_frame,
-    list_hash,
-    sizes_from_files,
-)
+from featstore.pipeline.results import is_finished
 from featstore.progress import Progress, Silent
 from featstore.prompts.saved import load_prompts
 from featstore.recipes import Recipe
-from featstore.sealed import check_seal
-from featstore.store.store import Store, open_if_there
 from featstore.tuning.run_folder import RunFolder, identity
 from featstore.tuning.settings import DEMO_STEPS, TuningSettings, resumed, settings_of
 from matcher.errors import InputError
-from matcher.statistics import Interval
 
-SUBFOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
-"""Under which names datasets lie in a folder of datasets; SD4Match's first."""
-
-SEED = 0
-
-FIGURES = "figures.json"
+FOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
+"""In which the paper's datasets lie in a folder of datasets; SD4Match's first."""
 
 B14 = DinoShape(hidden_size=768, patch_size=14, image_size=518)
 """facebook/dinov2-base's."""
@@ -68,24 +53,11 @@ class Workplace:
     compute: Compute
     recipes: Mapping[str, Recipe]
     roots: Mapping[str, Path | None]
-
-    @property
-    def folder(self) -> Path:
-        """Of stores, runs, cells and tables."""
-        return self.asked.work
-
-    @property
-    def image_size(self) -> int:
-        """S in pixels: the model's own."""
-        return self.model.image_size
+    seed: ClassVar[int] = 0
 
     def dataset(self, name: str) -> Dataset:
         """One of those at hand."""
         return open_dataset(name, self.roots[name])
-
-    def store_if_there(self, dataset: str) -> Store | None:
-        """A dataset's store; None where none was made yet."""
-        return open_if_there(self._store_path(dataset))
 
     def make_store(self, dataset: str, progress: Progress) -> None:
         """See that a dataset's store is there, with no latents yet. Raises `StoreError` where it is another model's."""
@@ -95,11 +67,12 @@ class Workplace:
         """What is trained on a dataset's store is trained on, see `featstore.tuning.run_folder.identity`."""
         return identity(header_of(self.dataset(dataset), self.model, self._request(dataset)))
 
-    def _store_path(self, dataset: str) -> Path:
-        return self.folder / "stores" / f"{dataset}.zarr"
+    def store_path(self, dataset: str) -> Path:
+        """Where a dataset's store lies, once it is made."""
+        return self.asked.work / "stores" / f"{dataset}.zarr"
 
     def _request(self, dataset: str) -> BuildRequest:
-        return BuildRequest(self._store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, SEED, (), 1)
+        return BuildRequest(self.store_path(dataset), self.roots[dataset], None, Latents.SAMPLE, self.seed, (), 1)
 
     @cached_property
     def dino_shape(self) -> DinoShape:
@@ -110,14 +83,14 @@ class Workplace:
 
     def building(self, dataset: str) -> BuildConfig:
         """What makes a dataset's store."""
-        store, model = str(self._store_path(dataset)), self.model.location.id
+        store, model = str(self.store_path(dataset)), self.model.location.id
         return BuildConfig(dataset=dataset, root=self.roots[dataset], model=model, store=store)
 
     def evaluation(self, cell: Cell) -> EvalConfig:
         """A cell's method. What its recipe says for SD 2-1's images gives way to the defaults on those of another
         size."""
         recipe = self.recipes[cell.recipe]
-        return recipe.eval if self.image_size == recipe.build.size else replace(recipe.eval, dino_size=None)
+        return recipe.eval if self.model.image_size == recipe.build.size else replace(recipe.eval, dino_size=None)
 
     def training(self, training: Training, pairs: int) -> TrainConfig:
         """A training's method. What its recipe says for the published datasets gives way to `train`'s defaults on the
@@ -125,7 +98,7 @@ class Workplace:
         set."""
         recipe, steps = self.recipes[training.recipe], self.asked.train_steps
         assert recipe.train is not None, "only what is trained has a training"
-        found = recipe.train if self.image_size == recipe.build.size else replace(recipe.train, kernel=None)
+        found = recipe.train if self.model.image_size == recipe.build.size else replace(recipe.train, kernel=None)
         if training.dataset == DEMO:
             return replace(found, steps=steps or DEMO_STEPS, batch=None, validation_pairs=None)
         return replace(found, steps=steps or recipe.steps_for(training.dataset, pairs))
@@ -133,15 +106,15 @@ class Workplace:
     def placed(self, method: OfStore, dataset: str, **more: Any) -> OfStore:
         """A method on a dataset's store, by this workplace's means, with what is said beside."""
         means = {name: getattr(self.asked, name) for name in ("dino", "device", "dtype", "batch_size")}
-        return replace(method, store=str(self._store_path(dataset)), **means, **more)
+        return replace(method, store=str(self.store_path(dataset)), **means, **more)
 
     def listed_pairs(self, dataset: str, split: str | None = None) -> tuple[AnnotatedPairs, str]:
         """The pairs of a split, by default of that for reporting, and their list's hash."""
-        found = self.dataset(dataset)
-        split = split or default_split(found)
-        pairs = choose_pairs(found, split, ())
-        sizes = sizes_from_files(found, images_of(pairs))
-        return pairs, list_hash(split, in_resized_frame(found, pairs, sizes.__getitem__, self.image_size, Silent()))
+        found, size = self.dataset(dataset), self.model.image_size
+        split = split or lists.default_split(found)
+        pairs = lists.choose_pairs(found, split, ())
+        sizes = lists.sizes_from_files(found, lists.images_of(pairs))
+        return pairs, lists.list_hash(split, lists.in_resized_frame(found, pairs, sizes.__getitem__, size, Silent()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +123,7 @@ class OpenTraining:
 
     Args:
         method: Its recipe's, with the steps that are taken.
+        config: All that `train` is told.
         path: Its run's folder; a training that is cut short is a run of its own.
         settings: What `train` makes of the method.
         pairs: Of its training set.
@@ -159,6 +133,7 @@ class OpenTraining:
 
     of: Training
     method: TrainConfig
+    config: TrainConfig
     path: Path
     settings: TuningSettings
     pairs: AnnotatedPairs
@@ -170,28 +145,18 @@ class OpenTraining:
         """Whether all its steps are done."""
         return self.run is not None and self.run.is_finished
 
-    def config(self, place: Workplace) -> TrainConfig:
-        """All that `train` is told."""
-        own, path = place.asked, self.path
-        begun = {"name": path.name, "runs": path.parent} if self.run is None else {"resume": path}
-        saving = {"accumulate": own.accumulate, "gradient_checkpointing": own.gradient_checkpointing}
-        return place.placed(self.method, self.of.dataset, **begun, **saving)
-
 
 @dataclass(frozen=True, slots=True)
 class OpenCell:
-    """A cell that can be scored. method: its recipe's. pairs: of the test split. listed: their list's hash. training:
-    that of its prompts."""
+    """A cell that can be scored. method: its recipe's. config: all that `eval` is told. pairs: of the test split.
+    listed: their list's hash. training: that of its prompts."""
 
     of: Cell
     method: EvalConfig
+    config: EvalConfig
     pairs: AnnotatedPairs
     listed: str
     training: OpenTraining | None
-
-    def config(self, place: Workplace) -> EvalConfig:
-        """All that `eval` is told."""
-        return place.placed(self.method, self.of.dataset, prompts=None if self.training is None else self.training.path)
 
     def describe(self, place: Workplace) -> dict[str, Any]:
         """All that its figures depend on. Its prompts must be there."""
@@ -204,15 +169,15 @@ class OpenCell:
             "dataset": self.of.dataset,
             "pairs": self.listed,
             "model": place.model.fingerprint,
-            "image_size": place.image_size,
-            "seed": SEED,
+            "image_size": place.model.image_size,
+            "seed": place.seed,
             "dtype": place.compute.dtype_name,
             "dino": None if place.recipes[self.of.recipe].defaults.dino is None else place.asked.dino,
         }
 
     def folder(self, place: Workplace) -> Path:
         """Where it is kept; other settings, prompts or pairs are another folder."""
-        return place.folder / "cells" / f"{self.of.name}-{short_hash(self.describe(place))}"
+        return place.asked.work / "cells" / f"{self.of.name}-{short_hash(self.describe(place))}"
 
 
 def short_hash(content: Any) -> str:
@@ -222,18 +187,18 @@ def short_hash(content: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """How a plan stands. trainings, cells: those that can be run. figures: of cells that were scored before. failures:
-    a sentence for each training or cell that cannot be run, by name."""
+    """How a plan stands. trainings, cells: those that can be run. scored: cells that were scored before. failures: a
+    sentence for each training or cell that cannot be run, by name."""
 
     trainings: Mapping[Training, OpenTraining]
     cells: Mapping[Cell, OpenCell]
-    figures: Mapping[Cell, CellFigures]
+    scored: Collection[Cell]
     failures: Mapping[str, str]
 
     @property
     def left_cells(self) -> list[OpenCell]:
         """Those that are not scored yet."""
-        return [opened for cell, opened in self.cells.items() if cell not in self.figures]
+        return [opened for cell, opened in self.cells.items() if cell not in self.scored]
 
     @property
     def left_trainings(self) -> list[OpenTraining]:
@@ -256,8 +221,8 @@ def survey(place: Workplace, plan: Plan) -> Survey:
     failures: dict[str, str] = {}
     trainings: dict[Training, OpenTraining] = {}
     cells: dict[Cell, OpenCell] = {}
-    figures: dict[Cell, CellFigures] = {}
-    trained = cache(lambda dataset: choose_pairs(place.dataset(dataset), "trn", ()))
+    scored: set[Cell] = set()
+    trained = cache(lambda dataset: lists.choose_pairs(place.dataset(dataset), "trn", ()))
     tested = cache(place.listed_pairs)
     for training in plan.trainings:
         with noted(failures, training.name):
@@ -267,20 +232,23 @@ def survey(place: Workplace, plan: Plan) -> Survey:
             own = None if cell.training is None else trainings.get(cell.training)
             if cell.training is not None and own is None:
                 raise TuningError(f"The training {cell.training.name} cannot be run.")
-            cells[cell] = OpenCell(cell, place.evaluation(cell), *tested(cell.dataset), own)
-            if own is None or own.is_finished:
-                kept = _kept_figures(cells[cell].folder(place))
-                figures |= {} if kept is None else {cell: kept}
-    return Survey(trainings, cells, figures, failures)
+            method = place.evaluation(cell)
+            config = place.placed(method, cell.dataset, prompts=None if own is None else own.path)
+            cells[cell] = OpenCell(cell, method, config, *tested(cell.dataset), own)
+            if (own is None or own.is_finished) and is_finished(cells[cell].folder(place)):
+                scored.add(cell)
+    return Survey(trainings, cells, scored, failures)
 
 
 def _open_training(place: Workplace, training: Training, pairs: AnnotatedPairs) -> OpenTraining:
     """Raises `TuningError` where a run of its name has other settings, or was trained on something else."""
     dataset, method = place.dataset(training.dataset), place.training(training, len(pairs))
-    accumulated = replace(method, accumulate=place.asked.accumulate)
-    settings = settings_of(accumulated, dataset.name, len(pairs), place.model, place.image_size, "float32")
-    held_out = choose_held_out(dataset, settings.validation_pairs)
-    path, run = place.folder / "runs" / f"{training.name}-{method.steps}", None
+    saving = {name: getattr(place.asked, name) for name in ("accumulate", "gradient_checkpointing")}
+    config = place.placed(method, training.dataset, **saving)
+    settings = settings_of(config, dataset.name, len(pairs), place.model, place.model.image_size, "float32")
+    held_out = lists.choose_held_out(dataset, settings.validation_pairs)
+    path, run = place.asked.work / "runs" / f"{training.name}-{method.steps}", None
+    begun: dict[str, Any] = {"name": path.name, "runs": path.parent}
     if path.exists():
         run = RunFolder.open(path)
         if run.identity != place.identity(training.dataset):
@@ -289,20 +257,8 @@ def _open_training(place: Workplace, training: Training, pairs: AnnotatedPairs) 
                 "folder."
             )
         resumed(run.settings, method, run.settings.dtype, path)
-    return OpenTraining(training, method, path, settings, pairs, held_out, run)
-
-
-def _kept_figures(folder: Path) -> CellFigures | None:
-    """Of a cell that was scored before; None where it was not."""
-    try:
-        kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-        check_seal(kept)  # damaged, they are made again from the predictions
-        return {
-            float(alpha): {category: Interval(**interval) for category, interval in by_category.items()}
-            for alpha, by_category in kept["figures"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        begun = {"resume": path}
+    return OpenTraining(training, method, replace(config, **begun), path, settings, pairs, held_out, run)
 
 
 def find_datasets(root: Path | None) -> dict[str, Path]:
@@ -310,14 +266,14 @@ def find_datasets(root: Path | None) -> dict[str, Path]:
     holds none of them."""
     if root is None:
         return {}
-    usual = ", ".join(names[0] for names in SUBFOLDERS.values())
+    usual = ", ".join(names[0] for names in FOLDERS.values())
     if not root.is_dir():
         raise InputError(f"--dataset-root {root} is no folder: give the one that {usual} lie in.")
     found: dict[str, Path] = {}
-    for name, subfolders in SUBFOLDERS.items():
-        for folder in (root / subfolder for subfolder in reversed(subfolders)):  # the first wins
-            with suppress(DatasetError):
-                found |= {name: folder} if open_dataset(name, folder).splits else {}
+    for name, folder in ((name, root / own) for name, names in FOLDERS.items() for own in reversed(names)):
+        with suppress(DatasetError):
+            open_dataset(name, folder)
+            found[name] = folder  # the first of the names wins
     if not found:
         raise InputError(f"--dataset-root {root} holds no dataset of the paper: it is looked through for {usual}.")
     return found

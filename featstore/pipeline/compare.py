@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from featstore.errors import EvaluationError
-from featstore.pipeline.pairs import describe_list, spell_list
 from featstore.pipeline.results import EvaluationRun
 from matcher.configuration import Frame
 from matcher.pairs import MatchingPair, Pairs, PixelFrame
@@ -43,15 +42,13 @@ class Comparison:
         """What was compared, on which list."""
         return (
             f"PCK in percent, {self.readout}, {self.average.value} average, {self.frame.value} frame: "
-            f"{self.first.dataset} {self.first.split}, {spell_list(self.first.split, self.first.matched.pairs)}"
+            f"{self.first.title}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd compare --json` writes it; fractions."""
         return {
-            "dataset": self.first.dataset,
-            "split": self.first.split,
-            **describe_list(self.first.split, self.first.matched.pairs),
+            **self.first.measured_on,
             "readout": self.readout,
             "average": self.average.value,
             "frame": self.frame.value,
@@ -65,7 +62,7 @@ class Comparison:
         for run, differences in self.others:
             for alpha, columns in differences.items():
                 for name, found in columns.named().items():
-                    fractions = (found.first, found.second, found.lead.mean, found.lead.low, found.lead.high)
+                    fractions = (found.first, found.run, found.lead.mean, found.lead.low, found.lead.high)
                     percent = (f"{100 * value:.4f}" for value in fractions)
                     about = str(self.first.path), str(run.path), *settings, f"{alpha:g}", name
                     yield (*about, *percent, f"{found.p:.4f}")
@@ -73,15 +70,7 @@ class Comparison:
 
 def _to_json(differences: Differences) -> dict[str, Any]:
     return {
-        f"{alpha:g}": {
-            name: {
-                "first": found.first,
-                "run": found.second,
-                "lead": {"mean": found.lead.mean, "low": found.lead.low, "high": found.lead.high},
-                "p": found.p,
-            }
-            for name, found in columns.named().items()
-        }
+        f"{alpha:g}": {name: asdict(found) for name, found in columns.named().items()}
         for alpha, columns in differences.items()
     }
 

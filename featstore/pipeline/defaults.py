@@ -36,18 +36,13 @@ def own_device(name: str) -> str:
 
     own = launched()
     if own.count > 1:
-        check_shared(name)
+        if name not in ("auto", "cpu"):
+            raise InputError(
+                f"With several processes --device is auto or cpu, not {name!r}: each takes a GPU of its own."
+            )
         gpus = torch.cuda.device_count()
         return f"cuda:{own.local_rank % gpus}" if gpus and name == "auto" else "cpu"
     return name
-
-
-def check_shared(device: str) -> None:
-    """Raise `InputError` for a device that several processes cannot share out."""
-    if device not in ("auto", "cpu"):
-        raise InputError(
-            f"With several processes --device is auto or cpu, not {device!r}: each takes a GPU of its own."
-        )
 
 
 def model_for(dataset: str | None, model: str | None) -> str:

@@ -3,7 +3,7 @@
 import atexit
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,11 +44,101 @@ def parse_part(text: str) -> Part:
     """`1/4` to the first of four parts. Raises `InputError` for anything else."""
     matched = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
     if matched is None:
-        raise InputError(f"--part takes a share of the images like 1/4, the first of four, not {text!r}.")
+        raise InputError(f"--part takes a share of the images like 1/4, the first of four, or {AUTO}, not {text!r}.")
     number, count = map(int, matched.groups())
     if not 1 <= number <= count:
         raise InputError(f"--part {text} does not exist: parts count from 1/{count} to {count}/{count}.")
     return Part(number, count)
+
+
+AUTO = "auto"
+"""The `--part` that a job finds in its environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """What starts several jobs, and tells each which of them it is.
+
+    Args:
+        name: As sentences have it.
+        variables: Of the environment, in which it does so; the first is there in all its jobs.
+        read: The job's number, from 0, and their count, of the variables' values; raises `KeyError` or `ValueError`
+            where these do not say.
+        advice: What to do where they do not say.
+    """
+
+    name: str
+    variables: tuple[str, ...]
+    read: Callable[[Mapping[str, int]], tuple[int, int]]
+    advice: str
+
+    def part(self, environment: Mapping[str, str]) -> Part:
+        """The share of one of its jobs. Raises `InputError` where the variables do not tell it."""
+        found = {name: environment[name] for name in self.variables if name in environment}
+        try:
+            number, count = self.read({name: int(value) for name, value in found.items()})
+            if not 0 <= number < count:
+                raise ValueError
+        except (KeyError, ValueError, ZeroDivisionError):
+            said = ", ".join(f"{name}={found[name]}" if name in found else f"{name} unset" for name in self.variables)
+            raise InputError(
+                f"--part {AUTO} cannot tell the share of this job of {self.name} ({said}): {self.advice}, or write the "
+                "share out, like --part 1/4."
+            ) from None
+        return Part(number + 1, count)
+
+
+def _in_slurm_array(told: Mapping[str, int]) -> tuple[int, int]:
+    """Ids begin anywhere and go in steps. Those of a list like 1,2,9 do not: which of them one is, nothing says."""
+    first, step = told["SLURM_ARRAY_TASK_MIN"], told.get("SLURM_ARRAY_TASK_STEP", 1)
+    count = told.get("SLURM_ARRAY_TASK_COUNT") or (told["SLURM_ARRAY_TASK_MAX"] - first) // step + 1
+    last = first + (count - 1) * step
+    number, rest = divmod(told["SLURM_ARRAY_TASK_ID"] - first, step)
+    if rest or told.get("SLURM_ARRAY_TASK_MAX", last) != last:
+        raise ValueError
+    return number, count
+
+
+def _under_torchrun(told: Mapping[str, int]) -> tuple[int, int]:
+    return (0, 1) if told["WORLD_SIZE"] == 1 else (told["RANK"], told["WORLD_SIZE"])
+
+
+LAUNCHERS = (
+    Launcher(
+        "a SLURM array",
+        tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT")),
+        _in_slurm_array,
+        "give it ids of equal distance, like --array=0-7",
+    ),
+    Launcher(
+        "a Kubernetes indexed Job",
+        ("JOB_COMPLETION_INDEX", "JOB_COMPLETION_COUNT"),
+        lambda told: (told["JOB_COMPLETION_INDEX"], told["JOB_COMPLETION_COUNT"]),
+        "set JOB_COMPLETION_COUNT to its spec.completions in the container's env, as Kubernetes does not",
+    ),
+    Launcher("torchrun", ("WORLD_SIZE", "RANK"), _under_torchrun, "start all processes with torchrun"),
+)
+
+
+def find_part(environment: Mapping[str, str]) -> Part:
+    """The share of the images that is this job's, as told by what started it (`LAUNCHERS`). One that says that there is
+    one job divides nothing, and does not count beside another.
+
+    Raises:
+        InputError: Nothing tells it, something tells a part of it, or two divide the images.
+    """
+    parts = {own.name: own.part(environment) for own in LAUNCHERS if own.variables[0] in environment}
+    if not parts:
+        looked_for = ", ".join(f"{own.variables[0]} ({own.name})" for own in LAUNCHERS)
+        raise InputError(
+            f"--part {AUTO} finds nothing that says which share is this job's: of {looked_for} none is set; write it "
+            "out, like --part 1/4."
+        )
+    divided = {name: part for name, part in parts.items() if part != WHOLE}
+    if len(divided) > 1:
+        said = " and ".join(f"{name} ({part.number} of {part.count})" for name, part in divided.items())
+        raise InputError(f"--part {AUTO} finds that {said} both divide the images: let one of them do it.")
+    return next(iter(divided.values()), WHOLE)
 
 
 Shares = list[list[int]]
@@ -217,38 +307,23 @@ def join_processes(summing_on: str = "cpu") -> Processes:
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    with _joining(own.count):
+    try:
         state = PartialState(cpu=summing_on == "cpu", timeout=PATIENCE)
         if state.num_processes > 1:
             gather_object([None])
+    except ValueError as error:  # one that was not told where they meet is no process of torchrun's
+        raise _not_found() from error
+    except RuntimeError as error:  # one that was has been left, or does not reach the others
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ProcessError(
+            f"Another of the {own.count} processes ended before all had met, as it says itself, or {place}, where they "
+            "meet, is out of reach: mend what that one says, and run the same command again."
+        ) from error
     if state.num_processes == 1:
         raise _not_found()
     if state.backend == "gloo":
-        atexit.register(_leave)
+        atexit.register(state.destroy_process_group)
     return own
-
-
-def _leave() -> None:
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def _joining(count: int) -> Iterator[None]:
-    """Around the first meeting of `count` processes. Raises `ProcessError`: one that was not told where they meet is no
-    process of torchrun's, and one that was has been left, or does not reach the others."""
-    try:
-        yield
-    except ValueError as error:
-        raise _not_found() from error
-    except RuntimeError as error:
-        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise ProcessError(
-            f"Another of the {count} processes ended before all had met, as it says itself, or {place}, where they "
-            "meet, is out of reach: mend what that one says, and run the same command again."
-        ) from error
 
 
 def _not_found() -> ProcessError:

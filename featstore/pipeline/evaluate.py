@@ -1,22 +1,27 @@
-"""`evaluate`: PCK of a split's pairs, from a store's maps or from anybody's features."""
+"""`evaluate`: PCK of a split's pairs, from a store's maps or from anybody's features; and the maps of prompts that
+belong to pairs (cpm), which are made pair by pair and never cached."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from featstore.backbones.base import MapKey
+from featstore.backbones.base import MapKey, Networks
+from featstore.backbones.dino import locate_dino
 from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import is_diffusion
 from featstore.config import EvalConfig, given_options
-from featstore.datasets.records import canonical_split
+from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import open_dataset
 from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
-from featstore.pipeline.needed import require_maps
+from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps
+from featstore.pipeline.needed import make_latents, model_of, require_maps
 from featstore.pipeline.opened import Opened, PairsToMatch, open_asked, take_pairs
 from featstore.pipeline.pairs import (
     choose_pairs,
@@ -27,19 +32,19 @@ from featstore.pipeline.pairs import (
     note_oddities,
     sizes_from_files,
 )
-from featstore.pipeline.results import Evaluation, Scoring, tabulated
+from featstore.pipeline.plan import Noisy, PlannedPasses, Work, noisy_latents
+from featstore.pipeline.results import Evaluation, Scoring
 from featstore.progress import Progress, Silent, tell_shapes
+from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.keys import absolute
-from featstore.store.source import StoredMaps, open_features
+from featstore.store.source import MapsByLayer, StoredMaps, open_features
+from featstore.store.store import Store, patch_tokens_of
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, find_readouts
 from matcher.errors import InputError
-from matcher.maps import MapSource
-from matcher.pairs import Pairs
+from matcher.maps import MapsInMemory, MapSource
+from matcher.pairs import MatchingPair, Pairs
 from matcher.pck import Matches
 from matcher.sweep import evaluate as match_pairs
-
-if TYPE_CHECKING:
-    from featstore.pipeline.pairwise import PairMaps
 
 OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
 
@@ -61,7 +66,6 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     progress = Silent() if progress is None else progress
-    find_readouts(config.readouts)
     return _from_store(config, progress) if config.features is None else _from_file(config, config.features, progress)
 
 
@@ -88,14 +92,8 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
     listed = take_pairs(opened, split, choose_pairs(dataset, split, config.categories or ()), progress)
     matched, features = _match_from_store(config, opened, listed, wanted, scoring)
     known = store.header.dataset_root
-    return replace(
-        tabulated(dataset.name, split, scoring, features, matched),
-        notes=listed.notes,
-        config=used,
-        theta=dataset.theta_rule.value,
-        store=absolute(store.path),
-        root=config.root if config.root is not None or known is None else Path(known),
-    )
+    origin = _origin(dataset, Path(known) if config.root is None and known is not None else config.root, store)
+    return Evaluation(dataset.name, split, scoring, features, Matches.of(matched), listed.notes, used, origin)
 
 
 def _match_from_store(
@@ -113,8 +111,6 @@ def _match_from_store(
     if request.prompt is not None:
         device = request.compute.device
         return _match(listed.without(bad), maps, scoring, device, progress, processes), features
-    from featstore.pipeline.pairwise import open_pair_maps, tell_pairwise_cost
-
     unet = tuple(key for key in wanted if is_diffusion(key[0]))
     tell_pairwise_cost(progress, listed.count, len(unet), request.ensemble)
     pair_maps = open_pair_maps(opened, listed, listed.pairs, unet, {layer: maps for layer, _ in kept})
@@ -144,14 +140,16 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     notes = note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
     framed = in_resized_frame(dataset, pairs, sizes.__getitem__, config.size, progress)
     del pairs  # from here on they are columns
-    matched = _match(framed, maps, scoring, compute.device, progress, processes)
-    return replace(
-        tabulated(dataset.name, split, scoring, {"features": str(features)}, matched),
-        notes=notes,
-        config=replace(config, split=split, weights=tuple(layer.weight for layer in scoring.layers), out=None),
-        theta=dataset.theta_rule.value,
-        root=config.root,
-    )
+    matched = Matches.of(_match(framed, maps, scoring, compute.device, progress, processes))
+    used = replace(config, split=split, weights=tuple(layer.weight for layer in scoring.layers), out=None)
+    origin = _origin(dataset, config.root)
+    return Evaluation(dataset.name, split, scoring, {"features": str(features)}, matched, notes, used, origin)
+
+
+def _origin(dataset: Dataset, root: Path | None, store: Store | None = None) -> dict[str, str | None]:
+    """Where numbers come from, for the record: the data set's rule for theta, where it and the store lie."""
+    place, folder = None if store is None else absolute(store.path), None if root is None else str(root.resolve())
+    return {"theta": dataset.theta_rule.value, "store": place, "root": folder}
 
 
 def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int) -> Scoring:
@@ -201,3 +199,91 @@ def _match_shares(pairs: Pairs, shares: Shares, processes: Processes, match: Cal
         for name, found in part.items():
             predictions[name][pairs.points(share)] = found
     return Matches(pairs, predictions)
+
+
+def tell_pairwise_cost(progress: Progress, pairs: int, maps: int, ensemble: int) -> None:
+    """What prompts cost that belong to pairs: both images of each pair take a UNet pass for every (layer, timestep) and
+    noise draw, and no map is cached."""
+    progress.tell(
+        f"cpm's maps depend on the pair: {2 * pairs * maps * ensemble} UNet passes for {pairs} pairs "
+        f"({maps} map(s) of both images, ensemble {ensemble}), none of them cached"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PairMaps:
+    """Makes the maps of pairs. noisy: hands out the noisy latents of image rows. wanted: (layer, timestep). ensemble:
+    noise draws that are averaged. others: maps of other backbones' layers, which do not depend on the pair, by
+    layer."""
+
+    work: Work
+    networks: Networks
+    noisy: Noisy[int]
+    prompts: PairPrompts
+    wanted: tuple[MapKey, ...]
+    ensemble: int
+    others: Mapping[str, MapSource]
+
+    @property
+    def pairs_a_batch(self) -> int:
+        """Whose maps are made together."""
+        return max(self.work.compute.batch_size // (2 * self.ensemble), 1)
+
+    def of(self, pairs: Sequence[MatchingPair]) -> Iterator[tuple[MatchingPair, MapSource]]:
+        """Each pair with both images' maps, in order."""
+        row = self.work.store.images.row
+        for batch in chunks(pairs, self.pairs_a_batch):
+            ends = [(pair.source, pair.target) for pair in batch]
+            places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
+            parts = [PlannedPasses((key,), places) for key in self.wanted]
+            prompts = {layer: self.prompts.of(int(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
+
+            def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
+                return prompts[layer][[index for index, _ in items]]
+
+            def noisy(item: tuple[int, str], timestep: int, draws: Sequence[int]) -> NDArray[Any]:
+                return self.noisy(row(item[1]), timestep, draws)
+
+            maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]
+            compute, silent = self.work.compute, Silent()  # progress counts pairs
+            made = diffusion_maps(self.networks, parts, noisy, told, self.ensemble, compute, silent)
+            for (index, image), key, features in made:
+                maps[index][image, *key] = features
+            for pair, own_maps in zip(batch, maps, strict=True):
+                own = MapsInMemory(own_maps)
+                yield pair, MapsByLayer({**self.others, **{layer: own for layer, _ in self.wanted}})
+                self.work.progress.advance()
+
+
+def open_pair_maps(
+    opened: Opened, listed: PairsToMatch, pairs: Pairs, wanted: tuple[MapKey, ...], others: Mapping[str, MapSource]
+) -> PairMaps:
+    """Make the latents and patch tokens that are missing, each process of its share of the images, and load the
+    networks.
+
+    Args:
+        opened: The store, the learned prompts and how maps are made.
+        listed: The processes, and who is told.
+        pairs: Those whose maps are to be made.
+        wanted: (layer, timestep) of the UNet.
+        others: Maps of other backbones' layers, by layer.
+
+    Raises:
+        ImageError: For the first image that cannot be read.
+        PromptError: For another DINOv2 than the prompts'.
+        DiskFullError: Where the disk fills up.
+    """
+    store, learned, processes, ensemble = opened.store, opened.choice.learned, listed.processes, opened.request.ensemble
+    assert learned is not None, "only learned prompts belong to pairs"
+    work, model = Work(store, opened.dataset, opened.request.compute, listed.progress), model_of(store)
+    rows = sorted({store.images.row(image) for image in (*pairs.grouped("source"), *pairs.grouped("target"))})
+    own = processes.part.of(rows)
+    noisy = noisy_latents(store, {timestep for _, timestep in wanted if timestep is not None})
+    found = locate_dino(opened.request.asked["dino"].name, model.location)
+    check_dino(learned, found[0])
+    processes.gather_bad(make_latents(work, own, model)[1], skip_bad=False)
+    tokens = cache_patch_tokens(work, *found, own)
+    processes.wait()
+    networks = model.load(work.compute, [layer for layer, _ in wanted])
+    prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
+    return PairMaps(work, networks, noisy, prompts, wanted, ensemble, others)

@@ -2,8 +2,7 @@
 never written, or from those of prompts that belong to pairs."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -12,12 +11,13 @@ import numpy as np
 import torch
 
 from featstore.backbones.base import MapKey
-from featstore.backbones.layers import check_names, weights_for
+from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import is_diffusion, is_other
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.errors import ImageError
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target, in_blocks
+from featstore.pipeline.evaluate import PairMaps, open_pair_maps, tell_pairwise_cost
 from featstore.pipeline.needed import (
     MapsCost,
     estimate_maps,
@@ -27,11 +27,9 @@ from featstore.pipeline.needed import (
     open_stream,
     require_maps,
 )
-from featstore.pipeline.opened import open_asked, take_pairs
+from featstore.pipeline.opened import PromptChoice, open_asked, take_pairs
 from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
-from featstore.pipeline.pairwise import PairMaps, open_pair_maps, tell_pairwise_cost
 from featstore.pipeline.plan import FoundBackbone, MapRequest, Work, extractor_of, missing_latents, sharing_a_pass
-from featstore.pipeline.prompt_choice import PromptChoice
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts
@@ -69,8 +67,13 @@ class Grid:
     alphas: tuple[float, ...]
 
     @property
+    def axes(self) -> tuple[tuple[Configuration, ...], tuple[str, ...], tuple[float, ...]]:
+        """Configurations, readouts, alphas: those of hits."""
+        return self.configurations, self.readouts, self.alphas
+
+    @property
     def shape(self) -> tuple[int, int, int]:
-        """Configurations, readouts, alphas."""
+        """How many of each."""
         return len(self.configurations), len(self.readouts), len(self.alphas)
 
     @property
@@ -89,6 +92,10 @@ class Grid:
 def grid_ledger(store: Store, pairs: Sequence[MatchingPair], grid: Grid, features: Mapping[str, Any]) -> StoredLedger:
     """Where a grid keeps what it has done. features: what the maps depend on."""
     return open_ledger(store, pairs, grid.shape, {"grid": repr(grid), "features": dict(features)})
+
+
+Scored = Iterator[tuple[Sequence[int], Hits]]
+"""Places of pairs, and their hits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +122,12 @@ class GridWork:
     def cached(self, maps: StoredMaps) -> GridScores:
         """Score from maps that are all in the store, in the order of the pairs."""
 
-        def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+        def score(rows: Sequence[int]) -> Scored:
             self.progress.start("matching", len(rows), "pairs")
-            return rows, self._hits(rows, maps)
+            yield rows, self._hits(rows, maps)
 
         rows, hits = self._shared(by_target(self.pairs, self.processes.count, self._done()), score)
-        return self._scores(self.pairs, hits[..., np.argsort(rows)])
+        return self._scores(range(len(rows)), hits[..., np.argsort(rows)])
 
     def streamed(self, store: Store, dataset: Dataset, request: MapRequest) -> GridScores:
         """Score a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
@@ -129,11 +136,10 @@ class GridWork:
         processes each takes whole categories.
         """
 
-        def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+        def score(rows: Sequence[int]) -> Scored:
             # its libraries take seconds to load, and a grid that was finished before needs none
             stream = cache(lambda: open_stream(store, dataset, tuple(categories), self.grid.maps, request))
             categories = self.pairs.grouped("category", rows)
-            parts: list[Hits] = []
             for category, members in categories.items():
                 maps: MapSource = MapsInMemory({})  # a finished category asks for none
                 targets = self.pairs.grouped("target", members)
@@ -141,11 +147,9 @@ class GridWork:
                     images = sorted({*self.pairs.grouped("source", members), *targets})
                     maps = stream().maps_of([store.images.row(image) for image in images], self.progress)
                 self.progress.start(f"matching {category}", len(members), "pairs")
-                parts.append(self._hits(members, maps))
-            return [row for members in categories.values() for row in members], np.concatenate(parts, axis=-1)
+                yield members, self._hits(members, maps)
 
-        rows, hits = self._shared(by_category(self.pairs, self.processes.count, self._done()), score)
-        return self._scores(self.pairs.take(rows), hits)
+        return self._scores(*self._shared(by_category(self.pairs, self.processes.count, self._done()), score))
 
     def pairwise(self, open_maps: Callable[[], PairMaps]) -> GridScores:
         """Score from maps that belong to pairs, a target image at a time. open_maps: called once, by all processes,
@@ -154,11 +158,10 @@ class GridWork:
         left = [target not in finished for target in targets]
         maps = open_maps() if any(left) else None
 
-        def score(rows: Sequence[int]) -> tuple[Sequence[int], Hits]:
+        def score(rows: Sequence[int]) -> Scored:
             self.progress.start("UNet passes and matching", len(rows), "pairs")
-            own, parts = self.pairs.grouped("target", rows), list[Hits]()
-            tried = self.grid.configurations, self.grid.readouts, self.grid.alphas, self.device
-            for target, members in own.items():
+            tried = *self.grid.axes, self.device
+            for target, members in self.pairs.grouped("target", rows).items():
                 done = self.ledger.load(target)
                 if done is None:
                     assert maps is not None, "something was left"
@@ -167,32 +170,29 @@ class GridWork:
                     self.ledger.save(target, done)
                 else:
                     self.progress.advance(len(members))
-                parts.append(done)
-            return [row for members in own.values() for row in members], np.concatenate(parts, axis=-1)
+                yield members, done
 
-        rows, hits = self._shared(in_blocks(list(targets.values()), left, self.processes.count), score)
-        return self._scores(self.pairs.take(rows), hits)
+        return self._scores(*self._shared(in_blocks(list(targets.values()), left, self.processes.count), score))
 
     def _done(self) -> frozenset[str]:
         """The target images that were finished before any process went on: the first one's word, so that all divide the
         others alike."""
         return self.processes.gather(self.ledger.done)[0]
 
-    def _shared(
-        self, shares: Shares, score: Callable[[Sequence[int]], tuple[Sequence[int], Hits]]
-    ) -> tuple[list[int], Hits]:
+    def _shared(self, shares: Shares, score: Callable[[Sequence[int]], Scored]) -> tuple[list[int], Hits]:
         """The hits of all pairs: one share after the other. score: from places of pairs to their hits, in an order of
         its own. Raises `ProcessError` where another process ended early."""
         own = shares[self.processes.rank]
-        parts = self.processes.gather(score(own) if own else ([], np.zeros((*self.grid.shape, 0), dtype=np.uint16)))
-        return [row for rows, _ in parts for row in rows], np.concatenate([hits for _, hits in parts], axis=-1)
+        parts = [part for theirs in self.processes.gather([*score(own)] if own else []) for part in theirs]
+        none = np.zeros((*self.grid.shape, 0), dtype=np.uint16)
+        return [row for rows, _ in parts for row in rows], np.concatenate([none, *(hits for _, hits in parts)], axis=-1)
 
     def _hits(self, rows: Sequence[int], maps: MapSource) -> Hits:
-        tried = self.grid.configurations, self.grid.readouts, self.grid.alphas
-        return score_grid(self.pairs.take(rows), maps, *tried, self.device, self.ledger, self.progress.advance).hits
+        shared = self.device, self.ledger, self.progress.advance
+        return score_grid(self.pairs.take(rows), maps, *self.grid.axes, *shared).hits
 
-    def _scores(self, pairs: Pairs, hits: Hits) -> GridScores:
-        return GridScores(pairs, self.grid.configurations, self.grid.readouts, self.grid.alphas, hits)
+    def _scores(self, rows: Sequence[int], hits: Hits) -> GridScores:
+        return GridScores(self.pairs.take(rows), *self.grid.axes, hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,32 +235,22 @@ def _sizes(
     """The images' rows; the images of the category that has most; bytes of all maps of one image as they are read
     (float16, or float32 of those that are kept as int8); bytes of maps (one target's in float32, three as read), the
     descriptors of a category, and correlations."""
-    of_category: dict[int, set[int]] = defaultdict(set)
-    for category, *ends in zip(pairs.category.tolist(), pairs.source.tolist(), pairs.target.tolist(), strict=True):
-        of_category[category].update(ends)
-    most = max(map(len, of_category.values()))
-    rows = sorted(store.images.row(pairs.images[place]) for place in set().union(*of_category.values()))
-    shapes = _map_shapes(store, extractor, grid, found)
+    most = max(len(np.union1d(pairs.source[own], pairs.target[own])) for own in pairs.occurring.values())
+    rows = sorted(store.images.row(pairs.images[place]) for place in np.union1d(pairs.source, pairs.target))
+    others = {layer: shape.map for one in found.values() for layer, shape in one.shapes.items()}
+
+    def shape_of(layer: str, timestep: int | None) -> tuple[int, ...]:
+        """From the store where it has such maps, else from the model, which is then looked for."""
+        array = None if layer in others else store.maps(extractor, layer, timestep)
+        if array is not None:
+            return array.row_shape
+        return others[layer] if layer in others else model_of(store).shape(layer, store.header.image_size).map
+
+    shapes = [shape_of(*key) for key in grid.maps]
     image_bytes = encoding_for(extractor.stored.value).read_dtype.itemsize * sum(map(math.prod, shapes))
     descriptors = most * int(pairs.counts.max()) * max(readout(name).rows for name in grid.readouts)
     channels = sum(shape[0] for shape in shapes)
     return rows, most, image_bytes, LIBRARIES + 5 * image_bytes + 4 * descriptors * channels + 3 * 4 * BLOCK_CELLS
-
-
-def _map_shapes(store: Store, extractor: Extractor, grid: Grid, found: Found) -> list[tuple[int, ...]]:
-    """Of every map of one image: from the store where it has such maps, else from the model, which is then looked
-    for."""
-    others = {layer: shape.map for one in found.values() for layer, shape in one.shapes.items()}
-    shapes: list[tuple[int, ...]] = []
-    for layer, timestep in grid.maps:
-        array = None if layer in others else store.maps(extractor, layer, timestep)
-        if layer in others:
-            shapes.append(others[layer])
-        elif array is not None:
-            shapes.append(array.row_shape)
-        else:
-            shapes.append(model_of(store).shape(layer, store.header.image_size).map)
-    return shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +300,6 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     """
     progress = Silent() if progress is None else progress
     timesteps, weightings = _timesteps(config), _weightings(config)
-    find_readouts(config.readouts)
     opened = open_asked(config, progress)
     store, dataset, choice, request = opened.store, opened.dataset, opened.choice, opened.request
     split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
@@ -350,10 +339,8 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     if ledger.done:
         finished = f"{len(ledger.done)} of {len(ledger.pairs)} target images"
         progress.tell(f"{finished} were finished before: going on from there")
-    work, maps = (
-        GridWork(framed, tried, ledger, compute.device, progress, processes),
-        StoredMaps(store, extractor, others),
-    )
+    maps = StoredMaps(store, extractor, others)
+    work = GridWork(framed, tried, ledger, compute.device, progress, processes)
     if prompts is None:
         beside = {layer: maps for layer in config.layers if is_other(layer)}
         scores = work.pairwise(lambda: open_pair_maps(opened, listed, framed, tried.diffusion_maps, beside))
@@ -375,7 +362,6 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
 
 
 def _timesteps(config: GridConfig) -> tuple[int, ...]:
-    check_names(config.layers)
     if config.timesteps is None and not all(map(is_other, config.layers)):
         raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
     return tuple(dict.fromkeys(config.timesteps or ()))
@@ -428,14 +414,6 @@ def _named(choice: PromptChoice) -> dict[str, Any]:
 
 def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalConfig:
     """The evaluation that has the grid's maps, of no layers yet."""
-    return EvalConfig(
-        store=config.store,
-        root=config.root,
-        dtype=config.dtype,
-        stored=config.stored,
-        fallback=config.fallback,
-        dino=config.dino,
-        ensemble=None if config.ensemble == ENSEMBLE else config.ensemble,
-        split=split,
-        **_named(choice),
-    )
+    same = {name: getattr(config, name) for name in ("store", "root", "dtype", "stored", "fallback", "dino")}
+    ensemble = None if config.ensemble == ENSEMBLE else config.ensemble
+    return EvalConfig(**same, ensemble=ensemble, split=split, **_named(choice))

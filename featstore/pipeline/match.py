@@ -1,4 +1,4 @@
-"""Photographs that belong to no dataset and no store: their feature maps, kept in memory, and matches between two."""
+"""Photographs that belong to no store: their feature maps, kept in memory, and points of one found in another."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,22 +14,29 @@ from PIL import Image
 from torch import Tensor
 
 from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networks, TextEncoder, Tokenizer, compute_on
+from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.layers import check_names, timesteps_for, weights_for
 from featstore.backbones.noise import Latents, noise, posterior_noise
-from featstore.backbones.registry import family_of, is_diffusion, open_other, pixel_families, profile_of
+from featstore.backbones.registry import DIFFUSION, family_of, is_diffusion, open_other, pixel_families, profile_of
 from featstore.backbones.stable_diffusion import Model, open_model
+from featstore.config import MatchConfig
 from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
 from featstore.datasets.reading import LARGEST_IMAGE, read_limited
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
+from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
+from featstore.pipeline.needed import model_of
+from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
-from featstore.progress import Progress, Silent
-from featstore.prompts.text import encode_texts
-from matcher.configuration import Geometry, MatchSettings
-from matcher.errors import MapError, MatchError
-from matcher.geometry import pixels_to_cells
-from matcher.match import correlate, fuse, match_points, sample
+from featstore.progress import Progress, Silent, tell_shapes
+from featstore.prompts.base import Mode
+from featstore.prompts.cpm import check_dino, open_pair_prompts
+from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt, encode_texts
+from featstore.store.store import Store, open_store
+from matcher.configuration import Geometry, LayerSpec, MatchSettings, describe_layers
+from matcher.errors import InputError, MapError, MatchError
+from matcher.match import correlate_points, fuse, read_points, scores_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,7 @@ class Featurizer:
         self.compute = compute_on(device, dtype, batch_size)
         self.networks = self.model.load(self.compute)
         self._seed, self._latents, self._asked = seed, Latents(latents), others or {}
-        self._others: dict[str, tuple[Backbone, int]] = {}
+        self._backbones: dict[str, tuple[Backbone, int]] = {DIFFUSION: (self.model, self.image_size)}
         self._loaded: dict[str, Networks] = {}
 
     def __call__(
@@ -159,29 +166,17 @@ class Featurizer:
             ModelError: for a layer or timestep that there is not.
             MapError: for a map that is not finite.
         """
-        keys = self.keys(layers, timesteps)
-        return self.maps_of([as_photo(image)], keys, text_prompt(prompt), ensemble, Silent())[0]
-
-    def keys(
-        self, layers: Sequence[str] | None = None, timesteps: Sequence[int | None] | None = None
-    ) -> tuple[MapKey, ...]:
-        """(layer, timestep) of each layer; see `__call__`."""
         profile = profile_of(self.model.location.id)
         names = profile.layers if layers is None else tuple(layers)
         check_names(names)
         steps = None if timesteps is None else [step for step in timesteps if step is not None]
-        return tuple(zip(names, timesteps_for(names, steps, profile.text_timesteps), strict=True))
+        keys = tuple(zip(names, timesteps_for(names, steps, profile.text_timesteps), strict=True))
+        return self.maps_of([as_photo(image)], keys, text_prompt(prompt), ensemble, Silent())[0]
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
-        found = []
-        for layer in layers:
-            if is_diffusion(layer):
-                found.append(self.model.shape(layer, self.image_size))
-            else:
-                backbone, size = self._other(layer)
-                found.append(backbone.layers(size)[layer])
-        return found
+        found = ((layer, *self._backbone(layer)) for layer in layers)
+        return [backbone.layers(size)[layer] for layer, backbone, size in found]
 
     def maps_of(
         self, photos: Sequence[Photo], wanted: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
@@ -250,7 +245,7 @@ class Featurizer:
         return latents
 
     def _other_maps(self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress) -> Iterator[Made[int]]:
-        family, (backbone, size) = family_of(layers[0]), self._other(layers[0])
+        family, (backbone, size) = family_of(layers[0]), self._backbone(layers[0])
         if family not in self._loaded:
             self._loaded[family] = backbone.load(self.compute, layers)
         keys = [(layer, None) for layer in layers]
@@ -260,11 +255,12 @@ class Featurizer:
         )
         return passes(self._loaded[family], batches, None, self.compute.device, progress)
 
-    def _other(self, layer: str) -> tuple[Backbone, int]:
+    def _backbone(self, layer: str) -> tuple[Backbone, int]:
+        """Whose the layer is, and the side in pixels of the images that it is given."""
         family = family_of(layer)
-        if family not in self._others:
-            self._others[family] = open_other(layer, self._asked, self.model.location)
-        return self._others[family]
+        if family not in self._backbones:
+            self._backbones[family] = open_other(layer, self._asked, self.model.location)
+        return self._backbones[family]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -326,13 +322,144 @@ def match(
     )
     scale_a, scale_b = (np.array(own.size, dtype=np.float32) / np.float32(size) for own in (maps_a, maps_b))
     queries = torch.from_numpy(np.clip(found / scale_a, 1e-4, size - 1 - 1e-4)).to(device)
-    matched = match_points(source, target, queries, [readout], settings)[readout]
-    cells = pixels_to_cells(queries, size, (source.shape[-2], source.shape[-1]), shape)
-    correlations = correlate(source, cells, target)  # (n, H, W)
-    places = pixels_to_cells(matched, size, (target.shape[-2], target.shape[-1]), shape)
-    scores = sample(correlations, places).diagonal()  # (n,): each point in its own correlations
-    return Matches(
-        matched.cpu().numpy() * scale_b.astype(np.float32),
-        scores.float().cpu().numpy(),
-        correlations.cpu().numpy(),
+    correlations = correlate_points(source, target, queries, [readout], settings)
+    matched = read_points(correlations, [readout])[readout]
+    scores = scores_at(matched, correlations).float().cpu().numpy()
+    return Matches(matched.cpu().numpy() * scale_b, scores, correlations.cosines.cpu().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoMatches:
+    """Points found in a photograph, and what they are of.
+
+    Args:
+        photos: Source and target.
+        matches: Of the config's points, in their order.
+        config: As it was used: what was left open is settled.
+        layers: Whose maps were matched.
+        model: Whose maps they are.
+        image_size: Side in pixels of the squares that both photographs were resized to.
+        prompt: What the UNet was told, in words.
+    """
+
+    photos: tuple[Photo, Photo]
+    matches: Matches
+    config: MatchConfig
+    layers: tuple[LayerSpec, ...]
+    model: str
+    image_size: int
+    prompt: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As `dualsd match --json` writes it."""
+        config = self.config
+        return {
+            "source": str(config.source),
+            "target": str(config.target),
+            "source_points": np.array(config.points, dtype=np.float32).tolist(),
+            "target_points": self.matches.points.tolist(),
+            "scores": self.matches.scores.tolist(),
+            **describe_layers(self.layers),
+            "prompt": self.prompt,
+            "readout": config.readout,
+            "ensemble": config.ensemble,
+            "geometry": config.geometry,
+            "image_size": self.image_size,
+            "model": self.model,
+        }
+
+
+def match_photographs(config: MatchConfig, progress: Progress | None = None) -> PhotoMatches:
+    """Find points of one photograph in another.
+
+    Args:
+        config: The photographs, the points, and how they are matched.
+        progress: Who is told how far it is; None for nobody.
+
+    Returns:
+        The points found, in pixels of the second photograph, each with its correlation.
+
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is.
+    """
+    progress = Silent() if progress is None else progress
+    photos = open_photo(config.source), open_photo(config.target)
+    width, height = photos[0].picture.size
+    for x, y in config.points:
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise InputError(f"The point {x:g},{y:g} lies outside {photos[0].name}, which is {width}x{height} pixels.")
+    store = _store_of(config)
+    model = open_model(model_for(None, config.model), config.revision) if store is None else model_of(store)
+    choice = _choice(config, store, model)
+    progress.tell(choice.line)
+    names = config.layers or choice.layers
+    keys = tuple(zip(names, timesteps_for(names, config.timesteps, choice.timesteps), strict=True))
+    weights = weights_for(names, config.weights)
+    header = None if store is None else store.header
+    featurizer = Featurizer(
+        model,
+        device=config.device,
+        dtype=config.dtype,
+        size=config.size if header is None else header.image_size,
+        seed=(config.seed or 0) if header is None else header.seed,
+        latents=(Latents.SAMPLE if header is None else header.latents).value,
+        batch_size=config.batch_size,
+        others={"dino": Asked(config.dino, config.dino_size)},
     )
+    prompt, text = photo_prompt(choice, config.category, photos, config.dino, featurizer)
+    tell_shapes(progress, featurizer.shapes(names))
+    source, target = featurizer.maps_of(photos, keys, prompt, config.ensemble, progress)
+    how, device = (config.readout, config.geometry, config.upsample), featurizer.compute.device
+    found = match(source, target, config.points, weights, *how, upsample_align=config.upsample_align, device=device)
+    used = replace(config, layers=names, weights=weights)
+    layers = tuple(LayerSpec(*key, weight) for key, weight in zip(keys, weights, strict=True))
+    return PhotoMatches(photos, found, used, layers, model.location.id, featurizer.image_size, text)
+
+
+def _store_of(config: MatchConfig) -> Store | None:
+    if config.store is None:
+        return None
+    if any(given is not None for given in (config.model, config.revision, config.size, config.seed)):
+        raise InputError("--model, --revision, --size and --seed do not go with --store, which has its own.")
+    return open_store(config.store)
+
+
+def _choice(config: MatchConfig, store: Store | None, model: Model) -> PromptChoice:
+    template = DEFAULT_TEMPLATE if config.category else "a photo"
+    if store is not None:
+        return choose_for_store(store, config, template)
+    if config.prompts == NEWEST:
+        raise InputError("--prompts newest is the newest run on a store: name the store with --store, or name the run.")
+    return choose_prompts(model.location.id, model.fingerprint, tuple, config, template)
+
+
+def photo_prompt(
+    choice: PromptChoice, category: str | None, photos: Sequence[Photo], dino: str | None, featurizer: Featurizer
+) -> tuple[PhotoPrompt, str]:
+    """The prompt of both photographs, and what it is called. Raises `InputError` where class prompts are not told the
+    category, and what finding a DINOv2 raises."""
+    learned = choice.learned
+    if learned is not None and learned.mode is Mode.CLASS and category is None:
+        raise InputError(f"{choice.label} are told apart by category: say which with --category.")
+    known = category or ""
+    prompts = choice.prompts
+    if prompts is not None:
+        choice.check_categories([known])
+        label = prompts.text(known) if isinstance(prompts, TextPrompt) else choice.label
+
+        def of_category(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
+            return prompts.embeddings(layer, [known], tokenizer, encoder)[known][None]
+
+        return PhotoPrompt(of_category, shared=not prompts.differ_by_layer), label
+    assert learned is not None, "only learned prompts belong to pairs"
+    name, folder = locate_dino(dino, featurizer.model.location)
+    check_dino(learned, name)
+    compute = featurizer.compute
+    tokens = load_dino(folder, compute.device, compute.dtype).tokens([photo.picture for photo in photos])
+    patches = {"source": tokens[0, 1:], "target": tokens[1, 1:]}  # without the class token
+
+    def of_pair(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
+        made = open_pair_prompts(learned, tokenizer, encoder, patches.__getitem__)
+        return made.of(layer, [("source", "target")])
+
+    return PhotoPrompt(of_pair, shared=False), choice.label

@@ -1,24 +1,181 @@
-"""What a config names, opened: the store, its data set, the prompts, how maps are made; and the pairs of a split."""
+"""What a config names, opened: the store, its data set, which prompts are used, how maps are made; and the pairs of a
+split.
 
-from collections.abc import Mapping, Sequence
+One rule for prompts in all commands: `--prompts RUN|newest`, `--prompt TEXT`, or, where nothing is typed, those of the
+newest run where they fit; and one for what to do for categories that have none."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from featstore.backbones.base import Asked, MapKey
-from featstore.backbones.layers import timesteps_for, unet_layers
-from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig
+from featstore.backbones.layers import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, timesteps_for, unet_layers
+from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
-from featstore.errors import DatasetError, ImageError
+from featstore.errors import DatasetError, ImageError, PromptError
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
 from featstore.pipeline.pairs import images_of, in_resized_frame, note_oddities
 from featstore.pipeline.plan import MapRequest
-from featstore.pipeline.prompt_choice import PromptChoice, TypedPrompts, choose_for_store
 from featstore.progress import Progress, Silent, tell_left_out
+from featstore.prompts.base import LearnedPrompts, Mode, Prompts
+from featstore.prompts.saved import SavedPrompts, check_usable, load_prompts
+from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
 from featstore.store.keys import AnyExtractor, Extractor, PixelExtractor, Stored
 from featstore.store.store import Store, open_store
+from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
+from matcher.errors import InputError
 from matcher.pairs import Pairs
+
+DUAL = (2, 3)
+"""The report's two layers, which are used where none are typed."""
+
+NEWEST = Path("newest")
+"""What `--prompts` takes for the newest finished run on the store that has the layers used."""
+
+
+Typed = KeptMapsConfig | EvalConfig | GridConfig | MatchConfig
+"""Of which layers, timesteps, prompt, prompts and fallback decide on prompts, None where they were not typed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChoice:
+    """label: as it is recorded. prompts: those that belong to images; None for a cpm's. learned: those of a run or
+    file, `source`, None for a text. newest: whether that is the newest run, which nobody named."""
+
+    label: str
+    prompts: Prompts | None
+    learned: LearnedPrompts | None
+    source: Path | None = None
+    newest: bool = False
+
+    @property
+    def line(self) -> str:
+        """The line that says which prompts are used."""
+        if self.learned is None:
+            return f"prompt: the text {self.label!r}"
+        layers = ",".join(map(str, self.learned.layers))
+        origin = f", the newest finished run on this store, for layers {layers}" if self.newest else ""
+        return f"prompt: {self.label}{origin}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that are used where none are typed: those of the prompts, else the report's two."""
+        return tuple(map(str, DUAL if self.learned is None else self.learned.layers))
+
+    @property
+    def timesteps(self) -> Mapping[str, int]:
+        """The usual ones with such prompts, by layer."""
+        return TEXT_TIMESTEPS if self.learned is None else LEARNED_TIMESTEPS
+
+    def of_images(self, command: str) -> Prompts:
+        """Raises `InputError` for prompts that belong to pairs."""
+        if self.prompts is None:
+            raise InputError(
+                f"{self.label} belong to pairs: `{command}` takes text, single or class prompts, named with --prompt "
+                "or --prompts."
+            )
+        return self.prompts
+
+    def check_categories(self, categories: Collection[str]) -> None:
+        """Raise `PromptError` for categories that have no prompt."""
+        if isinstance(self.prompts, SavedPrompts):
+            self.prompts.check_categories(categories)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record."""
+        if self.learned is None:
+            return {"prompt": self.label}
+        content = self.learned.describe() if self.prompts is None else self.prompts.describe()
+        return {"prompt": self.label, "prompts": content}
+
+
+def choose_prompts(
+    model_id: str,
+    fingerprint: str,
+    runs: Callable[[], Sequence[RunFolder]],
+    typed: Typed,
+    template: str = DEFAULT_TEMPLATE,
+) -> PromptChoice:
+    """The rule of every command: learned prompts where they are named; or where none of layers, timesteps and prompt is
+    typed and the newest finished run has exactly the layers used; else the text.
+
+    Args:
+        model_id: Of the model at hand.
+        fingerprint: Of the model at hand.
+        runs: That were finished with it, the newest first.
+        typed: What was asked for.
+        template: The text where none is typed.
+
+    Raises:
+        InputError: For a text and learned prompts at once.
+        PromptError: For prompts that this model or these layers cannot use.
+        TuningError: Where a run that might be the newest is damaged.
+    """
+    if typed.prompt is not None and typed.prompts is not None:
+        raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
+    layers = None if typed.layers is None else unet_layers(typed.layers)  # none where only other backbones' are named
+    path, way_out = typed.prompts, None
+    fallback = None if isinstance(typed, MatchConfig) else typed.fallback
+    if path == NEWEST:
+        path = _newest_for(runs(), DUAL if layers is None else layers).path
+    elif path is None and layers is None and typed.timesteps is None and typed.prompt is None:
+        path = next((run.path for run in runs()[:1] if set(run.settings.layers) == set(DUAL)), None)
+    if path is None:
+        if fallback is not None:
+            raise InputError("--fallback goes with learned prompts: name them with --prompts.")
+        text = TextPrompt(template if typed.prompt is None else typed.prompt)
+        return PromptChoice(text.template, text, None)
+    if (path / "run.json").exists():
+        RunFolder.open(path)  # raises for one that is damaged: what it says of its prompts is then not to be trusted
+    learned, is_newest = load_prompts(path), path != typed.prompts
+    check_usable(learned, fingerprint, model_id, layers or learned.layers)
+    label = f"{learned.mode.value} prompts of {path}"
+    if learned.mode.rules.of_pairs:
+        if fallback is not None:
+            raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
+        return PromptChoice(label, None, learned, path, is_newest)
+    if fallback is not None:
+        label, way_out = f"{label}, else {fallback}", _fallback(runs, learned, fallback)
+    return PromptChoice(label, SavedPrompts(learned, way_out), learned, path, is_newest)
+
+
+def choose_for_store(store: Store, typed: Typed, template: str = DEFAULT_TEMPLATE) -> PromptChoice:
+    """`choose_prompts` for a store's model and the runs that were finished on it."""
+    header = store.header
+
+    def finished() -> list[RunFolder]:
+        return [run for run in runs_newest_first(store) if run.is_finished]
+
+    return choose_prompts(header.model_id, header.model_fingerprint, finished, typed, template)
+
+
+def _newest_for(runs: Sequence[RunFolder], layers: tuple[int, ...]) -> RunFolder:
+    for run in runs:
+        if set(run.settings.layers) == set(layers):
+            return run
+    known = "; ".join(f"{run.path} has {','.join(map(str, run.settings.layers))}" for run in runs[:3])
+    raise PromptError(
+        f"There is no finished run on this store under {RUNS} with exactly the layers {','.join(map(str, layers))} "
+        f"({known or 'there is none at all'}): train one, or name layers with --layers or a run with --prompts."
+    )
+
+
+def _fallback(runs: Callable[[], Sequence[RunFolder]], learned: LearnedPrompts, name: str) -> TextPrompt | SavedPrompts:
+    if name == "text":
+        return TextPrompt()
+    if name != "single":
+        raise InputError(f"--fallback is text or single, not {name!r}.")
+    for run in runs():
+        found = load_prompts(run.prompts)
+        if found.mode is Mode.SINGLE and set(learned.layers) <= set(found.layers):
+            return SavedPrompts(found)
+    raise PromptError(
+        f"There is no run of mode single for layers {', '.join(map(str, learned.layers))} under {RUNS}: train one, or "
+        "take --fallback text."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +247,7 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     compute, store = choose_compute(config.device, config.dtype, config.batch_size), open_store(config.store)
-    choice = choose_for_store(store, TypedPrompts.of(config))
+    choice = choose_for_store(store, config)
     if choice.prompts is None:
         check_kept(config.stored, "prompts of pairs (cpm)")
     names = config.layers or choice.layers

@@ -64,11 +64,9 @@ def missing_latents(store: Store, rows: Sequence[int]) -> list[int]:
 
 def missing_noisy(store: Store, rows: Sequence[int], timestep: int, draws: int) -> list[Row]:
     """(image row, draw) of the noisy latents at `timestep` that are not cached, draws 0..draws-1."""
-    wanted = [(row, draw) for row in rows for draw in range(draws)]
     array = store.noisy(timestep)
-    if array is None:
-        return [*wanted]
-    present = array.present()
+    present = np.zeros((len(store.images), 0), dtype=np.bool_) if array is None else array.present()
+    wanted = ((row, draw) for row in rows for draw in range(draws))
     return [(row, draw) for row, draw in wanted if draw >= present.shape[1] or not present[row, draw]]
 
 

@@ -15,10 +15,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -36,14 +36,22 @@ from featstore.sealed import check_seal, check_version, seal
 from featstore.store.lock import take_if_free
 from featstore.store.schema import creator_version
 from featstore.tuning import run_folder
-from matcher.configuration import MODULES, Configuration, Frame, LayerSpec, MatchSettings, frame_of
+from matcher.configuration import (
+    Configuration,
+    Frame,
+    LayerSpec,
+    MatchSettings,
+    describe_layers,
+    find_readouts,
+    frame_of,
+)
 from matcher.errors import MatchError
 from matcher.pairs import PixelFrame
-from matcher.pck import Average, Matched, Matches, Pck, PckTable, paper_rows, tabulate, to_json
+from matcher.pck import Average, Matches, Pck, PckTable, paper_rows, tabulate, to_json
 
 FORMAT = run_folder.EVALUATION
 VERSION = 1
-RUN, PREDICTIONS, RESULTS = "run.json", "predictions.safetensors", "results.json"
+RUN, PREDICTIONS, RESULTS = run_folder.RUN, "predictions.safetensors", "results.json"
 _UNFINISHED = ".unfinished"
 
 
@@ -68,7 +76,7 @@ class Scoring:
         return frame_of(readout) if self.frame is None else self.frame
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """PCK with what it was measured on.
 
@@ -80,12 +88,10 @@ class Evaluation:
         scoring: What was measured.
         features: Where the maps came from, for the record.
         matched: The pairs and what was predicted.
-        scores: The numbers.
         notes: What is odd about the list, as `featstore.pipeline.pairs.note_oddities` said.
         config: As it was used, what was left open settled; None for pairs that were matched otherwise.
-        theta: The data set's rule.
-        store: Where the maps' store lies; None for features from a file.
-        root: The data set's folder; None for one that has none.
+        origin: What else is known of where it comes from: `theta`, the data set's rule; `store`, where that of the maps
+            lies, None for features from a file; `root`, the data set's folder, None for one that has none.
     """
 
     dataset: str
@@ -93,12 +99,14 @@ class Evaluation:
     scoring: Scoring
     features: Mapping[str, Any]
     matched: Matches
-    scores: PckTable
     notes: tuple[str, ...] = ()
     config: EvalConfig | None = None
-    theta: str | None = None
-    store: str | None = None
-    root: Path | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def scores(self) -> PckTable:
+        """The numbers."""
+        return tabulate(self.matched, self.scoring.alphas, self.scoring.pixels)
 
     @property
     def pck(self) -> Mapping[str, Pck]:
@@ -109,6 +117,11 @@ class Evaluation:
     def title(self) -> str:
         """The list that it was measured on: data set, split, pairs, points and the list's hash."""
         return f"{self.dataset} {self.split}, {spell_list(self.split, self.matched.pairs)}"
+
+    @property
+    def measured_on(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return {"dataset": self.dataset, "split": self.split, **describe_list(self.split, self.matched.pairs)}
 
     def table(self, average: Average = Average.IMAGE) -> str:
         """PCK in percent as lines of text: a row per readout and alpha, a column per category, `all` last."""
@@ -124,34 +137,18 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd eval --json` writes it; PCK values are fractions."""
-        layers, settings = self.scoring.layers, self.scoring.settings
+        scoring, settings = self.scoring, config_to_json(self.scoring.settings)
         return {
-            "dataset": self.dataset,
-            "split": self.split,
-            **describe_list(self.split, self.matched.pairs),
-            "layers": [int(layer.layer) if layer.timestep is not None else layer.layer for layer in layers],
-            "t": [layer.timestep for layer in layers],
-            "weights": [layer.weight for layer in layers],
-            "geometry": settings.geometry.value,
-            "frame": common_frame(self.scoring.readouts) if self.scoring.frame is None else self.scoring.frame.value,
-            "frames": {readout: self.scoring.frame_of(readout).value for readout in self.scoring.readouts},
-            **{name: value for name, value in _plain(settings).items() if name != "geometry"},
+            **self.measured_on,
+            **describe_layers(scoring.layers),
+            "geometry": settings.pop("geometry"),
+            "frame": common_frame(scoring.readouts) if scoring.frame is None else scoring.frame.value,
+            "frames": {readout: scoring.frame_of(readout).value for readout in scoring.readouts},
+            **settings,
             "features": dict(self.features),
             "notes": list(self.notes),
             "results": to_json(self.scores),
         }
-
-
-def tabulated(dataset: str, split: str, scoring: Scoring, features: Mapping[str, Any], matched: Matched) -> Evaluation:
-    """Matches with their table. Raises `MatchError` where there is no pair."""
-    matches = Matches.of(matched)
-    table = tabulate(matches, scoring.alphas, scoring.pixels)
-    return Evaluation(dataset, canonical_split(split), scoring, features, matches, table)
-
-
-def _plain(settings: MatchSettings) -> dict[str, Any]:
-    """As JSON has them, by name."""
-    return {name: value.value if isinstance(value, Enum) else value for name, value in asdict(settings).items()}
 
 
 def common_frame(readouts: Sequence[str]) -> str:
@@ -206,18 +203,18 @@ def kept_evaluation(
     """`save_evaluation`, while more is written into the folder that it gives: until that is done the run is known as
     unfinished. One that a kill left so gives its place: that in `path`, or of the same evaluation in `parent`."""
     described = {**about, **_describe(result)}
-    locks: list[int] = []
+    with ExitStack() as locks:
 
-    def begin(making: Path) -> None:
-        write_whole(making / _UNFINISHED, b"")
-        locks.extend(lock for lock in [take_if_free(making / _UNFINISHED)] if lock is not None)
+        def begin(making: Path) -> None:
+            write_whole(making / _UNFINISHED, b"")
+            lock = take_if_free(making / _UNFINISHED)
+            if lock is not None:
+                locks.callback(os.close, lock)
 
-    try:
-        candidates = [path] if path is not None else sorted(parent.glob(f"eval-{_layers(result)}-*"))
-        for left in candidates:
+        for left in [path] if path is not None else sorted(parent.glob(f"eval-{_layers(result)}-*")):
             lock = _left_by_a_kill(left) if path is not None or _same_evaluation(left, described) else None
             if lock is not None:
-                locks.append(lock)
+                locks.callback(os.close, lock)
                 shutil.rmtree(left)
                 path = left
                 break
@@ -225,9 +222,6 @@ def kept_evaluation(
         del result  # of many pairs it is large, and whoever reports reads what is kept
         yield place
         (place / _UNFINISHED).unlink()
-    finally:
-        for lock in locks:
-            os.close(lock)
 
 
 def is_finished(path: Path) -> bool:
@@ -291,33 +285,19 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def _describe(result: Evaluation) -> dict[str, Any]:
-    scoring = result.scoring
-    of_config: dict[str, Any] = {}
-    if result.config is not None:
-        of_config = {
-            "average": result.config.average,
-            "theta": result.theta,
-            "store": result.store,
-            "root": None if result.root is None else str(result.root.resolve()),
-            "config": config_to_json(result.config),
-        }
+    of_config = (
+        {} if result.config is None else {"average": result.config.average, "config": config_to_json(result.config)}
+    )
     return {
         **of_config,
+        **result.origin,
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "creator": creator_version(),
-        "dataset": result.dataset,
-        "split": result.split,
+        **result.measured_on,
         "categories": list(result.scores.categories),
-        **describe_list(result.split, result.matched.pairs),
-        "scoring": {
-            "layers": [asdict(layer) for layer in scoring.layers],
-            "readouts": list(scoring.readouts),
-            "alphas": list(scoring.alphas),
-            "frame": None if scoring.frame is None else scoring.frame.value,
-            "settings": _plain(scoring.settings),
-        },
+        "scoring": config_to_json(result.scoring),
         "features": dict(result.features),
         "notes": list(result.notes),
         "versions": run_folder.library_versions(),
@@ -326,30 +306,23 @@ def _describe(result: Evaluation) -> dict[str, Any]:
 
 def read_description(path: Path) -> dict[str, Any]:
     """What a run's `run.json` says. Raises `EvaluationError` where it is none of `dualsd eval`, or a newer one's."""
-    try:
-        description = json.loads((path / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(f"{path} is no run of `dualsd eval`: it has no {RUN} that can be read.") from error
-    if isinstance(description, dict) and description.get("format") == run_folder.FORMAT:
+    description = run_folder.read_run(path)
+    if description is not None and description.get("format") == run_folder.FORMAT:
         raise EvaluationError(f"{path} is a run of `dualsd train`: evaluate it with `dualsd eval --prompts {path}`.")
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise EvaluationError(f"{path} is no run of `dualsd eval`: its {RUN} is another program's.")
+    if description is None or description.get("format") != FORMAT:
+        why = f"it has no {RUN} that can be read" if description is None else f"its {RUN} is another program's"
+        raise EvaluationError(f"{path} is no run of `dualsd eval`: {why}.")
     check_version(description, VERSION, str(path), EvaluationError)
     return description
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EvaluationRun:
-    """An evaluation as it was kept. features: where its maps came from. average: that of the printed table. matched:
-    its pairs and what was predicted. description: all that `run.json` holds."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EvaluationRun(Evaluation):
+    """An evaluation as it was kept, without its config. path: its folder. average: that of the printed table.
+    description: all that `run.json` holds."""
 
     path: Path
-    dataset: str
-    split: str
-    scoring: Scoring
-    features: Mapping[str, Any]
     average: Average
-    matched: Matches
     description: Mapping[str, Any]
 
     @classmethod
@@ -363,8 +336,8 @@ class EvaluationRun:
             check_seal(description)
         except (ValueError, MatchError, ModelError) as error:
             raise EvaluationError(f"{path / RUN} is damaged or was changed ({error}): evaluate again.") from error
-        scoring, features = said.scoring, said.features
-        return cls(path, said.dataset, said.split, scoring, features, said.average, matched, description)
+        own = said.dataset, said.split, said.scoring, said.features, matched, said.notes
+        return cls(*own, path=path, average=said.average, description=description)
 
     def scored(
         self, readouts: Sequence[str] | None = None, alphas: Sequence[float] | None = None, frame: Frame | None = None
@@ -377,13 +350,7 @@ class EvaluationRun:
         thresholds = before.alphas if alphas is None else tuple(alphas)
         scoring = Scoring(before.layers, chosen, thresholds, before.settings, before.frame if frame is None else frame)
         matched = Matches(self.matched.pairs, {readout: self.matched.predictions[readout] for readout in chosen})
-        return replace(tabulated(self.dataset, self.split, scoring, self.features, matched), notes=self.notes)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was odd about the list when it was evaluated; nothing where an older dualsd did."""
-        kept = self.description.get("notes")
-        return tuple(map(str, kept)) if isinstance(kept, list) else ()
+        return Evaluation(self.dataset, canonical_split(self.split), scoring, self.features, matched, self.notes)
 
     def check_readout(self, readout: str) -> None:
         """Raise `EvaluationError` for one that the run lacks."""
@@ -403,6 +370,7 @@ class _Described:
     n_points: int
     scoring: Scoring
     features: Mapping[str, Any]
+    notes: tuple[str, ...] = ()  # an older dualsd had none
     average: Average = Average.IMAGE
     theta: str | None = None
     store: str | None = None
@@ -418,10 +386,7 @@ class _Described:
         scoring, pairs = self.scoring, matched.pairs
         Configuration(scoring.layers, scoring.settings)  # raises for weights that cannot be
         check_timesteps([layer.timestep for layer in scoring.layers if layer.timestep is not None])
-        for place, readout in enumerate(scoring.readouts):
-            if readout not in MODULES:
-                known = ", ".join(map(repr, MODULES))
-                raise ValueError(f"scoring.readouts[{place}] is {readout!r}, not one of {known}")
+        find_readouts(scoring.readouts)
         for name, values in (("readouts", scoring.readouts), ("alphas", scoring.alphas)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"scoring.{name} is empty, or names one twice")

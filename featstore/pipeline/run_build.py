@@ -1,9 +1,10 @@
 """`build` and `make_maps`: a store filled with latents and noisy latents, and with feature maps."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featstore.backbones.base import MapKey
 from featstore.backbones.noise import Latents
@@ -16,7 +17,7 @@ from featstore.errors import ImageError
 from featstore.pipeline import build as stage
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, model_for
-from featstore.pipeline.distributed import ALONE, Part, Processes, join_processes, launched, parse_part
+from featstore.pipeline.distributed import ALONE, AUTO, Part, Processes, find_part, join_processes, launched, parse_part
 from featstore.pipeline.needed import estimate_maps, find_backbones, model_of, require_maps
 from featstore.pipeline.opened import Opened, open_asked
 from featstore.pipeline.pairs import choose_pairs, images_of
@@ -26,6 +27,8 @@ from featstore.progress import Progress, Silent, spell_bad, tell_disk, tell_shap
 from featstore.store.keys import AnyExtractor, parse_location
 from featstore.store.store import open_if_there
 from matcher.errors import InputError
+
+Divided = TypeVar("Divided", BuildConfig, MapsConfig)
 
 
 def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildReport:
@@ -46,7 +49,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildR
         InputError: In one of its kinds, for whatever cannot be used as it is; the first image's that cannot be read,
             once all others are done, unless `skip_bad`.
     """
-    progress = Silent() if progress is None else progress
+    progress, config = Silent() if progress is None else progress, _settled(config)
     dataset, model, request = _asked(config, launched())
     compute = choose_compute(config.device, config.dtype, config.batch_size)
     processes = join_processes()
@@ -74,7 +77,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildR
 
 def estimate_build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildCost:
     """What `build` would take; nothing is written. See `build`."""
-    progress = Silent() if progress is None else progress
+    progress, config = Silent() if progress is None else progress, _settled(config)
     dataset, model, request = _asked(config, ALONE)  # what is only said is said of all
     _tell_model(progress, model, request)
     cost = stage.estimate(dataset, model, request, progress)
@@ -112,6 +115,15 @@ def _asked(config: BuildConfig, launch: Processes) -> tuple[Dataset, Model, stag
 def _tell_model(progress: Progress, model: Model, request: stage.BuildRequest) -> None:
     side = model.image_size if request.image_size is None else request.image_size
     progress.tell(f"model {model.location.id}, images of {side} pixels; noise: {model.schedule.spell()}")
+
+
+def _settled(config: Divided) -> Divided:
+    """A config whose `part` is no longer auto: written out, or None under torchrun, whose processes divide the images
+    by themselves. Raises what `find_part` raises."""
+    if config.part != AUTO:
+        return config
+    part = find_part(os.environ)
+    return replace(config, part=None if launched().count > 1 else f"{part.number}/{part.count}")
 
 
 def _part(text: str | None, launch: Processes) -> Part:
@@ -188,7 +200,7 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
     Raises:
         InputError: In one of its kinds, see `build`.
     """
-    progress = Silent() if progress is None else progress
+    progress, config = Silent() if progress is None else progress, _settled(config)
     asked = asked_maps(config, _part(config.part, launched()), "cache maps", progress)
     processes = join_processes()
     progress = progress if processes.is_main else Silent()
@@ -217,7 +229,7 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
 
 def estimate_making_maps(config: MapsConfig, progress: Progress | None = None) -> Mapping[str, int]:
     """What `make_maps` would take, by name; nothing is written. See `make_maps`."""
-    progress = Silent() if progress is None else progress
+    progress, config = Silent() if progress is None else progress, _settled(config)
     part = _part(config.part, ALONE)  # what is only said is said of all
     asked = asked_maps(config, part, "cache maps", progress)
     store = asked.opened.store

@@ -127,7 +127,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> Self:
         """An existing run. Raises `TuningError` where there is none."""
-        description = _read(path)
+        description = read_run(path)
         if description is None or description.get("format") != FORMAT:
             why = "it has no run.json that can be read" if description is None else "its run.json is another program's"
             raise TuningError(f"{path} is no run of `dualsd train`: {why}.")
@@ -189,11 +189,11 @@ def _metrics_row(header: tuple[str, ...], number: int, row: tuple[str, ...]) -> 
 
 def format_of(path: Path) -> str | None:
     """The format that a folder's `run.json` names; None where it has none that can be read."""
-    found = (_read(path) or {}).get("format")
+    found = (read_run(path) or {}).get("format")
     return found if isinstance(found, str) else None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_run(path: Path) -> dict[str, Any] | None:
     """What a folder's `run.json` holds, nothing where it is no table; None where it cannot be read."""
     try:
         description = json.loads((path / RUN).read_bytes())
@@ -274,7 +274,7 @@ def runs_newest_first(
     run that cannot be opened, which may be the newest; without it that is raised."""
     found = []
     for path in (file.parent for file in parent.glob(f"*/{RUN}")):
-        described = _read(path)
+        described = read_run(path)
         # of an evaluation, or of another program; one that is damaged is not known to be
         if described is not None and (
             described.get("format") == EVALUATION or not {"format", "creator"} & described.keys()

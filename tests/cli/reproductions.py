@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from cli.reproduction.paper import choose_rows, load_table, plan_table
+from cli.reproduction.paper import choose_rows, load_tables, plan_table
 from cli.reproduction.tables import compare, notes
 from featstore.recipes import load_recipes
 from matcher.statistics import Interval
@@ -15,7 +15,7 @@ def write_reproduction(work: Path) -> None:
     folder = work / "tables"
     folder.mkdir(parents=True)
     for name in ("table3", "table5"):
-        table = load_table(name)
+        table = load_tables()[name]
         plan = plan_table(table, choose_rows(table, ["dift"], load_recipes()), ("spair",), None)
         figures = {
             where: {alpha: dict.fromkeys(table.categories, Interval(0.40, 0.39, 0.41)) for alpha in table.alphas}

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.pipeline.results import Evaluation, save_evaluation, tabulated
+from featstore.pipeline.results import Evaluation, save_evaluation
 from matcher.pairs import ALL, MatchingPair
 from matcher.pck import Average
-from matcher.spread import graphs_of
-from matcher.statistics import bootstrap_mean, permutation_test
+from matcher.statistics import bootstrap_mean, graphs_of, permutation_test
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok, read, refused
 from tests.featstore.evaluations import ALPHAS, guessed, many_pairs, result_of
@@ -93,9 +92,7 @@ def test_a_run_with_itself(two: Run) -> None:
 
 def test_the_order_of_pairs_does_not_matter(two: Run) -> None:
     own = evaluation(0.04, 2)
-    turned = tabulated(
-        own.dataset, own.split, own.scoring, own.features, own.matched.take(range(len(own.matched))[::-1])
-    )
+    turned = replace(own, matched=own.matched.take(range(len(own.matched))[::-1]))
     save_evaluation(turned, Path("turned"))
     ok(two("compare", "a", "b", "turned", "--json", "c.json"))
     first, second = (comparison["results"] for comparison in read("c.json")["comparisons"])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from featstore.config import EvalConfig
 from featstore.errors import PromptError
-from featstore.pipeline.prompt_choice import NEWEST, PromptChoice, TypedPrompts, choose_for_store
+from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store
 from featstore.prompts.base import Mode
 from featstore.prompts.saved import save_prompts
 from featstore.store.store import open_store
@@ -62,18 +63,23 @@ def keep(store: Path) -> Keep:
 def choose(
     store: Path,
     layers: tuple[int, ...] | None = None,
-    t: str | None = None,
+    t: int | None = None,
     prompt: str | None = None,
     prompts: Path | None = None,
 ) -> PromptChoice:
-    return choose_for_store(open_store(store), TypedPrompts(layers, t, prompt, prompts, None))
+    """t: of each layer."""
+    names = None if layers is None else tuple(map(str, layers))
+    timesteps = None if t is None else (t,) * len(layers or (2, 3))
+    return choose_for_store(
+        open_store(store), EvalConfig(layers=names, timesteps=timesteps, prompt=prompt, prompts=prompts)
+    )
 
 
 @pytest.mark.parametrize("runs", [(), ((2, 3),), ((2,),), ((2, 3), (2,)), ((2,), (2, 3)), ((3, 2),)])
 def test_all_combinations(store: Path, keep: Keep, runs: tuple[tuple[int, ...], ...]) -> None:
     kept = [keep(f"r{index}", layers).path for index, layers in enumerate(runs)]
     for layers, t, prompt, prompts in product(
-        (None, (2,), (2, 3)), (None, "50"), (None, "a {category}"), (None, NEWEST, *kept[:1])
+        (None, (2,), (2, 3)), (None, 50), (None, "a {category}"), (None, NEWEST, *kept[:1])
     ):
         used = set(layers or (2, 3))
         with_them = [path for path, own in zip(kept, runs, strict=True) if set(own) == used]

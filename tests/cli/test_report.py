@@ -16,7 +16,7 @@ from typer.testing import Result
 
 from cli.reports.evaluation import report_evaluation
 from cli.reports.training import report_training
-from cli.reproduction.paper import load_table
+from cli.reproduction.paper import load_tables
 from cli.reproduction.tables import report_reproduction
 from featstore.datasets.records import Difficulty
 from featstore.pipeline.predictions import load_predictions
@@ -215,8 +215,10 @@ def test_a_trainings_figures_are_those_of_its_metrics(tmp_path: Path) -> None:
     for setting in (
         "Vectors a prompt75",
         "Learning rate0.01",
-        "weight 0.8; validated at t = 261",
-        "Loss kernel3 cells",
+        "Timesteps261, 350",
+        "Weights0.8, 0.6",
+        "Validation timesteps261, 350",
+        "Loss kernel in cells3",
     ):
         assert setting in page.text
 
@@ -252,8 +254,8 @@ def test_a_reproduction_shows_every_table_with_differences_marked(tmp_path: Path
     page = read_page(report_reproduction(tmp_path))
     assert_whole(page)
     assert "Tables 3 and 5 of the report, run again" in page.text
-    assert page.table("dift on spair").column("paper")["all"] == "37.26"
-    assert page.table("dift on spair").column("difference")["all"] == "+2.74 *"
+    assert page.table("dift, spair").column("paper")["all"] == "37.26"
+    assert page.table("dift, spair").column("difference")["all"] == "+2.74 *"
     (wide,) = (table for table in page.tables if table.label == "spair")
     assert wide.rows == [
         ["method", "@0.05", "paper", "difference", "@0.1", "paper", "difference"],
@@ -266,7 +268,7 @@ def test_a_reproduction_shows_every_table_with_differences_marked(tmp_path: Path
 
 def own_figures(table: str, alpha: float) -> list[float]:
     """The paper's of DIFT on SPair-71k."""
-    figures = load_table(table).figures.items()
+    figures = load_tables()[table].figures.items()
     return [percent for (method, _, _, at), percent in figures if (method, at) == ("dift", alpha)]
 
 

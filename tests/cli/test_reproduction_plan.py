@@ -1,6 +1,5 @@
 """What a table asks for, what of it can be run, and the table beside the paper's figures: nothing is run here."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -16,12 +15,20 @@ from cli.reproduction.paper import (
     Training,
     choose_rows,
     contradictions,
-    load_figures,
-    load_table,
+    load_tables,
     plan_table,
 )
-from cli.reproduction.tables import CellFigures, Compared, blocks, compare, missing, narrow_blocks, notes, stand_ins
-from cli.reproduction.work import Map, Work
+from cli.reproduction.tables import (
+    CellFigures,
+    Compared,
+    blocks,
+    compare,
+    missing,
+    narrow_blocks,
+    notes,
+    stand_ins,
+    titles_of,
+)
 from featstore.recipes import load_recipes
 from matcher.errors import InputError
 from matcher.statistics import Interval
@@ -33,27 +40,26 @@ EVERYWHERE = ("spair", "pf-pascal", "pf-willow")
 def planned(
     table: str, found: tuple[str, ...] = EVERYWHERE, on: str | None = None, rows: tuple[str, ...] | None = None
 ) -> Plan:
-    loaded = load_table(table)
+    loaded = load_tables()[table]
     return plan_table(loaded, choose_rows(loaded, rows, RECIPES), (*found, *([] if on is None else [on])), on)
 
 
 def test_the_papers_408_figures_are_there() -> None:
-    figures = load_figures()
-    assert len(figures) == 408
-    assert Counter(figure.table for figure in figures) == {
+    assert {name: len(table.figures) for name, table in load_tables().items()} == {
         "table1": 2 * 3 * 2,
         "table2": 2 * 3 * 2,
         "table3": 9 * 19,
         "table4": 9 * 19,
         "table5": 7 * 3 * 2,
     }
-    assert len({(one.table, one.method, one.dataset, one.category, one.alpha) for one in figures}) == 408
-    assert all(0 < figure.percent < 100 for figure in figures)
-    assert FILE.is_file()
+    figures = [figure for table in load_tables().values() for figure in table.figures.values()]
+    assert len(figures) == 408
+    assert all(0 < figure < 100 for figure in figures)
+    assert len(FILE.read_text().splitlines()) == 1 + 408
 
 
 def test_figures_read_off_the_paper() -> None:
-    tables = {name: load_table(name).figures for name in TABLES}
+    tables = {name: load_tables()[name].figures for name in TABLES}
     assert tables["table3"]["dual-cpm", "spair", "all", 0.05] == 65.01
     assert tables["table4"]["dual-cpm", "spair", "sheep", 0.1] == 62.29
     assert tables["table2"]["dift-dual", "pf-pascal", "all", 0.1] == 85.14
@@ -62,7 +68,7 @@ def test_figures_read_off_the_paper() -> None:
 
 
 def test_where_the_report_contradicts_itself_it_is_said() -> None:
-    said = {name: contradictions(load_table(name)) for name in TABLES}
+    said = {name: contradictions(load_tables()[name]) for name in TABLES}
     first = "The report contradicts itself: dift on spair @0.05 is 37.26 in Table 3 and 39.34 in Tables 1 and 5."
     assert all(first in said[name] for name in ("table1", "table3", "table5"))
     assert first not in said["table4"]
@@ -137,10 +143,10 @@ def test_the_demo_stands_for_what_is_missing_alone() -> None:
 
 
 def test_rows_that_are_typed() -> None:
-    table = load_table("table5")
+    table = load_tables()["table5"]
 
     def chosen(typed: str, name: str = "table5") -> list[Row]:
-        return list(choose_rows(load_table(name), typed.split(","), RECIPES))
+        return list(choose_rows(load_tables()[name], typed.split(","), RECIPES))
 
     assert chosen("dift,dual-single@pf-pascal") == [
         Row("dift", "dift", None),
@@ -234,7 +240,7 @@ def test_columns_by_category() -> None:
     ]
     assert block.rows[0][-1] == "50.00 [49.00, 51.00]"
     assert len(block.rows) == 3 * 9
-    tall = narrow_blocks(plan, compare(plan, figures(plan, 0.5, 0.01)))
+    tall = narrow_blocks(compare(plan, figures(plan, 0.5, 0.01)), titles_of(plan))
     assert len(tall) == 9
     assert tall[0].title == "dift, Table 3, spair"
     assert tall[0].rows[0] == ("aeroplane", "50.00 [49.00, 51.00]", "45.78", "+4.22*")
@@ -276,20 +282,6 @@ def test_notes_say_what_was_not_as_in_the_paper() -> None:
     assert "Trainings" not in plain  # nothing is trained there
     assert "demo" not in plain
     assert "37.26 in Table 3" in plain
-
-
-def test_layers_share_a_pass_where_their_prompts_are_one() -> None:
-    def both(prompts: str, alone: bool, timesteps: tuple[int, int]) -> Work:
-        steps = zip(timesteps, (2, 3), strict=True)
-        return Work(frozenset(Map("demo", "cat/1", 1, prompts, alone, 8, step, layer) for step, layer in steps))
-
-    assert both("a photo", False, (261, 261)).passes == {3: 8}
-    assert both("a photo", False, (261, 200)).passes == {2: 8, 3: 8}
-    assert both("dual-single@demo", True, (261, 261)).passes == {2: 8, 3: 8}
-    # dift and dift-dual share layer 2 at 261
-    dift = Work(frozenset([Map("demo", "cat/1", 1, "a photo", False, 8, 261, 2)]))
-    assert both("a photo", False, (261, 200)).without(dift).passes == {3: 8}
-    assert (dift | both("a photo", False, (261, 200))).passes == {2: 8, 3: 8}
 
 
 def test_a_number_that_is_the_papers_is_not_outside() -> None:

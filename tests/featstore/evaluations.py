@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.datasets.records import AnnotatedPairs, Pair, ThetaRule, to_resized_frame
-from featstore.pipeline.results import Evaluation, Scoring, tabulated
+from featstore.pipeline.results import Evaluation, Scoring
 from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
-from matcher.pck import MatchedPair
+from matcher.pck import MatchedPair, Matches
 
 SIZE = 100
 ALPHAS = (0.05, 0.1)
@@ -51,7 +51,8 @@ def result_of(
     settings = MatchSettings(size, Geometry.HALF_PIXEL, 2, Geometry.CORNERS, 0.0401, 6.9, 5, 1 / 3)
     specs = tuple(LayerSpec(layer, 261 if layer.isdigit() else None, 1 / 7) for layer in layers)
     features = {"prompt": "a [red] “{category}”", "ensemble": 8, "extractor": None}
-    return tabulated("demo", "test", Scoring(specs, tuple(predictions), tuple(alphas), settings), features, matched)
+    scoring = Scoring(specs, tuple(predictions), tuple(alphas), settings)
+    return Evaluation("demo", "test", scoring, features, Matches.of(matched))
 
 
 def many_pairs(images: int = 6, categories: Sequence[str] = ("cat", "dog"), size: int = SIZE) -> list[MatchingPair]:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from matcher.errors import MatchError
-from matcher.spread import graphs_of
-from matcher.statistics import Interval, bootstrap, bootstrap_mean, draw_images
+from matcher.statistics import Interval, bootstrap, bootstrap_mean, draw_images, graphs_of
 from tests.matcher.graphs import all_pairs, binomial_bounds, ends, pair
 
 

@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from matcher.spread import graphs_of
-from matcher.statistics import image_effects, permutation_test
+from matcher.statistics import graphs_of, image_effects, permutation_test
 from tests.matcher.graphs import all_pairs, binomial_bounds, ends, pair
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from matcher.errors import MatchError
 from matcher.pairs import MatchingPair
-from matcher.spread import CategoryGraph, _estimates, graphs_of, spread
+from matcher.statistics import CategoryGraph, _estimates, graphs_of, spread
 from tests.matcher.graphs import all_pairs, ends, pair
 
 

@@ -1,17 +1,15 @@
-"""The charts of reports, a file each, and what they share. A chart is a function from a result to a `Chart`, or to None
+"""The charts of reports and what they share. A chart is a function from a result to a `Chart`, or to None
 where the result has nothing for it; the page's module lists those of its kind of report under the titles of their
 sections."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from cli.reports.page import Part, drawn
-from cli.reports.tables import Block
+from cli.reports.page import Chart, Part
 
 Result = TypeVar("Result")
 
@@ -23,20 +21,10 @@ _WIDTH = 5.6
 """In inches: narrow, so that a telephone shows the whole chart."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Chart:
-    """A chart as a section shows it. alt: what it shows, for those who do not see it. tables: of its numbers, below."""
-
-    figure: Figure
-    alt: str
-    caption: str
-    tables: Sequence[Block] = ()
-
-
 def chart_sections(charts: Mapping[str, Callable[[Result], Chart | None]], result: Result) -> dict[str, list[Part]]:
     """Those that have something to show, as sections of a page. charts: by the titles of their sections."""
     found = ((title, draw(result)) for title, draw in charts.items())
-    return {title: [drawn(one.figure, one.alt, one.caption), *one.tables] for title, one in found if one is not None}
+    return {title: [chart, *chart.tables] for title, chart in found if chart is not None}
 
 
 def canvas(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -47,6 +35,8 @@ def canvas(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     for axes in grid:
         axes.patch.set_visible(False)
         axes.tick_params(labelsize=SMALL)
+        axes.xaxis.label.set_size(FONT)
+        axes.yaxis.label.set_size(FONT)
         axes.grid(color="#e6e6e6")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

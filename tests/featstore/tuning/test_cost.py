@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks.training import teraflop_an_image
+from benchmarks.flops import teraflop_an_image
 from cli.main import app
 from featstore.backbones import diffusion_networks as networks_module
 from featstore.prompts.base import Mode

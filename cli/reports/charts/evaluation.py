@@ -1,23 +1,57 @@
-"""PCK of groups of pairs as bars with intervals: by category, and by how hard a dataset says its pairs are, as
-SPair-71k does: by viewpoint, scale, truncation and occlusion."""
+"""The charts of an evaluation: PCK over alpha, a line a readout; and PCK of groups of pairs as bars with intervals, by
+category and by how hard a dataset says its pairs are, as SPair-71k does: by viewpoint, scale, truncation and
+occlusion."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, Chart, canvas
+from cli.reports.charts import COLOURS, FONT, PERCENT, SMALL, as_typed, canvas
+from cli.reports.page import Chart
 from cli.reports.scores import UNIT, Scored, at_alphas, category_block, spelled
 from cli.reports.tables import Block
 from matcher.pck import Matches
 from matcher.statistics import Interval, pck_intervals
+
+ALPHAS = tuple(number / 100 for number in range(1, 21))
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 
 LONGEST_NAME = 22
 """Of a bar, in letters: a longer one would leave no room for the bar."""
 _VARIED, _HIDDEN = ("easy", "medium", "hard"), ("none", "source", "target", "both")
 LEVELS = {"viewpoint": _VARIED, "scale": _VARIED, "truncation": _HIDDEN, "occlusion": _HIDDEN}
 """SPair-71k's words for 0, 1 and so on."""
+
+
+def over_alpha(scored: Scored) -> Chart:
+    """Lines told apart by colour and dashes; a dotted one stands at the alpha of the headline."""
+    average = scored.average
+    curves = {
+        readout: np.array([100 * by_average[average][alpha].overall for alpha in ALPHAS])
+        for readout, by_average in scored.run.scored(alphas=ALPHAS).pck.items()
+    }
+    figure, (axes,) = canvas(3.6)
+    axes.axvline(scored.alpha, color="#888888", lw=1, ls=(0, (2, 3)))
+    for (name, percent), colour, dashes in zip(curves.items(), cycle(COLOURS), cycle(_DASHES), strict=False):
+        axes.plot(ALPHAS, percent, ls=dashes, color=colour, lw=2, label=name)
+    axes.set(xlim=(0, 1.02 * ALPHAS[-1]), ylim=(0, None), xlabel="alpha, as a fraction of theta", ylabel=PERCENT)
+    as_typed(axes.legend(loc="upper left", fontsize=SMALL, frameon=False, handlelength=2.6))
+    rows = tuple(
+        (f"{alpha:g}", *(f"{percent[row]:.2f}" for percent in curves.values())) for row, alpha in enumerate(ALPHAS)
+    )
+    title = f"The curve's points, PCK in percent, {average.value} average"
+    ends = ", ".join(f"{name} from {percent[0]:.1f} to {percent[-1]:.1f}" for name, percent in curves.items())
+    return Chart(
+        figure,
+        f"PCK in percent against alpha from 0.01 to 0.2: {ends}.",
+        f"PCK against alpha from 0.01 to 0.2, {average.value} average, all pairs. The dotted line is at "
+        f"{scored.alpha:g}. A curve that starts high is precise; one that only ends high finds the right part, but not "
+        "the spot.",
+        [Block(title, ("alpha", *curves), rows, folded=True)],
+    )
 
 
 def by_category(scored: Scored) -> Chart:
@@ -75,21 +109,13 @@ def _bars(bars: Sequence[tuple[str, Interval]], line: Interval) -> Figure:
     """
     means, lows, highs = 100 * np.array([(one.mean, one.low, one.high) for _, one in bars]).T
     figure, (axes,) = canvas(0.55 + 0.27 * len(bars))
-    drawn = axes.barh(
-        range(len(bars)),
-        means,
-        height=0.68,
-        color=COLOURS[0],
-        xerr=(means - lows, highs - means),
-        error_kw={"ecolor": COLOURS[1], "elinewidth": 1.6},
-    )
+    whiskers, spread = {"ecolor": COLOURS[1], "elinewidth": 1.6}, (means - lows, highs - means)
+    drawn = axes.barh(range(len(bars)), means, 0.68, color=COLOURS[0], xerr=spread, error_kw=whiskers)
     axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=SMALL)
     axes.axvline(100 * line.mean, color="#888888", lw=1, ls=(0, (2, 3)))
     names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name, _ in bars]
     axes.set_yticks(range(len(bars)), names, fontsize=FONT, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.set_ylim(len(bars) - 0.45, -0.55)
-    axes.set_xlim(0, highs.max() * 1.14 or 1)
-    axes.set_xlabel(PERCENT, fontsize=FONT)
+    axes.set(xlim=(0, highs.max() * 1.14 or 1), ylim=(len(bars) - 0.45, -0.55), xlabel=PERCENT)
     return figure
