@@ -448,8 +448,11 @@ def row_writer() -> Iterator[WriteRow]:
             if time.monotonic() - settled > SETTLE_SECONDS:
                 settle()
                 settled = time.monotonic()
-            while len(under_way) >= 2 * REQUESTS or (
-                len(under_way) > 1 and sum(size for size, _ in under_way) + values.nbytes > AHEAD_BYTES
+            # what is done is looked at with every row, so that an error comes up at the next
+            while (
+                (under_way and under_way[0][1].done())
+                or len(under_way) >= 2 * REQUESTS
+                or (len(under_way) > 1 and sum(size for size, _ in under_way) + values.nbytes > AHEAD_BYTES)
             ):
                 under_way.popleft()[1].result()
             arrays[id(array)] = array
