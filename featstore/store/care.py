@@ -302,8 +302,7 @@ def _columns(store: Store) -> list[CheckedArray]:
 
 def _copies(store: Store) -> list[BadMetadata]:
     """What is wrong with those copies."""
-    names = [path.rpartition("/")[2] for path in COLUMNS]
-    if not store.images.entries or has_columns(store.group, store.images, names):
+    if not store.images.entries or has_columns(store.group, store.images):
         return []
     return [BadMetadata(keys.IMAGES, "its arrays are not copies of the log of images")]
 

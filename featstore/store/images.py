@@ -256,11 +256,11 @@ def write_columns(group: zarr.Group, table: ImageTable) -> None:
         )[:] = values
 
 
-def has_columns(group: zarr.Group, table: ImageTable, names: Iterable[str] = ("here",)) -> bool:
-    """Whether the arrays of these names say what the table does; `here` is the one that is written last."""
+def has_columns(group: zarr.Group, table: ImageTable) -> bool:
+    """Whether the arrays say what the table does."""
     expected = _columns_of(table)
     try:
-        return all(np.array_equal(np.asarray(group[f"{IMAGES}/{name}"]), expected[name]) for name in names)
+        return all(np.array_equal(np.asarray(group[f"{IMAGES}/{name}"]), own) for name, own in expected.items())
     except METADATA_ERRORS:
         return False
 

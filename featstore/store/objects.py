@@ -286,7 +286,7 @@ class Folder:
 
     def _check_there(self) -> None:
         """Raise `StoreError` where the store's folder is gone."""
-        if not self.root.is_dir():
+        if not self.root.exists():
             raise StoreError(
                 f"The store {self.root} is no longer there: it was moved or removed while this command worked on it; "
                 "run the same command again where it lies now."

@@ -102,10 +102,10 @@ def test_rows_do_not_depend_on_which_were_missing_together(
     store = open_store(request_.path)
     before = contents(request_.path)
     for row in (1, 2, 5):
-        store.latents().delete((row,))
+        store.latents().delete_rows([(row,)])
     noisy = store.noisy(261)
     assert noisy is not None
-    noisy.delete((3, 1))
+    noisy.delete_rows([(3, 1)])
     report = build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
     assert (report.encoded, report.noised) == (3, 1)
     assert contents(request_.path) == before

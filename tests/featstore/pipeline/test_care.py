@@ -206,7 +206,7 @@ def test_maps_whose_run_is_gone_are_deleted_and_said(store: Store, model: Model)
 def test_patch_tokens_and_hits_of_a_grid(store: Store, dataset: Dataset, compute: Compute, model: Model) -> None:
     name, folder = locate_dino(None, model.location)
     cache_patch_tokens(Work(store, dataset, compute, Silent()), name, folder, range(6))
-    fill(require_rows(store.group, "grids/0123456789abcdef", (6,), (2, 2, 2, 1), "float16"))
+    fill(require_rows(store.group, "grids/0123456789abcdef", (6,), (2, 2, 2, 1)))
     spoil(store, "cond/dinov2/c.3.0.0")
     spoil(store, "grids/0123456789abcdef/c.2.0.0.0.0")
     opened = open_store(store.path)

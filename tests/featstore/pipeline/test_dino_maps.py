@@ -164,7 +164,7 @@ def test_what_is_there_is_left_alone_and_what_lacks_is_the_same_again(
     assert len(before) == 6
     assert make(store, dataset, compute).passes["dino"] == 0
     for row in (1, 4):
-        array_of(store, made).delete((row,))
+        array_of(store, made).delete_rows([(row,)])
     assert lacking(store, made) == {1, 4}
     found, prompt = {"dino": find(store, SMALL, compute)}, TextPrompt()
     cost = estimate_maps(store, range(6), [("dino", None)], extractor_of(store, prompt, 1, compute), prompt, found)
@@ -186,7 +186,7 @@ def test_an_image_that_changed_is_refused_and_after_a_build_made_again(
     made = make(store, dataset, compute)
     before = objects(store.path)
     Image.new("RGB", (20, 20), (9, 99, 9)).save(photographs / "cat" / "1.png")
-    array_of(store, made).delete((1,))
+    array_of(store, made).delete_rows([(1,)])
     with pytest.raises(StoreError, match=r"cat/1.*changed"):
         make(store, dataset, compute)
     store, stale = refresh(store, survey_images(dataset, Silent()), Silent())
@@ -232,7 +232,7 @@ def test_a_store_that_has_all_needs_no_dinov2(
         make(store, dataset, compute, Asked(str(elsewhere), 84))
     with pytest.raises(ModelError):
         make(store, dataset, replace(compute, dtype=torch.bfloat16), asked)
-    array_of(store, made).delete((0,))
+    array_of(store, made).delete_rows([(0,)])
     with pytest.raises(ModelError, match="neither a folder nor a hub name"):
         make(store, dataset, compute, asked)
 

@@ -447,7 +447,7 @@ def test_what_is_cached_costs_nothing(built: Built, tmp_path: Path) -> None:
     for layer, row in ((2, 1), (3, 4)):
         array = store.maps(extractor_for(store), layer, 261)
         assert array is not None
-        array.delete((row,))
+        array.delete_rows([(row,)])
     kept, _ = costs(built, store)
     # a pass taps both layers for both rows
     assert (kept.maps.passes, kept.maps.noise) == (2 * DRAWS, 0)
@@ -456,7 +456,7 @@ def test_what_is_cached_costs_nothing(built: Built, tmp_path: Path) -> None:
 def test_lost_latents_are_encoded_again(built: Built, tmp_path: Path) -> None:
     store = built.copied(tmp_path)
     for row in (0, 5):
-        store.latents().delete((row,))
+        store.latents().delete_rows([(row,)])
     kept, memory = costs(built, store)
     assert kept.maps.encode == 2
     assert memory.maps == MapsCost(2, 0, 28, 2 * (LATENT_BYTES + CHECKSUM), 2)
@@ -464,7 +464,7 @@ def test_lost_latents_are_encoded_again(built: Built, tmp_path: Path) -> None:
 
 def test_the_cost_is_what_is_written(built: Built, tmp_path: Path) -> None:
     store = built.copied(tmp_path)
-    store.latents().delete((3,))
+    store.latents().delete_rows([(3,)])
     before = contents(store)
     cost, _ = costs(built, store)
     require_maps(store, built.dataset, range(7), GRID.maps, MapRequest(PROMPT, DRAWS, COMPUTE), Silent())

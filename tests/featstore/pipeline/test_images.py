@@ -30,7 +30,7 @@ def store(tmp_path: Path, dataset: Dataset) -> Store:
 
 
 def edited(store: Store, table: ImageTable) -> Store:
-    write_images(store.group, table)
+    write_columns(store.group, table)
     return open_store(store.path)
 
 

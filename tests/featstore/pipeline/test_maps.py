@@ -171,7 +171,7 @@ def test_rows_do_not_depend_on_which_were_missing_together(store: Store, dataset
         array = store.maps(made.extractor, layer, timestep)
         assert array is not None
         for row in rows:
-            array.delete((row,))
+            array.delete_rows([(row,)])
     made = make(store, dataset, compute)
     assert made.images_times_timesteps == 4
     assert contents(store.path) == before
@@ -181,10 +181,10 @@ def test_what_lacks_is_made_all_the_way_from_the_image(
     store: Store, dataset: Dataset, compute: Compute, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(store.path)
-    store.latents().delete((2,))
+    store.latents().delete_rows([(2,)])
     noisy = store.noisy(261)
     assert noisy is not None
-    noisy.delete((2, 0))
+    noisy.delete_rows([(2, 0)])
     made = make(store, dataset, compute, ensemble=3)
     assert made.encoded == 1
     assert before.items() <= contents(store.path).items()
@@ -193,7 +193,7 @@ def test_what_lacks_is_made_all_the_way_from_the_image(
 def test_an_image_that_changed_since_the_build_is_refused(
     store: Store, dataset: Dataset, compute: Compute, photographs: Path
 ) -> None:
-    store.latents().delete((0,))
+    store.latents().delete_rows([(0,)])
     Image.new("RGB", (20, 20)).save(photographs / "cat" / "0.png")
     with pytest.raises(StoreError, match=r"cat/0.*changed"):
         make(store, dataset, compute)

@@ -209,7 +209,7 @@ def test_a_table_of_images_that_is_not_the_dataset_s(store: Store, check: Callab
     sizes[1] = sizes[1][::-1] + 1
     keys = (*table.keys[:2], "0" * 32, *table.keys[3:])
     categories = ("dog", *table.categories[1:])
-    write_images(store.group, replace(table, categories=categories, keys=keys, sizes=sizes))
+    write_columns(store.group, replace(table, categories=categories, keys=keys, sizes=sizes))
     found = check(1)
     assert [(bad.row, bad.image) for bad in found.images] == [((row,), table.ids[row]) for row in range(3)]
     category, size, key = (bad.why for bad in found.images)

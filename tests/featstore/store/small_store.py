@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from featstore.backbones.base import NetworkName
 from featstore.backbones.noise import Latents
+from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, map_path
-from featstore.store.row_file import Row
-from featstore.store.rows import RowArray, require_rows
-from featstore.store.schema import ImageTable, StoreHeader
+from featstore.store.metadata import open_root
+from featstore.store.objects import Folder
+from featstore.store.rows import Row, RowArray, require_rows
+from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store
 
 HEADER = StoreHeader("folder", "/data", "owner/model", "main", "ab" * 16, 64, Latents.SAMPLE, {}, 7)
@@ -19,6 +22,12 @@ OTHER = Extractor("ab" * 16, {"kind": "single", "content": {"2": "0" * 16}}, 1, 
 DRAWS = 2
 LATENT = (4, 8, 8)
 MAP = (6, 4, 4)
+
+
+def empty_group(path: Path) -> zarr.Group:
+    """A group of nothing, as stores are opened."""
+    zarr.create_group(path)
+    return open_root(Folder(path))
 
 
 def row_values(array: RowArray, row: Row) -> NDArray[np.float16]:
@@ -45,7 +54,7 @@ def write_small_store(path: StoreLocation, images: int = 3) -> Store:
     for extractor, layer, timestep in ((EXTRACTOR, 2, 261), (EXTRACTOR, 3, 50), (EXTRACTOR, 3, 261), (OTHER, 2, 261)):
         fill(store.require_maps(extractor, layer, timestep, MAP))
     fill(store.require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3)))
-    fill(require_rows(store.group, "grids/0123456789abcdef", (images,), (2, 1, 2, 4), "float16"))
+    fill(require_rows(store.group, "grids/0123456789abcdef", (images,), (2, 1, 2, 4)))
     return store
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from featstore.store.lock import exclusive
 
 from featstore.errors import MetadataError, StoreError
 from featstore.progress import Silent
@@ -16,7 +17,6 @@ from featstore.store import bucket as bucket_lock
 from featstore.store.bucket import Bucket, Retries, open_bucket
 from featstore.store.care import verify
 from featstore.store.keys import S3Location, Stored, map_path, parse_location
-from featstore.store.lock import exclusive
 from featstore.store.pack import pack
 from featstore.store.rows import REQUESTS, row_writer
 from featstore.store.source import StoredMaps
@@ -247,7 +247,7 @@ def test_a_damaged_object(place: S3Location, bucket: Bucket, damage: Callable[[b
 def test_rows_are_written_while_others_are_computed(place: S3Location) -> None:
     """The second row is computed before the first is written; when the writer ends, all are."""
     latents = write_small_store(place).latents()
-    latents.delete((0,))
+    latents.delete_rows([(0,)])
     computed, late = threading.Event(), []
 
     class Slow:

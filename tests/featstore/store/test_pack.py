@@ -129,7 +129,7 @@ def test_unpacking_gives_back_the_very_same_files(store: Store) -> None:
 
 
 def test_what_is_not_finished_is_left_alone(store: Store) -> None:
-    array_of(store, MAP_PATH).delete((2,))
+    array_of(store, MAP_PATH).delete_rows([(2,)])
     before = contents(store.path / MAP_PATH)
     outcome = {own.path: own for own in pack(store, Silent())}
     assert outcome[MAP_PATH].why == f"1 of {IMAGES} rows are missing"
@@ -166,7 +166,7 @@ def test_writing_to_a_packed_array_is_refused(store: Store) -> None:
     latents, noisy = store.latents(), array_of(store, "noisy/t0050")
     for change in (
         lambda: latents.write((0,), np.zeros(latents.row_shape)),
-        lambda: latents.delete((0,)),
+        lambda: latents.delete_rows([(0,)]),
         lambda: noisy.grow(3),
         lambda: store.require_noisy(50, 3),
     ):

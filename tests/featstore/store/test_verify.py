@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from featstore.store.row_file import RowFiles, ShardFiles
 
 from featstore.errors import StoreError
 from featstore.progress import Silent
@@ -24,7 +25,6 @@ from featstore.store.care import (
     verify,
 )
 from featstore.store.pack import pack
-from featstore.store.row_file import RowFiles, ShardFiles
 from featstore.store.store import Store, open_store, summarise
 from matcher.errors import InputError
 from tests.featstore.store.small_store import (
@@ -366,13 +366,13 @@ def test_metadata_under_which_rows_still_read(
     store: Store, path: str, change: Callable[[dict[str, Any]], object], words: str
 ) -> None:
     """Edited by hand: they are found, and what they say of is made whole with no row lost."""
-    shapes = {"latents": (LATENT, "float16"), MAP_PATH: (MAP, "float16")}
+    shapes = {"latents": (LATENT), MAP_PATH: (MAP, "float16")}
     before = contents(store.path)
     _edit(store, path, change)
     found = verify(open_store(store.path), Silent(), shapes.get)
     assert [(damaged.path, words in damaged.why) for damaged in found.metadata] == [(path, True)], found.metadata
     if path != "noisy/t0261":  # of which not all rows may be there
-        assert restore_metadata(store, found.metadata[0], *shapes.get(path, (LATENT, "float16")))
+        assert restore_metadata(store, found.metadata[0], *shapes.get(path, (LATENT)))
         assert contents(store.path) == before
 
 
@@ -386,4 +386,4 @@ def test_a_header_of_another_size_is_not_taken_for_damaged_latents(store: Store)
     with pytest.raises(
         StoreError, match=r"says images of 64 pixels .* \(4, 16, 16\), but whole ones of \(4, 8, 8\) lie"
     ):
-        verify(store, Silent(), lambda _: ((4, 16, 16), "float16"))
+        verify(store, Silent(), lambda _: ((4, 16, 16)))
