@@ -158,7 +158,7 @@ def test_three_lines_of_python_read_the_same(run: Run, store: Path) -> None:
 
 def test_extractors_describe_themselves() -> None:
     unet = Extractor("f", {"kind": "text", "template": "a"}, 8, "float32", 0)
-    dino = PixelExtractor("dino", NetworkName("x", "y"), 840)
+    dino = PixelExtractor("dino", NetworkName("x", "y"), 840, "float16")
     assert Extractor.from_description(unet.describe()) == unet
     assert Extractor.from_description(dino.describe()) is None
     assert PixelExtractor.from_description(unet.describe()) is None

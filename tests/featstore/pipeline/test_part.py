@@ -24,8 +24,7 @@ from featstore.pipeline.needed import require_maps
 from featstore.pipeline.plan import MapRequest
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
-from featstore.store.rows import Row
-from featstore.store.rows import RowArray
+from featstore.store.rows import Row, RowArray
 from featstore.store.store import open_store
 from tests.featstore.store.small_store import contents
 from tests.forked import all_done, at_once, one_thread

@@ -79,6 +79,21 @@ def array_of(store: Store, path: str) -> RowArray:
     return array
 
 
+def place_of(store: Store, path: str, row: Row) -> tuple[Path, int, int]:
+    """(file, offset, length) of a row, alone in its file or, as Zarr's sharding codec has it, one of a packed one."""
+    array = array_of(store, path).array
+    end = (0,) * (array.ndim - len(row))
+    folder = Path(str(store.path)) / path
+    if array.shards is None:
+        file = folder / f"c.{'.'.join(map(str, (*row, *end)))}"
+        return file, 0, file.stat().st_size
+    shard = array.shards[: len(row)]
+    file = folder.joinpath("c", *(str(own // size) for own, size in zip(row, shard, strict=True)), *map(str, end))
+    index = np.frombuffer(file.read_bytes()[-16 * int(np.prod(shard)) - 4 : -4], dtype="<u8").reshape(*shard, 2)
+    offset, length = index[tuple(own % size for own, size in zip(row, shard, strict=True))].tolist()
+    return file, offset, length
+
+
 def contents(path: Path) -> dict[str, bytes]:
     """Every file of a store but the lock."""
     return {
