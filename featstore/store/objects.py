@@ -116,7 +116,7 @@ class Folder:
                 first, last, _ = slice(start, stop).indices(os.fstat(stream.fileno()).st_size)
                 stream.seek(first)
                 return np.fromfile(stream, dtype=np.uint8, count=max(last - first, 0))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             self._check_there()
             return None
 

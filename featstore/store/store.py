@@ -18,6 +18,8 @@ from featstore.files import writing
 from featstore.progress import Progress
 from featstore.store import keys
 from featstore.store.images import (
+    COLUMNS,
+    LOG,
     Change,
     ImageEntry,
     ImageTable,
@@ -244,6 +246,7 @@ def update_images(store: Store, found: Sequence[ImageEntry], progress: Progress)
         images = record(store.objects, found, images)
     if images.entries and not has_columns(store.group, images):
         with store.objects.exclusive("new images", progress.note):
+            store.objects.sweep([LOG, *(f"{path}/c" for path in COLUMNS)])
             now = replace(store, images=read_log(store.objects) or images)  # others may have added some since
             for array in now.arrays().values():
                 array.lengthen((len(now.images),))

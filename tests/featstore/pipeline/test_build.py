@@ -173,6 +173,9 @@ def test_a_broken_image_is_named_and_the_rest_is_kept(
 def test_images_come_and_go_and_only_what_is_new_is_encoded(
     dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, photographs: Path, tmp_path: Path
 ) -> None:
+    for name in ("keypoints.csv", "pairs.csv"):
+        (photographs / name).unlink(missing_ok=True)
+
     def built() -> tuple[int, int, int, tuple[str, ...]]:
         again = open_dataset("folder", photographs)
         cost = estimate(again, model, request_, Silent())
@@ -210,6 +213,8 @@ def test_entirely_other_images_are_refused(
     dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, photographs: Path
 ) -> None:
     build(dataset, model, request_, compute, skip_bad=False, progress=Silent())
+    for name in ("keypoints.csv", "pairs.csv"):
+        (photographs / name).unlink(missing_ok=True)
     for number, file in enumerate(sorted(photographs.glob("*/*.png"))):
         file.rename(file.with_name(f"other{number}.png"))
     other = open_dataset("folder", photographs)

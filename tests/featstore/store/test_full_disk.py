@@ -69,7 +69,7 @@ def test_build_and_maps_on_a_small_disk(
     def run() -> None:
         build(dataset, model, wish, COMPUTE, skip_bad=False, progress=Silent())
 
-    resize(disk, 120_000)
+    resize(disk, 132_000)
     with pytest.raises(DiskFullError, match=FULL):
         run()
     made = rows(path)

@@ -4,7 +4,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,10 +100,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreLocation:
     return parse_location(request.getfixturevalue("s3_store"))
 
 
+def in_threads(*tasks: Callable[[], object]) -> list[int | None]:
+    """As `at_once` does it in processes, of which none may be forked once object storage was used."""
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        codes = [pool.submit(task) for task in tasks]
+        return [-signal.SIGKILL if isinstance(own.exception(), KeyboardInterrupt) else own.result() for own in codes]  # type: ignore[misc]
+
+
 def test_four_builders_one_killed_while_a_reader_folds(place: StoreLocation, tmp_path: Path) -> None:
     """Each adds images of its own, one at a time, as `cache build` does; what one wrote nobody loses, and a row that
     was seen once is the same image's for ever."""
-    count = COUNT if isinstance(place, Path) else 6
+    count, run = (COUNT, at_once) if isinstance(place, Path) else (6, in_threads)
     create_store(place, HEADER, table_of([Change((A,))]), LATENT)
     done = tmp_path / "done"
     done.mkdir()
@@ -117,6 +125,8 @@ def test_four_builders_one_killed_while_a_reader_folds(place: StoreLocation, tmp
             assert own.id in now.rows
             (done / f"{builder}-{number}").write_text(str(now.rows[own.id]))
             if builder == 0 and number == count // 2:
+                if run is in_threads:
+                    raise KeyboardInterrupt
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def read() -> None:
@@ -129,8 +139,9 @@ def test_four_builders_one_killed_while_a_reader_folds(place: StoreLocation, tmp
             seen = rows_of(table)
             time.sleep(0.01)
 
-    codes = at_once(*(partial(add, builder) for builder in range(BUILDERS)), read)
-    assert codes == [-signal.SIGKILL, 0, 0, 0, 0]
+    killed, *codes = run(*(partial(add, builder) for builder in range(BUILDERS)), read)
+    assert killed == -signal.SIGKILL
+    assert not any(codes)
     table = read_log(objects_at(place))
     assert table is not None
     written = {file.name.replace("-", "/"): int(file.read_text()) for file in done.iterdir()}
@@ -220,7 +231,7 @@ def test_rows_of_images_that_are_gone_go_when_asked_and_no_others(place: StoreLo
     now = update_images(store, [entries[0], entries[2]], Silent())
     drop_rows(now, gone_rows(now), Silent())
     assert gone_rows(now) == []
-    for path in ARRAYS:
+    for path in (path for path in ARRAYS if not path.startswith("grids/")):  # their rows are of pairs
         array = array_of(open_store(place), path)
         for row in np.ndindex(*array.rows_shape):
             assert array.present()[row] == (row[0] != 1)

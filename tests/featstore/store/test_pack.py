@@ -99,6 +99,7 @@ def test_files_are_what_zarr_itself_writes(store: Store, tmp_path: Path) -> None
         fill_value=float("nan"),
         filters=None,
         compressors=Crc32cCodec(),
+        dimension_names=("image", "channel", "y", "x"),
     )
     for start in (0, 3, 6):
         made[start : start + 3] = latents[start : start + 3]
