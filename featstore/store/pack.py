@@ -206,7 +206,8 @@ def strays(array: RowArray) -> list[StoredObject]:
 
 
 def sweep_strays(array: RowArray) -> None:
-    """Delete them. The caller holds the store's lock: another process may be packing."""
+    """Delete them, and what was half written. The caller holds the store's lock: another process may be packing."""
+    array.objects.sweep([array.path])
     if array.packed:
         array.objects.delete([one.key for one in strays(array)])
     else:

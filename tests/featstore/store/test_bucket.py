@@ -178,7 +178,7 @@ def test_lock(place: S3Location, monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join()
     assert overlaps == [True] * 9
-    assert open_bucket(place).objects() == [], "it is let go"
+    assert open_bucket(place).below() == [], "it is let go"
 
 
 def test_lock_of_a_killed_process(place: S3Location, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +332,7 @@ def test_how_far_ahead(place: S3Location, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_profile(place: S3Location, s3_link: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys, region and endpoint from the files; the environment's come first."""
+    pytest.importorskip("boto3", reason="profiles are read by boto3, of the extra dualsd[s3]")
     (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = K\naws_secret_access_key = S\n")
     (tmp_path / "config").write_text("[profile lab]\nregion = eu-north-1\nendpoint_url = http://127.0.0.1:1\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -355,7 +356,7 @@ def test_profile(place: S3Location, s3_link: FaultyProxy, tmp_path: Path, monkey
 def test_anonymous(place: S3Location, s3_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A public bucket is read without credentials and without a signature."""
     write_small_store(place)
-    for one in open_bucket(place).objects():
+    for one in open_bucket(place).below():
         make_public(s3_server, f"/{place.bucket}/{place.prefix}/{one.key}")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

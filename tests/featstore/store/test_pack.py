@@ -167,7 +167,7 @@ def test_writing_to_a_packed_array_is_refused(store: Store) -> None:
 def test_a_damaged_row_is_named_and_nothing_packed(store: Store) -> None:
     flip(store.path / "latents" / "c.4.0.0.0", 9, 1)
     before = contents(store.path / "latents")
-    with pytest.raises(StoreError, match=r"Row 4 of array 'latents' is damaged .*verify --drop"):
+    with pytest.raises(StoreError, match=r"Row 4 of array 'latents' in .* is damaged .*verify --drop"):
         pack(store, Silent())
     assert contents(store.path / "latents") == before
 
@@ -270,6 +270,8 @@ def step():
         os.kill(os.getpid(), signal.SIGKILL)
 def before_and_after(plain):
     def call(*arguments, **options):
+        if plain.__name__ == "unlink" and arguments[0].suffix == ".partial":
+            return plain(*arguments, **options)
         step()
         done = plain(*arguments, **options)
         step()
@@ -285,6 +287,12 @@ PACK = "pack.pack(store, Silent())"
 UNPACK = "pack.unpack(store, store.array_paths(), Silent())"
 
 
+def age(folder: Path) -> None:
+    """Let an hour pass: what may be another run's, half-written just now, is swept only when it is old."""
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - 3600,) * 2)
+
+
 def killed(store: Store, act: str, place: int) -> subprocess.CompletedProcess[str]:
     code = KILLED.format(place=place, path=str(store.path), act=act)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -297,6 +305,7 @@ def test_a_killed_pack_leaves_every_row(store: Store, place: int) -> None:
     assert store.latents().packed is (place >= 8)
     assert_whole(store)
     assert verify(open_store(store.path), Silent()).sound
+    age(store.path)
     assert killed(store, PACK, 0).returncode == 0
     assert_whole(store)
     assert all(array_of(store, path).packed for path in PACKABLE)
@@ -312,6 +321,7 @@ def test_a_killed_unpack_leaves_every_row(store: Store, place: int) -> None:
     assert killed(store, UNPACK, place).returncode == -signal.SIGKILL
     assert store.latents().packed is (place < 16)
     assert_whole(store)
+    age(store.path)
     assert killed(store, UNPACK, 0).returncode == 0
     assert contents(store.path) == before
 
