@@ -54,8 +54,9 @@ def pack(store: Store, progress: Progress) -> list[Packed]:
     found = []
     for path in store.arrays():
         with store.objects.exclusive("packing", progress.note):
-            array = store.array(path)
-            found.append(Packed(path, 0, 0, 0, "it is gone") if array is None else _pack(store, array, progress))
+            now = store.newest()  # whoever adds images waits for the lock before their rows are written
+            array = now.array(path)
+            found.append(Packed(path, 0, 0, 0, "it is gone") if array is None else _pack(now, array, progress))
     return found
 
 

@@ -23,7 +23,6 @@ from featstore.store.images import (
     Change,
     ImageEntry,
     ImageTable,
-    begin_log,
     change_of,
     first_entry,
     has_columns,
@@ -51,6 +50,10 @@ class Store:
     group: zarr.Group
     header: StoreHeader
     images: ImageTable
+
+    def newest(self) -> "Store":
+        """The store with the images that it has now: others may have added some since it was opened."""
+        return replace(self, images=read_log(self.objects) or self.images)
 
     def latents(self) -> RowArray:
         """(N, c, h, w), ready for noise."""
@@ -240,14 +243,16 @@ def update_images(store: Store, found: Sequence[ImageEntry], progress: Progress)
     images = store.images
     if change_of(found, images, images) != Change():
         if not images.entries:
-            begin_log(store.objects, images)
+            with writing(f"The log of images of {store.path}", place=store.objects.disk):
+                for key, content in first_entry(images).items():
+                    store.objects.create(key, content)
         if store.header.version < VERSION:  # a dualsd before this one would not see the log, and must know of it
             _write_header(store, version=VERSION)
         images = record(store.objects, found, images)
     if images.entries and not has_columns(store.group, images):
         with store.objects.exclusive("new images", progress.note):
             store.objects.sweep([LOG, *(f"{path}/c" for path in COLUMNS)])
-            now = replace(store, images=read_log(store.objects) or images)  # others may have added some since
+            now = store.newest()
             for array in now.arrays().values():
                 array.lengthen((len(now.images),))
             with writing(f"The table of images of {store.path}", place=store.objects.disk):

@@ -19,6 +19,7 @@ from featstore.store.care import drop_rows, gone_rows, verify
 from featstore.store.images import LOG, Change, ImageEntry, ImageTable, change_of, read_log, record, table_of
 from featstore.store.keys import StoreLocation, parse_location
 from featstore.store.objects import objects_at
+from featstore.store.pack import pack, unpack
 from featstore.store.store import create_store, open_store, update_images
 from tests.featstore.store.small_store import ARRAYS, HEADER, LATENT, array_of, contents, row_values, write_small_store
 from tests.fixtures.make_store_v1 import SALTS, values
@@ -238,6 +239,24 @@ def test_rows_of_images_that_are_gone_go_when_asked_and_no_others(place: StoreLo
             if row[0] != 1:
                 np.testing.assert_array_equal(array.read(row), row_values(array, row))
     assert verify(now, Silent()).sound
+
+
+def test_packing_by_one_that_does_not_know_the_newest_images(tmp_path: Path) -> None:
+    """Their rows are packed like all others, or their lack is noticed."""
+    old = write_small_store(tmp_path / "s.zarr")
+    now = update_images(old, [*map(old.images.entry, range(3)), C], Silent())
+    now.latents().write((3,), np.ones(LATENT))
+    why = {own.path: own.why for own in pack(old, Silent())}
+    assert why["latents"] == ""
+    assert {why[path] for path in ("noisy/t0050", "cond/dinov2")} == {
+        "2 of 8 rows are missing",
+        "1 of 4 rows are missing",
+    }
+    for reader in (open_store(now.path), now):
+        assert (reader.latents().read((3,)) == 1).all()
+        np.testing.assert_array_equal(reader.latents().read((1,)), row_values(reader.latents(), (1,)))
+    unpack(old, ["latents"], Silent())
+    assert (now.latents().read((3,)) == 1).all()
 
 
 def test_what_older_readers_make_is_lengthened_later(tmp_path: Path) -> None:
