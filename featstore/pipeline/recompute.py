@@ -228,7 +228,7 @@ def _scratch(store: Store) -> Iterator[Store]:
         for path in {*map(_group, store.array_paths())}:
             if description := store.attributes(path):
                 require_group(made.group, path, description)
-        yield made
+        yield replace(made, images=store.images)  # whatever is gone in the store's own table
 
 
 def _group(path: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,7 +107,6 @@ class Bucket:
     location: S3Location
     client: "S3Store" = field(repr=False)
     retries: Retries
-    process: int = field(default_factory=os.getpid)
 
     def __str__(self) -> str:
         return str(self.location)
@@ -250,9 +250,9 @@ class Bucket:
         """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-        if os.getpid() != self.process:  # it would wait for ever for threads that were not forked with it
+        if os.getpid() != _first_process():
             raise StoreError(
-                f"{self} was opened before this process was forked: open it again here, or spawn processes."
+                f"{self} cannot be used here: this process was forked from one that used object storage; spawn it."
             )
         last = time.monotonic() + self.retries.give_up
         tries = 0
@@ -270,6 +270,13 @@ class Bucket:
                     raise StoreError(_sentence(self.location, doing, error)) from error
                 time.sleep(min(self.retries.first_wait * 2**tries, self.retries.longest_wait))
                 tries += 1
+
+
+@cache
+def _first_process() -> int:
+    """The process that asked obstore for anything first. Those forked from it would wait for ever for threads that were
+    not forked with them, even if they open a bucket of their own."""
+    return os.getpid()
 
 
 WAIT_SECONDS = 1.0

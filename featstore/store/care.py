@@ -16,7 +16,7 @@ from featstore.errors import MetadataError, StoreError
 from featstore.files import writing
 from featstore.progress import Progress
 from featstore.store import keys
-from featstore.store.images import COLUMNS, has_columns, write_columns
+from featstore.store.images import COLUMNS, write_columns
 from featstore.store.metadata import rewrite_metadata
 from featstore.store.pack import shard_rows, strays, sweep_strays, unpack_array
 from featstore.store.rows import ENCODINGS, Row, RowArray, create_rows, row_bytes, row_of_name, unlike
@@ -248,7 +248,7 @@ def _arrays(store: Store) -> tuple[list[str], list[BadMetadata]]:
     """Paths of all arrays of rows, and what is wrong with the metadata of groups."""
     paths, bad = [], []
     old = {f"{keys.MAPS}/{name}" for name in store.outdated()}
-    for path in _with_metadata(store):
+    for path in sorted(_with_metadata(store)):
         if path in COLUMNS or "/".join(path.split("/")[:2]) in old:  # looked at by themselves, or by nobody
             continue
         if BadMetadata(path, "").is_array:
@@ -301,11 +301,18 @@ def _columns(store: Store) -> list[CheckedArray]:
 
 
 def _copies(store: Store) -> list[BadMetadata]:
-    """What is wrong with those copies."""
-    names = [path.rpartition("/")[2] for path in COLUMNS]
-    if not store.images.entries or has_columns(store.group, store.images, names):
-        return []
-    return [BadMetadata(keys.IMAGES, "its arrays are not copies of the log of images")]
+    """What is wrong with those copies. A run that was killed may leave some of them missing or out of date; the next
+    build writes them anew."""
+    for path in COLUMNS if store.images.entries else ():
+        try:
+            np.asarray(store.group[path])
+        except KeyError:
+            continue
+        except keys.METADATA_ERRORS as error:
+            return [
+                BadMetadata(keys.IMAGES, f"{path}, a copy of what the log of images says, cannot be read ({error})")
+            ]
+    return []
 
 
 def _left_over(store: Store, arrays: Iterable[RowArray]) -> list[LeftOver]:

@@ -170,13 +170,6 @@ def first_entry(table: ImageTable) -> dict[str, bytes]:
     return {_entry(0): Change(tuple(map(table.entry, range(len(table))))).to_json()}
 
 
-def begin_log(objects: Objects, table: ImageTable) -> None:
-    """Let a store have a log, whose first entry says what its table of images did."""
-    with writing(f"The log of images of {objects}", place=objects.disk):
-        for key, content in first_entry(table).items():
-            objects.create(key, content)
-
-
 def record(objects: Objects, found: Sequence[ImageEntry], before: ImageTable) -> ImageTable:
     """Bring a store's log up to date with a data set; what other builders say meanwhile is kept.
 
@@ -256,11 +249,11 @@ def write_columns(group: zarr.Group, table: ImageTable) -> None:
         )[:] = values
 
 
-def has_columns(group: zarr.Group, table: ImageTable, names: Iterable[str] = ("here",)) -> bool:
-    """Whether the arrays of these names say what the table does; `here` is the one that is written last."""
+def has_columns(group: zarr.Group, table: ImageTable) -> bool:
+    """Whether the arrays say what the table does."""
     expected = _columns_of(table)
     try:
-        return all(np.array_equal(np.asarray(group[f"{IMAGES}/{name}"]), expected[name]) for name in names)
+        return all(np.array_equal(np.asarray(group[f"{IMAGES}/{name}"]), own) for name, own in expected.items())
     except METADATA_ERRORS:
         return False
 

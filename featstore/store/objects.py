@@ -116,7 +116,7 @@ class Folder:
                 first, last, _ = slice(start, stop).indices(os.fstat(stream.fileno()).st_size)
                 stream.seek(first)
                 return np.fromfile(stream, dtype=np.uint8, count=max(last - first, 0))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             self._check_there()
             return None
 
@@ -286,7 +286,7 @@ class Folder:
 
     def _check_there(self) -> None:
         """Raise `StoreError` where the store's folder is gone."""
-        if not self.root.is_dir():
+        if not self.root.exists():
             raise StoreError(
                 f"The store {self.root} is no longer there: it was moved or removed while this command worked on it; "
                 "run the same command again where it lies now."

@@ -29,7 +29,7 @@ from featstore.plain_text import free_bytes, human_bytes
 from featstore.progress import Progress
 from featstore.store.keys import METADATA, StoredObject
 from featstore.store.metadata import metadata_of
-from featstore.store.rows import ENCODINGS, RAW, Row, RowArray, create_rows, encoding_of, row_of_name
+from featstore.store.rows import ENCODINGS, MISSING, RAW, Encoding, Row, RowArray, create_rows, row_of_name
 from featstore.store.store import Store
 
 SHARD_BYTES = 128_000_000
@@ -54,8 +54,9 @@ def pack(store: Store, progress: Progress) -> list[Packed]:
     found = []
     for path in store.arrays():
         with store.objects.exclusive("packing", progress.note):
-            array = store.array(path)
-            found.append(Packed(path, 0, 0, 0, "it is gone") if array is None else _pack(store, array, progress))
+            now = store.newest()  # whoever adds images waits for the lock before their rows are written
+            array = now.array(path)
+            found.append(Packed(path, 0, 0, 0, "it is gone") if array is None else _pack(now, array, progress))
     return found
 
 
@@ -112,6 +113,8 @@ def pack_array(array: RowArray, progress: Progress) -> int:
     shard = shard_rows(array.rows_shape, array.row_bytes)
     starts = range(0, array.rows_shape[0], shard[0])
     present, packed = array.present(), _rearranged(array, shard)
+    if not present.all():
+        packed.metadata.attributes[MISSING] = np.argwhere(~present).tolist()
     with _replacing(array, packed, "packing"):
         progress.start(f"packing {array.path}", present.size, "rows")
         for start in starts:
@@ -135,16 +138,17 @@ def unpack_array(array: RowArray, progress: Progress) -> list[Row]:
 
     Raises `StoreError` where the disk has no room for the array beside itself.
     """
-    loose = _rearranged(array, None)
-    encoding = encoding_of(loose) or RAW
+    loose, encoding = _rearranged(array, None), _stated(array)
+    everyone = RowArray(array.array, len(array.rows_shape), array.array.shape[0])  # more than this process knows, maybe
     lost: list[Row] = []
     with _replacing(array, loose, "unpacking"):
-        progress.start(f"unpacking {array.path}", math.prod(array.array.shape[: len(array.rows_shape)]), "rows")
-        for row in _rows(range(array.array.shape[0]), array):
-            if array.damage(row) is not None:
+        rows = [*map(tuple, np.argwhere(everyone.present()).tolist())]
+        progress.start(f"unpacking {array.path}", len(rows), "rows")
+        for row in rows:
+            if everyone.damage(row) is None:
+                array.objects.put(array.key(row), *encoding.encode(everyone.read(row)))
+            else:
                 lost.append(row)
-            elif not np.isnan(values := np.asarray(array.array[row])).all():
-                array.objects.put(array.key(row), *encoding.encode(values))
             progress.advance()
     if lost:
         progress.note(f"{len(lost)} rows of {array.path} were damaged and are lost; they can be made anew")
@@ -155,12 +159,16 @@ def _rows(images: Iterable[int], array: RowArray) -> Iterator[Row]:
     return ((image, *draws) for image in images for draws in np.ndindex(array.array.shape[1 : len(array.rows_shape)]))
 
 
+def _stated(array: RowArray) -> Encoding:
+    """The encoding that an array's attributes state."""
+    bits = array.array.attrs.get("keepbits")
+    return next((own for own in ENCODINGS.values() if own.keepbits == bits), RAW)
+
+
 def _rearranged(array: RowArray, shard: Sequence[int] | None) -> zarr.Array[ArrayV3Metadata]:
     """An array's rows in the other way of storing them, whose metadata are not there yet: nobody sees it."""
-    bits = array.array.attrs.get("keepbits")
-    encoding = next((own for own in ENCODINGS.values() if own.keepbits == bits), RAW)
     rows = (max(array.rows_shape[0], array.array.shape[0]), *array.array.shape[1 : len(array.rows_shape)])
-    made = metadata_of(lambda group: create_rows(group, array.path, rows, array.row_shape, encoding, shard))
+    made = metadata_of(lambda group: create_rows(group, array.path, rows, array.row_shape, _stated(array), shard))
     metadata = ArrayV3Metadata.from_dict(json.loads(made[f"{array.path}/{METADATA}"]))
     return zarr.Array(AsyncArray(metadata, array.array.store_path))
 
@@ -199,7 +207,8 @@ def strays(array: RowArray) -> list[StoredObject]:
 
 
 def sweep_strays(array: RowArray) -> None:
-    """Delete them. The caller holds the store's lock: another process may be packing."""
+    """Delete them, and what was half written. The caller holds the store's lock: another process may be packing."""
+    array.objects.sweep([array.path])
     if array.packed:
         array.objects.delete([one.key for one in strays(array)])
     else:

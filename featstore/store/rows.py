@@ -39,6 +39,9 @@ DTYPE = np.dtype("<f2")
 
 CHECKSUM_BYTES = 4
 
+MISSING = "missing"
+"""The attribute of a packed array that lists the rows which it lacks: of images that are gone."""
+
 _ROW_ERRORS = (ValueError, OSError, RuntimeError, IndexError, BufferError)
 
 _EXPONENT = np.uint16(0x7C00)
@@ -159,11 +162,14 @@ class RowArray:
         self.encoding = None if self.packed else encoding_of(array)
 
     def present(self) -> NDArray[np.bool_]:
-        """Which rows are there, (images,) or (images, draws); one listing, no row is read. Of a packed array they are
-        those that it has room for: only whole ones are packed."""
+        """Which rows are there, (images,) or (images, draws); one listing, no row is read. Of a packed array its
+        metadata say which it lacks."""
         if self.packed:
+            missing = np.array(self.array.attrs.get(MISSING, ()), dtype=np.intp).reshape(-1, self._leading)
+            packed = np.ones(self.array.shape[: self._leading], dtype=bool)
+            packed[tuple(missing.T)] = False
             found = np.zeros(self.rows_shape, dtype=bool)
-            found[: self.array.shape[0]] = True
+            found[: len(packed)] = packed[: self._images]
             return found
         ndim = self.array.ndim
         rows = [row_of_name(name, self._leading, ndim) for name in self.objects.level(self.path)[0]]
@@ -199,9 +205,9 @@ class RowArray:
             values = self._values(row)
         except _ROW_ERRORS as error:
             return str(error) or repr(error)
-        if values is None or is_finite(values) or (self.packed and np.isnan(values).all()):  # never was packed
-            return None
-        return "it holds values that are not finite"
+        if values is None:
+            return "it is missing" if self.packed else None
+        return None if is_finite(values) else "it holds values that are not finite"
 
     def _values(self, row: Row) -> NDArray[np.float16] | None:
         while True:
@@ -217,7 +223,8 @@ class RowArray:
     def _stored(self, row: Row) -> NDArray[np.float16] | None:
         if self.encoding is None:
             inside = all(index < size for index, size in zip(row, self.array.shape, strict=False))
-            return np.asarray(self.array[row]) if inside else None
+            values = np.asarray(self.array[row]) if inside else None
+            return None if values is None or np.isnan(values).all() else values  # zarr fills what is not there
         content = self.objects.get(self.key(row))
         return None if content is None else self.encoding.decode(content, self.row_shape)
 
@@ -257,14 +264,16 @@ class RowArray:
         self.check_loose()
         self.objects.delete([self.key(row) for row in rows])
 
-    def lengthen(self, draws: int = 0) -> None:
-        """Let the metadata say that there is room for all of the store's images, and for `draws` draws of each, which
-        readers without dualsd go by; it never gets less. The caller holds the store's lock; a packed array stays as
-        it is."""
+    def has_room(self, rows: Sequence[int]) -> bool:
+        """Whether its metadata say that there is room for so many rows along each of the leading dimensions; readers
+        without dualsd go by that. A packed array has the room that it has."""
+        return self.packed or all(own >= asked for own, asked in zip(self.array.shape, rows, strict=False))
+
+    def lengthen(self, rows: Sequence[int]) -> None:
+        """Let the metadata say that there is room, see `has_room`. The caller holds the store's lock."""
         self._changed()
-        shape = self.array.shape
-        longer = (max(self._images, shape[0]), *(max(draws, own) for own in shape[1 : self._leading]), *self.row_shape)
-        if longer != shape and not self.packed:
+        if not self.has_room(rows):
+            longer = (*map(max, self.array.shape, rows), *self.array.shape[len(rows) :])
             with writing(f"The size of {self._where}", place=self.objects.disk):
                 metadata = self.array.metadata.update_shape(longer).to_buffer_dict(default_buffer_prototype())
                 self.objects.put(f"{self.path}/{METADATA}", metadata[METADATA].to_bytes())
@@ -362,6 +371,9 @@ def require_rows(
         found = open_rows(root, path, len(rows), rows[0])
     if found is None or found.row_shape != tuple(row_shape):
         raise StoreError(f"The array {path!r} of the store has another shape than {tuple(row_shape)} a row.")
+    if not found.has_room(rows):
+        with found.objects.exclusive("room for more rows", lambda _: None):
+            found.lengthen(rows)
     return found
 
 

@@ -18,10 +18,11 @@ from featstore.files import writing
 from featstore.progress import Progress
 from featstore.store import keys
 from featstore.store.images import (
+    COLUMNS,
+    LOG,
     Change,
     ImageEntry,
     ImageTable,
-    begin_log,
     change_of,
     first_entry,
     has_columns,
@@ -50,6 +51,10 @@ class Store:
     header: StoreHeader
     images: ImageTable
 
+    def newest(self) -> "Store":
+        """The store with the images that it has now: others may have added some since it was opened."""
+        return replace(self, images=read_log(self.objects) or self.images)
+
     def latents(self) -> RowArray:
         """(N, c, h, w), ready for noise."""
         found = self.array(keys.LATENTS)
@@ -63,12 +68,8 @@ class Store:
 
     def require_noisy(self, timestep: int, draws: int) -> RowArray:
         """The same, made or grown to `draws` draws an image."""
-        path = keys.noisy_path(timestep)
-        array = require_rows(self.group, path, (len(self.images), draws), self.latents().row_shape)
-        if array.rows_shape[1] < draws:
-            with self.objects.exclusive("more draws of noise", lambda _: None):  # nobody packs it meanwhile
-                array.lengthen(draws)
-        return array
+        rows, path = (len(self.images), draws), keys.noisy_path(timestep)
+        return require_rows(self.group, path, rows, self.latents().row_shape)
 
     def maps(self, extractor: keys.AnyExtractor, layer: int | str, timestep: int | None) -> RowArray | None:
         """(N, C, h, w) maps of an extractor, None where none were made."""
@@ -240,21 +241,24 @@ def update_images(store: Store, found: Sequence[ImageEntry], progress: Progress)
     Raises:
         StoreError, DiskFullError: Where that cannot be written down.
     """
-    before = store.images
-    if change_of(found, before, before) != Change():
-        if not before.entries:  # a dualsd before this one would not see the log, and must know that there is one
-            begin_log(store.objects, before)
+    images = store.images
+    if change_of(found, images, images) != Change():
+        if not images.entries:
+            with writing(f"The log of images of {store.path}", place=store.objects.disk):
+                for key, content in first_entry(images).items():
+                    store.objects.create(key, content)
+        if store.header.version < VERSION:  # a dualsd before this one would not see the log, and must know of it
             _write_header(store, version=VERSION)
-            before = read_log(store.objects) or before
-        before = record(store.objects, found, before)
-    if before.entries and not has_columns(store.group, before):
+        images = record(store.objects, found, images)
+    if images.entries and not has_columns(store.group, images):
         with store.objects.exclusive("new images", progress.note):
-            now = replace(store, images=read_log(store.objects) or before)  # others may have added some since
+            store.objects.sweep([LOG, *(f"{path}/c" for path in COLUMNS)])
+            now = store.newest()
             for array in now.arrays().values():
-                array.lengthen()
+                array.lengthen((len(now.images),))
             with writing(f"The table of images of {store.path}", place=store.objects.disk):
                 write_columns(store.group, now.images)
-    return replace(store, images=before)
+    return replace(store, images=images)
 
 
 KEPT = 256

@@ -251,7 +251,7 @@ def test_a_packed_store_serves_every_command(run: Run, store: Path, maps: str) -
 
 
 def test_an_image_that_changed_in_a_packed_store(run: Run, store: Path, maps: str, photographs: Path) -> None:
-    """It ends in the store that was never packed: nothing of the old image is left, nothing of the others is lost."""
+    """It ends in the store that was never packed: the image has a new row, and no row is lost."""
     shutil.copytree(store, "never.zarr")
     ok(run("cache", "pack"))
     Image.open(photographs / "dog" / "1.png").resize((88, 66)).save(photographs / "dog" / "1.png")
@@ -281,7 +281,7 @@ def test_half_written_files_go_at_the_next_run_of_their_array(run: Run, store: P
         return file
 
     layer = f"{maps}/layer2/t0261"
-    old = {folder: put(folder, 3600) for folder in ("latents", "noisy/t0050", "images/key", layer)}
+    old = {folder: put(folder, 3600) for folder in ("latents", "noisy/t0050", layer)}
     young = {folder: put(folder, -3600) for folder in old}  # however long this test takes
     ok(run(*BUILD))
     assert [folder for folder, file in old.items() if file.exists()] == [layer]
@@ -289,7 +289,7 @@ def test_half_written_files_go_at_the_next_run_of_their_array(run: Run, store: P
     assert not old[layer].exists()
     assert all(file.exists() for file in young.values())
     listed = ok(run("cache", "verify", "--json", "v.json"))
-    assert "4 file(s) left over" in listed.output
+    assert "3 file(s) left over" in listed.output
     assert {own["path"] for own in read_json("v.json")["left_over"]} == {
         str(file.relative_to(store)) for file in young.values()
     }

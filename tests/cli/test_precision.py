@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-def test_pck_of_float16_and_int8_is_that_of_float32(run: Run) -> None:
+def test_pck_of_float16_and_of_rounded_maps_is_that_of_float32(run: Run) -> None:
     """All 900 pairs with the demo model, in points of PCK; 0.1 points are 9 of the 9,000 keypoints."""
     build = ("cache", "build", "--dataset", "pf-willow", "--root", str(DATA), "--model", "demo", "--t", "261,200")
     result = run(*build)
@@ -40,7 +40,8 @@ def test_pck_of_float16_and_int8_is_that_of_float32(run: Run) -> None:
     assert max(exact.values()) > 20  # there is something to lose
     for how, bound in (
         (("--dtype", "float16"), 0.1),
-        (("--dtype", "float32", "--stored", "int8"), 0.3),
+        (("--dtype", "float32", "--encoding", "bitround4"), 0.3),
+        (("--dtype", "float32", "--encoding", "bitround3"), 0.3),
     ):
         differences = {place: value - exact[place] for place, value in percent(*how).items()}
         assert max(map(abs, differences.values())) < bound, (how, differences)

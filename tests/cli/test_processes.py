@@ -18,9 +18,8 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from featstore.pipeline.defaults import own_device
 from featstore.pipeline.distributed import launched
-from featstore.store.row_file import Row
-from featstore.store.rows import RowArray
-from featstore.store.schema import ImageTable
+from featstore.store.images import ImageTable
+from featstore.store.rows import Row, RowArray
 from featstore.store.store import create_store
 from matcher.errors import InputError
 from tests.cli.conftest import Run

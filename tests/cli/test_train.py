@@ -354,7 +354,7 @@ def test_cpm_prompts_are_used_pair_by_pair(train: Callable[..., Result], run: Ru
     assert cell["results"] == ours["results"]
     assert not Path("dualsd.zarr/maps").exists()
     for command in (("eval",), ("grid", "--t", "50,200")):
-        refused = run(*command, *few, "--stored", "int8")
+        refused = run(*command, *few, "--encoding", "bitround4")
         assert (refused.exit_code, "those of prompts of pairs (cpm) are not" in refused.stderr) == (2, True)
     ok(run("score", "runs/eval-2+3-001", "--json", "score.json"))
     assert json.loads(Path("score.json").read_text()) == ours

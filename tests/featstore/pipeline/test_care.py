@@ -26,12 +26,11 @@ from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, save_prompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.care import verify
-from featstore.store.keys import PixelExtractor, Stored
+from featstore.store.keys import PixelExtractor
 from featstore.store.pack import pack
-from featstore.store.row_file import ShardFiles
 from featstore.store.rows import require_rows
 from featstore.store.store import Store, open_store
-from tests.featstore.store.small_store import array_of, contents, fill, flip, write_small_store
+from tests.featstore.store.small_store import array_of, contents, fill, flip, place_of, write_small_store
 
 WANTED = [("2", 261), ("3", 50)]
 
@@ -124,15 +123,15 @@ def test_what_was_made_of_damaged_latents_goes_with_them(store: Store, model: Mo
     assert contents(store.path) == {name: data for name, data in before.items() if name not in gone}
 
 
-def test_maps_of_8_bits_and_of_learned_prompts(
+def test_rounded_maps_and_of_learned_prompts(
     store: Store, dataset: Dataset, compute: Compute, model: Model, run: Path
 ) -> None:
-    """Rows, and the metadata of an array, which is not taken for one of float16."""
+    """Rows, and the metadata of an array, which is not taken for one of raw rows."""
     prompts = SavedPrompts(learned(model), TextPrompt())
-    made = require_maps(store, dataset, range(6), WANTED, MapRequest(prompts, 2, compute, Stored.INT8), Silent())
+    made = require_maps(store, dataset, range(6), WANTED, MapRequest(prompts, 2, compute, "bitround4"), Silent())
     before = contents(store.path)
     path = f"maps/{made.extractor.key}/layer2/t0261"
-    spoil(store, f"{path}/c.1.0.0")
+    spoil(store, f"{path}/c.1.0.0.0")
     (store.path / path / "zarr.json").write_text("{")
     dropped = mend(store, {run: learned(model)})
     assert dropped.rows == {path: 1}
@@ -144,7 +143,7 @@ def test_maps_of_8_bits_and_of_learned_prompts(
 
 
 def test_metadata_of_patch_maps_take_them_along(store: Store) -> None:
-    extractor = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32", Stored.INT8)
+    extractor = PixelExtractor("dino", NetworkName("owner/dino", "ef" * 16), 840, "float32", "bitround3")
     array = store.require_maps(extractor, "dino", None, (6, 4, 4))
     array.write((1,), np.ones((6, 4, 4)))
     (store.path / array.path / "zarr.json").write_text("{")
@@ -153,8 +152,8 @@ def test_metadata_of_patch_maps_take_them_along(store: Store) -> None:
     (sentence,) = dropped.notes
     assert sentence.startswith(f"{array.path} was removed, its metadata were damaged")
     assert dropped.commands == {
-        array.path: f"dualsd cache maps --layers dino --dino owner/dino --dino-size 840 --dtype float32 --stored int8 "
-        f"--store {store.path}"
+        array.path: "dualsd cache maps --layers dino --dino owner/dino --dino-size 840 --dtype float32 "
+        f"--encoding bitround3 --store {store.path}"
     }
 
 
@@ -180,11 +179,8 @@ def test_a_packed_store_is_mended_too(store: Store) -> None:
     pack(store, Silent())
     path = f"{maps_of(store, 'text')}/layer2/t0261"
     for own, row in (("noisy/t0261", (2, 1)), (path, (4,))):
-        files = array_of(store, own).files
-        assert isinstance(files, ShardFiles)
-        index = files.index((0,) * len(row))
-        assert index is not None
-        flip(files.file((0,) * len(row)), int(index[(*row, 0)]) + 11, 3)
+        file, offset, _ = place_of(store, own, row)
+        flip(file, offset + 11, 3)
     assert mend(store).rows == {"noisy/t0261": 1, path: 1}
     # what was damaged is in files of its own now, and as it was before it was packed
     now = contents(store.path)
@@ -206,7 +202,7 @@ def test_maps_whose_run_is_gone_are_deleted_and_said(store: Store, model: Model)
 def test_patch_tokens_and_hits_of_a_grid(store: Store, dataset: Dataset, compute: Compute, model: Model) -> None:
     name, folder = locate_dino(None, model.location)
     cache_patch_tokens(Work(store, dataset, compute, Silent()), name, folder, range(6))
-    fill(require_rows(store.group, "grids/0123456789abcdef", (6,), (2, 2, 2, 1), "float16"))
+    fill(require_rows(store.group, "grids/0123456789abcdef", (6,), (2, 2, 2, 1)))
     spoil(store, "cond/dinov2/c.3.0.0")
     spoil(store, "grids/0123456789abcdef/c.2.0.0.0.0")
     opened = open_store(store.path)

@@ -33,8 +33,8 @@ from featstore.pipeline.pairs import choose_some, in_resized_frame
 from featstore.pipeline.plan import MapRequest, extractor_of
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import Extractor, Stored
-from featstore.store.row_file import encoding_for
+from featstore.store.keys import Extractor
+from featstore.store.rows import ENCODINGS
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
 from matcher.configuration import LayerSpec, MatchSettings, all_layers_fused, one_layer_each
@@ -260,10 +260,10 @@ def test_streamed_maps_are_the_cached_ones(built: Built, tmp_path: Path) -> None
             assert torch.equal(found.load(image, spec), expected.load(image, spec))
 
 
-def test_streamed_maps_of_8_bits_are_the_cached_ones(built: Built, tmp_path: Path) -> None:
+def test_streamed_maps_that_are_rounded_are_the_cached_ones(built: Built, tmp_path: Path) -> None:
     store = built.copied(tmp_path)
     rows = range(len(store.images))
-    request = MapRequest(PROMPT, DRAWS, COMPUTE, Stored.INT8)
+    request = MapRequest(PROMPT, DRAWS, COMPUTE, "bitround3")
     made = require_maps(store, built.dataset, rows, GRID.maps, request, Silent())
     expected = StoredMaps(store, made.extractor)
     found = open_stream(store, built.dataset, ("dog",), GRID.maps, request).maps_of([4, 6], Silent())
@@ -273,12 +273,11 @@ def test_streamed_maps_of_8_bits_are_the_cached_ones(built: Built, tmp_path: Pat
             assert torch.equal(found.load(image, spec), expected.load(image, spec))
 
 
-def test_a_streamed_map_that_overflowed_is_refused() -> None:
-    for stored in Stored:
-        encoding = encoding_for(stored.value)
-        maps = EncodedMaps(encoding, {("a", "2", 261): encoding.encode(np.full((1, 2, 2), np.inf, dtype=np.float32))})
-        with pytest.raises(StoreError, match=rf"'a', layer 2 at t = 261, is not finite in {stored.value}"):
-            maps.load("a", LayerSpec("2", 261))
+@pytest.mark.parametrize("encoding", ["raw", "bitround3"])
+def test_a_streamed_map_that_overflowed_is_refused(encoding: str) -> None:
+    maps = EncodedMaps({("a", "2", 261): ENCODINGS[encoding].round(np.full((1, 2, 2), 1e6, dtype=np.float32))})
+    with pytest.raises(StoreError, match=r"'a', layer 2 at t = 261, is not finite in float16"):
+        maps.load("a", LayerSpec("2", 261))
 
 
 def test_a_cached_grid_that_was_interrupted_goes_on(
@@ -445,7 +444,7 @@ def test_what_is_cached_costs_nothing(built: Built, tmp_path: Path) -> None:
     for layer, row in ((2, 1), (3, 4)):
         array = store.maps(extractor_for(store), layer, 261)
         assert array is not None
-        array.delete((row,))
+        array.delete_rows([(row,)])
     kept, _ = costs(built, store)
     # a pass taps both layers for both rows
     assert kept.maps.passes == 2 * DRAWS
@@ -454,7 +453,7 @@ def test_what_is_cached_costs_nothing(built: Built, tmp_path: Path) -> None:
 def test_lost_latents_are_encoded_again(built: Built, tmp_path: Path) -> None:
     store = built.copied(tmp_path)
     for row in (0, 5):
-        store.latents().delete((row,))
+        store.latents().delete_rows([(row,)])
     kept, memory = costs(built, store)
     assert kept.maps.encode == 2
     assert memory.maps == MapsCost(2, 28, 2 * (LATENT_BYTES + CHECKSUM), 2)
@@ -462,7 +461,7 @@ def test_lost_latents_are_encoded_again(built: Built, tmp_path: Path) -> None:
 
 def test_the_cost_is_what_is_written(built: Built, tmp_path: Path) -> None:
     store = built.copied(tmp_path)
-    store.latents().delete((3,))
+    store.latents().delete_rows([(3,)])
     before = contents(store)
     cost, _ = costs(built, store)
     require_maps(store, built.dataset, range(7), GRID.maps, MapRequest(PROMPT, DRAWS, COMPUTE), Silent())

@@ -28,8 +28,7 @@ from featstore.progress import Silent
 from featstore.prompts.saved import SavedPrompts
 from featstore.prompts.text import TextPrompt
 from featstore.store.care import verify
-from featstore.store.keys import Stored
-from featstore.store.schema import write_images
+from featstore.store.images import LOG, Change
 from featstore.store.store import Store, open_store
 from tests.conftest import write_photographs
 from tests.featstore.pipeline.test_care import learned
@@ -51,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     request = BuildRequest(folder / "s.zarr", photographs, 64, Latents.SAMPLE, 11, (50, 261), 2)
     build(dataset, model, request, compute, skip_bad=False, progress=Silent())
     store = open_store(request.path)
-    require_maps(store, dataset, range(EVERY), WANTED, MapRequest(TextPrompt(), 2, compute, Stored.INT8), Silent())
+    require_maps(store, dataset, range(EVERY), WANTED, MapRequest(TextPrompt(), 2, compute, "bitround4"), Silent())
     saved = SavedPrompts(learned(model), TextPrompt("a picture of a {category}"))
     require_maps(store, dataset, range(EVERY), [("2", 261)], MapRequest(saved, 1, compute), Silent())
     found = require_maps(store, dataset, range(EVERY), [("dino", None)], MapRequest(None, 1, compute), Silent())
@@ -209,7 +208,8 @@ def test_a_table_of_images_that_is_not_the_dataset_s(store: Store, check: Callab
     sizes[1] = sizes[1][::-1] + 1
     keys = (*table.keys[:2], "0" * 32, *table.keys[3:])
     categories = ("dog", *table.categories[1:])
-    write_images(store.group, replace(table, categories=categories, keys=keys, sizes=sizes))
+    other = replace(table, categories=categories, keys=keys, sizes=sizes)
+    (store.path / LOG / "000000.json").write_bytes(Change(tuple(map(other.entry, range(len(other))))).to_json())
     found = check(1)
     assert [(bad.row, bad.image) for bad in found.images] == [((row,), table.ids[row]) for row in range(3)]
     category, size, key = (bad.why for bad in found.images)

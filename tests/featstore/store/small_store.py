@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from featstore.backbones.base import NetworkName
 from featstore.backbones.noise import Latents
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, map_path
+from featstore.store.metadata import open_root
+from featstore.store.objects import Folder
 from featstore.store.rows import Row, RowArray, require_rows
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store
@@ -19,6 +22,12 @@ OTHER = Extractor("ab" * 16, {"kind": "single", "content": {"2": "0" * 16}}, 1, 
 DRAWS = 2
 LATENT = (4, 8, 8)
 MAP = (6, 4, 4)
+
+
+def empty_group(path: Path) -> zarr.Group:
+    """A group of nothing, as stores are opened."""
+    zarr.create_group(path)
+    return open_root(Folder(path))
 
 
 def row_values(array: RowArray, row: Row) -> NDArray[np.float16]:
@@ -68,6 +77,21 @@ def array_of(store: Store, path: str) -> RowArray:
     array = store.array(path)
     assert array is not None
     return array
+
+
+def place_of(store: Store, path: str, row: Row) -> tuple[Path, int, int]:
+    """(file, offset, length) of a row, alone in its file or, as Zarr's sharding codec has it, one of a packed one."""
+    array = array_of(store, path).array
+    end = (0,) * (array.ndim - len(row))
+    folder = Path(str(store.path)) / path
+    if array.shards is None:
+        file = folder / f"c.{'.'.join(map(str, (*row, *end)))}"
+        return file, 0, file.stat().st_size
+    shard = array.shards[: len(row)]
+    file = folder.joinpath("c", *(str(own // size) for own, size in zip(row, shard, strict=True)), *map(str, end))
+    index = np.frombuffer(file.read_bytes()[-16 * int(np.prod(shard)) - 4 : -4], dtype="<u8").reshape(*shard, 2)
+    offset, length = index[tuple(own % size for own, size in zip(row, shard, strict=True))].tolist()
+    return file, offset, length
 
 
 def contents(path: Path) -> dict[str, bytes]:

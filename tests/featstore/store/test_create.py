@@ -14,11 +14,12 @@ from zarr.storage import LocalStore
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import StoreExistsError
+from featstore.store.images import ImageTable
 from featstore.store.keys import map_path
+from featstore.store.metadata import create_missing, objects_of
 from featstore.store.rows import create_rows
-from featstore.store.schema import ImageTable, create_missing
 from featstore.store.store import Store, create_store, open_store
-from tests.featstore.store.small_store import EXTRACTOR, HEADER, LATENT, MAP, contents, write_small_store
+from tests.featstore.store.small_store import EXTRACTOR, HEADER, LATENT, MAP, contents, empty_group, write_small_store
 from tests.forked import all_done, at_once
 
 PROCESSES = 8
@@ -72,11 +73,11 @@ def test_a_group_that_another_described_in_between_stays(tmp_path: Path, monkeyp
     plain = create_missing
 
     def after_another(*arguments: object) -> None:
-        monkeypatch.setattr("featstore.store.rows.create_missing", plain)
+        monkeypatch.setattr("featstore.store.metadata.create_missing", plain)
         open_store(store.path).require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3))
         plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("featstore.store.rows.create_missing", after_another)
+    monkeypatch.setattr("featstore.store.metadata.create_missing", after_another)
     store.require_patch_tokens(NetworkName("dino", "cd" * 16), (5, 3))
     assert store.attributes("cond") == {"id": "dino", "fingerprint": "cd" * 16}
 
@@ -86,10 +87,10 @@ def test_metadata_are_those_that_zarr_writes(tmp_path: Path) -> None:
     path = map_path(EXTRACTOR, 2, 261)
     plain = zarr.create_group(LocalStore(tmp_path / "plain"))
     plain.create_group(f"maps/{EXTRACTOR.key}", attributes=EXTRACTOR.describe())
-    create_rows(plain, path, (2,), MAP, "float16")
-    ours = zarr.create_group(LocalStore(tmp_path / "ours"))
+    create_rows(plain, path, (2,), MAP)
+    ours = objects_of(empty_group(tmp_path / "ours"))
     create_missing(ours, lambda made: made.create_group(f"maps/{EXTRACTOR.key}", attributes=EXTRACTOR.describe()))
-    create_missing(ours, lambda made: create_rows(made, path, (2,), MAP, "float16"))
+    create_missing(ours, lambda made: create_rows(made, path, (2,), MAP))
     assert contents(tmp_path / "ours") == contents(tmp_path / "plain")
 
 
@@ -104,7 +105,7 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "link", refuse)
     store = write_small_store(tmp_path / "s.zarr")
     assert contents(store.path) == contents(tmp_path / "plain.zarr")
-    create_missing(store.group, lambda made: create_rows(made, "latents", (7,), (1, 1), "float16"))
+    create_missing(store.objects, lambda made: create_rows(made, "latents", (7,), (1, 1)))
     assert contents(store.path) == contents(tmp_path / "plain.zarr")
 
 

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from featstore.backbones.noise import Latents
 from featstore.errors import DiskFullError, StoreError
-from featstore.store.schema import ImageTable, StoreHeader
+from featstore.progress import Silent
+from featstore.store.images import ImageTable
+from featstore.store.schema import StoreHeader
 from featstore.store.source import StoredLedger, open_ledger
-from featstore.store.store import Store, create_store, open_store, replace_stale
+from featstore.store.store import Store, create_store, open_store, update_images
 from matcher.pairs import MatchingPair, OriginalFrame
 
 HEADER = StoreHeader("folder", "/data", "owner/model", "main", "ab" * 16, 64, Latents.SAMPLE, {}, 7)
@@ -135,20 +137,22 @@ def test_the_same_pairs_with_another_original_frame_start_afresh(store: Store, c
     assert opened(store, pairs).done == frozenset()
 
 
+def with_another(store: Store, changed: str) -> Store:
+    """The store, in which the bytes of an image are others."""
+    now = [replace(entry, key="new") if entry.id == changed else entry for entry in map(TABLE.entry, range(len(TABLE)))]
+    return update_images(store, now, Silent())
+
+
 @pytest.mark.parametrize("changed", ["cat/b", "cat/c"])
 def test_an_image_that_changed_starts_afresh(store: Store, changed: str) -> None:
     """Whether it is the target itself or a source of it."""
     opened(store).save("cat/b", random_hits(2))
-    keys = tuple("new" if name == changed else key for name, key in zip(IMAGES, TABLE.keys, strict=True))
-    fresh, count = replace_stale(store, keys, TABLE.sizes)
-    assert count == 1
-    assert opened(fresh).done == frozenset()
+    assert opened(with_another(store, changed)).done == frozenset()
 
 
 def test_an_image_of_no_pair_may_change(store: Store) -> None:
     opened(store).save("cat/b", random_hits(2))
-    fresh, _ = replace_stale(store, ("k0", "k1", "k2", "new"), TABLE.sizes)
-    assert opened(fresh).done == {"cat/b"}
+    assert opened(with_another(store, IMAGES[3])).done == {"cat/b"}
 
 
 def test_a_ledger_that_is_forgotten_leaves_nothing_and_no_other_is_touched(store: Store) -> None:
@@ -198,7 +202,7 @@ def test_a_full_disk_is_said_with_the_bytes_of_the_target(store: Store, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zarr.Array.__setitem__", full)
+    monkeypatch.setattr(Path, "replace", full)
     monkeypatch.setattr("featstore.files.free_bytes", lambda _: 100)
     # 3 x 2 x 2 numbers of 2 pairs and a checksum
     with pytest.raises(DiskFullError, match=r"Row 1 of .* the disk is full, 100 B are free, it takes 52 B; make room"):

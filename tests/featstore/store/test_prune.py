@@ -63,7 +63,7 @@ def test_maps_go_that_meet_all_criteria(store: Store, criteria: MapCriteria, exp
     gone = {name for name in before if any(name.startswith(f"{path}/") for path in expected)}
     assert sum(array.files for array in chosen) == len(gone)
     assert sum(array.bytes for array in chosen) == sum(len(before[name]) for name in gone)
-    prune(store, chosen)
+    prune(store, chosen, Silent())
     left = contents(store.path)
     assert left.items() <= before.items()
     # beside them only metadata of groups that hold nothing any more
@@ -72,9 +72,9 @@ def test_maps_go_that_meet_all_criteria(store: Store, criteria: MapCriteria, exp
 
 
 def test_groups_that_hold_nothing_go_along(store: Store) -> None:
-    prune(store, choose_maps(store, MapCriteria(extractor=OTHER.key)))
+    prune(store, choose_maps(store, MapCriteria(extractor=OTHER.key)), Silent())
     assert [folder.name for folder in (store.path / "maps").iterdir() if folder.is_dir()] == [EXTRACTOR.key]
-    prune(store, choose_maps(store, MapCriteria(layers=(3,))))
+    prune(store, choose_maps(store, MapCriteria(layers=(3,))), Silent())
     assert [folder.name for folder in (store.path / "maps" / EXTRACTOR.key).glob("layer*")] == ["layer2"]
     assert verify(open_store(store.path), Silent()).sound
 
@@ -86,7 +86,7 @@ def test_noisy_latents(store: Store) -> None:
     assert not choose_noisy(store, None, timedelta(days=4))
     old = choose_noisy(store, None, timedelta(days=2))
     assert [(own.path, own.files) for own in old] == [("noisy/t0050", 7)]
-    prune(store, old)
+    prune(store, old, Silent())
     assert store.noisy(50) is None
     assert store.noisy(261) is not None
     assert store.latents().present().all()
@@ -97,7 +97,7 @@ def test_packed_maps(store: Store) -> None:
     age(store, LEARNED, 31)
     (chosen,) = choose_maps(store, MapCriteria(older_than=timedelta(days=30)))
     assert (chosen.path, chosen.files, chosen.what) == (LEARNED, 2, "single")
-    prune(store, [chosen])
+    prune(store, [chosen], Silent())
     assert LEARNED not in open_store(store.path).arrays()
 
 
@@ -118,13 +118,13 @@ def test_rows_of_a_removal_that_was_killed_are_never_seen_again(store: Store, mo
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        prune(store, choose_maps(store, MapCriteria(layers=(3,), timesteps=(50,))))
+        prune(store, choose_maps(store, MapCriteria(layers=(3,), timesteps=(50,))), Silent())
     monkeypatch.setattr(shutil, "rmtree", plain)
     assert store.maps(EXTRACTOR, 3, 50) is None
     again = store.require_maps(EXTRACTOR, 3, 50, (6, 4, 4))
     assert not again.present().any()
     assert list(store.path.glob(".removed-*"))
-    prune(store, [])
+    prune(store, [], Silent())
     assert not list(store.path.glob(".removed-*"))
 
 

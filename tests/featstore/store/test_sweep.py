@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featstore.files import IN_FLIGHT_SECONDS, sweep_making, sweep_partial
+from featstore.files import IN_FLIGHT_SECONDS, sweep_making
 from featstore.store.store import Store
 from tests.featstore.store.small_store import MAP_PATH, contents, row_values, write_small_store
 
@@ -34,7 +34,6 @@ def test_only_old_ones_of_the_arrays_named_go(store: Store) -> None:
         for name in (
             f"{MAP_PATH}/c.1.0.0.aa.partial",
             f"{MAP_PATH}/zarr.bb.partial",
-            f"{MAP_PATH}/c/0/0/0/0.cc.partial",
             "maps/zarr.dd.partial",
             "zarr.ee.partial",
         )
@@ -43,9 +42,12 @@ def test_only_old_ones_of_the_arrays_named_go(store: Store) -> None:
         partial(store, f"{MAP_PATH}/c.2.0.0.ff.partial", -3600),  # young, however long this takes
         partial(store, "latents/c.2.0.0.gg.partial", IN_FLIGHT_SECONDS + 5),
     ]
-    assert sweep_partial(store.path, [MAP_PATH]) == len(old)
+    store.objects.sweep([MAP_PATH])
     assert not any(file.exists() for file in old)
     assert all(file.exists() for file in stays)
+    deep = partial(store, f"{MAP_PATH}/c/0/0/0/0.cc.partial", IN_FLIGHT_SECONDS + 5)  # of a pack that was killed
+    store.objects.sweep()
+    assert not deep.exists()
     assert before.items() <= contents(store.path).items()
 
 
@@ -69,7 +71,7 @@ def test_nothing_is_swept_above_the_store(store: Store, tmp_path: Path) -> None:
     beside = tmp_path / "somebody's.partial"
     beside.write_bytes(b"")
     os.utime(beside, (0, 0))
-    sweep_partial(store.path, ["latents", "noisy/t0999"])
+    store.objects.sweep(["latents", "noisy/t0999"])
     assert beside.exists()
 
 
@@ -80,22 +82,23 @@ def test_a_store_that_may_only_be_read_is_no_obstacle(store: Store, monkeypatch:
         raise PermissionError(13, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    assert sweep_partial(store.path, ["latents"]) == 0
+    store.objects.sweep(["latents"])
     assert file.exists()
 
 
 def test_a_write_in_flight_is_never_taken_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process sweeps between the writing of the file and its renaming, however long the run has been going."""
     plain = Path.replace
-    swept: list[int] = []
+    swept: list[Path] = []
 
     def sweeping(self: Path, target: Path) -> Path:
-        swept.append(sweep_partial(store.path, ["latents"]))
+        store.objects.sweep(["latents"])
+        swept.append(self)
         return plain(self, target)
 
     latents = store.latents()
-    latents.delete((1,))
+    latents.delete_rows([(1,)])
     monkeypatch.setattr(Path, "replace", sweeping)
     latents.write((1,), row_values(latents, (1,)))
-    assert swept == [0]
+    assert len(swept) == 1
     np.testing.assert_array_equal(latents.read((1,)), row_values(latents, (1,)))
