@@ -67,7 +67,7 @@ class WithMirrored:
 
 def store_of(dataset: Dataset, model: Model, request: BuildRequest) -> Store:
     """A store without latents: patch maps need none."""
-    table = survey_images(dataset, Silent()).table()
+    table = table_of([Change(survey_images(dataset, Silent()).entries())])
     return create_store(request.path, header_of(dataset, model, request), table, (4, 16, 16))
 
 
