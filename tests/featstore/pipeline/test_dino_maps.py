@@ -21,6 +21,7 @@ from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, fi
 from featstore.pipeline.plan import MapRequest, extractor_of, missing_maps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
+from featstore.store.images import Change, table_of
 from featstore.store.rows import RowArray
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store, update_images
