@@ -21,6 +21,7 @@ from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, fi
 from featstore.pipeline.plan import MapRequest, extractor_of, missing_maps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
+from featstore.store.images import Change, table_of
 from featstore.store.rows import RowArray
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store, update_images
@@ -67,7 +68,7 @@ class WithMirrored:
 
 def store_of(dataset: Dataset, model: Model, request: BuildRequest) -> Store:
     """A store without latents: patch maps need none."""
-    table = survey_images(dataset, Silent()).table()
+    table = table_of([Change(survey_images(dataset, Silent()).entries())])
     return create_store(request.path, header_of(dataset, model, request), table, (4, 16, 16))
 
 
