@@ -414,6 +414,6 @@ def _named(choice: PromptChoice) -> dict[str, Any]:
 
 def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalConfig:
     """The evaluation that has the grid's maps, of no layers yet."""
-    same = {name: getattr(config, name) for name in ("store", "root", "dtype", "stored", "fallback", "dino")}
+    same = {name: getattr(config, name) for name in ("store", "root", "dtype", "encoding", "fallback", "dino")}
     ensemble = None if config.ensemble == ENSEMBLE else config.ensemble
     return EvalConfig(**same, ensemble=ensemble, split=split, **_named(choice))
