@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-S3_SERVER := .venv/s3-server/.installed
+BESIDE := .venv/s3-server/.installed .venv/readers/.installed
 
 .PHONY: demo test test-slow check docs install clean
 
@@ -16,10 +16,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
-# The S3 server of the tests, in an environment of its own: it takes an older python-dateutil than constraints.txt has.
-$(S3_SERVER): tests/s3-server.txt $(INSTALLED)
-	test -x .venv/s3-server/bin/python || $(PYTHON) -m venv .venv/s3-server
-	.venv/s3-server/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
+# In environments of their own: the S3 server of the tests, and what reads stores beside us, with an older zarr.
+.venv/%/.installed: tests/%.txt $(INSTALLED)
+	test -x .venv/$*/bin/python || $(PYTHON) -m venv .venv/$*
+	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check -r tests/$*.txt
 	touch $@
 
 demo: $(INSTALLED)
@@ -34,10 +34,10 @@ check: $(INSTALLED)
 # Two processes of one thread each: torch's threads in both of them would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test: check $(S3_SERVER)
+test: check $(BESIDE)
 	$(PYTEST) -m "not slow"
 
-test-slow: $(INSTALLED) $(S3_SERVER)
+test-slow: $(INSTALLED) $(BESIDE)
 	$(PYTEST) -m slow
 
 docs: $(INSTALLED)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from featstore.backbones.noise import Latents
+from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, parse_location
-from featstore.store.schema import ImageTable, StoreHeader
+from featstore.store.schema import StoreHeader
 from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store
 from matcher.configuration import LayerSpec, MatchSettings

@@ -1,7 +1,7 @@
 """Maps and pairs of SD 2-1's shapes without a model: what `benchmarks.grid` measures on."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from featstore.backbones.noise import Latents
+from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor
-from featstore.store.schema import ImageTable, StoreHeader
+from featstore.store.rows import RAW, Encoding
+from featstore.store.schema import StoreHeader
 from featstore.store.source import StoredMaps
 from featstore.store.store import create_store
 from matcher.configuration import LayerSpec
@@ -83,9 +85,12 @@ def all_pairs(categories: int, images: int, sources: int) -> list[MatchingPair]:
     return found
 
 
-def write_store(path: Path, categories: int, images: int, timesteps: dict[str, int]) -> StoredMaps:
+def write_store(
+    path: Path, categories: int, images: int, timesteps: dict[str, int], encoding: Encoding = RAW
+) -> StoredMaps:
     """A store with the maps of `categories` x `images` images at a timestep a layer. Every image has its own map: one
     of a few, rolled along its channels."""
+    extractor = replace(EXTRACTOR, encoding=encoding.name)
     names = [image_name(number // images, number) for number in range(categories * images)]
     table = ImageTable(
         tuple(names),
@@ -96,15 +101,15 @@ def write_store(path: Path, categories: int, images: int, timesteps: dict[str, i
     header = StoreHeader("synthetic", None, "synthetic", None, "synthetic", IMAGE_SIZE, Latents.SAMPLE, {}, 0)
     store = create_store(path, header, table, (4, 96, 96))
     for layer, timestep in timesteps.items():
-        array = store.require_maps(EXTRACTOR, int(layer), timestep, SHAPES[layer])
+        array = store.require_maps(extractor, int(layer), timestep, SHAPES[layer])
         bases = [smooth_map(SHAPES[layer], seed).numpy() for seed in range(4)]
         for row in range(len(names)):
             array.write((row,), np.roll(bases[row % len(bases)], row, axis=0))
-    return StoredMaps(store, EXTRACTOR)
+    return StoredMaps(store, extractor)
 
 
-def open_maps(path: Path) -> StoredMaps:
+def open_maps(path: Path, encoding: Encoding = RAW) -> StoredMaps:
     """The maps of a store that `write_store` made."""
     from featstore.store.store import open_store
 
-    return StoredMaps(open_store(path), EXTRACTOR)
+    return StoredMaps(open_store(path), replace(EXTRACTOR, encoding=encoding.name))
