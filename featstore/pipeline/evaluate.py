@@ -28,9 +28,9 @@ from featstore.pipeline.pairs import (
     sizes_from_files,
 )
 from featstore.pipeline.results import Evaluation, Scoring, tabulated
+from featstore.pipeline.sources import StoredMaps, open_features
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.store.keys import absolute
-from featstore.store.source import StoredMaps, open_features
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, find_readouts
 from matcher.errors import InputError
 from matcher.maps import MapSource

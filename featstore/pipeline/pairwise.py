@@ -13,9 +13,9 @@ from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_ma
 from featstore.pipeline.needed import fill, model_of
 from featstore.pipeline.opened import Opened, PairsToMatch
 from featstore.pipeline.plan import PlannedPasses, Work
+from featstore.pipeline.sources import MapsByLayer
 from featstore.progress import Progress, Silent
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
-from featstore.store.source import MapsByLayer
 from featstore.store.store import patch_tokens_of
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs

@@ -19,11 +19,11 @@ from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, header_of, survey_images
 from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, find_backbones, require_maps
 from featstore.pipeline.plan import MapRequest, extractor_of, missing_maps
+from featstore.pipeline.sources import StoredMaps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.images import Change, table_of
 from featstore.store.rows import RowArray
-from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store, update_images
 from matcher.configuration import LayerSpec
 
