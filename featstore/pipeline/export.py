@@ -23,10 +23,10 @@ from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.distributed import WHOLE
 from featstore.pipeline.needed import MadeMaps, require_maps
 from featstore.pipeline.run_build import asked_maps
+from featstore.pipeline.sources import StoredMaps
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, spell_bad, tell_shapes
 from featstore.prompts.saved import save_torch
-from featstore.store.source import StoredMaps
 from featstore.store.store import Store
 from matcher.configuration import LayerSpec
 from matcher.errors import InputError

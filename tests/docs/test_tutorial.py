@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from featstore.store.source import StoredMaps
+from featstore.pipeline.sources import StoredMaps
 from featstore.store.store import open_store
 from matcher.configuration import LayerSpec
 from tests.docs.pages import DOCS, Block, Reader, blocks
