@@ -24,9 +24,9 @@ from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.pairs import images_of, in_resized_frame
 from featstore.pipeline.plan import MapRequest
+from featstore.pipeline.sources import StoredMaps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
-from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair

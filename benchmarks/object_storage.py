@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from featstore.backbones.noise import Latents
+from featstore.pipeline.sources import StoredMaps
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor, StoreLocation, parse_location
 from featstore.store.schema import StoreHeader
-from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store
 from matcher.configuration import LayerSpec, MatchSettings
 from matcher.maps import MapSource

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from featstore.backbones.noise import Latents
+from featstore.pipeline.sources import StoredMaps
 from featstore.store.images import ImageTable
 from featstore.store.keys import Extractor
 from featstore.store.rows import RAW, Encoding
 from featstore.store.schema import StoreHeader
-from featstore.store.source import StoredMaps
 from featstore.store.store import create_store
 from matcher.configuration import LayerSpec
 from matcher.pairs import MatchingPair

@@ -23,6 +23,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -171,6 +172,26 @@ class _SeenFile(io.FileIO):
 _PLAIN_OPEN: Callable[..., Any] = builtins.open
 
 
+class _InTurn:
+    """Writes rows when they are handed over, so that every run writes in the order of the one that was counted."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> "_InTurn":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, task: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """What came of the task, which is done."""
+        done: Future[Any] = Future()
+        try:
+            done.set_result(task(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
 def _run(asked: Mapping[str, Any], answer: int) -> None:
     """In the fork: run the command, and say on the pipe `answer` how it went; it does not return."""
     signal.alarm(LONGEST)
@@ -189,7 +210,9 @@ def _run(asked: Mapping[str, Any], answer: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.limit, resource.RLIM_INFINITY))
     try:
         from cli.main import app
+        from featstore.store import rows
 
+        rows.ThreadPoolExecutor = _InTurn  # type: ignore[misc,assignment]
         app(asked["arguments"])
         code = 0
     except SystemExit as end:

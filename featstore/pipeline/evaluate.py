@@ -34,10 +34,10 @@ from featstore.pipeline.pairs import (
 )
 from featstore.pipeline.plan import Noisy, PlannedPasses, Work, noisy_latents
 from featstore.pipeline.results import Evaluation, Scoring
+from featstore.pipeline.sources import MapsByLayer, StoredMaps, open_features
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.keys import absolute
-from featstore.store.source import MapsByLayer, StoredMaps, open_features
 from featstore.store.store import Store, patch_tokens_of
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, find_readouts
 from matcher.errors import InputError

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,10 +23,10 @@ from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.distributed import WHOLE
 from featstore.pipeline.needed import MadeMaps, require_maps
 from featstore.pipeline.run_build import asked_maps
+from featstore.pipeline.sources import StoredMaps
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, spell_bad, tell_shapes
 from featstore.prompts.saved import save_torch
-from featstore.store.source import StoredMaps
 from featstore.store.store import Store
 from matcher.configuration import LayerSpec
 from matcher.errors import InputError
@@ -212,7 +211,7 @@ def _write_features(what: Export, shapes: Sequence[tuple[int, ...]], out: Path, 
     }
 
     loaded = _loaded(what, what.images, progress)
-    arrays = (_as_float16(features, image) for image, maps in loaded for features in maps)
+    arrays = (features.numpy() for image, maps in loaded for features in maps)
     about = {**what.about, "dataset": what.dataset, "t": [layer.timestep for layer in what.layers]}
     _make_folder(out.parent)
     with open_whole(out) as stream:
@@ -251,13 +250,6 @@ def _file_name(image: ImageRecord) -> str:
     """`2008_000123.jpg`, as SPair-71k's annotations name it; of a mirrored image `2008_000123~mirrored.jpg`. What is
     drawn has no file, and no suffix."""
     return image.id.partition("/")[2] + PurePosixPath(image.file).suffix
-
-
-def _as_float16(raw: Tensor, image: ImageRecord) -> NDArray[np.float16]:
-    """Of maps that are kept as int8 the values may be too large for it."""
-    if not raw.abs().max() <= torch.finfo(torch.float16).max:
-        raise ExportError(f"A map of {image.id!r} holds values that float16 cannot: use a layout in float32.")
-    return raw.half().numpy()
 
 
 def _loaded(

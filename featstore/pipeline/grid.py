@@ -30,12 +30,12 @@ from featstore.pipeline.needed import (
 from featstore.pipeline.opened import PromptChoice, open_asked, take_pairs
 from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
 from featstore.pipeline.plan import FoundBackbone, MapRequest, Work, extractor_of, missing_latents, sharing_a_pass
+from featstore.pipeline.sources import StoredLedger, StoredMaps, open_ledger
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, tell_disk
 from featstore.prompts.base import Prompts
 from featstore.store.keys import Extractor, PixelExtractor, absolute
 from featstore.store.rows import DTYPE
-from featstore.store.source import StoredLedger, StoredMaps, open_ledger
 from featstore.store.store import Store
 from matcher.configuration import (
     Configuration,
@@ -414,6 +414,6 @@ def _named(choice: PromptChoice) -> dict[str, Any]:
 
 def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalConfig:
     """The evaluation that has the grid's maps, of no layers yet."""
-    same = {name: getattr(config, name) for name in ("store", "root", "dtype", "stored", "fallback", "dino")}
+    same = {name: getattr(config, name) for name in ("store", "root", "dtype", "encoding", "fallback", "dino")}
     ensemble = None if config.ensemble == ENSEMBLE else config.ensemble
     return EvalConfig(**same, ensemble=ensemble, split=split, **_named(choice))

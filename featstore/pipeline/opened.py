@@ -306,7 +306,7 @@ def take_pairs(opened: Opened, split: str, pairs: AnnotatedPairs, progress: Prog
     progress = progress if processes.is_main else Silent()
     share = processes.part.of(images)
     check_unchanged(store, dataset, share, progress)
-    readable = pairs.among([image for image in images if all(known.size(image))])
+    readable = pairs.among([image for image in images if known.sizes[known.row(image)].all()])
     if not readable:
         raise DatasetError(f"No pair of {dataset.name} {split} is left: each needs an image that could not be read.")
     framed = in_resized_frame(dataset, readable, known.size, store.header.image_size, progress)

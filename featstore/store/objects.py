@@ -228,9 +228,8 @@ class Folder:
         for folder in sorted(below or [self.root]):
             if folder.is_relative_to(self.root):
                 sweep_old(folder.glob(f"*{PARTIAL}") if below else folder.rglob(f"*{PARTIAL}"))
-        if not below:
-            for removed in self.root.glob(f"{REMOVED}*"):
-                shutil.rmtree(removed, ignore_errors=True)
+        for removed in self.root.glob(f"{REMOVED}*"):  # none can become an array again, whoever is removing it
+            shutil.rmtree(removed, ignore_errors=True)
 
     def left_over(self) -> list[StoredObject]:
         """See `Objects.left_over`."""

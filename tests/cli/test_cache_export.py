@@ -16,8 +16,8 @@ from torch import Tensor
 from featstore.backbones.base import NetworkName
 from featstore.datasets.records import ImageRecord
 from featstore.pipeline.export import sd4match_identifier
+from featstore.pipeline.sources import StoredMaps
 from featstore.store.keys import Extractor, PixelExtractor
-from featstore.store.source import StoredMaps
 from featstore.store.store import open_store
 from matcher.configuration import LayerSpec
 from tests.cli.conftest import Run

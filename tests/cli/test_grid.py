@@ -555,7 +555,7 @@ def test_an_image_that_changed_is_refused(run: Run, own_store: Path) -> None:
 
 KILLED = """
 import os, signal
-from featstore.store.source import StoredLedger
+from featstore.pipeline.sources import StoredLedger
 plain, count = StoredLedger.save, 0
 def save(self, target, hits):
     global count

@@ -15,7 +15,7 @@ from featstore.backbones.base import compute_on
 from featstore.config import GridConfig
 from featstore.pipeline.grid import grid
 from featstore.pipeline.match import Featurizer, match
-from featstore.store.source import StoredMaps
+from featstore.pipeline.sources import StoredMaps
 from featstore.store.store import open_store
 from matcher.configuration import LayerSpec
 from tests.featstore.backbones.toy import ToyBackbone

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from featstore.datasets.registry import open_dataset
 from featstore.pipeline.pairs import in_resized_frame, sizes_from_files
+from featstore.pipeline.sources import open_features
 from featstore.progress import Silent
-from featstore.store.source import open_features
 from matcher.configuration import Configuration, Geometry, LayerSpec, MatchSettings, all_layers_fused, one_layer_each
 from matcher.errors import MapError, MatchError
 from matcher.geometry import pixels_to_cells

@@ -19,10 +19,11 @@ from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, header_of, survey_images
 from featstore.pipeline.needed import FoundBackbone, MadeMaps, estimate_maps, find_backbones, require_maps
 from featstore.pipeline.plan import MapRequest, extractor_of, missing_maps
+from featstore.pipeline.sources import StoredMaps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
+from featstore.store.images import Change, table_of
 from featstore.store.rows import RowArray
-from featstore.store.source import StoredMaps
 from featstore.store.store import Store, create_store, update_images
 from matcher.configuration import LayerSpec
 
@@ -67,7 +68,7 @@ class WithMirrored:
 
 def store_of(dataset: Dataset, model: Model, request: BuildRequest) -> Store:
     """A store without latents: patch maps need none."""
-    table = survey_images(dataset, Silent()).table()
+    table = table_of([Change(survey_images(dataset, Silent()).entries())])
     return create_store(request.path, header_of(dataset, model, request), table, (4, 16, 16))
 
 
@@ -77,7 +78,7 @@ def store(dataset: Dataset, model: Model, request_: BuildRequest) -> Store:
 
 
 def make(store: Store, dataset: Dataset, compute: Compute, asked: Asked = SMALL) -> MadeMaps:
-    rows, wanted = range(len(store.images)), [("dino", None)]
+    rows, wanted = [*store.images.rows.values()], [("dino", None)]
     return require_maps(store, dataset, rows, wanted, MapRequest(None, 1, compute, asked={"dino": asked}), Silent())
 
 
@@ -92,7 +93,7 @@ def array_of(store: Store, made: MadeMaps) -> RowArray:
 
 
 def lacking(store: Store, made: MadeMaps) -> set[int]:
-    return {*missing_maps(store, made.others["dino"], range(6), [("dino", None)])}
+    return {*missing_maps(store, made.others["dino"], [*store.images.rows.values()], [("dino", None)])}
 
 
 def objects(path: Path) -> dict[str, bytes]:
@@ -189,9 +190,9 @@ def test_an_image_that_changed_is_refused_and_after_a_build_made_again(
     store: Store, dataset: Dataset, compute: Compute, photographs: Path
 ) -> None:
     made = make(store, dataset, compute)
-    before = objects(store.path)
     Image.new("RGB", (20, 20), (9, 99, 9)).save(photographs / "cat" / "1.png")
     array_of(store, made).delete_rows([(1,)])
+    before = objects(store.path)
     with pytest.raises(StoreError, match=r"cat/1.*changed"):
         make(store, dataset, compute)
     store = refreshed(store, dataset)

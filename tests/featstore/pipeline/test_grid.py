@@ -31,11 +31,11 @@ from featstore.pipeline.grid import (
 from featstore.pipeline.needed import MapsCost, open_stream, require_maps
 from featstore.pipeline.pairs import choose_some, in_resized_frame
 from featstore.pipeline.plan import MapRequest, extractor_of
+from featstore.pipeline.sources import StoredMaps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import Extractor
 from featstore.store.rows import ENCODINGS
-from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
 from matcher.configuration import LayerSpec, MatchSettings, all_layers_fused, one_layer_each
 from matcher.grid import GridScores

@@ -17,9 +17,9 @@ from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.match import Featurizer
 from featstore.pipeline.needed import MadeMaps, estimate_maps, require_maps
 from featstore.pipeline.plan import MapRequest, extractor_of
+from featstore.pipeline.sources import StoredMaps
 from featstore.progress import Silent
 from featstore.prompts.text import TextPrompt
-from featstore.store.source import StoredMaps
 from featstore.store.store import Store, open_store
 from matcher.configuration import LayerSpec
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from featstore.errors import StoreError
+from featstore.pipeline.sources import StoredMaps
 from featstore.progress import Silent
 from featstore.store import bucket as bucket_lock
 from featstore.store.bucket import Bucket, Retries, open_bucket, settings_of
@@ -18,7 +19,6 @@ from featstore.store.care import verify
 from featstore.store.keys import S3Location, map_path, parse_location
 from featstore.store.pack import pack, unpack
 from featstore.store.rows import REQUESTS, row_writer
-from featstore.store.source import StoredMaps
 from featstore.store.store import create_store, open_store
 from matcher.configuration import LayerSpec, MatchSettings
 from matcher.pairs import MatchingPair
@@ -326,7 +326,7 @@ def test_how_far_ahead(place: S3Location, tmp_path: Path, monkeypatch: pytest.Mo
     local = StoredMaps(write_small_store(tmp_path / "local.zarr"), EXTRACTOR)
     far = StoredMaps(write_small_store(place), EXTRACTOR)
     assert (local.images_ahead(spec), far.images_ahead(spec)) == (REQUESTS, REQUESTS)
-    monkeypatch.setattr("featstore.store.source.AHEAD_BYTES", 5 * 2 * (6 * 4 * 4 * 2 + 4))
+    monkeypatch.setattr("featstore.pipeline.sources.AHEAD_BYTES", 5 * 2 * (6 * 4 * 4 * 2 + 4))
     assert far.images_ahead(spec) == 5
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from featstore.store.source import open_features
+from featstore.pipeline.sources import open_features
 from matcher.configuration import LayerSpec
 from matcher.errors import MapError
 

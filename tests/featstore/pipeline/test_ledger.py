@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from featstore.backbones.noise import Latents
 from featstore.errors import DiskFullError, StoreError
+from featstore.pipeline.sources import StoredLedger, open_ledger
 from featstore.progress import Silent
 from featstore.store.images import ImageTable
 from featstore.store.schema import StoreHeader
-from featstore.store.source import StoredLedger, open_ledger
 from featstore.store.store import Store, create_store, open_store, update_images
 from matcher.pairs import MatchingPair, OriginalFrame
 
