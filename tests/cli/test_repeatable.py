@@ -89,7 +89,7 @@ def test_building_and_evaluating(
 
 
 def test_in_half_precision(tmp_path: Path, pictures: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ("--dtype", "float16", "--stored", "int8")
+    more = ("--dtype", "float16", "--encoding", "bitround4")
     ours, theirs = (evaluated(monkeypatch, tmp_path / name, pictures, small_model, *more) for name in ("a", "b"))
     assert_same(ours, theirs)
 
