@@ -211,13 +211,15 @@ class RowArray:
 
     def _values(self, row: Row) -> NDArray[np.float16] | None:
         while True:
+            asked = self.array
             try:
                 values = self._stored(row)
             except (ValueError, RuntimeError):
-                if self._changed():
-                    continue
-                raise
-            if values is not None or not self._changed():
+                if self.array is asked and not self._changed():
+                    raise
+                continue
+            # another thread may have opened it again meanwhile
+            if values is not None or (self.array is asked and not self._changed()):
                 return values
 
     def _stored(self, row: Row) -> NDArray[np.float16] | None:
