@@ -26,10 +26,13 @@ BUILD_EXAMPLES = examples(
     "dualsd cache build",
     "dualsd cache build --dataset spair --root data/SPair-71k --model sd2-1 --store spair.zarr",
     "dualsd cache build --dataset pf-willow --root data/pf-willow --model demo --dry-run",
+    "dualsd cache build --store spair.zarr          (what is new or changed since)",
+    "dualsd cache build --store spair.zarr --part auto --no-sync",
 )
 MAPS_EXAMPLES = examples(
     "dualsd cache maps --layers 2,3 --t 261,200",
     "dualsd cache maps --layers 2,dino --t 261 --dino-size 672",
+    "dualsd cache maps --layers 2,3 --t 261,200 --encoding bitround4",
     "dualsd cache maps --layers 2 --t 261 --prompt 'a photo of a {category}' --ensemble 8 --dry-run",
 )
 VERIFY_EXAMPLES = examples(
@@ -39,6 +42,7 @@ PRUNE_EXAMPLES = examples(
     "dualsd cache prune --layers 3 --t 350 --dry-run",
     "dualsd cache prune --prompt 'a photo of a {category}' --older-than 30d",
     "dualsd cache prune --noisy --t 350",
+    "dualsd cache prune --gone",
 )
 PACK_EXAMPLES = examples("dualsd cache pack", "dualsd cache pack --store spair.zarr --json packed.json")
 EXPORT_EXAMPLES = examples(
@@ -63,8 +67,9 @@ def _check_processes(context: typer.Context) -> None:
 def _build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
     """Encode every image of a dataset once (VAE) and keep latents and noisy latents.
 
-    A second run does only what is missing; an image whose file changed is encoded anew. Of an existing store, dataset
-    and model need not be named again. Any number of jobs may fill one store at once, each with a --part of the images;
+    A second run does only what is missing: images that are new or whose file changed are encoded, and those that are no
+    longer there are named; their rows stay until `dualsd cache prune --gone`. Of an existing store, dataset and model
+    need not be named again. Any number of jobs may fill one store at once, each with a --part of the images;
     under torchrun each process takes one.
     """
     from featstore.pipeline.run_build import build, estimate_build
@@ -169,9 +174,9 @@ def _verify(config: VerifyConfig, json: JsonOption = None) -> None:
 @app.command("prune", epilog=PRUNE_EXAMPLES)
 @taking(PruneConfig)
 def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
-    """Remove maps that meet all that is said of them, or noisy latents.
+    """Remove maps that meet all that is said of them, or noisy latents, or all rows of images that are gone.
 
-    Latents stay always, and so whatever is removed can be made again without the VAE.
+    Latents of images that are there always stay, so that maps and noise can be made again without the VAE.
     """
     from featstore.store.care import MapCriteria, choose_maps, choose_noisy, drop_rows, gone_rows, parse_age, prune
     from featstore.store.store import open_store
@@ -209,8 +214,8 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
 def _pack(config: StoreConfig, json: JsonOption = None) -> None:
     """Put the rows of finished arrays into few large files, which are read as before.
 
-    For file systems that count files. What has to change a packed array (more noise draws, an image that changed)
-    unpacks it first; pack again afterwards. Until an array is done it needs its room a second time.
+    For file systems that count files. What has to add rows to a packed array (more noise draws, an image that is new or
+    changed) unpacks it first; pack again afterwards. Until an array is done it needs its room a second time.
     """
     from featstore.store.pack import pack
     from featstore.store.store import open_store

@@ -109,7 +109,7 @@ Sync = Annotated[
 ]
 Encoding = Annotated[
     Literal["raw", "bitround4", "bitround3"],
-    Setting("How maps are kept: as they are, or rounded to 4 or 3 bits behind the point, on 0.59 or 0.51 of the disk."),
+    Setting("How maps are kept: as they are, or rounded to 4 or 3 bits behind the point, on 0.6 or 0.5 of the disk."),
 ]
 Part = Annotated[
     str | None,
@@ -146,7 +146,7 @@ class ComputeConfig(Config):
 
 
 class BuildConfig(ComputeConfig):
-    """`dualsd cache build`: latents and noisy latents of every image of a data set."""
+    """`dualsd cache build`: latents of every image of a data set, and the noisy latents that are kept."""
 
     dataset: Dataset = None
     root: Place | None = option("The data set's folder.", "as the store says", default=None)

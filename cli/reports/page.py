@@ -197,7 +197,7 @@ _IN_WORDS = {
     "network_rate": "Learning rate of the linear maps",
     "accumulate": "Parts a batch is taken in",
     "kernel": "Loss kernel in cells",
-    "draws": "Cached noise draws",
+    "draws": "Fixed noise draws",
     "image_size": "Image size in pixels",
     "upsample": "Upsampling of the finest map",
     "upsample_align": "Alignment of upsampling",

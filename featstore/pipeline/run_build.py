@@ -34,9 +34,9 @@ Divided = TypeVar("Divided", BuildConfig, MapsConfig)
 def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildReport:
     """Encode every image of a data set once (VAE) and keep latents and noisy latents.
 
-    A second run does only what is missing; an image whose file changed is encoded anew. Of an existing store, data set
-    and model need not be named again. Any number of jobs may fill one store at once, each with a part of the images;
-    under torchrun each process takes one.
+    A second run does only what is missing: images that are new or whose file changed are encoded, and those that are no
+    longer there are named. Of an existing store, data set and model need not be named again. Any number of jobs may
+    fill one store at once, each with a part of the images; under torchrun each process takes one.
 
     Args:
         config: What is cached, of what.

@@ -57,7 +57,7 @@ class Encoding:
 
     name: as `--encoding` has it. keepbits: of the 10 bits behind a value's point, those that are kept (numcodecs'
     BitRound); None for all, and then nothing is compressed. Rounding is to the nearest, so a value moves by at most
-    2^-(keepbits + 1) of itself.
+    2^-(keepbits + 1) of itself, or of float16's smallest normal number where it is smaller than that.
     """
 
     name: str

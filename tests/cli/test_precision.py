@@ -1,4 +1,4 @@
-"""What half precision and 8-bit maps change on real photographs: next to nothing."""
+"""What half precision and rounded maps change on real photographs: next to nothing."""
 
 import json
 from pathlib import Path

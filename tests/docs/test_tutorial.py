@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import zarr
 
-from featstore.pipeline.sources import StoredMaps
-from featstore.store.store import open_store
-from matcher.configuration import LayerSpec
 from tests.docs.pages import DOCS, Block, Reader, blocks
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -64,7 +61,7 @@ def test_a_reader_of_the_store_that_needs_no_zarr(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The page's own code reads what zarr reads, knows a row that is not there, and notices a damaged one."""
-    plain, with_zarr, _ = (block.text for block in blocks(DOCS / "store.md") if block.language == "python")
+    plain, with_zarr = (block.text for block in blocks(DOCS / "store.md") if block.language == "python")
     monkeypatch.chdir(store.parent)
     names: dict[str, Any] = {}
     for code in (plain, with_zarr):
@@ -84,22 +81,24 @@ def test_a_reader_of_the_store_that_needs_no_zarr(
     assert read_row(store / "latents", 2) is None
 
 
-def test_a_reader_of_maps_of_8_bits(store: Path) -> None:
-    """The page's own code against what the matcher gets; a row that is not there is NaN."""
-    Reader(store.parent, 0).run(Block("sh", "", "dualsd cache maps --layers 2 --t 261 --ensemble 1 --stored int8"))
-    *_, code = (block.text for block in blocks(DOCS / "store.md") if block.language == "python")
-    names: dict[str, Any] = {}
-    exec(compile(code, "store.md", "exec"), names)
-    opened = open_store(store)
-    maps = StoredMaps(opened, opened.extractors()[0])
-    (folder,) = store.glob("maps/*/layer2/t0261")
-    array = zarr.open_array(folder, mode="r")
-    for row, image in enumerate(opened.images.ids):
-        found = maps.load(image, LayerSpec("2", 261)).numpy()
-        np.testing.assert_array_equal(names["read_int8"](array, row), found)
-        assert found.any()
-    (folder / "c.4.0.0").unlink()
-    assert np.isnan(names["read_int8"](array, 4)).all()
+@pytest.mark.parametrize(("name", "bits"), [("bitround4", 4), ("bitround3", 3)])
+def test_rounded_maps_are_as_the_page_says(store: Path, name: str, bits: int) -> None:
+    """zarr alone reads them, each value within half of the last bit that is kept; a row that is not there is NaN."""
+    maps = "dualsd cache maps --layers 2 --t 261 --ensemble 1"
+    Reader(store.parent, 0).run(Block("sh", "", f"{maps}\n{maps} --encoding {name}"))
+    found = {}
+    for folder in store.glob("maps/*/layer2/t0261"):
+        found[zarr.open_group(folder.parents[1]).attrs.get("encoding", "raw")] = folder
+    raw, rounded = (zarr.open_array(found[one], mode="r") for one in ("raw", name))
+    assert rounded.attrs["keepbits"] == bits
+    assert [codec["name"] for codec in rounded.metadata.to_dict()["codecs"]] == ["bytes", "blosc", "crc32c"]
+    ours, theirs = np.float32(rounded[:]), np.float32(raw[:])
+    assert not (rounded[:].view(np.uint16) & (1 << 10 - bits) - 1).any()
+    normal = np.maximum(np.abs(theirs), np.finfo(np.float16).tiny)
+    assert (np.abs(ours - theirs) <= normal * 2.0 ** -(bits + 1)).all()
+    assert (ours != theirs).any()
+    (found[name] / "c.4.0.0.0").unlink()
+    assert np.isnan(zarr.open_array(found[name], mode="r")[4]).all()
 
 
 def test_names_in_the_store_are_made_as_its_page_says(store: Path, photographs: Path) -> None:
