@@ -211,13 +211,14 @@ class RowArray:
 
     def _values(self, row: Row) -> NDArray[np.float16] | None:
         while True:
+            asked = self.array
             try:
                 values = self._stored(row)
             except (ValueError, RuntimeError):
-                if self._changed():
-                    continue
-                raise
-            if values is not None or not self._changed():
+                if not self._changed(asked):
+                    raise
+                continue
+            if values is not None or not self._changed(asked):
                 return values
 
     def _stored(self, row: Row) -> NDArray[np.float16] | None:
@@ -228,14 +229,15 @@ class RowArray:
         content = self.objects.get(self.key(row))
         return None if content is None else self.encoding.decode(content, self.row_shape)
 
-    def _changed(self) -> bool:
-        """Whether another process packed or unpacked it since it was opened; it is then opened again."""
+    def _changed(self, asked: zarr.Array[Any]) -> bool:
+        """Whether another process packed or unpacked it since it was opened as it was `asked`; it is then opened again,
+        by this thread or another."""
         try:
-            now = zarr.open_array(self.array.store_path, mode="r+", zarr_format=3)
+            now = zarr.open_array(asked.store_path, mode="r+", zarr_format=3)
         except METADATA_ERRORS:
             return False
         # not as objects: the values that missing rows are filled with are NaN, and differ from themselves
-        if now.metadata.to_dict() == self.array.metadata.to_dict():
+        if now.metadata.to_dict() == asked.metadata.to_dict():
             return False
         self._open(now)
         return True
@@ -271,19 +273,19 @@ class RowArray:
 
     def lengthen(self, rows: Sequence[int]) -> None:
         """Let the metadata say that there is room, see `has_room`. The caller holds the store's lock."""
-        self._changed()
+        self._changed(self.array)
         if not self.has_room(rows):
             longer = (*map(max, self.array.shape, rows), *self.array.shape[len(rows) :])
             with writing(f"The size of {self._where}", place=self.objects.disk):
                 metadata = self.array.metadata.update_shape(longer).to_buffer_dict(default_buffer_prototype())
                 self.objects.put(f"{self.path}/{METADATA}", metadata[METADATA].to_bytes())
-            self._changed()
+            self._changed(self.array)
 
     def check_loose(self) -> None:
         """Raise `StoreError` where the array is packed: to write a row of a shared object is to write that anew, and of
         two processes that do one would lose its rows."""
         if self.packed:
-            self._changed()
+            self._changed(self.array)
         if self.packed:
             raise StoreError(f"The {self._where} is packed: run `dualsd cache unpack` before its rows change.")
 

@@ -197,7 +197,7 @@ NONE_OF_AN_EVALUATION = [
     ("scoring.alphas", [float("nan")], "scoring.alphas[0] is nan, not a finite number"),
     ("scoring.alphas", [], "scoring.alphas is empty"),
     ("scoring.alphas", 0.1, "scoring.alphas is 0.1, not a list"),
-    ("scoring.readouts", ["best"], "scoring.readouts[0] is 'best'"),
+    ("scoring.readouts", ["best"], "There is no readout 'best'"),
     ("scoring.readouts", ["nn", "nn"], "names one twice"),
     ("scoring.frame", "square", "scoring.frame is 'square'"),
     ("scoring.layers", [], "No layer is named"),
