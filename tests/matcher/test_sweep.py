@@ -135,7 +135,7 @@ def real_pairs_and_maps(images: int) -> tuple[list[MatchingPair], MapsInMemory]:
         if image.category in names and len(names[image.category]) < images:
             names[image.category].append(image.id)
     chosen = {name for own in names.values() for name in own}
-    pairs = [pair for pair in dataset.pairs("test") if pair.source in chosen and pair.target in chosen]
+    pairs = dataset.pairs("test").among(chosen)
     sizes = sizes_from_files(dataset, chosen)
     file = open_features(FEATURES)
     maps = {}
