@@ -115,6 +115,8 @@ class Change:
     def from_json(cls, content: bytes) -> Self:
         """Read an entry. Raises ValueError for what is none, or is not what was written."""
         stated = json.loads(content)
+        if not isinstance(stated, dict) or "checksum" not in stated:
+            raise ValueError("it has no checksum")
         check_seal(stated)
         try:
             added = tuple(ImageEntry(one[0], one[1], one[2], (one[3], one[4])) for one in stated["added"])

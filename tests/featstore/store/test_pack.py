@@ -1,12 +1,15 @@
 """Packed arrays: read as before by every reader and by plain zarr, written by none, whole wherever packing stops."""
 
 import math
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +33,7 @@ from tests.featstore.store.small_store import (
     row_values,
     write_small_store,
 )
+from tests.forked import at_once, one_thread
 
 PACKABLE = [path for path in ARRAYS if not path.startswith("grids/")]
 IMAGES = 7
@@ -253,38 +257,50 @@ def test_a_disk_that_fills_up_while_packing_changes_nothing(store: Store, monkey
     assert contents(store.path / "latents") == before
 
 
-KILLED = """
-import os, signal, sys, threading
-from pathlib import Path
-from featstore.progress import Silent
-from featstore.store import pack
-from featstore.store.store import open_store
-pack.SHARD_BYTES = 1200
-steps, counting = 0, threading.Lock()
-def step():
-    global steps
-    with counting:
-        steps += 1
-        now = steps
-    if now == {place}:
-        os.kill(os.getpid(), signal.SIGKILL)
-def before_and_after(plain):
-    def call(*arguments, **options):
-        if plain.__name__ == "unlink" and arguments[0].suffix == ".partial":
-            return plain(*arguments, **options)
-        step()
-        done = plain(*arguments, **options)
-        step()
-        return done
-    return call
-Path.replace = before_and_after(Path.replace)
-Path.unlink = before_and_after(Path.unlink)
-store = open_store(Path({path!r}))
-{act}
-print(steps)
-"""
-PACK = "pack.pack(store, Silent())"
-UNPACK = "pack.unpack(store, store.array_paths(), Silent())"
+Act = Callable[[Store], object]
+
+
+def rearranged(store: Store, act: Act, place: int, times: int) -> None:
+    """Pack or unpack in this process, which is killed before the step `place` of its renaming and removing."""
+    steps, counting = 0, threading.Lock()
+
+    def step() -> None:
+        nonlocal steps
+        with counting:
+            steps += 1
+            now = steps
+        if now == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_and_after(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if plain.__name__ == "unlink" and arguments[0].suffix == ".partial":
+                return plain(*arguments, **options)
+            step()
+            done = plain(*arguments, **options)
+            step()
+            return done
+
+        return call
+
+    pack_module.SHARD_BYTES = 1200
+    Path.replace = before_and_after(Path.replace)  # type: ignore[method-assign]
+    Path.unlink = before_and_after(Path.unlink)  # type: ignore[method-assign]
+    for _ in range(times):
+        act(open_store(store.path))
+
+
+def packing(store: Store) -> None:
+    pack(store, Silent())
+
+
+def unpacking(store: Store) -> None:
+    unpack(store, store.array_paths(), Silent())
+
+
+def there_and_back(store: Store) -> None:
+    packing(store)
+    unpacking(store)
 
 
 def age(folder: Path) -> None:
@@ -293,20 +309,20 @@ def age(folder: Path) -> None:
         os.utime(path, (time.time() - 3600,) * 2)
 
 
-def killed(store: Store, act: str, place: int) -> subprocess.CompletedProcess[str]:
-    code = KILLED.format(place=place, path=str(store.path), act=act)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def killed(store: Store, act: Act, place: int) -> int | None:
+    """The exit code of a process that is forked for it."""
+    return at_once(partial(rearranged, store, act, place, 1))[0]
 
 
 # latents: 3 files (steps 1 to 6), their metadata (7, 8), 7 rows that go (9 to 22); then the next array
 @pytest.mark.parametrize("place", [1, 4, 6, 7, 8, 9, 16, 22, 23, 40])
 def test_a_killed_pack_leaves_every_row(store: Store, place: int) -> None:
-    assert killed(store, PACK, place).returncode == -signal.SIGKILL
+    assert killed(store, packing, place) == -signal.SIGKILL
     assert store.latents().packed is (place >= 8)
     assert_whole(store)
     assert verify(open_store(store.path), Silent()).sound
     age(store.path)
-    assert killed(store, PACK, 0).returncode == 0
+    assert killed(store, packing, 0) == 0
     assert_whole(store)
     assert all(array_of(store, path).packed for path in PACKABLE)
     assert files_of(store, "latents") == 3
@@ -317,25 +333,26 @@ def test_a_killed_pack_leaves_every_row(store: Store, place: int) -> None:
 def test_a_killed_unpack_leaves_every_row(store: Store, place: int) -> None:
     """latents: 7 rows (steps 1 to 14), their metadata (15, 16); then the next array."""
     before = contents(store.path)
-    assert killed(store, PACK, 0).returncode == 0
-    assert killed(store, UNPACK, place).returncode == -signal.SIGKILL
+    assert killed(store, packing, 0) == 0
+    assert killed(store, unpacking, place) == -signal.SIGKILL
     assert store.latents().packed is (place < 16)
     assert_whole(store)
     age(store.path)
-    assert killed(store, UNPACK, 0).returncode == 0
+    assert killed(store, unpacking, 0) == 0
     assert contents(store.path) == before
 
 
 def test_two_processes_that_pack_and_unpack_at_once(store: Store) -> None:
     """Each waits for the other, array by array; no row is ever lost."""
-    repeated = "\n".join([PACK, UNPACK] * 3)
-    code = KILLED.format(place=0, path=str(store.path), act=repeated)
-    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
+    context = multiprocessing.get_context("fork")
+    with one_thread():
+        running = [context.Process(target=rearranged, args=(store, there_and_back, 0, 3)) for _ in range(2)]
+        for process in running:
+            process.start()
     latents: RowArray = store.latents()
-    while any(process.poll() is None for process in running):
+    while any(process.is_alive() for process in running):
         for row in range(IMAGES):
             np.testing.assert_array_equal(latents.read((row,)), row_values(latents, (row,)))
         time.sleep(0.01)
-    for process in running:
-        assert process.returncode == 0, process.stderr.read() if process.stderr else ""
+    assert [process.exitcode for process in running] == [0, 0]
     assert_whole(store)
