@@ -178,11 +178,10 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
 
     Latents of images that are there always stay, so that maps and noise can be made again without the VAE.
     """
-    from featstore.store.care import MapCriteria, choose_maps, choose_noisy, drop_rows, gone_rows, parse_age, prune
+    from featstore.pipeline.prune import choose, remove
+    from featstore.store.care import drop_rows, gone_rows
     from featstore.store.store import open_store
 
-    age = None if config.older_than is None else parse_age(config.older_than)
-    layers = None if config.layers is None else [*map(int, config.layers)]
     opened = open_store(parse_location(config.store))
     if config.gone:
         gone = gone_rows(opened)
@@ -192,17 +191,13 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
         say(f"{len(gone)} rows of {len(opened.images.gone)} images {'would be deleted' if dry_run else 'deleted'}")
         write_json(json, {"rows": len(gone), "images": len(opened.images.gone), "dry_run": dry_run})
         return
-    if config.noisy:
-        chosen = choose_noisy(opened, config.timesteps, age)
-    else:
-        criteria = MapCriteria(config.prompt, config.extractor, layers, config.timesteps, age)
-        chosen = choose_maps(opened, criteria)
+    chosen = choose(opened, config)
     if chosen:
         rows = [[array.path, array.what, array.files, human_bytes(array.bytes)] for array in chosen]
         print_table("arrays", ["array", "prompt", "files", "size"], rows, left_columns=2)
     if not dry_run:
         with TerminalProgress() as progress:
-            prune(opened, chosen, progress)
+            remove(opened, chosen, progress)
     size, files = sum(array.bytes for array in chosen), sum(array.files for array in chosen)
     say(f"{human_bytes(size)} in {files} files of {len(chosen)} array(s) {'would be freed' if dry_run else 'freed'}")
     removed = [array.path for array in chosen]

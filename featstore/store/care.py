@@ -2,12 +2,9 @@
 more, is taken away. Latents stay."""
 
 import math
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -21,7 +18,6 @@ from featstore.store.metadata import rewrite_metadata
 from featstore.store.pack import shard_rows, strays, sweep_strays, unpack_array
 from featstore.store.rows import ENCODINGS, Row, RowArray, create_rows, row_bytes, row_of_name, unlike
 from featstore.store.store import Store
-from matcher.errors import InputError
 
 READERS = 4
 """Threads that read rows; checksums and the disk both let go of the interpreter."""
@@ -318,98 +314,3 @@ def _copies(store: Store) -> list[BadMetadata]:
 def _left_over(store: Store, arrays: Iterable[RowArray]) -> list[LeftOver]:
     found = [*store.objects.left_over(), *(one for array in arrays for one in strays(array))]
     return [LeftOver(one.key, one.bytes) for one in found]
-
-
-@dataclass(frozen=True, slots=True)
-class MapCriteria:
-    """Maps that meet all that is said: prompt: the text that they were made with. extractor: the first digits of their
-    extractor's key. layers, timesteps: theirs is among them. older_than: since their newest row was written. None where
-    it does not matter."""
-
-    prompt: str | None = None
-    extractor: str | None = None
-    layers: Sequence[int] | None = None
-    timesteps: Sequence[int] | None = None
-    older_than: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prunable:
-    """An array that meets the criteria. bytes, files: that go with it. newest: when its newest row was written, seconds
-    since 1970. what: the text prompt of maps, or the kind of learned ones; empty for noisy latents."""
-
-    path: str
-    bytes: int
-    files: int
-    newest: float
-    what: str
-
-
-def choose_maps(store: Store, criteria: MapCriteria) -> list[Prunable]:
-    """The maps that meet the criteria. Raises `InputError` where nothing is asked, so that nothing is removed by
-    mistake, and `StoreError` where an extractor is named that is not there."""
-    if criteria == MapCriteria():
-        raise InputError("Which maps go must be said: by --prompt, --extractor, --layer, --t or --older-than.")
-    extractors = sorted(store.objects.level(keys.MAPS)[1])
-    if criteria.extractor is not None and not any(key.startswith(criteria.extractor) for key in extractors):
-        known = ", ".join(extractors) or "none"
-        raise StoreError(f"{store.path} has no extractor {criteria.extractor!r}: it has {known}.")
-    found = []
-    for path in store.folders(keys.MAPS, 3):
-        _, key, layer, timestep = path.split("/")
-        prompt = store.attributes(f"{keys.MAPS}/{key}").get("prompt")
-        texts = prompt if isinstance(prompt, Mapping) else {}
-        if (
-            criteria.prompt in (None, texts.get("template"))
-            and key.startswith(criteria.extractor or "")
-            and (criteria.layers is None or keys.number_of(layer) in criteria.layers)
-            and (criteria.timesteps is None or keys.number_of(timestep) in criteria.timesteps)
-        ):
-            what = str(texts.get("template", texts.get("kind", "unknown prompt")))
-            found.append(_measured(store, path, what))
-    return _old_enough(found, criteria.older_than)
-
-
-def choose_noisy(store: Store, timesteps: Sequence[int] | None, older_than: timedelta | None) -> list[Prunable]:
-    """The noisy latents at some timesteps and of some age, see `MapCriteria`; all where nothing is said."""
-    found = [
-        _measured(store, path, "")
-        for path in store.folders(keys.NOISY, 1)
-        if timesteps is None or keys.number_of(path) in timesteps
-    ]
-    return _old_enough(found, older_than)
-
-
-def prune(store: Store, chosen: Sequence[Prunable], progress: Progress) -> None:
-    """Remove them, and the groups that hold nothing any more. An array is gone at once or not at all. Not to be done
-    while another process makes the same maps."""
-    with store.objects.exclusive("pruning", progress.note):
-        for array in chosen:
-            store.objects.remove(array.path)
-        for depth in (2, 1):
-            for group in store.folders(keys.MAPS, depth):
-                if not store.objects.level(group)[1]:
-                    store.objects.remove(group)
-        store.objects.sweep()
-
-
-def parse_age(text: str) -> timedelta:
-    """`30d`, `12h` or `2w`. Raises `InputError` for anything else."""
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
-    if matched is None:
-        raise InputError(f"--older-than takes an age like 12h, 30d or 2w, not {text!r}.")
-    hours = {"h": 1, "d": 24, "w": 7 * 24}[matched.group(2)]
-    try:
-        return timedelta(hours=float(matched.group(1)) * hours)
-    except OverflowError:
-        raise InputError(f"--older-than {text} is longer ago than there have been files.") from None
-
-
-def _measured(store: Store, path: str, what: str) -> Prunable:
-    found = store.objects.below(path)
-    newest = max((one.modified for one in found if not one.key.endswith(f"/{keys.METADATA}")), default=0.0)
-    return Prunable(path, sum(one.bytes for one in found), len(found), newest, what)
-
-
-def _old_enough(arrays: Sequence[Prunable], age: timedelta | None) -> list[Prunable]:
-    return [array for array in arrays if age is None or time.time() - array.newest > age.total_seconds()]

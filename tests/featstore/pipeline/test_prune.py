@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import StoreError
+from featstore.kept_config import PruneConfig
+from featstore.pipeline.prune import choose, parse_age, remove
 from featstore.progress import Silent
-from featstore.store.care import MapCriteria, choose_maps, choose_noisy, parse_age, prune, verify
+from featstore.store.care import verify
 from featstore.store.keys import map_path
 from featstore.store.pack import pack
 from featstore.store.store import Store, open_store
@@ -40,30 +42,31 @@ def age(store: Store, path: str, days: float, newest: float | None = None) -> No
 @pytest.mark.parametrize(
     ("criteria", "expected"),
     [
-        (MapCriteria(prompt="a photo of a {category}"), [TEXT2, TEXT3, TEXT3_LATE]),
-        (MapCriteria(prompt="a photo"), []),
-        (MapCriteria(extractor=OTHER.key), [LEARNED]),
-        (MapCriteria(extractor=OTHER.key[:6]), [LEARNED]),
-        (MapCriteria(layers=(3,)), [TEXT3, TEXT3_LATE]),
-        (MapCriteria(timesteps=(261,)), [TEXT2, TEXT3_LATE, LEARNED]),
-        (MapCriteria(timesteps=(50, 261), layers=(2,)), [TEXT2, LEARNED]),
-        (MapCriteria(prompt="a photo of a {category}", layers=(3,), timesteps=(50,)), [TEXT3]),
-        (MapCriteria(layers=(1,)), []),
-        (MapCriteria(older_than=timedelta(days=30)), [TEXT3]),
-        (MapCriteria(older_than=timedelta(days=30), layers=(2,)), []),
+        (PruneConfig(prompt="a photo of a {category}"), [TEXT2, TEXT3, TEXT3_LATE]),
+        (PruneConfig(prompt="a photo"), []),
+        (PruneConfig(extractor=OTHER.key), [LEARNED]),
+        (PruneConfig(extractor=OTHER.key[:6]), [LEARNED]),
+        (PruneConfig(layers=("3",)), [TEXT3, TEXT3_LATE]),
+        (PruneConfig(timesteps=(261,)), [TEXT2, TEXT3_LATE, LEARNED]),
+        (PruneConfig(timesteps=(50, 261), layers=("2",)), [TEXT2, LEARNED]),
+        (PruneConfig(prompt="a photo of a {category}", layers=("3",), timesteps=(50,)), [TEXT3]),
+        (PruneConfig(layers=("1",)), []),
+        (PruneConfig(layers=("dino",)), []),
+        (PruneConfig(older_than="30d"), [TEXT3]),
+        (PruneConfig(older_than="30d", layers=("2",)), []),
     ],
 )
-def test_maps_go_that_meet_all_criteria(store: Store, criteria: MapCriteria, expected: list[str]) -> None:
+def test_maps_go_that_meet_all_criteria(store: Store, criteria: PruneConfig, expected: list[str]) -> None:
     age(store, TEXT3, 31)
     age(store, TEXT2, 31, newest=29)
     before = contents(store.path)
-    chosen = choose_maps(store, criteria)
+    chosen = choose(store, criteria)
     assert sorted(array.path for array in chosen) == sorted(expected)
     assert contents(store.path) == before
     gone = {name for name in before if any(name.startswith(f"{path}/") for path in expected)}
     assert sum(array.files for array in chosen) == len(gone)
     assert sum(array.bytes for array in chosen) == sum(len(before[name]) for name in gone)
-    prune(store, chosen, Silent())
+    remove(store, chosen, Silent())
     left = contents(store.path)
     assert left.items() <= before.items()
     # beside them only metadata of groups that hold nothing any more
@@ -72,21 +75,21 @@ def test_maps_go_that_meet_all_criteria(store: Store, criteria: MapCriteria, exp
 
 
 def test_groups_that_hold_nothing_go_along(store: Store) -> None:
-    prune(store, choose_maps(store, MapCriteria(extractor=OTHER.key)), Silent())
+    remove(store, choose(store, PruneConfig(extractor=OTHER.key)), Silent())
     assert [folder.name for folder in (store.path / "maps").iterdir() if folder.is_dir()] == [EXTRACTOR.key]
-    prune(store, choose_maps(store, MapCriteria(layers=(3,))), Silent())
+    remove(store, choose(store, PruneConfig(layers=("3",))), Silent())
     assert [folder.name for folder in (store.path / "maps" / EXTRACTOR.key).glob("layer*")] == ["layer2"]
     assert verify(open_store(store.path), Silent()).sound
 
 
 def test_noisy_latents(store: Store) -> None:
     age(store, "noisy/t0050", 3)
-    assert [own.path for own in choose_noisy(store, None, None)] == ["noisy/t0050", "noisy/t0261"]
-    assert [own.path for own in choose_noisy(store, (261, 3), None)] == ["noisy/t0261"]
-    assert not choose_noisy(store, None, timedelta(days=4))
-    old = choose_noisy(store, None, timedelta(days=2))
+    assert [own.path for own in choose(store, PruneConfig(noisy=True))] == ["noisy/t0050", "noisy/t0261"]
+    assert [own.path for own in choose(store, PruneConfig(noisy=True, timesteps=(261, 3)))] == ["noisy/t0261"]
+    assert not choose(store, PruneConfig(noisy=True, older_than="4d"))
+    old = choose(store, PruneConfig(noisy=True, older_than="2d"))
     assert [(own.path, own.files) for own in old] == [("noisy/t0050", 7)]
-    prune(store, old, Silent())
+    remove(store, old, Silent())
     assert store.noisy(50) is None
     assert store.noisy(261) is not None
     assert store.latents().present().all()
@@ -95,17 +98,17 @@ def test_noisy_latents(store: Store) -> None:
 def test_packed_maps(store: Store) -> None:
     pack(store, Silent())
     age(store, LEARNED, 31)
-    (chosen,) = choose_maps(store, MapCriteria(older_than=timedelta(days=30)))
+    (chosen,) = choose(store, PruneConfig(older_than="30d"))
     assert (chosen.path, chosen.files, chosen.what) == (LEARNED, 2, "single")
-    prune(store, [chosen], Silent())
+    remove(store, [chosen], Silent())
     assert LEARNED not in open_store(store.path).arrays()
 
 
 def test_something_must_be_asked(store: Store) -> None:
     with pytest.raises(InputError, match="Which maps go must be said"):
-        choose_maps(store, MapCriteria())
+        choose(store, PruneConfig())
     with pytest.raises(StoreError, match=rf"no extractor 'ffff': it has .*{EXTRACTOR.key}"):
-        choose_maps(store, MapCriteria(extractor="ffff"))
+        choose(store, PruneConfig(extractor="ffff"))
 
 
 def test_rows_of_a_removal_that_was_killed_are_never_seen_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,13 +121,13 @@ def test_rows_of_a_removal_that_was_killed_are_never_seen_again(store: Store, mo
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        prune(store, choose_maps(store, MapCriteria(layers=(3,), timesteps=(50,))), Silent())
+        remove(store, choose(store, PruneConfig(layers=("3",), timesteps=(50,))), Silent())
     monkeypatch.setattr(shutil, "rmtree", plain)
     assert store.maps(EXTRACTOR, 3, 50) is None
     again = store.require_maps(EXTRACTOR, 3, 50, (6, 4, 4))
     assert not again.present().any()
     assert list(store.path.glob(".removed-*"))
-    prune(store, [], Silent())
+    remove(store, [], Silent())
     assert not list(store.path.glob(".removed-*"))
 
 
