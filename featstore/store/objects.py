@@ -84,8 +84,8 @@ class Objects(Protocol):
         """See to it that the objects right below some prefixes are still there after a power cut."""
 
     def sweep(self, prefixes: Iterable[str] = ()) -> None:
-        """Delete what killed writes left right below some prefixes and above them; all that kills left where none is
-        given, by whoever holds the lock (`exclusive`)."""
+        """Delete what killed writes left right below some prefixes and above them, and what killed makings left beside
+        the store; all that kills left where none is given, by whoever holds the lock (`exclusive`)."""
 
     def left_over(self) -> list[StoredObject]:
         """What killed runs left: files half written, and folders that were being removed."""
@@ -224,6 +224,7 @@ class Folder:
 
     def sweep(self, prefixes: Iterable[str] = ()) -> None:
         """See `Objects.sweep`; what may still be in flight is left alone."""
+        sweep_making(self.root.parent, glob.escape(self.root.name))
         below = {folder for prefix in prefixes for folder in (self.root / prefix, *(self.root / prefix).parents)}
         for folder in sorted(below or [self.root]):
             if folder.is_relative_to(self.root):
