@@ -43,7 +43,10 @@ class StoredMaps:
         return torch.from_numpy(self._array(layer).read((self.store.images.row(image),)))
 
     def images_ahead(self, layers: Sequence[LayerSpec]) -> int:
-        """See `FarMapSource.images_ahead`: as many as `AHEAD_BYTES` hold, no more than rows are read at once."""
+        """See `FarMapSource.images_ahead`: of a bucket as many as `AHEAD_BYTES` hold, no more than rows are read at
+        once. Threads that read a disk take cores and memory from the matching, and wait for little."""
+        if self.store.objects.disk is not None:
+            return AHEAD
         image_bytes = sum(self._array(layer).row_bytes for layer in layers)
         return max(min(AHEAD_BYTES // max(image_bytes, 1), REQUESTS), AHEAD)
 

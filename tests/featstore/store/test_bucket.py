@@ -21,6 +21,7 @@ from featstore.store.pack import pack, unpack
 from featstore.store.rows import REQUESTS, row_writer
 from featstore.store.store import create_store, open_store
 from matcher.configuration import LayerSpec, MatchSettings
+from matcher.maps import AHEAD
 from matcher.pairs import MatchingPair
 from matcher.sweep import evaluate
 from tests.faulty_proxy import Faults, FaultyProxy
@@ -321,11 +322,11 @@ def test_maps_are_read_while_others_are_matched(place: S3Location) -> None:
 
 
 def test_how_far_ahead(place: S3Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many images as requests may be under way, fewer where they are large."""
+    """From a bucket as many images as requests may be under way, fewer where they are large."""
     spec = [LayerSpec("2", 261), LayerSpec("3", 261)]
     local = StoredMaps(write_small_store(tmp_path / "local.zarr"), EXTRACTOR)
     far = StoredMaps(write_small_store(place), EXTRACTOR)
-    assert (local.images_ahead(spec), far.images_ahead(spec)) == (REQUESTS, REQUESTS)
+    assert (local.images_ahead(spec), far.images_ahead(spec)) == (AHEAD, REQUESTS)
     monkeypatch.setattr("featstore.pipeline.sources.AHEAD_BYTES", 5 * 2 * (6 * 4 * 4 * 2 + 4))
     assert far.images_ahead(spec) == 5
 
