@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cli.help import Command, Group
 from cli.options import DryRunOption, JsonOption, examples, taking
 from cli.output import print_table, say, write_json
 from cli.progress import TerminalProgress
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from featstore.pipeline.care import Checked, Dropped
     from featstore.pipeline.recompute import Recomputed
 
-app = typer.Typer(no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Compute everything before the matching once, and keep it.")
 
 DIVIDED = ("build", "maps")
 """Commands that processes of torchrun do together."""
@@ -62,7 +63,7 @@ def _check_processes(context: typer.Context) -> None:
     check_divided(context.invoked_subcommand, DIVIDED)
 
 
-@app.command("build", epilog=BUILD_EXAMPLES)
+@app.command("build", cls=Command, epilog=BUILD_EXAMPLES)
 @taking(BuildConfig)
 def _build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
     """Encode every image of a dataset once (VAE) and keep latents and noisy latents.
@@ -72,9 +73,9 @@ def _build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption 
     need not be named again. Any number of jobs may fill one store at once, each with a --part of the images;
     under torchrun each process takes one.
     """
-    from featstore.pipeline.run_build import build, estimate_build
-
     with TerminalProgress() as progress:
+        from featstore.pipeline.run_build import build, estimate_build
+
         if dry_run:
             write_json(json, asdict(estimate_build(config, progress)))
             return
@@ -84,7 +85,7 @@ def _build(config: BuildConfig, dry_run: DryRunOption = False, json: JsonOption 
     write_json(json, {**counts, "bytes": report.bytes_written, "bad": bad})
 
 
-@app.command("maps", epilog=MAPS_EXAMPLES)
+@app.command("maps", cls=Command, epilog=MAPS_EXAMPLES)
 @taking(MapsConfig)
 def _maps(config: MapsConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
     """Run the UNet as far as each layer and keep its feature maps; latents are made where they lack.
@@ -92,13 +93,13 @@ def _maps(config: MapsConfig, dry_run: DryRunOption = False, json: JsonOption = 
     One timestep per layer of the UNet; dino has none. `dualsd eval` makes the maps that it needs by itself; this is for
     making them beforehand. --part and torchrun divide the images as for `cache build`.
     """
-    from featstore.pipeline.run_build import estimate_making_maps, make_maps
-
     with TerminalProgress() as progress:
+        from featstore.pipeline.run_build import estimate_making_maps, make_maps
+
         write_json(json, estimate_making_maps(config, progress) if dry_run else make_maps(config, progress).to_json())
 
 
-@app.command("info")
+@app.command("info", cls=Command)
 @taking(StoreConfig)
 def _info(config: StoreConfig, json: JsonOption = None) -> None:
     """What a store holds: made from what, which arrays, how complete, how large."""
@@ -123,15 +124,15 @@ def _info(config: StoreConfig, json: JsonOption = None) -> None:
     rows = [
         [
             array.path,
+            array.what,
             "x".join(map(str, array.row_shape)),
             f"{array.present}/{array.rows}",
             f"{100 * array.present // max(array.rows, 1)} %",  # 100 % is all of them
             human_bytes(array.bytes),
-            array.what,
         ]
         for array in arrays
     ]
-    print_table("arrays", ["array", "a row", "rows", "complete", "size", "what"], rows)
+    print_table("arrays", ["array", "what", "a row", "rows", "complete", "size"], rows, left_columns=2)
     for name in opened.outdated():
         say(f"maps/{name}: maps of 8 bits, which are not read any more: `dualsd cache prune --extractor {name}`")
     if opened.images.gone:
@@ -142,7 +143,7 @@ def _info(config: StoreConfig, json: JsonOption = None) -> None:
     write_json(json, {**header.to_attributes(), "images": len(opened.images.rows), "arrays": described})
 
 
-@app.command("verify", epilog=VERIFY_EXAMPLES)
+@app.command("verify", cls=Command, epilog=VERIFY_EXAMPLES)
 @taking(VerifyConfig)
 def _verify(config: VerifyConfig, json: JsonOption = None) -> None:
     """Read all that a store holds and hold it against its checksums, and noisy latents against the model's betas.
@@ -157,21 +158,23 @@ def _verify(config: VerifyConfig, json: JsonOption = None) -> None:
     of each array go through the model again. Half of the N are those that fit their image's latents least, the rest
     is chosen at random.
     """
-    from featstore.pipeline.care import check
-
     with TerminalProgress() as progress:
+        from featstore.pipeline.care import check
+
         checked = check(config, progress)
-        if checked.anew is not None:
-            _print_recomputed(checked.anew)
-        _print_found(checked)
-        dropped = checked.drop(progress) if config.drop else None
-    if dropped is not None:
+    if checked.anew is not None:
+        _print_recomputed(checked.anew)
+    _print_found(checked)
+    dropped = None
+    if config.drop:
+        with TerminalProgress() as progress:
+            dropped = checked.drop(progress)
         _print_dropped(checked, dropped)
     write_json(json, checked.to_json() | ({} if dropped is None else asdict(dropped)))
     checked.require_sound(dropped is not None)
 
 
-@app.command("prune", epilog=PRUNE_EXAMPLES)
+@app.command("prune", cls=Command, epilog=PRUNE_EXAMPLES)
 @taking(PruneConfig)
 def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption = None) -> None:
     """Remove maps that meet all that is said of them, or noisy latents, or all rows of images that are gone.
@@ -204,7 +207,7 @@ def _prune(config: PruneConfig, dry_run: DryRunOption = False, json: JsonOption 
     write_json(json, {"arrays": removed, "bytes": size, "files": files, "dry_run": dry_run})
 
 
-@app.command("pack", epilog=PACK_EXAMPLES)
+@app.command("pack", cls=Command, epilog=PACK_EXAMPLES)
 @taking(StoreConfig)
 def _pack(config: StoreConfig, json: JsonOption = None) -> None:
     """Put the rows of finished arrays into few large files, which are read as before.
@@ -226,7 +229,7 @@ def _pack(config: StoreConfig, json: JsonOption = None) -> None:
     write_json(json, {"packed": packed, "files_saved": saved, "left": left})
 
 
-@app.command("unpack")
+@app.command("unpack", cls=Command)
 @taking(StoreConfig)
 def _unpack(config: StoreConfig, json: JsonOption = None) -> None:
     """Give every row of packed arrays a file of its own again."""
@@ -240,7 +243,7 @@ def _unpack(config: StoreConfig, json: JsonOption = None) -> None:
     write_json(json, {"unpacked": unpacked})
 
 
-@app.command("export", epilog=EXPORT_EXAMPLES)
+@app.command("export", cls=Command, epilog=EXPORT_EXAMPLES)
 @taking(ExportConfig)
 def _export(config: ExportConfig, json: JsonOption = None) -> None:
     """Write maps for other programs: what eval --features reads, or what SD4Match's and DIFT's code holds.
@@ -248,9 +251,9 @@ def _export(config: ExportConfig, json: JsonOption = None) -> None:
     Maps that the store lacks are made first. The .pt layouts hold one layer, in float32; the safetensors file holds
     any, in float16, as stored. Images are as `cache build` resized them.
     """
-    from featstore.pipeline.export import export_maps
-
     with TerminalProgress() as progress:
+        from featstore.pipeline.export import export_maps
+
         write_json(json, export_maps(config, progress).to_json())
 
 

@@ -26,12 +26,12 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     Maps and latents that are not cached are made and kept, and so are the predictions: `dualsd score` and `dualsd
     compare` need no matching. With --features no store and no model is needed.
     """
-    from featstore.pipeline.evaluate import evaluate as run
-    from featstore.pipeline.results import check_place, kept_evaluation
-    from matcher.pck import Average
-
-    check_place(config.out)
     with TerminalProgress() as progress:
+        from featstore.pipeline.evaluate import evaluate as run
+        from featstore.pipeline.results import check_place, kept_evaluation
+        from matcher.pck import Average
+
+        check_place(config.out)
         done = run(config, progress)
     if launched().rank > 0:
         return
@@ -42,7 +42,9 @@ def evaluate(config: EvalConfig, json: JsonOption = None, csv: CsvOption = None)
     with kept_evaluation(done, config.out, {"command": typed_command()}) as kept:
         del done  # the report reads what is kept
         say(f"kept in {kept}: `dualsd score {shlex.quote(str(kept))}` scores it again, `dualsd compare` compares it")
-        page = report_evaluation(kept)
+        with TerminalProgress() as progress:
+            progress.wait("writing the report")
+            page = report_evaluation(kept)
     say(f"report: {page}, with table.md and table.tex beside it")
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 import typer.main
-from typer.core import TyperCommand, TyperGroup
+
+from cli.help import Command, Group
 
 EXIT_INPUT = 2
 EXIT_FAULT = 1
@@ -33,7 +34,7 @@ COMMANDS = {
 """Where each command lies below `cli`, and what the list of commands says of it; a module is loaded when it is used."""
 
 
-class CommandLine(TyperGroup):
+class CommandLine(Group):
     """Loads the command that is typed, and turns exceptions into one sentence on stderr and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
@@ -42,7 +43,7 @@ class CommandLine(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """What the list of commands shows of one."""
-        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+        return Command(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The command that is typed, loaded."""
@@ -71,7 +72,8 @@ def load_command(name: str) -> Any:
     found = getattr(module, attribute)
     if not isinstance(found, typer.Typer):
         app = typer.Typer(add_completion=False)
-        app.command(name, epilog=getattr(module, f"{name.upper()}_EXAMPLES", getattr(module, "EXAMPLES", None)))(found)
+        examples = getattr(module, f"{name.upper()}_EXAMPLES", getattr(module, "EXAMPLES", None))
+        app.command(name, cls=Command, epilog=examples)(found)
         found = app
     return typer.main.get_command(found)
 
@@ -83,14 +85,18 @@ def _is_usage(error: Exception) -> bool:
 
 def _report(error: Exception) -> int:
     """Print one sentence and give the exit code."""
-    from featstore.plain_text import printable
+    from rich.console import Console
+
+    from cli.output import print_lines
     from matcher.errors import InputError
 
     if isinstance(error, InputError):
-        typer.echo(f"dualsd: {printable(str(error))}", err=True)
+        print_lines(Console(stderr=True), f"dualsd: {error}")
         return EXIT_INPUT
-    reason = printable(f"{type(error).__name__}: {error}")
-    typer.echo(f"dualsd: this is a fault of dualsd's own ({reason}); `dualsd {DEBUG} ...` shows where.", err=True)
+    reason = f"{type(error).__name__}: {error}"
+    print_lines(
+        Console(stderr=True), f"dualsd: this is a fault of dualsd's own ({reason}); `dualsd {DEBUG} ...` shows where."
+    )
     return EXIT_FAULT
 
 

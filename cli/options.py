@@ -84,8 +84,6 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     if field.is_needed and get_origin(field.kind) is tuple and field.form is None:
         kind = list[Path]
     named: dict[str, Any] = {"help": setting.meaning, "metavar": setting.metavar}
-    if field.group is not None:
-        named["rich_help_panel"] = field.group.rstrip(".")
     if field.is_needed:
         default = inspect.Parameter.empty
         option = typer.Argument(**named) if setting.metavar else typer.Option(field.flag, **named)

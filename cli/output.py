@@ -7,11 +7,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -42,19 +43,92 @@ def _speaks() -> bool:
 
 
 def say(*lines: str) -> None:
-    """Plain lines; nothing in them controls the terminal."""
-    console().print("\n".join(map(printable, lines)), highlight=False, markup=False, soft_wrap=True)
+    """Plain lines on stdout; nothing in them controls the terminal."""
+    print_lines(console(), *lines)
+
+
+def print_lines(on: Console, *lines: str) -> None:
+    """Plain lines; on a terminal they break between words, and what goes on of a command may be pasted with it."""
+    for line in map(printable, lines):
+        shown = "\n".join(broken(line, on.width)) if on.is_terminal else line
+        on.print(shown, highlight=False, markup=False, soft_wrap=True)
+
+
+_COMMAND = re.compile(r"\s*(\$ )?(dualsd|torchrun) ")
+_IN_PROSE, _IN_COMMANDS, _IN_CELLS = r"\s*\S+", r"\s*(?:'[^']*'|\S)+", r"\s*(?:[^\s/]+/?|/)"
+"""What stays on one line, with the blanks before it: a word; one of a shell's words; a word or a part of a path."""
+
+
+def broken(line: str, width: int, piece: str | None = None) -> list[str]:
+    """A line in parts of at most `width` columns, broken between pieces: a regular expression, by default as it suits
+    the line. What is left of a command is indented, and a backslash tells the shell that it follows."""
+    if cell_len(line) <= width:
+        return [line]
+    is_command = piece is None and _COMMAND.match(line) is not None
+    blanks, end = line[: len(line) - len(line.lstrip())], " \\" if is_command else ""
+    found: list[str] = []
+    for own in re.findall(piece or (_IN_COMMANDS if is_command else _IN_PROSE), line):
+        if not found:
+            found = [own]
+        elif cell_len(found[-1] + own + end) <= width:
+            found[-1] += own
+        else:
+            found[-1] += end
+            found.append(blanks + ("    " if is_command else "") + own.lstrip())
+    return found
+
+
+def table_width(header: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    """Columns of a terminal that a table takes."""
+    return 1 + sum(max(map(cell_len, column)) + 3 for column in zip(header, *rows, strict=True))
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], left_columns: int = 1) -> None:
-    """A table; all but the first columns are figures, right-aligned."""
-    say(title)  # rich would fold a title to its table's width
-    table = Table()
-    for index, name in enumerate(header):
-        table.add_column(Text(printable(name)), justify="left" if index < left_columns else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(printable(str(cell))) for cell in row))  # Text: a name in brackets is no markup
-    console().print(table)
+    """A table; all but the first columns are figures, right-aligned. Where it is too wide the first columns break
+    between words, and what still has no room stands in further tables below, each with the first columns."""
+    say(title)
+    lines = [[printable(str(cell)) for cell in line] for line in (header, *rows)]
+    for part in _fitting(lines, left_columns, console().width):
+        table = Table()
+        for index, (place, width) in enumerate(part.items()):
+            table.add_column(justify="left" if index < left_columns else "right", overflow="fold", width=width)
+        shown = [[Text("\n".join(broken(line[place], part[place], _IN_CELLS))) for place in part] for line in lines]
+        for column, name in zip(table.columns, shown[0], strict=True):
+            column.header = name  # Text: a name in brackets is no markup
+        for line in shown[1:]:
+            table.add_row(*line)
+        console().print(table)
+
+
+def _fitting(lines: Sequence[Sequence[str]], words: int, width: int) -> Iterator[dict[int, int]]:
+    """Tables of at most `width` columns that together hold all of one: by place, how wide each column is.
+
+    Args:
+        lines: The header, and the rows.
+        words: How many of the first columns may be broken. Those that tell rows apart stand in each table.
+        width: Of the terminal.
+    """
+    columns = list(zip(*lines, strict=True))
+    whole = [max(map(cell_len, column)) for column in columns]
+    if table_width(lines[0], lines[1:]) <= width:
+        yield dict(enumerate(whole))
+        return
+    pieces = ((own.strip() for cell in column for own in re.findall(_IN_CELLS, cell)) for column in columns)
+    least = [max(map(cell_len, own), default=1) for own in pieces]
+    for place, (_, *figures) in enumerate(columns):
+        if place >= words:
+            least[place] = max(least[place], *map(cell_len, figures), 1)
+    keys = next((count for count in range(1, words) if len({(*line[:count],) for line in lines}) == len(lines)), words)
+    part, rest = [*range(words)], [*range(words, len(columns))]
+    while part:
+        room = width - 1 - sum(least[place] + 3 for place in part)
+        while rest and (room >= least[rest[0]] + 3 or len(part) == keys):
+            room -= least[rest[0]] + 3
+            part.append(rest.pop(0))
+        wanted = {place: whole[place] - least[place] for place in part if place < words}
+        share = min(max(room, 0) / max(sum(wanted.values()), 1), 1)
+        yield {place: least[place] + int(share * wanted.get(place, 0)) for place in part}
+        part = [*range(keys)] if rest else []
 
 
 def print_result(result: "Evaluation", average: "Average") -> None:
@@ -65,7 +139,7 @@ def print_result(result: "Evaluation", average: "Average") -> None:
     table = result.scores
     header, rows = paper_rows(table, average)
     title = f"PCK in percent, {average.value} average: {result.title}"
-    if sum(max(len(name), 5) + 3 for name in header) <= console().width:
+    if table_width(header, rows) <= console().width:
         print_table(title, header, rows, left_columns=2)
         return
     for readout in table.values:
@@ -75,10 +149,19 @@ def print_result(result: "Evaluation", average: "Average") -> None:
 
 
 def check_writable(*files: Path | None) -> None:
-    """Raise `InputError`, before any work is done, for a file whose folder is not there or cannot be written to."""
+    """Raise `InputError`, before any work is done, for a file that cannot be written where it is to lie."""
     for file in files:
-        if file is not None and (not os.access(file.resolve().parent, os.W_OK) or file.is_dir()):
-            raise InputError(f"{file} cannot be written: its folder is missing or read-only, or it is a folder itself.")
+        if file is None:
+            continue
+        folder = file.resolve().parent
+        if file.is_dir():
+            raise InputError(f"{file} is a folder: name a file in it, e.g. {file / 'result.json'}.")
+        if not folder.is_dir():
+            raise InputError(f"{file} cannot be written: there is no folder {folder}; make it first.")
+        if not os.access(file if file.exists() else folder, os.W_OK):
+            raise InputError(
+                f"{file} cannot be written: {'it' if file.exists() else f'the folder {folder}'} is read-only."
+            )
 
 
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:

@@ -1,33 +1,45 @@
-"""Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere; nothing under a second."""
+"""Progress on stderr: on a terminal one line, with a bar, rate and time left, or with what is waited for; plain lines
+elsewhere; nothing under a second."""
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from cli.output import say
+from cli.output import print_lines, say
 from featstore.pipeline.distributed import launched
 from featstore.plain_text import printable
 from featstore.progress import Progress
 
 SHOW_AFTER_SECONDS = 1.0
 LINE_EVERY_SECONDS = 10.0
+WIDEST_BAR, NARROWEST_BAR = 40, 8
 
 
 class TerminalProgress(Progress):
-    """A watcher that draws; use it as a context so that the bar is cleared at the end. Of several processes the first
-    one's shows how far its own share is."""
+    """A watcher that draws; use it as a context so that its line is cleared at the end. The line goes as soon as its
+    step is done, and while something is printed. Of several processes the first one's shows how far its own share
+    is."""
 
     def __init__(self) -> None:
-        count = launched().count
-        self._whose = "" if count == 1 else f" (process 1 of {count})"
+        process = launched()
+        self._whose = "" if process.count == 1 else f" (process 1 of {process.count})"
         self._console = Console(stderr=True)
-        self._bars: Bars | None = None
-        self._task: TaskID | None = None
+        self._draws = self._console.is_terminal and process.rank == 0
+        self._live: Live | None = None
         self._begin("", 0, "")
+
+    def __enter__(self) -> Self:
+        self.wait("starting")
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._finish()
@@ -36,9 +48,14 @@ class TerminalProgress(Progress):
         """See `featstore.progress.Progress.start`."""
         self._finish()
         self._begin(what + self._whose, total, unit)
+        self._show()
+
+    def wait(self, what: str) -> None:
+        """See `featstore.progress.Progress.wait`."""
+        self.start(what, 0, "")
 
     def _begin(self, what: str, total: int, unit: str) -> None:
-        self._what, self._total, self._unit, self._done, self._state = what, total, unit, 0, ""
+        self._what, self._total, self._unit, self._done, self._state = printable(what), total, unit, 0, ""
         self._started = self._last_line = self._last_advance = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
@@ -46,13 +63,12 @@ class TerminalProgress(Progress):
         self._done += count
         self._last_advance = now = time.monotonic()
         seconds = now - self._started
-        if seconds < SHOW_AFTER_SECONDS:
-            return
-        if self._console.is_terminal:
-            self._draw(seconds)
-        elif now - self._last_line >= LINE_EVERY_SECONDS:
+        if 0 < self._total <= self._done:
+            self.wait("working")  # on whatever comes before the next step
+        elif not self._console.is_terminal and now - self._last_line >= max(LINE_EVERY_SECONDS, SHOW_AFTER_SECONDS):
             self._last_line = now
-            print(f"{self._what}: {self._done}/{self._total}, {self._pace(seconds)}", file=sys.stderr, flush=True)
+            facts = ", ".join(self._facts(seconds))
+            print(f"{self._what}: {self._done}/{self._total}, {facts}", file=sys.stderr, flush=True)
 
     def say(self, state: str) -> None:
         """See `featstore.progress.Progress.say`."""
@@ -60,42 +76,61 @@ class TerminalProgress(Progress):
 
     def note(self, sentence: str) -> None:
         """See `featstore.progress.Progress.note`."""
-        (self._bars.console if self._bars else self._console).print(
-            f"note: {printable(sentence)}", highlight=False, markup=False, soft_wrap=True
-        )
+        with self._cleared():
+            print_lines(self._console, f"note: {sentence}")
 
     def tell(self, line: str) -> None:
         """See `featstore.progress.Progress.tell`."""
-        say(line)
+        with self._cleared():
+            say(line)
 
-    def _draw(self, seconds: float) -> None:
-        if self._bars is None:
-            self._bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[pace]}", style="dim"),
-                console=self._console,
-                transient=True,
-            )
-            self._bars.start()
-            self._task = self._bars.add_task(self._what, total=self._total, pace="")
-        assert self._task is not None
-        self._bars.update(self._task, completed=self._done, pace=self._pace(seconds))
+    @contextmanager
+    def _cleared(self) -> Iterator[None]:
+        was_shown = self._live is not None
+        self._hide()
+        yield
+        if was_shown:
+            self._show()
 
-    def _pace(self, seconds: float) -> str:
-        """Rate since the step's start and time left."""
+    def _show(self) -> None:
+        if self._draws:
+            # what goes to standard output stays there: it may be a file
+            self._live = Live(get_renderable=self._line, console=self._console, transient=True, redirect_stdout=False)
+            self._live.start()
+
+    def _hide(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _line(self) -> RenderableType:
+        """What the terminal shows now. Facts that there is no room for are left out."""
+        seconds = time.monotonic() - self._started
+        if seconds < SHOW_AFTER_SECONDS:
+            return Text()
+        if self._total == 0:
+            return Text(f"{self._what}, {seconds:.0f} s")
+        words, room = f"{self._what} {self._done}/{self._total}", self._console.width
+        for fact in self._facts(seconds):
+            longer = f"{words}, {fact}"
+            words = longer if len(longer) <= room else words
+        bar = min(room - len(words) - 1, WIDEST_BAR)
+        if bar < NARROWEST_BAR:
+            return Text(words)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(ProgressBar(self._total, self._done, width=bar), words)
+        return line
+
+    def _facts(self, seconds: float) -> list[str]:
+        """How the step stands, its rate since it started, and the time left."""
         rate = self._done / seconds
         left = timedelta(seconds=round((self._total - self._done) / rate)) if rate else "?"
-        pace = f"{rate:.1f} {self._unit}/s, {left} left"
-        return f"{self._state}, {pace}" if self._state else pace
+        return [*filter(None, [self._state]), f"{rate:.1f} {self._unit}/s", f"{left} left"]
 
     def _finish(self) -> None:
-        """Clear the bar and leave one line about a step that took long enough to be shown."""
+        """Clear the line, and leave one about a step that took long enough to be shown."""
+        self._hide()
         seconds = self._last_advance - self._started
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars, self._task = None, None
         if self._what and seconds >= SHOW_AFTER_SECONDS and self._done >= self._total:
-            print(f"{self._what}: {self._total} {self._unit} in {seconds:.0f} s", file=sys.stderr, flush=True)
+            print_lines(self._console, f"{self._what}: {self._total} {self._unit} in {seconds:.0f} s")
         self._what = ""

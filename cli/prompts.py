@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.help import Command, Group
 from cli.options import JsonOption, examples, taking
 from cli.output import check_writable, print_table, say, write_json
 from featstore.kept_config import ImportConfig, PublishConfig
@@ -14,7 +15,9 @@ from matcher.errors import InputError
 if TYPE_CHECKING:
     from featstore.prompts.base import LearnedPrompts
 
-app = typer.Typer(no_args_is_help=True, help="Learned prompts: from and to SD4Match's files, and what is in them.")
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Learned prompts: from and to SD4Match's files, and what is in them."
+)
 
 IMPORT_EXAMPLES = examples(
     "dualsd prompts import Class_spair_sd2-1_TokenEmbeds75/caption.pt --model sd2-1 --out class.safetensors",
@@ -30,7 +33,7 @@ TRAINED = ("steps", "batch", "rate", "network_rate", "kernel", "noise", "draws",
 """The settings of a training run that `info` prints."""
 
 
-@app.command("import", epilog=IMPORT_EXAMPLES)
+@app.command("import", cls=Command, epilog=IMPORT_EXAMPLES)
 @taking(ImportConfig)
 def import_prompts(config: ImportConfig) -> None:
     """Read SD4Match's published prompts into a file that --prompts takes. Nothing in the pickle is executed."""
@@ -50,7 +53,7 @@ def import_prompts(config: ImportConfig) -> None:
     say(f"{out}: {_describe(learned)}", f"  dualsd eval --prompts {out}")
 
 
-@app.command("export", epilog=EXPORT_EXAMPLES)
+@app.command("export", cls=Command, epilog=EXPORT_EXAMPLES)
 @taking(PublishConfig)
 def export(config: PublishConfig) -> None:
     """Write one layer's prompts as SD4Match's caption.pt (single, class) or ckpt.pt (cpm)."""
@@ -69,7 +72,7 @@ def export(config: PublishConfig) -> None:
     say(f"{config.out}: {learned.mode.value} prompts for layer {chosen} in SD4Match's layout")
 
 
-@app.command("info", epilog=INFO_EXAMPLES)
+@app.command("info", cls=Command, epilog=INFO_EXAMPLES)
 def info(
     prompts: Annotated[Path, typer.Argument(help="A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")],
     json: JsonOption = None,

@@ -154,7 +154,6 @@ class ConfigField:
         default: None where there is none.
         is_needed: Whether it has no default.
         setting: What it means.
-        group: What the class says of itself from which the field comes, where several config classes share that one.
     """
 
     name: str
@@ -163,7 +162,6 @@ class ConfigField:
     default: Any
     is_needed: bool
     setting: Setting
-    group: str | None
 
     @property
     def flag(self) -> str:
@@ -205,9 +203,7 @@ def fields_of(kind: type[Config]) -> Iterator[ConfigField]:
         setting = own.metadata.get("setting") or next(note for note in notes if isinstance(note, Setting))
         form = next((note for note in notes if isinstance(note, Form)), None)
         is_needed = own.default is REQUIRED
-        declaring = (base for base in kind.__mro__[1:] if own.name in vars(base).get("__annotations__", {}))
-        group, default = next((base.__doc__ for base in declaring), None), None if is_needed else own.default
-        yield ConfigField(own.name, bare, form, default, is_needed, setting, group)
+        yield ConfigField(own.name, bare, form, None if is_needed else own.default, is_needed, setting)
 
 
 def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:

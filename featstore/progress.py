@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from featstore.store.keys import StoreLocation
 
 
+LOADING = "loading the model"
+"""What commands wait for most often."""
+
+
 class Progress:
     """A watcher of work. The command line's draws bars; what a watcher does not say for itself does nothing, as here.
     As a context it clears what it shows at the end."""
@@ -23,6 +27,10 @@ class Progress:
 
     def start(self, what: str, total: int, unit: str) -> None:
         """A step of `total` units begins."""
+
+    def wait(self, what: str) -> None:
+        """Something begins that takes its time and cannot be counted, such as loading a model; it lasts until the next
+        step or wait begins."""
 
     def advance(self, count: int = 1) -> None:
         """`count` more units of the step are done."""

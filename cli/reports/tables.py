@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cli.output import print_table
+from cli.output import print_table, table_width
 from featstore.files import AGAIN, write_whole, writing
 from featstore.plain_text import printable
 from matcher.errors import InputError
@@ -29,7 +29,7 @@ class Block:
     @property
     def width(self) -> int:
         """Columns of a terminal that it takes."""
-        return 1 + sum(max(map(len, column)) + 3 for column in zip(self.header, *self.rows, strict=True))
+        return table_width(self.header, self.rows)
 
 
 def in_words(noun: str, names: Sequence[str]) -> str:

@@ -115,7 +115,8 @@ class Mode(Enum):
         try:
             return cls(name)
         except ValueError:
-            raise TuningError(f"--mode is {', '.join(known.value for known in cls)}, not {name!r}.") from None
+            two = " Two layers, each with prompts of its own, are --layers 2,3." if name == "dual" else ""
+            raise TuningError(f"--mode is {', '.join(known.value for known in cls)}, not {name!r}.{two}") from None
 
 
 _RULES = {Mode.SINGLE: "text:OneForAll", Mode.CLASS: "text:OnePerCategory", Mode.CPM: "cpm:OnePerPair"}
