@@ -165,10 +165,9 @@ def _verify(config: VerifyConfig, json: JsonOption = None) -> None:
     if checked.anew is not None:
         _print_recomputed(checked.anew)
     _print_found(checked)
-    dropped = None
-    if config.drop:
-        with TerminalProgress() as progress:
-            dropped = checked.drop(progress)
+    with TerminalProgress() as progress:
+        dropped = checked.drop(progress) if config.drop else None
+    if dropped is not None:
         _print_dropped(checked, dropped)
     write_json(json, checked.to_json() | ({} if dropped is None else asdict(dropped)))
     checked.require_sound(dropped is not None)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from inspect import cleandoc
+from itertools import chain
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -16,15 +17,19 @@ from cli.output import broken
 
 GROUPS = {
     "Data": "store dataset root split categories max_pairs model revision size latents seed",
-    "Features": "features layers timesteps weights weightings ensemble upsample upsamples upsample_align dino dino_size",
+    "Features": "features layers timesteps weights weightings ensemble upsample upsamples upsample_align dino "
+    "dino_size",
     "Prompts": "mode prompt prompts fallback category length",
     "Matching": "geometry geometries readout readouts alphas average frame",
     "Learning": "steps batch accumulate rate network_rate kernel noise draws validate_every validation_pairs "
     "validation_timesteps checkpoint_every train_steps",
     "Running": "device dtype batch_size gradient_checkpointing compile part stream skip_bad encoding sync resume",
-    "Files": "out name runs work config json csv dry_run",
+    "Files": "out name runs work config_file json csv dry_run",
 }
 """Options by the title that they stand under; others stand above them."""
+
+_USUAL = re.compile(r"(?<=\[default: )\((.*)\)(?=\]$)")
+"""A default in words, which typer puts in brackets."""
 
 WIDEST, NAMES = 110, 28
 """Columns of a page, and of what options are called."""
@@ -66,7 +71,7 @@ def _rows(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
             usual = "Options" if parameter.param_type_name == "option" else "Arguments"
             found[titles.get(parameter.name, usual) if usual == "Options" else usual].append(record)
     if isinstance(command, Group):
-        own = {name: command.get_command(context, name) for name in command.list_commands(context)}
+        own: dict[str, Any] = {name: command.get_command(context, name) for name in command.list_commands(context)}
         found["Commands"] = [(name, cleandoc(one.help or "").split("\n\n")[0]) for name, one in own.items()]
     return {title: rows for title, rows in found.items() if rows}
 
@@ -76,10 +81,7 @@ def _group(title: str, rows: Sequence[tuple[str, str]], width: int) -> Renderabl
     beside = names <= 0.35 * width
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, meaning in rows:
-        called, means = (
-            Text(name, style="cyan"),
-            Text(re.sub(r"(?<=\[default: )\((.*)\)(?=\]$)", r"\1", " ".join(meaning.split()))),
-        )
+        called, means = Text(name, style="cyan"), Text(_USUAL.sub(r"\1", " ".join(meaning.split())))
         means.highlight_regex(r"\[(default: .*|required)\]$", "dim")
         for cells in [(called, means)] if beside else [(called,), (Padding(means, (0, 0, 0, 4)),)]:
             table.add_row(*cells)
@@ -91,9 +93,5 @@ def _group(title: str, rows: Sequence[tuple[str, str]], width: int) -> Renderabl
 def _epilog(text: str, width: int) -> Iterator[RenderableType]:
     """Examples, which may be pasted, and what is said of some behind many blanks."""
     if text:
-        lines = (
-            part
-            for line in text.split("\n\n")
-            for part in ([line] if len(line) < width - 2 else re.split(" {3,}", line))
-        )
-        yield Text("\n".join(own for line in lines for own in broken(line, width - 2)))
+        lines = (re.split(" {3,}", line) if len(line) > width else [line] for line in text.split("\n\n"))
+        yield Text("\n".join(own for line in chain(*lines) for own in broken(line, width)))

@@ -90,7 +90,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
     lines = [[printable(str(cell)) for cell in line] for line in (header, *rows)]
     for part in _fitting(lines, left_columns, console().width):
         table = Table()
-        for index, (place, width) in enumerate(part.items()):
+        for index, width in enumerate(part.values()):
             table.add_column(justify="left" if index < left_columns else "right", overflow="fold", width=width)
         shown = [[Text("\n".join(broken(line[place], part[place], _IN_CELLS))) for place in part] for line in lines]
         for column, name in zip(table.columns, shown[0], strict=True):
@@ -158,10 +158,9 @@ def check_writable(*files: Path | None) -> None:
             raise InputError(f"{file} is a folder: name a file in it, e.g. {file / 'result.json'}.")
         if not folder.is_dir():
             raise InputError(f"{file} cannot be written: there is no folder {folder}; make it first.")
-        if not os.access(file if file.exists() else folder, os.W_OK):
-            raise InputError(
-                f"{file} cannot be written: {'it' if file.exists() else f'the folder {folder}'} is read-only."
-            )
+        place = file if file.exists() else folder
+        if not os.access(place, os.W_OK):
+            raise InputError(f"{file} cannot be written: {place} is read-only.")
 
 
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
