@@ -155,7 +155,7 @@ def check_writable(*files: Path | None) -> None:
             continue
         folder = file.resolve().parent
         if file.is_dir():
-            raise InputError(f"{file} is a folder: name a file in it, e.g. {file / 'result.json'}.")
+            raise InputError(f"{file} is a folder: name a file in it.")
         if not folder.is_dir():
             raise InputError(f"{file} cannot be written: there is no folder {folder}; make it first.")
         place = file if file.exists() else folder

@@ -130,6 +130,7 @@ def _headline(scored: Scored) -> page.Headline:
         f"{100 * pck.mean:.1f} % of the keypoints, {mean}, were found within {alpha:g} theta of where they lie"
         f"{'' if rule is None else f'; theta is the {rule}'}. The interval says how far the figure might move with "
         "other images of the same kind.",
+        scored.run.matched.pairs,
     )
 
 
@@ -214,11 +215,27 @@ def _picture(
         f"{pair.source} to {pair.target}."
     )
     points = (original.source_points, np.clip(predicted, 0, original.target_size), original.target_points)
-    return page.Photographs(pair_figure((pictures[pair.source], pictures[pair.target]), points, right), text, text)
+    drawn = [
+        pair_figure((pictures[pair.source], pictures[pair.target]), points, right, place) for place in (beside, below)
+    ]
+    return page.Photographs(drawn[0], text, text, narrow=drawn[1])
+
+
+def beside(source: Image.Image) -> tuple[int, int]:
+    """Where the target's corner is to the right of the source, in pixels."""
+    return source.width + _GAP, 0
+
+
+def below(source: Image.Image) -> tuple[int, int]:
+    """Where it is under the source."""
+    return 0, source.height + _GAP
 
 
 def pair_figure(
-    pictures: tuple[Image.Image, Image.Image], points: tuple[Places, Places, Places], right: NDArray[np.bool_]
+    pictures: tuple[Image.Image, Image.Image],
+    points: tuple[Places, Places, Places],
+    right: NDArray[np.bool_],
+    place: Callable[[Image.Image], tuple[int, int]],
 ) -> Figure:
     """Two pictures and what was matched.
 
@@ -226,23 +243,24 @@ def pair_figure(
         pictures: Source and target.
         points: Those of the source, what was predicted, and the truth, (n, 2) each, in pixels of their picture.
         right: Which predictions are, (n,).
+        place: `beside` or `below`: where the target's corner is.
     """
     scales = [min(_HEIGHT / picture.height, _WIDEST / picture.width) for picture in pictures]
     source, target = (
         picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
         for picture, scale in zip(pictures, scales, strict=True)
     )
-    left = source.width + _GAP
-    both = Image.new("RGBA", (left + target.width, max(source.height, target.height)))
+    corner = left, top = place(source)
+    both = Image.new("RGBA", (max(source.width, left + target.width), max(source.height, top + target.height)))
     both.paste(source)
-    both.paste(target, (left, 0))
+    both.paste(target, corner)
     figure = Figure((both.width / _DPI, both.height / _DPI), dpi=_DPI)
     figure.patch.set_visible(False)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.imshow(np.asarray(both), aspect="auto")
     starts = points[0] * scales[0] - 0.5  # a pixel's middle is a whole number here
-    ends, truths = (own * scales[1] + (left - 0.5, -0.5) for own in points[1:])
+    ends, truths = (own * scales[1] + (left - 0.5, top - 0.5) for own in points[1:])
     _mark_wrong(axes, starts[~right], ends[~right], truths[~right])
     _lines(axes, starts[right], ends[right], color=_RIGHT, lw=0.9)  # last, so that they lie on top
     axes.plot(*np.concatenate([starts[right], ends[right]]).T, "o", mfc=_RIGHT, **_DOT)

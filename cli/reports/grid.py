@@ -111,7 +111,7 @@ def _headline(grid: RankedGrid) -> page.Headline:
         worth = "an interval that holds 0: that is no lead" if tie else "an interval without 0"
         sentence += f" It leads {grid.full_name(best.second)} by {spelled(best.lead)} points, {worth}."
     label = f"Best PCK@{best.alpha:g}, {best.readout}, {grid.average.value} average"
-    return pck_headline(label, best.pck, sentence)
+    return pck_headline(label, best.pck, sentence, grid.scores.pairs)
 
 
 def _pictures(grid: RankedGrid) -> Iterator[page.Part]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from warnings import catch_warnings, filterwarnings
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -48,6 +49,7 @@ class Chart:
         alt: What it shows, for those who do not see it.
         caption: Below it.
         tables: Of its numbers, where it is a section of its own.
+        narrow: What a telephone shows in its place.
     """
 
     template: ClassVar[str] = "picture.html.jinja"
@@ -55,17 +57,18 @@ class Chart:
     alt: str
     caption: str
     tables: Sequence[Block] = ()
+    narrow: Figure | None = None
 
     @property
     def on_paper(self) -> bool:
         """Whether it brings a background of its own."""
         return self.figure.patch.get_visible()
 
-    @property
-    def address(self) -> str:
-        """All of it, as a data URI."""
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}):
-            return _address(self.figure, "svg", "image/svg+xml", metadata={"Date": None})
+    def address(self, figure: Figure) -> str:
+        """All of its figure, as a data URI."""
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualsd"}), catch_warnings():
+            filterwarnings("ignore", "Glyph", UserWarning)  # texts stay texts: a browser has letters that we lack
+            return _address(figure, "svg", "image/svg+xml", metadata={"Date": None})
 
 
 class Photographs(Chart):
@@ -73,10 +76,9 @@ class Photographs(Chart):
 
     on_paper = True
 
-    @property
-    def address(self) -> str:
-        """All of it, as a data URI."""
-        return _address(self.figure, "webp", "image/webp", pil_kwargs={"quality": 70})
+    def address(self, figure: Figure) -> str:
+        """All of its figure, as a data URI."""
+        return _address(figure, "webp", "image/webp", pil_kwargs={"quality": 70})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ from typing import Self
 from cli.reports.page import Headline
 from cli.reports.tables import Block
 from featstore.pipeline.results import EvaluationRun
-from matcher.pairs import ALL
+from matcher.pairs import ALL, Pairs
 from matcher.pck import Average
 from matcher.statistics import Interval, PckIntervals, pck_intervals
 
+FEWEST_IMAGES = 20
+"""For a figure in large type."""
 UNIT = "PCK in percent [95 % interval]"
 
 
@@ -57,8 +59,12 @@ def spelled(interval: Interval) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def pck_headline(label: str, pck: Interval, sentence: str) -> Headline:
-    """A PCK with its interval."""
+def pck_headline(label: str, pck: Interval, sentence: str, pairs: Pairs) -> Headline:
+    """A PCK with its interval; of too few images it is no headline."""
+    images = len({*pairs.grouped("source"), *pairs.grouped("target")})
+    if images < FEWEST_IMAGES:
+        words = f"These are {images} images, and fewer than {FEWEST_IMAGES} say little of how others would do."
+        return Headline(label, "Too few images", f"{words} Of them: {sentence}")
     interval = f"95 % interval {100 * pck.low:.2f} to {100 * pck.high:.2f}"
     return Headline(label, f"{100 * pck.mean:.2f}", sentence, "%", interval)
 

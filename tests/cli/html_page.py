@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-EMPTY = {"meta", "link", "img"}
+EMPTY = {"meta", "link", "img", "source"}
 """Elements that have no end."""
 
 
