@@ -263,11 +263,12 @@ PARAMETERS: Mapping[str, Mapping[str, str]] = {
 
 
 def check_parameters(said: Mapping[str, Any], readouts: Sequence[str]) -> dict[str, Any]:
-    """What is said of readouts' parameters, by the names of `MatchSettings`. Raises `MatchError` for one that none of
-    the readouts has: it would change nothing."""
-    for name in said:
+    """What is said of readouts' parameters, by the names of `MatchSettings`. Raises `MatchError` for an unusual value
+    of one that none of the readouts has: it would change nothing."""
+    usual = {"beta": BETA, "sigma": SIGMA, "window": WINDOW}
+    for name, value in said.items():
         users = [readout for readout, own in PARAMETERS.items() if name in own]
-        if not set(users) & set(readouts):
+        if value != usual[name] and not set(users) & set(readouts):
             raise MatchError(
                 f"--{name} is a parameter of {' and '.join(users)}, and only {', '.join(readouts)} is asked for: name "
                 "its readout, or leave it out."
