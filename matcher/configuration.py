@@ -270,8 +270,7 @@ def check_parameters(said: Mapping[str, Any], readouts: Sequence[str]) -> dict[s
         users = [readout for readout, own in PARAMETERS.items() if name in own]
         if value != usual[name] and not set(users) & set(readouts):
             raise MatchError(
-                f"--{name} is a parameter of {' and '.join(users)}, and only {', '.join(readouts)} is asked for: name "
-                "its readout, or leave it out."
+                f"--{name} goes with the readout {' or '.join(users)}: {', '.join(readouts)} has no use for it."
             )
     asked = (own for readout, own in PARAMETERS.items() if readout in readouts)
     return {field: said[name] for own in asked for name, field in own.items() if name in said}
