@@ -204,8 +204,8 @@ def notes(plan: Plan, model: str, image_size: int, train_steps: int | None, fail
         f"PCK in percent, model {model}, images of {image_size} pixels, every other setting as `dualsd recipes NAME` "
         "shows it; 95 % intervals, images resampled; difference: ours minus the paper's, "
         f"{OUTSIDE} where the paper's lies outside our interval.",
-        "The report does not name its readout, and may have used any of SD4Match's: the same figure of the paper "
-        "stands beside each readout of ours.",
+        "The report does not name its readout, which is open: the same figure of the paper stands beside each readout "
+        "of ours.",
         *stand_ins(plan),
     ]
     found += [

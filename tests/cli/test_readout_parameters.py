@@ -94,18 +94,19 @@ def test_what_they_do(run: Run, photographs: Path) -> None:
 
 def test_a_grid_is_another_with_another_window(run: Run, store: Path) -> None:
     """What it keeps on the way is its own, what it recommends is the same evaluation."""
-    grid = ("grid", "--layers", "2", "--t", "261", "--ensemble", "1", "--batch-size", "4", "--alphas", "0.1")
+    grid = ("grid", "--layers", "2", "--t", "261", "--ensemble", "1", "--batch-size", "4", "--alphas", "0.05..1:0.05")
     grid += ("--split", "test", "--readouts", "window")
     cells = {}
     for window in ("0", "7"):
         ok(run(*grid, "--window", window, "--json", f"{window}.json"))
         found = json.loads(Path(f"{window}.json").read_text())
         assert (found["window"], found["window_beta"]) == (int(window), 0.02)
-        cells[window] = found["cells"][0]["results"]["window"]["image"]["0.1"]["all"]
+        tried = found["cells"][0]["results"]["window"]["image"]
+        cells[window] = {alpha: own["all"] for alpha, own in tried.items()}
         evaluated = ("eval", "--layers", "2", "--t", "261", "--ensemble", "1", "--batch-size", "4", "--split", "test")
-        ok(run(*evaluated, "--readouts", "window", "--window", window, "--alphas", "0.1", "--json", "e.json"))
-        same = json.loads(Path("e.json").read_text())["results"]["window"]["image"]["0.1"]["all"]
-        assert same == pytest.approx(cells[window])
+        ok(run(*evaluated, "--readouts", "window", "--window", window, "--alphas", "0.05..1:0.05", "--json", "e.json"))
+        same = json.loads(Path("e.json").read_text())["results"]["window"]["image"]
+        assert {alpha: own["all"] for alpha, own in same.items()} == pytest.approx(cells[window])
     assert cells["0"] != cells["7"]
     # tried without a page: one configuration has nothing to recommend
     shown = ok(run(*grid, "--t", "50,261", "--window", "0")).output
