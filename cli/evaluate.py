@@ -14,6 +14,7 @@ EXAMPLES = examples(
     "dualsd eval --prompts runs/class-2+3-001",
     "dualsd eval --layers 2,dino --t 261",
     "dualsd eval --layers 2 --t 261 --upsample 2x --readouts nn --out runs/dift-2x",
+    "dualsd eval --layers 2,dino --t 261 --readouts window --window 5",
     "dualsd eval --alphas 0.01..0.2:0.01",
     "dualsd eval --config runs/eval-2+3-001/run.json --readouts nn",
     "dualsd eval --features F.safetensors --dataset pf-willow --root DIR --size 384 --layers s16",

@@ -10,6 +10,7 @@ from cli.options import JsonOption, examples, taking
 from cli.output import check_writable, print_table, say, write_json
 from cli.progress import TerminalProgress
 from featstore.config import MatchConfig
+from matcher.configuration import MatchSettings, spell_readout
 from matcher.errors import InputError
 
 HEATMAP_POINTS = 20
@@ -45,8 +46,10 @@ def match(
     with TerminalProgress() as progress:
         done = match_photographs(config, progress)
     names = done.photos[0].name, done.photos[1].name
+    settings = MatchSettings(done.image_size, **config.parameters(config.readout))
+    readout = spell_readout(config.readout, settings)
     say(
-        f"model {done.model}, prompt {done.prompt!r}, readout {config.readout}, ensemble {config.ensemble}, geometry "
+        f"model {done.model}, prompt {done.prompt!r}, readout {readout}, ensemble {config.ensemble}, geometry "
         f"{config.geometry}, images resized to {done.image_size} pixels"
     )
     points, matched = np.array(config.points, dtype=np.float32), done.matches.points

@@ -225,7 +225,7 @@ def csv_settings(result: "Evaluation", readout: str) -> tuple[str, ...]:
 
 def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     """One line of all that the numbers depend on."""
-    from matcher.configuration import Frame, frame_of
+    from matcher.configuration import Frame, frame_of, spell_readout
 
     settings: MatchSettings = scoring.settings
     layers = " + ".join(
@@ -242,7 +242,8 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
         frame += f", PCK in the {scoring.frame.value} frame"
     elif any(frame_of(readout) is Frame.ORIGINAL for readout in scoring.readouts):
         frame += ", pixel in the original frame"
-    return f"{layers}{upsampling}; {frame}; {origin}"
+    changed = [own for name in scoring.readouts if (own := spell_readout(name, settings)) != name]
+    return "; ".join([f"{layers}{upsampling}", frame, *changed, origin])
 
 
 def typed_command() -> str | None:

@@ -1,16 +1,16 @@
 """`dualsd reproduce`: the report's tables, run and set beside its figures."""
 
-from cli.options import DryRunOption, JsonOption, taking
+from cli.options import DryRunOption, JsonOption, examples, taking
 from featstore.config import ReproduceConfig
 from matcher.errors import InputError
 
-EXAMPLES = (
-    "Examples:\n\n"
-    "dualsd reproduce table5 --on demo --train-steps 50\n\n"
-    "dualsd reproduce table5 --dataset-root data --dry-run\n\n"
-    "dualsd reproduce table5 --dataset-root data --rows dift,dual-single@spair\n\n"
-    "dualsd reproduce table1 --dataset-root data --rows dift,dino,sd-dino\n\n"
-    "dualsd reproduce table5 --dataset-root data --on demo        (the demo in place of datasets that are not in data)"
+EXAMPLES = examples(
+    "dualsd reproduce table5 --on demo --train-steps 50",
+    "dualsd reproduce table5 --dataset-root data --dry-run",
+    "dualsd reproduce table5 --dataset-root data --rows dift,dual-single@spair",
+    "dualsd reproduce table3 --dataset-root data --rows dift,dift-50",
+    "dualsd reproduce table1 --dataset-root data --rows dift,dino,sd-dino",
+    "dualsd reproduce table5 --dataset-root data --on demo        (the demo in place of datasets that are not in data)",
 )
 FIGURE = "figure2"
 

@@ -1,5 +1,6 @@
 """`dualsd recipes`: what the methods of the report's tables are, value by value."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ import typer
 
 from cli.options import command_of
 from cli.output import print_table, say
-from featstore.recipes import FOLDER, SOURCES, Recipe, load_recipes
+from featstore.recipes import FOLDER, Recipe, Stated, load_recipes
 from matcher.errors import InputError
 
 EXAMPLES = "Examples:\n\ndualsd recipes\n\ndualsd recipes dual-single"
@@ -47,15 +48,28 @@ def _print_list(recipes: dict[str, Recipe]) -> None:
 
 
 def _print_recipe(recipe: Recipe) -> None:
-    rows = [
-        [section, name.replace("_", " "), _spell(stated.value), SOURCES[stated.source]]
-        for (section, name), stated in recipe.stated.items()
-    ]
+    named = [(section, name.replace("_", " "), stated) for (section, name), stated in recipe.stated.items()]
+    rows = [(section, name, _spell(stated.value), stated.place) for section, name, stated in named]
     print_table(f"{recipe.name}: {recipe.title}", ["", "setting", "value", "source"], rows, left_columns=4)
+    for author, of_author in _grouped(named, lambda stated: stated.by.name).items():
+        say(f"{author} ({of_author[0][-1].by.of}):")
+        for own in _grouped(of_author, lambda stated: stated.source).values():
+            say(f"  {', '.join(dict.fromkeys(name for _, name, _ in own))}: {own[0][-1].statement.line}")
     for note in recipe.notes:
         say(f"- {note}")
     say(f"As a file, which --config of eval and train takes: {FOLDER / recipe.name}.toml")
-    say("As commands, on a store of SPair-71k and SD 2-1:", *(f"  {command}" for command in commands(recipe)))
+    say("As commands, on a store of SPair-71k:", *(f"  {command}" for command in commands(recipe)))
+
+
+_Named = list[tuple[str, str, Stated]]
+"""Section, name, and what is stated."""
+
+
+def _grouped(named: _Named, key: Callable[[Stated], str]) -> dict[str, _Named]:
+    groups: dict[str, _Named] = {}
+    for own in named:
+        groups.setdefault(key(own[-1]), []).append(own)
+    return groups
 
 
 def commands(recipe: Recipe) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from featstore.backbones.layers import check_layers_of, check_names, check_of_use
 from featstore.datasets.registry import ONE_OF
 from featstore.parsing import Config, Form, Setting, option
-from matcher.configuration import MODULES, find_readouts
+from matcher.configuration import MODULES, check_parameters, find_readouts
 from matcher.errors import InputError
 
 LAST_TIMESTEP = 999
@@ -185,6 +185,29 @@ class PromptConfig(Config):
     dino_size: DinoSize = None
 
 
+class ReadoutConfig(Config):
+    """How readouts read a correlation map."""
+
+    beta: Annotated[float, Field(gt=0)] | None = option(
+        "Temperature of the softmax in softmax, kernelsoftmax and window.", "0.04; for window 0.02", default=None
+    )
+    sigma: Annotated[float, Field(gt=0)] | None = option(
+        "Width of kernelsoftmax's Gaussian, in cells of the final map.", "7", default=None, metavar="CELLS"
+    )
+    window: Annotated[int, Field(ge=0)] | None = option(
+        "Reach of window around the maximum, in cells of the final map: 5 is 11 x 11 cells.",
+        "7",
+        default=None,
+        metavar="CELLS",
+    )
+
+    def parameters(self, *readouts: str) -> dict[str, Any]:
+        """What is said of some readouts' parameters, by the names of `matcher.configuration.MatchSettings`. Raises
+        `InputError` for a parameter that none of them has."""
+        said = {name: value for name in ("beta", "sigma", "window") if (value := getattr(self, name)) is not None}
+        return check_parameters(said, readouts)
+
+
 class KeptMapsConfig(PromptConfig, ComputeConfig):
     """Which maps, of which images."""
 
@@ -222,7 +245,7 @@ class ExportConfig(KeptMapsConfig):
     ] = "features"
 
 
-class EvalConfig(PromptConfig, ComputeConfig):
+class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     """`dualsd eval`: PCK of a split's pairs, from a store's maps or from anybody's features."""
 
     store: StoreSetting = DEFAULT_STORE
@@ -259,7 +282,7 @@ class EvalConfig(PromptConfig, ComputeConfig):
     )
 
     def __post_init__(self) -> None:
-        find_readouts(self.readouts)
+        self.parameters(*find_readouts(self.readouts))
         if self.features is None:
             check_of_use(
                 self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
@@ -267,7 +290,7 @@ class EvalConfig(PromptConfig, ComputeConfig):
             check_layers_of(self.layers, self.timesteps, self.weights)
 
 
-class GridConfig(PromptConfig, ComputeConfig):
+class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     """`dualsd grid`: every layer at every timestep, and all layers together."""
 
     store: StoreSetting = DEFAULT_STORE
@@ -302,7 +325,7 @@ class GridConfig(PromptConfig, ComputeConfig):
 
     def __post_init__(self) -> None:
         check_names(self.layers)
-        find_readouts(self.readouts)
+        self.parameters(*find_readouts(self.readouts))
 
 
 class TrainConfig(Config):
@@ -343,6 +366,12 @@ class TrainConfig(Config):
         "One timestep per layer to validate at.", "as --t", default=None, flag="--val-t"
     )
     checkpoint_every: Positive | None = option("Steps between checkpoints.", "100", default=None)
+    unused_categories: Literal["keep", "drift"] | None = option(
+        "What prompts of categories do in batches without their category: keep as they are, or drift with Adam's "
+        "momentum, as in SD4Match. Of --mode class.",
+        "keep",
+        default=None,
+    )
     geometry: GeometryName | None = option("From pixels to cells: corners or half-pixel.", "corners", default=None)
     upsample_align: UpsampleAlign = None
     seed: int | None = option("Seed of the first prompts and of the batches.", "0", default=None)
@@ -363,7 +392,7 @@ class TrainConfig(Config):
         check_layers_of(None, None, self.weights)
 
 
-class MatchConfig(ComputeConfig):
+class MatchConfig(ReadoutConfig, ComputeConfig):
     """`dualsd match`: points of one photograph found in another."""
 
     source: Annotated[Place, Setting("The image with the points.", metavar="A")]
@@ -391,6 +420,7 @@ class MatchConfig(ComputeConfig):
     seed: Seed = None
 
     def __post_init__(self) -> None:
+        self.parameters(self.readout)
         check_layers_of(self.layers, self.timesteps, self.weights)
         check_of_use(self.layers, given_options(self, ["dino_size"]), given_options(self, OF_THE_UNET[:3]))
 

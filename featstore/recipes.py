@@ -1,33 +1,86 @@
 """Recipes: a method's full setting, every value with where it comes from, as the TOML files in `featstore/recipes` say
-it. `--config` takes such a file, too."""
+it; what their sources say, word for word, is in `featstore/recipe_sources.toml`. `--config` takes a recipe's file, too.
+"""
 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from featstore.config import BuildConfig, EvalConfig, TrainConfig
-from featstore.parsing import AnyConfig, Config, from_json
+from featstore.parsing import AnyConfig, Config, from_json, parse
 from matcher.errors import InputError
 
 FOLDER = Path(__file__).with_suffix("")
 
-SOURCES = {
-    "report": "stated by the report",
-    "sd4match": "taken from SD4Match's code",
-    "dift": "taken from DIFT's code",
-    "dualsd": "chosen by us",
-}
+SOURCES = FOLDER.with_name("recipe_sources.toml")
+
+
+class Statement(Config):
+    """What a source says of a setting. text: its very words; of what is open, our choice and what others give. where:
+    a section of the report, or a file of code. value: what the words are of, where a formula says it."""
+
+    text: str
+    where: str | None = None
+    value: str | None = None
+
+    @property
+    def line(self) -> str:
+        """All of it."""
+        said = self.text if self.where is None else f"{self.where}: {self.text!r}"
+        return said if self.value is None else f"{said} ({self.value})"
+
+
+class Source(Config):
+    """Who states values. name: in short. of: which report, or which commit of which repository. says: by setting."""
+
+    name: str
+    of: str
+    says: dict[str, Statement]
+
+
+@cache
+def load_sources() -> Mapping[str, Source]:
+    """All by the word that recipes have for them: `report`, code's, `open` where none says it, and `dualsd`."""
+    found: dict[str, Source] = parse(dict[str, Source], tomllib.loads(SOURCES.read_text(encoding="utf-8")), "")
+    return found
+
+
+def _check_source(source: str) -> str:
+    name, _, setting = source.partition(": ")
+    known = load_sources()
+    if name not in known:
+        raise InputError(f"source is {name!r}, not one of {', '.join(map(repr, known))}.")
+    if setting not in known[name].says:
+        raise InputError(f"{SOURCES.name} has no {setting!r} of {name}.")
+    return source
 
 
 class Stated(Config):
-    """A value as JSON has it, and who states it: a key of `SOURCES`."""
+    """A value as JSON has it, and who states it, where: `report: batch`."""
 
     value: Any
-    source: Literal["report", "sd4match", "dift", "dualsd"]
+    source: Annotated[str, AfterValidator(_check_source)]
+
+    @property
+    def by(self) -> Source:
+        """Who states it."""
+        return load_sources()[self.source.partition(": ")[0]]
+
+    @property
+    def place(self) -> str:
+        """`the report, section 3.1`."""
+        where = self.statement.where
+        return self.by.name if where is None else f"{self.by.name}, {where}"
+
+    @property
+    def statement(self) -> Statement:
+        """What is said of it."""
+        return self.by.says[self.source.partition(": ")[2]]
 
 
 class Defaults(Config):
@@ -45,7 +98,7 @@ class Defaults(Config):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A method, on SPair-71k and SD 2-1.
+    """A method, on SPair-71k.
 
     Args:
         name: Its file's.

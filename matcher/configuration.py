@@ -254,6 +254,36 @@ def find_readouts(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+PARAMETERS: Mapping[str, Mapping[str, str]] = {
+    "softmax": {"beta": "beta"},
+    "kernelsoftmax": {"beta": "beta", "sigma": "sigma"},
+    "window": {"beta": "window_beta", "window": "window"},
+}
+"""Of readouts that have parameters: as users name them, and as `MatchSettings` does."""
+
+
+def check_parameters(said: Mapping[str, Any], readouts: Sequence[str]) -> dict[str, Any]:
+    """What is said of readouts' parameters, by the names of `MatchSettings`. Raises `MatchError` for an unusual value
+    of one that none of the readouts has: it would change nothing."""
+    usual = {"beta": BETA, "sigma": SIGMA, "window": WINDOW}
+    for name, value in said.items():
+        users = [readout for readout, own in PARAMETERS.items() if name in own]
+        if value != usual[name] and not set(users) & set(readouts):
+            raise MatchError(
+                f"--{name} goes with the readout {' or '.join(users)}: {', '.join(readouts)} has no use for it."
+            )
+    asked = (own for readout, own in PARAMETERS.items() if readout in readouts)
+    return {field: said[name] for own in asked for name, field in own.items() if name in said}
+
+
+def spell_readout(name: str, settings: MatchSettings) -> str:
+    """`window with beta 0.02, window 5`; the name alone where its parameters are the usual ones, or it has none."""
+    usual, own = MatchSettings(settings.image_size), PARAMETERS.get(name, {})
+    if all(getattr(settings, field) == getattr(usual, field) for field in own.values()):
+        return name
+    return f"{name} with {', '.join(f'{said} {getattr(settings, field):g}' for said, field in own.items())}"
+
+
 def frame_of(name: str) -> Frame:
     """The frame in which a readout's predictions are, and are scored. Raises `MatchError` where there is none."""
     return readout(name).frame

@@ -85,7 +85,7 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
                 "Theta": run.theta,
                 "Frame of distances": [f"{one}: {frame_of(one).value}" for one in scores.readouts],
             },
-            "Matching": page.facts_of(asdict(grid.settings[0]), "image_size", "beta", "sigma"),
+            "Matching": page.facts_of(asdict(grid.settings[0]), "image_size", "beta", "sigma", "window", "window_beta"),
             "Features": page.facts_of(run.features),
         },
         sections={

@@ -15,7 +15,7 @@ from featstore.pipeline.grid import GridRun
 from featstore.pipeline.pairs import describe_list
 from featstore.pipeline.results import common_frame
 from matcher import grid as grids
-from matcher.configuration import Configuration, MatchSettings, frame_of
+from matcher.configuration import Configuration, MatchSettings, frame_of, spell_readout
 from matcher.grid import GridScores, TimestepMap, Winner
 from matcher.pck import Average
 
@@ -178,8 +178,8 @@ def _marked(values: NDArray[np.float64]) -> list[str]:
 
 
 def _title(what: str, view: GridView) -> str:
-    about = f"{view.readout}, {view.grid.average.value} average{view.grid.of_several(view.settings)}"
-    return f"{what}: PCK in percent, {about} (* the best)"
+    about = f"{view.grid.average.value} average{view.grid.of_several(view.settings)}"
+    return f"{what}: PCK in percent, {spell_readout(view.readout, view.settings)}, {about} (* the best)"
 
 
 def print_winners(grid: RankedGrid) -> None:

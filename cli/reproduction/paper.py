@@ -19,6 +19,12 @@ DEMO = "demo"
 TABLES = ("table1", "table2", "table3", "table4", "table5")
 TRAINED_ON = "spair"
 """What prompts are learned from where a row does not say."""
+HYPOTHESES = {("table3", "dift"): "dift-50", ("table4", "dift"): "dift-50"}
+"""By table and row: a recipe that may be what the row's figures are of. It is run as well, and stands beside them."""
+PUBLISHED = {("sd4match-cpm", "spair", 0.05): 59.5, ("sd4match-cpm", "spair", 0.1): 75.5}
+"""What SD4Match's own paper has for rows of this one, PCK in percent by (method, dataset, alpha)."""
+AHEAD = "dual-cpm"
+"""The report's method that is the best by its tables, and is compared with SD4Match's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +89,39 @@ def contradictions(table: PaperTable) -> list[str]:
     return found
 
 
+def published_leads(table: PaperTable) -> list[str]:
+    """A sentence for each figure of the table that SD4Match's own paper has otherwise: how far the report's method is
+    ahead of it."""
+    found = []
+    for (method, dataset, alpha), percent in PUBLISHED.items():
+        ours = table.figures.get((AHEAD, dataset, ALL, alpha))
+        theirs = table.figures.get((method, dataset, ALL, alpha))
+        if ours is not None and theirs is not None:
+            found.append(
+                f"SD4Match's own paper has {percent:.2f} for {method} on {dataset} @{alpha:g}, {table.title} "
+                f"{theirs:.2f}: {AHEAD}'s {ours:.2f} leads by {ours - percent:+.1f} over the one, {ours - theirs:+.1f} "
+                "over the other."
+            )
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table. name: as the paper has it. trained_on: the training set of its prompts, by the paper; None
-    where none are trained."""
+    """A row of a table.
+
+    Args:
+        name: As the paper has it.
+        recipe: What it is.
+        trained_on: The training set of its prompts, by the paper; None where none are trained.
+        readouts: By which it is scored.
+        beside: The row whose figures of the paper it stands beside; itself but for one of `HYPOTHESES`.
+    """
 
     name: str
     recipe: str
     trained_on: str | None
+    readouts: tuple[str, ...]
+    beside: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +197,13 @@ def choose_rows(table: PaperTable, names: Sequence[str] | None, recipes: Mapping
 
     Args:
         names: Some of the table's (`dift`, `dual-single@spair`), and other recipes beside them, of which the paper has
-            no figures; None for all of the table's.
+            no figures; None for all of the table's, and what they may be.
 
     Raises:
         InputError: For a name that is neither.
     """
-    return tuple(dict.fromkeys(_row(table, name, recipes) for name in names or table.rows))
+    usual = (name for row in table.rows for name in (row, HYPOTHESES.get((table.name, row))) if name is not None)
+    return tuple(dict.fromkeys(_row(table, name, recipes) for name in names or usual))
 
 
 def _row(table: PaperTable, name: str, recipes: Mapping[str, Recipe]) -> Row:
@@ -182,17 +214,19 @@ def _row(table: PaperTable, name: str, recipes: Mapping[str, Recipe]) -> Row:
         wrong = "which is no row and no recipe"
     elif recipe.train is None:
         if not typed:
-            return Row(name, recipe_name, None)
+            hypotheses = {recipe: row for (own, row), recipe in HYPOTHESES.items() if own == table.name}
+            return Row(name, recipe_name, None, recipe.eval.readouts, hypotheses.get(name, name))
         wrong = f"but {recipe_name} is not trained"
     elif trained_on not in recipe.epochs:
         wrong = f"but {recipe_name} is trained on {', '.join(recipe.epochs)}"
-    if wrong is not None:
+    if wrong is not None or recipe is None:
         known = f"the rows of {table.title} are {', '.join(table.rows)}, and any recipe goes beside them"
         raise InputError(f"--rows names {name!r}, {wrong}: {known}.")
     spelled = f"{recipe_name}@{trained_on}"
     # Tables 3 and 4 leave the usual training set out of their rows' names
     aliases = (spelled, recipe_name) if trained_on == TRAINED_ON else (spelled,)
-    return Row(next((row for row in table.rows if row in aliases), spelled), recipe_name, trained_on)
+    found = next((row for row in table.rows if row in aliases), spelled)
+    return Row(found, recipe_name, trained_on, recipe.eval.readouts, found)
 
 
 def plan_table(table: PaperTable, rows: Sequence[Row], found: Collection[str], stand_in: str | None) -> Plan:

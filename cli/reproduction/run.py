@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import typer
+from pydantic import TypeAdapter
 
 from cli.evaluate import evaluate
 from cli.grid import grid
@@ -35,7 +36,8 @@ from matcher.statistics import pck_intervals
 EXIT_INPUT = 2
 FIGURE2 = GridConfig(
     layers=("2", "3"),
-    timesteps=tuple(range(50, 401, 50)),
+    timesteps=tuple(sorted([*range(50, 401, 50), 261])),  # at 261 the report takes layer 2
+    readouts=("nn", "kernelsoftmax"),
     split="val",
     prompt="a photo of a {category}",
     ensemble=8,
@@ -163,13 +165,15 @@ def run_left(place: Workplace, found: Survey) -> tuple[dict[Cell, tables.CellFig
 
 
 def _figures_of(opened: OpenCell, place: Workplace) -> tables.CellFigures:
-    """PCK of a scored cell's one readout with 95 % intervals, which are kept beside it. Raises `EvaluationError` where
-    it is damaged."""
+    """PCK of a scored cell with 95 % intervals, which are kept beside it. Raises `EvaluationError` where it is
+    damaged."""
     folder, average = opened.folder(place), Average(opened.method.average)
     run = EvaluationRun.open(folder)
     found = pck_intervals(run.matched, run.scoring.readouts, run.scoring.alphas, average, run.scoring.pixels)
-    figures = {alpha: columns.named() for alpha, columns in found[run.scoring.readouts[0]].items()}
-    plain = {f"{alpha:g}": {name: asdict(one) for name, one in own.items()} for alpha, own in figures.items()}
+    figures = {
+        readout: {alpha: columns.named() for alpha, columns in by_alpha.items()} for readout, by_alpha in found.items()
+    }
+    plain = TypeAdapter(tables.CellFigures).dump_python(figures, mode="json")
     written = seal({**opened.describe(place), "figures": plain})
     write_whole(folder / "figures.json", (json.dumps(written, indent=2) + "\n").encode())
     return figures
@@ -216,4 +220,6 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
         folder.mkdir(parents=True, exist_ok=True)
         say("", f"$ {commands[-1]}")
         grid(config, json=numbers)
-    write_json(file, json.loads(numbers.read_text(encoding="utf-8")))
+    content = json.loads(numbers.read_text(encoding="utf-8"))
+    print_block(tables.maxima_block(content["cells"], FIGURE2.readouts))
+    write_json(file, content)

@@ -13,11 +13,11 @@ from typing import Any
 from cli.output import now
 from cli.reports import page
 from cli.reports.tables import Block, in_words
-from cli.reproduction.paper import ALL, DEMO, TABLES, Column, Plan, contradictions, title_of
+from cli.reproduction.paper import ALL, DEMO, TABLES, Column, Plan, contradictions, published_leads, title_of
 from matcher.statistics import Interval
 
-CellFigures = Mapping[float, Mapping[str, Interval]]
-"""A cell's PCK as fractions with 95 % intervals: by alpha, and by category or `all`."""
+CellFigures = Mapping[str, Mapping[float, Mapping[str, Interval]]]
+"""A cell's PCK as fractions with 95 % intervals: by readout, by alpha, and by category or `all`."""
 
 NONE = "-"
 OUTSIDE = "*"
@@ -40,6 +40,7 @@ class Compared:
         paper_dataset: What the paper's is of.
         difference: Ours minus the paper's in points; None unless both are there and of the same data.
         paper_is_outside: Whether the paper's figure lies outside our interval.
+        readout: By which ours was read. The paper does not name its own.
     """
 
     row: str
@@ -53,6 +54,12 @@ class Compared:
     paper_dataset: str
     difference: float | None
     paper_is_outside: bool
+    readout: str = "nn"  # tables of dualsd 0.1 know no other
+
+    @property
+    def method(self) -> str:
+        """`dift by nn`."""
+        return f"{self.row} by {self.readout}"
 
     @property
     def cells(self) -> tuple[tuple[str, str], ...]:
@@ -71,7 +78,8 @@ class Compared:
 
 
 def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> list[Compared]:
-    """Every number of a plan's table: row by row, dataset by dataset, alpha by alpha, category by category, `all` last.
+    """Every number of a plan's table: row by row, dataset by dataset, readout by readout, alpha by alpha, category by
+    category, `all` last.
 
     Args:
         plan: What was to be run.
@@ -84,9 +92,9 @@ def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> list[
         cell = plan.cells.get(where)
         trained_on = None if cell is None or cell.training is None else cell.training.dataset
         same_data = not column.is_stand_in and trained_on == row.trained_on
-        for alpha, category in product(plan.table.alphas, categories[column]):
-            ours = figures.get(where, {}).get(alpha, {}).get(category)
-            paper = plan.table.figures.get((row.name, column.stands_for[0], category, alpha))
+        for readout, alpha, category in product(row.readouts, plan.table.alphas, categories[column]):
+            ours = figures.get(where, {}).get(readout, {}).get(alpha, {}).get(category)
+            paper = plan.table.figures.get((row.beside, column.stands_for[0], category, alpha))
             if column.is_stand_in and category != ALL:
                 paper = None  # the demo's categories share names with the paper's, and nothing else
             percents: list[Any] = [None] * 3 if ours is None else [100 * value for value in astuple(ours)]
@@ -94,7 +102,7 @@ def compare(plan: Plan, figures: Mapping[tuple[str, str], CellFigures]) -> list[
             comparable = same_data and ours is not None and paper is not None
             difference = mean - paper if comparable else None
             outside = comparable and (low > paper or high < paper)
-            about = category, alpha, *percents, paper, column.stands_for[0], difference, outside
+            about = category, alpha, *percents, paper, column.stands_for[0], difference, outside, readout
             numbers.append(Compared(row.name, column.dataset, *about))
     return numbers
 
@@ -106,7 +114,7 @@ def _categories(plan: Plan, column: Column, figures: Mapping[tuple[str, str], Ce
     if not column.is_stand_in:
         return plan.table.categories
     own = (cell for (_, dataset), cell in figures.items() if dataset == column.dataset)
-    scored = {name for cell in own for by_category in cell.values() for name in by_category}
+    scored = {name for cell in own for read in cell.values() for by_category in read.values() for name in by_category}
     return (*sorted(scored - {ALL}), ALL)
 
 
@@ -129,9 +137,9 @@ def narrow_blocks(numbers: Sequence[Compared], titles: Mapping[str, str] = Mappi
     for dataset, own in measured(numbers).items():
         title = titles.get(dataset, dataset)
         if {number.category for number in own} == {ALL}:
-            found.append(block_of(title, "row", own))
+            found.append(block_of(title, "method", own))
         else:
-            found += [block_of(f"{row}, {title}", "category", part) for row, part in grouped("row", own).items()]
+            found += [block_of(f"{name}, {title}", "category", part) for name, part in grouped("method", own).items()]
     return found
 
 
@@ -152,18 +160,18 @@ def block_of(title: str, key: str, numbers: Sequence[Compared]) -> Block:
 
     Args:
         title: Of the table.
-        key: What rows are of: `row`, which is headed as the method, or `category`.
+        key: What rows are of: `method` or `category`.
         numbers: At least one, all of the same data set.
     """
     groups = grouped(key, numbers)
     first = next(iter(groups.values()))
-    header = ("method" if key == "row" else key, *(name for number in first for name, _ in number.cells))
+    header = (key, *(name for number in first for name, _ in number.cells))
     rows = ((value, *(text for number in own for _, text in number.cells)) for value, own in groups.items())
     return Block(title, header, tuple(rows))
 
 
 def grouped(key: str, numbers: Sequence[Compared]) -> dict[Any, list[Compared]]:
-    """In groups of one value each of the field `key`, in order."""
+    """In groups of one value each of `key`, in order."""
     found: dict[Any, list[Compared]] = {}
     for number in numbers:
         found.setdefault(getattr(number, key), []).append(number)
@@ -171,13 +179,13 @@ def grouped(key: str, numbers: Sequence[Compared]) -> dict[Any, list[Compared]]:
 
 
 def _lines_by_category(numbers: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
-    for (row, alpha), own in groupby(numbers, attrgetter("row", "alpha")):
+    for (method, alpha), own in groupby(numbers, attrgetter("method", "alpha")):
         for place, line in enumerate(zip(*(number.cells for number in own), strict=True)):
             names, texts = zip(*line, strict=True)
             if place > 0:
                 yield "", names[0], *texts
             else:  # intervals of `all` alone: 18 more would be too wide
-                yield row, f"ours @{alpha:g}", *(text.split(" ")[0] for text in texts[:-1]), texts[-1]
+                yield method, f"ours @{alpha:g}", *(text.split(" ")[0] for text in texts[:-1]), texts[-1]
 
 
 def notes(plan: Plan, model: str, image_size: int, train_steps: int | None, failures: Mapping[str, str]) -> list[str]:
@@ -196,7 +204,15 @@ def notes(plan: Plan, model: str, image_size: int, train_steps: int | None, fail
         f"PCK in percent, model {model}, images of {image_size} pixels, every other setting as `dualsd recipes NAME` "
         "shows it; 95 % intervals, images resampled; difference: ours minus the paper's, "
         f"{OUTSIDE} where the paper's lies outside our interval.",
+        "The report does not name its readout, which is open: the same figure of the paper stands beside each readout "
+        "of ours.",
         *stand_ins(plan),
+    ]
+    found += [
+        f"{row.name} may be what the paper's {row.beside} is, and stands beside its figures: see `dualsd recipes "
+        f"{row.recipe}`."
+        for row in plan.rows
+        if row.beside != row.name
     ]
     if model == DEMO:
         found.append(
@@ -208,7 +224,7 @@ def notes(plan: Plan, model: str, image_size: int, train_steps: int | None, fail
         found.append("Trainings on the demo are as short as `dualsd train` makes them there.")
     found += missing(plan)
     found += [f"{name} was not run: {sentence}" for name, sentence in failures.items()]
-    return [*found, *contradictions(plan.table)]
+    return [*found, *published_leads(plan.table), *contradictions(plan.table)]
 
 
 def stand_ins(plan: Plan) -> list[str]:
@@ -243,6 +259,28 @@ def missing(plan: Plan) -> list[str]:
             if names:
                 lacking.setdefault(names, []).append(f"{row} on {column.dataset}")
     return [f"Not run, for want of {' and '.join(names)}: {', '.join(cells)}." for names, cells in lacking.items()]
+
+
+MAXIMA = ((350, "alone (2.3)", [3], ()), (200, "with layer 2 at t = 261 (2.3)", [2, 3], (261,)))
+"""Where Figure 2 has its maxima by the report: the timestep of layer 3, in which company, the layers of those cells,
+and the timesteps of the layers before it."""
+AFTER_TRAINING = ("after training (2.4)", "150", "`dualsd grid --layers 2,3 --prompts RUN` tells")
+
+
+def maxima_block(cells: Sequence[Mapping[str, Any]], readouts: Sequence[str]) -> Block:
+    """Figure 2's maxima as the report states them, and ours at alpha 0.1. cells: of the grid, as its JSON has them."""
+    rows = []
+    for stated, company, layers, before in MAXIMA:
+        own = [cell for cell in cells if cell["layers"] == layers and tuple(cell["t"][:-1]) == before]
+        found = []
+        for readout in readouts:
+            pck = {cell["t"][-1]: cell["results"][readout]["image"]["0.1"][ALL] for cell in own}
+            best = max(pck, key=pck.__getitem__)
+            found.append(f"{best} ({100 * pck[best]:.2f} %, {100 * pck[stated]:.2f} % at {stated})")
+        rows.append((company, str(stated), *found))
+    header = ("layer 3", "the report", *(f"ours by {readout}" for readout in readouts))
+    last = (*AFTER_TRAINING, *[NONE] * (len(readouts) - 1))
+    return Block("Figure 2: the best timestep of layer 3, PCK@0.1", header, (*rows, last))
 
 
 def report_reproduction(folder: Path) -> Path:
@@ -282,9 +320,9 @@ def report_reproduction(folder: Path) -> Path:
                 "Ours is PCK in percent with its 95 % interval, images resampled; the difference is ours minus the "
                 f"paper's, in points. Where it is marked ({OUTSIDE}), the paper's figure lies outside our interval: "
                 "more than other images of the same kind would explain. A dash is a figure that is not there.",
-                "The paper gives no intervals. A difference may come from the method, from a setting that the paper "
-                "does not state, or from other weights of the model: every setting with its source is in `dualsd "
-                "recipes NAME`.",
+                "The paper gives no intervals, and does not name its readout: its figure stands beside each of ours. A "
+                "difference may come from the method, from a setting that the paper does not state, or from other "
+                "weights of the model: every setting with its source is in `dualsd recipes NAME`.",
             ],
             **{
                 title: [*map(_marked, narrow_blocks(own)), *tables[title].get("notes", ())]
@@ -308,7 +346,7 @@ def _headline(numbers: Sequence[Compared]) -> page.Headline:
     return page.Headline(
         "The paper's figures that lie inside our 95 % intervals",
         str(sum(not number.paper_is_outside for number in compared)),
-        f"The largest difference is {largest.difference:+.2f} points: {largest.row} on {largest.dataset}, "
+        f"The largest difference is {largest.difference:+.2f} points: {largest.method} on {largest.dataset}, "
         f"{largest.category}, PCK@{largest.alpha:g}.",
         f" of {len(compared)}",
         f"{len(numbers)} figures measured, {len(compared)} of them on the paper's own data",

@@ -156,7 +156,7 @@ def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int) -> S
     shares = weights_for([name for name, _ in wanted], config.weights)
     specs = tuple(LayerSpec(*key, share) for key, share in zip(wanted, shares, strict=True))
     geometry, align = Geometry(config.geometry), Geometry(config.upsample_align or config.geometry)
-    settings = MatchSettings(image_size, geometry, config.upsample, align)
+    settings = MatchSettings(image_size, geometry, config.upsample, align, **config.parameters(*config.readouts))
     return Scoring(specs, find_readouts(config.readouts), config.alphas, settings)
 
 

@@ -387,7 +387,8 @@ def _tried(
     configurations: list[Configuration] = []
     for shape in map(Geometry, dict.fromkeys(config.geometries)):
         for factor in dict.fromkeys(config.upsamples):
-            settings = MatchSettings(image_size, shape, factor, Geometry(config.upsample_align or shape.value))
+            align, said = Geometry(config.upsample_align or shape.value), config.parameters(*config.readouts)
+            settings = MatchSettings(image_size, shape, factor, align, **said)
             configurations += one_layer_each(steps, settings)
             if len(steps) > 1:
                 configurations += all_layers_fused(steps, weightings, settings)
@@ -416,4 +417,6 @@ def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalCon
     """The evaluation that has the grid's maps, of no layers yet."""
     same = {name: getattr(config, name) for name in ("store", "root", "dtype", "encoding", "fallback", "dino")}
     ensemble = None if config.ensemble == ENSEMBLE else config.ensemble
+    if config.beta or config.sigma or config.window is not None:  # only the readouts that were tried may have them
+        same |= {name: getattr(config, name) for name in ("readouts", "beta", "sigma", "window")}
     return EvalConfig(**same, ensemble=ensemble, split=split, **_named(choice))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -283,6 +284,7 @@ def match(
     upsample: int = 1,
     *,
     upsample_align: str | None = None,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
     device: Any = "cpu",
 ) -> Matches:
     """Find points of image A in image B.
@@ -296,6 +298,8 @@ def match(
         geometry: corners or half-pixel: from pixels to cells.
         upsample: whole factor on the finest map's size.
         upsample_align: geometry of upsampling; None for `geometry`.
+        parameters: the readout's, as `matcher.configuration.MatchSettings` names them: beta, sigma, window,
+            window_beta.
         device: where to compute.
 
     Returns:
@@ -316,7 +320,7 @@ def match(
     shares = weights_for([layer for layer, _ in keys], weights)
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
-    settings = MatchSettings(size, shape, upsample, align)
+    settings = MatchSettings(size, shape, upsample, align, **parameters)
     source, target = (
         fuse([own.maps[key].to(device) for key in keys], shares, upsample, align) for own in (maps_a, maps_b)
     )
@@ -362,6 +366,7 @@ class PhotoMatches:
             **describe_layers(self.layers),
             "prompt": self.prompt,
             "readout": config.readout,
+            **config.parameters(config.readout),
             "ensemble": config.ensemble,
             "geometry": config.geometry,
             "image_size": self.image_size,
@@ -410,7 +415,8 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
     tell_shapes(progress, featurizer.shapes(names))
     source, target = featurizer.maps_of(photos, keys, prompt, config.ensemble, progress)
     how, device = (config.readout, config.geometry, config.upsample), featurizer.compute.device
-    found = match(source, target, config.points, weights, *how, upsample_align=config.upsample_align, device=device)
+    more: dict[str, Any] = {"upsample_align": config.upsample_align, "parameters": config.parameters(config.readout)}
+    found = match(source, target, config.points, weights, *how, **more, device=device)
     used = replace(config, layers=names, weights=weights)
     layers = tuple(LayerSpec(*key, weight) for key, weight in zip(keys, weights, strict=True))
     return PhotoMatches(photos, found, used, layers, model.location.id, featurizer.image_size, text)

@@ -26,6 +26,14 @@ class Noise(Enum):
     FRESH = "fresh"
 
 
+class UnusedCategories(Enum):
+    """What a category's prompt does in a batch without its category. KEEP: stays as it is. DRIFT: Adam's momentum moves
+    it on, as in SD4Match's runs, whose gradients were zero there, not absent."""
+
+    KEEP = "keep"
+    DRIFT = "drift"
+
+
 _OF_SAMPLERS = ("sampling", "clique")
 """What runs of dualsd 0.1 say besides: how batches were drawn, which is always at random now."""
 
@@ -54,6 +62,7 @@ class TuningSettings:
     checkpoint_every: Positive
     seed: int
     dtype: Literal["float32", "float16", "bfloat16", "float64"]
+    unused_categories: UnusedCategories = UnusedCategories.KEEP  # older runs have none
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
@@ -69,6 +78,11 @@ class TuningSettings:
         check_weights(len(self.layers), self.weights)
         gaussian(self.kernel)  # raises for a kernel that cannot be
         self.mode.rules.check_length(self.length)
+        if self.unused_categories is UnusedCategories.DRIFT and self.mode is not Mode.CLASS:
+            raise TuningError(
+                f"--unused-categories drift goes with --mode class: every batch uses all of a {self.mode.value}'s "
+                "vectors."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As a run's `run.json` has it."""
@@ -176,6 +190,8 @@ def _said(config: TrainConfig, image_size: int, dtype: str) -> dict[str, Any]:
         said["layers"] = _decoder_layers(config.layers)
     if config.noise is not None:
         said["noise"] = Noise(config.noise)
+    if config.unused_categories is not None:
+        said["unused_categories"] = UnusedCategories(config.unused_categories)
     if config.geometry is not None or config.upsample_align is not None:
         geometry = config.geometry or Geometry.CORNERS.value
         said["matching"] = MatchSettings(image_size, Geometry(geometry), 1, Geometry(config.upsample_align or geometry))

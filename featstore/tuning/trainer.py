@@ -28,6 +28,7 @@ from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import save_prompts
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
 from featstore.tuning.run_folder import RunFolder, trained_alone
+from featstore.tuning.settings import UnusedCategories
 from featstore.tuning.step import Learner, LoadNoisy, NoiseAhead, RandomPairs, batch_loss, sum_of_pck
 from matcher.pairs import MatchingPair
 
@@ -161,8 +162,7 @@ def _step(
     pairs: Sequence[MatchingPair], state: "TrainingState", problem: Problem, processes: Processes
 ) -> tuple[float, int]:
     """One step of the optimiser: (this process's share of the batch's loss, UNet passes that it made)."""
-    for parameter in state.parameters:
-        parameter.grad = None  # not zero: what a batch does not use must not drift under Adam
+    state.forget_gradients(problem.settings.unused_categories)
     mine = processes.block(pairs)
     total, passes = 0.0, 0
     for part in chunks(mine, max(math.ceil(len(mine) / problem.settings.accumulate), 1)):
@@ -284,6 +284,13 @@ class TrainingState:
     optimiser: torch.optim.Optimizer
     best: float
     scaler: torch.amp.GradScaler
+
+    def forget_gradients(self, unused: UnusedCategories) -> None:
+        """Make a batch's gradients start from nothing. Under Adam a parameter whose gradient is absent stays, and one
+        whose gradient is zero goes on with its momentum; one that was never used has none."""
+        drifts = unused is UnusedCategories.DRIFT
+        for own in self.parameters:
+            own.grad = torch.zeros_like(own) if drifts and self.optimiser.state.get(own) else None
 
     def save(self, file: Path) -> None:
         """Write it; the file appears whole or not at all. Raises what `write_whole` raises."""

@@ -18,7 +18,9 @@ def write_reproduction(work: Path) -> None:
         table = load_tables()[name]
         plan = plan_table(table, choose_rows(table, ["dift"], load_recipes()), ("spair",), None)
         figures = {
-            where: {alpha: dict.fromkeys(table.categories, Interval(0.40, 0.39, 0.41)) for alpha in table.alphas}
+            where: {
+                "nn": {alpha: dict.fromkeys(table.categories, Interval(0.40, 0.39, 0.41)) for alpha in table.alphas}
+            }
             for where in plan.cells
         }
         content = {

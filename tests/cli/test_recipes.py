@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,23 +13,26 @@ from featstore.backbones.dino import HUB_NAME
 from featstore.config import EvalConfig, TrainConfig
 from featstore.parsing import from_file, from_json
 from featstore.prompts.text import DEFAULT_TEMPLATE
-from featstore.recipes import FOLDER, load_recipes, parse_recipe
+from featstore.recipes import FOLDER, load_recipes, load_sources, parse_recipe
 from matcher.configuration import BETA, frame_of
 from matcher.errors import InputError
 from tests.cli.conftest import Run
 
-# DESIGN, section 4, and, for sd4match-*, SD4Match's scripts and README. Layers, timesteps of training, of inference,
+# DESIGN, section 4, and, for sd4match-*, SD4Match's README. Layers, timesteps of training, of inference,
 # weights, factor of upsampling, prompts, epochs on SPair-71k and PF-Pascal.
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "dift": (("2",), None, (261,), (1.0,), 1, "text", None),
+    "dift-50": (("2",), None, (50,), (1.0,), 1, "text", None),
     "dift-bicubic": (("2",), None, (261,), (1.0,), 2, "text", None),
     "dift-dual": (("2", "3"), None, (261, 200), (0.8, 0.6), 1, "text", None),
     "dift-pixel": (("2",), None, (261,), (1.0,), 1, "text", None),
     "dino": (("dino",), None, None, (1.0,), 1, None, None),
+    "geoaware-zero-shot": (("2", "dino"), None, (50,), (0.5, 0.5), 1, "text", None),
     "sd-dino": (("2", "dino"), None, (261,), (0.5, 0.5), 1, "text", None),
-    "sd4match-single": (("2",), (261,), (50,), (1.0,), 1, "single", (5, 90)),
-    "sd4match-class": (("2",), (261,), (50,), (1.0,), 1, "class", (5, 90)),
-    "sd4match-cpm": (("2",), (261,), (50,), (1.0,), 1, "cpm", (5, 90)),
+    # the report's own rows of SD4Match, with the report's lengths
+    "sd4match-single": (("2",), (261,), (50,), (1.0,), 1, "single", (5, 50)),
+    "sd4match-class": (("2",), (261,), (50,), (1.0,), 1, "class", (5, 50)),
+    "sd4match-cpm": (("2",), (261,), (50,), (1.0,), 1, "cpm", (2, 50)),
     "dual-single": (("2", "3"), (261, 350), (50, 200), (0.8, 0.6), 1, "single", (5, 50)),
     "dual-class": (("2", "3"), (261, 350), (50, 200), (0.8, 0.6), 1, "class", (5, 50)),
     "dual-cpm": (("2", "3"), (261, 350), (50, 200), (0.8, 0.6), 1, "cpm", (2, 50)),
@@ -56,13 +61,20 @@ def test_settings_are_the_papers(name: str) -> None:
         None if train is None else (recipe.epochs["spair"], recipe.epochs["pf-pascal"]),
     )
     assert found == SETTINGS[name]
-    assert (recipe.build.model, recipe.build.size) == ("sd2-1", 768)
     assert recipe.build.latents == (None if name == "dino" else "sample")
-    assert own.ensemble == (None if name == "dino" else 8)
     assert own.prompt == ("a photo of a {category}" if train is None and name != "dino" else None)
-    expected = (("pixel",), "original") if name == "dift-pixel" else (("nn",), "resized")
+    assert own.average == "image"
+    if name == "geoaware-zero-shot":  # GeoAware-SC's configs/eval_zero_shot_spair.yaml, pck_train.py and README
+        assert (recipe.build.model, recipe.build.size, own.dino_size) == ("sd1-5", 960, 840)
+        assert (own.readouts, own.window, own.beta, own.alphas) == (("window",), 5, 0.02, (0.1, 0.05, 0.01))
+        assert (own.geometry, own.upsample_align, own.ensemble) == ("half-pixel", "half-pixel", 1)
+        return
+    assert (recipe.build.model, recipe.build.size) == ("sd2-1", 768)
+    assert own.ensemble == (None if name == "dino" else 8)
+    expected = (("pixel",), "original") if name == "dift-pixel" else (("nn", "kernelsoftmax"), "resized")
     assert (own.readouts, recipe.defaults.frame) == expected
-    assert (own.average, own.geometry, own.upsample_align) == ("image", "corners", "corners")
+    assert (own.beta, own.sigma) == ((None, None) if name == "dift-pixel" else (0.04, 7))
+    assert (own.geometry, own.upsample_align) == ("corners", "corners")
     assert own.alphas == (0.05, 0.1, 0.15)
     assert own.dino_size == (672 if "dino" in name else None)
 
@@ -81,6 +93,7 @@ def test_settings_of_training_are_the_papers(name: str) -> None:
     assert train.network_rate == (0.001 if name.endswith("cpm") else None)
     assert (train.kernel, defaults.beta) == (7, 0.04)
     assert (train.noise, train.draws, train.validation_pairs) == ("cached", 4, 500)
+    assert train.unused_categories == ("keep" if name.endswith("class") else None)
     assert defaults.selection == "nn PCK@0.1, image average, on val"
     assert train.steps == recipe.steps_for("spair", 53_340)
 
@@ -89,34 +102,114 @@ def test_lengths_of_training() -> None:
     """DESIGN, section 4; batches of 9 of 53,340 and 2,941 pairs."""
     steps = {
         (name, dataset): RECIPES[name].steps_for(dataset, pairs)
-        for name in ("dual-single", "dual-class", "dual-cpm")
+        for name in TRAINED
         for dataset, pairs in (("spair", 53_340), ("pf-pascal", 2_941))
     }
-    assert steps["dual-single", "spair"] == steps["dual-class", "spair"] == 29_633
-    assert steps["dual-cpm", "spair"] == 11_853
-    assert steps["dual-single", "pf-pascal"] == 16_339
+    for method in ("dual", "sd4match"):
+        assert steps[f"{method}-single", "spair"] == steps[f"{method}-class", "spair"] == 29_633
+        assert steps[f"{method}-cpm", "spair"] == 11_853
+        assert steps[f"{method}-single", "pf-pascal"] == 16_339
     for name, dataset in (("dift", "spair"), ("dual-single", "pf-willow")):
         with pytest.raises(InputError, match=f"{name} is not trained on '{dataset}'"):
             RECIPES[name].steps_for(dataset, 900)
 
 
-def test_sources_of_what_is_easily_taken_for_the_reports() -> None:
-    """The readout and the upsampling's alignment are not stated; the weights and timesteps of two layers are."""
-    for name in ("dift-bicubic", "dift-dual", "dual-single", "dual-class", "dual-cpm"):
+SENTENCES = tomllib.loads((Path(__file__).parents[1] / "fixtures" / "report-sentences.toml").read_text("utf-8"))
+"""What the report states of each setting, word for word; what has no entry there it does not state."""
+
+# which settings of a recipe a sentence of the report may be quoted for, and what they may then be
+OF_REPORT: dict[str, dict[tuple[str, str], Any]] = {
+    "model": {("build", "model"): ["sd2-1"]},
+    "image size": {("build", "size"): [768]},
+    "layers and timesteps, training": {("train", "layers"): [["2", "3"]], ("train", "timesteps"): [[261, 350]]},
+    "layers and timesteps, inference with learned prompts": {
+        ("eval", "layers"): [["2", "3"]],
+        ("eval", "timesteps"): [[50, 200]],
+    },
+    "layers and timesteps, text prompt": {("eval", "layers"): [["2", "3"]], ("eval", "timesteps"): [[261, 200]]},
+    "weights": {("eval", "weights"): [[0.8, 0.6]], ("train", "weights"): [[0.8, 0.6]]},
+    "text prompt": {("eval", "prompt"): ["a photo of a {category}"]},
+    "upsampling": {("eval", "upsample"): [1]},
+    "epochs, SPair-71k, single and class": {
+        ("epochs", "spair"): [5],
+        ("train", "steps"): [29_633],
+        ("train", "mode"): ["single", "class"],
+    },
+    "epochs, SPair-71k, cpm": {
+        ("epochs", "spair"): [2],
+        ("train", "steps"): [11_853],
+        ("train", "mode"): ["cpm"],
+    },
+    "epochs, PF-Pascal, single": {("epochs", "pf-pascal"): [50]},
+    "batch": {("train", "batch"): [9]},
+    "optimiser": {("defaults", "optimiser"): ["adam"]},
+    "learning rate": {("train", "rate"): [0.01], ("train", "network_rate"): [0.001]},
+    "prompt length, single and class": {("train", "length"): [75]},
+    "prompt length, cpm": {("train", "length"): [75]},
+    "cpm's feature extractor": {("defaults", "dino"): ["facebook/dinov2-base"]},
+    "beta and kernel, training": {("train", "kernel"): [7], ("defaults", "beta"): [0.04]},
+}
+
+
+def test_every_sentence_of_the_report_is_in_the_report() -> None:
+    stated = {one["setting"]: (one["text"], f"section {one['section']}", one["value"]) for one in SENTENCES["sentence"]}
+    quoted = {setting: (own.text, own.where, own.value) for setting, own in load_sources()["report"].says.items()}
+    assert quoted.keys() == OF_REPORT.keys()
+    assert quoted.items() <= stated.items()
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "reference" / "report-sentences.toml"
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason="the project's reference files do not come with it")
+def test_the_sentences_are_those_of_the_projects_reference() -> None:
+    assert tomllib.loads(SHARED.read_text("utf-8")) == SENTENCES
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_report_is_quoted_for_what_it_says_alone(name: str) -> None:
+    for setting, stated in RECIPES[name].stated.items():
+        author, _, about = stated.source.partition(": ")
+        if author == "report":
+            assert stated.value in OF_REPORT[about][setting], (setting, stated)
+
+
+def test_every_source_says_where_and_none_is_idle() -> None:
+    """Code: the repository and the whole commit, a file each. What is open or ours: why, and what else to type."""
+    cited = {stated.source for recipe in RECIPES.values() for stated in recipe.stated.values()}
+    for name, source in load_sources().items():
+        assert {f"{name}: {setting}" for setting in source.says} <= cited
+        for said in source.says.values():
+            if name in ("open", "dualsd"):
+                assert said.where is None
+                assert len(said.text.split()) > 5
+            elif name == "report":
+                assert re.fullmatch(r"section \d\.\d", said.where or "")
+            else:
+                assert re.fullmatch(r"[\w-]+/[\w-]+ at [0-9a-f]{40}", source.of)
+                assert re.match(r"[\w/]+\.(py|md|yaml|sh)\b", said.where or "")
+    assert "--readouts" in load_sources()["open"].says["readout"].text
+
+
+def test_what_is_easily_taken_for_the_reports_is_not() -> None:
+    """Its sentences do not name the readout, an ensemble, how its best prompts are chosen, or a layer's alignment."""
+    for name in ("dift", "dift-bicubic", "dift-dual", "dual-single", "dual-class", "dual-cpm"):
         stated = RECIPES[name].stated
-        assert stated["eval", "readouts"].source == stated["eval", "upsample_align"].source == "dualsd"
-        assert stated["eval", "layers"].source == "report"
-    dual = RECIPES["dual-single"].stated
-    assert dual["eval", "weights"].source == dual["train", "weights"].source == "report"
-    assert dual["train", "timesteps"].source == "report"
-    assert RECIPES["sd4match-single"].stated["eval", "timesteps"].source == "sd4match"
+        assert stated["eval", "readouts"].by.name == "open"
+        assert stated["eval", "ensemble"].by.name == "SD4Match"
+    for name in ("dift-bicubic", "dift-dual", "dual-single", "dual-class", "dual-cpm"):
+        assert RECIPES[name].stated["eval", "upsample_align"].by.name == "open"
+    for name in TRAINED:
+        stated = RECIPES[name].stated
+        assert {stated["defaults", own].by.name for own in ("selection", "draws_per_step")} == {"SD4Match"}
+    assert RECIPES["dual-cpm"].stated["epochs", "pf-pascal"].by.name == "open"
+    assert RECIPES["sd4match-cpm"].stated["train", "steps"].by.name == "the report"
 
 
 def test_what_a_recipe_says_is_what_the_code_does() -> None:
     """Values that no option carries."""
     for recipe in RECIPES.values():
-        (readout,) = recipe.eval.readouts
-        assert frame_of(readout).value == recipe.defaults.frame
+        assert {frame_of(readout).value for readout in recipe.eval.readouts} == {recipe.defaults.frame}
         assert recipe.eval.prompt in (None, DEFAULT_TEMPLATE)
         assert recipe.defaults.dino in (None, HUB_NAME)
         assert recipe.train is None or recipe.defaults.beta == BETA
@@ -138,8 +231,12 @@ def test_the_list_and_one_recipe_are_shown(run: Run) -> None:
     assert all(name in shown.output for name in SETTINGS)
     one = run("recipes", "sd-dino")
     assert one.exit_code == 0
-    assert re.search(r"weights +│ 0.5, 0.5 +│ taken from SD4Match's code", one.output)
-    assert re.search(r"readouts +│ nn +│ chosen by us", one.output)
+    assert re.search(r"weights +│ 0.5, 0.5 +│ SD4Match, src/stable_diffusion/sd_feature_extractor.py", one.output)
+    assert re.search(r"readouts +│ nn, kernelsoftmax +│ open", one.output)
+    assert "SD4Match (ActiveVisionLab/SD4Match at 1da3e2e5041231471414f23b1e4c08ddc8fc1ab8):" in one.output
+    assert "weights: src/stable_diffusion/sd_feature_extractor.py: 'featmap = torch.cat([0.5*featmap" in one.output
+    size = "  size: section 3.1: 'Finally, we resize all images to' (768 x 768, training and testing)"
+    assert size in run("recipes", "dual-cpm").output
     assert "gives DINOv2 images with Stable Diffusion's statistics" in one.output
     unknown = run("recipes", "sd5")
     assert unknown.exit_code == 2
@@ -161,6 +258,9 @@ def test_the_commands_that_are_printed_are_commands(run: Run, name: str) -> None
 TEXT = (FOLDER / "dual-cpm.toml").read_text(encoding="utf-8")
 
 
+KERNEL = 'source = "report: beta and kernel, training"'
+
+
 def changed(old: str, new: str) -> str:
     assert TEXT.count(old) == 1
     return TEXT.replace(old, new)
@@ -174,17 +274,16 @@ def changed(old: str, new: str) -> str:
         (changed("[eval]", "[evaluation]"), "eval"),
         (changed("kernel = {", "kernal = {"), ", [train]: it has 'kernal', which is no setting there"),
         (changed("{ value = 7,", "{ valu = 7,"), ", [train] kernel: it needs value"),
-        (changed('value = 7, source = "sd4match"', "value = 7"), ", [train] kernel: it needs source"),
-        (
-            changed('value = 7, source = "sd4match"', 'value = 7, source = "me"'),
-            "source is 'me', not one of 'report', ",
-        ),
-        (changed('kernel = { value = 7, source = "sd4match" }', "kernel = 7"), ", [train] kernel: it needs source"),
+        (changed(f"value = 7, {KERNEL}", "value = 7"), ", [train] kernel: it needs source"),
+        (changed(f"value = 7, {KERNEL}", 'value = 7, source = "me"'), "source is 'me', not one of 'report', "),
+        (changed(f"value = 7, {KERNEL}", 'value = 7, source = "report"'), "recipe_sources.toml has no '' of report"),
+        (changed(f"value = 7, {KERNEL}", 'value = 7, source = "open: x"'), "recipe_sources.toml has no 'x' of open"),
+        (changed(f"kernel = {{ value = 7, {KERNEL} }}", "kernel = 7"), ", [train] kernel: it needs source"),
         (changed("{ value = 7,", "{ value = 7.0,"), "kernel is 7.0, not a whole number"),
         (changed("{ value = 7,", "{ value = true,"), "kernel is True, not a whole number"),
         (changed("{ value = 7,", '{ value = "7",'), "kernel is '7', not a whole number"),
         (changed("value = 0.001", "value = -0.001"), "not at least 0"),
-        (changed("value = 0.04", "value = inf"), "beta is inf, not a finite number"),
+        (changed(f"value = 0.04, {KERNEL}", f"value = inf, {KERNEL}"), "beta is inf, not a finite number"),
         (changed("value = [50, 200]", "value = [50, 1000]"), "There is no timestep 1000"),
         (changed("value = [50, 200]", "value = []"), "not a list of at least 1"),
         (changed('value = "resized"', 'value = "best"'), "frame is 'best', not one of 'resized', 'original'"),

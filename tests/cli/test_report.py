@@ -254,12 +254,12 @@ def test_a_reproduction_shows_every_table_with_differences_marked(tmp_path: Path
     page = read_page(report_reproduction(tmp_path))
     assert_whole(page)
     assert "Tables 3 and 5 of the report, run again" in page.text
-    assert page.table("dift, spair").column("paper")["all"] == "37.26"
-    assert page.table("dift, spair").column("difference")["all"] == "+2.74 *"
+    assert page.table("dift by nn, spair").column("paper")["all"] == "37.26"
+    assert page.table("dift by nn, spair").column("difference")["all"] == "+2.74 *"
     (wide,) = (table for table in page.tables if table.label == "spair")
     assert wide.rows == [
         ["method", "@0.05", "paper", "difference", "@0.1", "paper", "difference"],
-        ["dift", "40.00 [39.00, 41.00]", "39.34", "+0.66", "40.00 [39.00, 41.00]", "52.31", "-12.31 *"],
+        ["dift by nn", "40.00 [39.00, 41.00]", "39.34", "+0.66", "40.00 [39.00, 41.00]", "52.31", "-12.31 *"],
     ]
     marked = [given for name, given in page.elements if name == "td" and "marked" in (given.get("class") or "")]
     outside = sum(abs(40 - percent) > 1 for percent in own_figures("table3", 0.05))

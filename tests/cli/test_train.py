@@ -151,10 +151,13 @@ def test_a_run_learns_and_writes_what_it_did(train: Callable[..., Result], mode:
     assert json.loads(Path("o.json").read_text())["best"] == pytest.approx(best, abs=1e-6)
 
 
-def test_a_run_that_was_stopped_and_resumed_ends_in_the_same_prompts(train: Callable[..., Result]) -> None:
-    steps = ("--steps", "6", "--val-every", "2", "--checkpoint-every", "2")
-    ok(train("--mode", "class", "--name", "whole", *steps))
-    ok(train("--mode", "class", "--name", "grown", "--steps", "3", "--val-every", "2", "--checkpoint-every", "2"))
+@pytest.mark.parametrize("unused", [(), ("--unused-categories", "drift", "--batch", "1")])
+def test_a_run_that_was_stopped_and_resumed_ends_in_the_same_prompts(
+    train: Callable[..., Result], unused: tuple[str, ...]
+) -> None:
+    steps = ("--val-every", "2", "--checkpoint-every", "2", *unused)
+    ok(train("--mode", "class", "--name", "whole", "--steps", "6", *steps))
+    ok(train("--mode", "class", "--name", "grown", "--steps", "3", *steps))
     ok(train("--resume", "runs/grown", "--steps", "6"))
     last = [metrics(name)[-1] for name in ("whole", "grown")]
     assert last[0]["loss"] == last[1]["loss"]
@@ -247,6 +250,8 @@ def test_settings_of_a_run_cannot_change_midway(train: Callable[..., Result]) ->
         (["--mode", "many"], "--mode is single, class, cpm, not 'many'"),
         (["--mode", "cpm", "--length", "40"], "25 + 50 vectors"),
         (["--mode", "single", "--length", "76"], "77 positions"),
+        (["--mode", "single", "--unused-categories", "drift"], "--unused-categories drift goes with --mode class"),
+        (["--mode", "class", "--unused-categories", "zero"], "is 'zero', not one of 'keep', 'drift'"),
         (["--mode", "single", "--t", "261"], "2 layer(s) but 1 timestep(s)"),
         (["--mode", "single", "--weights", "1"], "2 layer(s) but 1 weight(s)"),
         (["--mode", "single", "--layers", "1"], "no default timestep for layer 1"),
