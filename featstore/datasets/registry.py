@@ -10,7 +10,7 @@ from featstore.errors import DatasetError
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
 
-DATASET_NAMES = ("coco", "cub", "demo", "folder", "pf-pascal", "pf-willow", "spair", "spair-u")
+DATASET_NAMES = ("ap10k", "coco", "cub", "demo", "folder", "pf-pascal", "pf-willow", "spair", "spair-u")
 """The file of pf-pascal is pf_pascal.py."""
 
 ONE_OF = f"{', '.join(DATASET_NAMES[:-1])} or {DATASET_NAMES[-1]}"
