@@ -167,9 +167,11 @@ def best_and_worst_parts(scored: Scored, root: Path | None) -> list[page.Part]:
     listed = zip(("Best", "Worst"), ranked, strict=True)
     shown = [(title, one, run.matched[one.index]) for title, own in listed for one in own]
     rule = f"At alpha = {alpha:g}, {scored.readout}. {RULE}"
-    kept = run.description.get("root")
+    kept, annotations = (
+        None if own is None else Path(own) for own in map(run.description.get, ("root", "annotations"))
+    )
     try:
-        dataset = open_dataset(run.dataset, root or (None if kept is None else Path(kept)))
+        dataset = open_dataset(run.dataset, root or kept, annotations)
         pictures = read_pictures(dataset, [match for _, _, match in shown])
     except InputError as error:
         rows = tuple(
