@@ -71,7 +71,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     header, rows = paper_rows(run.scored().scores, run.average)
     title = f"PCK in percent, {where}, {run.average.value} average"
     every = Block(f"Every readout: {title}", tuple(header), tuple(map(tuple, rows)), left_columns=2)
-    notes = [f"{describe(scoring, features)}.", "Intervals of 95 %, images resampled."]
+    notes = [f"{describe(scoring, features)}.", "Intervals of 95 %, images resampled.", *run.notes]
     blocks = [*overall, category_block(scored, scored.readout), every]
     write_tables(path, "table", title, blocks, notes, page.make_again(path))
     frames = {readout: scoring.frame_of(readout).value for readout in scoring.readouts}
@@ -101,6 +101,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
                 *READING,
                 FRAMES if len(set(frames.values())) > 1 else None,
                 page.demo_note(features.get("model")),
+                *run.notes,
             ],
             "Over all pairs": overall,
             **chart_sections(CHARTS, scored),

@@ -38,12 +38,13 @@ Text = Annotated[str, Field(min_length=1)]
 class StoreHeader:
     """Everything up to the UNet's input that shapes the cached arrays.
 
-    dataset, dataset_root, dataset_annotations: as `cache build` was told. model_id, model_revision, model_fingerprint:
-    of the diffusion model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what
-    goes with them, under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's
-    latents. creator: version of dualsd that made the store. version: of the store's format. checks: checksums of one
-    known draw of noise and of one known mixture, by the libraries that made the store; None where an earlier dualsd
-    did. where: the store's place, for sentences.
+    dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
+    model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what goes with them,
+    under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's latents.
+    creator: version of dualsd that made the store. version: of the store's format. checks: checksums of one known draw
+    of noise and of one known mixture, by the libraries that made the store; None where an earlier dualsd did. where:
+    the store's place, for sentences.
+    dataset_annotations: the file of annotations that `cache build` was told, of a data set that takes one.
     """
 
     __pydantic_config__ = STRICT
@@ -58,19 +59,19 @@ class StoreHeader:
     scheduler: Mapping[str, Any]
     seed: int
     latent_shift: float = 0.0
-    dataset_annotations: Text | None = None
     creator: str = field(default_factory=creator_version)
     version: int = field(default=VERSION, compare=False)
     checks: Mapping[str, str] | None = field(default=None, compare=False)
     where: str = field(default="a store", compare=False)
+    dataset_annotations: Text | None = field(default=None, compare=False)
 
     def to_attributes(self) -> dict[str, Any]:
         """The root group's attributes."""
+        annotations = {"annotations": self.dataset_annotations} if self.dataset_annotations else {}
         return {
             "format": FORMAT,
             "version": self.version,
-            "dataset": {"name": self.dataset, "root": self.dataset_root}
-            | ({"annotations": self.dataset_annotations} if self.dataset_annotations else {}),
+            "dataset": {"name": self.dataset, "root": self.dataset_root, **annotations},
             "model": {"id": self.model_id, "revision": self.model_revision, "fingerprint": self.model_fingerprint},
             "preprocessing": {"size": self.image_size, "resize": "bilinear, antialiased, aspect ratio not kept"},
             "latents": self.latents.value,
