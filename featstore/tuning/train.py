@@ -137,8 +137,8 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     )
     listed = describe_list("trn", framed)
     if run is None:
-        about = {"dino": config.dino, "processes": processes.count, "command": command, "notes": list(notes)}
-        about |= {**listed, "config": to_json(settled(config, settings))}
+        about = {"dino": config.dino, "processes": processes.count, "command": command, **listed}
+        about |= {"notes": list(notes), "config": to_json(settled(config, settings))}
         # the main process makes it, all open it
         made = create_run(config.runs, config.name, store, settings, about).path if processes.is_main else None
         run = RunFolder.open(Path(str(processes.gather(made)[0])))
