@@ -55,6 +55,9 @@ MODELS = "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' 
 StoreSetting = Annotated[str, Setting("The store's folder, or s3://bucket/prefix.", metavar=PLACE)]
 Root = Annotated[Place | None, Setting("The data set's folder.", "as at `cache build`")]
 Dataset = Annotated[str | None, Setting(f"{ONE_OF}.", "demo")]
+Annotations = Annotated[
+    Place | None, Setting("The file of annotations of coco, in its folder or elsewhere.", metavar="FILE.json")
+]
 Revision = Annotated[str | None, Setting("Branch, tag or commit of a model on the hub.")]
 Size = Annotated[Positive | None, Setting("Side S in pixels that images are resized to.", "the model's own")]
 Seed = Annotated[int | None, Setting("Seed of all noise.", "0")]
@@ -150,6 +153,7 @@ class BuildConfig(ComputeConfig):
 
     dataset: Dataset = None
     root: Place | None = option("The data set's folder.", "as the store says", default=None)
+    annotations: Annotations = None
     model: str | None = option(MODELS, "demo on the data set demo; elsewhere it must be named", default=None)
     revision: Revision = None
     store: StoreSetting = DEFAULT_STORE
@@ -251,7 +255,8 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     store: StoreSetting = DEFAULT_STORE
     dataset: Dataset = None
     root: Root = None
-    split: str | None = option("trn, val or test.", "test", default=None)
+    annotations: Annotations = None
+    split: str | None = option("trn, val or test, or another that the data set has.", "test", default=None)
     categories: Categories = None
     layers: Texts | None = option(
         "Decoder layers 1 to 4, e.g. 2,3, and dino (DINOv2); with --features the file's layer names.",

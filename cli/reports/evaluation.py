@@ -71,7 +71,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
     header, rows = paper_rows(run.scored().scores, run.average)
     title = f"PCK in percent, {where}, {run.average.value} average"
     every = Block(f"Every readout: {title}", tuple(header), tuple(map(tuple, rows)), left_columns=2)
-    notes = [f"{describe(scoring, features)}.", "Intervals of 95 %, images resampled."]
+    notes = [f"{describe(scoring, features)}.", "Intervals of 95 %, images resampled.", *run.notes]
     blocks = [*overall, category_block(scored, scored.readout), every]
     write_tables(path, "table", title, blocks, notes, page.make_again(path))
     frames = {readout: scoring.frame_of(readout).value for readout in scoring.readouts}
@@ -101,6 +101,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
                 *READING,
                 FRAMES if len(set(frames.values())) > 1 else None,
                 page.demo_note(features.get("model")),
+                *run.notes,
             ],
             "Over all pairs": overall,
             **chart_sections(CHARTS, scored),
@@ -168,9 +169,11 @@ def best_and_worst_parts(scored: Scored, root: Path | None) -> list[page.Part]:
     listed = zip(("Best", "Worst"), ranked, strict=True)
     shown = [(title, one, run.matched[one.index]) for title, own in listed for one in own]
     rule = f"At alpha = {alpha:g}, {scored.readout}. {RULE}"
-    kept = run.description.get("root")
+    kept, annotations = (
+        None if own is None else Path(own) for own in map(run.description.get, ("root", "annotations"))
+    )
     try:
-        dataset = open_dataset(run.dataset, root or (None if kept is None else Path(kept)))
+        dataset = open_dataset(run.dataset, root or kept, annotations)
         pictures = read_pictures(dataset, [match for _, _, match in shown])
     except InputError as error:
         rows = tuple(

@@ -152,6 +152,7 @@ def report_training(path: Path) -> Path:
                 READING,
                 None if course.best is None else VALIDATED,
                 page.demo_note(model.get("id")),
+                *described.get("notes", ()),
             ],
             **chart_sections(CHARTS, course),
             "Go on from here": [

@@ -4,20 +4,21 @@
     <root>/keypoints.csv          image,name,x,y        optional; pixels of the image as stored (EXIF does not turn it);
                                                         x and y empty or nan, or a column `visible` of 0, where absent
     <root>/pairs.csv              source,target         optional; else all ordered pairs that share a keypoint
+    <root>/boxes.csv              image,x0,y0,x1,y1     optional; the object's bounding box in pixels
 
-An image is named in both lists by `<category>/<file name>` or `<category>/<stem>`, in either Unicode normal form.
+An image is named in all lists by `<category>/<file name>` or `<category>/<stem>`, in either Unicode normal form.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, permutations
 from pathlib import Path
 from typing import Self
 
 from featstore.datasets.listed import ListedPair, each_new, existing_root
 from featstore.datasets.reading import Row, entries, is_file, is_folder, read_image, read_rows, subfolders
-from featstore.datasets.records import AnnotatedPairs, ImageRecord, Marks, ThetaRule, pair_of
+from featstore.datasets.records import AnnotatedPairs, Box, ImageRecord, Marks, ThetaRule, pair_of
 from featstore.errors import DatasetError, UnmarkedError
 from featstore.plain_text import is_plain, nfc, shown
 
@@ -36,6 +37,8 @@ NO_PHOTOGRAPHS = ("thumbs.db", "desktop.ini")
 
 _COLUMNS = ("image", "name", "x", "y")
 
+_CORNERS = ("x0", "y0", "x1", "y1")
+
 _VISIBILITY = ("visible", "visibility", "vis", "v")
 """What a column is called, in lower or upper case, that says whether the image shows the keypoint."""
 
@@ -53,8 +56,8 @@ class FolderDataset:
     name = "folder"
     about = "your own photographs: sub-folders are categories"
     splits = ("test",)
-    # There are no boxes, and the extent of the keypoints degenerates where somebody marks one keypoint an image (it is
-    # 0) or a few close ones.
+    # Not every folder has boxes, and the extent of the keypoints degenerates where somebody marks one keypoint an image
+    # (it is 0) or a few close ones.
     theta_rule = ThetaRule.IMAGE
 
     @classmethod
@@ -86,7 +89,8 @@ class FolderDataset:
         images = self.images()
         # both names that lists may use; where a.jpg and a.jpg.png meet, the file's name wins
         by_name = {image.id: image for image in images} | {nfc(image.file): image for image in images}
-        marks = _read_marks(marked, by_name)
+        marks, boxes = _read_marks(marked, by_name), _read_boxes(self.root / "boxes.csv", by_name)
+        marks = {name: replace(own, box=boxes.get(name)) for name, own in marks.items()}
         if is_file(listed):
             rows = read_rows(listed, ("source", "target"))
             named = (ListedPair(row, _image(row, "source", by_name), _image(row, "target", by_name)) for row in rows)
@@ -210,3 +214,21 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Mark
                 places[image] = f"{path}, from line {row.line}"
             points[image][name] = point
     return {image: Marks(own, places[image]) for image, own in points.items()}
+
+
+def _read_boxes(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Box]:
+    """Bounding boxes by image id; none where there is no such file."""
+    boxes: dict[str, Box] = {}
+    lines: dict[str, int] = {}
+    for row in read_rows(path, ("image", *_CORNERS)) if is_file(path) else ():
+        image = _image(row, "image", images).id
+        first = lines.setdefault(image, row.line)
+        if first != row.line:
+            raise row.refusal(f"the box of {image} is there already, in line {first}; remove one of them.")
+        low, high = (row.point(*corner) for corner in (_CORNERS[:2], _CORNERS[2:]))
+        if low is None or high is None or low[0] >= high[0] or low[1] >= high[1]:
+            found = ", ".join(row.values[column].strip() or "nothing" for column in _CORNERS)
+            what = f"the box is {shown(found)}, not {', '.join(_CORNERS)} with x0 below x1 and y0 below y1"
+            raise row.refusal(f"{what}; correct or remove the row.")
+        boxes[image] = *low, *high
+    return boxes

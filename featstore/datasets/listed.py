@@ -52,13 +52,7 @@ class ListedDataset(ABC):
     @classmethod
     def open(cls, root: Path | None) -> Self:
         """The data set in `root`, or in its sub-folder of the usual name. Raises `DatasetError` where it is not."""
-        existing = existing_root(cls.name, root)
-        for folder in (existing, existing / cls.folders[0]):
-            if cls.find_lists(folder):
-                return cls(folder)
-        children = [child for child in subfolders(existing) if cls.find_lists(child)]
-        advice = f"it is in {children[0]}: give that" if children else f"give {_UNPACKED}"
-        raise DatasetError(f"{root} holds no {cls.name} dataset (looked for {cls.expected}); {advice}.")
+        return cls(find_root(cls.name, cls.folders[0], cls.expected, root, cls.find_lists))
 
     @classmethod
     @abstractmethod
@@ -75,8 +69,8 @@ class ListedDataset(ABC):
         """What a row names as its source, `side` 0, or its target, 1."""
 
     @abstractmethod
-    def reader(self, path: Path) -> Callable[[ListedPair], Pair]:
-        """What reads the annotations of a pair of a list file."""
+    def reader(self, path: Path) -> Callable[[ListedPair], Pair | None]:
+        """What reads the annotations of a pair of a list file; None for a pair that is left out."""
 
     def pairs(self, split: str) -> AnnotatedPairs:
         """The pairs in the list's order, each once. Raises `DatasetError` where one stands twice with other
@@ -89,7 +83,8 @@ class ListedDataset(ABC):
             if _content(twice[line]) != _content(twice[first]):
                 what = f"names the pair of line {first}, but its annotation has other keypoints or boxes"
                 raise DatasetError(f"{path}, line {line}: {what}; remove one of the lines.")
-        pairs = AnnotatedPairs.of(read(own) for own in self.listed(path) if own.row.line not in repeated)
+        every = (read(own) for own in self.listed(path) if own.row.line not in repeated)
+        pairs = AnnotatedPairs.of(pair for pair in every if pair is not None)
         if not pairs:
             raise DatasetError(f"{path} lists no pairs; restore the file from the dataset.")
         return pairs
@@ -152,12 +147,36 @@ class ListedDataset(ABC):
         return lists
 
 
-def _content(pair: Pair) -> tuple[object, ...]:
+def _content(pair: Pair | None) -> tuple[object, ...]:
     """What tells one annotation of a pair from another."""
+    if pair is None:
+        return ()
     return pair.source_points.tolist(), pair.target_points.tolist(), pair.source_box, pair.target_box
 
 
 _UNPACKED = "the folder that the dataset was unpacked to"
+
+
+def find_root(name: str, folder: str, expected: str, root: Path | None, holds: Callable[[Path], object]) -> Path:
+    """The folder that a data set lies in: `root`, or its sub-folder of the usual name.
+
+    Args:
+        name: of the data set.
+        folder: the usual name of the folder that it is unpacked to.
+        expected: the files that tell it, for sentences.
+        root: as it was given.
+        holds: what a folder holds of the data set; nothing where it is not there.
+
+    Raises:
+        DatasetError: where neither folder holds the data set, naming a sub-folder that does.
+    """
+    existing = existing_root(name, root)
+    for place in (existing, existing / folder):
+        if holds(place):
+            return place
+    children = [child for child in subfolders(existing) if holds(child)]
+    advice = f"it is in {children[0]}: give that" if children else f"give {_UNPACKED}"
+    raise DatasetError(f"{root} holds no {name} dataset (looked for {expected}); {advice}.")
 
 
 def existing_root(name: str, root: Path | None) -> Path:

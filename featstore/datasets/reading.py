@@ -83,6 +83,19 @@ class Row:
         return found[x], found[y]
 
 
+@dataclass(frozen=True, slots=True)
+class Entry(Row):
+    """One thing that a file of another kind is about, e.g. `image 17` of a JSON file; "" for all of the file. Its line
+    is its number."""
+
+    about: str = ""
+
+    @property
+    def where(self) -> str:
+        """The thing as a sentence names it."""
+        return ": ".join(filter(None, (str(self.file), self.about)))
+
+
 def read_limited(path: Path, limit: int) -> bytes:
     """The bytes of a regular file. A pipe or a device, which might never end, is not waited for.
 
@@ -99,10 +112,10 @@ def read_limited(path: Path, limit: int) -> bytes:
         return stream.read(status.st_size)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit: int = LARGEST_LIST) -> bytes:
     """The bytes of a file that a list or an annotation is in. Raises `DatasetError` where it cannot be read."""
     try:
-        return read_limited(path, LARGEST_LIST)
+        return read_limited(path, limit)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DatasetError(f"{path} cannot be read ({reason}); check that the dataset is complete.") from error

@@ -10,7 +10,7 @@ from featstore.errors import DatasetError
 if TYPE_CHECKING:
     from featstore.datasets.records import Dataset
 
-DATASET_NAMES = ("demo", "folder", "pf-pascal", "pf-willow", "spair")
+DATASET_NAMES = ("ap10k", "coco", "cub", "demo", "folder", "pf-pascal", "pf-willow", "spair", "spair-u")
 """The file of pf-pascal is pf_pascal.py."""
 
 ONE_OF = f"{', '.join(DATASET_NAMES[:-1])} or {DATASET_NAMES[-1]}"
@@ -25,15 +25,34 @@ def dataset_class(name: str) -> Any:
     return import_module(f"featstore.datasets.{name.replace('-', '_')}").DATASET
 
 
-def open_dataset(name: str, root: Path | None) -> "Dataset":
+def open_dataset(name: str, root: Path | None, annotations: Path | None = None) -> "Dataset":
     """A data set.
 
     Args:
         name: one of `DATASET_NAMES`.
         root: the folder that it is in, or the one that holds this; None for the demo, which comes along.
+        annotations: the file of annotations of one that takes such, a path in `root` or anywhere.
 
     Raises:
-        DatasetError: for an unknown name, a root that is missing or holds no such data set, and one given to the demo.
+        DatasetError: for an unknown name, a root that is missing or holds no such data set, one given to the demo, and
+            annotations that are missing or given to a data set that has its own.
     """
-    found: Dataset = dataset_class(name).open(root)
+    kind = dataset_class(name)
+    found: Dataset
+    if getattr(kind, "takes_annotations", False):
+        found = kind.open(root, annotations)
+    elif annotations is None:
+        found = kind.open(root)
+    else:
+        raise DatasetError(f"The dataset {name} has its own annotations: leave out --annotations {annotations}.")
     return found
+
+
+def annotations_of(dataset: "Dataset") -> str | None:
+    """What `open_dataset` takes as `annotations` of a data set, relative to its root where they lie there; None of one
+    that has its own."""
+    file: Path | None = getattr(dataset, "annotations", None)
+    if file is None:
+        return None
+    root = getattr(dataset, "root", file).resolve()
+    return str(file.resolve().relative_to(root) if file.resolve().is_relative_to(root) else file.resolve())

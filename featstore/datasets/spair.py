@@ -101,9 +101,9 @@ def _marks(path: Path, annotation: _Annotation, role: Literal["src", "trg"]) -> 
     return replace(Marks.of_list(names, points, str(path)), box=box, size=None if size is None else size[:2])
 
 
-_LINE = re.compile(r"(?P<number>\d+)-(?P<source>[^-:/\\]+)-(?P<target>[^-:/\\]+):(?P<category>[^:/\\]+)")
+LINE = re.compile(r"(?P<number>\d+)-(?P<source>[^-:/\\]+)-(?P<target>[^-:/\\]+):(?P<category>[^:/\\]+)")
 
-_COLONS = (":", "_", "\uf03a")
+COLONS = (":", "_", "\uf03a")
 """What stands for the colon in annotations' names: itself, what zip programs put in its place on Windows, and what
 Windows' Linux subsystem does."""
 
@@ -128,7 +128,7 @@ class SpairDataset(ListedDataset):
         """The lines that are not blank; a row's values are `line`, `source`, `target` and `category`."""
         # Not splitlines(): it also breaks at separators that no editor counts as a line.
         for number, line in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
-            match = _LINE.fullmatch(line) if is_plain(line) else None
+            match = LINE.fullmatch(line) if is_plain(line) else None
             if match:
                 yield Row(path, number, {"line": line, **match.groupdict()})
             elif line:
@@ -140,7 +140,7 @@ class SpairDataset(ListedDataset):
         category, stem = row.values["category"], row.values[("source", "target")[side]]
         return tree.image(row, f"JPEGImages/{category}/{stem}.jpg", category)
 
-    def reader(self, path: Path) -> Callable[[ListedPair], Pair]:
+    def reader(self, path: Path) -> Callable[[ListedPair], Pair | None]:
         """What reads a pair's annotation file."""
         tree, folder = Tree(self.root), f"PairAnnotation/{path.stem}"
         return lambda listed: _pair(listed, _annotation_file(tree, folder, listed.row))
@@ -150,7 +150,7 @@ DATASET = SpairDataset
 
 
 def _annotation_file(tree: Tree, folder: str, row: Row) -> Path:
-    names = [f"{row.values['line'].replace(':', colon)}.json" for colon in _COLONS]
+    names = [f"{row.values['line'].replace(':', colon)}.json" for colon in COLONS]
     found = [path for name in names if (path := tree.find(f"{folder}/{name}")) is not None]
     if not found:
         # whoever wants the images alone unpacks no annotations
@@ -165,12 +165,18 @@ def _annotation_file(tree: Tree, folder: str, row: Row) -> Path:
 
 
 def _pair(listed: ListedPair, path: Path) -> Pair:
+    ours, theirs, difficulty = read_marks(path, listed.row)
+    return replace(listed.pair(ours, theirs), difficulty=difficulty)
+
+
+def read_marks(path: Path, row: Row) -> tuple[Marks, Marks, Difficulty | None]:
+    """What an annotation file says of the source and the target of a pair, and the flags where it has any. Raises
+    `DatasetError` where it is malformed, or of another pair than `row` names."""
     annotation, difficulty = _read_annotation(path)
-    _check_names(path, annotation, listed.row)
+    _check_names(path, annotation, row)
     if len(set(annotation.kps_ids)) != len(annotation.kps_ids):
         raise _wrong(path, "kps_ids names a keypoint twice")
-    pair = listed.pair(_marks(path, annotation, "src"), _marks(path, annotation, "trg"))
-    return replace(pair, difficulty=difficulty)
+    return _marks(path, annotation, "src"), _marks(path, annotation, "trg"), difficulty
 
 
 def _check_names(path: Path, annotation: _Annotation, row: Row) -> None:

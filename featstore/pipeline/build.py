@@ -16,6 +16,7 @@ from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
+from featstore.datasets.registry import annotations_of
 from featstore.errors import ImageError, StoreError, StoreExistsError, UnmarkedError
 from featstore.pipeline.distributed import WHOLE, Part
 from featstore.pipeline.needed import make_latents
@@ -209,6 +210,7 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
         scheduler=model.schedule.describe(),
         seed=request.seed,
         latent_shift=model.latent_scale.shift,
+        dataset_annotations=annotations_of(dataset),
         checks=known_checksums(),
     )
 

@@ -70,5 +70,8 @@ def dataset_of(store: "Store", root: Path | None) -> "Dataset":
     """The data set that a store was made from, in `root` where it was moved."""
     from featstore.datasets.registry import open_dataset
 
-    stored = store.header.dataset_root
-    return open_dataset(store.header.dataset, root or (None if stored is None else Path(stored)))
+    header = store.header
+    stored, annotations = (
+        None if own is None else Path(own) for own in (header.dataset_root, header.dataset_annotations)
+    )
+    return open_dataset(header.dataset, root or stored, annotations)

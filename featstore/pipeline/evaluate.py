@@ -17,7 +17,7 @@ from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import is_diffusion
 from featstore.config import EvalConfig, given_options
 from featstore.datasets.records import Dataset, canonical_split
-from featstore.datasets.registry import open_dataset
+from featstore.datasets.registry import annotations_of, open_dataset
 from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
 from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps
@@ -70,8 +70,8 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation
 
 
 def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
-    if config.dataset is not None or config.size is not None:
-        raise InputError("--dataset and --size go with --features: a store knows its own.")
+    if given_options(config, ("dataset", "size", "annotations")):
+        raise InputError("--dataset, --size and --annotations go with --features: a store knows its own.")
     opened = open_asked(config, progress)
     store, dataset, choice = opened.store, opened.dataset, opened.choice
     wanted = opened.keys(config.timesteps)
@@ -129,7 +129,7 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     scoring = _scoring(config, [(name, None) for name in config.layers], config.size)
     compute = choose_compute(config.device, config.dtype, config.batch_size)
     maps = open_features(features)
-    dataset = open_dataset(config.dataset, config.root)
+    dataset = open_dataset(config.dataset, config.root, config.annotations)
     split = canonical_split(config.split or default_split(dataset))
     pairs = choose_pairs(dataset, split, config.categories or ())
     images = images_of(pairs)
@@ -149,7 +149,8 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
 def _origin(dataset: Dataset, root: Path | None, store: Store | None = None) -> dict[str, str | None]:
     """Where numbers come from, for the record: the data set's rule for theta, where it and the store lie."""
     place, folder = None if store is None else absolute(store.path), None if root is None else str(root.resolve())
-    return {"theta": dataset.theta_rule.value, "store": place, "root": folder}
+    more = {} if (annotations := annotations_of(dataset)) is None else {"annotations": annotations}
+    return {"theta": dataset.theta_rule.value, "store": place, "root": folder, **more}
 
 
 def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int) -> Scoring:

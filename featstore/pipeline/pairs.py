@@ -15,6 +15,9 @@ from featstore.plain_text import nfc
 from featstore.progress import Progress
 from matcher.pairs import MatchingPair, Pairs
 
+_NAMED = 20
+"""Photographs that a sentence names; more are counted."""
+
 HASH_DIGITS = 12
 """Hex digits of a list's hash: no two of a million lists share one but by a chance of 1 in 500."""
 
@@ -180,7 +183,8 @@ def overlap(dataset: Dataset, split: str, keys: Mapping[str, str]) -> tuple[str,
     shared = sorted(own[known] for known in own.keys() & trained)
     if not shared:
         return ()
+    more = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
     return (
-        f"{len(shared)} of {len(own)} photographs of {dataset.name} {split} are in {TRAINING} as well, e.g. "
-        f"{shared[0]}; prompts that were learned on {TRAINING} have seen them.",
+        f"{len(shared)} of {len(own)} photographs of {dataset.name} {split} are in {TRAINING} as well: "
+        f"{', '.join(shared[:_NAMED])}{more}; prompts that were learned on {TRAINING} have seen them.",
     )

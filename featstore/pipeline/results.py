@@ -90,7 +90,8 @@ class Evaluation:
         notes: What is odd about the list, as `featstore.pipeline.pairs.note_oddities` said.
         config: As it was used, what was left open settled; None for pairs that were matched otherwise.
         origin: What else is known of where it comes from: `theta`, the data set's rule; `store`, where that of the maps
-            lies, None for features from a file; `root`, the data set's folder, None for one that has none.
+            lies, None for features from a file; `root`, the data set's folder, None for one that has none;
+            `annotations`, the file that was named for it.
     """
 
     dataset: str
@@ -374,6 +375,7 @@ class _Described:
     theta: str | None = None
     store: str | None = None
     root: str | None = None
+    annotations: str | None = None
     created: str | None = None
     creator: str | None = None
     command: str | None = None

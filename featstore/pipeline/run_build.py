@@ -105,13 +105,15 @@ def _asked(config: BuildConfig, launch: Processes) -> tuple[Dataset, Model, stag
             config,
             dataset=config.dataset or header.dataset,
             root=config.root or (Path(header.dataset_root) if is_same and header.dataset_root else None),
+            annotations=config.annotations
+            or (Path(header.dataset_annotations) if is_same and header.dataset_annotations else None),
             model=config.model or header.model_id,
             revision=config.revision or (header.model_revision if config.model is None else None),
             size=config.size or header.image_size,
             seed=header.seed if config.seed is None else config.seed,
             latents=config.latents or header.latents.value,
         )
-    dataset = open_dataset(config.dataset or "demo", config.root)
+    dataset = open_dataset(config.dataset or "demo", config.root, config.annotations)
     model = open_model(model_for(dataset.name, config.model), config.revision)
     latents, timesteps = Latents(config.latents or "sample"), tuple(dict.fromkeys(config.timesteps))
     part, seed = _part(config.part, launch), config.seed or 0

@@ -44,6 +44,7 @@ class StoreHeader:
     creator: version of dualsd that made the store. version: of the store's format. checks: checksums of one known draw
     of noise and of one known mixture, by the libraries that made the store; None where an earlier dualsd did. where:
     the store's place, for sentences.
+    dataset_annotations: the file of annotations that `cache build` was told, of a data set that takes one.
     """
 
     __pydantic_config__ = STRICT
@@ -62,13 +63,15 @@ class StoreHeader:
     version: int = field(default=VERSION, compare=False)
     checks: Mapping[str, str] | None = field(default=None, compare=False)
     where: str = field(default="a store", compare=False)
+    dataset_annotations: Text | None = field(default=None, compare=False)
 
     def to_attributes(self) -> dict[str, Any]:
         """The root group's attributes."""
+        annotations = {"annotations": self.dataset_annotations} if self.dataset_annotations else {}
         return {
             "format": FORMAT,
             "version": self.version,
-            "dataset": {"name": self.dataset, "root": self.dataset_root},
+            "dataset": {"name": self.dataset, "root": self.dataset_root, **annotations},
             "model": {"id": self.model_id, "revision": self.model_revision, "fingerprint": self.model_fingerprint},
             "preprocessing": {"size": self.image_size, "resize": "bilinear, antialiased, aspect ratio not kept"},
             "latents": self.latents.value,
@@ -103,6 +106,7 @@ class StoreHeader:
             found = {
                 "dataset": dataset["name"],
                 "dataset_root": dataset["root"],
+                "dataset_annotations": dataset.get("annotations"),
                 **{f"model_{name}": model[name] for name in ("id", "revision", "fingerprint")},
                 "image_size": attributes["preprocessing"]["size"],
                 **{name: attributes[name] for name in ("latents", "scheduler", "seed", "creator", "version")},

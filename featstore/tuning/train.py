@@ -111,7 +111,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     images = images_of(pairs, held_out)
     check_unchanged(store, dataset, images, progress)
     splits = ["trn", "val"] if held_out else ["trn"]
-    note_oddities(dataset, splits, images, store.images.known_keys, progress)
+    notes = note_oddities(dataset, splits, images, store.images.known_keys, progress)
     framed, framed_held_out = (
         in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
     )
@@ -139,7 +139,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     listed = describe_list("trn", framed)
     if run is None:
         about = {"dino": config.dino, "processes": processes.count, "command": command, **listed}
-        about["config"] = to_json(settled(config, settings))
+        about |= {"notes": list(notes), "config": to_json(settled(config, settings))}
         # the main process makes it, all open it
         made = create_run(config.runs, config.name, store, settings, about).path if processes.is_main else None
         run = RunFolder.open(Path(str(processes.gather(made)[0])))

@@ -155,3 +155,76 @@ def folder_root(tmp_path: Path) -> Path:
     rows = ["dog/a.jpg,eye,1,2", "dog/a,nose,3.5,4", "dog/b.PNG,nose,5,6", "dog/b,tail,7,8", "cat/a,nose,1,1"]
     (root / "keypoints.csv").write_text("\n".join(["image,name,x,y", *rows]) + "\n")
     return root
+
+
+COCO: dict[str, Any] = {
+    "info": {"year": 2017},
+    "images": [
+        {"id": 7, "file_name": "000000000007.jpg", "width": 40, "height": 30},
+        {"id": 8, "file_name": "000000000008.jpg", "width": 50, "height": 20},
+        {"id": 9, "file_name": "000000000009.jpg", "width": 20, "height": 20},
+    ],
+    "categories": [
+        {"id": 1, "name": "person", "supercategory": "person", "keypoints": ["nose", "left_eye", "right_eye"]},
+        {"id": 17, "name": "cat", "supercategory": "animal", "keypoints": ["nose", "tail"]},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 90.5, "num_keypoints": 2,
+         "bbox": [1, 2, 30, 20], "keypoints": [3, 4, 2, 10, 12, 1, 0, 0, 0], "segmentation": [[1, 2, 3]]},
+        {"id": 2, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 91, "num_keypoints": 3,
+         "bbox": [2, 3, 31.5, 21], "keypoints": [5, 6, 2, 8, 9, 1, 20, 21, 2]},
+        {"id": 3, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 9999, "num_keypoints": 0,
+         "bbox": [0, 0, 40, 30], "keypoints": [0] * 9},
+        {"id": 4, "image_id": 7, "category_id": 1, "iscrowd": 1, "area": 9999, "num_keypoints": 1,
+         "bbox": [0, 0, 40, 30], "keypoints": [1, 1, 2] * 3},
+        {"id": 5, "image_id": 8, "category_id": 1, "iscrowd": 0, "area": 5, "num_keypoints": 1,
+         "bbox": [0, 0, 50, 20], "keypoints": [0, 0, 0, 6, 5, 2, 0, 0, 0]},
+        {"id": 6, "image_id": 9, "category_id": 1, "iscrowd": 0, "area": 5, "num_keypoints": 1,
+         "bbox": [0, 0, 20, 20], "keypoints": [4, 3, 2, 0, 0, 0, 0, 0, 0]},
+        {"id": 7, "image_id": 8, "category_id": 17, "iscrowd": 0,
+         "bbox": [0, 0, 50, 20], "keypoints": [1, 2, 2, 0, 0, 0]},
+        {"id": 8, "image_id": 9, "category_id": 17, "iscrowd": 0,
+         "bbox": [0, 0, 20, 20], "keypoints": [0, 0, 0, 9, 9, 2]},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def coco() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(COCO))
+    return found
+
+
+@pytest.fixture
+def coco_root(tmp_path: Path) -> Path:
+    """COCO's layout: three persons, of whom two pairs share a keypoint, and two cats, who share none."""
+    root = tmp_path / "coco"
+    for image in COCO["images"]:
+        _write_image(root / "val2017" / image["file_name"], (image["width"], image["height"]))
+    (root / "annotations").mkdir()
+    (root / "annotations" / "person_keypoints_val2017.json").write_text(json.dumps(COCO))
+    return root
+
+
+@pytest.fixture
+def cub_root(tmp_path: Path) -> Path:
+    """Two birds to train on and two to test, of one species each."""
+    root = tmp_path / "CUB_200_2011"
+    files = [f"001.Black_footed_Albatross/Bird_{number}.jpg" for number in (1, 2)]
+    files += [f"002.Laysan_Albatross/Bird_{number}.jpg" for number in (3, 4)]
+    for number, file in enumerate(files, start=1):
+        _write_image(root / "images" / file, (40 + number, 30))
+    tables = {
+        "images.txt": [f"{number} {file}" for number, file in enumerate(files, start=1)],
+        "train_test_split.txt": ["1 1", "2 1", "3 0", "4 0"],
+        "bounding_boxes.txt": [f"{number} {number}.0 2.0 30.0 20.0" for number in range(1, 5)],
+        "parts/parts.txt": ["1 back", "2 left eye"],
+        "parts/part_locs.txt": [
+            *("1 1 3.0 4.0 1", "1 2 5.0 6.0 1", "2 1 0.0 0.0 0", "2 2 7.5 8.0 1"),
+            *("3 1 3.0 4.0 1", "3 2 0.0 0.0 0", "4 1 9.0 4.0 1", "4 2 6.0 6.0 1"),
+        ],
+    }
+    (root / "parts").mkdir()
+    for name, lines in tables.items():
+        (root / name).write_text("\n".join(lines) + "\n")
+    return root

@@ -248,3 +248,34 @@ def test_a_category_called_all(folder_root: Path) -> None:
         FolderDataset(folder_root).images()
     (folder_root / "all").rename(folder_root / "All")
     assert {image.category for image in FolderDataset(folder_root).images()} == {"All", "cat"}
+
+
+def test_boxes(folder_root: Path) -> None:
+    (folder_root / "boxes.csv").write_text("image,x0,y0,x1,y1,note\ndog/b,1,2,15.5,9,\ndog/c.d.webp,0,0,3,3,x\n")
+    dataset = FolderDataset(folder_root)
+    there, back = dataset.pairs("test")
+    assert there.source_box is None
+    assert there.target_box == back.source_box == (1, 2, 15.5, 9)
+    assert dataset.theta_rule is ThetaRule.IMAGE
+    (folder_root / "pairs.csv").write_text("source,target\ndog/a,dog/b\n")
+    assert [pair.target_box for pair in dataset.pairs("test")] == [(1, 2, 15.5, 9)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ("", r"boxes\.csv has no rows; it needs the header image,x0,y0,x1,y1"),
+        ("dog/x,1,2,3,4", r"boxes\.csv, line 2: names the image 'dog/x', which is not there"),
+        ("dog/a,1,2,3,4\ndog/a.jpg,1,2,3,4", r"line 3: the box of dog/a is there already, in line 2; remove one"),
+        ("dog/a,3,2,1,4", r"line 2: the box is '3, 2, 1, 4', not x0, y0, x1, y1 with x0 below x1 and y0 below y1"),
+        ("dog/a,1,4,3,4", r"line 2: the box is '1, 4, 3, 4', not x0, y0"),
+        ("dog/a,,,3,4", r"line 2: the box is 'nothing, nothing, 3, 4', not"),
+        ("dog/a,1,,3,4", r"line 2: y0 is '', so absent, where x0 is '1'; fill in both"),
+        ("dog/a,1,2,3,1e9", r"line 2: y1 is 1e\+09, which is no coordinate in pixels"),
+        ("dog/a,1,2,x,4", r"line 2: x1 is 'x', which is no finite number"),
+    ],
+)
+def test_malformed_boxes(folder_root: Path, rows: str, sentence: str) -> None:
+    (folder_root / "boxes.csv").write_text(f"image,x0,y0,x1,y1\n{rows}\n")
+    with pytest.raises(DatasetError, match=sentence):
+        FolderDataset(folder_root).pairs("test")

@@ -322,8 +322,8 @@ def test_photographs_of_test_that_are_trained_on(pascal_root: Path) -> None:
     dataset: Dataset = PfPascalDataset(pascal_root)
     (sentence,) = overlap(dataset, "test", {})
     assert sentence == (
-        "2 of 2 photographs of pf-pascal test are in trn as well, e.g. aeroplane/2008_000001; prompts that were "
-        "learned on trn have seen them."
+        "2 of 2 photographs of pf-pascal test are in trn as well: aeroplane/2008_000001, aeroplane/2008_000002; "
+        "prompts that were learned on trn have seen them."
     )
     assert overlap(dataset, "val", {})[0].startswith("2 of 2 photographs of pf-pascal val are in trn as well")
 

@@ -93,9 +93,10 @@ def test_roots_that_are_none(tmp_path: Path, name: str) -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(
-        DatasetError, match="no dataset 'coco'; choose one of demo, folder, pf-pascal, pf-willow, spair"
+        DatasetError,
+        match="no dataset 'voc'; choose one of ap10k, coco, cub, demo, folder, pf-pascal, pf-willow, spair, spair-u",
     ):
-        open_dataset("coco", None)
+        open_dataset("voc", None)
 
 
 def test_adapters_are_imported_lazily(willow_root: Path) -> None:
