@@ -49,7 +49,7 @@ class Plan:
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
     """The randomness of one step, so that a resumed run needs no generator's state."""
-    offset = {"vae": 1, "unet": 2, "dino": 3}[stage]
+    offset = {"vae": 1, "unet": 2, "dino": 3, "captions": 4}[stage]
     return torch.Generator().manual_seed((seed * 10 + offset) * 10_000_000 + step)
 
 
