@@ -17,8 +17,15 @@ from tools.demo_model.pictures import CATEGORIES, stream
 EMPTY, PLAIN = 0.1, 0.25
 """The shares of captions that are empty, and that name the category alone, as inference does."""
 
-TOLD, KEPT = 0.75, 0.7
-"""The largest share of a picture's phrases that a caption tells, and the share of their words."""
+TOLD, KEPT = 0.4, 0.7
+"""The largest share of a picture's parts that a caption tells, and the share of their words."""
+
+WHOLE = 0.85
+"""The share of captions that tell what is of the whole picture: which way the thing faces, and on what ground."""
+
+GROUNDS = ("red", "yellow", "green", "cyan", "blue", "magenta")
+GREY = 0.12
+"""The saturation below which a ground is grey."""
 
 HUES = (
     *("red", "vermilion", "orange", "amber", "yellow", "lime", "chartreuse", "fern"),
@@ -36,7 +43,7 @@ ENDS = {
 """A part at the front and one at the back."""
 
 EDGE = 8
-"""Width in pixels of the strips along a picture's sides that tell its ground's colour."""
+"""Width in pixels of the frame of a picture that tells its ground's colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +66,24 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """All that captions may say of a picture."""
+    """All that captions may say of a picture: of the whole, and of the parts of what it shows."""
 
     category: str
-    phrases: tuple[Phrase, ...]
+    whole: tuple[str, ...]
+    parts: tuple[Phrase, ...]
+
+
+Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A part of an object, or a strip of the ground: its name, where it is seen, and its hue, saturation and value,
-    each in [0, 1]."""
+    """A part of an object, or the ground: its name, where it is seen, and its hue, saturation and value, each in
+    [0, 1]."""
 
     name: str
     place: str
-    colour: tuple[float, float, float]
+    colour: Colour
 
 
 def tell_pictures(seed: int, pictures: Tensor) -> list[Told]:
@@ -81,37 +92,47 @@ def tell_pictures(seed: int, pictures: Tensor) -> list[Told]:
     pictures of that category."""
     chosen = [CATEGORIES[index % len(CATEGORIES)] for index in range(len(pictures))]
     figures = [compose(name, stream(seed), index // len(CATEGORIES)) for index, name in enumerate(chosen)]
-    seen = [[*_parts(figure), *_grounds(picture)] for figure, picture in zip(figures, pictures, strict=True)]
-    colours: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
-    for category, things in zip(chosen, seen, strict=True):
+    parts = [_parts(figure) for figure in figures]
+    grounds = [_ground(picture) for picture in pictures]
+    colours: dict[tuple[str, str], list[Colour]] = defaultdict(list)
+    for category, things, ground in zip(chosen, parts, grounds, strict=True):
+        colours["", ground.name].append(ground.colour)
         for thing in things:
             colours[category, thing.name].append(thing.colour)
     thirds = {key: np.quantile(np.array(values)[:, 1:], (1 / 3, 2 / 3), axis=0) for key, values in colours.items()}
     told = []
-    for category, figure, things in zip(chosen, figures, seen, strict=True):
+    for category, figure, things, ground in zip(chosen, figures, parts, grounds, strict=True):
         shades = [_shades(thing.colour, *thirds[category, thing.name]) for thing in things]
-        phrases = [Phrase(shade, thing.name, thing.place) for shade, thing in zip(shades, things, strict=True)]
-        told.append(Told(category, (Phrase((), f"facing {_facing(figure, category)}", ""), *phrases)))
+        phrases = [
+            Phrase((*shade, _named(thing.colour[0], HUES)), thing.name, thing.place)
+            for shade, thing in zip(shades, things, strict=True)
+        ]
+        shade = [word for word in _shades(ground.colour, *thirds["", ground.name]) if word in ("dark", "light")]
+        hue = "grey" if ground.colour[1] < GREY else _named(ground.colour[0], GROUNDS)
+        whole = f"facing {_facing(figure, category)}", " ".join(["on a", *shade, hue, ground.name])
+        told.append(Told(category, whole, tuple(phrases)))
     return told
 
 
 def caption(told: Told, chance: torch.Generator) -> str:
     """A caption, its words drawn from `chance`."""
     kind, share = torch.rand(2, generator=chance).tolist()
-    order = torch.randperm(len(told.phrases), generator=chance).tolist()
-    chances = iter(torch.rand(5 * len(told.phrases), generator=chance).tolist())
+    order = torch.randperm(len(told.parts), generator=chance).tolist()
+    chances = iter(torch.rand(len(told.whole) + 5 * len(told.parts), generator=chance).tolist())
     category = f"a photo of a {told.category}"
     if kind < EMPTY:
         return ""
     if kind < EMPTY + PLAIN:
         return category
-    chosen = [told.phrases[place] for place in order if next(chances) < TOLD * share]
-    return ", ".join([category, *(phrase.said(chances) for phrase in chosen)])
+    whole = [text for text in told.whole if next(chances) < WHOLE]
+    chosen = [told.parts[place] for place in order if next(chances) < TOLD * share]
+    return ", ".join([category, *whole, *(phrase.said(chances) for phrase in chosen)])
 
 
 def words(told: Sequence[Told]) -> tuple[str, ...]:
     """Every word of captions of these pictures, sorted, so that each becomes one token."""
-    said = {word for each in told for phrase in each.phrases for word in (*phrase.before, phrase.name, phrase.after)}
+    said = {text for each in told for text in each.whole}
+    said |= {text for each in told for part in each.parts for text in (*part.before, part.name, part.after)}
     return tuple(sorted({word for text in said for word in text.split()}))
 
 
@@ -133,26 +154,26 @@ def _place(x: float, y: float) -> str:
     return f"{row} {column}".strip() or "middle"
 
 
-def _grounds(picture: Tensor) -> list[Thing]:
-    """The mean colours along the four sides of a picture (3, 128, 128)."""
-    strips = {
-        "top": picture[:, :EDGE],
-        "bottom": picture[:, -EDGE:],
-        "left": picture[:, :, :EDGE],
-        "right": picture[:, :, -EDGE:],
-    }
-    means = {side: (strip.float().mean(dim=(1, 2)) / 255).tolist() for side, strip in strips.items()}
-    return [Thing("ground", side, colorsys.rgb_to_hsv(*mean)) for side, mean in means.items()]
+def _ground(picture: Tensor) -> Thing:
+    """The mean colour along the sides of a picture (3, 128, 128)."""
+    inside = torch.zeros(picture.shape[1:], dtype=torch.bool)
+    inside[EDGE:-EDGE, EDGE:-EDGE] = True
+    mean = (picture[:, ~inside].float().mean(dim=1) / 255).tolist()
+    return Thing("ground", "", colorsys.rgb_to_hsv(*mean))
 
 
-def _shades(colour: tuple[float, float, float], low: Sequence[float], high: Sequence[float]) -> tuple[str, ...]:
+def _shades(colour: Colour, low: Sequence[float], high: Sequence[float]) -> tuple[str, ...]:
     """Words for a colour; below `low` (saturation, value) pale and dark, above `high` rich and light."""
-    hue, *amounts = colour
     said = []
-    for amount, least, most, few, much in zip(amounts, low, high, ("pale", "dark"), ("rich", "light"), strict=True):
+    for amount, least, most, few, much in zip(colour[1:], low, high, ("pale", "dark"), ("rich", "light"), strict=True):
         if amount < least or amount > most:
             said.append(few if amount < least else much)
-    return (*said, HUES[round(hue * len(HUES)) % len(HUES)])
+    return tuple(said)
+
+
+def _named(hue: float, names: Sequence[str]) -> str:
+    """The nearest of names around the colour wheel."""
+    return names[round(hue * len(names)) % len(names)]
 
 
 def _facing(figure: Figure, category: str) -> str:

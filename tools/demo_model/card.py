@@ -62,12 +62,12 @@ def _captions(recipe: CaptionRecipe, threads: int) -> str:
     return f"""
 ### Second stage: captions that say what is seen
 
-UNet and text encoder went on from there (autoencoder and DINOv2 stayed) for {recipe.steps:,} steps of batch {BATCH}, on the
-same pictures and by denoising alone, with captions such as "a photo of a bird, facing left, dark azure wing top, pale
-orange breast": parts, their places on the object and their colours, which way it faces, the ground along the picture's
-sides, all with words and phrases left out at random ({told} % of the captions), the category alone ({plain} %), or nothing
-({empty} %). Half of the timesteps are of {NOISY[0]} to {NOISY[1]}, where a caption knows what the latents hide. The model of the
-first stage is in STAGE1:
+UNet and text encoder went on from there (autoencoder and DINOv2 stayed) for {recipe.steps:,} steps of batch {BATCH}, on
+the same pictures and by denoising alone, with captions such as "a photo of a bird, facing left, dark azure wing top,
+pale orange breast": which way it faces, its parts with their places and colours, the ground along the picture's sides.
+Phrases and words are left out at random in {told} % of the captions; {plain} % name the category alone, {empty} % are
+empty. Half of the timesteps are of {NOISY[0]} to {NOISY[1]}, where a caption knows what the latents hide. The model of
+the first stage is in STAGE1:
 
     python -m tools.caption_demo_model --start STAGE1 --out featstore/assets/demo_model --work WORK \\
         --seed {recipe.seed} --pictures {recipe.pictures} --steps {recipe.steps} --threads {threads}
