@@ -1,26 +1,47 @@
-"""`dualsd demo`: the main job on the embedded dataset and model, in a folder of its own."""
+"""`dualsd demo`: the method on the embedded dataset and model, from the search to learned prompts, in a folder of its
+own."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.evaluate import evaluate
 from cli.match import match
-from cli.output import say
+from cli.options import command_of
+from cli.output import print_table, say
 from cli.progress import TerminalProgress
-from featstore.config import BuildConfig, EvalConfig, MatchConfig
+from cli.train import train
+from featstore.config import BuildConfig, EvalConfig, GridConfig, MatchConfig, TrainConfig
 from matcher.errors import InputError
+
+if TYPE_CHECKING:
+    from matcher.grid import GridScores
+    from matcher.statistics import Interval
+
+TRIED = tuple(range(50, 401, 50))
+DRAWS = 2
+STEPS = 100
+"""Of the training: enough to see it work."""
+
+ALPHAS = (0.05, 0.1)
+CHOSEN_AT = 0.1
+TEXT = "a photo of a {category}"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's store, table and picture.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's store, runs and picture.")] = Path(
         "dualsd-demo"
     ),
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Cache, extract, match and score the embedded demo, and draw one pair: the whole use in a minute or two."""
+    """Cache, search, evaluate and tune on the embedded demo, and draw one pair: the whole method in a few minutes.
+
+    Timesteps and weights are chosen on val, prompts are learned on trn, and all is compared on test.
+    """
+    from featstore.pipeline.grid import grid
     from featstore.pipeline.run_build import build
     from featstore.tuning.run_folder import free_name
 
@@ -28,18 +49,97 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made: {error.strerror}.") from error
-    store = str(out / "demo.zarr")
-    say(f"$ dualsd cache build --store {store}")
+    store, runs = str(out / "demo.zarr"), out / "runs"
+    tried = GridConfig(store=store, timesteps=TRIED, weightings="sweep", prompt=TEXT, ensemble=DRAWS, device=device)
     with TerminalProgress() as progress:
+        say(f"$ dualsd cache build --store {store}")
         build(BuildConfig(store=store, device=device), progress)
-    config = EvalConfig(store=store, ensemble=2, readouts=("nn",), device=device)
-    for name, layers in (("layer 2 alone", "2"), ("layer 3 alone", "3"), ("both layers", "2,3")):
-        say("", f"{name}:", f"$ dualsd eval --store {store} --layers {layers} --ensemble 2 --readouts nn")
-        run = out / "runs" / free_name(out / "runs", f"eval-{layers.replace(',', '+')}")
-        evaluate(replace(config, layers=tuple(layers.split(",")), out=run), json=out / f"layers-{layers}.json")
-    picture = out / "matches.png"
-    draw_demo_pair(store, picture, device)
-    say("", f"{picture} shows one pair of the test split; {store} is an ordinary store: try `dualsd cache info`.")
+        say("", "timesteps and weights, chosen on val:", f"$ {command_of(tried, 'grid', always=('store', 'layers'))}")
+        scores = grid(tried, progress).scores
+    config = EvalConfig(store=store, prompt=TEXT, ensemble=DRAWS, readouts=("nn",), alphas=ALPHAS, device=device)
+    _, both = best_of(scores, ("2", "3"), config)
+    alone = {f"layer {layer}": best_of(scores, (layer,), config) for layer in ("2", "3")}
+    training = TrainConfig(
+        mode="class",
+        store=store,
+        layers=both.layers,
+        timesteps=both.timesteps,
+        weights=both.weights,
+        steps=STEPS,
+        runs=runs,
+        name=free_name(runs, "class"),
+        device=device,
+    )
+    asked = {
+        **{name: own for name, (_, own) in alone.items()},
+        "both, as the report has them": replace(both, timesteps=(261, 200), weights=(0.8, 0.6)),
+        "both, as grid found them": both,
+        "the same, prompts learned": replace(both, prompt=None, prompts=runs / str(training.name)),
+    }
+    kept = {}
+    for name, own in asked.items():
+        if own.prompts is not None:
+            say("", "prompts learned for these:", f"$ {command_of(training, 'train', always=('store',))}")
+            train(training)
+        kept[name] = runs / free_name(runs, "eval")
+        say("", f"{name}:", f"$ {command_of(own, 'eval', always=('store', 'layers'))}")
+        evaluate(replace(own, out=kept[name]))
+    draw_demo_pair(store, out / "matches.png", device)
+    print_leads(kept, max(alone, key=lambda name: alone[name][0]))
+    say("", f"{out / 'matches.png'} shows one pair of test; {store} is an ordinary store: try `dualsd cache info`.")
+
+
+def best_of(scores: "GridScores", layers: tuple[str, ...], config: EvalConfig) -> tuple[float, EvalConfig]:
+    """The PCK that decides of the best timesteps and weights with exactly these layers, and how they are evaluated."""
+    from matcher.pck import Average
+
+    decisive = scores.pck(Average.IMAGE)[:, 0, scores.alphas.index(CHOSEN_AT)]
+    tried = scores.configurations
+    own = [index for index, one in enumerate(tried) if tuple(layer.layer for layer in one.layers) == layers]
+    best = max(own, key=lambda index: decisive[index])
+    # as they are printed, so that what is typed gives the same
+    weights = tuple(round(weight, 3) for weight in tried[best].weights) if len(layers) > 1 else None
+    found = replace(config, layers=layers, timesteps=tuple(tried[best].timesteps), weights=weights)
+    return float(decisive[best]), found
+
+
+def print_leads(kept: Mapping[str, Path], best_single: str) -> None:
+    """The last table: PCK of every run with its interval, and how far it leads the best single layer, pair by pair."""
+    from featstore.pipeline.compare import compare_runs
+    from featstore.pipeline.results import EvaluationRun
+    from matcher.pck import distances
+    from matcher.statistics import bootstrap_mean
+
+    opened = {name: EvaluationRun.open(path) for name, path in kept.items()}
+    first = opened[best_single]
+    found = compare_runs([first, *(run for name, run in opened.items() if name != best_single)], "nn", ALPHAS)
+    leads = dict(zip((name for name in opened if name != best_single), (own for _, own in found.others), strict=True))
+    rows = []
+    for name, run in opened.items():
+        measured = distances(run.matched, "nn")
+        layers = run.scoring.layers
+        cells = [
+            name,
+            ",".join(str(layer.timestep) for layer in layers),
+            ":".join(f"{layer.weight:g}" for layer in layers),
+        ]
+        for alpha in ALPHAS:
+            own = bootstrap_mean(run.matched.pairs, measured.hits(alpha) / measured.counts, 0).within(0, 1)
+            lead = leads[name][alpha].overall.lead if name in leads else None
+            cells += [_percent(own), "" if lead is None else _percent(lead, "+")]
+        rows.append(cells)
+    columns = [name for alpha in ALPHAS for name in (f"PCK@{alpha:g}", f"lead over {best_single}")]
+    print_table(
+        f"PCK in percent over {first.title}, with 95 % intervals, images resampled; leads are of the same pairs",
+        ["", "t", "weights", *columns],
+        rows,
+        left_columns=3,
+    )
+
+
+def _percent(interval: "Interval", sign: str = "") -> str:
+    mean, low, high = (f"{100 * value:{sign}.1f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def draw_demo_pair(store: str, picture: Path, device: str) -> None:
@@ -57,9 +157,9 @@ def draw_demo_pair(store: str, picture: Path, device: str) -> None:
         target=files[1],
         points=tuple((round(float(x), 1), round(float(y), 1)) for x, y in pair.source_points),
         category=pair.category,
-        prompt="a photo of a {category}",
+        prompt=TEXT,
         store=store,
         device=device,
-        ensemble=2,
+        ensemble=DRAWS,
     )
     match(config, out=picture)

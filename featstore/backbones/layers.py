@@ -8,7 +8,6 @@ from matcher.errors import InputError
 
 USUAL = profile_of("sd2-1")
 """What holds before a model is known."""
-TEXT_TIMESTEPS, LEARNED_TIMESTEPS = USUAL.text_timesteps, USUAL.learned_timesteps
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -32,7 +31,7 @@ def unet_layers(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def timesteps_for(
-    names: Sequence[str], timesteps: Sequence[int] | None, usual: Mapping[str, int] = TEXT_TIMESTEPS
+    names: Sequence[str], timesteps: Sequence[int] | None, usual: Mapping[str, int] = USUAL.text_timesteps
 ) -> tuple[int | None, ...]:
     """One timestep per layer of the UNet, None for those of other backbones.
 

@@ -97,11 +97,13 @@ def text_prompt(text: str) -> PhotoPrompt:
 @dataclass(frozen=True, slots=True)
 class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
-    size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to."""
+    size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: id of
+    the diffusion model, whose weights are recommended."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
     image_size: int
+    model: str
 
 
 class Featurizer:
@@ -210,7 +212,7 @@ class Featurizer:
                 )
             found[index][key] = features
         return [
-            ImageMaps({key: maps[key] for key in wanted}, photo.picture.size, self.image_size)
+            ImageMaps({key: maps[key] for key in wanted}, photo.picture.size, self.image_size, self.model.location.id)
             for photo, maps in zip(photos, found, strict=True)
         ]
 
@@ -317,7 +319,7 @@ def match(
     width, height = maps_a.size
     if not ((found >= 0) & (found <= (width, height))).all():
         raise MatchError(f"A point lies outside image A, which is {width}x{height} pixels.")
-    shares = weights_for([layer for layer, _ in keys], weights)
+    shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model))
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
     settings = MatchSettings(size, shape, upsample, align, **parameters)
@@ -399,7 +401,7 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
     progress.tell(choice.line)
     names = config.layers or choice.layers
     keys = tuple(zip(names, timesteps_for(names, config.timesteps, choice.timesteps), strict=True))
-    weights = weights_for(names, config.weights)
+    weights = weights_for(names, config.weights, choice.profile)
     header = None if store is None else store.header
     featurizer = Featurizer(
         model,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from featstore.backbones.base import Asked, MapKey
-from featstore.backbones.layers import LEARNED_TIMESTEPS, TEXT_TIMESTEPS, timesteps_for, unet_layers
+from featstore.backbones.layers import timesteps_for, unet_layers
+from featstore.backbones.registry import Profile, profile_of
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.errors import DatasetError, ImageError, PromptError
@@ -29,9 +30,6 @@ from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
 from matcher.errors import InputError
 from matcher.pairs import Pairs
 
-DUAL = (2, 3)
-"""The report's two layers, which are used where none are typed."""
-
 NEWEST = Path("newest")
 """What `--prompts` takes for the newest finished run on the store that has the layers used."""
 
@@ -43,11 +41,13 @@ Typed = KeptMapsConfig | EvalConfig | GridConfig | MatchConfig
 @dataclass(frozen=True, slots=True)
 class PromptChoice:
     """label: as it is recorded. prompts: those that belong to images; None for a cpm's. learned: those of a run or
-    file, `source`, None for a text. newest: whether that is the newest run, which nobody named."""
+    file, `source`, None for a text. profile: of the model at hand. newest: whether that is the newest run, which nobody
+    named."""
 
     label: str
     prompts: Prompts | None
     learned: LearnedPrompts | None
+    profile: Profile
     source: Path | None = None
     newest: bool = False
 
@@ -62,13 +62,13 @@ class PromptChoice:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that are used where none are typed: those of the prompts, else the report's two."""
-        return tuple(map(str, DUAL if self.learned is None else self.learned.layers))
+        """The layers that are used where none are typed: those of the prompts, else the model's recommended ones."""
+        return self.profile.layers if self.learned is None else tuple(map(str, self.learned.layers))
 
     @property
     def timesteps(self) -> Mapping[str, int]:
-        """The usual ones with such prompts, by layer."""
-        return TEXT_TIMESTEPS if self.learned is None else LEARNED_TIMESTEPS
+        """The recommended ones with such prompts, by layer."""
+        return self.profile.text_timesteps if self.learned is None else self.profile.learned_timesteps
 
     def of_images(self, command: str) -> Prompts:
         """Raises `InputError` for prompts that belong to pairs."""
@@ -117,17 +117,18 @@ def choose_prompts(
     if typed.prompt is not None and typed.prompts is not None:
         raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
     layers = None if typed.layers is None else unet_layers(typed.layers)  # none where only other backbones' are named
-    path, way_out = typed.prompts, None
+    path, way_out, profile = typed.prompts, None, profile_of(model_id)
+    usual = unet_layers(profile.layers)
     fallback = None if isinstance(typed, MatchConfig) else typed.fallback
     if path == NEWEST:
-        path = _newest_for(runs(), DUAL if layers is None else layers).path
+        path = _newest_for(runs(), usual if layers is None else layers).path
     elif path is None and layers is None and typed.timesteps is None and typed.prompt is None:
-        path = next((run.path for run in runs()[:1] if set(run.settings.layers) == set(DUAL)), None)
+        path = next((run.path for run in runs()[:1] if set(run.settings.layers) == set(usual)), None)
     if path is None:
         if fallback is not None:
             raise InputError("--fallback goes with learned prompts: name them with --prompts.")
         text = TextPrompt(template if typed.prompt is None else typed.prompt)
-        return PromptChoice(text.template, text, None)
+        return PromptChoice(text.template, text, None, profile)
     if (path / "run.json").exists():
         RunFolder.open(path)  # raises for one that is damaged: what it says of its prompts is then not to be trusted
     learned, is_newest = load_prompts(path), path != typed.prompts
@@ -136,10 +137,10 @@ def choose_prompts(
     if learned.mode.rules.of_pairs:
         if fallback is not None:
             raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
-        return PromptChoice(label, None, learned, path, is_newest)
+        return PromptChoice(label, None, learned, profile, path, is_newest)
     if fallback is not None:
         label, way_out = f"{label}, else {fallback}", _fallback(runs, learned, fallback)
-    return PromptChoice(label, SavedPrompts(learned, way_out), learned, path, is_newest)
+    return PromptChoice(label, SavedPrompts(learned, way_out), learned, profile, path, is_newest)
 
 
 def choose_for_store(store: Store, typed: Typed, template: str = DEFAULT_TEMPLATE) -> PromptChoice:
