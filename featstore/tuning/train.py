@@ -202,7 +202,7 @@ def _fill_caches(
 def _open_networks(
     loaded: DiffusionNetworks, settings: TuningSettings, config: TrainConfig, compute: Compute
 ) -> Networks:
-    """Make the networks of a model ready, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit
+    """Make a model's networks ready, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit
     the text encoder."""
     tokenizer, text_encoder = loaded.tokenizer, loaded.text_encoder
     framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, settings.length)
