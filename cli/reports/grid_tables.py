@@ -81,7 +81,11 @@ class RankedGrid:
                     (fused if together else alone.setdefault(entry.layers[0].layer, [])).append(index)
             for column, readout in enumerate(self.scores.readouts):
                 by_alpha = dict(zip(self.scores.alphas, percents[:, column].T, strict=True))
-                yield GridView(self, readout, settings, alone, fused, by_alpha)
+
+                def rank(index: int, values: NDArray[np.float64] = by_alpha[self.alpha]) -> tuple[bool, float]:
+                    return self.scores.configurations[index].weighing < 2, -values[index]
+
+                yield GridView(self, readout, settings, alone, sorted(fused, key=rank), by_alpha)
 
     def full_name(self, index: int) -> str:
         """A configuration's name, with its settings where the grid has several."""
@@ -102,7 +106,7 @@ class GridView:
         readout: Whose scores.
         settings: Those of its configurations.
         alone: The configurations of one layer, by the layer's name, in the order of the grid.
-        fused: Those of several layers together.
+        fused: Those of several layers together, the best first, and last those in which one layer weighs everything.
         percents: PCK of every configuration of the grid in 0..100, (configurations,), by alpha.
     """
 
@@ -114,50 +118,31 @@ class GridView:
     percents: Mapping[float, NDArray[np.float64]]
 
     @property
-    def by_layers(self) -> Mapping[str, Sequence[int]]:
-        """The configurations of several layers by these, as `2 + 3`, those that have the best first; of each the best
-        first, and those in which one layer weighs everything last."""
-        found = dict[str, list[int]]()
-        for index in sorted(self.fused, key=self._rank):
-            layers = self.grid.scores.configurations[index].layers
-            found.setdefault(" + ".join(layer.layer for layer in layers), []).append(index)
-        return found
-
-    def _rank(self, index: int) -> tuple[bool, float]:
-        return self.grid.scores.configurations[index].weighing < 2, -float(self.percents[self.grid.alpha][index])
-
-    @property
-    def best_fused(self) -> Configuration:
-        """The best of several layers; there must be one."""
-        return self.grid.scores.configurations[min(self.fused, key=self._rank)]
+    def entries(self) -> tuple[Configuration, ...]:
+        """All configurations of the grid."""
+        return self.grid.scores.configurations
 
     @property
     def best_two(self) -> Configuration | None:
         """The best of two layers that both have timesteps."""
-        every = [own[0] for own in self.by_layers.values()]
-        two = (self.grid.scores.configurations[index] for index in every)
-        return next((one for one in two if len(one.layers) == 2 and -1 not in one.timesteps), None)
+        every = (self.entries[index] for index in self.fused)
+        return next((one for one in every if len(one.layers) == 2 and -1 not in one.timesteps), None)
+
+    @property
+    def same_timestep(self) -> Mapping[str, Sequence[int]]:
+        """Of layers together, those that have the layers and weights of the best and one timestep in all, by a name."""
+        like = [index for index in self.fused if self.entries[index].is_like(self.entries[self.fused[0]])]
+        own = [index for index in like if len({*self.entries[index].timesteps} - {-1}) == 1]
+        return {f"layers {'+'.join(layer.layer for layer in self.entries[own[0]].layers)}, same t": own} if own else {}
 
     def over_timesteps(self, alpha: float) -> TimestepMap | None:
         """PCK in 0..100 over the timesteps of two layers, in the weighting of the best two."""
         best = self.best_two
         return None if best is None else grids.timestep_map(self.grid.scores, best, self.percents[alpha])
 
-    @property
-    def same_timestep(self) -> Mapping[str, Sequence[int]]:
-        """Of layers together, those that have the layers and weights of the best and one timestep in all, by a name."""
-        if not self.fused:
-            return {}
-        entries, best = self.grid.scores.configurations, self.best_fused
-        like = [index for index in self.fused if entries[index].is_like(best)]
-        own = [index for index in like if len({*entries[index].timesteps} - {-1}) == 1]
-        name = f"layers {' + '.join(layer.layer for layer in best.layers)}, same t"
-        return {name: own} if own else {}
-
     def best_together(self, alpha: float) -> float | None:
         """PCK in 0..100 of the best of layers together, None where there are none."""
-        entries = self.grid.scores.configurations
-        return max((self.percents[alpha][i] for i in self.fused if entries[i].weighing > 1), default=None)
+        return max((self.percents[alpha][i] for i in self.fused if self.entries[i].weighing > 1), default=None)
 
     def best_alone(self, alpha: float) -> int:
         """The best of single layers."""
@@ -180,9 +165,10 @@ def score_blocks(grid: RankedGrid) -> Iterator[Block]:
     """For each readout and settings, a table of single layers and, where there are such, of layers together."""
     for view in grid.views:
         yield _alone(view)
-        if len(view.by_layers) > 1:
-            best = [own[0] for own in view.by_layers.values()]
-            yield _listed("The best of each layers together", view, best)
+        first = {tuple(layer.layer for layer in view.entries[index].layers): index for index in reversed(view.fused)}
+        if len(first) > 1:
+            best = [index for index in view.fused if index in first.values()]
+            yield _listed("Layers together, the best of each kind", view, best)
         if view.fused:
             yield _fused(view)
 
@@ -212,8 +198,7 @@ def _fused(view: GridView) -> Block:
     timesteps, the best of all."""
     alpha, best, grid = view.grid.alpha, view.best_two, view.over_timesteps(view.grid.alpha)
     if best is None or grid is None or len(grid.columns) > WIDEST:
-        values = view.percents[alpha]
-        return _listed("Layers together, the best", view, sorted(view.fused, key=lambda index: -values[index])[:LISTED])
+        return _listed("Layers together, the best", view, view.fused[:LISTED])
     cells = np.reshape(_marked(grid.values.flatten()), grid.values.shape)
     rows = tuple((str(step), *map(str, own)) for step, own in zip(grid.rows, cells, strict=True))
     first, second = best.layers
@@ -222,8 +207,8 @@ def _fused(view: GridView) -> Block:
 
 
 def _listed(what: str, view: GridView, indices: Sequence[int]) -> Block:
-    scores, values = view.grid.scores, view.percents[view.grid.alpha]
-    rows = tuple((scores.configurations[index].name, f"{values[index]:.2f}") for index in indices)
+    values = view.percents[view.grid.alpha]
+    rows = tuple((view.entries[index].name, f"{values[index]:.2f}") for index in indices)
     return Block(_title(what, view), ("configuration", f"@{view.grid.alpha:g}"), rows)
 
 
@@ -253,17 +238,17 @@ def answer_block(grid: RankedGrid, shown: Answer) -> Block:
         (
             answer.readout,
             f"{answer.alpha:g}",
+            gain(answer.lead),
             grid.full_name(answer.together),
             spelled(answer.pck_together),
             grid.full_name(answer.alone),
             spelled(answer.pck_alone),
-            gain(answer.lead),
         )
         for answer in grid.answers
     )
-    header = ("readout", "alpha", "best together", "PCK", "best single layer", "PCK", "difference, paired")
-    marked = [(row, len(header) - 1) for row, answer in enumerate(grid.answers) if answer.lead.low > 0]
-    return Block(in_words(grid, shown), header, rows, left_columns=3, marked=marked)
+    header = ("readout", "alpha", "difference, paired", "best together", "PCK", "best single layer", "PCK")
+    marked = [(row, 2) for row, answer in enumerate(grid.answers) if answer.lead.low > 0]
+    return Block(in_words(grid, shown), header, rows, left_columns=4, marked=marked)
 
 
 def in_words(grid: RankedGrid, answer: Answer) -> str:

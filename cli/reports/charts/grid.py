@@ -39,9 +39,12 @@ def accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
         lines = _lines(view, alpha)
         for (name, line), colour, marker in zip(lines.items(), cycle(COLOURS), cycle("os^DvPX"), strict=False):
             _draw_line(axes, line, name, colour, marker)
+            if name not in view.same_timestep:
+                _mark_best(axes, line, colour)
             said.append(f"{name}: {', '.join(f'{percent:.1f} at t={step:g}' for step, percent, *_ in line)}")
         if (level := view.best_together(alpha)) is not None:
-            axes.axhline(level, color="0.35", lw=1.5, ls="--", label="best together,\nany timesteps")
+            axes.axhline(level, color="0.35", lw=1.5, ls="--", label="best together, any timesteps")
+            _write(axes, f"{level:.1f}", (max(step for line in lines.values() for step in line[:, 0]), level), "0.35")
             said.append(f"best together: {level:.1f}")
         steps = sorted({float(step) for line in lines.values() for step in line[:, 0]})
         axes.xaxis.set_major_locator(FixedLocator(steps, nbins=MOST_LABELS))
@@ -54,7 +57,8 @@ def accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
     figure.supxlabel("timestep t (of 1000)", fontsize=_MEDIUM)
     figure.supylabel(PERCENT, fontsize=_MEDIUM)
     handles, names = grid[0].get_legend_handles_labels()
-    as_typed(figure.legend(handles, names, loc="outside right center", fontsize=_SMALL + 1))
+    columns = min(len(names), 2 * len(alphas))
+    as_typed(figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=_SMALL + 1))
     name = _name(alphas)
     return Chart(figure, f"{name} in percent by timestep. {'; '.join(said)}.", name)
 
@@ -76,23 +80,31 @@ def _lines(view: GridView, alpha: float) -> dict[str, Line]:
 
 
 def _draw_line(axes: Axes, line: Line, name: str, colour: str, marker: str) -> None:
-    """With its 95 % interval as a light band, its maximum ringed and written above the ring, on a white edge that keeps
-    it readable over other lines."""
+    """With its 95 % interval as a light band."""
     steps, percent, low, high = line.T
     if len(steps) == 1:  # a band of no width would not be seen
         axes.vlines(steps, low, high, color=colour, alpha=0.25, lw=7)
     else:
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
     axes.plot(steps, percent, "-", marker=marker, color=colour, ms=6, lw=2, label=name)
-    step, highest, *_ = line[np.argmax(percent)]  # of equal ones the first
+
+
+def _mark_best(axes: Axes, line: Line, colour: str) -> None:
+    """The maximum ringed and written below the ring, where layers together are not."""
+    step, highest, *_ = line[np.argmax(line[:, 1])]  # of equal ones the first
     axes.plot(step, highest, "o", ms=14, mfc="none", mec=colour, mew=2)
+    _write(axes, f"{highest:.1f} at t={step:g}", (step, highest), colour, below=True)
+
+
+def _write(axes: Axes, text: str, place: tuple[float, float], colour: str, below: bool = False) -> None:
+    """Beside a place, on a white edge that keeps it readable over lines."""
     axes.annotate(
-        f"{highest:.1f} at t={step:g}",
-        (step, highest),
-        (0, 11),
+        text,
+        place,
+        (0, -11 if below else 3),
         textcoords="offset points",
         ha="center",
-        va="bottom",
+        va="top" if below else "bottom",
         fontsize=_SMALL,
         color=tuple(0.65 * part for part in to_rgb(colour)),
         path_effects=[withStroke(linewidth=3, foreground="white")],
@@ -147,10 +159,9 @@ def _draw_map(axes: Axes, found: TimestepMap, level: float) -> None:
         every = math.ceil(len(timesteps) / MOST_LABELS)  # thinned out where there are too many for their labels
         axis.set_ticks(range(0, len(timesteps), every), [str(step) for step in timesteps[::every]])
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label(PERCENT, fontsize=_SMALL)
+    bar.set_label(f"{PERCENT} (line: best single layer, {level:.1f})", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
     bar.ax.axhline(level, color="#D55E00", lw=3)
-    bar.ax.set_title(f"best single\nlayer {level:.1f}", fontsize=_SMALL, color="#B04A00")
     middle = sum(image.get_clim()) / 2
     for (row, column), value in np.ndenumerate(percent):
         if max(percent.shape) <= MOST_LABELS and np.isfinite(value):
