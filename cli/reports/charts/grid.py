@@ -44,7 +44,6 @@ def accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
             said.append(f"{name}: {', '.join(f'{percent:.1f} at t={step:g}' for step, percent, *_ in line)}")
         if (level := view.best_together(alpha)) is not None:
             axes.axhline(level, color="0.35", lw=1.5, ls="--", label="best together, any timesteps")
-            _write(axes, f"{level:.1f}", (max(step for line in lines.values() for step in line[:, 0]), level), "0.35")
             said.append(f"best together: {level:.1f}")
         steps = sorted({float(step) for line in lines.values() for step in line[:, 0]})
         axes.xaxis.set_major_locator(FixedLocator(steps, nbins=MOST_LABELS))
@@ -60,7 +59,9 @@ def accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
     columns = min(len(names), 2 * len(alphas))
     as_typed(figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=_SMALL + 1))
     name = _name(alphas)
-    return Chart(figure, f"{name} in percent by timestep. {'; '.join(said)}.", name)
+    caption = f"{name}. Same t: the layers and weights of the best together, all at the same timestep."
+    alt = f"{name} in percent by timestep. {'; '.join(said)}."
+    return Chart(figure, alt, caption if view.same_timestep else name)
 
 
 def _lines(view: GridView, alpha: float) -> dict[str, Line]:
@@ -90,21 +91,17 @@ def _draw_line(axes: Axes, line: Line, name: str, colour: str, marker: str) -> N
 
 
 def _mark_best(axes: Axes, line: Line, colour: str) -> None:
-    """The maximum ringed and written below the ring, where layers together are not."""
+    """The maximum ringed and written below the ring, where layers together are not, on a white edge that keeps it
+    readable over other lines."""
     step, highest, *_ = line[np.argmax(line[:, 1])]  # of equal ones the first
     axes.plot(step, highest, "o", ms=14, mfc="none", mec=colour, mew=2)
-    _write(axes, f"{highest:.1f} at t={step:g}", (step, highest), colour, below=True)
-
-
-def _write(axes: Axes, text: str, place: tuple[float, float], colour: str, below: bool = False) -> None:
-    """Beside a place, on a white edge that keeps it readable over lines."""
     axes.annotate(
-        text,
-        place,
-        (0, -11 if below else 3),
+        f"{highest:.1f} at t={step:g}",
+        (step, highest),
+        (0, -11),
         textcoords="offset points",
         ha="center",
-        va="top" if below else "bottom",
+        va="top",
         fontsize=_SMALL,
         color=tuple(0.65 * part for part in to_rgb(colour)),
         path_effects=[withStroke(linewidth=3, foreground="white")],
@@ -136,10 +133,7 @@ def two_layers(view: GridView, alphas: Sequence[float], title: str) -> Chart | N
         f"Heat map of {name} over the timesteps of two layers, from {np.nanmin(values):.1f} to "
         f"{np.nanmax(values):.1f} percent; the numbers are in the tables below."
     )
-    singles = ", ".join(
-        f"{level:.1f} ({view.grid.scores.configurations[index].name})"
-        for level, index in zip(levels, alone, strict=True)
-    )
+    singles = ", ".join(f"{one:.1f} ({view.entries[index].name})" for one, index in zip(levels, alone, strict=True))
     caption = f"{name}; the best cell outlined. The line on the colour bar: the best single layer, {singles}"
     return Chart(figure, f"{alt} The best single layer: {singles}.", f"{caption}; cells above it in bold.")
 
