@@ -1,4 +1,5 @@
-"""`dualsd grid`: which layer, which timestep, which two together, with which weights."""
+"""`dualsd grid`: which layer, which timestep, which layers together, with which weights, and whether that is more than
+one layer."""
 
 from cli.options import CsvOption, JsonOption, examples, taking
 from cli.output import describe_origin, now, say, write_csv, write_json
@@ -9,13 +10,19 @@ from featstore.pipeline.distributed import launched
 
 EXAMPLES = examples(
     "dualsd grid --layers 2,3 --t 50..400",
-    "dualsd grid --store spair.zarr --layers 2,3 --t 50..400 --weights sweep --max-pairs 2000 --stream",
+    "dualsd grid --store spair.zarr --layers 1,2,3,4 --t 50..400 --max-pairs 2000 --stream",
+    "dualsd grid --layers 2,3 --t 50..400 --weights 0.8:0.6          (the report's weights alone)",
     "dualsd grid --layers 2 --t 0..950:25 --upsample 1x,2x --readouts nn,kernelsoftmax --csv grid.csv",
 )
 
 
 def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> None:
-    """Score every layer at every timestep, and all layers together at every choice of timesteps and weights.
+    """Say whether layers together beat the best single one: score every layer at every timestep, and layers together at
+    every choice of timesteps and weights.
+
+    Unless --weights says otherwise, every two of the layers are put together with 11 weightings, and of three layers or
+    more all with equal weights and with each one doubled (all at the same timestep where every choice would be more
+    than 4096 configurations). What is tried, and the memory that it takes, is said before it starts.
 
     Costs one UNet pass per image, noise draw and timestep, and one matrix product per map and target image; every
     further combination is a weighted sum. May be stopped at any time: the same command goes on.
@@ -31,13 +38,16 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     if launched().rank > 0:
         return
     from cli.reports.grid import draw, report_grid
-    from cli.reports.grid_tables import RankedGrid, print_scores, print_winners, to_json
+    from cli.reports.grid_tables import RankedGrid, print_answer, print_scores, to_json, winners_block
+    from cli.reports.tables import print_block
 
     scores, ranked = done.scores, RankedGrid.of(done)
+    print_answer(ranked)
     say(f"PCK over {done.dataset} {done.split}, {spell_list(done.split, scores.pairs)}")
     print_scores(ranked)
-    print_winners(ranked)
-    write_json(json, to_json(ranked))
+    print_block(winners_block(ranked))
+    if json is not None:  # of thousands of configurations it takes a while to make
+        write_json(json, to_json(ranked))
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(ranked, config.out)
     root = None if config.root is None else str(config.root.resolve())

@@ -1,6 +1,7 @@
 """`dualsd train`: learn prompts, and nothing else, from the cache."""
 
 import shlex
+from dataclasses import asdict
 
 import typer
 
@@ -48,13 +49,18 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
         say(f"{done.run.prompts}: {outcome.steps} steps{measured}")
         say(f"  dualsd eval --store {shlex.quote(str(done.store))} --prompts {path}")
         about = {"run": str(done.run.path), "steps": outcome.steps, "best": best, "passes": outcome.passes}
+        baselines = outcome.baselines
+        if baselines is not None and baselines.lead is not None:
+            about |= {"text": baselines.of_text, "initial": baselines.initial, "lead": asdict(baselines.lead)}
         write_json(json, about | done.listed)
     # last: the run is kept, whatever becomes of its page
-    from cli.reports.training import report_training
+    from cli.reports.training import report_training, worth
 
     say(f"report: {report_training(done.run.path)}, with table.md and table.tex beside it")
     if outcome.stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
+    if outcome.baselines is not None and outcome.baselines.lead is not None:
+        say(worth(outcome.baselines, outcome.baselines.lead))
 
 
 command = taking(TrainConfig)(train)

@@ -296,7 +296,7 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
 
 
 class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
-    """`dualsd grid`: every layer at every timestep, and all layers together."""
+    """`dualsd grid`: every layer at every timestep, and layers together."""
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
@@ -305,8 +305,9 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
         "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.", default=None, flag="--t"
     )
     weightings: Annotated[Weightings | Literal["sweep"] | None, Form("weightings")] = option(
-        "Weightings tried, e.g. 0.8:0.6,1:1; sweep: 11 angles from one layer to the other.",
-        "0.8:0.6 for layers 2,3",
+        "Weightings of all layers together, e.g. 0.8:0.6,1:1. sweep: of every two of the layers 11 angles from one to "
+        "the other; of three layers or more together equal weights, and each layer doubled.",
+        "sweep",
         default=None,
         flag="--weights",
     )

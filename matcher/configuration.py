@@ -149,6 +149,16 @@ class Configuration:
         return tuple(-1 if layer.timestep is None else layer.timestep for layer in self.layers)
 
     @property
+    def weighing(self) -> int:
+        """How many layers weigh something."""
+        return sum(weight > 0 for weight in self.weights)
+
+    def is_like(self, other: "Configuration") -> bool:
+        """Whether it differs from another in timesteps at most."""
+        own, theirs = ([(layer.layer, layer.weight) for layer in one.layers] for one in (self, other))
+        return own == theirs and self.settings == other.settings
+
+    @property
     def name(self) -> str:
         """`layer 2 at t = 261 x 0.8 + layer 3 at t = 200 x 0.6`."""
         return " + ".join(

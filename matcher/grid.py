@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matcher.configuration import Configuration, MatchSettings, describe_layers, frame_of
+from matcher.configuration import Configuration, describe_layers, frame_of
 from matcher.errors import MatchError
 from matcher.maps import MapSource
 from matcher.pairs import ALL, MatchingPair, Pairs
@@ -44,7 +44,8 @@ class GridScores:
 
     def pck(self, average: Average) -> NDArray[np.float64]:
         """Fractions over all pairs, (configurations, readouts, alphas)."""
-        return averaged(self.hits, self.pairs.counts, average)
+        # one by one: as floats they take four times the memory
+        return np.array([averaged(own, self.pairs.counts, average) for own in self.hits])
 
     def table(self, configuration: int) -> PckTable:
         """Of one configuration."""
@@ -138,15 +139,52 @@ class Winner:
 
 def winners(scores: GridScores, average: Average) -> tuple[Winner, ...]:
     """One a readout and alpha; of equal ones the first."""
-    pck = scores.pck(average)
     found = []
+    for readout, alpha, pck in _columns(scores, average):
+        order = np.argsort(-pck, kind="stable")
+        best, second = int(order[0]), int(order[1]) if len(order) > 1 else None
+        lead = None if second is None else scores.difference(best, second, readout, alpha, average)
+        found.append(Winner(readout, alpha, best, scores.interval(best, readout, alpha, average), second, lead))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether layers together beat the best single one, for a readout and alpha. together, alone: indices of the best
+    configurations; pck_together, pck_alone: theirs. lead: their paired difference. Intervals as a `Winner` has them."""
+
+    readout: str
+    alpha: float
+    together: int
+    alone: int
+    pck_together: Interval
+    pck_alone: Interval
+    lead: Interval
+
+
+def answers(scores: GridScores, average: Average) -> tuple[Answer, ...]:
+    """One a readout and alpha, of equal configurations the first; none where the grid lacks either kind.
+
+    Together are configurations in which two layers or more weigh something. A layer beside others of weight 0 is of
+    neither kind: it is alone, but in the cells of the finest.
+    """
+    together = [index for index, entry in enumerate(scores.configurations) if entry.weighing > 1]
+    alone = [index for index, entry in enumerate(scores.configurations) if len(entry.layers) == 1]
+    found = []
+    for readout, alpha, pck in _columns(scores, average) if together and alone else ():
+        first, second = (own[int(np.argmax(pck[own]))] for own in (together, alone))
+        reached, single = (scores.interval(index, readout, alpha, average) for index in (first, second))
+        lead = scores.difference(first, second, readout, alpha, average)
+        found.append(Answer(readout, alpha, first, second, reached, single, lead))
+    return tuple(found)
+
+
+def _columns(scores: GridScores, average: Average) -> Iterator[tuple[str, float, NDArray[np.float64]]]:
+    """Readouts, alphas, and the PCK of all configurations, (configurations,)."""
+    pck = scores.pck(average)
     for column, readout in enumerate(scores.readouts):
         for row, alpha in enumerate(scores.alphas):
-            order = np.argsort(-pck[:, column, row], kind="stable")
-            best, second = int(order[0]), int(order[1]) if len(order) > 1 else None
-            lead = None if second is None else scores.difference(best, second, readout, alpha, average)
-            found.append(Winner(readout, alpha, best, scores.interval(best, readout, alpha, average), second, lead))
-    return tuple(found)
+            yield readout, alpha, pck[:, column, row]
 
 
 def describe(configuration: Configuration) -> dict[str, Any]:
@@ -188,15 +226,10 @@ class TimestepMap:
     values: NDArray[np.float64]
 
 
-def timestep_map(
-    scores: GridScores, settings: MatchSettings, weights: tuple[float, ...], values: NDArray[np.float64]
-) -> TimestepMap:
-    """`values` (configurations,) of the two-layer configurations of some settings and weights, over their timesteps."""
-    members = {
-        entry.timesteps: index
-        for index, entry in enumerate(scores.configurations)
-        if entry.settings == settings and len(entry.layers) == 2 and entry.weights == weights
-    }
+def timestep_map(scores: GridScores, like: Configuration, values: NDArray[np.float64]) -> TimestepMap:
+    """`values` (configurations,) over the timesteps of the configurations that have the two layers, the weights and the
+    settings of one of them."""
+    members = {entry.timesteps: index for index, entry in enumerate(scores.configurations) if entry.is_like(like)}
     rows, columns = (tuple(sorted(set(steps))) for steps in zip(*members, strict=True))
     table = [[values[members[row, one]] if (row, one) in members else np.nan for one in columns] for row in rows]
     return TimestepMap(rows, columns, np.array(table))

@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from cli.output import say
-from cli.reports import page
+from cli.reports import page, tables
 from cli.reports.charts.grid import accuracy, two_layers
-from cli.reports.grid_tables import GridView, RankedGrid, caution, eval_command, score_blocks, winners_block
+from cli.reports.grid_tables import (
+    GridView,
+    RankedGrid,
+    answer_block,
+    caution,
+    confirming,
+    in_words,
+    score_blocks,
+    winners_block,
+)
 from cli.reports.scores import pck_headline, spelled
-from cli.reports.tables import in_words, write_tables
+from cli.reports.tables import write_tables
 from featstore.pipeline.pairs import describe_list
 from matcher.configuration import frame_of
 from matcher.errors import InputError
@@ -57,16 +66,18 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
     """
     run, scores = grid.run, grid.scores
     several = len(scores.configurations) > 1
-    tables, chosen, title = list(score_blocks(grid)), winners_block(grid), f"{run.dataset} {run.split}"
-    notes = [caution(scores, chose_nothing=False)] if several else []
-    write_tables(folder, "table", f"Grid on {title}", [chosen, *tables], notes)
+    answer = [] if grid.answer is None else [answer_block(grid, grid.answer)]
+    blocks, chosen, title = list(score_blocks(grid)), winners_block(grid), f"{run.dataset} {run.split}"
+    commands = confirming(grid) if several else []
+    notes = [caution(grid), *(f"`{command}`" for command in commands)] if several else []
+    write_tables(folder, "table", f"Grid on {title}", [*answer, chosen, *blocks], notes)
     layers = page.unique(layer.layer for entry in scores.configurations for layer in entry.layers)
     found = {layer.timestep for entry in scores.configurations for layer in entry.layers}
     fused = (entry.weights for entry in scores.configurations if len(entry.layers) > 1)
     weightings = page.unique(" : ".join(f"{weight:.3g}" for weight in weights) for weights in fused)
     report = page.Page(
         kind="Grid",
-        title=f"{in_words('Layer', layers)} on {title}, {len(scores.configurations)} configurations",
+        title=f"{tables.in_words('Layer', layers)} on {title}, {len(scores.configurations)} configurations",
         origin=origin,
         headline=_headline(grid),
         highlights={
@@ -89,22 +100,40 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
             "Features": page.facts_of(run.features),
         },
         sections={
+            "Together or alone": [
+                *answer,
+                *(page.Command(text, line) for text, line in zip([caution(grid), *_OTHERS], commands, strict=False)),
+            ],
             "How to read it": [
                 "PCK@alpha is the share of keypoints that were matched within alpha times theta of the truth. Every "
-                "layer was tried alone at every timestep, and all of them together; intervals of 95 % resample images.",
-                page.Command(caution(scores, run.chose_nothing), eval_command(grid)) if several else None,
+                "layer was tried alone at every timestep, and layers together; intervals of 95 % resample images.",
                 page.demo_note(run.features.get("model")),
             ],
-            "The best": [chosen],
+            "The best of all": [chosen],
             "Pictures": list(_pictures(grid)),
-            "All scores": [replace(block, folded=index > 1) for index, block in enumerate(tables)],
+            "All scores": [replace(block, folded=index > 1) for index, block in enumerate(blocks)],
         },
     )
     return page.write_report(report, folder)
 
 
+_OTHERS = ("The best together:", "The two compared, pair by pair:")
+"""What the commands behind the first are for."""
+
+
 def _headline(grid: RankedGrid) -> page.Headline:
-    best = grid.winner
+    """The answer; of a grid of single layers the best of them."""
+    best, answer = grid.winner, grid.answer
+    if answer is not None:
+        low, high = 100 * answer.lead.low, 100 * answer.lead.high
+        return page.Headline(
+            f"Layers together against the best single one, PCK@{answer.alpha:g}",
+            f"{100 * answer.lead.mean:+.2f}",
+            f"{in_words(grid, answer)}. Together: {grid.full_name(answer.together)}. Alone: "
+            f"{grid.full_name(answer.alone)}.",
+            " points",
+            f"95 % interval {low:.2f} to {high:.2f}",
+        )
     sentence = f"The best of {len(grid.scores.configurations)} is {grid.full_name(best.best)}."
     if best.second is not None and best.lead is not None:
         tie = best.lead.low <= 0 <= best.lead.high

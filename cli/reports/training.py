@@ -11,22 +11,25 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cli.reports import page
-from cli.reports.charts import COLOURS, canvas, chart_sections
+from cli.reports.charts import COLOURS, SMALL, canvas, chart_sections
 from cli.reports.tables import Block, in_words, write_tables
 from featstore.errors import TuningError
-from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.run_folder import Baselines, RunFolder
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import ALPHA
+from matcher.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Course:
-    """What a run's metrics say, a number a step, (S,), S >= 1. percent: PCK on validation, NaN where there was none."""
+    """What a run's metrics say, a number a step, (S,), S >= 1. percent: PCK on validation, NaN where there was none.
+    before: what was validated before step 1; None where nothing was."""
 
     steps: NDArray[np.int64]
     loss: NDArray[np.float64]
     percent: NDArray[np.float64]
     seconds: float
+    before: Baselines | None
 
     @property
     def smooth(self) -> NDArray[np.float64]:
@@ -46,12 +49,18 @@ class Course:
         rows = self.validated
         return int(rows[np.argmax(self.percent[rows])]) if len(rows) else None
 
+    @property
+    def levels(self) -> dict[str, float]:
+        """What was validated before step 1, in percent, by the name of the prompts."""
+        before = self.before
+        return {} if before is None else {"text prompt": 100 * before.of_text, "first prompts": 100 * before.initial}
+
     def block(self) -> Block:
         """A row a validation, or, where there was none, a row a tenth of the steps; the best marked."""
         last = len(self.steps) - 1
         rows = [int(row) for row in self.validated] or sorted({round(last * part / 10) for part in range(11)})
         starts = [0, *(row + 1 for row in rows[:-1])]
-        found = []
+        found = [(name, "-", f"{percent:.2f}") for name, percent in self.levels.items()]
         for start, row in zip(starts, rows, strict=True):
             percent = self.percent[row]
             shown = f"{percent:.2f}{' *' if row == self.best else ''}" if np.isfinite(percent) else "-"
@@ -75,6 +84,11 @@ def learning_curves(course: Course) -> page.Chart:
     if best is not None:
         panels[1].plot(steps[rows], course.percent[rows], "o-", color=COLOURS[1], ms=4, lw=2)
         panels[1].plot(steps[best], course.percent[best], "o", ms=12, mfc="none", mec=COLOURS[1], mew=1.6)
+        for (name, percent), dash in zip(course.levels.items(), ("--", ":"), strict=False):
+            panels[1].axhline(percent, color="#555555", lw=1.6, ls=dash, label=name)
+            alt += f" Before step 1, {name}: {percent:.1f} percent."
+        if course.levels:
+            panels[1].legend(fontsize=SMALL, loc="best")
         panels[1].margins(y=0.2)
         panels[1].set_ylabel(f"PCK@{ALPHA:g} in percent")
         panels[1].sharex(panels[0])
@@ -82,7 +96,8 @@ def learning_curves(course: Course) -> page.Chart:
         alt += " Validation PCK in percent: " + ", ".join(
             f"{course.percent[row]:.1f} at step {steps[row]}" for row in rows
         )
-        caption += f" Below: validation PCK@{ALPHA:g}, the best ringed."
+        caption += f" Below: validation PCK@{ALPHA:g}, the best ringed"
+        caption += ", over what the text prompt and the first prompts have on the same pairs." if course.levels else "."
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     panels[-1].set_xlabel("step")
     return page.Chart(figure, alt, caption, [course.block()])
@@ -175,7 +190,16 @@ def _course(run: RunFolder) -> Course:
         np.array(losses, dtype=np.float64),
         np.array([100 * float(pck) if pck else np.nan for pck in pcks]),
         float(seconds[-1]),
+        run.baselines,
     )
+
+
+def worth(before: Baselines, lead: Interval) -> str:
+    """`text 41.2 -> learned 43.0 (+1.8 [0.4, 3.1]) on val`. lead: of the learned prompts over the text."""
+    # + 0.0: a zero that was rounded from below would be spelled -0.0
+    mean, low, high = (round(100 * value, 1) + 0.0 for value in (lead.mean, lead.low, lead.high))
+    learned = 100 * (before.of_text + lead.mean)
+    return f"text {100 * before.of_text:.1f} -> learned {learned:.1f} ({mean:+.1f} [{low:.1f}, {high:.1f}]) on val"
 
 
 def _headline(course: Course, settings: TuningSettings) -> page.Headline:
@@ -187,11 +211,13 @@ def _headline(course: Course, settings: TuningSettings) -> page.Headline:
             f"There was no validation. At the first step the loss was {course.loss[0]:.3f}; the last prompts are kept.",
             interval=f"after {done}",
         )
+    before = course.before
+    text = "" if before is None or before.lead is None else f" PCK@{ALPHA:g}, paired: {worth(before, before.lead)}."
     return page.Headline(
         f"Best validation PCK@{ALPHA:g}, nn, image average",
         f"{course.percent[best]:.2f}",
         f"The prompts of that step are kept, the best of {len(course.validated)} validation(s). They were chosen on "
-        "these pairs, so the figure is too high an estimate: report what `dualsd eval` measures on test.",
+        f"these pairs, so the figure is too high an estimate: report what `dualsd eval` measures on test.{text}",
         "%",
         f"at step {course.steps[best]}, after {done}",
     )

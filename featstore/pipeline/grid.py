@@ -1,7 +1,9 @@
 """`grid`: which layer, which timestep, which together, with which weights; scored from cached maps, from maps that are
 never written, or from those of prompts that belong to pairs."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -56,6 +58,12 @@ from matcher.sweep import KEPT_BYTES
 
 LIBRARIES = 500_000_000
 """Bytes that Python and torch take on their own, about."""
+HIT_BYTES, PREDICTION_BYTES = 6, 80
+"""Of one number that is scored, which is copied when all are put in order, and of one point's prediction, about."""
+
+MOST_TOGETHER = 4096
+"""Configurations of three layers or more together that a sweep tries; where every choice of timesteps would be more,
+all layers take the same one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +241,8 @@ def _sizes(
     store: Store, extractor: Extractor, pairs: Pairs, grid: Grid, found: Found
 ) -> tuple[list[int], int, int, int]:
     """The images' rows; the images of the category that has most; bytes of all maps of one image as they are read
-    (float16); bytes of maps (one target's in float32, three as read), the
-    descriptors of a category, and correlations."""
+    (float16); bytes of maps (one target's in float32, three as read), the descriptors of a category, correlations,
+    and what all configurations predict for a target and have scored."""
     most = max(len(np.union1d(pairs.source[own], pairs.target[own])) for own in pairs.occurring.values())
     rows = sorted(store.images.row(pairs.images[place]) for place in np.union1d(pairs.source, pairs.target))
     others = {layer: shape.map for one in found.values() for layer, shape in one.shapes.items()}
@@ -246,11 +254,21 @@ def _sizes(
             return array.row_shape
         return others[layer] if layer in others else model_of(store).shape(layer, store.header.image_size).map
 
-    shapes = [shape_of(*key) for key in grid.maps]
-    image_bytes = DTYPE.itemsize * sum(map(math.prod, shapes))
+    shapes = {key: shape_of(*key) for key in grid.maps}
+    image_bytes = DTYPE.itemsize * sum(map(math.prod, shapes.values()))
+    # layers that are fused are sampled otherwise than alone, so each family of configurations has its own descriptors
+    sampled = {
+        (tuple(of.layer for of in one.layers), of.layer, of.timestep)
+        for one in grid.configurations
+        for of in one.layers
+    }
+    channels = sum(shapes[layer, timestep][0] for _, layer, timestep in sampled)
     descriptors = most * int(pairs.counts.max()) * max(readout(name).rows for name in grid.readouts)
-    channels = sum(shape[0] for shape in shapes)
-    return rows, most, image_bytes, LIBRARIES + 5 * image_bytes + 4 * descriptors * channels + 3 * 4 * BLOCK_CELLS
+    into_one = int(np.bincount(pairs.target, weights=pairs.counts).max())
+    scored = math.prod(grid.shape) * len(pairs) * HIT_BYTES
+    predicted = math.prod(grid.shape[:2]) * into_one * PREDICTION_BYTES
+    working = LIBRARIES + 5 * image_bytes + 4 * descriptors * channels + 3 * 4 * BLOCK_CELLS + scored + predicted
+    return rows, most, image_bytes, working
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +301,8 @@ class GridRun:
 
 
 def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
-    """Score every layer at every timestep, and all layers together at every choice of timesteps and weights.
+    """Score every layer at every timestep, and layers together at every choice of timesteps and weights: every two of
+    them and all, or, where weights are given, all alone.
 
     Costs one UNet pass per image, noise draw and timestep, and one matrix product per map and target image; every
     further combination is a weighted sum. May be stopped at any time: the same call goes on.
@@ -299,17 +318,19 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     progress = Silent() if progress is None else progress
-    timesteps, weightings = _timesteps(config), _weightings(config)
+    steps = _timesteps(config)
+    _together(config, steps)  # refuses, before anything is opened, weights that cannot be
     opened = open_asked(config, progress)
     store, dataset, choice, request = opened.store, opened.dataset, opened.choice, opened.request
     split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
-    tried = _tried(config, timesteps, weightings, store.header.image_size)
+    tried = _tried(config, steps, store.header.image_size)
     pairs = choose_some(choose_pairs(dataset, split, config.categories or ()), config.max_pairs)
     progress.tell(
         f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
         f"prompt {choice.label!r}, ensemble {config.ensemble}, model {store.header.model_id}, "
         f"images resized to {store.header.image_size} pixels"
     )
+    progress.tell(f"configurations by layers: {_by_layers(tried)}")
     if split == "test":
         progress.tell("note: this chooses on test; choose on val where there is one, and report on test")
     listed = take_pairs(opened, split, pairs, progress)
@@ -347,6 +368,8 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     else:
         scores = work.streamed(store, dataset, request) if config.stream else work.cached(maps)
     reported = default_split(dataset)
+    timesteps = tuple(dict.fromkeys(config.timesteps or ()))
+    weightings = config.weightings or ("sweep" if len(config.layers) > 1 else None)
     return GridRun(
         dataset.name,
         split,
@@ -361,38 +384,59 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     )
 
 
-def _timesteps(config: GridConfig) -> tuple[int, ...]:
+Steps = dict[str, tuple[int | None, ...]]
+"""Timesteps by layer, (None,) for one that has none."""
+
+
+def _timesteps(config: GridConfig) -> Steps:
     if config.timesteps is None and not all(map(is_other, config.layers)):
         raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
-    return tuple(dict.fromkeys(config.timesteps or ()))
+    timesteps = tuple(dict.fromkeys(config.timesteps or ()))
+    return {layer: (None,) if is_other(layer) else timesteps for layer in config.layers}
 
 
-def _weightings(config: GridConfig) -> tuple[tuple[float, ...], ...]:
-    """A weight per layer each; for `sweep` 11 angles between two layers; the report's where none is given."""
-    if len(config.layers) == 1 and config.weightings is not None:
-        raise InputError("--weights weighs several layers, but --layers names one.")
-    if config.weightings is None:
-        return (weights_for(config.layers, None),)
-    if config.weightings == "sweep":
-        if len(config.layers) != 2:
-            raise InputError(f"--weights sweep goes from one layer to the other of two, not {len(config.layers)}.")
-        return angles()
-    return tuple(dict.fromkeys(weights_for(config.layers, own) for own in config.weightings))
+def _together(config: GridConfig, steps: Steps) -> list[tuple[Steps, tuple[tuple[float, ...], ...]]]:
+    """Choices of timesteps of layers that are fused, with their weightings. Where weights are given, of all layers; in
+    a sweep of every two, with 11 angles from one to the other, and of three or more all, with equal weights and with
+    each one doubled."""
+    layers, typed = config.layers, config.weightings
+    if len(layers) == 1:
+        if typed is not None:
+            raise InputError("--weights weighs several layers, but --layers names one.")
+        return []
+    if typed is not None and typed != "sweep":
+        return [(steps, tuple(dict.fromkeys(weights_for(layers, own) for own in typed)))]
+    found: list[tuple[Steps, tuple[tuple[float, ...], ...]]] = [
+        ({first: steps[first], second: steps[second]}, angles()) for first, second in itertools.combinations(layers, 2)
+    ]
+    if len(layers) > 2:
+        doubled = (tuple(2.0 if other == layer else 1.0 for other in layers) for layer in layers)
+        weights = ((1.0,) * len(layers), *doubled)
+        choices = [steps]
+        if math.prod(map(len, steps.values())) * len(weights) > MOST_TOGETHER:
+            every = max(steps.values(), key=len)
+            choices = [{layer: (step,) if len(own) > 1 else own for layer, own in steps.items()} for step in every]
+        found += [(choice, weights) for choice in choices]
+    return found
 
 
-def _tried(
-    config: GridConfig, timesteps: tuple[int, ...], weightings: tuple[tuple[float, ...], ...], image_size: int
-) -> Grid:
-    steps = {layer: (None,) if is_other(layer) else timesteps for layer in config.layers}
+def _tried(config: GridConfig, steps: Steps, image_size: int) -> Grid:
+    together = _together(config, steps)
     configurations: list[Configuration] = []
     for shape in map(Geometry, dict.fromkeys(config.geometries)):
         for factor in dict.fromkeys(config.upsamples):
             align, said = Geometry(config.upsample_align or shape.value), config.parameters(*config.readouts)
             settings = MatchSettings(image_size, shape, factor, align, **said)
             configurations += one_layer_each(steps, settings)
-            if len(steps) > 1:
-                configurations += all_layers_fused(steps, weightings, settings)
+            for choice, weights in together:
+                configurations += all_layers_fused(choice, weights, settings)
     return Grid(tuple(configurations), find_readouts(config.readouts), config.alphas)
+
+
+def _by_layers(grid: Grid) -> str:
+    """How many configurations there are of which layers."""
+    counts = Counter("+".join(layer.layer for layer in one.layers) for one in grid.configurations)
+    return "; ".join(f"layer{'s' * ('+' in layers)} {layers}: {count}" for layers, count in counts.items())
 
 
 def _tell_cost(progress: Progress, cost: GridCost, store: Store) -> None:

@@ -3,6 +3,7 @@
 runs/class-2+3-001/
     run.json                    what was asked, on what, with which versions
     metrics.csv                 step, loss, validation PCK, seconds
+    validation.json             PCK before step 1, with the text prompt and the first prompts; the lead over the text
     checkpoint.safetensors      where the run stands
     prompts.safetensors         the best on validation (what eval, grid and match use)
     prompts-last.safetensors    the last
@@ -17,7 +18,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +34,7 @@ from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.tuning.settings import TuningSettings
 from matcher.errors import InputError
+from matcher.statistics import Interval
 
 RUNS = Path("runs")
 RUN = "run.json"
@@ -43,10 +45,27 @@ EVALUATION = "dualsd evaluation"
 """What lies among the runs, too: `featstore.pipeline.results`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
+VALIDATION = "validation.json"
 
 _CHECKSUM = "crc32"
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "zarr", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """PCK on the validation pairs before step 1, fractions. text: of each pair with the text prompt. initial: of all
+    with the first prompts. lead: of the prompts that are kept over the text prompt, with its 95 % interval, images
+    resampled; None before the first validation."""
+
+    text: tuple[float, ...]
+    initial: float
+    lead: Interval | None = None
+
+    @property
+    def of_text(self) -> float:
+        """Of all pairs with the text prompt."""
+        return sum(self.text) / len(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +137,26 @@ class RunFolder:
             raise TuningError(
                 f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run."
             ) from error
+
+    @property
+    def baselines(self) -> Baselines | None:
+        """What was validated before step 1; None where nothing was. Raises `TuningError` where the file is damaged."""
+        file = self.path / VALIDATION
+        if not file.exists():
+            return None
+        try:
+            described = json.loads(file.read_bytes())
+            check_seal(described)
+            found: Baselines = parse_known(Baselines, described)
+            return found
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise TuningError(
+                f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run."
+            ) from error
+
+    def write_baselines(self, baselines: Baselines) -> None:
+        """Write them; the file appears whole or not at all. Raises what `write_whole` raises."""
+        write_whole(self.path / VALIDATION, (json.dumps(seal(asdict(baselines))) + "\n").encode())
 
     def write_metrics(self, rows: list[tuple[str, ...]]) -> None:
         """Write them all; the file appears whole or not at all. Raises what `write_whole` raises."""

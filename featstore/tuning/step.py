@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute, TextEncoder, saying_batch_size
+from featstore.backbones.base import Compute, TextEncoder, Tokenizer, saying_batch_size
 from featstore.backbones.noise import generator
 from featstore.pipeline.features import chunks
 from featstore.prompts.base import PromptSet
-from featstore.prompts.text import encode_token_embeddings, fill, wide
+from featstore.prompts.text import encode_texts, encode_token_embeddings, fill, wide
 from featstore.store.rows import REQUESTS
 from featstore.tuning.loss import Descriptors, correlations, describe_points, keypoint_losses, layered
 from featstore.tuning.settings import TuningSettings
@@ -113,6 +113,11 @@ class Networks:
         with self._running(len(vectors)):
             return encode_token_embeddings(self.text_encoder, fill(self.framed, vectors))
 
+    def condition_of_text(self, tokenizer: Tokenizer, text: str) -> Tensor:
+        """The same of a text, (1, 77, D)."""
+        with self._running(1):
+            return encode_texts(tokenizer, self.text_encoder, [text])
+
     def tap(self, index: int, latents: Tensor, timestep: int, condition: Tensor) -> Tensor:
         """The maps of one layer.
 
@@ -142,6 +147,21 @@ class Networks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prompted:
+    """What a validation tells the UNet.
+
+    Args:
+        of_pairs: Whether each pair has a prompt of its own; else those of a category share one.
+        condition: From a layer, by its place among those that are trained, and a pair to prompt embeddings (1, 77, D).
+        kept: From an image, a layer and a timestep to a map (C, h, w) that need not be made; None where there is none.
+    """
+
+    of_pairs: bool
+    condition: Callable[[int, MatchingPair], Tensor]
+    kept: Callable[[str, int, int], Tensor | None] = lambda *_: None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Learner:
     """What is learned, through what.
 
@@ -156,6 +176,15 @@ class Learner:
     networks: Networks
     prompts: Sequence[PromptSet]
     noisy: LoadNoisy
+
+    @property
+    def prompted(self) -> Prompted:
+        """The prompts as they are when they are asked for."""
+
+        def condition(layer: int, pair: MatchingPair) -> Tensor:
+            return self.networks.condition(self.prompts[layer].vectors([pair])[0])
+
+        return Prompted(self.settings.mode.rules.of_pairs, condition)
 
 
 def batch_loss(learner: Learner, pairs: Sequence[MatchingPair], count: int, step: int) -> tuple[Tensor, int]:
@@ -238,33 +267,40 @@ ALPHA = 0.1
 
 
 @torch.no_grad()
-def sum_of_pck(learner: Learner, pairs: Sequence[MatchingPair], noisy: LoadNoisy) -> float:
+def validate(
+    learner: Learner, pairs: Sequence[MatchingPair], noisy: LoadNoisy, prompted: Prompted
+) -> tuple[float, NDArray[np.float64]]:
     """What model selection goes by: PCK of pairs, at the validation's timesteps, with one noise draw.
 
     Args:
         learner: What is learned.
         pairs: In the resized frame.
         noisy: Hands out the noisy latents of validations, always the same.
+        prompted: With which prompts.
 
     Returns:
-        The sum over pairs of each pair's PCK, a fraction.
+        Each pair's PCK, (pairs,), fractions, behind their sum.
     """
     settings, networks, total = learner.settings, learner.networks, 0.0
+    values = np.zeros(len(pairs))
     timesteps = settings.validation_timesteps
     of_layers = zip(map(str, settings.layers), timesteps, settings.weights, strict=True)
     tried = [Configuration(tuple(LayerSpec(*of_layer) for of_layer in of_layers), settings.matching)]
     # images of pairs of a category share a prompt, unless prompts are made from pairs
-    alone = settings.mode.rules.of_pairs
-    groups = _grouped(index if alone else pair.category for index, pair in enumerate(pairs))
-    for group in ([pairs[index] for index in members] for members in groups.values()):
+    groups = _grouped(index if prompted.of_pairs else pair.category for index, pair in enumerate(pairs))
+    for members in groups.values():
+        group = [pairs[index] for index in members]
         images = sorted({image for pair in group for image in (pair.source, pair.target)})
         maps: dict[tuple[str, str, int | None], Tensor] = {}
         for index, (layer, timestep) in enumerate(zip(settings.layers, timesteps, strict=True)):
-            condition = networks.condition(learner.prompts[index].vectors(group[:1])[0])  # (1, 77, D)
-            for batch in chunks(images, networks.compute.batch_size):
+            kept = {image: prompted.kept(image, layer, timestep) for image in images}
+            maps |= {(image, str(layer), timestep): own for image, own in kept.items() if own is not None}
+            condition = prompted.condition(index, group[0])
+            for batch in chunks([image for image, own in kept.items() if own is None], networks.compute.batch_size):
                 latents = torch.from_numpy(np.stack([noisy(image, timestep, 0) for image in batch]))
                 found = networks.tap(index, latents, timestep, condition.expand(len(batch), -1, -1))
                 maps |= {(image, str(layer), timestep): own for image, own in zip(batch, found, strict=True)}
         scores = score_grid(group, MapsInMemory(maps), tried, ["nn"], [ALPHA], networks.compute.device)
-        total += float(scores.of_pairs(0, "nn", ALPHA).sum())
-    return total
+        values[members] = own = scores.of_pairs(0, "nn", ALPHA)
+        total += float(own.sum())
+    return total, values

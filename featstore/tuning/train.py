@@ -3,15 +3,17 @@ step calls the VAE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from featstore.backbones.base import Compute, NetworkName
+from featstore.backbones.base import Compute, NetworkName, Tokenizer
+from featstore.backbones.diffusion_networks import DiffusionNetworks
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.noise import generator
 from featstore.backbones.stable_diffusion import Model
@@ -32,16 +34,16 @@ from featstore.pipeline.pairs import (
     note_oddities,
     spell_list,
 )
-from featstore.pipeline.plan import Noisy, Work, noisy_latent, noisy_latents
+from featstore.pipeline.plan import Noisy, Work, extractor_of, noisy_latent, noisy_latents
 from featstore.progress import LOADING, Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
-from featstore.prompts.text import frame
+from featstore.prompts.text import TextPrompt, frame
 from featstore.store.keys import StoreLocation, parse_location
 from featstore.store.rows import RowArray
 from featstore.store.store import Store, open_store, patch_tokens_of
 from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
 from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
-from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead
+from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead, Prompted
 from featstore.tuning.trainer import Outcome, Problem, learn
 from matcher.errors import InputError
 from matcher.pairs import MatchingPair
@@ -121,7 +123,8 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     with processes.main_first():  # one makes what all read
         tokens = _fill_caches(Work(store, dataset, compute, progress), model, [*framed, *framed_held_out], dino)
     progress.wait(LOADING)
-    networks = _open_networks(model, settings, config, compute)
+    loaded = model.load(compute, [*map(str, settings.layers)])
+    networks = _open_networks(loaded, settings, config, compute)
     header = store.header
     training = {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()}
     trained = settings.mode, settings.layers, settings.timesteps, settings.length
@@ -134,6 +137,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         framed,
         framed_held_out,
         lru_cache(KEPT_VALIDATION_LATENTS)(_cached_noise(store, noisy, 1, 0)),
+        _text_prompt(store, networks, loaded.tokenizer),
         LearnedPrompts(*trained, made_for, None if dino is None else dino[0], training, {}),
     )
     listed = describe_list("trn", framed)
@@ -196,10 +200,11 @@ def _fill_caches(
     return None if dino is None else cache_patch_tokens(work, *dino, rows)
 
 
-def _open_networks(model: Model, settings: TuningSettings, config: TrainConfig, compute: Compute) -> Networks:
-    """Load the networks of a model, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit the
-    text encoder."""
-    loaded = model.load(compute, [*map(str, settings.layers)])
+def _open_networks(
+    loaded: DiffusionNetworks, settings: TuningSettings, config: TrainConfig, compute: Compute
+) -> Networks:
+    """Make a model's networks ready, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit
+    the text encoder."""
     tokenizer, text_encoder = loaded.tokenizer, loaded.text_encoder
     framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, settings.length)
     if config.gradient_checkpointing:
@@ -207,6 +212,27 @@ def _open_networks(model: Model, settings: TuningSettings, config: TrainConfig, 
     cut = [loaded.unet.until(layer) for layer in settings.layers]
     unets = [torch.compile(unet) for unet in cut] if config.compile else cut
     return Networks(text_encoder, len(tokenizer), framed, unets, compute)
+
+
+def _text_prompt(store: Store, networks: Networks, tokenizer: Tokenizer) -> Prompted:
+    """The text prompt, with the maps of it that a store keeps: of one noise draw, that of validations."""
+    prompt = TextPrompt()
+    extractor = extractor_of(store, prompt, 1, networks.compute)
+
+    @cache
+    def condition(text: str) -> Tensor:
+        return networks.condition_of_text(tokenizer, text)
+
+    @cache
+    def rows(layer: int, timestep: int) -> tuple[RowArray | None, NDArray[np.bool_]]:
+        array = store.maps(extractor, layer, timestep)
+        return array, np.zeros(len(store.images), dtype=bool) if array is None else array.present()
+
+    def kept(image: str, layer: int, timestep: int) -> Tensor | None:
+        (array, there), row = rows(layer, timestep), store.images.row(image)
+        return torch.from_numpy(array.read((row,))) if array is not None and there[row] else None
+
+    return Prompted(False, lambda _, pair: condition(prompt.text(pair.category)), kept)
 
 
 def _first_prompts(

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tensorboard.summary.writer import event_file_writer
@@ -27,10 +29,11 @@ from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import save_prompts
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
-from featstore.tuning.run_folder import RunFolder, trained_alone
+from featstore.tuning.run_folder import Baselines, RunFolder, trained_alone
 from featstore.tuning.settings import UnusedCategories
-from featstore.tuning.step import Learner, LoadNoisy, NoiseAhead, RandomPairs, batch_loss, sum_of_pck
+from featstore.tuning.step import Learner, LoadNoisy, NoiseAhead, Prompted, RandomPairs, batch_loss, validate
 from matcher.pairs import MatchingPair
+from matcher.statistics import SEED, bootstrap_mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +45,7 @@ class Problem(Learner):
         validation: To validate on; none where the data set has no such split.
         noisy: The noisy latents of steps, made ahead of them.
         validation_noisy: The noisy latents of validations.
+        text: The text prompt, which is validated before step 1.
         description: Of the prompts, but for what they hold.
     """
 
@@ -49,6 +53,7 @@ class Problem(Learner):
     pairs: Sequence[MatchingPair]
     validation: Sequence[MatchingPair]
     validation_noisy: LoadNoisy
+    text: Prompted
     description: LearnedPrompts
 
     def snapshot(self) -> LearnedPrompts:
@@ -66,12 +71,14 @@ class Outcome:
         best: Validation PCK of the prompts that are kept, a fraction; None without validation.
         passes: UNet passes made in this call.
         stopped: Whether a signal ended it early.
+        baselines: What was validated before step 1; None where nothing was.
     """
 
     steps: int
     best: float | None
     passes: int
     stopped: bool
+    baselines: Baselines | None
 
 
 def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Progress) -> Outcome:
@@ -98,7 +105,8 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
         state = _open_state(problem)
         if run.checkpoint.exists():
             state.load(run.checkpoint)
-        recorder = _Recorder(run, problem, state.step) if processes.is_main else None
+        baselines = _baselines(problem, run, state, processes, progress)
+        recorder = _Recorder(run, problem, state.step, baselines) if processes.is_main else None
         progress.start("training", settings.steps - state.step, "steps")
         started = time.monotonic()
         while state.step < settings.steps and not stopped:
@@ -115,14 +123,17 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
             state.step += 1
             pck, is_best = None, False
             if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
-                held_out = processes.block(problem.validation)
-                (summed,) = sum_numbers([sum_of_pck(problem, held_out, problem.validation_noisy)], processes, device)
-                pck = last_pck = summed / len(problem.validation)
-                is_best, state.best = pck > state.best, max(state.best, pck)
+                pck, of_pairs = _validate(problem, problem.prompted, processes)
+                last_pck, is_best, state.best = pck, pck > state.best, max(state.best, pck)
+                if is_best and baselines is not None:
+                    lead = bootstrap_mean(problem.validation, of_pairs - np.array(baselines.text), SEED).within(-1, 1)
+                    baselines = replace(baselines, lead=lead)
             if recorder is not None:
                 recorder.record(state.step, loss, pck)
                 if is_best:
                     save_prompts(problem.snapshot(), run.prompts)
+                    if baselines is not None:
+                        run.write_baselines(baselines)
                 if state.step % settings.checkpoint_every == 0 or stopped:
                     recorder.keep(state)
             seconds = time.monotonic() - started
@@ -139,7 +150,36 @@ def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Prog
             with writing(run.tensorboard):
                 recorder.board.close()
         processes.wait()
-    return Outcome(state.step, state.best if state.best >= 0 else None, passes, stopped)
+    return Outcome(state.step, state.best if state.best >= 0 else None, passes, stopped, baselines)
+
+
+def _baselines(
+    problem: Problem, run: RunFolder, state: "TrainingState", processes: Processes, progress: Progress
+) -> Baselines | None:
+    """What was validated before step 1, by all processes, unless an earlier call did; no random state moves."""
+    known = processes.gather(run.baselines if processes.is_main else None)[0]
+    if known is not None or state.step > 0 or not problem.validation:
+        return known
+    progress.start("validating before step 1", 2, "prompts")
+    _, text = _validate(problem, problem.text, processes)
+    progress.advance()
+    initial, _ = _validate(problem, problem.prompted, processes)
+    progress.advance()
+    found = Baselines(tuple(text.tolist()), initial)
+    if processes.is_main:
+        run.write_baselines(found)
+    progress.tell(
+        f"PCK@0.1 before step 1, on the {len(text)} pairs of val: {100 * found.of_text:.1f} % with the text prompt, "
+        f"{100 * initial:.1f} % with the first prompts"
+    )
+    return found
+
+
+def _validate(problem: Problem, prompted: Prompted, processes: Processes) -> tuple[float, NDArray[np.float64]]:
+    """PCK of the validation pairs, a fraction, and of each, (pairs,); every process takes its share."""
+    total, own = validate(problem, processes.block(problem.validation), problem.validation_noisy, prompted)
+    (summed,) = sum_numbers([total], processes, problem.networks.compute.device)
+    return summed / len(problem.validation), np.concatenate(processes.gather(own))
 
 
 def _open_state(problem: Problem) -> "TrainingState":
@@ -215,8 +255,8 @@ def _raised_once() -> Iterator[None]:
 class _Recorder:
     """Writes what happens into the run's folder; of steps that a kill undid nothing stays."""
 
-    def __init__(self, run: RunFolder, problem: Problem, step: int) -> None:
-        self._run, self._problem = run, problem
+    def __init__(self, run: RunFolder, problem: Problem, step: int, baselines: Baselines | None) -> None:
+        self._run, self._problem, self._baselines = run, problem, baselines
         self._rows = run.metrics_until(step)
         if len(self._rows) != step:
             raise TuningError(
@@ -227,7 +267,9 @@ class _Recorder:
         self._started = time.monotonic()
         with writing(self._run.tensorboard):
             # TensorBoard forgets what earlier files say of this step and later ones
-            self.board = SummaryWriter(run.tensorboard, purge_step=step + 1)
+            self.board = SummaryWriter(run.tensorboard, purge_step=step + 1 if step else 0)
+            if baselines is not None and step == 0:
+                self._show(0, baselines.initial)
             self.board.flush()
 
     def record(self, step: int, loss: float, pck: float | None) -> None:
@@ -237,7 +279,12 @@ class _Recorder:
         with writing(self._run.tensorboard):
             self.board.add_scalar("loss", loss, step)
             if pck is not None:
-                self.board.add_scalar("validation/nn PCK@0.1", pck, step)
+                self._show(step, pck)
+
+    def _show(self, step: int, pck: float) -> None:
+        self.board.add_scalar("validation/nn PCK@0.1", pck, step)
+        if self._baselines is not None:
+            self.board.add_scalar("validation/nn PCK@0.1, text prompt", self._baselines.of_text, step)
 
     def keep(self, state: "TrainingState") -> None:
         """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""

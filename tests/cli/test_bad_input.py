@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         (["eval", "--dino-size", "224"], "--dino-size goes with the layer dino"),
         (["cache", "maps", "--layers", "2", "--dino", "x"], "--dino goes with the layer dino"),
         (["cache", "maps", "--layers", "dino", "--t", "261"], "--t is for layers of the UNet"),
-        (["grid", "--layers", "2,3,dino", "--t", "261"], "no default weights for layers 2,3,dino"),
+        (["grid", "--layers", "2,3,dino", "--t", "261", "--weights", "1:1"], "3 layer(s) but 2 weight(s)"),
         (["match", "a.jpg", "b.jpg", "--points", "1,2", "--layers", "2,dino", "--t", "1,2"], "(dino has none)"),
         (["eval", "--alphas", "0,2"], "above 0 and at most 1"),
         (["eval", "--readouts", "nn,best"], "no readout 'best'"),

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,11 +26,13 @@ from matcher.configuration import Configuration, LayerSpec, MatchSettings
 from matcher.grid import GridScores
 from matcher.pairs import Pairs
 from tests.cli.conftest import Run
+from tests.cli.html_page import read_page
 from tests.featstore.evaluations import many_pairs
 from tests.featstore.pictures import PAIRS, PICTURES, write_pictures
 
 MAPS = ("--ensemble", "1", "--batch-size", "4")
-GRID = ("grid", "--t", "50,261", *MAPS)
+SWEEP = ("grid", "--t", "50,261", *MAPS)
+GRID = (*SWEEP, "--weights", "0.8:0.6")
 ALPHAS = ("0.05", "0.1", "0.15")
 TIMESTEPS = (50, 261)
 FEW = ("--layers", "2", "--t", "50", *MAPS)
@@ -115,8 +118,8 @@ def test_it_says_what_it_does_before_and_after(finished: Finished, made: Made) -
     assert "7 images: 0 to encode (VAE passes), 14 UNet passes; peak memory about" in finished.output
     assert "in 28 files to write" in finished.output
     assert len(map_files(finished.store)) == 28
+    assert "configurations by layers: layer 2: 2; layer 3: 2; layers 2+3: 4" in finished.output
     assert "The best of 8 was chosen on these very pairs" in finished.output
-    assert "dualsd eval --store" in finished.output
 
 
 def test_every_cell_is_in_the_json(finished: Finished) -> None:
@@ -308,15 +311,51 @@ def test_weights_that_are_typed(run: Run, made: Made) -> None:
 
 
 def test_weights_from_one_layer_to_the_other(run: Run, made: Made) -> None:
+    """Unless others are typed."""
     made.copied("maps.zarr")
-    succeeded(run(*GRID, "--weights", "sweep", "--json", "w.json"))
+    succeeded(run(*SWEEP, "--weights", "sweep", "--json", "w.json"))
     out = strict_json(Path("w.json"))
+    succeeded(run(*SWEEP, "--json", "d.json"))
+    assert strict_json(Path("d.json")) == out
     assert len(out["cells"]) == 4 + 4 * 11
     found = [entry["weights"] for entry in out["cells"] if entry["t"] == [50, 261]]
     expected = [[math.cos(math.radians(9 * step)), math.sin(math.radians(9 * step))] for step in range(11)]
     assert len(found) == 11
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("most", [4096, 31])
+def test_every_two_of_three_layers_and_all(run: Run, made: Made, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """All with equal weights and each doubled, at the same timestep where every choice would be too many."""
+    monkeypatch.setattr("featstore.pipeline.grid.MOST_TOGETHER", most)
+    made.copied("latents.zarr")
+    succeeded(run("grid", "--layers", "1,2,3", "--t", "50,261", *MAPS, "--stream", "--json", "t.json"))
+    out = strict_json(Path("t.json"))
+    counts = Counter(tuple(entry["layers"]) for entry in out["cells"])
+    together = 8 if most > 31 else 2
+    alone = {(layer,): 2 for layer in (1, 2, 3)}
+    assert counts == {**alone, (1, 2): 44, (1, 3): 44, (2, 3): 44, (1, 2, 3): 4 * together}
+    every = [entry for entry in out["cells"] if entry["layers"] == [1, 2, 3]]
+    assert {tuple(entry["weights"]) for entry in every} == {(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)}
+    assert len({tuple(entry["t"]) for entry in every}) == together
+    markdown = Path("grid/table.md").read_text()
+    kinds = markdown.partition("## Layers together, the best of each kind")[2].partition("##")[0]
+    rows = [line.split("|")[1:3] for line in kinds.splitlines() if "layer" in line]
+    assert len(rows) == 4
+    for name, value in rows:
+        of_kind = [entry for entry in out["cells"] if len(entry["layers"]) > 1 and named(entry) == name.strip()]
+        (best,) = (entry["results"]["nn"]["image"]["0.1"]["all"] for entry in of_kind)
+        others = [
+            entry for entry in out["cells"] if entry["layers"] == of_kind[0]["layers"] and 0 not in entry["weights"]
+        ]
+        assert 100 * best == pytest.approx(float(value), abs=5.1e-3)
+        assert best == max(entry["results"]["nn"]["image"]["0.1"]["all"] for entry in others)
+
+
+def named(entry: dict[str, Any]) -> str:
+    parts = zip(entry["layers"], entry["t"], entry["weights"], strict=True)
+    return " + ".join(f"layer {layer} at t = {t} x {weight:.3g}" for layer, t, weight in parts)
 
 
 @pytest.mark.usefixtures("everything_drawn")
@@ -335,7 +374,7 @@ def test_three_layers(run: Run, made: Made) -> None:
 @pytest.mark.usefixtures("everything_drawn")
 def test_geometries_and_upsampling_are_axes(run: Run, made: Made) -> None:
     made.copied("maps.zarr")
-    one = ("grid", "--t", "50", *MAPS)
+    one = ("grid", "--t", "50", *MAPS, "--weights", "0.8:0.6")
     succeeded(run(*one, "--geometry", "corners,half-pixel", "--upsample", "1x,2x", "--json", "a.json"))
     out = strict_json(Path("a.json"))
     assert len(out["cells"]) == 4 * 3
@@ -388,20 +427,69 @@ def test_test_is_chosen_knowingly(run: Run, made: Made, monkeypatch: pytest.Monk
     assert "note: this chooses on test" in succeeded(run("grid", *FEW, "--split", "test")).output
 
 
-def recommended(result: Result) -> list[str]:
-    """The words of the `dualsd eval` that a grid prints."""
-    (line,) = (line for line in result.output.splitlines() if line.strip().startswith("dualsd eval"))
-    return shlex.split(line)
+def recommended(result: Result) -> list[list[str]]:
+    """The words of the commands that a grid prints."""
+    lines = (line.strip() for line in result.output.splitlines())
+    return [shlex.split(line)[1:] for line in lines if line.startswith(("dualsd eval", "dualsd compare"))]
 
 
-def test_the_evaluation_that_it_recommends_runs(run: Run, made: Made, finished: Finished) -> None:
+@pytest.mark.parametrize("average", ["image", "point"])
+def test_the_answer_is_what_the_commands_confirm(run: Run, made: Made, average: str) -> None:
+    """Here on the same pairs: what they print is then the answer itself, to the ends of the interval."""
     made.copied("maps.zarr")
-    result = succeeded(run(*GRID, "--geometry", "half-pixel", "--json", "g.json"))
-    succeeded(run(*recommended(result)[1:], "--batch-size", "4", "--readouts", "nn", "--json", "e.json"))
-    best = next(winner for winner in strict_json(Path("g.json"))["winners"] if winner["alpha"] == 0.1)
-    out = strict_json(Path("e.json"))
-    assert (out["layers"], out["t"], out["geometry"]) == (best["best"]["layers"], best["best"]["t"], "half-pixel")
-    assert out["results"]["nn"]["image"]["0.1"]["all"] == pytest.approx(best["pck"]["mean"])
+    more = ("--geometry", "half-pixel", "--readouts", "softmax,nn", "--by", average)
+    result = succeeded(run(*SWEEP, *more, "--json", "g.json"))
+    out = strict_json(Path("g.json"))
+    assert next(iter(out)) == "answer"
+    assert [(one["readout"], one["alpha"]) for one in out["answer"]] == [
+        (readout, alpha) for readout in ("softmax", "nn") for alpha in (0.05, 0.1, 0.15)
+    ]
+    answer = next(one for one in out["answer"] if one["alpha"] == 0.1)
+
+    def best(kind: str, wanted: bool) -> float:
+        """Of those in which two layers weigh something, or of single layers."""
+        own = [e for e in out["cells"] if (len(e["layers"]) == 2 and 0 not in e["weights"]) == wanted]
+        values = [e["results"]["softmax"][average]["0.1"]["all"] for e in own if len(e["layers"]) == 1 + wanted]
+        assert answer[f"pck_{kind}"]["mean"] == pytest.approx(max(values))
+        return max(values)
+
+    lead = answer["lead"]
+    assert lead["mean"] == pytest.approx(best("together", True) - best("alone", False))
+    alone, together, compared = recommended(result)
+    evaluated = []
+    for words in (alone, together):
+        succeeded(run(*words, "--batch-size", "4", "--json", "e.json"))
+        evaluated.append(strict_json(Path("e.json")))
+    for kind, found in zip(("alone", "together"), evaluated, strict=True):
+        for name in ("layers", "t", "geometry"):
+            assert found[name] == answer[kind][name]
+        assert found["weights"] == pytest.approx(answer[kind]["weights"], abs=1e-6)
+    succeeded(run(*compared, "--json", "c.json"))
+    (compared_with,) = strict_json(Path("c.json"))["comparisons"]
+    assert compared_with["results"]["0.1"]["all"]["lead"] == pytest.approx(lead)
+
+
+def test_the_answer_stands_first(run: Run, made: Made) -> None:
+    made.copied("maps.zarr")
+    result = succeeded(run(*SWEEP, "--json", "g.json"))
+    (answer,) = (one for one in strict_json(Path("g.json"))["answer"] if one["alpha"] == 0.1)
+    lines = result.output.splitlines()
+    place = next(index for index, line in enumerate(lines) if line.startswith(("Yes, 2 layers", "No, 2", "Not shown")))
+    assert place < lines.index(next(line for line in lines if line.startswith("PCK over folder test")))
+    low, high = answer["lead"]["low"], answer["lead"]["high"]
+    assert lines[place].startswith("Yes" if low > 0 else "No," if high < 0 else "Not shown")
+    shown = f"[{100 * low:.2f}, {100 * high:.2f}]"
+    assert shown in lines[place]
+    markdown = Path("grid/table.md").read_text().splitlines()
+    assert markdown[2] == f"## {lines[place]}"
+    commands = [shlex.join(["dualsd", *words]) for words in recommended(result)]
+    assert len(commands) == 3
+    assert [line.strip("- `") for line in markdown[-3:]] == commands
+    assert markdown[-4].endswith("on these:")  # a folder's pairs are all of one split
+    page = read_page(Path("grid/report.html"))
+    assert shown in page.text[: page.text.index("Together or alone")]
+    for command in commands:
+        assert command in page.text
 
 
 @pytest.mark.parametrize("option", ["--root", "--dtype"])
@@ -410,7 +498,7 @@ def test_the_evaluation_that_it_recommends_has_the_maps_of_the_grid(run: Run, ma
     made.copied("latents.zarr")
     shutil.copytree(made.folder / "photographs", "moved")
     value = {"--root": "moved", "--dtype": "bfloat16"}[option]
-    words = recommended(succeeded(run("grid", "--layers", "2", "--t", "50,261", *MAPS, option, value)))
+    (words,) = recommended(succeeded(run("grid", "--layers", "2", "--t", "50,261", *MAPS, option, value)))
     assert option in words
     assert words[words.index(option) + 1] == value
 
@@ -423,7 +511,7 @@ def test_the_evaluation_of_a_layer_without_prompts_can_be_typed(run: Run) -> Non
     config, of_the_grid = GridConfig(layers=("2", "dino")), {"dino_size": 70}
     evaluation = EvalConfig(store="none.zarr", prompt="a photo", ensemble=1, split="test")
     done = GridRun("demo", "val", scores, of_the_grid, config, "rule", "none.zarr", evaluation, True, lambda: None)
-    words = shlex.split(eval_command(RankedGrid.of(done)))
+    words = shlex.split(eval_command(RankedGrid.of(done), 0))
     assert words[words.index("--dino-size") + 1] == "70"
     assert_one_sentence(run(*words[1:]), "There is no store at none.zarr")
 
@@ -452,8 +540,7 @@ def assert_one_sentence(result: Result, words: str) -> None:
         (["--t", "50", "--weights", "a:b"], "--weights takes numbers"),
         (["--t", "50", "--layers", "2", "--weights", "1"], "--layers names one"),
         (["--t", "50", "--layers", "2", "--weights", "sweep"], "--layers names one"),
-        (["--t", "50", "--layers", "1,2,3", "--weights", "sweep"], "of two, not 3"),
-        (["--t", "50", "--layers", "1,2"], "no default weights for layers 1,2"),
+        (["--t", "50", "--layers", "1,2,3", "--weights", "1:1"], "3 layer(s) but 2 weight(s)"),
         (["--t", "50", "--layers", "2,5"], "no layer 5"),
         (["--t", "50", "--layers", "0"], "no layer 0"),
         (["--t", "50", "--layers", "2,2"], "names a layer twice"),

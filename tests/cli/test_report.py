@@ -274,13 +274,13 @@ def own_figures(table: str, alpha: float) -> list[float]:
 
 def test_a_grid_says_its_winner_and_shows_its_pictures(run: Run, store: Path) -> None:
     command = ("grid", "--t", "50,261", "--ensemble", "1", "--batch-size", "4", "--readouts", "nn,softmax")
-    output = ok(run(*command, "--split", "test", "--json", "g.json")).output
+    output = ok(run(*command, "--weights", "0.8:0.6", "--split", "test", "--json", "g.json")).output
     assert "report: grid/report.html" in output
     page = read_page(Path("grid/report.html"))
     assert_whole(page)
-    winner = next(one for one in json.loads(Path("g.json").read_text())["winners"] if one["alpha"] == 0.1)
-    assert f"{100 * winner['pck']['mean']:.2f}%" in page.text
-    assert f"The best of 8 is {winner['best']['name']}. It leads" in page.text
+    answer = next(one for one in json.loads(Path("g.json").read_text())["answer"] if one["alpha"] == 0.1)
+    assert f"{100 * answer['lead']['mean']:+.2f} points" in page.text
+    assert f"Together: {answer['together']['name']}. Alone: {answer['alone']['name']}." in page.text
     best = page.table("The best of 8 configurations").rows[1:]
     assert [row[:2] for row in best] == [
         [name, alpha] for name in ("nn", "softmax") for alpha in ("0.05", "0.1", "0.15")
@@ -288,7 +288,7 @@ def test_a_grid_says_its_winner_and_shows_its_pictures(run: Run, store: Path) ->
     pictures = page.pictures("image/svg+xml;base64,")
     assert len(pictures) == 2 * 3 + 2 * 1  # accuracy and heat map: three alphas for nn, one for softmax
     tables = [line for line in Path("grid/table.tex").read_text().splitlines() if line == r"\toprule"]
-    assert len(tables) == 1 + 2 * 2
+    assert len(tables) == 2 + 2 * 2
 
 
 def test_what_is_no_run_is_refused(run: Run, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from featstore.tuning.run_folder import RunFolder, free_name, trained_alone
 from featstore.tuning.settings import settings_of
 from featstore.tuning.train import train as learn
 from tests.cli.conftest import Run
+from tests.cli.html_page import read_page
+from tests.featstore.store.small_store import contents
 from tests.featstore.trainable import write_trainable
 from tests.forked import at_once
 
@@ -149,6 +151,69 @@ def test_a_run_learns_and_writes_what_it_did(train: Callable[..., Result], mode:
     assert any(Path("runs/r/tensorboard").iterdir())
     best = max(float(row["pck"]) for row in rows if row["pck"])
     assert json.loads(Path("o.json").read_text())["best"] == pytest.approx(best, abs=1e-6)
+
+
+def test_what_it_is_worth_is_what_eval_and_compare_say(train: Callable[..., Result], run: Run) -> None:
+    """On all pairs of val, at the timesteps of the training, with one draw, from maps that each command makes anew."""
+    settings = ("--steps", "4", "--val-every", "2", "--lr", "0.1")
+    result = ok(train("--mode", "class", *settings, "--name", "r", "--json", "o.json"))
+    out = json.loads(Path("o.json").read_text())
+    few = ("--split", "val", "--layers", "2,3", "--t", "261,350", "--ensemble", "1", "--readouts", "nn")
+    for name, prompts in (("text", ("--prompt", "a photo of a {category}")), ("best", ("--prompts", "runs/r"))):
+        ok(run("eval", *few, *prompts, "--alphas", "0.1", "--batch-size", "4", "--out", name, "--json", "e.json"))
+        found = json.loads(Path("e.json").read_text())["results"]["nn"]["image"]["0.1"]["all"]
+        assert out[name] == pytest.approx(found, abs=0.02)  # its maps were kept in float16
+    assert out["lead"]["mean"] == pytest.approx(out["best"] - out["text"])
+    ok(run("compare", "text", "best", "--json", "c.json"))
+    (compared,) = json.loads(Path("c.json").read_text())["comparisons"]
+    assert out["lead"] == pytest.approx(compared["results"]["0.1"]["all"]["lead"], abs=0.02)
+    mean, low, high = (100 * out["lead"][end] for end in ("mean", "low", "high"))
+    last = (
+        f"text {100 * out['text']:.1f} -> learned {100 * out['best']:.1f} ({mean:+.1f} [{low:.1f}, {high:.1f}]) on val"
+    )
+    assert result.output.splitlines()[-1] == last
+    page = read_page(Path("runs/r/report.html"))
+    assert last in page.text
+    rows = page.table("Validations").rows[1:]
+    assert [row[0] for row in rows] == ["text prompt", "first prompts", "2", "4"]
+    assert [row[2] for row in rows[:2]] == [f"{100 * out[name]:.2f}" for name in ("text", "initial")]
+    # the maps of the text that the evaluation kept are taken, and nothing is added to the store
+    before = contents(Path("dualsd.zarr"))
+    ok(train("--mode", "class", *settings, "--name", "s", "--json", "o.json"))
+    assert json.loads(Path("o.json").read_text())["text"] == pytest.approx(out["text"], abs=0.02)
+    assert contents(Path("dualsd.zarr")) == before
+
+
+@pytest.mark.parametrize("mode", ["single", "class", "cpm"])
+def test_validating_before_step_1_changes_nothing(
+    train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """A run whose first prompts were never validated learns the same, bit by bit, and has no last line."""
+    settings = ("--mode", mode, "--steps", "2", "--val-every", "1", *(("--length", "75") if mode == "cpm" else ()))
+    assert " -> learned " in ok(train(*settings, "--name", "with")).output
+    monkeypatch.setattr("featstore.tuning.trainer._baselines", lambda *_: None)
+    assert " -> learned " not in ok(train(*settings, "--name", "without")).output
+    assert_same("with", "without")
+    assert not Path("runs/without/validation.json").exists()
+
+
+def test_a_resumed_run_does_not_validate_the_text_again(
+    train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ("--mode", "class", "--val-every", "1")
+    whole = ok(train(*steps, "--steps", "3", "--name", "whole"))
+    ok(train(*steps, "--steps", "1", "--name", "grown"))
+    monkeypatch.setattr("featstore.tuning.train.TextPrompt.text", None)  # whoever asked for a text would fail
+    resumed = ok(train("--resume", "runs/grown", "--steps", "3"))
+    assert "before step 1" in whole.output
+    assert "before step 1" not in resumed.output
+    assert resumed.output.splitlines()[-1] == whole.output.splitlines()[-1]
+    files = [Path("runs", name, "validation.json").read_bytes() for name in ("whole", "grown")]
+    assert files[0] == files[1]
+    assert b"text" in files[0]
+    Path("runs/grown/validation.json").write_bytes(files[0].replace(b"0.", b"1.", 1))
+    damaged = train("--resume", "runs/grown", "--steps", "4")
+    assert (damaged.exit_code, "validation.json is damaged" in damaged.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("unused", [(), ("--unused-categories", "drift", "--batch", "1")])
@@ -340,7 +405,9 @@ def test_its_prompts_are_used(train: Callable[..., Result], run: Run) -> None:
     assert by_name["t"] == [50, 200]
     assert by_text["t"] == [261, 200]
     assert by_name["features"]["prompts"]["kind"] == "class"
-    grid = ok(run("grid", "--t", "50,200", *few, "--prompts", "runs/r", "--split", "test", "--json", "grid.json"))
+    weights = ("--weights", "0.8:0.6")
+    more = ("--prompts", "runs/r", "--split", "test", "--json", "grid.json")
+    grid = ok(run("grid", "--t", "50,200", *few, *weights, *more))
     assert "class prompts of runs/r" in grid.output
     (cell,) = (entry for entry in json.loads(Path("grid.json").read_text())["cells"] if entry["t"] == [50, 200])
     assert cell["results"]["nn"] == by_name["results"]["nn"]
@@ -352,7 +419,8 @@ def test_cpm_prompts_are_used_pair_by_pair(train: Callable[..., Result], run: Ru
     result = ok(run("eval", *few, "--json", "eval.json"))
     # 12 pairs of 2 images, 2 maps, 2 draws
     assert "96 UNet passes for 12 pairs" in result.output
-    grid = ok(run("grid", "--t", "50,200", *few, "--split", "test", "--json", "grid.json"))
+    weights = ("--weights", "0.8:0.6")
+    grid = ok(run("grid", "--t", "50,200", *few, *weights, "--split", "test", "--json", "grid.json"))
     assert "192 UNet passes for 12 pairs" in grid.output
     ours = json.loads(Path("eval.json").read_text())
     (cell,) = (entry for entry in json.loads(Path("grid.json").read_text())["cells"] if entry["t"] == [50, 200])
