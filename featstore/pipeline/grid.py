@@ -28,7 +28,7 @@ from featstore.pipeline.needed import (
     require_maps,
 )
 from featstore.pipeline.opened import PromptChoice, open_asked, take_pairs
-from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
+from featstore.pipeline.pairs import RULES, choose_pairs, choose_some, default_split
 from featstore.pipeline.plan import FoundBackbone, MapRequest, Work, extractor_of, missing_latents, sharing_a_pass
 from featstore.pipeline.sources import StoredLedger, StoredMaps, open_ledger
 from featstore.plain_text import human_bytes
@@ -41,6 +41,7 @@ from matcher.configuration import (
     Configuration,
     Geometry,
     MatchSettings,
+    Pad,
     all_layers_fused,
     angles,
     find_readouts,
@@ -91,7 +92,8 @@ class Grid:
 
 def grid_ledger(store: Store, pairs: Sequence[MatchingPair], grid: Grid, features: Mapping[str, Any]) -> StoredLedger:
     """Where a grid keeps what it has done. features: what the maps depend on."""
-    return open_ledger(store, pairs, grid.shape, {"grid": repr(grid), "features": dict(features)})
+    strict = {"strict": True} if Pairs.of(pairs).strict else {}
+    return open_ledger(store, pairs, grid.shape, {"grid": repr(grid), "features": dict(features), **strict})
 
 
 Scored = Iterator[tuple[Sequence[int], Hits]]
@@ -303,16 +305,16 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     opened = open_asked(config, progress)
     store, dataset, choice, request = opened.store, opened.dataset, opened.choice, opened.request
     split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
-    tried = _tried(config, timesteps, weightings, store.header.image_size)
+    tried = _tried(config, timesteps, weightings, store.header.image_size, store.header.pad)
     pairs = choose_some(choose_pairs(dataset, split, config.categories or ()), config.max_pairs)
     progress.tell(
         f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
         f"prompt {choice.label!r}, ensemble {config.ensemble}, model {store.header.model_id}, "
-        f"images resized to {store.header.image_size} pixels"
+        f"images {'padded' if store.header.pad is Pad.SQUARE else 'resized'} to {store.header.image_size} pixels"
     )
     if split == "test":
         progress.tell("note: this chooses on test; choose on val where there is one, and report on test")
-    listed = take_pairs(opened, split, pairs, progress)
+    listed = take_pairs(opened, split, pairs, progress, config)
     del pairs  # from here on they are columns
     progress, processes, compute, prompts = listed.progress, listed.processes, request.compute, request.prompt
     extractor: Extractor | None = None
@@ -353,7 +355,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         scores,
         features,
         replace(config, timesteps=timesteps, weightings=weightings, split=split, **_named(choice)),
-        dataset.theta_rule.value,
+        (dataset.theta_rule if config.theta is None else RULES[config.theta]).value,
         absolute(store.path),
         _evaluation(config, choice, reported),
         split != reported,
@@ -381,17 +383,22 @@ def _weightings(config: GridConfig) -> tuple[tuple[float, ...], ...]:
 
 
 def _tried(
-    config: GridConfig, timesteps: tuple[int, ...], weightings: tuple[tuple[float, ...], ...], image_size: int
+    config: GridConfig,
+    timesteps: tuple[int, ...],
+    weightings: tuple[tuple[float, ...], ...],
+    image_size: int,
+    pad: Pad,
 ) -> Grid:
     steps = {layer: (None,) if is_other(layer) else timesteps for layer in config.layers}
     configurations: list[Configuration] = []
     for shape in map(Geometry, dict.fromkeys(config.geometries)):
         for factor in dict.fromkeys(config.upsamples):
-            settings = MatchSettings(image_size, shape, factor, Geometry(config.upsample_align or shape.value))
+            align = Geometry(config.upsample_align or shape.value)
+            settings = MatchSettings(image_size, shape, factor, align, pad=pad)
             configurations += one_layer_each(steps, settings)
             if len(steps) > 1:
                 configurations += all_layers_fused(steps, weightings, settings)
-    return Grid(tuple(configurations), find_readouts(config.readouts), config.alphas)
+    return Grid(tuple(configurations), find_readouts(config.readouts, pad), config.alphas)
 
 
 def _tell_cost(progress: Progress, cost: GridCost, store: Store) -> None:
@@ -414,6 +421,9 @@ def _named(choice: PromptChoice) -> dict[str, Any]:
 
 def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalConfig:
     """The evaluation that has the grid's maps, of no layers yet."""
-    same = {name: getattr(config, name) for name in ("store", "root", "dtype", "encoding", "fallback", "dino")}
+    same = {
+        name: getattr(config, name)
+        for name in ("store", "root", "dtype", "encoding", "fallback", "dino", "theta", "strict")
+    }
     ensemble = None if config.ensemble == ENSEMBLE else config.ensemble
     return EvalConfig(**same, ensemble=ensemble, split=split, **_named(choice))

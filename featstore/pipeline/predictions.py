@@ -7,6 +7,7 @@ P pairs, N points of all pairs in turn, P_i of pair i. Points are (x, y), the fr
     category                        (P,)    int32     as a place in the metadata's `categories`
     source_size, target_size        (P, 2)  int32     width and height of the original images, in pixels
     theta                           (P, 2)  float64   base threshold, in pixels of the resized and of the original frame
+    thetas|<rule>                   (P, 2)  float64   the same by another rule, box or keypoints; optional
     source_points, target_points    (N, 2)  float32   annotated, in the resized frame
     original_source_points, original_target_points    the same in the original frame (where a point was clamped into its
                                                       image, the two frames clamp it to other places)
@@ -38,6 +39,7 @@ FORMAT = "dualsd predictions"
 VERSION = 1
 _PREDICTIONS = "predictions|"
 _FLAGS = "flags|"
+_THETAS = "thetas|"
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -67,6 +69,8 @@ def predictions_bytes(matches: Matches) -> bytes:
         names = [pairs.keypoints[0][place] for place in used]
         arrays["names"] = places.astype(np.int32)
     arrays |= {_FLAGS + name: values.astype(np.int32) for name, values in (pairs.flags or {}).items()}
+    # that of the image follows from sizes
+    arrays |= {_THETAS + rule: own for rule, own in pairs.thetas.items() if rule != "image"}
     arrays |= {_PREDICTIONS + name: found for name, found in matches.predictions.items()}
     description = {
         "format": FORMAT,
@@ -105,9 +109,10 @@ def _check(arrays: Arrays, description: Mapping[str, Any]) -> None:
     pairs, points = len(counts), int(counts.sum())
     readouts = [name for name in arrays if name.startswith(_PREDICTIONS)]
     flags = [name for name in arrays if name.startswith(_FLAGS)]
+    thetas = ["theta", *(name for name in arrays if name.startswith(_THETAS))]
     shapes = {
         **dict.fromkeys(("counts", "source", "target", "category", *flags), (pairs,)),
-        **dict.fromkeys(("source_size", "target_size", "theta"), (pairs, 2)),
+        **dict.fromkeys(("source_size", "target_size", *thetas), (pairs, 2)),
         **dict.fromkeys(("source_points", "target_points"), (points, 2)),
         **dict.fromkeys(("original_source_points", "original_target_points", *readouts), (points, 2)),
         **({} if description["names"] is None else {"names": (points,)}),
@@ -119,7 +124,7 @@ def _check(arrays: Arrays, description: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} holds values that are not finite")
     if not pairs or not readouts or counts.min() < 1:
         raise ValueError("it lacks pairs, points or readouts")
-    if arrays["theta"].min() <= 0:
+    if min(arrays[name].min() for name in thetas) <= 0:
         raise ValueError("a theta is not positive")
     of = {"source": "images", "target": "images", "category": "categories"}
     for name, listed in (of | ({} if description["names"] is None else {"names": "names"})).items():
@@ -145,5 +150,6 @@ def _parse(arrays: Arrays, description: Mapping[str, Any]) -> Matches:
         sizes=np.hstack([arrays["source_size"], arrays["target_size"]]),
         keypoints=None if description["names"] is None else (tuple(description["names"]), arrays["names"]),
         flags=flags or None,
+        thetas={name.removeprefix(_THETAS): own for name, own in arrays.items() if name.startswith(_THETAS)},
     )
     return Matches(pairs, found)
