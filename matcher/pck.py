@@ -75,6 +75,12 @@ class Matches:
         points = self.pairs.points(rows)
         return Matches(self.pairs.take(rows), {name: own[points] for name, own in self.predictions.items()})
 
+    def only(self, chosen: NDArray[np.bool_]) -> "Matches":
+        """Some of the points, (N,), see `Pairs.only`. Raises `MatchError` where that is none."""
+        if not chosen.any():
+            raise MatchError("There is no point to score.")
+        return Matches(self.pairs.only(chosen), {name: own[chosen] for name, own in self.predictions.items()})
+
 
 Matched = Matches | Sequence[MatchedPair]
 
@@ -132,11 +138,18 @@ def distances(matched: Matched, readout: str, frame: PixelFrame | None = None) -
     chosen = own if frame is None else frame.frame
     truths = pairs.in_frame(own).target_points
     away = matches.predictions[readout].astype(np.float64) - truths.astype(np.float64)  # (N, 2)
-    if frame is not None and chosen is not own:
-        extents = placed(pairs.in_original_frame()[1][:, 2:], frame.image_size, frame.pad)[0]
-        to_original = extents / frame.image_size  # (P, 2): (x, y)
-        away *= np.repeat(to_original if chosen is Frame.ORIGINAL else 1 / to_original, pairs.counts, axis=0)
+    if chosen is not own:
+        away *= np.repeat(to_measured(pairs, own, frame), pairs.counts, axis=0)
     return Distances(np.linalg.norm(away, axis=1), pairs.in_frame(chosen).theta, pairs.counts, pairs.strict)
+
+
+def to_measured(pairs: Pairs, own: Frame, frame: PixelFrame | None) -> NDArray[np.float64]:
+    """What makes distances in x and y of pixels of a readout's `own` frame those of the frame measured in, (P, 2)."""
+    if frame is None or frame.frame is own:
+        return np.ones((len(pairs), 2))
+    extents = placed(pairs.in_original_frame()[1][:, 2:], frame.image_size, frame.pad)[0]
+    to_original: NDArray[np.float64] = extents / frame.image_size
+    return to_original if frame.frame is Frame.ORIGINAL else 1 / to_original
 
 
 def averaged(hit: NDArray[Any], points: NDArray[Any], category: NDArray[Any], average: Average) -> NDArray[np.float64]:

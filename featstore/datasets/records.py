@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 
 from featstore.errors import DatasetError
 from matcher.configuration import Pad
-from matcher.pairs import ALL, Integers, PairList, Pairs, PairsInFrame, Rows, placed, places
+from matcher.pairs import (
+    ALL,
+    FramePoints,
+    Integers,
+    PairList,
+    Pairs,
+    PairsInFrame,
+    Rows,
+    Unmatched,
+    placed,
+    places,
+)
 
 Numbers = NDArray[np.float64]
 
@@ -137,7 +148,8 @@ class Marks:
 
 
 def pair_of(source: ImageRecord, target: ImageRecord, ours: Marks, theirs: Marks) -> Pair | None:
-    """The pair of two images with the keypoints that both show, in the source's order; None where there is none."""
+    """The pair of two images with the keypoints that both show, in the source's order, and what else the target shows;
+    None where there is none."""
     names = tuple(name for name in ours.points if name in theirs.points)
     if not names:
         return None
@@ -157,6 +169,7 @@ def pair_of(source: ImageRecord, target: ImageRecord, ours: Marks, theirs: Marks
         target_size=theirs.size,
         source_place=ours.place,
         target_place=theirs.place,
+        target_only={name: (x, y) for name, (x, y) in theirs.points.items() if name not in ours.points},
     )
 
 
@@ -366,19 +379,20 @@ def to_resized_frame(
     extents, offsets = placed(sizes, size, pad)
     square = np.full_like(sizes, size)
     common = ~np.isnan(pairs.coordinates[:, 0, 0])  # (N,)
-    counts = np.add.reduceat(common, pairs.starts, dtype=np.int64)
 
-    def framed(frames: Integers, theta: Numbers, moved: Callable[[Points, int], Points]) -> PairsInFrame:
-        sides = []
-        for side in (0, 1):
-            frame = np.repeat(frames[:, side], counts, axis=0)  # (n, 2)
-            own = moved(pairs.coordinates[common, side], side)
-            sides.append(np.clip(own, _MARGIN, frame - 1 - _MARGIN).astype(np.float32))
-        return PairsInFrame(sides[0], sides[1], theta)
+    def counted(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.add.reduceat(chosen, pairs.starts, dtype=np.int64)
 
-    def moved(points: Points, side: int) -> Points:
-        extent, offset = (np.repeat(own[:, side], counts, axis=0) for own in (extents, offsets))  # (n, 2)
-        return _resized(points, extent, size) + offset
+    def inside(chosen: NDArray[np.bool_], side: int, resized: bool) -> FramePoints:
+        counts, points = counted(chosen), pairs.coordinates[chosen, side]
+        frame = np.repeat((square if resized else sizes)[:, side], counts, axis=0)  # (n, 2)
+        if resized:
+            extent, offset = (np.repeat(own[:, side], counts, axis=0) for own in (extents, offsets))
+            points = _resized(points, extent, size) + offset
+        return np.clip(points, _MARGIN, frame - 1 - _MARGIN).astype(np.float32)
+
+    def framed(theta: Numbers, resized: bool) -> PairsInFrame:
+        return PairsInFrame(inside(common, 0, resized), inside(common, 1, resized), theta)
 
     thetas = {one: _thetas(pairs, one, extents[:, 1], sizes[:, 1], size) for one in ThetaRule}
     _check_theta(pairs, rule, thetas[rule])
@@ -389,13 +403,16 @@ def to_resized_frame(
         source=pairs.source,
         target=pairs.target,
         category=pairs.category,
-        counts=counts,
+        counts=counted(common),
         keypoints=(names, places[common]),
         flags=None if any((own == _UNKNOWN).any() for own in pairs.flags.values()) else pairs.flags,
-        resized=framed(square, thetas[rule][:, 0], moved),
-        original=framed(sizes, thetas[rule][:, 1], lambda points, _: points),
+        resized=framed(thetas[rule][:, 0], resized=True),
+        original=framed(thetas[rule][:, 1], resized=False),
         sizes=sizes.reshape(-1, 4),
         thetas={one.name.lower(): own for one, own in thetas.items() if one is not rule and (own > 0).all()},
+        unmatched=Unmatched(
+            *(counted(~common), places[~common], inside(~common, 1, resized=True), inside(~common, 1, resized=False))
+        ),
     )
 
 
