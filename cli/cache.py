@@ -104,12 +104,15 @@ def _maps(config: MapsConfig, dry_run: DryRunOption = False, json: JsonOption = 
 def _info(config: StoreConfig, json: JsonOption = None) -> None:
     """What a store holds: made from what, which arrays, how complete, how large."""
     from featstore.store.store import open_store, summarise
+    from matcher.configuration import Pad
 
     opened = open_store(parse_location(config.store))
     header, arrays = opened.header, summarise(opened)
     root = f" in {header.dataset_root}" if header.dataset_root else ""
+    padded = ", padded" if header.pad is Pad.SQUARE else ""
     say(
         f"{config.store}: {len(opened.images.rows)} images of {header.dataset}{root}, {header.image_size} pixels a side"
+        f"{padded}"
     )
     say(
         f"model {header.model_id}{f' at {header.model_revision}' if header.model_revision else ''}, fingerprint "

@@ -45,7 +45,7 @@ def score(config: ScoreConfig, json: JsonOption = None, csv: CsvOption = None) -
 
     readouts = None if config.readouts is None else [*dict.fromkeys(config.readouts)]
     frame = None if config.frame is None else Frame(config.frame)
-    result = EvaluationRun.open(config.run).scored(readouts, config.alphas, frame)
+    result = EvaluationRun.open(config.run).scored(readouts, config.alphas, frame, config.theta, config.strict)
     for sentence in result.notes:
         TerminalProgress().note(sentence)
     print_evaluation(result, Average(config.average), json, csv)
@@ -65,7 +65,8 @@ def compare(config: CompareConfig, json: JsonOption = None, csv: CsvOption = Non
 
     frame = None if config.frame is None else Frame(config.frame)
     opened = [EvaluationRun.open(path) for path in config.runs]
-    found = compare_runs(opened, config.readout, config.alphas, Average(config.average), frame)
+    how = config.readout, config.alphas, Average(config.average), frame
+    found = compare_runs(opened, *how, theta=config.theta, strict=config.strict)
     for sentence in dict.fromkeys(sentence for run in opened for sentence in run.notes):
         TerminalProgress().note(sentence)
     say(found.title)

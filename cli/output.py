@@ -204,7 +204,10 @@ def print_evaluation(result: "Evaluation", average: "Average", json: Path | None
     write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
 
 
-CSV_SETTINGS = ("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features")
+CSV_SETTINGS = (
+    *("dataset", "split", "layers", "t", "weights", "geometry", "frame", "upsample", "features"),
+    *("pad", "theta", "strict"),
+)
 
 
 def csv_settings(result: "Evaluation", readout: str) -> tuple[str, ...]:
@@ -220,12 +223,15 @@ def csv_settings(result: "Evaluation", readout: str) -> tuple[str, ...]:
         result.scoring.frame_of(readout).value,
         str(settings.upsample),
         "; ".join(f"{name} {value}" for name, value in result.features.items()),
+        settings.pad.value,
+        result.scoring.theta or "",
+        str(result.scoring.strict).lower(),
     )
 
 
 def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     """One line of all that the numbers depend on."""
-    from matcher.configuration import Frame, frame_of, spell_readout
+    from matcher.configuration import Frame, Pad, frame_of, spell_readout
 
     settings: MatchSettings = scoring.settings
     layers = " + ".join(
@@ -237,7 +243,8 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     shown = ("prompt", "ensemble", "model", "dino", "dino_size", "encoding", "features")
     origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
-    frame = f"geometry {settings.geometry.value}, images resized to {settings.image_size} pixels"
+    made = "padded" if settings.pad is Pad.SQUARE else "resized"
+    frame = f"geometry {settings.geometry.value}, images {made} to {settings.image_size} pixels, {scoring.threshold}"
     if scoring.frame is not None:
         frame += f", PCK in the {scoring.frame.value} frame"
     elif any(frame_of(readout) is Frame.ORIGINAL for readout in scoring.readouts):

@@ -47,7 +47,10 @@ Rate = Annotated[float, Field(ge=0)]
 Factor = Annotated[int, Field(ge=1, le=99), Form("factor")]
 Factors = Annotated[tuple[Factor, ...], LISTED, Form("factors")]
 GeometryName = Literal["corners", "half-pixel"]
-AverageChoice = Literal["image", "point"]
+AnyGeometry = Literal["corners", "half-pixel", "floor"]
+AverageChoice = Literal["image", "point", "category"]
+PadName = Literal["stretch", "square"]
+ThetaName = Literal["box", "image", "keypoints"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "float64"]
 PLACE = "PLACE"
 MODELS = "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout."
@@ -80,10 +83,20 @@ Timesteps = Annotated[
 Weights = Annotated[Numbers | None, Setting("One weight per layer, e.g. 0.8,0.6.", "0.8 for layer 2, 0.6 for 3")]
 Upsample = Annotated[Factor, Setting("Upsample the finest map, bicubically, e.g. 2x.")]
 UpsampleAlign = Annotated[GeometryName | None, Setting("Geometry of the upsampling.", "as --geometry")]
-Geometry = Annotated[GeometryName, Setting("From pixels to cells: corners (SD4Match) or half-pixel.")]
+Geometry = Annotated[
+    AnyGeometry, Setting("From pixels to cells: corners (SD4Match), half-pixel, or floor (GeoAware-SC).")
+]
 Readouts = Annotated[Texts, Setting(f"Some of {', '.join(MODULES)}.")]
 Alphas = Annotated[Fractions, Setting("Thresholds as fractions of theta, e.g. 0.05,0.1 or 0.01..0.2:0.01.")]
-AverageName = Annotated[AverageChoice, Setting("Average of printed tables: image or point.", flag="--by")]
+AverageName = Annotated[AverageChoice, Setting("Average of printed tables: image, point or category.", flag="--by")]
+Theta = Annotated[
+    ThetaName | None,
+    Setting(
+        "What theta is the longer side of: the target's box, the image, or the extent of its keypoints.",
+        "as the data set's authors do",
+    ),
+]
+Strict = Annotated[bool, Setting("Count a point at a distance of exactly alpha theta as missed (GeoAware-SC).")]
 Prompts = Annotated[
     Place | None,
     Setting(
@@ -164,6 +177,11 @@ class BuildConfig(ComputeConfig):
     )
     ensemble: Positive = option("Noise draws per timestep that are kept; others are derived when needed.", default=1)
     size: Size = None
+    pad: PadName | None = option(
+        "How images become squares: stretch (SD4Match, DIFT), or square: padded (GeoAware-SC, SD-DINO).",
+        "stretch",
+        default=None,
+    )
     latents: Literal["sample", "mean"] | None = option(
         "What is taken of the VAE's posterior: sample (seeded) or mean.", "sample", default=None
     )
@@ -271,11 +289,16 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     readouts: Readouts = ("nn", "bilinear", "softmax", "kernelsoftmax")
     alphas: Alphas = ALPHAS
     average: AverageName = "image"
+    theta: Theta = None
+    strict: Strict = False
     ensemble: Positive | None = option("Noise draws whose features are averaged.", str(ENSEMBLE), default=None)
     features: Place | None = option(
         "Your own maps: safetensors '<image id>|<layer>', (C, h, w).", default=None, metavar="FILE"
     )
     size: Positive | None = option("With --features: side in pixels of the images they were made from.", default=None)
+    pad: PadName | None = option(
+        "With --features: how these images became squares, stretch or square (padded).", "stretch", default=None
+    )
     encoding: Encoding = "raw"
     sync: Sync = True
     skip_bad: SkipBad = False
@@ -317,8 +340,10 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     readouts: Readouts = ("nn",)
     alphas: Alphas = ALPHAS
     average: AverageName = "image"
-    geometries: Annotated[tuple[GeometryName, ...], LISTED] = option(
-        "corners, half-pixel, or corners,half-pixel for both.", default=("corners",), flag="--geometry"
+    theta: Theta = None
+    strict: Strict = False
+    geometries: Annotated[tuple[AnyGeometry, ...], LISTED] = option(
+        "corners, half-pixel or floor, or several, e.g. corners,half-pixel.", default=("corners",), flag="--geometry"
     )
     upsamples: Factors = option("Factors on the finest map, e.g. 1x,2x.", default=(1,), flag="--upsample")
     upsample_align: UpsampleAlign = None

@@ -23,6 +23,7 @@ from featstore.config import (
     Steps,
     StoreSetting,
     Texts,
+    ThetaName,
 )
 from featstore.parsing import Config, Setting, option
 from matcher.configuration import find_readouts
@@ -88,6 +89,16 @@ class PruneConfig(StoreConfig):
 
 
 KeptAlphas = Annotated[Fractions | None, Setting("Thresholds, e.g. 0.05,0.1 or 0.01..0.2:0.01.", "those of the run")]
+KeptTheta = Annotated[
+    ThetaName | None,
+    Setting(
+        "What theta is the longer side of: the target's box, the image, or the extent of its keypoints.",
+        "as the run has it",
+    ),
+]
+KeptStrict = Annotated[
+    bool | None, Setting("Count a point at a distance of exactly alpha theta as missed.", "as the run has it")
+]
 FrameName = Annotated[
     Literal["resized", "original"] | None,
     Setting(
@@ -104,6 +115,8 @@ class ScoreConfig(Config):
     alphas: KeptAlphas = None
     frame: FrameName = None
     average: AverageName = "image"
+    theta: KeptTheta = None
+    strict: KeptStrict = None
     readouts: Annotated[Texts | None, Setting("Only these readouts.", "all")] = None
 
     def __post_init__(self) -> None:
@@ -120,8 +133,12 @@ class CompareConfig(Config):
     ]
     readout: Annotated[str, Setting("Which of the runs' readouts.")] = "nn"
     alphas: KeptAlphas = None
-    average: Annotated[AverageChoice, Setting("Average that is compared: image or point.", flag="--by")] = "image"
+    average: Annotated[AverageChoice, Setting("Average that is compared: image, point or category.", flag="--by")] = (
+        "image"
+    )
     frame: FrameName = None
+    theta: KeptTheta = None
+    strict: KeptStrict = None
 
     def __post_init__(self) -> None:
         if "," in self.readout:

@@ -6,7 +6,7 @@ Loads neither torch nor numpy, so that what cannot be is refused at once.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from importlib import import_module
@@ -48,15 +48,28 @@ class Frame(Enum):
     ORIGINAL = "original"
 
 
+class Pad(Enum):
+    """How an image becomes a square of S x S pixels.
+
+    STRETCH: resized to it, whatever its aspect ratio (SD4Match, DIFT). SQUARE: its longer side becomes S, and the rest
+    is black, half of it on either side (GeoAware-SC, SD-DINO).
+    """
+
+    STRETCH = "stretch"
+    SQUARE = "square"
+
+
 class Geometry(Enum):
     """How pixel x maps to cell u on a map of width w (docs/method.md, Points).
 
     CORNERS: u = x (w - 1) / (S - 1), the centres of corner pixels and corner cells coincide (SD4Match).
     HALF_PIXEL: u = (x + 1/2) w / S - 1/2, the outer edges of image and map coincide (what strided convolutions do).
+    FLOOR: u = floor(x w / S), the cell that holds the pixel, and back x = u S / w + floor(S / w / 2) (GeoAware-SC).
     """
 
     CORNERS = "corners"
     HALF_PIXEL = "half-pixel"
+    FLOOR = "floor"
 
     @property
     def align_corners(self) -> bool:
@@ -104,7 +117,7 @@ class MatchSettings:
 
     image_size: side S of the resized image in pixels. geometry: pixel to cell. upsample: factor on the finest map's
     size. upsample_align: geometry of the upsampling. beta: softmax temperature. sigma: kernel width in cells. window:
-    reach in cells of the readout `window`, window_beta: its own temperature.
+    reach in cells of the readout `window`, window_beta: its own temperature. pad: how images were made squares.
     """
 
     image_size: int
@@ -115,6 +128,8 @@ class MatchSettings:
     sigma: float = SIGMA
     window: int = WINDOW
     window_beta: float = WINDOW_BETA
+    # not in the text that names a grid's ledger: a store has images of one kind
+    pad: Pad = field(default=Pad.STRETCH, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 2), ("upsample", 1), ("window", 0)):
@@ -256,11 +271,16 @@ def readout(name: str) -> Readout:
     return found
 
 
-def find_readouts(names: Sequence[str]) -> tuple[str, ...]:
-    """Readouts' names, each once. Raises `MatchError` for one that there is not."""
+def find_readouts(names: Sequence[str], pad: Pad = Pad.STRETCH) -> tuple[str, ...]:
+    """Readouts' names, each once. Raises `MatchError` for one that there is not, or not for such images."""
     for name in names:
         if name not in MODULES:
             raise MatchError(f"There is no readout {name!r}: choose from {', '.join(MODULES)}.")
+        if pad is Pad.SQUARE and frame_of(name) is Frame.ORIGINAL:
+            raise MatchError(
+                f"The readout {name} spreads a map over the image as it came, and maps of padded images cover more: "
+                "leave it out of --readouts."
+            )
     return tuple(dict.fromkeys(names))
 
 

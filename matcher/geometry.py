@@ -1,4 +1,4 @@
-"""Where a pixel lies on a map of h x w cells, and back, in two conventions (`Geometry`); and maps upsampled to other
+"""Where a pixel lies on a map of h x w cells, and back, in three conventions (`Geometry`); and maps upsampled to other
 cells: as matrices, so that scalar maps, single cells and norms need no upsampled map of all channels."""
 
 from collections.abc import Sequence
@@ -20,17 +20,21 @@ def pixels_to_cells(
     pixels, cells = _width_and_height(points, image_size), _width_and_height(points, map_size)
     if geometry is Geometry.CORNERS:
         return points * (cells - 1) / (pixels - 1)
+    if geometry is Geometry.FLOOR:
+        return (points * (cells / pixels)).floor()
     return (points + 0.5) * cells / pixels - 0.5
 
 
 def cells_to_pixels(cells: Tensor, image_size: int, map_size: tuple[int, int], geometry: Geometry) -> Tensor:
-    """The inverse of `pixels_to_cells`: (..., 2) in cells to (..., 2) in pixels.
+    """The inverse of `pixels_to_cells`: (..., 2) in cells to (..., 2) in pixels; of FLOOR about a cell's middle.
 
     On a map one cell wide CORNERS puts every pixel at cell 0, so its inverse is pixel 0.
     """
     size = _width_and_height(cells, map_size)
     if geometry is Geometry.CORNERS:
         return cells * (image_size - 1) / (size - 1).clamp(min=1)
+    if geometry is Geometry.FLOOR:
+        return cells * (image_size / size) + (image_size / size / 2).floor()
     return (cells + 0.5) * image_size / size - 0.5
 
 

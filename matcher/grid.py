@@ -13,7 +13,7 @@ from matcher.errors import MatchError
 from matcher.maps import MapSource
 from matcher.pairs import ALL, MatchingPair, Pairs
 from matcher.pck import CSV_HEADER as PCK_HEADER
-from matcher.pck import Average, Distances, PckTable, averaged, table_of, to_json
+from matcher.pck import Average, Distances, PckTable, averaged, pair_weights, table_of, to_json
 from matcher.pck import to_rows as pck_rows
 from matcher.statistics import Interval, bootstrap_mean
 from matcher.sweep import sweep
@@ -45,7 +45,7 @@ class GridScores:
     def pck(self, average: Average) -> NDArray[np.float64]:
         """Fractions over all pairs, (configurations, readouts, alphas)."""
         # one by one: as floats they take four times the memory
-        return np.array([averaged(own, self.pairs.counts, average) for own in self.hits])
+        return np.array([averaged(own, self.pairs.counts, self.pairs.category, average) for own in self.hits])
 
     def table(self, configuration: int) -> PckTable:
         """Of one configuration."""
@@ -67,7 +67,7 @@ class GridScores:
         return self._interval(lead, average).within(-1, 1)
 
     def _interval(self, values: NDArray[np.float64], average: Average) -> Interval:
-        return bootstrap_mean(self.pairs, values, 0, self.pairs.counts if average is Average.POINT else None)
+        return bootstrap_mean(self.pairs, values, 0, pair_weights(self.pairs, average))
 
 
 def score_grid(
@@ -117,7 +117,8 @@ def count_hits(
     for column, readout in enumerate(readouts):
         truth = pairs.in_frame(frame_of(readout))
         away = predictions[:, column].astype(np.float64) - truth.target_points.astype(np.float64)
-        found = Distances(np.hypot(away[..., 0], away[..., 1]), truth.theta, pairs.counts)  # (configurations, points)
+        apart = np.hypot(away[..., 0], away[..., 1])  # (configurations, points)
+        found = Distances(apart, truth.theta, pairs.counts, pairs.strict)
         for row, alpha in enumerate(alphas):
             hits[:, column, row] = found.hits(alpha)
     return hits

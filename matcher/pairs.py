@@ -3,14 +3,14 @@ and the pairs of a list, a column per property."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from matcher.configuration import Frame
+from matcher.configuration import Frame, Pad
 from matcher.errors import MatchError
 
 FramePoints = NDArray[np.float32]
@@ -23,11 +23,12 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class PixelFrame:
-    """A frame to measure in. image_size: S of the resized one, whichever is measured in, as it leads from one to the
-    other: x_resized = x S / W."""
+    """A frame to measure in. image_size, pad: S of the resized one and how images were brought to it, whichever is
+    measured in, as they lead from one to the other: see `placed`."""
 
     frame: Frame
     image_size: int
+    pad: Pad = Pad.STRETCH
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +97,33 @@ def _check_categories(names: Iterable[str], whose: str) -> None:
 
 
 Integers = NDArray[np.integer[Any]]
+Floats = NDArray[np.float64]
+
+
+def content_sizes(sizes: Integers, image_size: int) -> Integers:
+    """What padding to a square of `image_size` pixels makes of images' (width, height), (..., 2): whole pixels."""
+    scaled = image_size * sizes / sizes.max(axis=-1, keepdims=True)
+    return np.maximum(np.around(scaled), 1).astype(np.int64)
+
+
+def placed(sizes: Integers, image_size: int, pad: Pad) -> tuple[Floats, Floats]:
+    """Where images lie in the resized frame of `image_size` = S pixels: x_resized = x S / extent + offset.
+
+    Args:
+        sizes: (..., 2), (width, height) of the original images.
+        image_size: S.
+        pad: How they were made squares.
+
+    Returns:
+        Extent and offset in x and y, (..., 2) each.
+    """
+    if pad is Pad.STRETCH:
+        return sizes.astype(np.float64), np.zeros(sizes.shape)
+    longest = np.broadcast_to(sizes.max(axis=-1, keepdims=True), sizes.shape).astype(np.float64)
+    # GeoAware-SC's: the offset in whole pixels, and the same scale along both sides, whatever the content is rounded to
+    return longest, np.floor((image_size - content_sizes(sizes, image_size)) / 2)
+
+
 Rows = Sequence[int] | Integers | NDArray[np.bool_]
 """Places of pairs, or a mask of all."""
 
@@ -173,10 +201,11 @@ class PairList(Sequence[View]):
 
     def points(self, rows: Rows) -> NDArray[np.int64]:
         """The places of some pairs' points among all N, pair by pair."""
-        rows = places(rows)
-        counts = self.counts[rows]
-        ends = np.cumsum(counts)
-        return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.starts[rows] - ends + counts, counts)
+        return _points_of(self.counts, places(rows))
+
+    def span(self, row: int) -> tuple[int, int]:
+        """Where a pair's points begin among all N, and how many there are."""
+        return int(self.starts[row]), int(self.counts[row])
 
     def grouped(
         self, by: Literal["source", "target", "category"], rows: Iterable[int] | None = None
@@ -193,6 +222,42 @@ class PairList(Sequence[View]):
     def occurring(self) -> dict[str, NDArray[np.bool_]]:
         """The categories that occur, sorted, and which pairs are of each, (P,)."""
         return {self.categories[place]: self.category == place for place in np.unique(self.category)}
+
+
+def _points_of(counts: NDArray[np.int64], rows: NDArray[np.intp]) -> NDArray[np.int64]:
+    """The places of some rows' points among those of all, row by row. counts: points of each row."""
+    starts, own = (np.cumsum(counts) - counts)[rows], counts[rows]
+    ends = np.cumsum(own)
+    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - ends + own, own)
+
+
+@dataclass(frozen=True, eq=False)
+class Unmatched:
+    """The M keypoints that P pairs' targets show and their sources do not, which nothing is matched with. counts: (P,).
+    keypoints: (M,) places among the names of the pairs' keypoints. resized, original: (M, 2), in either frame."""
+
+    counts: NDArray[np.int64]
+    keypoints: Integers
+    resized: FramePoints
+    original: FramePoints
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(P,), where each pair's begin."""
+        return np.cumsum(self.counts) - self.counts
+
+    def span(self, row: int) -> tuple[int, int]:
+        """Where a pair's begin among all M, and how many there are."""
+        return int(self.starts[row]), int(self.counts[row])
+
+    def in_frame(self, frame: Frame) -> FramePoints:
+        """(M, 2)."""
+        return self.resized if frame is Frame.RESIZED else self.original
+
+    def take(self, rows: NDArray[np.intp]) -> "Unmatched":
+        """Those of some of the pairs."""
+        own = _points_of(self.counts, rows)
+        return Unmatched(self.counts[rows], self.keypoints[own], self.resized[own], self.original[own])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,11 +293,17 @@ class PairsInFrame:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pairs(PairList[MatchingPair]):
     """Pairs to be matched. resized, original: in either frame, None for one that not all pairs have. sizes: (P, 4),
-    (width, height) of source and target in the original frame."""
+    (width, height) of source and target in the original frame. strict: whether a point counts as missed at a distance
+    of exactly alpha theta. thetas: base thresholds by other rules, as far as they can be measured, by the rule's name:
+    (P, 2), in the resized and the original frame. unmatched: what else the targets show, None where that is not
+    known."""
 
     resized: PairsInFrame
     original: PairsInFrame | None = None
     sizes: Integers | None = None
+    strict: bool = False
+    thetas: Mapping[str, Floats] = field(default_factory=dict)
+    unmatched: Unmatched | None = None
 
     @classmethod
     def of(cls, pairs: Iterable[MatchingPair]) -> "Pairs":
@@ -287,7 +358,27 @@ class Pairs(PairList[MatchingPair]):
             resized=self.resized.take(rows, points),
             original=None if self.original is None else self.original.take(rows, points),
             sizes=None if self.sizes is None else self.sizes[rows],
+            thetas={rule: own[rows] for rule, own in self.thetas.items()},
+            unmatched=None if self.unmatched is None else self.unmatched.take(rows),
         )
+
+    def only(self, chosen: NDArray[np.bool_]) -> "Pairs":
+        """The pairs with some of their points, (N,), without those that none is left of. What else their targets show
+        is as it was."""
+        frames = {name: own for name in ("resized", "original") if (own := getattr(self, name)) is not None}
+        kept = {
+            name: replace(own, source_points=own.source_points[chosen], target_points=own.target_points[chosen])
+            for name, own in frames.items()
+        }
+        counts = np.add.reduceat(chosen, self.starts, dtype=np.int64)
+        names = None if self.keypoints is None else (self.keypoints[0], self.keypoints[1][chosen])
+        return replace(self, counts=counts, keypoints=names, **kept).take(counts > 0)
+
+    def with_theta(self, thetas: Floats) -> "Pairs":
+        """The pairs with other base thresholds: (P, 2), in the resized and the original frame. Raises `MatchError`
+        where the pairs are not known in the latter."""
+        original = replace(self.in_original_frame()[0], theta=thetas[:, 1])
+        return replace(self, resized=replace(self.resized, theta=thetas[:, 0]), original=original)
 
     def in_frame(self, frame: Frame) -> PairsInFrame:
         """The pairs in a frame. Raises `MatchError` where a pair is not known in the original one."""

@@ -1,4 +1,4 @@
-"""PCK@alpha: the share of points with ||prediction - truth|| <= alpha theta, and its two averages."""
+"""PCK@alpha: the share of points with ||prediction - truth|| <= alpha theta, and its three averages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from matcher.configuration import Frame, frame_of
 from matcher.errors import MatchError
-from matcher.pairs import ALL, FramePoints, MatchingPair, Pairs, PixelFrame, Rows
+from matcher.pairs import ALL, FramePoints, MatchingPair, Pairs, PixelFrame, Rows, placed
 
 T = TypeVar("T")
 
@@ -28,10 +28,12 @@ class Columns(Generic[T]):
 
 
 class Average(Enum):
-    """IMAGE: mean over pairs of the pair's PCK (SD4Match's default). POINT: all points pooled. Papers mix them."""
+    """IMAGE: mean over pairs of the pair's PCK (SD4Match's default). POINT: all points pooled. CATEGORY: mean over
+    categories of each one's pooled points (probe3d). Papers mix them."""
 
     IMAGE = "image"
     POINT = "point"
+    CATEGORY = "category"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,19 +75,27 @@ class Matches:
         points = self.pairs.points(rows)
         return Matches(self.pairs.take(rows), {name: own[points] for name, own in self.predictions.items()})
 
+    def only(self, chosen: NDArray[np.bool_]) -> "Matches":
+        """Some of the points, (N,), see `Pairs.only`. Raises `MatchError` where that is none."""
+        if not chosen.any():
+            raise MatchError("There is no point to score.")
+        return Matches(self.pairs.only(chosen), {name: own[chosen] for name, own in self.predictions.items()})
+
 
 Matched = Matches | Sequence[MatchedPair]
 
 
 @dataclass(frozen=True, slots=True)
 class Pck:
-    """PCK of a readout as fractions, by alpha, in both averages."""
+    """PCK of a readout as fractions, by alpha, in all averages."""
 
     image: Mapping[float, Columns[float]]
     point: Mapping[float, Columns[float]]
+    category: Mapping[float, Columns[float]]
 
     def __getitem__(self, average: Average) -> Mapping[float, Columns[float]]:
-        return self.image if average is Average.IMAGE else self.point
+        found: Mapping[float, Columns[float]] = getattr(self, average.value)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +109,21 @@ class PckTable:
 @dataclass(frozen=True, slots=True, eq=False)
 class Distances:
     """From predictions to the truth, in pixels of one frame. distances: (..., points), of all pairs in turn. thetas:
-    (pairs,), base thresholds. counts: (pairs,), points of each."""
+    (pairs,), base thresholds. counts: (pairs,), points of each. strict: see `matcher.pairs.Pairs`."""
 
     distances: NDArray[np.float64]
     thetas: NDArray[np.float64]
     counts: NDArray[np.int64]
+    strict: bool = False
+
+    def right(self, alpha: float) -> NDArray[np.bool_]:
+        """Which points are matched well enough, (..., points)."""
+        reach = alpha * np.repeat(self.thetas, self.counts)
+        return self.distances < reach if self.strict else self.distances <= reach
 
     def hits(self, alpha: float) -> NDArray[np.int64]:
         """How many points of each pair are matched well enough, (..., pairs)."""
-        right = self.distances <= alpha * np.repeat(self.thetas, self.counts)
+        right = self.right(alpha)
         return np.asarray(np.add.reduceat(right, np.cumsum(self.counts) - self.counts, axis=-1, dtype=np.int64))
 
 
@@ -122,18 +138,37 @@ def distances(matched: Matched, readout: str, frame: PixelFrame | None = None) -
     chosen = own if frame is None else frame.frame
     truths = pairs.in_frame(own).target_points
     away = matches.predictions[readout].astype(np.float64) - truths.astype(np.float64)  # (N, 2)
-    if frame is not None and chosen is not own:
-        to_original = pairs.in_original_frame()[1][:, 2:].astype(np.float64) / frame.image_size  # (P, 2): (x, y)
-        away *= np.repeat(to_original if chosen is Frame.ORIGINAL else 1 / to_original, pairs.counts, axis=0)
-    return Distances(np.linalg.norm(away, axis=1), pairs.in_frame(chosen).theta, pairs.counts)
+    if chosen is not own:
+        away *= np.repeat(to_measured(pairs, own, frame), pairs.counts, axis=0)
+    return Distances(np.linalg.norm(away, axis=1), pairs.in_frame(chosen).theta, pairs.counts, pairs.strict)
 
 
-def averaged(hit: NDArray[Any], points: NDArray[Any], average: Average) -> NDArray[np.float64]:
-    """PCK as fractions, (...), from hits (..., pairs) and points (pairs,) of each pair."""
+def to_measured(pairs: Pairs, own: Frame, frame: PixelFrame | None) -> NDArray[np.float64]:
+    """What makes distances in x and y of pixels of a readout's `own` frame those of the frame measured in, (P, 2)."""
+    if frame is None or frame.frame is own:
+        return np.ones((len(pairs), 2))
+    extents = placed(pairs.in_original_frame()[1][:, 2:], frame.image_size, frame.pad)[0]
+    to_original: NDArray[np.float64] = extents / frame.image_size
+    return to_original if frame.frame is Frame.ORIGINAL else 1 / to_original
+
+
+def averaged(hit: NDArray[Any], points: NDArray[Any], category: NDArray[Any], average: Average) -> NDArray[np.float64]:
+    """PCK as fractions, (...), from hits (..., pairs), and points and category of each pair, (pairs,)."""
     if average is Average.IMAGE:
         # numpy adds in the order of memory: another one, as of a grid that was read back, would move the last digit
         return np.asarray((np.ascontiguousarray(hit) / points).mean(axis=-1))
-    return np.asarray(hit.sum(axis=-1) / points.sum())
+    if average is Average.POINT:
+        return np.asarray(hit.sum(axis=-1) / points.sum())
+    members = [category == one for one in np.unique(category)]
+    return np.asarray(np.mean([hit[..., own].sum(axis=-1) / points[own].sum() for own in members], axis=0))
+
+
+def pair_weights(pairs: Pairs, average: Average) -> NDArray[np.float64] | None:
+    """How much each pair counts in an average over all, (pairs,); None where all count the same."""
+    if average is Average.IMAGE:
+        return None
+    in_category = np.bincount(pairs.category, pairs.counts)[pairs.category]
+    return pairs.counts / (in_category if average is Average.CATEGORY else 1)
 
 
 def tabulate(matched: Matched, alphas: Sequence[float], frame: PixelFrame | None = None) -> PckTable:
@@ -150,8 +185,10 @@ def table_of(pairs: Pairs, hits: Mapping[str, Mapping[float, NDArray[Any]]]) -> 
     members = pairs.occurring
 
     def columns(right: NDArray[Any], average: Average) -> Columns[float]:
-        own = {name: float(averaged(right[rows], pairs.counts[rows], average)) for name, rows in members.items()}
-        return Columns(float(averaged(right, pairs.counts, average)), own)
+        def pck(rows: Rows) -> float:
+            return float(averaged(right[rows], pairs.counts[rows], pairs.category[rows], average))
+
+        return Columns(pck(np.arange(len(pairs))), {name: pck(rows) for name, rows in members.items()})
 
     values = {
         readout: Pck(*({alpha: columns(right, average) for alpha, right in own.items()} for average in Average))
@@ -191,6 +228,7 @@ def best_and_worst(
     matches = Matches.of(matched)
     measured = distances(matches, readout, frame)
     own = np.split(measured.distances, matches.pairs.starts[1:])
+    right = np.split(measured.right(alpha), matches.pairs.starts[1:])
     errors = np.array([away.mean() for away in own]) / measured.thetas
     telling = np.flatnonzero(measured.counts >= LEAST_POINTS)
     chosen = telling if len(telling) >= 2 * count else np.arange(len(matches))
@@ -199,7 +237,7 @@ def best_and_worst(
     worst = _of_other_images(matches.pairs, [row for row in ordered[::-1] if row not in best], count)
 
     def ranked(row: int) -> RankedPair:
-        return RankedPair(row, own[row] <= alpha * measured.thetas[row], float(errors[row]))
+        return RankedPair(row, right[row], float(errors[row]))
 
     return list(map(ranked, best)), list(map(ranked, worst))
 
@@ -217,7 +255,7 @@ def _of_other_images(pairs: Pairs, ordered: Iterable[int], count: int) -> list[i
 
 
 def to_json(table: PckTable) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """`{readout: {"image"|"point": {"0.05": {"all": 0.4121, category: ...}}}}`, values as fractions."""
+    """`{readout: {"image"|"point"|"category": {"0.05": {"all": 0.4121, category: ...}}}}`, values as fractions."""
     return {
         readout: {
             average.value: {f"{alpha:g}": {ALL: own.overall, **own.by_category} for alpha, own in pck[average].items()}

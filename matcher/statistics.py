@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from matcher.errors import MatchError
 from matcher.pairs import ALL, MatchingPair, Pairs, PixelFrame
-from matcher.pck import Average, Columns, Distances, Matched, Matches, averaged, distances
+from matcher.pck import Average, Columns, Distances, Matched, Matches, averaged, distances, pair_weights
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -388,7 +388,7 @@ def pck_intervals(
     matches = Matches.of(matched)
     measured = [distances(matches, readout, frame) for readout in readouts]
     values = np.array([found.hits(alpha) / found.counts for found in measured for alpha in alphas])  # (values, pairs)
-    graphs = graphs_of(matches.pairs, matches.pairs.counts if average is Average.POINT else None)
+    graphs = graphs_of(matches.pairs, pair_weights(matches.pairs, average))
     over_all, of_each = bootstrap(graphs, values, SEED)
 
     def columns(value: int) -> Columns[Interval]:
@@ -422,7 +422,8 @@ def compare(
     counts = first.counts
     if len(pairs) != len(counts) or not np.array_equal(counts, second.counts):
         raise MatchError("Runs can be compared only over the same pairs with the same points.")
-    graphs = graphs_of(pairs, counts if average is Average.POINT else None)
+    pairs = Pairs.of(pairs)
+    graphs = graphs_of(pairs, pair_weights(pairs, average))
     hits = [np.array([run.hits(alpha) for alpha in alphas]) for run in (first, second)]  # (alphas, pairs) each
     values = (hits[1] - hits[0]) / counts
     leads, lead_of_each = bootstrap(graphs, values, SEED)
@@ -432,7 +433,7 @@ def compare(
     names = [ALL, *(graph.category for graph in graphs)]
 
     def difference(row: int, own: NDArray[np.int64], intervals: Intervals, chances: Floats) -> Difference:
-        one, other = (float(averaged(run[row, own], counts[own], average)) for run in hits)
+        one, other = (float(averaged(run[row, own], counts[own], pairs.category[own], average)) for run in hits)
         return Difference(one, other, intervals[row].within(-1, 1), float(chances[row]))
 
     found = {}

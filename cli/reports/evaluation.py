@@ -27,6 +27,7 @@ from featstore.errors import DatasetError
 from featstore.pipeline.results import EvaluationRun
 from matcher.configuration import Frame, frame_of
 from matcher.errors import InputError
+from matcher.pairs import placed
 from matcher.pck import RULE, Average, MatchedPair, RankedPair, best_and_worst, paper_rows
 
 CHARTS: Mapping[str, Callable[[Scored], page.Chart | None]] = {
@@ -91,6 +92,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
                 **page.facts_of(run.description, "dataset", "split", "categories", "n_pairs", "n_points", "pairs_hash"),
                 **page.facts_of(run.description, "average", "theta"),
                 "Alphas": scoring.alphas,
+                "Found": scoring.threshold,
                 "Frame of distances": [f"{readout}: {frame}" for readout, frame in frames.items()],
             },
             "Matching": page.facts_of(asdict(scoring.settings)),
@@ -212,7 +214,9 @@ def _picture(
     pair, original, right = match.pair, match.pair.in_original_frame(), ranked.right
     predicted = match.predictions[scored.readout].astype(np.float64)
     if frame_of(scored.readout) is Frame.RESIZED:
-        predicted *= np.asarray(original.target_size) / scored.run.scoring.settings.image_size
+        settings = scored.run.scoring.settings
+        extent, offset = placed(np.asarray(original.target_size), settings.image_size, settings.pad)
+        predicted = (predicted - offset) * (extent / settings.image_size)
     text = (
         f"{pair.category}: {int(right.sum())} of {len(right)} keypoints right, mean distance {ranked.error:.2f} theta. "
         f"{pair.source} to {pair.target}."

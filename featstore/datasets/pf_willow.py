@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from featstore.datasets.listed import ListedDataset, ListedPair, each_new
@@ -61,9 +60,7 @@ DATASET = PfWillowDataset
 
 
 def _pair(listed: ListedPair) -> Pair:
-    ours, theirs = _marks(listed.row, "A"), _marks(listed.row, "B")
-    only = {name: (x, y) for name, (x, y) in theirs.points.items() if name not in ours.points}
-    return replace(listed.pair(ours, theirs), target_only=only)
+    return listed.pair(_marks(listed.row, "A"), _marks(listed.row, "B"))
 
 
 def _marks(row: Row, side: str) -> Marks:

@@ -16,6 +16,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError
 from featstore.plain_text import one_line
+from matcher.configuration import Pad
+from matcher.pairs import content_sizes
 
 # Pillow warns of pictures that are within our limits, and of damage that is refused here or does not matter.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -193,17 +195,25 @@ def image_key(image: ImageRecord, data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16, person=person).hexdigest()
 
 
-def resize_to_square(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """An RGB picture resized by PIL's bilinear filter with antialiasing; the aspect ratio is not kept.
+def resize_to_square(picture: Image.Image, size: int, pad: Pad = Pad.STRETCH) -> NDArray[np.uint8]:
+    """An RGB picture as a square. Stretched: resized by PIL's bilinear filter with antialiasing; the aspect ratio is
+    not kept. Padded: resized by its Lanczos filter, and the rest is black.
 
     Args:
         picture: mode RGB, of any size.
         size: pixels a side.
+        pad: how it becomes one.
 
     Returns:
         (3, size, size), values of 0 to 255.
     """
-    resized = picture.resize((size, size), Image.Resampling.BILINEAR)
+    if pad is Pad.STRETCH:
+        resized = picture.resize((size, size), Image.Resampling.BILINEAR)
+    else:
+        width, height = content_sizes(np.array(picture.size), size).tolist()
+        resized = Image.new("RGB", (size, size))
+        content = picture.resize((width, height), Image.Resampling.LANCZOS)
+        resized.paste(content, ((size - width) // 2, (size - height) // 2))
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 

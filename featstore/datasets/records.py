@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DatasetError
-from matcher.pairs import ALL, Integers, PairList, Pairs, PairsInFrame, Rows, places
+from matcher.configuration import Pad
+from matcher.pairs import (
+    ALL,
+    FramePoints,
+    Integers,
+    PairList,
+    Pairs,
+    PairsInFrame,
+    Rows,
+    Unmatched,
+    placed,
+    places,
+)
 
 Numbers = NDArray[np.float64]
 
@@ -136,7 +148,8 @@ class Marks:
 
 
 def pair_of(source: ImageRecord, target: ImageRecord, ours: Marks, theirs: Marks) -> Pair | None:
-    """The pair of two images with the keypoints that both show, in the source's order; None where there is none."""
+    """The pair of two images with the keypoints that both show, in the source's order, and what else the target shows;
+    None where there is none."""
     names = tuple(name for name in ours.points if name in theirs.points)
     if not names:
         return None
@@ -156,6 +169,7 @@ def pair_of(source: ImageRecord, target: ImageRecord, ours: Marks, theirs: Marks
         target_size=theirs.size,
         source_place=ours.place,
         target_place=theirs.place,
+        target_only={name: (x, y) for name, (x, y) in theirs.points.items() if name not in ours.points},
     )
 
 
@@ -342,34 +356,46 @@ _MARGIN = 1e-4
 """How far inside the frame a clamped point lies, in pixels; as SD4Match."""
 
 
-def to_resized_frame(pairs: AnnotatedPairs, rule: ThetaRule, size_of: SizeOf, size: int) -> Pairs:
+def to_resized_frame(
+    pairs: AnnotatedPairs, rule: ThetaRule, size_of: SizeOf, size: int, pad: Pad = Pad.STRETCH
+) -> Pairs:
     """The pairs with points in pixels of the images resized to `size` x `size`, and their base thresholds theta; and
     the same in pixels of the original images.
 
-    x_resized = x size / W, whatever the geometry. theta is measured on the points as annotated; only then are they
-    clamped into the frame.
+    Stretched, x_resized = x size / W, whatever the geometry; padded, see `matcher.pairs.placed`. theta is measured on
+    the points as annotated; only then are they clamped into the frame.
 
     Args:
         pairs: with points in pixels of the original images.
         rule: what theta is measured on.
         size_of: the original images' sizes.
         size: pixels a side of the resized images.
+        pad: how images are made squares.
 
     Raises:
         DatasetError: where theta cannot be measured or is 0.
     """
     sizes = pairs.image_sizes(size_of)[pairs.ends]  # (P, 2, 2)
+    extents, offsets = placed(sizes, size, pad)
+    square = np.full_like(sizes, size)
     common = ~np.isnan(pairs.coordinates[:, 0, 0])  # (N,)
-    counts = np.add.reduceat(common, pairs.starts, dtype=np.int64)
 
-    def framed(frames: Integers, move: Callable[[Points, Integers, Integers], Points]) -> PairsInFrame:
-        sides = []
-        for side in (0, 1):
-            original, frame = (np.repeat(own[:, side], counts, axis=0) for own in (sizes, frames))  # (n, 2)
-            own = move(pairs.coordinates[common, side], original, frame)
-            sides.append(np.clip(own, _MARGIN, frame - 1 - _MARGIN).astype(np.float32))
-        return PairsInFrame(sides[0], sides[1], _theta(pairs, rule, sizes[:, 1], frames[:, 1]))
+    def counted(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.add.reduceat(chosen, pairs.starts, dtype=np.int64)
 
+    def inside(chosen: NDArray[np.bool_], side: int, resized: bool) -> FramePoints:
+        counts, points = counted(chosen), pairs.coordinates[chosen, side]
+        frame = np.repeat((square if resized else sizes)[:, side], counts, axis=0)  # (n, 2)
+        if resized:
+            extent, offset = (np.repeat(own[:, side], counts, axis=0) for own in (extents, offsets))
+            points = _resized(points, extent, size) + offset
+        return np.clip(points, _MARGIN, frame - 1 - _MARGIN).astype(np.float32)
+
+    def framed(theta: Numbers, resized: bool) -> PairsInFrame:
+        return PairsInFrame(inside(common, 0, resized), inside(common, 1, resized), theta)
+
+    thetas = {one: _thetas(pairs, one, extents[:, 1], sizes[:, 1], size) for one in ThetaRule}
+    _check_theta(pairs, rule, thetas[rule])
     names, places = pairs.keypoints
     return Pairs(
         images=pairs.images,
@@ -377,33 +403,43 @@ def to_resized_frame(pairs: AnnotatedPairs, rule: ThetaRule, size_of: SizeOf, si
         source=pairs.source,
         target=pairs.target,
         category=pairs.category,
-        counts=counts,
+        counts=counted(common),
         keypoints=(names, places[common]),
         flags=None if any((own == _UNKNOWN).any() for own in pairs.flags.values()) else pairs.flags,
-        resized=framed(np.full_like(sizes, size), _resized),
-        original=framed(sizes, lambda points, *_: points),
+        resized=framed(thetas[rule][:, 0], resized=True),
+        original=framed(thetas[rule][:, 1], resized=False),
         sizes=sizes.reshape(-1, 4),
+        thetas={one.name.lower(): own for one, own in thetas.items() if one is not rule and (own > 0).all()},
+        unmatched=Unmatched(
+            *(counted(~common), places[~common], inside(~common, 1, resized=True), inside(~common, 1, resized=False))
+        ),
     )
 
 
-def _resized(points: Points, original: Integers, frame: Integers) -> Points:
-    return points * frame.astype(np.float64) / original.astype(np.float64)
+def _resized(points: Points, extent: Numbers, frame: Any) -> Points:
+    return points * np.asarray(frame, dtype=np.float64) / extent
 
 
-def _theta(pairs: AnnotatedPairs, rule: ThetaRule, original: Integers, frame: Integers) -> Numbers:
-    """(P,) in pixels of the target images, of (width, height) `original`, resized to `frame`, of points that are not
-    clamped."""
+def _thetas(pairs: AnnotatedPairs, rule: ThetaRule, extents: Numbers, sizes: Integers, size: int) -> Numbers:
+    """(P, 2) in pixels of the target images, resized to `size` and in the original, by points that are not clamped; NaN
+    where it cannot be measured. extents: of the targets, see `placed`. sizes: theirs, (width, height)."""
+    original = sizes.astype(np.float64)
     if rule is ThetaRule.IMAGE:
-        return np.asarray(frame.max(axis=1), dtype=np.float64)
+        return np.stack([np.full(len(pairs), float(size)), original.max(axis=1)], axis=1)
     if rule is ThetaRule.KEYPOINTS:
         # all that the target shows: theta is a matter of its own annotation, whatever the source lacks
         low, high = (ends.reduceat(pairs.coordinates[:, 1], pairs.starts) for ends in (np.minimum, np.maximum))
     else:
         low, high = pairs.boxes[:, 1, :2], pairs.boxes[:, 1, 2:]
-    theta = (_resized(high, original, frame) - _resized(low, original, frame)).max(axis=1)
+    frames = (extents, size), (original, original)
+    return np.stack([(_resized(high, *frame) - _resized(low, *frame)).max(axis=1) for frame in frames], axis=1)
+
+
+def _check_theta(pairs: AnnotatedPairs, rule: ThetaRule, thetas: Numbers) -> None:
+    """Raise `DatasetError` for the first pair whose theta cannot be measured or is 0."""
+    theta = thetas[:, 0]
     for row in map(int, np.flatnonzero(~(theta > 0))):
         source, target, _ = pairs.named(row)
         reason = "the target has no bounding box" if np.isnan(theta[row]) else f"it is {theta[row]:g} pixels"
         what = f"PCK's threshold is measured on the {rule.value}, but {reason}"
         raise DatasetError(f"Pair {source} -> {target}: {what}; correct the annotation or leave the pair out.")
-    return np.asarray(theta)

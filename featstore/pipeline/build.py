@@ -28,6 +28,7 @@ from featstore.store.keys import StoreLocation
 from featstore.store.rows import row_bytes
 from featstore.store.schema import StoreHeader
 from featstore.store.store import Store, create_store, open_if_there, record_whereabouts, update_images
+from matcher.configuration import Pad
 
 READERS = 8
 """Threads that read image files; reading waits for the disk, not for a core."""
@@ -151,7 +152,7 @@ def _category_fault(table: ImageTable, row: int, record: ImageRecord) -> str:
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """What to cache. image_size: S in pixels, None for what the model was trained for. draws: of noise a timestep.
-    part: of the images whose latents are made."""
+    part: of the images whose latents are made. pad: how images become squares."""
 
     path: StoreLocation
     root: Path | None
@@ -162,6 +163,7 @@ class BuildRequest:
     draws: int
     part: Part = WHOLE
     durable: bool = True
+    pad: Pad = Pad.STRETCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,7 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
         seed=request.seed,
         latent_shift=model.latent_scale.shift,
         dataset_annotations=annotations_of(dataset),
+        pad=request.pad,
         checks=known_checksums(),
     )
 

@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from featstore.config import ThetaName
 from featstore.errors import EvaluationError
-from featstore.pipeline.results import EvaluationRun
-from matcher.configuration import Frame
-from matcher.pairs import MatchingPair, Pairs, PixelFrame
+from featstore.pipeline.results import EvaluationRun, Scoring
+from matcher.configuration import Frame, Pad
+from matcher.pairs import MatchingPair, Pairs
 from matcher.pck import Average, Columns, Distances, Matches, distances
 from matcher.statistics import Difference, compare
 
@@ -28,21 +29,22 @@ Differences = Mapping[float, Columns[Difference]]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Evaluations over the same pairs and the first one. others: each with how far it leads. readout, average, frame:
-    what was compared, and in whose pixels distances were measured."""
+    """Evaluations over the same pairs and the first one. others: each with how far it leads. readout, average, frame,
+    scoring: what was compared, in whose pixels distances were measured, and which are small enough."""
 
     first: EvaluationRun
     others: tuple[tuple[EvaluationRun, Differences], ...]
     readout: str
     average: Average
     frame: Frame
+    scoring: Scoring
 
     @property
     def title(self) -> str:
         """What was compared, on which list."""
         return (
-            f"PCK in percent, {self.readout}, {self.average.value} average, {self.frame.value} frame: "
-            f"{self.first.title}"
+            f"PCK in percent, {self.readout}, {self.average.value} average, {self.frame.value} frame, "
+            f"{self.scoring.threshold}: {self.first.title}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -52,6 +54,8 @@ class Comparison:
             "readout": self.readout,
             "average": self.average.value,
             "frame": self.frame.value,
+            "theta": self.scoring.theta,
+            "strict": self.scoring.strict,
             "first": str(self.first.path),
             "comparisons": [{"run": str(run.path), "results": _to_json(found)} for run, found in self.others],
         }
@@ -81,6 +85,8 @@ def compare_runs(
     alphas: Sequence[float] | None = None,
     average: Average = Average.IMAGE,
     frame: Frame | None = None,
+    theta: ThetaName | None = None,
+    strict: bool | None = None,
 ) -> Comparison:
     """Compare evaluations with the first, see `matcher.statistics.compare`.
 
@@ -90,14 +96,19 @@ def compare_runs(
         alphas: Thresholds as fractions of theta, by default those of the first run.
         average: Over pairs or points.
         frame: In whose pixels distances are measured, by default the one in which all were scored.
+        theta: What theta is measured on, by default as in the runs.
+        strict: Whether a point at alpha theta is missed, by default as in the runs.
 
     Returns:
         How far each leads the first, with 95 % intervals and p values.
 
     Raises:
-        EvaluationError: One lacks the readout; pairs, keypoints or thresholds differ, or frames where none is given.
+        EvaluationError: One lacks the readout or the theta; pairs, keypoints or thresholds differ, or frames, or
+            whether a point at alpha theta is missed, where none is given.
     """
-    first, *others = runs
+    if strict is None and len({run.scoring.strict for run in runs}) > 1:
+        raise EvaluationError("Some of the runs count a point at alpha theta as missed: say --strict or --no-strict.")
+    first, *others = (run.under(theta, strict) for run in runs)
     chosen = first.scoring.alphas if alphas is None else alphas
     found = []
     for other in others:
@@ -108,7 +119,7 @@ def compare_runs(
         theirs = _distances(other, aligned(first, other), readout, frame)
         ours = _distances(first, first.matched, readout, frame)
         found.append((other, compare(first.matched.pairs, ours, theirs, chosen, average)))
-    return Comparison(first, tuple(found), readout, average, frame or first.scoring.frame_of(readout))
+    return Comparison(first, tuple(found), readout, average, frame or first.scoring.frame_of(readout), first.scoring)
 
 
 def aligned(first: EvaluationRun, other: EvaluationRun) -> Matches:
@@ -168,9 +179,10 @@ def _check_frames(first: EvaluationRun, other: EvaluationRun, readout: str) -> N
 def _frame_of(run: EvaluationRun, readout: str) -> str:
     if run.scoring.frame_of(readout) is Frame.ORIGINAL:
         return "original images"
-    return f"images of {run.scoring.settings.image_size} pixels"
+    settings = run.scoring.settings
+    return f"{'padded ' if settings.pad is Pad.SQUARE else ''}images of {settings.image_size} pixels"
 
 
 def _distances(run: EvaluationRun, matched: Matches, readout: str, frame: Frame | None) -> Distances:
-    chosen = run.scoring.frame if frame is None else frame
-    return distances(matched, readout, None if chosen is None else PixelFrame(chosen, run.scoring.settings.image_size))
+    scoring = replace(run.scoring, frame=frame or run.scoring.frame)
+    return distances(matched, readout, scoring.pixels)

@@ -16,7 +16,7 @@ from featstore.backbones.dino import locate_dino
 from featstore.backbones.layers import USUAL, weights_for
 from featstore.backbones.registry import Profile, is_diffusion
 from featstore.config import EvalConfig, given_options
-from featstore.datasets.records import Dataset, canonical_split
+from featstore.datasets.records import canonical_split
 from featstore.datasets.registry import annotations_of, open_dataset
 from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
@@ -39,7 +39,7 @@ from featstore.progress import LOADING, Progress, Silent, tell_shapes
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.keys import absolute
 from featstore.store.store import Store, patch_tokens_of
-from matcher.configuration import Geometry, LayerSpec, MatchSettings, find_readouts
+from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, find_readouts
 from matcher.errors import InputError
 from matcher.maps import MapsInMemory, MapSource
 from matcher.pairs import MatchingPair, Pairs
@@ -70,13 +70,13 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation
 
 
 def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
-    if given_options(config, ("dataset", "size", "annotations")):
-        raise InputError("--dataset, --size and --annotations go with --features: a store knows its own.")
+    if given_options(config, ("dataset", "size", "annotations", "pad")):
+        raise InputError("--dataset, --size, --annotations and --pad go with --features: a store knows its own.")
     opened = open_asked(config, progress)
     store, dataset, choice = opened.store, opened.dataset, opened.choice
     wanted = opened.keys(config.timesteps)
     split = canonical_split(config.split or default_split(dataset))
-    scoring = _scoring(config, wanted, store.header.image_size, choice.profile)
+    scoring = _scoring(config, wanted, store.header.image_size, store.header.pad, choice.profile).of(dataset)
     with_noise = tuple(key for key in wanted if is_diffusion(key[0]))
     used = replace(
         config,
@@ -89,10 +89,10 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
         prompts=choice.source,
         out=None,
     )
-    listed = take_pairs(opened, split, choose_pairs(dataset, split, config.categories or ()), progress)
+    listed = take_pairs(opened, split, choose_pairs(dataset, split, config.categories or ()), progress, config)
     matched, features = _match_from_store(config, opened, listed, wanted, scoring)
     known = store.header.dataset_root
-    origin = _origin(dataset, Path(known) if config.root is None and known is not None else config.root, store)
+    origin = _origin(scoring, dataset, Path(known) if config.root is None and known is not None else config.root, store)
     return Evaluation(dataset.name, split, scoring, features, Matches.of(matched), listed.notes, used, origin)
 
 
@@ -126,10 +126,12 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
         raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
     if config.layers is None:
         raise InputError("--features needs --layers: the names of the file's layers.")
-    scoring = _scoring(config, [(name, None) for name in config.layers], config.size, USUAL)
+    names = [(name, None) for name in config.layers]
+    scoring = _scoring(config, names, config.size, Pad(config.pad or "stretch"), USUAL)
     compute = choose_compute(config.device, config.dtype, config.batch_size)
     maps = open_features(features)
     dataset = open_dataset(config.dataset, config.root, config.annotations)
+    scoring = scoring.of(dataset)
     split = canonical_split(config.split or default_split(dataset))
     pairs = choose_pairs(dataset, split, config.categories or ())
     images = images_of(pairs)
@@ -138,27 +140,30 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     maps.check(images, scoring.layers)
     sizes = sizes_from_files(dataset, images)
     notes = note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
-    framed = in_resized_frame(dataset, pairs, sizes.__getitem__, config.size, progress)
+    how = config.size, progress, scoring.settings.pad, config.theta
+    framed = replace(in_resized_frame(dataset, pairs, sizes.__getitem__, *how), strict=config.strict)
     del pairs  # from here on they are columns
     matched = Matches.of(_match(framed, maps, scoring, compute.device, progress, processes))
     used = replace(config, split=split, weights=tuple(layer.weight for layer in scoring.layers), out=None)
-    origin = _origin(dataset, config.root)
+    origin = _origin(scoring, dataset, config.root)
     return Evaluation(dataset.name, split, scoring, {"features": str(features)}, matched, notes, used, origin)
 
 
-def _origin(dataset: Dataset, root: Path | None, store: Store | None = None) -> dict[str, str | None]:
-    """Where numbers come from, for the record: the data set's rule for theta, where it and the store lie."""
+def _origin(scoring: Scoring, dataset: Dataset, root: Path | None, store: Store | None = None) -> dict[str, str | None]:
+    """Where numbers come from, for the record: the rule for theta, where data set and store lie."""
     place, folder = None if store is None else absolute(store.path), None if root is None else str(root.resolve())
     more = {} if (annotations := annotations_of(dataset)) is None else {"annotations": annotations}
-    return {"theta": dataset.theta_rule.value, "store": place, "root": folder, **more}
+    return {"theta": scoring.rule, "store": place, "root": folder, **more}
 
 
-def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int, profile: Profile) -> Scoring:
+def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int, pad: Pad, profile: Profile) -> Scoring:
     shares = weights_for([name for name, _ in wanted], config.weights, profile)
     specs = tuple(LayerSpec(*key, share) for key, share in zip(wanted, shares, strict=True))
     geometry, align = Geometry(config.geometry), Geometry(config.upsample_align or config.geometry)
-    settings = MatchSettings(image_size, geometry, config.upsample, align, **config.parameters(*config.readouts))
-    return Scoring(specs, find_readouts(config.readouts), config.alphas, settings)
+    said = config.parameters(*config.readouts)
+    settings = MatchSettings(image_size, geometry, config.upsample, align, pad=pad, **said)
+    readouts = find_readouts(config.readouts, pad)
+    return Scoring(specs, readouts, config.alphas, settings, theta=config.theta, strict=config.strict)
 
 
 def _match(

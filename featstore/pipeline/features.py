@@ -238,9 +238,9 @@ def _image_passes(rows: Sequence[int], keys: Sequence[MapKey], at_once: int) -> 
 def pixel_batches(
     work: Work, rows: Sequence[int], size: int, bad: list[ImageError], keys: Sequence[MapKey] = ()
 ) -> Iterator[Batch[int]]:
-    """Batches of images, decoded and resized to squares (3, size, size) of 0 to 255. bad: grows by the images that
-    cannot be read, which no batch holds; progress is advanced by those. Raises `StoreError` for one whose file is not
-    what the store was made from."""
+    """Batches of images, decoded and made squares as those of the store, (3, size, size) of 0 to 255. bad: grows by the
+    images that cannot be read, which no batch holds; progress is advanced by those. Raises `StoreError` for one whose
+    file is not what the store was made from."""
     known = work.store.images
     records = {record.id: record for record in work.dataset.images()}
 
@@ -254,7 +254,7 @@ def pixel_batches(
                 raise StoreError(
                     f"The file of image {image.id!r} has changed since `cache build`: run `dualsd cache build` again."
                 )
-            return resize_to_square(decode(image, data), size)
+            return resize_to_square(decode(image, data), size, work.store.header.pad)
         except ImageError as error:
             return error
 

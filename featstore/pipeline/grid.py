@@ -30,7 +30,7 @@ from featstore.pipeline.needed import (
     require_maps,
 )
 from featstore.pipeline.opened import PromptChoice, open_asked, take_pairs
-from featstore.pipeline.pairs import choose_pairs, choose_some, default_split
+from featstore.pipeline.pairs import RULES, choose_pairs, choose_some, default_split
 from featstore.pipeline.plan import FoundBackbone, MapRequest, Work, extractor_of, missing_latents, sharing_a_pass
 from featstore.pipeline.sources import StoredLedger, StoredMaps, open_ledger
 from featstore.plain_text import human_bytes
@@ -43,6 +43,7 @@ from matcher.configuration import (
     Configuration,
     Geometry,
     MatchSettings,
+    Pad,
     all_layers_fused,
     angles,
     find_readouts,
@@ -99,7 +100,8 @@ class Grid:
 
 def grid_ledger(store: Store, pairs: Sequence[MatchingPair], grid: Grid, features: Mapping[str, Any]) -> StoredLedger:
     """Where a grid keeps what it has done. features: what the maps depend on."""
-    return open_ledger(store, pairs, grid.shape, {"grid": repr(grid), "features": dict(features)})
+    strict = {"strict": True} if Pairs.of(pairs).strict else {}
+    return open_ledger(store, pairs, grid.shape, {"grid": repr(grid), "features": dict(features), **strict})
 
 
 Scored = Iterator[tuple[Sequence[int], Hits]]
@@ -323,17 +325,17 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     opened = open_asked(config, progress)
     store, dataset, choice, request = opened.store, opened.dataset, opened.choice, opened.request
     split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
-    tried = _tried(config, steps, store.header.image_size)
+    tried = _tried(config, steps, store.header.image_size, store.header.pad)
     pairs = choose_some(choose_pairs(dataset, split, config.categories or ()), config.max_pairs)
     progress.tell(
         f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
         f"prompt {choice.label!r}, ensemble {config.ensemble}, model {store.header.model_id}, "
-        f"images resized to {store.header.image_size} pixels"
+        f"images {'padded' if store.header.pad is Pad.SQUARE else 'resized'} to {store.header.image_size} pixels"
     )
     progress.tell(f"configurations by layers: {_by_layers(tried)}")
     if split == "test":
         progress.tell("note: this chooses on test; choose on val where there is one, and report on test")
-    listed = take_pairs(opened, split, pairs, progress)
+    listed = take_pairs(opened, split, pairs, progress, config)
     del pairs  # from here on they are columns
     progress, processes, compute, prompts = listed.progress, listed.processes, request.compute, request.prompt
     extractor: Extractor | None = None
@@ -376,7 +378,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         scores,
         features,
         replace(config, timesteps=timesteps, weightings=weightings, split=split, **_named(choice)),
-        dataset.theta_rule.value,
+        (dataset.theta_rule if config.theta is None else RULES[config.theta]).value,
         absolute(store.path),
         _evaluation(config, choice, reported),
         split != reported,
@@ -420,17 +422,17 @@ def _together(config: GridConfig, steps: Steps) -> list[tuple[Steps, tuple[tuple
     return found
 
 
-def _tried(config: GridConfig, steps: Steps, image_size: int) -> Grid:
+def _tried(config: GridConfig, steps: Steps, image_size: int, pad: Pad) -> Grid:
     together = _together(config, steps)
     configurations: list[Configuration] = []
     for shape in map(Geometry, dict.fromkeys(config.geometries)):
         for factor in dict.fromkeys(config.upsamples):
             align, said = Geometry(config.upsample_align or shape.value), config.parameters(*config.readouts)
-            settings = MatchSettings(image_size, shape, factor, align, **said)
+            settings = MatchSettings(image_size, shape, factor, align, pad=pad, **said)
             configurations += one_layer_each(steps, settings)
             for choice, weights in together:
                 configurations += all_layers_fused(choice, weights, settings)
-    return Grid(tuple(configurations), find_readouts(config.readouts), config.alphas)
+    return Grid(tuple(configurations), find_readouts(config.readouts, pad), config.alphas)
 
 
 def _by_layers(grid: Grid) -> str:
@@ -459,7 +461,10 @@ def _named(choice: PromptChoice) -> dict[str, Any]:
 
 def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalConfig:
     """The evaluation that has the grid's maps, of no layers yet."""
-    same = {name: getattr(config, name) for name in ("store", "root", "dtype", "encoding", "fallback", "dino")}
+    same = {
+        name: getattr(config, name)
+        for name in ("store", "root", "dtype", "encoding", "fallback", "dino", "theta", "strict")
+    }
     ensemble = None if config.ensemble == ENSEMBLE else config.ensemble
     if config.beta or config.sigma or config.window is not None:  # only the readouts that were tried may have them
         same |= {name: getattr(config, name) for name in ("readouts", "beta", "sigma", "window")}

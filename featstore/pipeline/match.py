@@ -35,9 +35,10 @@ from featstore.prompts.base import Mode
 from featstore.prompts.cpm import check_dino, open_pair_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt, encode_texts
 from featstore.store.store import Store, open_store
-from matcher.configuration import Geometry, LayerSpec, MatchSettings, describe_layers
+from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, describe_layers
 from matcher.errors import InputError, MapError, MatchError
 from matcher.match import correlate_points, fuse, read_points, scores_at
+from matcher.pairs import placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,13 @@ def text_prompt(text: str) -> PhotoPrompt:
 class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
     size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: id of
-    the diffusion model, whose weights are recommended."""
+    the diffusion model, whose weights are recommended. pad: how the picture became a square."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
     image_size: int
     model: str
+    pad: Pad = Pad.STRETCH
 
 
 class Featurizer:
@@ -121,6 +123,7 @@ class Featurizer:
         latents: str = Latents.SAMPLE.value,
         batch_size: int = 8,
         others: Mapping[str, Asked] | None = None,
+        pad: str = Pad.STRETCH.value,
     ) -> None:
         """Find the model; no weights are loaded yet.
 
@@ -134,6 +137,7 @@ class Featurizer:
             latents: of the VAE's posterior: `sample` (seeded) or `mean`.
             batch_size: noise draws that go through the UNet at once.
             others: which other backbones, by family (`dino`), where not the usual ones.
+            pad: how images become squares: `stretch`, or `square` (padded).
 
         Raises:
             ModelError: where the model is out of reach, or takes no images of that size.
@@ -144,7 +148,7 @@ class Featurizer:
         self.model.latent_side(self.image_size)
         self.compute = compute_on(device, dtype, batch_size)
         self.networks = self.model.load(self.compute)
-        self._seed, self._latents, self._asked = seed, Latents(latents), others or {}
+        self._seed, self._latents, self._asked, self._pad = seed, Latents(latents), others or {}, Pad(pad)
         self._backbones: dict[str, tuple[Backbone, int]] = {DIFFUSION: (self.model, self.image_size)}
         self._loaded: dict[str, Networks] = {}
 
@@ -212,7 +216,13 @@ class Featurizer:
                 )
             found[index][key] = features
         return [
-            ImageMaps({key: maps[key] for key in wanted}, photo.picture.size, self.image_size, self.model.location.id)
+            ImageMaps(
+                {key: maps[key] for key in wanted},
+                photo.picture.size,
+                self.image_size,
+                self.model.location.id,
+                self._pad,
+            )
             for photo, maps in zip(photos, found, strict=True)
         ]
 
@@ -240,7 +250,7 @@ class Featurizer:
     def _encoded(self, photo: Photo) -> NDArray[np.float32]:
         """Latents (4, h, w)."""
         device, shape = self.compute.device, self.model.latent_shape(self.image_size)
-        pixels = on_device(resize_to_square(photo.picture, self.image_size)[None], device)
+        pixels = on_device(resize_to_square(photo.picture, self.image_size, self._pad)[None], device)
         drawn = None
         if self._latents is Latents.SAMPLE:
             drawn = torch.from_numpy(posterior_noise(self._seed, photo.key, shape))[None].to(device)
@@ -253,7 +263,7 @@ class Featurizer:
             self._loaded[family] = backbone.load(self.compute, layers)
         keys = [(layer, None) for layer in layers]
         batches = (
-            (Pass([row], keys, (0,), 1, is_last=True), resize_to_square(photo.picture, size)[None])
+            (Pass([row], keys, (0,), 1, is_last=True), resize_to_square(photo.picture, size, self._pad)[None])
             for row, photo in enumerate(photos)
         )
         return passes(self._loaded[family], batches, None, self.compute.device, progress)
@@ -311,7 +321,7 @@ def match(
         MatchError: where maps, weights and points do not go together.
     """
     keys = [*maps_a.maps]
-    if keys != [*maps_b.maps] or maps_a.image_size != maps_b.image_size:
+    if keys != [*maps_b.maps] or (maps_a.image_size, maps_a.pad) != (maps_b.image_size, maps_b.pad):
         raise MatchError("The maps of both images must be of the same layers and timesteps, and of images of one size.")
     found = np.array(points, dtype=np.float32)
     if found.ndim != 2 or found.shape[1] != 2:
@@ -322,16 +332,19 @@ def match(
     shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model))
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
-    settings = MatchSettings(size, shape, upsample, align, **parameters)
+    settings = MatchSettings(size, shape, upsample, align, pad=maps_a.pad, **parameters)
     source, target = (
         fuse([own.maps[key].to(device) for key in keys], shares, upsample, align) for own in (maps_a, maps_b)
     )
-    scale_a, scale_b = (np.array(own.size, dtype=np.float32) / np.float32(size) for own in (maps_a, maps_b))
-    queries = torch.from_numpy(np.clip(found / scale_a, 1e-4, size - 1 - 1e-4)).to(device)
+    (extent_a, offset_a), (extent_b, offset_b) = (
+        (side.astype(np.float32) for side in placed(np.array(own.size), size, own.pad)) for own in (maps_a, maps_b)
+    )
+    scale_a, scale_b = (extent / np.float32(size) for extent in (extent_a, extent_b))
+    queries = torch.from_numpy(np.clip(found / scale_a + offset_a, 1e-4, size - 1 - 1e-4)).to(device)
     correlations = correlate_points(source, target, queries, [readout], settings)
     matched = read_points(correlations, [readout])[readout]
     scores = scores_at(matched, correlations).float().cpu().numpy()
-    return Matches(matched.cpu().numpy() * scale_b, scores, correlations.cosines.cpu().numpy())
+    return Matches((matched.cpu().numpy() - offset_b) * scale_b, scores, correlations.cosines.cpu().numpy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +425,7 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
         latents=(Latents.SAMPLE if header is None else header.latents).value,
         batch_size=config.batch_size,
         others={"dino": Asked(config.dino, config.dino_size)},
+        pad=(Pad.STRETCH if header is None else header.pad).value,
     )
     prompt, text = photo_prompt(choice, config.category, photos, config.dino, featurizer)
     tell_shapes(progress, featurizer.shapes(names))

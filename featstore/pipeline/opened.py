@@ -5,7 +5,7 @@ One rule for prompts in all commands: `--prompts RUN|newest`, `--prompt TEXT`, o
 newest run where they fit; and one for what to do for categories that have none."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -291,9 +291,12 @@ class PairsToMatch:
         return pairs
 
 
-def take_pairs(opened: Opened, split: str, pairs: AnnotatedPairs, progress: Progress) -> PairsToMatch:
-    """Bring pairs into the store's frame. The processes meet here, once what was asked for is found to be right. Of
-    images that were not readable when the store was built the sizes are not known; whoever makes their maps says why.
+def take_pairs(
+    opened: Opened, split: str, pairs: AnnotatedPairs, progress: Progress, config: EvalConfig | GridConfig
+) -> PairsToMatch:
+    """Bring pairs into the store's frame, with the thresholds that a config asks for. The processes meet here, once
+    what was asked for is found to be right. Of images that were not readable when the store was built the sizes are not
+    known; whoever makes their maps says why.
 
     Raises:
         InputError: In one of its kinds: for categories without prompts, images that have changed, annotations that
@@ -310,6 +313,8 @@ def take_pairs(opened: Opened, split: str, pairs: AnnotatedPairs, progress: Prog
     readable = pairs.among([image for image in images if known.sizes[known.row(image)].all()])
     if not readable:
         raise DatasetError(f"No pair of {dataset.name} {split} is left: each needs an image that could not be read.")
-    framed = in_resized_frame(dataset, readable, known.size, store.header.image_size, progress)
+    size, pad = store.header.image_size, store.header.pad
+    framed = in_resized_frame(dataset, readable, known.size, size, progress, pad, config.theta)
+    framed = replace(framed, strict=config.strict)
     notes = note_oddities(dataset, [split], images, known.known_keys, progress)
     return PairsToMatch(split, len(pairs), [*map(known.row, share)], framed, notes, processes, progress)

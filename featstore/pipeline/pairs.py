@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from featstore.config import ThetaName
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import image_key, original_size
-from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset, SizeOf, canonical_split, to_resized_frame
+from featstore.datasets.records import (
+    MIRRORED,
+    AnnotatedPairs,
+    Dataset,
+    SizeOf,
+    ThetaRule,
+    canonical_split,
+    to_resized_frame,
+)
 from featstore.errors import DatasetError
 from featstore.plain_text import nfc
 from featstore.progress import Progress
+from matcher.configuration import Pad
 from matcher.pairs import MatchingPair, Pairs
 
 _NAMED = 20
@@ -56,14 +66,47 @@ def images_of(*lists: AnnotatedPairs) -> list[str]:
 
 
 def in_resized_frame(
-    dataset: Dataset, pairs: AnnotatedPairs, size_of: SizeOf, image_size: int, progress: Progress
+    dataset: Dataset,
+    pairs: AnnotatedPairs,
+    size_of: SizeOf,
+    image_size: int,
+    progress: Progress,
+    pad: Pad = Pad.STRETCH,
+    theta: ThetaName | None = None,
 ) -> Pairs:
-    """The pairs as the matcher takes them; `size_of` gives an image's original (width, height).
+    """The pairs as the matcher takes them, held against the images first (`featstore.datasets.agreement`), which notes
+    slips.
 
-    They are held against the images first (`featstore.datasets.agreement`), which notes slips and raises `DatasetError`
-    for what cannot be meant.
+    Args:
+        dataset: the data set that they are of.
+        pairs: in pixels of the original images.
+        size_of: an image's original (width, height).
+        image_size: side of the resized images in pixels.
+        progress: where slips are noted.
+        pad: how images were made squares.
+        theta: what theta is measured on, None for the data set's own rule.
+
+    Raises:
+        DatasetError: for what cannot be meant, and a theta that cannot be measured.
     """
-    return to_resized_frame(agreeing(dataset, pairs, size_of, progress.note), dataset.theta_rule, size_of, image_size)
+    if theta == "box" and np.isnan(pairs.boxes[:, 1]).all():
+        raise DatasetError(f"{dataset.name} has no boxes to measure theta on: take --theta image or keypoints.")
+    agreed = agreeing(dataset, pairs, size_of, progress.note)
+    rule = dataset.theta_rule if theta is None else RULES[theta]
+    return to_resized_frame(agreed, rule, size_of, image_size, pad)
+
+
+RULES: Mapping[ThetaName, ThetaRule] = {
+    "box": ThetaRule.BOX,
+    "image": ThetaRule.IMAGE,
+    "keypoints": ThetaRule.KEYPOINTS,
+}
+"""What theta is measured on, by what `--theta` takes."""
+
+
+def rule_name(rule: ThetaRule) -> ThetaName:
+    """As `--theta` has it."""
+    return next(name for name, own in RULES.items() if own is rule)
 
 
 def keys_from_files(dataset: Dataset, images: Collection[str]) -> dict[str, str]:

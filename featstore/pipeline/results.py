@@ -16,21 +16,24 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featstore.backbones.stable_diffusion import check_timesteps
-from featstore.config import EvalConfig
-from featstore.datasets.records import canonical_split
+from featstore.config import EvalConfig, ThetaName
+from featstore.datasets.records import Dataset, ThetaRule, canonical_split
 from featstore.errors import EvaluationError, ModelError
 from featstore.files import making_folder, take_if_free, take_place, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.parsing import to_json as config_to_json
-from featstore.pipeline.pairs import describe_list, spell_list
+from featstore.pipeline.pairs import RULES, describe_list, rule_name, spell_list
 from featstore.pipeline.predictions import load_predictions, predictions_bytes
 from featstore.sealed import check_seal, check_version, seal
 from featstore.store.schema import creator_version
@@ -57,18 +60,35 @@ _UNFINISHED = ".unfinished"
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """What is measured: readouts, alphas (fractions of theta), and how maps become matches. frame: in which distances
-    are measured, None for each readout's own."""
+    are measured, None for each readout's own. theta: what that is measured on, None where an older dualsd did not say.
+    strict: whether a point at alpha theta is missed."""
 
     layers: tuple[LayerSpec, ...]
     readouts: tuple[str, ...]
     alphas: tuple[float, ...]
     settings: MatchSettings
     frame: Frame | None = None
+    theta: ThetaName | None = None
+    strict: bool = False
+
+    def of(self, dataset: Dataset) -> "Scoring":
+        """The same with the data set's own rule for theta where none was asked for."""
+        return replace(self, theta=self.theta or rule_name(dataset.theta_rule))
+
+    @property
+    def rule(self) -> str | None:
+        """What theta is, in words."""
+        return None if self.theta is None else RULES[self.theta].value
+
+    @property
+    def threshold(self) -> str:
+        """Which distances are small enough: `distance <= alpha theta (box)`."""
+        return f"distance {'<' if self.strict else '<='} alpha theta" + (f" ({self.theta})" if self.theta else "")
 
     @property
     def pixels(self) -> PixelFrame | None:
         """The frame as the matcher takes it."""
-        return None if self.frame is None else PixelFrame(self.frame, self.settings.image_size)
+        return None if self.frame is None else PixelFrame(self.frame, self.settings.image_size, self.settings.pad)
 
     def frame_of(self, readout: str) -> Frame:
         """In which a readout is measured."""
@@ -129,7 +149,8 @@ class Evaluation:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         form = "  ".join(f"{{:{'<' if place < 2 else '>'}{width}}}" for place, width in enumerate(widths))
         lines = (form.format(*row) for row in (header, *rows))
-        return "\n".join([f"PCK in percent, {average.value} average: {self.title}", *lines])
+        how = f"{average.value} average, {self.scoring.threshold}"
+        return "\n".join([f"PCK in percent, {how}: {self.title}", *lines])
 
     def save(self, path: Path | str | None = None) -> Path:
         """`save_evaluation`, by default in the next free folder under ./runs; returns where."""
@@ -145,6 +166,8 @@ class Evaluation:
             "frame": common_frame(scoring.readouts) if scoring.frame is None else scoring.frame.value,
             "frames": {readout: scoring.frame_of(readout).value for readout in scoring.readouts},
             **settings,
+            "theta": scoring.theta,
+            "strict": scoring.strict,
             "features": dict(self.features),
             "notes": list(self.notes),
             "results": to_json(self.scores),
@@ -334,23 +357,57 @@ class EvaluationRun(Evaluation):
             matched = load_predictions(path / PREDICTIONS)
             said.check(matched)
             check_seal(description)
+            scoring = said.scoring
+            if scoring.theta is None and said.theta is not None:  # as a dualsd before this one says it
+                scoring = replace(scoring, theta=rule_name(ThetaRule(said.theta)))
         except (ValueError, MatchError, ModelError) as error:
             raise EvaluationError(f"{path / RUN} is damaged or was changed ({error}): evaluate again.") from error
-        own = said.dataset, said.split, said.scoring, said.features, matched, said.notes
+        matched = replace(matched, pairs=replace(matched.pairs, strict=scoring.strict))
+        own = said.dataset, said.split, scoring, said.features, matched, said.notes
         return cls(*own, path=path, average=said.average, description=description)
 
     def scored(
-        self, readouts: Sequence[str] | None = None, alphas: Sequence[float] | None = None, frame: Frame | None = None
+        self,
+        readouts: Sequence[str] | None = None,
+        alphas: Sequence[float] | None = None,
+        frame: Frame | None = None,
+        theta: ThetaName | None = None,
+        strict: bool | None = None,
     ) -> Evaluation:
-        """Scored again, by default as it was. Raises `EvaluationError` for a readout that it lacks."""
+        """Scored again, by default as it was. Raises `EvaluationError` for a readout or a theta that it lacks."""
         before = self.scoring
         chosen = before.readouts if readouts is None else tuple(readouts)
         for readout in chosen:
             self.check_readout(readout)
         thresholds = before.alphas if alphas is None else tuple(alphas)
-        scoring = Scoring(before.layers, chosen, thresholds, before.settings, before.frame if frame is None else frame)
-        matched = Matches(self.matched.pairs, {readout: self.matched.predictions[readout] for readout in chosen})
+        run = self.under(theta, strict)
+        shown = before.frame if frame is None else frame
+        scoring = replace(run.scoring, readouts=chosen, alphas=thresholds, frame=shown)
+        matched = Matches(run.matched.pairs, {readout: run.matched.predictions[readout] for readout in chosen})
         return Evaluation(self.dataset, canonical_split(self.split), scoring, self.features, matched, self.notes)
+
+    def under(self, theta: ThetaName | None, strict: bool | None) -> Self:
+        """The run with other thresholds, by default its own. Raises `EvaluationError` where a theta was not kept."""
+        pairs = self.matched.pairs
+        if theta is not None and theta != self.scoring.theta:
+            pairs = pairs.with_theta(self._thetas(theta))
+        is_strict = self.scoring.strict if strict is None else strict
+        scoring = replace(self.scoring, theta=theta or self.scoring.theta, strict=is_strict)
+        return replace(self, matched=replace(self.matched, pairs=replace(pairs, strict=is_strict)), scoring=scoring)
+
+    def _thetas(self, theta: ThetaName) -> NDArray[np.float64]:
+        """(P, 2), in the resized and the original frame."""
+        pairs = self.matched.pairs
+        thetas = dict(pairs.thetas)
+        if theta == "image":
+            longer = pairs.in_original_frame()[1][:, 2:].max(axis=1).astype(np.float64)
+            thetas["image"] = np.stack([np.full(len(pairs), float(self.scoring.settings.image_size)), longer], axis=1)
+        if theta not in thetas:
+            raise EvaluationError(
+                f"{self.path} does not keep the {RULES[theta].value}: its data set has none of every "
+                f"target, or a dualsd before this one kept it; evaluate again with --theta {theta}."
+            )
+        return thetas[theta]
 
     def check_readout(self, readout: str) -> None:
         """Raise `EvaluationError` for one that the run lacks."""

@@ -26,6 +26,7 @@ from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, spell_bad, tell_disk, tell_shapes
 from featstore.store.keys import AnyExtractor, parse_location
 from featstore.store.store import open_if_there
+from matcher.configuration import Pad
 from matcher.errors import InputError
 
 Divided = TypeVar("Divided", BuildConfig, MapsConfig)
@@ -112,20 +113,23 @@ def _asked(config: BuildConfig, launch: Processes) -> tuple[Dataset, Model, stag
             size=config.size or header.image_size,
             seed=header.seed if config.seed is None else config.seed,
             latents=config.latents or header.latents.value,
+            pad=config.pad or header.pad.value,
         )
     dataset = open_dataset(config.dataset or "demo", config.root, config.annotations)
     model = open_model(model_for(dataset.name, config.model), config.revision)
     latents, timesteps = Latents(config.latents or "sample"), tuple(dict.fromkeys(config.timesteps))
     part, seed = _part(config.part, launch), config.seed or 0
     request = stage.BuildRequest(
-        place, config.root, config.size, latents, seed, timesteps, config.ensemble, part, config.sync
+        *(place, config.root, config.size, latents, seed, timesteps, config.ensemble, part, config.sync),
+        pad=Pad(config.pad or "stretch"),
     )
     return dataset, model, request
 
 
 def _tell_model(progress: Progress, model: Model, request: stage.BuildRequest) -> None:
     side = model.image_size if request.image_size is None else request.image_size
-    progress.tell(f"model {model.location.id}, images of {side} pixels; noise: {model.schedule.spell()}")
+    padded = "padded " if request.pad is Pad.SQUARE else ""
+    progress.tell(f"model {model.location.id}, {padded}images of {side} pixels; noise: {model.schedule.spell()}")
 
 
 def _settled(config: Divided) -> Divided:

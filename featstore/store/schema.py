@@ -14,11 +14,20 @@ from pydantic import Field
 from featstore.backbones.noise import Latents, NoiseSchedule, known_checksums, settings_of
 from featstore.errors import ModelError, StoreError
 from featstore.parsing import STRICT, parse
+from matcher.configuration import Pad
 
 FORMAT = "dualsd"
 VERSION = 3
-"""The newest version that is read here, and that of a store with a log of its images. Version 1 had a table that never
-changed, version 2 maps of 8 bits."""
+"""That of a store with a log of its images. Version 1 had a table that never changed, version 2 maps of 8 bits."""
+
+PADDED = 4
+"""The newest version that is read here, and that of a store of padded images, which a dualsd before this one would take
+for stretched ones."""
+
+_RESIZED = {
+    Pad.STRETCH: "bilinear, antialiased, aspect ratio not kept",
+    Pad.SQUARE: "Lanczos, aspect ratio kept, black beside it",
+}
 
 STORED_DTYPE = "float16"
 
@@ -40,11 +49,11 @@ class StoreHeader:
 
     dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
     model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what goes with them,
-    under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's latents.
-    creator: version of dualsd that made the store. version: of the store's format. checks: checksums of one known draw
-    of noise and of one known mixture, by the libraries that made the store; None where an earlier dualsd did. where:
-    the store's place, for sentences.
-    dataset_annotations: the file of annotations that `cache build` was told, of a data set that takes one.
+    under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's latents. pad: how
+    images were made squares. creator: version of dualsd that made the store. version: of the store's format. checks:
+    checksums of one known draw of noise and of one known mixture, by the libraries that made the store; None where an
+    earlier dualsd did. where: the store's place, for sentences. dataset_annotations: the file of annotations that
+    `cache build` was told, of a data set that takes one.
     """
 
     __pydantic_config__ = STRICT
@@ -59,6 +68,7 @@ class StoreHeader:
     scheduler: Mapping[str, Any]
     seed: int
     latent_shift: float = 0.0
+    pad: Pad = Pad.STRETCH
     creator: str = field(default_factory=creator_version)
     version: int = field(default=VERSION, compare=False)
     checks: Mapping[str, str] | None = field(default=None, compare=False)
@@ -70,10 +80,14 @@ class StoreHeader:
         annotations = {"annotations": self.dataset_annotations} if self.dataset_annotations else {}
         return {
             "format": FORMAT,
-            "version": self.version,
+            "version": self.version if self.pad is Pad.STRETCH else PADDED,
             "dataset": {"name": self.dataset, "root": self.dataset_root, **annotations},
             "model": {"id": self.model_id, "revision": self.model_revision, "fingerprint": self.model_fingerprint},
-            "preprocessing": {"size": self.image_size, "resize": "bilinear, antialiased, aspect ratio not kept"},
+            "preprocessing": {
+                "size": self.image_size,
+                "resize": _RESIZED[self.pad],
+                **({} if self.pad is Pad.STRETCH else {"pad": self.pad.value}),
+            },
             "latents": self.latents.value,
             "scheduler": dict(self.scheduler),
             "seed": self.seed,
@@ -87,17 +101,17 @@ class StoreHeader:
     def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> Self:
         """Read a header. Raises `StoreError` where `attributes` are not a dualsd store's, or a newer version's.
 
-        Stores of every version up to `VERSION` are read, for ever; what an older dualsd would misread is a new version.
+        Stores of every version up to `PADDED` are read, for ever; what an older dualsd would misread is a new version.
         """
         if attributes.get("format") != FORMAT:
             raise StoreError(f"{where} is no dualsd store: its attributes do not name the format {FORMAT!r}.")
         stated = attributes.get("version")
         if type(stated) is not int or stated < 1:
             raise StoreError(f"{where} has a damaged header: its version is {stated!r}.")
-        if stated > VERSION:
+        if stated > PADDED:
             raise StoreError(
                 f"{where} has store version {stated}, written by dualsd {attributes.get('creator', 'unknown')}; this "
-                f"dualsd {creator_version()} reads up to version {VERSION}: upgrade it."
+                f"dualsd {creator_version()} reads up to version {PADDED}: upgrade it."
             )
         try:
             model, dataset = attributes["model"], attributes["dataset"]
@@ -109,6 +123,7 @@ class StoreHeader:
                 "dataset_annotations": dataset.get("annotations"),
                 **{f"model_{name}": model[name] for name in ("id", "revision", "fingerprint")},
                 "image_size": attributes["preprocessing"]["size"],
+                "pad": attributes["preprocessing"].get("pad", Pad.STRETCH.value),
                 **{name: attributes[name] for name in ("latents", "scheduler", "seed", "creator", "version")},
                 "latent_shift": attributes.get("latent_shift", 0.0),
                 "checks": attributes.get("checks"),
@@ -144,6 +159,7 @@ class StoreHeader:
         return {
             "dataset": self.dataset,
             "image size": self.image_size,
+            "--pad": self.pad.value,
             "latents": self.latents.value,
             "seed": self.seed,
             "latents shifted by": self.latent_shift,

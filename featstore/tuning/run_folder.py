@@ -33,6 +33,7 @@ from featstore.store.keys import StoreLocation, absolute, parse_location
 from featstore.store.schema import StoreHeader, creator_version
 from featstore.store.store import Store
 from featstore.tuning.settings import TuningSettings
+from matcher.configuration import Pad
 from matcher.errors import InputError
 from matcher.statistics import Interval
 
@@ -241,8 +242,9 @@ def read_run(path: Path) -> dict[str, Any] | None:
 
 
 def identity(header: StoreHeader) -> str:
-    """What a run was trained on, wherever its store lies: data set, model, size, latents and seed."""
-    parts = (header.dataset, header.model_fingerprint, header.image_size, header.latents.value, header.seed)
+    """What a run was trained on, wherever its store lies: data set, model, size, latents, seed, and padding if any."""
+    parts = [header.dataset, header.model_fingerprint, header.image_size, header.latents.value, header.seed]
+    parts += [] if header.pad is Pad.STRETCH else [header.pad.value]
     return "|".join(map(str, parts))
 
 

@@ -114,8 +114,9 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     check_unchanged(store, dataset, images, progress)
     splits = ["trn", "val"] if held_out else ["trn"]
     notes = note_oddities(dataset, splits, images, store.images.known_keys, progress)
+    pad = store.header.pad
     framed, framed_held_out = (
-        in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
+        in_resized_frame(dataset, part, store.images.size, size, progress, pad) for part in (pairs, held_out)
     )
     dino = locate_dino(config.dino, model.location) if settings.mode.rules.of_pairs else None
     cached = settings.timesteps if settings.noise is Noise.CACHED else ()

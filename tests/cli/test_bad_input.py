@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         (["eval", "--readouts", "nn,best"], "no readout 'best'"),
         (["eval", "--geometry", "round"], "not one of 'corners', 'half-pixel'"),
         (["eval", "--upsample", "0.5"], "--upsample"),
-        (["eval", "--by", "category"], "not one of 'image', 'point'"),
+        (["eval", "--by", "keypoint"], "not one of 'image', 'point', 'category'"),
         (["eval", "--device", "tpu9"], "device 'tpu9'"),
         (["eval", "--dtype", "int4"], "--dtype"),
         (["eval", "--dataset", "spair"], "go with --features"),

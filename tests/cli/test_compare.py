@@ -50,7 +50,11 @@ def test_every_number(two: Run, average: Average) -> None:
     assert comparison["run"] == "b"
     assert list(comparison["results"]) == ["0.05", "0.1"]
     sizes = np.array([len(pair.target_points) for pair in PAIRS], dtype=float)
-    sizes = sizes if average is Average.POINT else np.ones(len(PAIRS))
+    if average is Average.IMAGE:
+        sizes = np.ones(len(PAIRS))
+    elif average is Average.CATEGORY:
+        named = np.array([pair.category for pair in PAIRS])
+        sizes = sizes / [sizes[named == category].sum() for category in named]
     for alpha in ALPHAS:
         found = comparison["results"][f"{alpha:g}"]
         assert list(found) == ["cat", "dog", ALL]
@@ -168,7 +172,7 @@ def test_evaluations_on_other_annotations(two: Run, pairs: list[MatchingPair], w
         (["a", "b", "--readout", "window"], "a has no readout window: it was evaluated with nn, softmax"),
         (["a", "b", "--readout", "nn,softmax"], "--readout takes one readout"),
         (["a", "b", "--readout", "best"], "no readout 'best'"),
-        (["a", "b", "--by", "category"], "--by is "),
+        (["a", "b", "--by", "keypoint"], "--by is "),
         (["a", "b", "--frame", "square"], "--frame is "),
         (["a", "b", "--alphas", "0.2..0.1:0.1"], "empty range"),
         (["a", "b", "--csv", "no/folder.csv"], "no/folder.csv cannot be written"),

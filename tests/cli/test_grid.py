@@ -548,7 +548,7 @@ def assert_one_sentence(result: Result, words: str) -> None:
         (["--t", "50", "--geometry", "corners,round"], "is 'round', not one of 'corners', 'half-pixel'"),
         (["--t", "50", "--upsample", "1x,half"], "whole factor like 2x, not 'half'"),
         (["--t", "50", "--alphas", "0"], "above 0 and at most 1"),
-        (["--t", "50", "--by", "category"], "not one of 'image', 'point'"),
+        (["--t", "50", "--by", "keypoint"], "not one of 'image', 'point', 'category'"),
         (["--t", "50", "--json", "no/folder.json"], "no/folder.json cannot be written"),
         (["--t", "50", "--csv", "no/folder.csv"], "no/folder.csv cannot be written"),
         (["--t", "50", "--device", "tpu9"], "device 'tpu9'"),

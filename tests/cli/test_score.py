@@ -60,7 +60,7 @@ def test_other_thresholds_are_what_eval_would_have_given(run: Run, store: Path) 
     assert read("s.json") == read("e.json") == read("mine/again/results.json")
     assert list(read("s.json")["results"]["nn"]["point"]) == [f"{number / 100:g}" for number in range(1, 21)]
     rows = list(csv.DictReader(Path("s.csv").read_text().splitlines()))
-    assert len(rows) == 2 * 2 * 20 * 3
+    assert len(rows) == 2 * 3 * 20 * 3
 
 
 def test_one_readout_in_the_original_frame(run: Run, store: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_made_is_known_before_matching(
         (["nothing"], "nothing is no run of `dualsd eval`"),
         (["hand", "--readouts", "window"], "hand has no readout window: it was evaluated with nn"),
         (["hand", "--frame", "square"], "--frame is "),
-        (["hand", "--by", "category"], "--by is "),
+        (["hand", "--by", "keypoint"], "--by is "),
         (["hand", "--alphas", "0.1..0.2"], "with its step"),
         (["hand", "--json", "no/folder.json"], "no/folder.json cannot be written"),
     ],

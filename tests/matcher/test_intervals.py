@@ -29,5 +29,8 @@ def test_each_is_what_it_is_alone(average: Average) -> None:
                 assert 0 <= interval.low <= interval.mean <= interval.high <= 1
             values = np.array([hits(match, readout, alpha).mean() for match in matched])
             sizes = np.array([float(len(pair.target_points)) for pair in pairs])
-            alone = bootstrap_mean(pairs, values, 0, sizes if average is Average.POINT else None)
+            if average is Average.CATEGORY:
+                named = np.array([pair.category for pair in pairs])
+                sizes /= [sizes[named == category].sum() for category in named]
+            alone = bootstrap_mean(pairs, values, 0, None if average is Average.IMAGE else sizes)
             assert (own["all"].low, own["all"].high) == pytest.approx((alone.low, alone.high), abs=1e-12)

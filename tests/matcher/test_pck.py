@@ -6,7 +6,17 @@ import pytest
 from matcher.configuration import Frame
 from matcher.errors import MatchError
 from matcher.pairs import ALL, MatchingPair, OriginalFrame, PixelFrame
-from matcher.pck import Average, MatchedPair, distances, paper_rows, tabulate, to_json, to_rows
+from matcher.pck import (
+    Average,
+    MatchedPair,
+    Matches,
+    best_and_worst,
+    distances,
+    paper_rows,
+    tabulate,
+    to_json,
+    to_rows,
+)
 
 
 def pair(category: str, distances: list[float], theta: float) -> MatchedPair:
@@ -20,14 +30,21 @@ def test_a_point_on_the_threshold_counts() -> None:
     predicted = np.array([[3, 4], [5.01, 0], [0, -5]], dtype=np.float32)
     match = MatchedPair(MatchingPair("a", "b", "cat", truth, truth, 50), {"nn": predicted})
     assert distances([match], "nn").hits(0.1).tolist() == [2]
+    matches = Matches.of([match])
+    strict = Matches(replace(matches.pairs, strict=True), matches.predictions)
+    assert distances(strict, "nn").hits(0.1).tolist() == [0]
+    assert best_and_worst(strict, "nn", 0.1, None, 1)[0][0].pck == 0
+    assert distances(strict.take([0]), "nn").hits(0.11).tolist() == [3]
 
 
-def test_both_averages_by_hand() -> None:
+def test_all_averages_by_hand() -> None:
     matched = [pair("cat", [1, 1, 1, 9], 50), pair("cat", [9], 50), pair("dog", [9, 1], 50)]
     table = tabulate(matched, [0.1])
     image, point = table.values["nn"][Average.IMAGE][0.1], table.values["nn"][Average.POINT][0.1]
     assert image.named() == pytest.approx({ALL: (0.75 + 0 + 0.5) / 3, "cat": 0.375, "dog": 0.5})
     assert point.named() == pytest.approx({ALL: 4 / 7, "cat": 3 / 5, "dog": 0.5})
+    by_category = table.values["nn"].category[0.1]
+    assert by_category.named() == pytest.approx({ALL: (3 / 5 + 1 / 2) / 2, "cat": 3 / 5, "dog": 0.5})
     assert table.categories == ("cat", "dog")
 
 

@@ -23,6 +23,7 @@ from featstore.pipeline.build import BuildRequest, build, estimate
 from featstore.progress import Silent
 from featstore.store.care import verify
 from featstore.store.store import open_store
+from matcher.configuration import Pad
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -233,3 +234,32 @@ def test_impossible_requests(dataset: Dataset, model: Model, request_: BuildRequ
         with pytest.raises(ModelError, match=words):
             build(dataset, model, replace(request_, **change), compute, skip_bad=False, progress=Silent())
     assert not request_.path.exists()
+
+
+def test_a_padded_store_holds_what_padded_pictures_would_give(
+    dataset: Dataset, model: Model, request_: BuildRequest, compute: Compute, tmp_path: Path
+) -> None:
+    padded = replace(request_, pad=Pad.SQUARE, latents=Latents.MEAN)
+    build(dataset, model, padded, compute, skip_bad=False, progress=Silent())
+    for record in dataset.images():  # made squares by hand, which stretching leaves as they are
+        picture = decode(record, dataset.read(record))
+        scale = 64 / max(picture.size)
+        content = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
+        square = Image.new("RGB", (64, 64))
+        square.paste(content, ((64 - content.width) // 2, (64 - content.height) // 2))
+        (tmp_path / "squares" / record.category).mkdir(parents=True, exist_ok=True)
+        square.save(tmp_path / "squares" / f"{record.id}.png")
+    squares = open_dataset("folder", tmp_path / "squares")
+    stretched = replace(request_, root=tmp_path / "squares", path=tmp_path / "q.zarr", latents=Latents.MEAN)
+    build(squares, model, stretched, compute, skip_bad=False, progress=Silent())
+    ours, theirs = open_store(padded.path), open_store(stretched.path)
+    assert any(width != height for width, height in ours.images.sizes[list(ours.images.rows.values())].tolist())
+    for image in ours.images.rows:
+        found, expected = (store.latents().read((store.images.row(image),)) for store in (ours, theirs))
+        np.testing.assert_array_equal(found, expected)
+    assert (ours.header.pad, ours.header.version, theirs.header.pad) == (Pad.SQUARE, 4, Pad.STRETCH)
+    for request in (replace(padded, pad=Pad.STRETCH), replace(padded, path=stretched.path)):
+        what = "--pad square, not stretch" if request.path == padded.path else "--pad stretch, not square"
+        root = dataset if request.path == padded.path else squares
+        with pytest.raises(StoreError, match=f"was made with {what}: name another --store"):
+            build(root, model, request, compute, skip_bad=False, progress=Silent())

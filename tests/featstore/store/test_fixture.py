@@ -102,10 +102,10 @@ def rewritten(tmp_path: Path, **attributes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("version", [4, 99])
+@pytest.mark.parametrize("version", [5, 99])
 def test_a_newer_one_is_refused_naming_who_wrote_it(tmp_path: Path, version: int) -> None:
     path = rewritten(tmp_path, version=version, creator="9.3.1")
-    with pytest.raises(StoreError, match=rf"store version {version}, written by dualsd 9\.3\.1; .* up to version 3"):
+    with pytest.raises(StoreError, match=rf"store version {version}, written by dualsd 9\.3\.1; .* up to version 4"):
         open_store(path)
 
 

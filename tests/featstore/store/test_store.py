@@ -146,8 +146,8 @@ def test_no_store_or_another(tmp_path: Path) -> None:
 
 
 def test_a_newer_store_is_refused_with_the_version_that_wrote_it(store: Store) -> None:
-    store.group.attrs.update({"version": 4, "creator": "3.1"})
-    with pytest.raises(StoreError, match=r"store version 4, written by dualsd 3\.1"):
+    store.group.attrs.update({"version": 5, "creator": "3.1"})
+    with pytest.raises(StoreError, match=r"store version 5, written by dualsd 3\.1"):
         open_store(store.path)
 
 
