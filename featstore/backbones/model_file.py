@@ -109,6 +109,7 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
 RESTORE = "correct it, or restore the model's own file"
 Settings = TypeVar("Settings")
 Whole = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 def parsed(kind: type[Settings], config: Mapping[str, Any], where: object) -> Settings:

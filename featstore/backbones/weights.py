@@ -17,7 +17,19 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ConvNextConfig,
+    DINOv3ConvNextModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from featstore.backbones.model_file import check_file, read_object, read_shards
@@ -43,17 +55,22 @@ class Published:
     optional: str = "$^"
 
 
+_DINOV2 = Published(
+    "model",
+    unused=r"^(classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token)$",
+    optional=r"^embeddings\.mask_token$",
+)
+"""A classifier on top (dinov2-base-imagenet1k-1-layer), and what stands for masked patches in training."""
+
 PUBLISHED: Mapping[Any, Published] = {
     AutoencoderKL: Published("diffusion_pytorch_model"),
     UNet2DConditionModel: Published("diffusion_pytorch_model"),
     # transformers before 4.31 (2023) saved the numbers of the positions as well
     CLIPTextModel: Published("model", unused=r"^(text_model\.)?embeddings\.position_ids$"),
-    # a classifier on top (dinov2-base-imagenet1k-1-layer), and what stands for masked patches in training
-    Dinov2Model: Published(
-        "model",
-        unused=r"^(classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token)$",
-        optional=r"^embeddings\.mask_token$",
-    ),
+    Dinov2Model: _DINOV2,
+    Dinov2WithRegistersModel: _DINOV2,
+    DINOv3ViTModel: _DINOV2,
+    DINOv3ConvNextModel: Published("model"),
 }
 """By the network's class; every other difference is refused. The other names of old files (`text_model.` before each
 name of a text encoder, DINOv2's attention) transformers changes itself, by tables of its own."""
@@ -82,11 +99,27 @@ def check_model(folder: Path, image_size: int) -> None:
     _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
 
 
+_DINOS: Mapping[str, tuple[Any, Any]] = {
+    "dinov2": (Dinov2Config, Dinov2Model),
+    "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
+    "dinov3_vit": (DINOv3ViTConfig, DINOv3ViTModel),
+    "dinov3_convnext": (DINOv3ConvNextConfig, DINOv3ConvNextModel),
+}
+"""The classes of a DINO's configuration and network, by its type in a configuration."""
+
+
+def dino_class(folder: Path) -> Any:
+    """The class of the network that a DINO's folder holds."""
+    return _DINOS[read_object(folder / "config.json", "a configuration")["model_type"]][1]
+
+
 def check_dino(folder: Path) -> None:
-    """`check_model` for the folder of a DINOv2."""
-    dino = _built(folder, lambda config: Dinov2Model(Dinov2Config.from_dict(config)))
-    _read_shapes(folder, PUBLISHED[Dinov2Model])
-    load_network(Dinov2Model, folder, "auto")
+    """`check_model` for the folder of a DINO."""
+    kind = dino_class(folder)
+    settings = next(own for own, network in _DINOS.values() if network is kind)
+    dino = _built(folder, lambda config: kind(settings.from_dict(config)))
+    _read_shapes(folder, PUBLISHED[kind])
+    load_network(kind, folder, "auto")
     side = dino.config.image_size
     _dry_run(folder, lambda: dino(torch.empty(1, 3, side, side)).last_hidden_state)
 

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from featstore.backbones.base import compute_on
 from featstore.backbones.dino import SUBFOLDER
 from featstore.backbones.locate import is_at_hand
+from featstore.backbones.registry import TITLES
 from featstore.backbones.stable_diffusion import Model
 from featstore.errors import MetadataError, PromptError, StoreError
 from featstore.kept_config import VerifyConfig
@@ -264,8 +266,9 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
         return _spell(store, "train", "--mode", "cpm", *_dino_option(description.get("id")))
     other, unet = PixelExtractor.from_description(description), Extractor.from_description(description)
     if other is not None:
-        own = (*_dino_option(other.network.id), "--dino-size", str(other.size)) if other.family == "dino" else ()
-        return _maps(store, other, "--layers", rest[1], *own)
+        own = (*_dino_option(other.network.id), "--dino-size", str(other.size)) if other.family in TITLES else ()
+        own += ("--dino-debias", str(other.debias)) if other.debias else ()
+        return _maps(store, other, "--layers", unquote(rest[1]), *own)
     if unet is None or len(rest) < 3:
         return NOT_KNOWN
     prompts = _prompt_options(unet.prompt, runs)

@@ -46,7 +46,7 @@ from matcher.pairs import MatchingPair, Pairs
 from matcher.pck import Matches
 from matcher.sweep import evaluate as match_pairs
 
-OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
+OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size", "dino_debias")
 
 
 def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation:

@@ -185,7 +185,7 @@ def _said(config: TrainConfig, image_size: int, dtype: str) -> dict[str, Any]:
 def _decoder_layers(names: Sequence[str]) -> tuple[int, ...]:
     check_names(names)
     if any(map(is_other, names)):
-        raise InputError("Prompts are learned for decoder layers, 1 to 4: the layer dino has none.")
+        raise InputError("Prompts are learned for decoder layers, 1 to 4: those of a DINO have none.")
     return unet_layers(names)
 
 
