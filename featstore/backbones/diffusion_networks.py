@@ -4,6 +4,7 @@ as the layers need, the text encoder."""
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -13,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
 from featstore.backbones.model_file import read_config
 from featstore.backbones.noise import LatentScale
-from featstore.backbones.registry import family_of
+from featstore.backbones.registry import block_of, family_of
 from featstore.backbones.weights import load_network, refusing
 
 
@@ -55,8 +56,7 @@ class DiffusionNetworks:
         """See `Networks.features`."""
         assert timestep is not None, "the UNet takes a timestep"
         assert condition is not None, "the UNet takes a prompt"
-        maps = self.unet.tap(inputs, timestep, condition, [int(layer) for layer in layers])
-        return {str(layer): features for layer, features in maps.items()}
+        return self.unet.tap(inputs, timestep, condition, layers)
 
 
 def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
@@ -103,6 +103,10 @@ def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -
     return (latents - scale.shift) * scale.scaling_factor
 
 
+Layer = TypeVar("Layer", int, str)
+"""As it is asked for: by its number, or by its name."""
+
+
 class CutUNet:
     """A UNet whose decoder ends after the last layer asked for.
 
@@ -126,26 +130,36 @@ class CutUNet:
         cut._modules = {**self.unet._modules, "up_blocks": nn.ModuleList(self._blocks[:layer])}
         return cut
 
+    def _module(self, layer: str) -> nn.Module:
+        """Whose output a layer, or a part of one, is."""
+        block: Any = self._blocks[block_of(layer) - 1]  # layer n is diffusers' up_blocks[n - 1]
+        _, _, part = layer.partition(".")
+        if not part:
+            return cast(nn.Module, block)
+        parts = getattr(block, "attentions", None) or block.resnets
+        return cast(nn.Module, parts[int(part) - 1])
+
     @property
     def weights(self) -> Tensor:
         """Any of the UNet's weights, to take its device and dtype from."""
         return next(self.unet.parameters())
 
-    def tap(self, noisy: Tensor, timestep: int, prompts: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Maps (b, C_n, h_n, w_n) of each layer n in `layers`, all from one pass, in the UNet's dtype.
+    def tap(self, noisy: Tensor, timestep: float, prompts: Tensor, layers: Sequence[Layer]) -> dict[Layer, Tensor]:
+        """Maps (b, C_n, h_n, w_n) of each layer n in `layers`, all from one pass, in the UNet's dtype. A part of a
+        layer, `"2.1"`, is what comes out of its first attention, or its first resnet where it has none.
 
         noisy: (b, 4, h, w), h and w multiples of 8. timestep: 0..999. prompts: (b, 77, D) prompt embeddings.
         Gradients flow where the inputs ask for them.
         """
         for layer in layers:
             family_of(str(layer))  # raises for one that there is not
-        last = max(layers)
-        maps: dict[int, Tensor] = {}
+        last = max(block_of(str(layer)) for layer in layers)
+        maps: dict[Layer, Tensor] = {}
 
-        def keep(layer: int) -> torch.utils.hooks.RemovableHandle:
-            # layer n is diffusers' up_blocks[n - 1]
-            return self._blocks[layer - 1].register_forward_hook(
-                lambda _block, _inputs, output: maps.__setitem__(layer, output)
+        def keep(layer: Layer) -> torch.utils.hooks.RemovableHandle:
+            return self._module(str(layer)).register_forward_hook(
+                # attentions give a tuple
+                lambda _, _inputs, output: maps.__setitem__(layer, output if isinstance(output, Tensor) else output[0])
             )
 
         self.unet.up_blocks = nn.ModuleList(self._blocks[:last])

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from featstore.backbones.registry import LAYERS, Profile, family_of, is_other, profile_of
+from featstore.backbones.registry import LAYERS, Profile, block_of, family_of, is_other, profile_of, stem_of
 from matcher.configuration import check_weights
 from matcher.errors import InputError
 
@@ -18,7 +18,7 @@ def check_names(names: Sequence[str]) -> None:
         InputError: For one that is no layer, or is named twice.
     """
     for name in names:
-        if name.partition(":")[0] not in LAYERS and not name.isdecimal():
+        if stem_of(name) not in LAYERS and not name.isdecimal():
             others = " or ".join(filter(is_other, LAYERS))
             raise InputError(f"--layers takes layers from 1 to 4, or {others}, not {name!r}.")
         family_of(name)
@@ -27,8 +27,8 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def unet_layers(names: Sequence[str]) -> tuple[int, ...]:
-    """The layers of the UNet among some, in their order."""
-    return tuple(int(name) for name in names if not is_other(name))
+    """The up blocks of the UNet's layers among some, in their order."""
+    return tuple(block_of(name) for name in names if not is_other(name))
 
 
 def timesteps_for(

@@ -25,7 +25,22 @@ LAYERS: dict[str, str] = {
     "dino": "featstore.backbones.dino",
     "dinov3": "featstore.backbones.dinov3",
 }
-"""The module of each layer, by the name that users type; `dino:9` is a block of `dino`'s network."""
+"""The module of each layer, by the name that users type. `dino:9` is a block of `dino`'s network; `2.1` is what layer 2
+holds behind its first resnet (and the attention that follows it), before it is upsampled."""
+
+_INNER = {DIFFUSION: re.compile(r"\.[1-9]\d*"), "dino": re.compile(r":[1-9]\d*"), "dinov3": re.compile(r":[1-9]\d*")}
+"""How a part of a layer is named behind it, by family."""
+
+
+def stem_of(layer: str) -> str:
+    """The name in `LAYERS` that a layer's own begins with."""
+    return re.split(r"[.:]", layer, maxsplit=1)[0]
+
+
+def block_of(layer: str) -> int:
+    """The up block, 1 to 4, that a diffusion model's layer is, or lies in."""
+    return int(stem_of(layer))
+
 
 TITLES = {"dino": "DINOv2", "dinov3": "DINOv3"}
 """What families are called where their networks are counted or named; others by their own name."""
@@ -34,14 +49,16 @@ TITLES = {"dino": "DINOv2", "dinov3": "DINOv3"}
 def family_of(layer: str) -> str:
     """Whose a layer is: the last part of its module's name, which names it in stores and records as well. Raises
     `ModelError` where there is no such layer, and says which there are."""
-    stem, colon, block = layer.partition(":")
-    if stem not in LAYERS or (colon and (LAYERS[stem] == LAYERS["1"] or not re.fullmatch(r"[1-9]\d*", block))):
+    stem = stem_of(layer)
+    family = LAYERS.get(stem, "").rpartition(".")[2]
+    part = layer.removeprefix(stem)
+    if not family or (part and not _INNER[family].fullmatch(part)):
         others = ", ".join(filter(is_other, LAYERS))
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "
-            f"DIFT's up_ft_index count from 0), and {others}, also block by block, e.g. dino:9."
+            f"DIFT's up_ft_index count from 0), and {others}; parts of them are 2.1 or dino:9."
         )
-    return LAYERS[stem].rpartition(".")[2]
+    return family
 
 
 def is_diffusion(layer: str) -> bool:
@@ -51,7 +68,7 @@ def is_diffusion(layer: str) -> bool:
 
 def is_other(layer: str) -> bool:
     """Whether a layer is made of images alone, with neither noise nor text; features of a file have any names."""
-    return layer.partition(":")[0] in LAYERS and not is_diffusion(layer)
+    return stem_of(layer) in LAYERS and not is_diffusion(layer)
 
 
 def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
@@ -65,7 +82,7 @@ def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
 
 def open_family(layer: str) -> Family:
     """The module that opens the backbone of a layer made of images alone."""
-    return cast(Family, import_module(LAYERS[layer.partition(":")[0]]))
+    return cast(Family, import_module(LAYERS[stem_of(layer)]))
 
 
 def open_other(layer: str, asked: Mapping[str, Asked], model: ModelLocation) -> tuple[Backbone, int]:
@@ -95,7 +112,7 @@ def shapes_of(backbone: Backbone, size: int, layers: Iterable[str]) -> dict[str,
     known = backbone.layers(size)
     for layer in layers:
         if layer not in known:
-            stem = layer.partition(":")[0]
+            stem = stem_of(layer)
             raise ModelError(
                 f"There is no layer {layer} in {backbone.name.id}: it has {stem} and {stem}:1 to {list(known)[-1]}."
             )

@@ -13,7 +13,7 @@ from featstore.backbones.base import Compute, LayerShape, ModelLocation, Network
 from featstore.backbones.locate import COMPONENTS, locate
 from featstore.backbones.model_file import Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
-from featstore.backbones.registry import family_of
+from featstore.backbones.registry import block_of, family_of
 from featstore.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,12 +23,21 @@ LAYERS = (1, 2, 3, 4)
 TIMESTEPS = range(1000)
 
 
-def layer_shape(layer: int, unet_config: Mapping[str, Any], latent_side: int, image_size: int) -> LayerShape:
-    """The shape of a layer's map for latents of `latent_side` cells, from the UNet's configuration."""
+def layer_shape(layer: int | str, unet_config: Mapping[str, Any], latent_side: int, image_size: int) -> LayerShape:
+    """The shape of a layer's map, or of a part of one (`2.1`), for latents of `latent_side` cells, from the UNet's
+    configuration. Raises `ModelError` for a part that there is not."""
     widths = tuple(unet_config["block_out_channels"])
-    # Every up block but the last doubles the side of the latents, which the down blocks halved len - 1 times.
-    side = latent_side // 2 ** max(len(widths) - 1 - layer, 0)
-    return LayerShape(str(layer), widths[::-1][layer - 1], side, image_size // side)
+    block, part = block_of(str(layer)), str(layer).partition(".")[2]
+    # Every up block but the last doubles the side of the latents at its end; the down blocks halved it len - 1 times.
+    halved = len(widths) - block if part else max(len(widths) - 1 - block, 0)
+    each = unet_config.get("layers_per_block", 2)
+    parts = 1 + (each[::-1][block - 1] if isinstance(each, list | tuple) else each)
+    if part and int(part) > parts:
+        raise ModelError(
+            f"There is no layer {layer}: this UNet's layer {block} has the parts {block}.1 to {block}.{parts}."
+        )
+    side = latent_side // 2**halved
+    return LayerShape(str(layer), widths[::-1][block - 1], side, image_size // side)
 
 
 def check_layers(layers: Sequence[int]) -> None:
@@ -91,7 +100,7 @@ class Model:
 
     def shape(self, layer: int | str, image_size: int) -> LayerShape:
         """Channels, side and stride of a layer's map for images of `image_size` pixels."""
-        return layer_shape(int(layer), self.unet_config, self.latent_side(image_size), image_size)
+        return layer_shape(layer, self.unet_config, self.latent_side(image_size), image_size)
 
     def layers(self, image_size: int) -> Mapping[str, LayerShape]:
         """See `Backbone.layers`."""
@@ -102,7 +111,7 @@ class Model:
         # only now: the libraries take seconds to load
         from featstore.backbones.diffusion_networks import DiffusionNetworks
 
-        return DiffusionNetworks(self.location, compute, max(map(int, layers)))
+        return DiffusionNetworks(self.location, compute, max(map(block_of, layers)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,7 +278,7 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
     header = store.header
     if rest[0] != replace(unet, model_fingerprint=header.model_fingerprint, seed=header.seed).key:
         return "they were made with another model or seed than the header names; such maps are made again when needed"
-    place = ("--layers", str(number_of(rest[1])), "--t", str(number_of(rest[2])))
+    place = ("--layers", unquote(rest[1]).removeprefix("layer"), "--t", str(number_of(rest[2])))
     return _maps(store, unet, *place, *prompts, "--ensemble", str(unet.ensemble))
 
 
@@ -339,8 +339,8 @@ def _rows_of_model(store: Store, model: Model, path: str) -> tuple[int, ...] | N
     if kind in (LATENTS, NOISY):
         side = model.latent_side(size)
         return model.latent_channels, side, side
-    named = re.fullmatch(r"layer([1-4])", rest[1]) if kind == MAPS else None
+    named = re.fullmatch(r"layer([1-4](\.[1-9]\d*)?)", rest[1]) if kind == MAPS else None
     if named is None:  # of a DINOv2 that nobody has named here, or hits of a grid
         return None
-    shape = model.shape(int(named[1]), size)
+    shape = model.shape(named[1], size)
     return shape.channels, shape.side, shape.side

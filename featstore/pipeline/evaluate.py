@@ -14,7 +14,7 @@ from torch import Tensor
 from featstore.backbones.base import MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.layers import weights_for
-from featstore.backbones.registry import is_diffusion
+from featstore.backbones.registry import block_of, is_diffusion
 from featstore.config import EvalConfig, given_options
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import open_dataset
@@ -236,7 +236,7 @@ class PairMaps:
             ends = [(pair.source, pair.target) for pair in batch]
             places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
             parts = [PlannedPasses((key,), places) for key in self.wanted]
-            prompts = {layer: self.prompts.of(int(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
+            prompts = {layer: self.prompts.of(block_of(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
 
             def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
                 return prompts[layer][[index for index, _ in items]]

@@ -20,6 +20,7 @@ from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.registry import (
     DIFFUSION,
     asked_of,
+    block_of,
     family_of,
     is_diffusion,
     open_other,
@@ -228,7 +229,7 @@ class Featurizer:
         progress.advance(len(photos))
         text = self.networks.tokenizer, self.networks.text_encoder
         parts = [PlannedPasses(keys, tuple(range(len(photos)))) for keys in sharing_a_pass(own, not prompt.shared)]
-        embeddings = {layer: prompt.embedding(int(layer), *text) for layer in {part.keys[0][0] for part in parts}}
+        embeddings = {layer: prompt.embedding(block_of(layer), *text) for layer in {part.keys[0][0] for part in parts}}
 
         def noisy(index: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float32]:
             clean, key = latents[index], photos[index].key

@@ -186,6 +186,8 @@ def _decoder_layers(names: Sequence[str]) -> tuple[int, ...]:
     check_names(names)
     if any(map(is_other, names)):
         raise InputError("Prompts are learned for decoder layers, 1 to 4: those of a DINO have none.")
+    if parts := [name for name in names if not name.isdecimal()]:
+        raise InputError(f"Prompts are learned for whole decoder layers, 1 to 4, not for {parts[0]}.")
     return unet_layers(names)
 
 

@@ -40,9 +40,7 @@ def test_commands_take_its_layers(run: Run, store: Path, dinov3: str) -> None:
     without = results(run, "eval", "--layers", "dinov3:2", "--readouts", "nn", *asked, "--dino-debias", "5")
     assert without["features"]["dinov3_debias"] == 5
     assert without["features"]["dinov3_extractor"] != out["features"]["dinov3_extractor"]
-    fused = results(
-        run, *("eval", "--layers", "2,dinov3", "--t", "261", "--ensemble", "1", "--readouts", "nn"), *asked
-    )
+    fused = results(run, *("eval", "--layers", "2,dinov3", "--t", "261", "--ensemble", "1", "--readouts", "nn"), *asked)
     assert fused["weights"] == [0.5, 0.5]
     grid = results(run, "grid", "--layers", "dinov3:1,dinov3:3", "--split", "test", "--weights", "1:1", *asked)
     assert "dinov3:1" in json.dumps(grid)

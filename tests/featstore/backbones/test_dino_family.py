@@ -58,7 +58,7 @@ def convolutions(folder: Path, _: Path) -> tuple[Path, Generation, Any]:
 
 
 def randomised(network: Any) -> Any:
-    """With weights so large that attention to the tokens before the patches, which have no position, tells positions."""
+    """Weights so large that attention to the tokens before the patches, which have no position, tells positions."""
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in network.parameters():
