@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
+from featstore.backbones.cleandift import CleanUNet, read_weights
 from featstore.backbones.model_file import read_config
 from featstore.backbones.noise import LatentScale
 from featstore.backbones.registry import block_of, family_of
@@ -22,8 +23,10 @@ class DiffusionNetworks:
     """A Stable Diffusion's networks (a `featstore.backbones.base.Networks`), each loaded when it is first used, frozen.
     What is made of images beside feature maps is here as well: latents and prompt embeddings."""
 
-    def __init__(self, location: ModelLocation, compute: Compute, last_layer: int) -> None:
-        self._location, self._compute, self._last_layer = location, compute, last_layer
+    def __init__(
+        self, location: ModelLocation, compute: Compute, last_layer: int, clean: CleanUNet | None = None
+    ) -> None:
+        self._location, self._compute, self._last_layer, self._clean = location, compute, last_layer, clean
 
     @cached_property
     def vae(self) -> AutoencoderKL:
@@ -34,6 +37,8 @@ class DiffusionNetworks:
     def unet(self) -> "CutUNet":
         """As far as the last layer that was asked for."""
         unet = load_unet(self._location, self._compute.device, self._compute.dtype)
+        if self._clean is not None:
+            unet.load_state_dict(read_weights(self._clean), strict=False)  # that it is whole was checked
         return CutUNet(unet, self._last_layer)
 
     @cached_property
@@ -54,9 +59,15 @@ class DiffusionNetworks:
         self, inputs: Tensor, timestep: int | None, condition: Tensor | None, layers: Sequence[str]
     ) -> Mapping[str, Tensor]:
         """See `Networks.features`."""
-        assert timestep is not None, "the UNet takes a timestep"
         assert condition is not None, "the UNet takes a prompt"
-        return self.unet.tap(inputs, timestep, condition, layers)
+        return self.unet.tap(inputs, self.told(timestep), condition, layers)
+
+    def told(self, timestep: int | None) -> float:
+        """What the UNet is told of a timestep; of latents without noise what it was trained with."""
+        if timestep is not None:
+            return timestep
+        assert self._clean is not None, "a UNet that was trained on noise takes a timestep"
+        return self._clean.timestep
 
 
 def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:

@@ -99,6 +99,36 @@ def check_model(folder: Path, image_size: int) -> None:
     _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
 
 
+def check_unet_file(file: Path, config: Mapping[str, Any], prefix: str, of_model: str) -> None:
+    """Raise `ModelError` unless a file holds weights for a UNet's layers, of every name and shape and finite; what
+    comes behind its last layer may be missing.
+
+    config: of the UNet. prefix: before the names of files that hold other networks as well. of_model: whose UNet it is,
+    for the sentence.
+    """
+    with refusing(f"{of_model}'s UNet cannot be built"), torch.device("meta"):
+        network = UNet2DConditionModel.from_config(dict(config))
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = _read_file(file, Published(""))
+    if any(name.startswith(prefix) for name in found):
+        found = {name.removeprefix(prefix): shape for name, shape in found.items() if name.startswith(prefix)}
+    found.pop("timestep", None)
+    optional = re.compile(r"^(conv_norm_out|conv_out)\.")
+    told = {
+        "missing": [name for name in expected.keys() - found.keys() if not optional.match(name)],
+        "unexpected": [*found.keys() - expected.keys()],
+        "of another shape": [name for name in found.keys() & expected.keys() if found[name] != expected[name]],
+    }
+    said = "; ".join(
+        f"{len(names)} {what} ({_some([*map(shown, sorted(names))])})" for what, names in told.items() if names
+    )
+    if said:
+        raise ModelError(
+            f"{file} does not hold the weights of {of_model}'s UNet: {said}; take the file that was trained from this "
+            "model (sd21 for sd2-1, sd15 for sd1-5), or name that --model."
+        )
+
+
 _DINOS: Mapping[str, tuple[Any, Any]] = {
     "dinov2": (Dinov2Config, Dinov2Model),
     "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
