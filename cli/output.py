@@ -231,6 +231,7 @@ def csv_settings(result: "Evaluation", readout: str) -> tuple[str, ...]:
 
 def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
     """One line of all that the numbers depend on."""
+    from featstore.backbones.registry import TITLES
     from matcher.configuration import Frame, Pad, frame_of, spell_readout
 
     settings: MatchSettings = scoring.settings
@@ -240,7 +241,8 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
         + ("" if len(scoring.layers) == 1 else f" x {layer.weight:g}")
         for layer in scoring.layers
     )
-    shown = ("prompt", "ensemble", "model", "dino", "dino_size", "encoding", "features")
+    of_others = (f"{family}{what}" for family in TITLES for what in ("", "_size", "_debias"))
+    shown = ("prompt", "ensemble", "model", *of_others, "encoding", "features")
     origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
     made = "padded" if settings.pad is Pad.SQUARE else "resized"

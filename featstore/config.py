@@ -68,7 +68,7 @@ Categories = Annotated[Texts | None, Setting("Only pairs of these categories, e.
 Layers = Annotated[
     Texts | None,
     Setting(
-        "Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3, and dino (DINOv2).",
+        "Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3; dino, dinov3; their blocks: dino:9.",
         "2,3, or those of the prompts",
     ),
 ]
@@ -107,14 +107,26 @@ Prompts = Annotated[
     ),
 ]
 Dino = Annotated[
-    str | None, Setting("DINOv2 for cpm and the layer dino: a folder or hub name.", "the model's own, or B/14")
+    str | None,
+    Setting(
+        "DINOv2 for cpm and the layer dino, or DINOv3 for dinov3: a folder or hub name.",
+        "the model's own, or DINOv2-B/14; DINOv3-B/16",
+    ),
 ]
 DinoSize = Annotated[
     Positive | None,
     Setting(
-        "Side that images are resized to for the layer dino, a multiple of its patch.",
-        "840, or what a small DINOv2 was trained on",
+        "Side that images are resized to for the layers dino and dinov3, a multiple of the patch.",
+        "840, or what a small DINOv2 was trained on; 960 for dinov3",
         metavar="PIXELS",
+    ),
+]
+DinoDebias = Annotated[
+    Positive | None,
+    Setting(
+        "Directions of DINO's descriptors that are taken out, as they tell positions (INSID3 takes 500 of 1,024).",
+        "none",
+        metavar="N",
     ),
 ]
 Ensemble = Annotated[Positive, Setting("Noise draws whose features are averaged.")]
@@ -142,6 +154,7 @@ ALPHAS = (0.05, 0.1, 0.15)
 ENSEMBLE = 8
 
 
+OF_DINO = ("dino_size", "dino_debias")
 OF_THE_UNET = ("timesteps", "prompt", "prompts", "fallback")
 
 
@@ -205,6 +218,7 @@ class PromptConfig(Config):
     )
     dino: Dino = None
     dino_size: DinoSize = None
+    dino_debias: DinoDebias = None
 
 
 class ReadoutConfig(Config):
@@ -244,7 +258,7 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
-        check_of_use(self.layers, given_options(self, ["dino", "dino_size"]), given_options(self, OF_THE_UNET))
+        check_of_use(self.layers, given_options(self, ["dino", *OF_DINO]), given_options(self, OF_THE_UNET))
         check_layers_of(self.layers, self.timesteps, None if self.layers is None else [1.0] * len(self.layers))
 
 
@@ -277,7 +291,7 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     split: str | None = option("trn, val or test, or another that the data set has.", "test", default=None)
     categories: Categories = None
     layers: Texts | None = option(
-        "Decoder layers 1 to 4, e.g. 2,3, and dino (DINOv2); with --features the file's layer names.",
+        "Decoder layers 1 to 4, e.g. 2,3, dino, dinov3, dino:9; with --features the file's layer names.",
         "2,3, or those of the prompts",
         default=None,
     )
@@ -313,7 +327,9 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
         self.parameters(*find_readouts(self.readouts))
         if self.features is None:
             check_of_use(
-                self.layers, given_options(self, ["dino_size"]), given_options(self, [*OF_THE_UNET, "ensemble"])
+                self.layers,
+                given_options(self, OF_DINO),
+                given_options(self, [*OF_THE_UNET, "ensemble"]),
             )
             check_layers_of(self.layers, self.timesteps, self.weights)
 
@@ -323,7 +339,7 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
-    layers: Texts = option("Layers, e.g. 2,3: decoder layers 1 to 4, and dino (DINOv2).", default=("2", "3"))
+    layers: Texts = option("Layers, e.g. 2,3: decoder layers 1 to 4, dino, dinov3, dino:9.", default=("2", "3"))
     timesteps: Steps | None = option(
         "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.", default=None, flag="--t"
     )
@@ -434,6 +450,7 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
     prompts: Prompts = None
     dino: Dino = None
     dino_size: DinoSize = None
+    dino_debias: DinoDebias = None
     store: str | None = option("Take model, size, latents and seed from this store.", default=None, metavar=PLACE)
     model: str | None = option(MODELS, "the store's; without --store it must be named", default=None)
     revision: Revision = None
@@ -453,7 +470,7 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
     def __post_init__(self) -> None:
         self.parameters(self.readout)
         check_layers_of(self.layers, self.timesteps, self.weights)
-        check_of_use(self.layers, given_options(self, ["dino_size"]), given_options(self, OF_THE_UNET[:3]))
+        check_of_use(self.layers, given_options(self, OF_DINO), given_options(self, OF_THE_UNET[:3]))
 
 
 class ReproduceConfig(ComputeConfig):

@@ -20,6 +20,7 @@ from cli.reports.charts import chart_sections
 from cli.reports.charts.evaluation import by_category, by_difficulty, over_alpha
 from cli.reports.scores import Scored, category_block, overall_block, pck_headline
 from cli.reports.tables import Block, in_words, write_tables
+from featstore.backbones.registry import TITLES
 from featstore.datasets.pictures import decode
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
@@ -84,7 +85,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, run.matched.pairs),
             "Layers": "; ".join(": ".join(fact) for fact in layers.items()),
-            **page.facts_of(features, "model", "prompt", "ensemble", "dino", "features"),
+            **page.facts_of(features, "model", "prompt", "ensemble", *TITLES, "features"),
             "Geometry": scoring.settings.geometry.value,
         },
         settings={

@@ -13,6 +13,7 @@ from cli.options import command_of
 from cli.output import say
 from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block, print_block
+from featstore.backbones.registry import family_of, is_other
 from featstore.pipeline.grid import GridRun
 from featstore.pipeline.pairs import describe_list
 from featstore.pipeline.results import common_frame
@@ -326,6 +327,7 @@ def eval_command(grid: RankedGrid, index: int, out: Path | None = None) -> str:
     layers, settings = chosen.layers, chosen.settings
     timesteps = tuple(layer.timestep for layer in layers if layer.timestep is not None)
     names = tuple(layer.layer for layer in layers)
+    others = [family_of(name) for name in names if is_other(name)]
     own: dict[str, Any] = {
         "layers": names,
         "timesteps": timesteps or None,
@@ -333,7 +335,7 @@ def eval_command(grid: RankedGrid, index: int, out: Path | None = None) -> str:
         "geometry": settings.geometry.value,
         "upsample": settings.upsample,
         "upsample_align": None if settings.upsample_align is settings.geometry else settings.upsample_align.value,
-        "dino_size": run.features.get("dino_size") if "dino" in names else None,
+        **{f"dino_{what}": run.features.get(f"{family}_{what}") for family in others for what in ("size", "debias")},
         "readouts": run.config.readouts,
         "alphas": run.config.alphas,
         "average": run.config.average,

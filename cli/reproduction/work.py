@@ -14,6 +14,7 @@ from cli.progress import TerminalProgress
 from cli.reproduction.workplace import OpenCell, OpenTraining, Survey, Workplace
 from featstore.backbones.base import MapKey
 from featstore.backbones.layers import unet_layers
+from featstore.backbones.registry import block_of
 from featstore.pipeline import plan
 from featstore.pipeline.features import chunks
 from featstore.pipeline.pairs import images_of
@@ -119,7 +120,7 @@ def _of_cell(place: Workplace, cell: OpenCell, made: set[tuple[Any, ...]]) -> Ta
         unmapped = sorted({image for key in group for image in images.maps(prompts, told, draws, key)})
         own = _Images(place, cell.of.dataset, unmapped, tally, made)
         own.latents()
-        tally.passes[max(int(layer) for layer, _ in group)] += len(unmapped) * draws
+        tally.passes[max(block_of(layer) for layer, _ in group)] += len(unmapped) * draws
     return tally
 
 

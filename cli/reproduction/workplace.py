@@ -38,7 +38,7 @@ from matcher.errors import InputError
 FOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
 """In which the paper's datasets lie in a folder of datasets; SD4Match's first."""
 
-B14 = DinoShape(hidden_size=768, patch_size=14, image_size=518)
+B14 = DinoShape(channels=(768,) * 12, strides=(14,) * 12, prefix=1, usual_size=840)
 """facebook/dinov2-base's."""
 
 OfStore = TypeVar("OfStore", EvalConfig, GridConfig, TrainConfig)

@@ -112,10 +112,12 @@ class Backbone(Protocol):
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Which backbone of a family is asked for. name: a folder or hub name, None for the usual one. size: side in pixels
-    of the square that images are resized to, None for the usual one."""
+    of the square that images are resized to, None for the usual one. debias: directions of its descriptors that are
+    taken out, since they tell positions."""
 
     name: str | None = None
     size: int | None = None
+    debias: int = 0
 
 
 class Family(Protocol):

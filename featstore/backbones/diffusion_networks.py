@@ -4,6 +4,7 @@ as the layers need, the text encoder."""
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
+from featstore.backbones.cleandift import CleanUNet, read_weights
 from featstore.backbones.model_file import read_config
 from featstore.backbones.noise import LatentScale
-from featstore.backbones.registry import family_of
+from featstore.backbones.registry import block_of, family_of
 from featstore.backbones.weights import load_network, refusing
 
 
@@ -21,8 +23,10 @@ class DiffusionNetworks:
     """A Stable Diffusion's networks (a `featstore.backbones.base.Networks`), each loaded when it is first used, frozen.
     What is made of images beside feature maps is here as well: latents and prompt embeddings."""
 
-    def __init__(self, location: ModelLocation, compute: Compute, last_layer: int) -> None:
-        self._location, self._compute, self._last_layer = location, compute, last_layer
+    def __init__(
+        self, location: ModelLocation, compute: Compute, last_layer: int, clean: CleanUNet | None = None
+    ) -> None:
+        self._location, self._compute, self._last_layer, self._clean = location, compute, last_layer, clean
 
     @cached_property
     def vae(self) -> AutoencoderKL:
@@ -33,6 +37,8 @@ class DiffusionNetworks:
     def unet(self) -> "CutUNet":
         """As far as the last layer that was asked for."""
         unet = load_unet(self._location, self._compute.device, self._compute.dtype)
+        if self._clean is not None:
+            unet.load_state_dict(read_weights(self._clean), strict=False)  # that it is whole was checked
         return CutUNet(unet, self._last_layer)
 
     @cached_property
@@ -53,10 +59,15 @@ class DiffusionNetworks:
         self, inputs: Tensor, timestep: int | None, condition: Tensor | None, layers: Sequence[str]
     ) -> Mapping[str, Tensor]:
         """See `Networks.features`."""
-        assert timestep is not None, "the UNet takes a timestep"
         assert condition is not None, "the UNet takes a prompt"
-        maps = self.unet.tap(inputs, timestep, condition, [int(layer) for layer in layers])
-        return {str(layer): features for layer, features in maps.items()}
+        return self.unet.tap(inputs, self.told(timestep), condition, layers)
+
+    def told(self, timestep: int | None) -> float:
+        """What the UNet is told of a timestep; of latents without noise what it was trained with."""
+        if timestep is not None:
+            return timestep
+        assert self._clean is not None, "a UNet that was trained on noise takes a timestep"
+        return self._clean.timestep
 
 
 def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
@@ -103,6 +114,10 @@ def encode(vae: AutoencoderKL, images: Tensor, posterior_noise: Tensor | None) -
     return (latents - scale.shift) * scale.scaling_factor
 
 
+Layer = TypeVar("Layer", int, str)
+"""As it is asked for: by its number, or by its name."""
+
+
 class CutUNet:
     """A UNet whose decoder ends after the last layer asked for.
 
@@ -126,26 +141,36 @@ class CutUNet:
         cut._modules = {**self.unet._modules, "up_blocks": nn.ModuleList(self._blocks[:layer])}
         return cut
 
+    def _module(self, layer: str) -> nn.Module:
+        """Whose output a layer, or a part of one, is."""
+        block: Any = self._blocks[block_of(layer) - 1]  # layer n is diffusers' up_blocks[n - 1]
+        _, _, part = layer.partition(".")
+        if not part:
+            return cast(nn.Module, block)
+        parts = getattr(block, "attentions", None) or block.resnets
+        return cast(nn.Module, parts[int(part) - 1])
+
     @property
     def weights(self) -> Tensor:
         """Any of the UNet's weights, to take its device and dtype from."""
         return next(self.unet.parameters())
 
-    def tap(self, noisy: Tensor, timestep: int, prompts: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Maps (b, C_n, h_n, w_n) of each layer n in `layers`, all from one pass, in the UNet's dtype.
+    def tap(self, noisy: Tensor, timestep: float, prompts: Tensor, layers: Sequence[Layer]) -> dict[Layer, Tensor]:
+        """Maps (b, C_n, h_n, w_n) of each layer n in `layers`, all from one pass, in the UNet's dtype. A part of a
+        layer, `"2.1"`, is what comes out of its first attention, or its first resnet where it has none.
 
         noisy: (b, 4, h, w), h and w multiples of 8. timestep: 0..999. prompts: (b, 77, D) prompt embeddings.
         Gradients flow where the inputs ask for them.
         """
         for layer in layers:
             family_of(str(layer))  # raises for one that there is not
-        last = max(layers)
-        maps: dict[int, Tensor] = {}
+        last = max(block_of(str(layer)) for layer in layers)
+        maps: dict[Layer, Tensor] = {}
 
-        def keep(layer: int) -> torch.utils.hooks.RemovableHandle:
-            # layer n is diffusers' up_blocks[n - 1]
-            return self._blocks[layer - 1].register_forward_hook(
-                lambda _block, _inputs, output: maps.__setitem__(layer, output)
+        def keep(layer: Layer) -> torch.utils.hooks.RemovableHandle:
+            return self._module(str(layer)).register_forward_hook(
+                # attentions give a tuple
+                lambda _, _inputs, output: maps.__setitem__(layer, output if isinstance(output, Tensor) else output[0])
             )
 
         self.unet.up_blocks = nn.ModuleList(self._blocks[:last])

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from featstore.backbones.registry import LAYERS, Profile, family_of, is_other, profile_of
+from featstore.backbones.registry import LAYERS, Profile, block_of, family_of, is_other, profile_of, stem_of
 from matcher.configuration import check_weights
 from matcher.errors import InputError
 
@@ -17,7 +17,7 @@ def check_names(names: Sequence[str]) -> None:
         InputError: For one that is no layer, or is named twice.
     """
     for name in names:
-        if name not in LAYERS and not name.isdecimal():
+        if stem_of(name) not in LAYERS and not name.isdecimal():
             others = " or ".join(filter(is_other, LAYERS))
             raise InputError(f"--layers takes layers from 1 to 4, or {others}, not {name!r}.")
         family_of(name)
@@ -26,8 +26,8 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def unet_layers(names: Sequence[str]) -> tuple[int, ...]:
-    """The layers of the UNet among some, in their order."""
-    return tuple(int(name) for name in names if not is_other(name))
+    """The up blocks of the UNet's layers among some, in their order."""
+    return tuple(block_of(name) for name in names if not is_other(name))
 
 
 def timesteps_for(
@@ -102,15 +102,15 @@ def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_u
 
     Args:
         names: Of the layers; None for layers of the UNet that are not known yet.
-        of_dino: Options that were given and that only `dino` can use.
+        of_dino: Options that were given and that only layers of a DINO can use.
         of_the_unet: Options that were given and that only a layer of the UNet can use.
 
     Raises:
         InputError: For an option that none of the layers has a use for.
     """
     for option in of_dino:
-        if names is None or "dino" not in names:
-            raise InputError(f"{option} goes with the layer dino: name it in --layers.")
+        if names is None or not any(map(is_other, names)):
+            raise InputError(f"{option} goes with the layers dino and dinov3: name one in --layers.")
     for option in of_the_unet:
         if names is not None and not unet_layers(names):
             raise InputError(f"{option} is for layers of the UNet, and --layers {','.join(names)} names none.")

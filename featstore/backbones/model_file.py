@@ -109,6 +109,7 @@ def read_config(location: ModelLocation, component: str) -> dict[str, Any]:
 RESTORE = "correct it, or restore the model's own file"
 Settings = TypeVar("Settings")
 Whole = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 def parsed(kind: type[Settings], config: Mapping[str, Any], where: object) -> Settings:
@@ -169,29 +170,51 @@ def fingerprint(folder: Path, components: tuple[str, ...], memory: Path) -> str:
         for path in sorted({path for pattern in _HASHED for path in (folder / component).glob(pattern)}):
             if any(variant in path.name for variant in _VARIANTS):
                 continue
-            check_file(path)
-            status = path.stat()
-            key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-            if key not in known:
-                with path.open("rb") as file:
-                    known[key] = hashlib.file_digest(file, "blake2b").hexdigest()
-            digest.update(f"{component}/{path.name}={known[key]}\n".encode())
+            digest.update(f"{component}/{path.name}={_hash_of(path, known)}\n".encode())
     if known != remembered:
         _remember(memory, known)
     return digest.hexdigest()
 
 
-def checked_fingerprint(folder: Path, components: tuple[str, ...], check: Callable[[], None]) -> str:
-    """The fingerprint of a folder whose weights pass a check, which takes seconds. It is not run again where the memory
-    says that it was passed: for these contents and by these versions of the libraries that load them. What it raises is
-    not remembered."""
+def file_fingerprint(path: Path) -> str:
+    """32 hex digits of a file's contents, which are remembered as a folder's are. Raises `ModelError` for a file that
+    cannot be read."""
     memory = default_memory()
-    found = fingerprint(folder, components, memory)
-    mark = "|".join(["weights 1", found, *map(version, ("diffusers", "transformers"))])
+    remembered = _recall(memory)
+    known = dict(remembered)
+    found = _hash_of(path, known)[:32]
+    if known != remembered:
+        _remember(memory, known)
+    return found
+
+
+def _hash_of(path: Path, known: dict[str, str]) -> str:
+    """Of a file's contents; what is `known` is not read again."""
+    check_file(path)
+    status = path.stat()
+    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    if key not in known:
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return known[key]
+
+
+def checked_fingerprint(folder: Path, components: tuple[str, ...], check: Callable[[], None]) -> str:
+    """The fingerprint of a folder whose weights pass a check, see `check_once`."""
+    found = fingerprint(folder, components, default_memory())
+    check_once(found, check)
+    return found
+
+
+def check_once(of: str, check: Callable[[], None]) -> None:
+    """Run a check, which takes seconds. It is not run again where the memory says that it was passed: for these
+    contents, by their fingerprints, and by these versions of the libraries that load them. What it raises is not
+    remembered."""
+    memory = default_memory()
+    mark = "|".join(["weights 1", of, *map(version, ("diffusers", "transformers"))])
     if mark not in _recall(memory):
         check()
         _remember(memory, {**_recall(memory), mark: "passed"})
-    return found
 
 
 def forget() -> None:

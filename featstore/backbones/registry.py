@@ -5,6 +5,7 @@ A further backbone of images alone is one module with the two functions of `feat
 line in `LAYERS` for each of its layers.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from featstore.backbones.base import Asked, Backbone, Family, ModelLocation
+from featstore.backbones.base import Asked, Backbone, Family, LayerShape, ModelLocation
 from featstore.errors import ModelError
 
 DIFFUSION = "stable_diffusion"
@@ -22,20 +23,42 @@ DIFFUSION = "stable_diffusion"
 LAYERS: dict[str, str] = {
     **dict.fromkeys(("1", "2", "3", "4"), f"featstore.backbones.{DIFFUSION}"),
     "dino": "featstore.backbones.dino",
+    "dinov3": "featstore.backbones.dinov3",
 }
-"""The module of each layer, by the name that users type."""
+"""The module of each layer, by the name that users type. `dino:9` is a block of `dino`'s network; `2.1` is what layer 2
+holds behind its first resnet (and the attention that follows it), before it is upsampled."""
+
+_INNER = {DIFFUSION: re.compile(r"\.[1-9]\d*"), "dino": re.compile(r":[1-9]\d*"), "dinov3": re.compile(r":[1-9]\d*")}
+"""How a part of a layer is named behind it, by family."""
+
+
+def stem_of(layer: str) -> str:
+    """The name in `LAYERS` that a layer's own begins with."""
+    return re.split(r"[.:]", layer, maxsplit=1)[0]
+
+
+def block_of(layer: str) -> int:
+    """The up block, 1 to 4, that a diffusion model's layer is, or lies in."""
+    return int(stem_of(layer))
+
+
+TITLES = {"dino": "DINOv2", "dinov3": "DINOv3"}
+"""What families are called where their networks are counted or named; others by their own name."""
 
 
 def family_of(layer: str) -> str:
     """Whose a layer is: the last part of its module's name, which names it in stores and records as well. Raises
     `ModelError` where there is no such layer, and says which there are."""
-    if layer not in LAYERS:
+    stem = stem_of(layer)
+    family = LAYERS.get(stem, "").rpartition(".")[2]
+    part = layer.removeprefix(stem)
+    if not family or (part and not _INNER[family].fullmatch(part)):
         others = ", ".join(filter(is_other, LAYERS))
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "
-            f"DIFT's up_ft_index count from 0), and {others}."
+            f"DIFT's up_ft_index count from 0), and {others}; parts of them are 2.1 or dino:9."
         )
-    return LAYERS[layer].rpartition(".")[2]
+    return family
 
 
 def is_diffusion(layer: str) -> bool:
@@ -45,7 +68,7 @@ def is_diffusion(layer: str) -> bool:
 
 def is_other(layer: str) -> bool:
     """Whether a layer is made of images alone, with neither noise nor text; features of a file have any names."""
-    return layer in LAYERS and not is_diffusion(layer)
+    return stem_of(layer) in LAYERS and not is_diffusion(layer)
 
 
 def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
@@ -59,7 +82,7 @@ def pixel_families(layers: Iterable[str]) -> dict[str, list[str]]:
 
 def open_family(layer: str) -> Family:
     """The module that opens the backbone of a layer made of images alone."""
-    return cast(Family, import_module(LAYERS[layer]))
+    return cast(Family, import_module(LAYERS[stem_of(layer)]))
 
 
 def open_other(layer: str, asked: Mapping[str, Asked], model: ModelLocation) -> tuple[Backbone, int]:
@@ -76,6 +99,24 @@ def open_other(layer: str, asked: Mapping[str, Asked], model: ModelLocation) -> 
     own = asked.get(family_of(layer), Asked())
     backbone = open_family(layer).open_backbone(own, model)
     return backbone, backbone.image_size if own.size is None else own.size
+
+
+def asked_of(name: str | None, size: int | None, debias: int | None) -> dict[str, Asked]:
+    """What `--dino`, `--dino-size` and `--dino-debias` ask for, of each family that knows them."""
+    return dict.fromkeys(TITLES, Asked(name, size, debias or 0))
+
+
+def shapes_of(backbone: Backbone, size: int, layers: Iterable[str]) -> dict[str, LayerShape]:
+    """The shapes of some layers' maps of images of `size` pixels. Raises `ModelError` for one that the backbone at hand
+    does not have."""
+    known = backbone.layers(size)
+    for layer in layers:
+        if layer not in known:
+            stem = stem_of(layer)
+            raise ModelError(
+                f"There is no layer {layer} in {backbone.name.id}: it has {stem} and {stem}:1 to {list(known)[-1]}."
+            )
+    return {layer: known[layer] for layer in layers}
 
 
 USUAL = "sd2-1"

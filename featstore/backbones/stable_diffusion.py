@@ -6,14 +6,16 @@ package only: layer n is `up_blocks[n - 1]`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
+from featstore.backbones.cleandift import CleanUNet, open_clean_unet, together
 from featstore.backbones.locate import COMPONENTS, locate
 from featstore.backbones.model_file import Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
-from featstore.backbones.registry import family_of
+from featstore.backbones.registry import block_of, family_of
 from featstore.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,12 +25,21 @@ LAYERS = (1, 2, 3, 4)
 TIMESTEPS = range(1000)
 
 
-def layer_shape(layer: int, unet_config: Mapping[str, Any], latent_side: int, image_size: int) -> LayerShape:
-    """The shape of a layer's map for latents of `latent_side` cells, from the UNet's configuration."""
+def layer_shape(layer: int | str, unet_config: Mapping[str, Any], latent_side: int, image_size: int) -> LayerShape:
+    """The shape of a layer's map, or of a part of one (`2.1`), for latents of `latent_side` cells, from the UNet's
+    configuration. Raises `ModelError` for a part that there is not."""
     widths = tuple(unet_config["block_out_channels"])
-    # Every up block but the last doubles the side of the latents, which the down blocks halved len - 1 times.
-    side = latent_side // 2 ** max(len(widths) - 1 - layer, 0)
-    return LayerShape(str(layer), widths[::-1][layer - 1], side, image_size // side)
+    block, part = block_of(str(layer)), str(layer).partition(".")[2]
+    # Every up block but the last doubles the side of the latents at its end; the down blocks halved it len - 1 times.
+    halved = len(widths) - block if part else max(len(widths) - 1 - block, 0)
+    each = unet_config.get("layers_per_block", 2)
+    parts = 1 + (each[::-1][block - 1] if isinstance(each, list | tuple) else each)
+    if part and int(part) > parts:
+        raise ModelError(
+            f"There is no layer {layer}: this UNet's layer {block} has the parts {block}.1 to {block}.{parts}."
+        )
+    side = latent_side // 2**halved
+    return LayerShape(str(layer), widths[::-1][block - 1], side, image_size // side)
 
 
 def check_layers(layers: Sequence[int]) -> None:
@@ -54,7 +65,8 @@ class Model:
 
     fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels. latent_factor: pixels
     a latent cell. latent_scale: from the VAE's latents to the UNet's. unet_config: diffusers' configuration of the
-    UNet. schedule: of the noise that it was trained on.
+    UNet. schedule: of the noise that it was trained on. clean: weights that take the place of the UNet's, which takes
+    latents without noise then.
     """
 
     location: ModelLocation
@@ -65,6 +77,7 @@ class Model:
     latent_scale: LatentScale
     unet_config: Mapping[str, Any]
     schedule: NoiseSchedule
+    clean: CleanUNet | None = None
 
     def latent_side(self, image_size: int) -> int:
         """Cells a side of the latents of an image of `image_size` pixels. Raises `ModelError` where the UNet cannot
@@ -91,7 +104,7 @@ class Model:
 
     def shape(self, layer: int | str, image_size: int) -> LayerShape:
         """Channels, side and stride of a layer's map for images of `image_size` pixels."""
-        return layer_shape(int(layer), self.unet_config, self.latent_side(image_size), image_size)
+        return layer_shape(layer, self.unet_config, self.latent_side(image_size), image_size)
 
     def layers(self, image_size: int) -> Mapping[str, LayerShape]:
         """See `Backbone.layers`."""
@@ -102,7 +115,7 @@ class Model:
         # only now: the libraries take seconds to load
         from featstore.backbones.diffusion_networks import DiffusionNetworks
 
-        return DiffusionNetworks(self.location, compute, max(map(int, layers)))
+        return DiffusionNetworks(self.location, compute, max(map(block_of, layers)), self.clean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +134,18 @@ class _UNet:
     block_out_channels: tuple[Whole, ...]
 
 
-def open_model(name: str, revision: str | None = None) -> Model:
+def open_model(name: str, revision: str | None = None, unet: str | None = None) -> Model:
     """Locate a model (see `featstore.backbones.locate.locate`), read its configuration, and compare its weights with
-    it (once: what passed is remembered beside the fingerprint). Raises `ModelError` where they do not fit."""
+    it (once: what passed is remembered beside the fingerprint). unet: where a UNet lies that takes the place of its
+    own, see `featstore.backbones.cleandift`. Raises `ModelError` where they do not fit."""
     location = locate(name, revision)
-    vae, unet = read_config(location, "vae"), read_config(location, "unet")
-    side = unet.get("sample_size")
+    vae, unet_config = read_config(location, "vae"), read_config(location, "unet")
+    side = unet_config.get("sample_size")
     if isinstance(side, list) and side == side[:1] * 2:
         side = side[0]
     where = location.folder / "vae" / "config.json"
     shapes = parsed(_Vae, vae, where)
-    trained = parsed(_UNet, unet | {"sample_size": side}, location.folder / "unet" / "config.json")
+    trained = parsed(_UNet, unet_config | {"sample_size": side}, location.folder / "unet" / "config.json")
     factor = 2 ** (len(shapes.block_out_channels) - 1)
     image_size, blocks = trained.sample_size * factor, len(trained.block_out_channels)
     if blocks != len(LAYERS):
@@ -143,13 +157,17 @@ def open_model(name: str, revision: str | None = None) -> Model:
 
         check_model(location.folder, image_size)
 
-    return Model(
+    model = Model(
         location=location,
         fingerprint=checked_fingerprint(location.folder, COMPONENTS, check),
         image_size=image_size,
         latent_factor=factor,
         latent_channels=shapes.latent_channels,
         latent_scale=LatentScale.parse(vae, str(where)),
-        unet_config=unet,
+        unet_config=unet_config,
         schedule=read_schedule(location),
     )
+    if unet is None:
+        return model
+    clean = open_clean_unet(Path(unet), model.unet_config, location.id)
+    return replace(model, fingerprint=together(model.fingerprint, clean.fingerprint), clean=clean)

@@ -17,7 +17,19 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ConvNextConfig,
+    DINOv3ConvNextModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from featstore.backbones.model_file import check_file, read_object, read_shards
@@ -43,17 +55,22 @@ class Published:
     optional: str = "$^"
 
 
+_DINOV2 = Published(
+    "model",
+    unused=r"^(classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token)$",
+    optional=r"^embeddings\.mask_token$",
+)
+"""A classifier on top (dinov2-base-imagenet1k-1-layer), and what stands for masked patches in training."""
+
 PUBLISHED: Mapping[Any, Published] = {
     AutoencoderKL: Published("diffusion_pytorch_model"),
     UNet2DConditionModel: Published("diffusion_pytorch_model"),
     # transformers before 4.31 (2023) saved the numbers of the positions as well
     CLIPTextModel: Published("model", unused=r"^(text_model\.)?embeddings\.position_ids$"),
-    # a classifier on top (dinov2-base-imagenet1k-1-layer), and what stands for masked patches in training
-    Dinov2Model: Published(
-        "model",
-        unused=r"^(classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token)$",
-        optional=r"^embeddings\.mask_token$",
-    ),
+    Dinov2Model: _DINOV2,
+    Dinov2WithRegistersModel: _DINOV2,
+    DINOv3ViTModel: _DINOV2,
+    DINOv3ConvNextModel: Published("model"),
 }
 """By the network's class; every other difference is refused. The other names of old files (`text_model.` before each
 name of a text encoder, DINOv2's attention) transformers changes itself, by tables of its own."""
@@ -82,11 +99,57 @@ def check_model(folder: Path, image_size: int) -> None:
     _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
 
 
+def check_unet_file(file: Path, config: Mapping[str, Any], prefix: str, of_model: str) -> None:
+    """Raise `ModelError` unless a file holds weights for a UNet's layers, of every name and shape and finite; what
+    comes behind its last layer may be missing.
+
+    config: of the UNet. prefix: before the names of files that hold other networks as well. of_model: whose UNet it is,
+    for the sentence.
+    """
+    with refusing(f"{of_model}'s UNet cannot be built"), torch.device("meta"):
+        network = UNet2DConditionModel.from_config(dict(config))
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = _read_file(file, Published(""))
+    if any(name.startswith(prefix) for name in found):
+        found = {name.removeprefix(prefix): shape for name, shape in found.items() if name.startswith(prefix)}
+    found.pop("timestep", None)
+    optional = re.compile(r"^(conv_norm_out|conv_out)\.")
+    told = {
+        "missing": [name for name in expected.keys() - found.keys() if not optional.match(name)],
+        "unexpected": [*found.keys() - expected.keys()],
+        "of another shape": [name for name in found.keys() & expected.keys() if found[name] != expected[name]],
+    }
+    said = "; ".join(
+        f"{len(names)} {what} ({_some([*map(shown, sorted(names))])})" for what, names in told.items() if names
+    )
+    if said:
+        raise ModelError(
+            f"{file} does not hold the weights of {of_model}'s UNet: {said}; take the file that was trained from this "
+            "model (sd21 for sd2-1, sd15 for sd1-5), or name that --model."
+        )
+
+
+_DINOS: Mapping[str, tuple[Any, Any]] = {
+    "dinov2": (Dinov2Config, Dinov2Model),
+    "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
+    "dinov3_vit": (DINOv3ViTConfig, DINOv3ViTModel),
+    "dinov3_convnext": (DINOv3ConvNextConfig, DINOv3ConvNextModel),
+}
+"""The classes of a DINO's configuration and network, by its type in a configuration."""
+
+
+def dino_class(folder: Path) -> Any:
+    """The class of the network that a DINO's folder holds."""
+    return _DINOS[read_object(folder / "config.json", "a configuration")["model_type"]][1]
+
+
 def check_dino(folder: Path) -> None:
-    """`check_model` for the folder of a DINOv2."""
-    dino = _built(folder, lambda config: Dinov2Model(Dinov2Config.from_dict(config)))
-    _read_shapes(folder, PUBLISHED[Dinov2Model])
-    load_network(Dinov2Model, folder, "auto")
+    """`check_model` for the folder of a DINO."""
+    kind = dino_class(folder)
+    settings = next(own for own, network in _DINOS.values() if network is kind)
+    dino = _built(folder, lambda config: kind(settings.from_dict(config)))
+    _read_shapes(folder, PUBLISHED[kind])
+    load_network(kind, folder, "auto")
     side = dino.config.image_size
     _dry_run(folder, lambda: dino(torch.empty(1, 3, side, side)).last_hidden_state)
 

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from featstore.backbones.base import compute_on
 from featstore.backbones.dino import SUBFOLDER
 from featstore.backbones.locate import is_at_hand
+from featstore.backbones.registry import TITLES
 from featstore.backbones.stable_diffusion import Model
 from featstore.errors import MetadataError, PromptError, StoreError
 from featstore.kept_config import VerifyConfig
@@ -264,8 +266,9 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
         return _spell(store, "train", "--mode", "cpm", *_dino_option(description.get("id")))
     other, unet = PixelExtractor.from_description(description), Extractor.from_description(description)
     if other is not None:
-        own = (*_dino_option(other.network.id), "--dino-size", str(other.size)) if other.family == "dino" else ()
-        return _maps(store, other, "--layers", rest[1], *own)
+        own = (*_dino_option(other.network.id), "--dino-size", str(other.size)) if other.family in TITLES else ()
+        own += ("--dino-debias", str(other.debias)) if other.debias else ()
+        return _maps(store, other, "--layers", unquote(rest[1]), *own)
     if unet is None or len(rest) < 3:
         return NOT_KNOWN
     prompts = _prompt_options(unet.prompt, runs)
@@ -275,7 +278,7 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
     header = store.header
     if rest[0] != replace(unet, model_fingerprint=header.model_fingerprint, seed=header.seed).key:
         return "they were made with another model or seed than the header names; such maps are made again when needed"
-    place = ("--layers", str(number_of(rest[1])), "--t", str(number_of(rest[2])))
+    place = ("--layers", unquote(rest[1]).removeprefix("layer"), "--t", str(number_of(rest[2])))
     return _maps(store, unet, *place, *prompts, "--ensemble", str(unet.ensemble))
 
 
@@ -336,8 +339,8 @@ def _rows_of_model(store: Store, model: Model, path: str) -> tuple[int, ...] | N
     if kind in (LATENTS, NOISY):
         side = model.latent_side(size)
         return model.latent_channels, side, side
-    named = re.fullmatch(r"layer([1-4])", rest[1]) if kind == MAPS else None
+    named = re.fullmatch(r"layer([1-4](\.[1-9]\d*)?)", rest[1]) if kind == MAPS else None
     if named is None:  # of a DINOv2 that nobody has named here, or hits of a grid
         return None
-    shape = model.shape(int(named[1]), size)
+    shape = model.shape(named[1], size)
     return shape.channels, shape.side, shape.side

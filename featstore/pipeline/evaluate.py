@@ -14,9 +14,9 @@ from torch import Tensor
 from featstore.backbones.base import MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.layers import USUAL, weights_for
-from featstore.backbones.registry import Profile, is_diffusion
+from featstore.backbones.registry import Profile, block_of, is_diffusion
 from featstore.config import EvalConfig, given_options
-from featstore.datasets.records import canonical_split
+from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import annotations_of, open_dataset
 from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
@@ -46,7 +46,7 @@ from matcher.pairs import MatchingPair, Pairs
 from matcher.pck import Matches
 from matcher.sweep import evaluate as match_pairs
 
-OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size")
+OF_A_STORE = ("timesteps", "prompt", "prompts", "fallback", "ensemble", "dino", "dino_size", "dino_debias")
 
 
 def evaluate(config: EvalConfig, progress: Progress | None = None) -> Evaluation:
@@ -242,7 +242,7 @@ class PairMaps:
             ends = [(pair.source, pair.target) for pair in batch]
             places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
             parts = [PlannedPasses((key,), places) for key in self.wanted]
-            prompts = {layer: self.prompts.of(int(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
+            prompts = {layer: self.prompts.of(block_of(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
 
             def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
                 return prompts[layer][[index for index, _ in items]]

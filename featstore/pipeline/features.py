@@ -22,6 +22,7 @@ from torch import Tensor
 from featstore.backbones.base import Compute, MapKey, NetworkName, Networks
 from featstore.backbones.dino import load_dino
 from featstore.backbones.noise import Latents, posterior_noise
+from featstore.backbones.registry import block_of
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
@@ -288,7 +289,7 @@ def told_of(
     def told(layer: str, rows: Sequence[int]) -> Tensor:
         key = layer if prompt.differ_by_layer else None
         if key not in made:
-            made[key] = prompt.embeddings(int(layer), known, networks.tokenizer, networks.text_encoder)
+            made[key] = prompt.embeddings(block_of(layer), known, networks.tokenizer, networks.text_encoder)
         return torch.stack([made[key][store.images.categories[row]] for row in rows])
 
     return told

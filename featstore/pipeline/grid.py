@@ -377,7 +377,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         split,
         scores,
         features,
-        replace(config, timesteps=timesteps, weightings=weightings, split=split, **_named(choice)),
+        replace(config, timesteps=timesteps or None, weightings=weightings, split=split, **_named(choice)),
         (dataset.theta_rule if config.theta is None else RULES[config.theta]).value,
         absolute(store.path),
         _evaluation(config, choice, reported),

@@ -18,7 +18,17 @@ from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networ
 from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.layers import check_names, timesteps_for, weights_for
 from featstore.backbones.noise import Latents, noise, posterior_noise
-from featstore.backbones.registry import DIFFUSION, family_of, is_diffusion, open_other, pixel_families, profile_of
+from featstore.backbones.registry import (
+    DIFFUSION,
+    asked_of,
+    block_of,
+    family_of,
+    is_diffusion,
+    open_other,
+    pixel_families,
+    profile_of,
+    shapes_of,
+)
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import MatchConfig
 from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
@@ -182,8 +192,7 @@ class Featurizer:
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
-        found = ((layer, *self._backbone(layer)) for layer in layers)
-        return [backbone.layers(size)[layer] for layer, backbone, size in found]
+        return [shapes_of(*self._backbone(layer), [layer])[layer] for layer in layers]
 
     def maps_of(
         self, photos: Sequence[Photo], wanted: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
@@ -233,7 +242,7 @@ class Featurizer:
         progress.advance(len(photos))
         text = self.networks.tokenizer, self.networks.text_encoder
         parts = [PlannedPasses(keys, tuple(range(len(photos)))) for keys in sharing_a_pass(own, not prompt.shared)]
-        embeddings = {layer: prompt.embedding(int(layer), *text) for layer in {part.keys[0][0] for part in parts}}
+        embeddings = {layer: prompt.embedding(block_of(layer), *text) for layer in {part.keys[0][0] for part in parts}}
 
         def noisy(index: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float32]:
             clean, key = latents[index], photos[index].key
@@ -424,7 +433,7 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
         seed=(config.seed or 0) if header is None else header.seed,
         latents=(Latents.SAMPLE if header is None else header.latents).value,
         batch_size=config.batch_size,
-        others={"dino": Asked(config.dino, config.dino_size)},
+        others=asked_of(config.dino, config.dino_size, config.dino_debias),
         pad=(Pad.STRETCH if header is None else header.pad).value,
     )
     prompt, text = photo_prompt(choice, config.category, photos, config.dino, featurizer)

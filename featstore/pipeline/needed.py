@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from featstore.backbones.base import Asked, LayerShape, MapKey
 from featstore.backbones.locate import locate
-from featstore.backbones.registry import is_diffusion, open_family, open_other, pixel_families
+from featstore.backbones.registry import is_diffusion, open_family, open_other, pixel_families, shapes_of
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
@@ -146,9 +146,9 @@ def find_backbones(store: Store, layers: Sequence[str], request: MapRequest) -> 
     for family, own in pixel_families(layers).items():
         model = locate(store.header.model_id, store.header.model_revision)
         backbone, size = open_other(own[0], request.asked, model)
-        shapes = backbone.layers(size)
-        extractor = PixelExtractor(family, backbone.name, size, request.compute.dtype_name, request.encoding)
-        found[family] = FoundBackbone(extractor, backbone, {layer: shapes[layer] for layer in own})
+        shapes, debias = shapes_of(backbone, size, own), request.asked.get(family, Asked()).debias
+        extractor = PixelExtractor(family, backbone.name, size, request.compute.dtype_name, request.encoding, debias)
+        found[family] = FoundBackbone(extractor, backbone, shapes)
     return found
 
 
@@ -208,7 +208,7 @@ def _kept(
         for extractor in store.pixel_extractors(family)
         if extractor.network.id in ids
         and asked.size in (None, extractor.size)
-        and (extractor.dtype, extractor.encoding) == kept_as
+        and (extractor.dtype, extractor.encoding, extractor.debias) == (*kept_as, asked.debias)
         and not missing_maps(store, extractor, rows, [(layer, None) for layer in layers])
     ]
     return fitting[0] if len(fitting) == 1 else None

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featstore.backbones.base import Asked, MapKey
+from featstore.backbones.base import MapKey
 from featstore.backbones.layers import timesteps_for, unet_layers
-from featstore.backbones.registry import Profile, profile_of
+from featstore.backbones.registry import Profile, asked_of, profile_of
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.errors import DatasetError, ImageError, PromptError
@@ -229,6 +229,7 @@ class Opened:
                 family: own.network.id,
                 f"{family}_fingerprint": own.network.fingerprint,
                 f"{family}_size": own.size,
+                **({f"{family}_debias": own.debias} if own.debias else {}),
                 "dtype": own.dtype,
                 f"{family}_extractor": own.key,
                 **_describe_encoding(own),
@@ -255,7 +256,7 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
     names = config.layers or choice.layers
     if unet_layers(names):
         progress.tell(choice.line)
-    others = {"dino": Asked(config.dino, config.dino_size)}
+    others = asked_of(config.dino, config.dino_size, config.dino_debias)
     request = MapRequest(choice.prompts, config.ensemble or ENSEMBLE, compute, config.encoding, others)
     return Opened(store, dataset_of(store, config.root), choice, names, request)
 

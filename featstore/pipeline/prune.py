@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from urllib.parse import unquote
 
 from featstore.errors import StoreError
 from featstore.kept_config import PruneConfig
@@ -56,7 +57,7 @@ def choose(store: Store, config: PruneConfig) -> list[Prunable]:
             if (
                 config.prompt not in (None, texts.get("template"))
                 or not key.startswith(config.extractor or "")
-                or (config.layers is not None and layer.removeprefix("layer") not in config.layers)
+                or (config.layers is not None and unquote(layer).removeprefix("layer") not in config.layers)
             ):
                 continue
         array = _measured(store, path, str(texts.get("template", texts.get("kind", ""))))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from featstore.backbones.base import Asked, Compute, NetworkName
 from featstore.backbones.model_file import forget
+from featstore.backbones.registry import TITLES
 from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
@@ -270,19 +272,19 @@ class _Makers:
         compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
         if extractor_of(self.store, prompts, unet.ensemble, compute, unet.encoding).key != places[0][0]:
             return "their extractor's description does not say all that they were made with"
-        wanted = [(layer.removeprefix("layer"), keys.number_of(step)) for _, layer, step in places]
+        wanted = [(unquote(layer).removeprefix("layer"), keys.number_of(step)) for _, layer, step in places]
         request = MapRequest(prompts, unet.ensemble, compute, unet.encoding)
         require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
         return ""
 
     def _other_maps(self, paths: Sequence[str], rows: Sequence[int]) -> str:
         """Of a backbone that sees images alone: the usual one, or the one of the name that they were made with."""
-        layers = [path.split("/")[2] for path in paths]
+        layers = [unquote(path.split("/")[2]) for path in paths]
         extractor = keys.PixelExtractor.from_description(self.store.attributes(_group(paths[0])))
         if extractor is not None and extractor.dtype in BOUNDS:
             compute = replace(self.compute, dtype=getattr(torch, extractor.dtype))
             for name in (None, extractor.network.id):
-                asked = {extractor.family: Asked(name, extractor.size)}
+                asked = {extractor.family: Asked(name, extractor.size, extractor.debias)}
                 request = MapRequest(None, 1, compute, extractor.encoding, asked)
                 try:
                     found = find_backbones(self.store, layers, request)[extractor.family]
@@ -292,7 +294,7 @@ class _Makers:
                     wanted = [(layer, None) for layer in layers]
                     require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
                     return ""
-        named = "DINOv2" if extractor is None or extractor.family == "dino" else extractor.family
+        named = "network" if extractor is None else TITLES.get(extractor.family, extractor.family)
         return f"the {named} that they were made with is not at hand; such maps are made anew when needed"
 
     def _patch_tokens(self, rows: Sequence[int]) -> str:

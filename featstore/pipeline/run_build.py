@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from featstore.backbones.base import MapKey
 from featstore.backbones.noise import Latents
-from featstore.backbones.registry import is_other
+from featstore.backbones.registry import TITLES, is_other
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import BuildConfig, KeptMapsConfig, MapsConfig
 from featstore.datasets.records import Dataset
@@ -163,7 +163,7 @@ def _tell_shares(progress: Progress, images: Sequence[int]) -> None:
 
 
 UNET = "unet"
-_NAMES = {UNET: "UNet", "dino": "DINOv2"}
+_NAMES = {UNET: "UNet", **TITLES}
 """What a family of networks is called where passes are counted; others by their own name."""
 
 

@@ -136,7 +136,8 @@ class PixelExtractor:
     """All that shapes a map beyond the image where networks see the image alone, with neither noise nor text.
 
     family: of the backbone, e.g. `dino`. network: which of that family. size: side in pixels of the square that images
-    are resized to. dtype: the precision it was computed in. encoding: how it is kept.
+    are resized to. dtype: the precision it was computed in. encoding: how it is kept. debias: directions of its
+    descriptors that were taken out.
     """
 
     family: str
@@ -144,11 +145,12 @@ class PixelExtractor:
     size: int
     dtype: str
     encoding: str = RAW
+    debias: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """For the group's attributes."""
+        """For the group's attributes; of what is not asked for nothing, as versions before this one knew of none."""
         own = {self.family: asdict(self.network), "size": self.size, "dtype": self.dtype}
-        return _described(self.encoding, own)
+        return _described(self.encoding, {**own, **({"debias": self.debias} if self.debias else {})})
 
     @classmethod
     def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
 from featstore.backbones.base import NetworkName
+from featstore.backbones.registry import TITLES
 from featstore.errors import MetadataError, StoreError, StoreExistsError
 from featstore.files import writing
 from featstore.progress import Progress
@@ -311,8 +312,9 @@ def _what(store: Store, path: str) -> str:
     stored = f", {attributes['encoding']}" if "encoding" in attributes else ""
     alone = keys.PixelExtractor.from_description(attributes)
     if alone is not None:
-        named = "DINOv2" if alone.family == "dino" else alone.family
-        return f"{named} {alone.network.id!r}, {alone.size} pixels, {alone.dtype}{stored}"
+        named = TITLES.get(alone.family, alone.family)
+        removed = f", {alone.debias} directions of position taken out" if alone.debias else ""
+        return f"{named} {alone.network.id!r}, {alone.size} pixels, {alone.dtype}{removed}{stored}"
     prompt = attributes.get("prompt")
     words = prompt.get("template", prompt.get("kind")) if isinstance(prompt, dict) else "unknown prompt"
     return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}{stored}"

@@ -201,7 +201,9 @@ def _said(config: TrainConfig, image_size: int, dtype: str) -> dict[str, Any]:
 def _decoder_layers(names: Sequence[str]) -> tuple[int, ...]:
     check_names(names)
     if any(map(is_other, names)):
-        raise InputError("Prompts are learned for decoder layers, 1 to 4: the layer dino has none.")
+        raise InputError("Prompts are learned for decoder layers, 1 to 4: those of a DINO have none.")
+    if parts := [name for name in names if not name.isdecimal()]:
+        raise InputError(f"Prompts are learned for whole decoder layers, 1 to 4, not for {parts[0]}.")
     return unet_layers(names)
 
 

@@ -38,7 +38,7 @@ def cache_of(name: str, source: Path, cache: Path) -> Path:
 def test_the_models_own(model: ModelLocation, small_model: Path) -> None:
     name, folder = locate_dino(None, model)
     assert (name.id, folder) == (f"{small_model}/dinov2", small_model / "dinov2")
-    assert read_shape(folder) == DinoShape(hidden_size=96, patch_size=14, image_size=224)
+    assert read_shape(folder) == DinoShape(channels=(96,) * 4, strides=(14,) * 4, prefix=1, usual_size=224)
 
 
 def test_a_folder(model: ModelLocation, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_folder_that_is_none(model: ModelLocation, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "dinov2_with_registers"}, "type 'dinov2_with_registers'.*--dino"),
+        ({"model_type": "dinov3_vit"}, "type 'dinov3_vit'.*DINOv2.*--dino"),
         ({"patch_size": None}, "patch_size is None, not a whole number"),
         ({"image_size": [224, 224]}, r"image_size is \[224, 224\], not a whole number"),
     ],
