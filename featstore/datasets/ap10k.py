@@ -99,7 +99,6 @@ class Ap10kDataset(DrawnDataset):
 
     name = "ap10k"
     about = "AP-10K (Yu et al. 2021), GeoAware-SC's pairs within species, across species, across families"
-    keypoint_names = KEYPOINTS
 
     @classmethod
     def open(cls, root: Path | None) -> Self:
@@ -169,9 +168,8 @@ def _animals(root: Path) -> Iterator[Animal]:
             continue
         image, species = images[number], categories[own.category_id]
         if species.supercategory is None:
-            raise DatasetError(
-                f"{train}: the category {species.name} has no supercategory, its family; restore the file."
-            )
+            what = f"the category {species.name} has no supercategory, its family"
+            raise DatasetError(f"{train}: {what}; restore the file.")
         prepared = f"JPEGImages/{species.supercategory}/{species.name}/{number:012}.jpg"
         record = image_in(tree, path, number, (f"data/{image.file_name}", prepared), species.name)
         yield _animal(f"{path}: annotations[{place}]", record, number, species.supercategory, own, image.size)
@@ -189,12 +187,14 @@ def _parts(animals: Iterable[Animal]) -> Parts:
     return parts
 
 
-def _sharing(ours: Sequence[Animal], theirs: Sequence[Animal]) -> list[tuple[Animal, Animal]]:
-    """All pairs of one of ours and one of theirs that share enough keypoints, those of our first one first."""
-    if not ours or not theirs:
-        return []
-    seen, shown = (np.stack([animal.seen for animal in own]) for own in (ours, theirs))
-    return [(ours[one], theirs[two]) for one, two in np.argwhere(seen @ shown.T >= _COMMON)]
+def _sharing(ours: Sequence[Animal], theirs: Sequence[Animal]) -> Iterator[tuple[Animal, Animal]]:
+    """All pairs of one of ours and one of theirs that share enough keypoints, those of our first one first; of the same
+    list twice each pair once."""
+    if ours and theirs:
+        seen, shown = (np.stack([animal.seen for animal in own]) for own in (ours, theirs))
+        enough = seen @ shown.T >= _COMMON
+        for one, two in np.argwhere(np.triu(enough, 1) if ours is theirs else enough):
+            yield ours[one], theirs[two]
 
 
 def _within_species(parts: Parts) -> Iterator[_Lot]:
@@ -204,8 +204,7 @@ def _within_species(parts: Parts) -> Iterator[_Lot]:
         for (_, species), own in parts[part].items():
             shuffled = own.copy()
             lots.shuffle(shuffled)
-            place = {animal.number: at for at, animal in enumerate(shuffled)}
-            found = [(one, two) for one, two in _sharing(shuffled, shuffled) if place[one.number] < place[two.number]]
+            found = list(_sharing(shuffled, shuffled))
             count = min(50 * len(own), len(found)) if part == "trn" else len(found)
             yield from ((part, *pair, species) for pair in lots.sample(found, count))
 
@@ -215,7 +214,7 @@ def _across_species(parts: Parts) -> Iterator[_Lot]:
     lots = Random(_SEED)
     for part, most in (("val", 400), ("test", 900)):
         for family, own in groupby(parts[part].items(), key=lambda item: item[0][0]):
-            found = []
+            found: list[tuple[Animal, Animal]] = []
             for (_, ours), (_, theirs) in combinations(own, 2):
                 for _ in range(len(ours) * len(theirs)):
                     lots.random()  # the notebook draws whether to exchange both, and makes no use of it
@@ -232,7 +231,7 @@ def _across_families(parts: Parts) -> Iterator[_Lot]:
         for (family, _), own in parts[part].items():
             families.setdefault(family, []).extend(own)
         for ours, theirs in combinations(families.values(), 2):
-            found = _sharing(ours, theirs)
+            found = list(_sharing(ours, theirs))
             pairs = lots.sample(found, min(most, len(found)))
             yield from ((f"{part}-{CROSS_FAMILY}", *pair, CROSS_FAMILY) for pair in pairs)
 
@@ -254,10 +253,8 @@ def _as_prepared(root: Path) -> Mapping[str, Sequence[Drawn]]:
         for file in entries(folder):
             named = _PAIR.fullmatch(file.stem)
             if named is None or not {named[1], named[2]} <= files.keys():
-                what = (
-                    f"holds {shown(file.name)}, which is not <image id>-<image id>:<category>.json of two known images"
-                )
-                raise DatasetError(f"{folder} {what}; remove the file, or restore ImageAnnotation.")
+                what = "not <image id>-<image id>:<category>.json of two images that ImageAnnotation has"
+                raise DatasetError(f"{folder} holds {shown(file.name)}, {what}; remove the file, or restore its name.")
             one, two = animal(named[1]), animal(named[2])
             kind = split.partition("-")[2]
             category = {"": one.species, "cross-species": one.family}.get(kind, CROSS_FAMILY)

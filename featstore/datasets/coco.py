@@ -163,13 +163,12 @@ def image_in(tree: Tree, path: Path, number: int, files: Sequence[str], category
 
 @dataclass(frozen=True)
 class CocoDataset(DrawnDataset):
-    """A data set in COCO's form, of images in the folder `root` and annotations in a file."""
+    """A data set in COCO's form, of images in the folder `root` and the file `annotations`, relative to it or not."""
 
     annotations: Path
 
     name = "coco"
     about = "any keypoint data set in COCO's form, whose file --annotations names"
-    splits = ("test",)
     takes_annotations = True
 
     @classmethod
@@ -183,7 +182,8 @@ class CocoDataset(DrawnDataset):
         found = [path for path in (folder / annotations, annotations) if is_file(path)]
         if not found:
             raise DatasetError(f"There is no file of annotations {annotations}, neither as such nor in {folder}.")
-        return cls(folder, found[0])
+        file, inside = found[0].resolve(), folder.resolve()
+        return cls(folder, file.relative_to(inside) if file.is_relative_to(inside) else file)
 
     def draw(self) -> Mapping[str, Sequence[Drawn]]:
         """See `DrawnDataset`."""
@@ -196,7 +196,8 @@ class CocoDataset(DrawnDataset):
     @cached_property
     def _read(self) -> tuple[Sequence[MarkedImage], tuple[str, ...]]:
         """The objects that count, and a sentence on the others."""
-        content, path = read_json(CocoFile, self.annotations), self.annotations
+        path = self.root / self.annotations
+        content = read_json(CocoFile, path)
         images, categories = by_id(path, "images", content.images), by_id(path, "categories", content.categories)
         left: Counter[str] = Counter()
         largest: dict[tuple[int, str], tuple[float, int]] = {}

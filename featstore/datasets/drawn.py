@@ -51,9 +51,12 @@ class DrawnDataset(ABC):
 
     @cached_property
     def drawn(self) -> Mapping[str, Sequence[Drawn]]:
-        """The same, of files as they were when they were first asked for. Raises `DatasetError` where two images would
-        get one id."""
-        drawn, known = self.draw(), dict[str, MarkedImage]()
+        """The same of splits that have any, of files as they were when they were first asked for. Raises `DatasetError`
+        where there are none at all, and where two images would get one id."""
+        drawn, known = {split: own for split, own in self.draw().items() if own}, dict[str, MarkedImage]()
+        if not drawn:
+            what = "has no two images of a category that share a keypoint"
+            raise DatasetError(f"{self.root} {what}; mark the same parts in both.")
         for image in (end for pairs in drawn.values() for pair in pairs for end in pair[:2]):
             other = known.setdefault(image.record.id, image)
             if other is not image:
@@ -63,7 +66,7 @@ class DrawnDataset(ABC):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that have pairs, or could have."""
+        """Those that have pairs."""
         return tuple(self.drawn)
 
     def images(self) -> tuple[ImageRecord, ...]:
@@ -72,12 +75,8 @@ class DrawnDataset(ABC):
         return tuple(known[identifier] for identifier in sorted(known))
 
     def pairs(self, split: str) -> AnnotatedPairs:
-        """The pairs of a split, sorted. Raises `DatasetError` where there are none."""
-        drawn = self._of(split)
-        if not drawn:
-            what = f"has no two images of {canonical_split(split)} that share a keypoint"
-            raise DatasetError(f"{self.root} {what}; choose another split ({', '.join(self.splits)}).")
-        return AnnotatedPairs.of(_pair(*own) for own in drawn)
+        """The pairs of a split, sorted. Raises `DatasetError` where there is no such split."""
+        return AnnotatedPairs.of(_pair(*own) for own in self._of(split))
 
     def members(self, split: str) -> frozenset[str]:
         """See `featstore.datasets.records.Dataset`."""
@@ -103,7 +102,8 @@ def _pair(one: MarkedImage, two: MarkedImage, category: str) -> Pair:
     if pair is None:
         places = f"{one.marks.place} and {two.marks.place}"
         raise DatasetError(f"{places}: both are paired, but share no keypoint; remove the pair's annotation.")
-    return replace(pair, category=category)
+    only = {name: (x, y) for name, (x, y) in two.marks.points.items() if name not in one.marks.points}
+    return replace(pair, category=category, target_only=only)
 
 
 def draw_pairs(images: Sequence[MarkedImage]) -> list[Drawn]:

@@ -330,7 +330,7 @@ class Dataset(Protocol):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that it has, of `trn`, `val`, `test`."""
+        """The splits that it has: of `trn`, `val`, `test`, and others of its own."""
 
     @property
     def theta_rule(self) -> ThetaRule: ...

@@ -52,7 +52,4 @@ def annotations_of(dataset: "Dataset") -> str | None:
     """What `open_dataset` takes as `annotations` of a data set, relative to its root where they lie there; None of one
     that has its own."""
     file: Path | None = getattr(dataset, "annotations", None)
-    if file is None:
-        return None
-    root = getattr(dataset, "root", file).resolve()
-    return str(file.resolve().relative_to(root) if file.resolve().is_relative_to(root) else file.resolve())
+    return None if file is None else str(file)

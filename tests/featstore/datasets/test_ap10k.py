@@ -200,8 +200,8 @@ def test_malformed_annotations(original: Path, damage: Callable[[Any], object], 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("1-2:x", "holds '1-2:x.json', which is not <image id>-<image id>:<category>"),
-        ("000000000001-000000000002:alpha cat", "which is not .* of two known images"),
+        ("1-2:x", r"holds '1-2:x\.json', not <image id>-<image id>:<category>"),
+        ("000000000001-000000000002:alpha cat", "not .* of two images that ImageAnnotation has"),
         (
             "000000000331-000000000356:alpha dog",
             "its category is 'alpha dog' where its source is of Alphidae, alpha cat",
@@ -227,3 +227,12 @@ def test_opened_by_its_usual_folder(original: Path, tmp_path: Path) -> None:
         DatasetError, match=r"holds no ap10k dataset \(looked for annotations/ap10k-train-split1\.json, or"
     ):
         Ap10kDataset.open(original / "data")
+
+
+def test_what_only_the_target_shows_belongs_to_its_extent(original: Path) -> None:
+    dataset = open_dataset("ap10k", original)
+    files = [own for part in PARTS for own in content(part)["annotations"]]
+    first = {own["image_id"]: own for own in reversed(files)}
+    for pair in list(dataset.pairs("val"))[:20]:
+        marked = np.array(first[named(pair)[1]]["keypoints"]).reshape(-1, 3)
+        assert sorted(map(tuple, pair.shown.tolist())) == sorted(map(tuple, marked[marked[:, 2] > 0, :2].tolist()))

@@ -85,8 +85,8 @@ def test_unknown_split(coco_root: Path) -> None:
 def test_nothing_in_common(coco_root: Path, coco: dict[str, Any]) -> None:
     coco["annotations"] = coco["annotations"][-2:]
     (coco_root / FILE).write_text(json.dumps(coco))
-    with pytest.raises(DatasetError, match="coco has no two images of test that share a keypoint"):
-        open_dataset("coco", coco_root, FILE).pairs("test")
+    with pytest.raises(DatasetError, match="coco has no two images of a category that share a keypoint; mark"):
+        open_dataset("coco", coco_root, FILE).images()
 
 
 def objects(category: str, count: int, names: Sequence[str] = ("nose",)) -> list[MarkedImage]:

@@ -76,3 +76,13 @@ def test_what_is_missing(cub_root: Path, tmp_path: Path) -> None:
     (cub_root / "images.txt").unlink()
     with pytest.raises(DatasetError, match=r"holds no cub dataset \(looked for images\.txt and parts/part_locs\.txt\)"):
         open_dataset("cub", tmp_path)
+
+
+def test_a_split_without_pairs_is_none(cub_root: Path) -> None:
+    path = cub_root / "train_test_split.txt"
+    path.write_text(path.read_text().replace("4 0", "4 1"))
+    dataset = open_dataset("cub", cub_root)
+    assert dataset.splits == ("trn",)
+    assert len(dataset.images()) == 2
+    with pytest.raises(DatasetError, match="has no split 'test', it has trn; choose of these"):
+        dataset.pairs("test")

@@ -3,6 +3,7 @@
 Each format is fuzzed with some hundred damaged files, and with 10,000 by `make test-slow`; the same each time.
 """
 
+import json
 import unicodedata
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from featstore.datasets.pictures import original_size
 from featstore.datasets.records import AnnotatedPairs, Dataset, Pair, to_resized_frame
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DatasetError
-from tests.featstore.datasets.conftest import SPAIR_ANNOTATION
+from tests.featstore.datasets.conftest import COCO, SPAIR_ANNOTATION
 from tests.featstore.datasets.damage import edited, files_of_object, files_of_table, recoded, text_bytes
 from tests.featstore.datasets.mat_bytes import BIG, LITTLE, compressed, header, variable
 
@@ -73,6 +74,21 @@ def _mat(path: Path) -> SearchStrategy[bytes]:
     return st.one_of(files)
 
 
+def _blanks(path: Path) -> SearchStrategy[bytes]:
+    return edited(recoded(st.just(path.read_text()))) | edited(st.just(path.read_bytes()))
+
+
+def _coco(path: Path) -> SearchStrategy[bytes]:
+    """The whole file damaged, or an entry of one of its lists."""
+    entries = [
+        files_of_object(entry).map(partial(json.dumps(COCO).encode().replace, json.dumps(entry).encode()))
+        for name in ("images", "categories", "annotations")
+        for entry in COCO[name][:2]
+    ]
+    return st.one_of(files_of_object(COCO), *entries)
+
+
+COCO_FILE = "annotations/person_keypoints_val2017.json"
 PAIR_ANNOTATION = "PairAnnotation/test/000001-2008_002719-2008_004100:aeroplane.json"
 MAT = "PF-dataset-PASCAL/Annotations/aeroplane/2008_000002.mat"
 FORMATS = {
@@ -84,6 +100,11 @@ FORMATS = {
     "PF-Willow's list": Format("pf-willow", "willow_root", "test_pairs.csv", "test", _table),
     "folder's keypoints": Format("folder", "folder_root", "keypoints.csv", "test", _table),
     "folder's pairs": Format("folder", "folder_root", "pairs.csv", "test", _table),
+    "folder's boxes": Format("folder", "folder_root", "boxes.csv", "test", _table),
+    "COCO's annotations": Format("coco", "coco_root", COCO_FILE, "test", _coco),
+    "CUB's images": Format("cub", "cub_root", "images.txt", "trn", _blanks),
+    "CUB's boxes": Format("cub", "cub_root", "bounding_boxes.txt", "trn", _blanks),
+    "CUB's parts": Format("cub", "cub_root", "parts/part_locs.txt", "trn", _blanks),
 }
 
 
@@ -93,7 +114,9 @@ def test_records_or_a_sentence(name: str, cases: int, request: pytest.FixtureReq
     chosen = FORMATS[name]
     root: Path = request.getfixturevalue(chosen.root)
     (root / "dog").is_dir() and (root / "pairs.csv").write_text("source,target\ndog/a.jpg,dog/b.PNG\ndog/b,dog/a\n")
-    dataset = open_dataset(chosen.dataset, root)
+    (root / "dog").is_dir() and (root / "boxes.csv").write_text("image,x0,y0,x1,y1\ndog/a,1,2,15,9\ndog/b,1,2,3,4\n")
+    annotations = Path(COCO_FILE) if chosen.dataset == "coco" else None
+    dataset = open_dataset(chosen.dataset, root, annotations)
     sizes = {image.id: original_size(image, dataset.read(image)) for image in dataset.images()}
     path = root / chosen.file
     outcomes = {"pairs": 0, "refused": 0}
@@ -107,6 +130,7 @@ def test_records_or_a_sentence(name: str, cases: int, request: pytest.FixtureReq
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
+                dataset = open_dataset(chosen.dataset, root, annotations)
                 check_images(dataset, root)
                 pairs = dataset.pairs(chosen.split)
             except DatasetError as error:
