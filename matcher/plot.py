@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import ConnectionPatch
 from numpy.typing import NDArray
 
@@ -69,8 +70,14 @@ def _figure(source: Picture, target: Picture, rows: int, height: float) -> tuple
 
 def _show(axes: Axes, picture: Picture, title: str) -> None:
     axes.imshow(picture)
-    axes.set_title(title, fontsize=9, parse_math=False)
+    axes.set_title(drawable(title), fontsize=9, parse_math=False)
     axes.set_axis_off()
+
+
+def drawable(text: str) -> str:
+    """Text in which letters that the font lacks are spelled out (`\\u732b`)."""
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(letter if ord(letter) in known else ascii(letter)[1:-1] for letter in text)
 
 
 def _mark(axes: Axes, point: NDArray[np.float32], index: int, colour: Colour) -> None:

@@ -80,7 +80,7 @@ def test_an_evaluations_figures_are_those_of_its_results(run: Run, store: Path) 
         table = page.table(f"{readout}, point average")
         assert means(table.column("@0.1")) == percent(results[readout]["point"]["0.1"])
         assert table.column("pairs") == {"cat": "6", "dog": "6", "all": "12"}
-    assert f"{100 * results['nn']['point']['0.1']['all']:.2f}%" in page.text  # the headline
+    assert f"{100 * results['nn']['point']['0.1']['all']:.1f} % of the keypoints" in page.text  # the headline
     assert "t\u00a0=\u00a0261, weight\u00a00.8".replace("\u00a0", " ") in page.text
     for setting in ("longer side of the resized image", "nn: resized, softmax: resized, pixel: original"):
         assert setting in page.text
