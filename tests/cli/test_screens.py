@@ -1,5 +1,5 @@
-"""Every command on terminals of 60, 80 and 120 columns: no line is wider, no number is cut, nothing of a progress bar is
-left where a line is printed. What is looked for is what the same command prints without a terminal."""
+"""Every command on terminals of 60, 80 and 120 columns: no line is wider, no number is cut, nothing of a progress bar
+is left where a line is printed. What is looked for is what the same command prints without a terminal."""
 
 import re
 import shutil
@@ -23,9 +23,7 @@ HELP = (
     *(f"cache {name}".strip() for name in ("", "build", "maps", "info", "verify", "prune", "pack", "unpack", "export")),
     *(f"prompts {name}".strip() for name in ("", "import", "export", "info")),
 )
-MATCH = (
-    "match spair/JPEGImages/cat/0.jpg spair/JPEGImages/cat/1.jpg --points 20,20;40,30 --store dualsd.zarr --ensemble 1"
-)
+CATS = "spair/JPEGImages/cat/0.jpg spair/JPEGImages/cat/1.jpg"
 COMMANDS = {
     "info": "cache info",
     "verify": "cache verify",
