@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import ConnectionPatch
 from numpy.typing import NDArray
 
@@ -76,7 +75,7 @@ def _show(axes: Axes, picture: Picture, title: str) -> None:
 
 def drawable(text: str) -> str:
     """Text in which letters that the font lacks are spelled out (`\\u732b`)."""
-    known = get_font(findfont(FontProperties())).get_charmap()
+    known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
     return "".join(letter if ord(letter) in known else ascii(letter)[1:-1] for letter in text)
 
 

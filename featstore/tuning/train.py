@@ -33,7 +33,7 @@ from featstore.pipeline.pairs import (
     spell_list,
 )
 from featstore.pipeline.plan import Noisy, Work, noisy_latent, noisy_latents
-from featstore.progress import LOADING, Progress, Silent, tell_shapes
+from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
 from featstore.prompts.text import frame
 from featstore.store.keys import StoreLocation, parse_location
@@ -115,12 +115,12 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     framed, framed_held_out = (
         in_resized_frame(dataset, part, store.images.size, size, progress) for part in (pairs, held_out)
     )
+    progress.wait("loading the model")
     dino = locate_dino(config.dino, model.location) if settings.mode.rules.of_pairs else None
     cached = settings.timesteps if settings.noise is Noise.CACHED else ()
     noisy = noisy_latents(store, {*settings.validation_timesteps, *cached})
     with processes.main_first():  # one makes what all read
         tokens = _fill_caches(Work(store, dataset, compute, progress), model, [*framed, *framed_held_out], dino)
-    progress.wait(LOADING)
     networks = _open_networks(model, settings, config, compute)
     header = store.header
     training = {"dataset": header.dataset, "image_size": size, "settings": settings.to_json()}
