@@ -67,16 +67,16 @@ def _figure(source: Picture, target: Picture, rows: int, height: float) -> tuple
     return figure, figure.subplots(rows, 2, squeeze=False, width_ratios=ratios)
 
 
-def _show(axes: Axes, picture: Picture, title: str) -> None:
-    axes.imshow(picture)
-    axes.set_title(drawable(title), fontsize=9, parse_math=False)
-    axes.set_axis_off()
-
-
 def drawable(text: str) -> str:
     """Text in which letters that the font lacks are spelled out (`\\u732b`)."""
     known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
     return "".join(letter if ord(letter) in known else ascii(letter)[1:-1] for letter in text)
+
+
+def _show(axes: Axes, picture: Picture, title: str) -> None:
+    axes.imshow(picture)
+    axes.set_title(drawable(title), fontsize=9, parse_math=False)
+    axes.set_axis_off()
 
 
 def _mark(axes: Axes, point: NDArray[np.float32], index: int, colour: Colour) -> None:
