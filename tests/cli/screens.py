@@ -2,7 +2,9 @@
 written to it as xterm does. No command pays for loading Python's libraries again."""
 
 import fcntl
+import importlib
 import os
+import pkgutil
 import pty
 import struct
 import sys
@@ -14,6 +16,10 @@ from pathlib import Path
 import pyte
 import torch
 
+import cli
+import cli.progress
+import featstore
+import matcher
 from tests.forked import one_thread
 
 ROWS, COLUMNS = 3000, 250
@@ -61,6 +67,13 @@ def plain(task: Callable[[], object], folder: Path) -> tuple[str, int]:
     return file.read_text(), code
 
 
+def load_everything() -> None:
+    """Import what commands import when they are used, so that no fork has to."""
+    for package in (cli, featstore, matcher):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(found.name)
+
+
 def command(*arguments: str) -> Callable[[], object]:
     """`dualsd` with arguments, as a task."""
 
@@ -83,8 +96,6 @@ def _end(task: Callable[[], object], folder: Path) -> None:
         for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
             os.environ.pop(name, None)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        import cli.progress
-
         cli.progress.SHOW_AFTER_SECONDS = 0.0
         task()
         code = 0

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from cli.output import broken, check_writable, print_table
 from cli.progress import TerminalProgress
 from matcher.errors import InputError
-from tests.cli.screens import Shown, command, plain, show
+from tests.cli.screens import Shown, command, load_everything, plain, show
 from tests.featstore.trainable import write_trainable
 
 WIDTHS = (60, 80, 120)
@@ -52,7 +53,7 @@ SLOWER = {
     "match": f"match {CATS} --points 20,20;40,30 --store dualsd.zarr --ensemble 1",
     "reproduce": "reproduce table5 --on demo --model model --dry-run",
 }
-"""Those that run networks."""
+"""Those that run networks, or count what they would take."""
 
 _NUMBER = re.compile(r"(?<![\w.,])[+-]?\d+(?:[.,]\d+)*")
 _OTHERWISE = re.compile(r" free |in [\d.]+ s\b|peak memory| GB | made by ")
@@ -64,6 +65,7 @@ _FRAME = re.compile("[┏┓┡┩┗┛┳╇╈┃│━─┴└┘├┤┼�
 def place(small_model: Path) -> Iterator[Path]:
     """A folder with a small data set, a store and runs, whose name leaves room on a narrow terminal."""
     with tempfile.TemporaryDirectory(prefix="d", dir="/tmp") as name:
+        load_everything()
         folder = Path(name) / "base"
         folder.mkdir()
         shutil.copytree(small_model, folder / "model")
@@ -181,7 +183,7 @@ def test_a_bar_makes_room_for_lines(tmp_path: Path, width: int) -> None:
     assert any("loading the model" in line for line in shown.seen)
     assert any(re.search(r"UNet passes \d+/48", line) for line in shown.seen)
     assert any("images/s" in line for line in shown.seen) == (width > 40)
-    assert any("━" in line for line in shown.seen) == (width > 80)
+    assert any("━" in line for line in shown.seen) == (width > 24)
     assert not [line for line in shown.seen if "48/48" in line]  # it ends when it is full
     text = " ".join(" ".join(shown.lines).split())
     first, last = "a line of what was found note: something worth a line", "48 images are done"
@@ -190,10 +192,7 @@ def test_a_bar_makes_room_for_lines(tmp_path: Path, width: int) -> None:
 
 def test_lines_go_to_a_file_while_a_bar_is_drawn(tmp_path: Path) -> None:
     def redirected() -> None:
-        with (tmp_path / "said.txt").open("w") as stream:
-            import sys
-
-            sys.stdout = stream
+        with (tmp_path / "said.txt").open("w") as stream, redirect_stdout(stream):
             work()
 
     shown = show(redirected, 80, tmp_path)
