@@ -78,6 +78,10 @@ def broken(line: str, width: int, piece: str | None = None) -> list[str]:
     return found
 
 
+SHORT = 12
+"""Columns of words that are not broken."""
+
+
 def table_width(header: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
     """Columns of a terminal that a table takes."""
     return 1 + sum(max(map(cell_len, column)) + 3 for column in zip(header, *rows, strict=True))
@@ -113,11 +117,11 @@ def _fitting(lines: Sequence[Sequence[str]], words: int, width: int) -> Iterator
     if table_width(lines[0], lines[1:]) <= width:
         yield dict(enumerate(whole))
         return
-    pieces = ((own.strip() for cell in column for own in re.findall(_IN_CELLS, cell)) for column in columns)
-    least = [max(map(cell_len, own), default=1) for own in pieces]
-    for place, (_, *figures) in enumerate(columns):
-        if place >= words:
-            least[place] = max(least[place], *map(cell_len, figures), 1)
+    least = []
+    for place, (name, *cells) in enumerate(columns):
+        pieces = [own.strip() for cell in (name, *cells) for own in re.findall(_IN_CELLS, cell)]
+        kept = min(whole[place], SHORT) if place < words else max(map(cell_len, cells), default=1)
+        least.append(max([kept, *map(cell_len, pieces)]))
     keys = next((count for count in range(1, words) if len({(*line[:count],) for line in lines}) == len(lines)), words)
     part, rest = [*range(words)], [*range(words, len(columns))]
     while part:

@@ -131,6 +131,6 @@ class TerminalProgress(Progress):
         """Clear the line, and leave one about a step that took long enough to be shown."""
         self._hide()
         seconds = self._last_advance - self._started
-        if self._what and seconds >= SHOW_AFTER_SECONDS and self._done >= self._total:
+        if 0 < self._total <= self._done and seconds >= SHOW_AFTER_SECONDS:
             print_lines(self._console, f"{self._what}: {self._total} {self._unit} in {seconds:.0f} s")
-        self._what = ""
+        self._total = 0

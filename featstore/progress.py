@@ -11,10 +11,6 @@ if TYPE_CHECKING:
     from featstore.store.keys import StoreLocation
 
 
-LOADING = "loading the model"
-"""What commands wait for most often."""
-
-
 class Progress:
     """A watcher of work. The command line's draws bars; what a watcher does not say for itself does nothing, as here.
     As a context it clears what it shows at the end."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
@@ -67,9 +67,15 @@ def _figure(source: Picture, target: Picture, rows: int, height: float) -> tuple
     return figure, figure.subplots(rows, 2, squeeze=False, width_ratios=ratios)
 
 
+def drawable(text: str) -> str:
+    """Text in which letters that the font lacks are spelled out (`\\u732b`)."""
+    known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    return "".join(letter if ord(letter) in known else ascii(letter)[1:-1] for letter in text)
+
+
 def _show(axes: Axes, picture: Picture, title: str) -> None:
     axes.imshow(picture)
-    axes.set_title(title, fontsize=9, parse_math=False)
+    axes.set_title(drawable(title), fontsize=9, parse_math=False)
     axes.set_axis_off()
 
 

@@ -132,9 +132,9 @@ def _headline(scored: Scored) -> page.Headline:
         f"PCK@{alpha:g}, {scored.readout}, {average.value} average",
         pck,
         f"{100 * pck.mean:.1f} % of the keypoints, {mean}, were found within {alpha:g} theta of where they lie"
-        f"{'' if rule is None else f'; theta is the {rule}'}. The interval says how far the figure might move with "
-        "other images of the same kind.",
+        f"{'' if rule is None else f'; theta is the {rule}'}.",
         scored.run.matched.pairs,
+        "The interval says how far the figure might move with other images of the same kind.",
     )
 
 

@@ -59,14 +59,14 @@ def spelled(interval: Interval) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def pck_headline(label: str, pck: Interval, sentence: str, pairs: Pairs) -> Headline:
-    """A PCK with its interval; of too few images it is no headline."""
+def pck_headline(label: str, pck: Interval, sentence: str, pairs: Pairs, of_interval: str = "") -> Headline:
+    """A PCK with its interval and what that says; of too few images neither is in large type."""
     images = len({*pairs.grouped("source"), *pairs.grouped("target")})
     if images < FEWEST_IMAGES:
         words = f"These are {images} images, and fewer than {FEWEST_IMAGES} say little of how others would do."
         return Headline(label, "Too few images", f"{words} Of them: {sentence}")
     interval = f"95 % interval {100 * pck.low:.2f} to {100 * pck.high:.2f}"
-    return Headline(label, f"{100 * pck.mean:.2f}", sentence, "%", interval)
+    return Headline(label, f"{100 * pck.mean:.2f}", f"{sentence} {of_interval}".rstrip(), "%", interval)
 
 
 def at_alphas(alphas: Iterable[float]) -> Iterator[str]:

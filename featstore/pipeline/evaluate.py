@@ -35,7 +35,7 @@ from featstore.pipeline.pairs import (
 from featstore.pipeline.plan import Noisy, PlannedPasses, Work, noisy_latents
 from featstore.pipeline.results import Evaluation, Scoring
 from featstore.pipeline.sources import MapsByLayer, StoredMaps, open_features
-from featstore.progress import LOADING, Progress, Silent, tell_shapes
+from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.keys import absolute
 from featstore.store.store import Store, patch_tokens_of
@@ -290,7 +290,7 @@ def open_pair_maps(
     processes.gather_bad(make_latents(work, own, model)[1], skip_bad=False)
     tokens = cache_patch_tokens(work, *found, own)
     processes.wait()
-    work.progress.wait(LOADING)
+    work.progress.wait("loading the model")
     networks = model.load(work.compute, [layer for layer, _ in wanted])
     prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
     return PairMaps(work, networks, noisy, prompts, wanted, ensemble, others)

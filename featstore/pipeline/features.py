@@ -38,7 +38,7 @@ from featstore.pipeline.plan import (
     noisy_latents,
     sharing_a_pass,
 )
-from featstore.progress import LOADING, Progress
+from featstore.progress import Progress
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, PATCH_TOKENS, AnyExtractor, Extractor, map_path
 from featstore.store.pack import unpack
@@ -334,7 +334,7 @@ def encode_images(work: Work, model: Model, rows: Sequence[int]) -> tuple[int, l
         return 0, []
     unpack(store, [LATENTS], work.progress)
     array = store.latents()
-    work.progress.wait(LOADING)
+    work.progress.wait("loading the model")
     networks = model.load(compute)
     work.progress.start("encoding images (VAE)", len(missing), "images")
     bad = list[ImageError]()

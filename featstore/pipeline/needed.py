@@ -22,7 +22,7 @@ from featstore.pipeline.plan import (
     noisy_latents,
     plan_maps,
 )
-from featstore.progress import LOADING, Progress, Silent
+from featstore.progress import Progress, Silent
 from featstore.prompts.base import Prompts
 from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path
 from featstore.store.pack import unpack
@@ -118,7 +118,7 @@ def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[Ma
     parts = plan_maps(store, extractor, rows, wanted, prompt)
     if not parts:
         return MadeMaps(extractor)
-    work.progress.wait(LOADING)
+    work.progress.wait("loading the model")
     # Only now: loading the model's libraries takes longer than an evaluation from the cache.
     from featstore.pipeline.features import extract_maps
 
@@ -129,7 +129,7 @@ def _require_diffusion_maps(work: Work, rows: Sequence[int], wanted: Sequence[Ma
     parts = [part for part in parts if part.rows]
     if not parts:
         return MadeMaps(extractor, encoded=encoded, bad=tuple(bad))
-    work.progress.wait(LOADING)
+    work.progress.wait("loading the model")
     networks = model.load(work.compute, [layer for part in parts for layer, _ in part.keys])
     extract_maps(work, networks, extractor, prompt, parts)
     shapes = tuple(model.shape(layer, store.header.image_size) for layer, _ in wanted)
@@ -179,7 +179,7 @@ def _require_other_maps(work: Work, rows: Sequence[int], layers: Sequence[str], 
 
 def _make(work: Work, rows: Sequence[int], found: FoundBackbone) -> list[ImageError]:
     """Make and keep the maps of `rows`: what was wrong with those that could not be read."""
-    work.progress.wait(LOADING)
+    work.progress.wait("loading the model")
     # Only now: loading the libraries takes longer than an evaluation from the cache.
     from featstore.pipeline.features import keep, pixel_maps
 

@@ -118,6 +118,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     framed, framed_held_out = (
         in_resized_frame(dataset, part, store.images.size, size, progress, pad) for part in (pairs, held_out)
     )
+    progress.wait("loading the model")
     dino = locate_dino(config.dino, model.location) if settings.mode.rules.of_pairs else None
     cached = settings.timesteps if settings.noise is Noise.CACHED else ()
     noisy = noisy_latents(store, {*settings.validation_timesteps, *cached})

@@ -7,6 +7,7 @@ import re
 import shutil
 from base64 import b64decode
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cli.reproduction.tables import report_reproduction
 from featstore.datasets.records import Difficulty
 from featstore.pipeline.predictions import load_predictions
 from featstore.pipeline.results import save_evaluation
+from matcher.plot import draw_matches, drawable
 from tests.cli.conftest import Run
 from tests.cli.html_page import HtmlPage, read_page
 from tests.cli.reproductions import write_reproduction
@@ -80,10 +82,51 @@ def test_an_evaluations_figures_are_those_of_its_results(run: Run, store: Path) 
         table = page.table(f"{readout}, point average")
         assert means(table.column("@0.1")) == percent(results[readout]["point"]["0.1"])
         assert table.column("pairs") == {"cat": "6", "dog": "6", "all": "12"}
-    assert f"{100 * results['nn']['point']['0.1']['all']:.2f}%" in page.text  # the headline
+    assert f"{100 * results['nn']['point']['0.1']['all']:.1f} % of the keypoints" in page.text  # the headline
     assert "t\u00a0=\u00a0261, weight\u00a00.8".replace("\u00a0", " ") in page.text
     for setting in ("longer side of the resized image", "nn: resized, softmax: resized, pixel: original"):
         assert setting in page.text
+
+
+def test_few_images_are_no_headline(tmp_path: Path) -> None:
+    """Of eight, and of twenty."""
+    for images, words in ((4, "Too few images"), (10, "95 % interval")):
+        pairs = many_pairs(images)
+        path = save_evaluation(result_of(pairs, {"nn": guessed(pairs, 0.1, 0)}), tmp_path / f"run-{images}")
+        text = read_page(report_evaluation(path)).text
+        assert [
+            shown for shown in ("Too few images", "95 % interval") if f" {shown}" in text.split("How to read")[0]
+        ] == [words]
+        assert ("These are 8 images, and fewer than 20 say little of how others would do" in text) == (images == 4)
+        assert ("The interval says how far" in text) == (images == 10)
+
+
+def test_names_in_any_script_are_drawn_without_a_word(
+    tmp_path: Path, everything_drawn: None, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = many_pairs(4, ("\u732b", "\u0938\u093f\u0902\u0939"))
+    path = save_evaluation(result_of(pairs, {"nn": guessed(pairs, 0.1, 0)}), tmp_path / "run")
+    page = read_page(report_evaluation(path))
+    pictures = [b64decode(str(given["src"]).split(",")[1]).decode() for given in page.pictures("image/svg")]
+    assert any("\u732b" in picture for picture in pictures)  # as text, which a browser draws
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    points = np.ones((1, 2), dtype=np.float32)
+    draw_matches(tmp_path / "matches.png", picture, picture, points, points, ("\u732b.png", "b.png"))
+    assert (drawable("\u732b.png"), drawable("caf\u00e9")) == ("\\u732b.png", "caf\u00e9")
+    assert [str(warning.message) for warning in recwarn if "lyph" in str(warning.message)] == []
+    assert caplog.text == ""
+
+
+def test_a_telephone_shows_pairs_one_under_the_other(run: Run, store: Path) -> None:
+    ok(run(*EVAL, "--readouts", "nn"))
+    page = read_page(KEPT / "report.html")
+    narrow = [given for name, given in page.elements if name == "source"]
+    assert [given["media"] for given in narrow] == ["(max-width: 40rem)"] * 4
+    for given, wide in zip(narrow, page.pictures("image/webp"), strict=True):
+        sizes = [Image.open(BytesIO(b64decode(str(one).split(",")[1]))).size for one in (given["srcset"], wide["src"])]
+        (width, height), (wide_width, wide_height) = sizes
+        assert (height > width, wide_width > wide_height) == (True, True)
+        assert 1.4 * width < wide_width
 
 
 def test_the_curve_is_what_score_prints(run: Run, store: Path) -> None:
