@@ -36,6 +36,7 @@ EXIT_INPUT = 2
 FIGURE2 = GridConfig(
     layers=("2", "3"),
     timesteps=tuple(range(50, 401, 50)),
+    weightings=((0.8, 0.6),),
     split="val",
     prompt="a photo of a {category}",
     ensemble=8,
