@@ -88,7 +88,7 @@ def learning_curves(course: Course) -> page.Chart:
             panels[1].axhline(percent, color="#555555", lw=1.6, ls=dash, label=name)
             alt += f" Before step 1, {name}: {percent:.1f} percent."
         if course.levels:
-            panels[1].legend(fontsize=SMALL, loc="best")
+            panels[1].legend(fontsize=SMALL, loc="best", frameon=False)
         panels[1].margins(y=0.2)
         panels[1].set_ylabel(f"PCK@{ALPHA:g} in percent")
         panels[1].sharex(panels[0])

@@ -37,6 +37,7 @@ EXIT_INPUT = 2
 FIGURE2 = GridConfig(
     layers=("2", "3"),
     timesteps=tuple(sorted([*range(50, 401, 50), 261])),  # at 261 the report takes layer 2
+    weightings=((0.8, 0.6),),
     readouts=("nn", "kernelsoftmax"),
     split="val",
     prompt="a photo of a {category}",

@@ -388,6 +388,8 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
 
 Steps = dict[str, tuple[int | None, ...]]
 """Timesteps by layer, (None,) for one that has none."""
+Fused = list[tuple[Steps, tuple[tuple[float, ...], ...]]]
+"""Choices of timesteps of layers that are fused, each with its weightings."""
 
 
 def _timesteps(config: GridConfig) -> Steps:
@@ -397,10 +399,9 @@ def _timesteps(config: GridConfig) -> Steps:
     return {layer: (None,) if is_other(layer) else timesteps for layer in config.layers}
 
 
-def _together(config: GridConfig, steps: Steps) -> list[tuple[Steps, tuple[tuple[float, ...], ...]]]:
-    """Choices of timesteps of layers that are fused, with their weightings. Where weights are given, of all layers; in
-    a sweep of every two, with 11 angles from one to the other, and of three or more all, with equal weights and with
-    each one doubled."""
+def _together(config: GridConfig, steps: Steps) -> Fused:
+    """Where weights are given, all layers; in a sweep every two, with 11 angles from one to the other, and of three or
+    more all, with equal weights and with each one doubled."""
     layers, typed = config.layers, config.weightings
     if len(layers) == 1:
         if typed is not None:
@@ -408,9 +409,7 @@ def _together(config: GridConfig, steps: Steps) -> list[tuple[Steps, tuple[tuple
         return []
     if typed is not None and typed != "sweep":
         return [(steps, tuple(dict.fromkeys(weights_for(layers, own) for own in typed)))]
-    found: list[tuple[Steps, tuple[tuple[float, ...], ...]]] = [
-        ({first: steps[first], second: steps[second]}, angles()) for first, second in itertools.combinations(layers, 2)
-    ]
+    found: Fused = [({layer: steps[layer] for layer in two}, angles()) for two in itertools.combinations(layers, 2)]
     if len(layers) > 2:
         doubled = (tuple(2.0 if other == layer else 1.0 for other in layers) for layer in layers)
         weights = ((1.0,) * len(layers), *doubled)

@@ -135,9 +135,7 @@ class RunFolder:
                 raise ValueError("its first line does not name its columns")
             return [_metrics_row(header, number, row) for number, row in enumerate(rows, start=1)][:step]
         except (OSError, ValueError, csv.Error) as error:
-            raise TuningError(
-                f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run."
-            ) from error
+            raise _damaged(file, error) from error
 
     @property
     def baselines(self) -> Baselines | None:
@@ -151,9 +149,7 @@ class RunFolder:
             found: Baselines = parse_known(Baselines, described)
             return found
         except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise TuningError(
-                f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run."
-            ) from error
+            raise _damaged(file, error) from error
 
     def write_baselines(self, baselines: Baselines) -> None:
         """Write them; the file appears whole or not at all. Raises what `write_whole` raises."""
@@ -203,6 +199,10 @@ class _Described:
     creator: str | None = None
     command: str | None = None
     versions: Mapping[str, Any] | None = None
+
+
+def _damaged(file: Path, error: Exception) -> TuningError:
+    return TuningError(f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run.")
 
 
 def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.backbones.base import Compute, NetworkName, Tokenizer
-from featstore.backbones.diffusion_networks import DiffusionNetworks
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.noise import generator
 from featstore.backbones.stable_diffusion import Model
@@ -47,6 +46,9 @@ from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead, Prompted
 from featstore.tuning.trainer import Outcome, Problem, learn
 from matcher.errors import InputError
 from matcher.pairs import MatchingPair
+
+if TYPE_CHECKING:
+    from featstore.backbones.diffusion_networks import DiffusionNetworks
 
 KEPT_VALIDATION_LATENTS = 2048
 """Noisy ones that are kept in memory, as every validation takes the same: 150 MB of SD 2-1's."""
@@ -203,7 +205,7 @@ def _fill_caches(
 
 
 def _open_networks(
-    loaded: DiffusionNetworks, settings: TuningSettings, config: TrainConfig, compute: Compute
+    loaded: "DiffusionNetworks", settings: TuningSettings, config: TrainConfig, compute: Compute
 ) -> Networks:
     """Make a model's networks ready, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit
     the text encoder."""

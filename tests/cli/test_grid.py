@@ -19,10 +19,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.reports.grid_tables import RankedGrid, eval_command
+from cli.reports.charts.grid import accuracy, two_layers
+from cli.reports.grid_tables import RankedGrid, eval_command, score_blocks
 from featstore.config import EvalConfig, GridConfig
 from featstore.pipeline.grid import GridRun
-from matcher.configuration import Configuration, LayerSpec, MatchSettings
+from matcher.configuration import Configuration, LayerSpec, MatchSettings, all_layers_fused, one_layer_each
 from matcher.grid import GridScores
 from matcher.pairs import Pairs
 from tests.cli.conftest import Run
@@ -501,6 +502,41 @@ def test_the_evaluation_that_it_recommends_has_the_maps_of_the_grid(run: Run, ma
     (words,) = recommended(succeeded(run("grid", "--layers", "2", "--t", "50,261", *MAPS, option, value)))
     assert option in words
     assert words[words.index(option) + 1] == value
+
+
+def test_pictures_and_table_run_the_same_way_and_show_the_best_single_layer() -> None:
+    """On random hits: numbers in the figures are those of the scores."""
+    pairs, steps = Pairs.of(many_pairs(12, ("cat", "dog"))), (50, 150, 300)
+    settings, layers = MatchSettings(128), {"2": steps, "3": steps}
+    tried = one_layer_each(layers, settings) + all_layers_fused(layers, [(0.6, 0.8), (0, 1)], settings)
+    random = np.random.default_rng(5)
+    hits = random.integers(0, pairs.counts + 1, size=(len(tried), 1, 1, len(pairs))).astype(np.uint16)
+    scores = GridScores(pairs, tried, ("nn",), (0.1,), hits)
+    evaluation = EvalConfig(store="none.zarr", split="test")
+    ranked = RankedGrid.of(
+        GridRun("demo", "val", scores, {}, GridConfig(), "rule", "none.zarr", evaluation, True, lambda: None)
+    )
+    percent = 100 * (hits[:, 0, 0] / pairs.counts).mean(axis=1)
+    fused = {entry.timesteps: percent[index] for index, entry in enumerate(tried) if entry.weights == (0.6, 0.8)}
+    (view,) = ranked.views
+    heat = two_layers(view, [0.1], "")
+    assert heat is not None
+    axes, bar = heat.figure.axes
+    drawn = np.asarray(axes.images[0].get_array())
+    table = next(block for block in score_blocks(ranked) if block.header[0].startswith("t of layer"))
+    bottom, top = axes.get_ylim()
+    assert bottom > top  # the first row is drawn above the others
+    for row, (first, *cells) in enumerate(table.rows):
+        for column, (second, cell) in enumerate(zip(table.header[1:], cells, strict=True)):
+            expected = fused[int(first), int(second)]
+            assert drawn[row, column] == pytest.approx(expected)
+            assert float(cell.strip("* ")) == pytest.approx(expected, abs=5.1e-3)
+    (line,) = (own for own in bar.lines if own.get_linewidth() == 3)
+    assert line.get_ydata()[0] == pytest.approx(max(percent[:6]))
+    lines = {own.get_label(): np.asarray(own.get_ydata()) for own in accuracy(view, [0.1], "").figure.axes[0].lines}
+    assert lines["layer 3"] == pytest.approx(percent[3:6])
+    assert lines["layers 2+3, same t"] == pytest.approx([fused[step, step] for step in steps])
+    assert lines["best together, any timesteps"][0] == pytest.approx(max(fused.values()))
 
 
 def test_the_evaluation_of_a_layer_without_prompts_can_be_typed(run: Run) -> None:

@@ -53,7 +53,7 @@ def accuracy(view: GridView, alphas: Sequence[float], title: str) -> Chart:
         axes.set_ylim(limits)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
-    figure.supxlabel("timestep t (of 1000)", fontsize=_MEDIUM)
+        axes.set_xlabel("timestep t (of 1000)", fontsize=_MEDIUM)
     figure.supylabel(PERCENT, fontsize=_MEDIUM)
     handles, names = grid[0].get_legend_handles_labels()
     columns = min(len(names), 2 * len(alphas))
