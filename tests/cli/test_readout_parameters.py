@@ -108,7 +108,6 @@ def test_a_grid_is_another_with_another_window(run: Run, store: Path) -> None:
         same = json.loads(Path("e.json").read_text())["results"]["window"]["image"]
         assert {alpha: own["all"] for alpha, own in same.items()} == pytest.approx(cells[window])
     assert cells["0"] != cells["7"]
-    # tried without a page: one configuration has nothing to recommend
     shown = ok(run(*grid, "--t", "50,261", "--window", "0")).output
     assert "--window 0" in next(line for line in shown.splitlines() if line.strip().startswith("dualsd eval"))
     assert "window with beta 0.02, window 0, image average" in shown
