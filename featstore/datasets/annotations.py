@@ -247,7 +247,9 @@ def _pictures(config: AnnotationsConfig, notes: Notes) -> Iterator[ExportedPictu
                 what = sentence_of(error, "") if isinstance(error, ValidationError) else str(error)
                 raise DatasetError(f"{file}: {what}; correct it there, and export it again.") from error
         elif is_one:
-            what = f"is one of {found[0]}" if found else "is no export of LabelMe, COCO keypoints or CVAT for images"
+            what = (
+                f"is an export of {found[0]}" if found else "is no export of LabelMe, COCO keypoints or CVAT for images"
+            )
             raise DatasetError(f"{file} {what}; name another file, or another --format.")
         else:
             notes[f"{LEFT}files that are no such export"].append(str(file))
