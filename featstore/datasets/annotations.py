@@ -175,10 +175,13 @@ def _photograph(photographs: Mapping[str, Sequence[ImageRecord]], picture: Expor
 def _objects(picture: ExportedPicture) -> tuple[list[Marked], list[str]]:
     """The objects that have points, and the kinds of what belongs to none of them. A box is the object's of its group;
     where a picture has one object and one box, they belong together."""
-    groups, boxes = defaultdict[object, list[Piece]](list), [own for own in picture.pieces if own.box]
+    groups, boxes, n_boxes = defaultdict[object, list[Piece]](list), list[Piece](), 0
     for piece in picture.pieces:
-        if piece.point is not None:
+        if piece.box is None:
             groups[piece.group].append(piece)
+        elif piece.box[0] < piece.box[2] and piece.box[1] < piece.box[3]:
+            boxes.append(piece)
+        n_boxes += piece.box is not None
     objects = []
     for group, own in groups.items():
         near = [box for box in boxes if box.group == group]
@@ -196,7 +199,8 @@ def _objects(picture: ExportedPicture) -> tuple[list[Marked], list[str]]:
             points[name] = piece.point
         label = own[0].label or (box.label if box else "")
         objects.append(Marked(label, points, sum(piece.is_hidden for piece in own), box.box if box else None))
-    return objects, ["boxes of no object with points"] * (len(boxes) - sum(own.box is not None for own in objects))
+    n_taken = sum(own.box is not None for own in objects)
+    return objects, ["boxes without area, or of no object with points"] * (n_boxes - n_taken)
 
 
 def _on_stored_pixels(
@@ -374,7 +378,7 @@ def _read_coco(content: Any, file: Path) -> Iterator[ExportedPicture]:
             else:
                 left[own.image_id].append("points that are not labelled")
         x, y, width, height = own.bbox
-        if width > 0 and height > 0:
+        if width or height:
             pieces[own.image_id].append(Piece(number, category.name, box=(x, y, x + width, y + height)))
     for image in found.images:
         name, size = image.file_name, (image.width or 0, image.height or 0)

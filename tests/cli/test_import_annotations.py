@@ -266,9 +266,11 @@ def test_one_object_and_one_box_belong_together(run: Run, root: Path) -> None:
     assert table(root / "boxes.csv")[1:] == [["cat/a b.jpg", "2", "5", "50", "35"]]
     for file in root.glob("*.csv"):
         file.unlink()
+    thin = {**loose[2], "points": [[2, 5], [2, 35]]}
+    assert imported(run, write("photographs/cat/a.json", {**LABELME, "shapes": [*loose[:2], thin]}))["n_boxes"] == 0
     found = imported(run, write("photographs/cat/a.json", {**LABELME, "shapes": [*loose, loose[2]]}))
     assert not (root / "boxes.csv").exists()
-    assert counts(found) == {"left out: boxes of no object with points": 2}
+    assert counts(found) == {"left out: boxes without area, or of no object with points": 2}
 
 
 def changed(content: Mapping[str, Any], change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 point: they read the files that their code reads, and share nothing with dualsd's matcher.
 
 DIFT (Tsingularity/dift, commit 47e7807): both maps are upsampled bilinearly to the original images' pixels (corners not
-aligned); the source's pixel at the keypoint is compared with every pixel of the target by the cosine; the first best one
-is the match. A point is right within alpha times the longer side of the target's box, in pixels of the original image.
+aligned); the source's pixel at the keypoint is compared with every pixel of the target by the cosine; the first best is
+the match. A point is right within alpha times the longer side of the target's box, in pixels of the original image.
 
 SD4Match (ActiveVisionLab/SD4Match, commit 1da3e2e): points, boxes and matches in pixels of the resized S x S image; a
 pixel x is cell x (w - 1) / (S - 1); maps are sampled bilinearly; vectors are divided by their norm plus 1e-6.
@@ -20,8 +20,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PeerPair:
-    """A pair as their annotations have it: images by their names, points (n, 2) and box in pixels of the original images,
-    sizes (width, height)."""
+    """A pair as annotations have it: images by name, points (n, 2) and box in pixels of the original images, sizes
+    (width, height)."""
 
     source: str
     target: str

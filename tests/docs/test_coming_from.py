@@ -74,11 +74,8 @@ def test_from_sd4match(tmp_path: Path) -> None:
     for readout in found:
         for row, alpha in enumerate(alphas):
             for category in ("all", "bird", "car", "fish", "person"):
-                chosen = [
-                    own[readout][row]
-                    for own, pair in zip(right, pairs, strict=True)
-                    if category in ("all", pair.category)
-                ]
+                own = [category in ("all", pair.category) for pair in pairs]
+                chosen = [found_in[readout][row] for found_in, is_own in zip(right, own, strict=True) if is_own]
                 for average, expected in averages(chosen).items():
                     within = A_FEW_POINTS * len(pairs) / len(chosen)
                     ours = found[readout][average][f"{alpha:g}"][category]
