@@ -16,6 +16,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 from xml.etree import ElementTree
 from xml.parsers import expat
+from zipfile import is_zipfile
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -251,10 +252,8 @@ def _pictures(config: AnnotationsConfig, notes: Notes) -> Iterator[ExportedPictu
                 what = sentence_of(error, "") if isinstance(error, ValidationError) else str(error)
                 raise DatasetError(f"{file}: {what}; correct it there, and export it again.") from error
         elif is_one:
-            what = (
-                f"is an export of {found[0]}" if found else "is no export of LabelMe, COCO keypoints or CVAT for images"
-            )
-            raise DatasetError(f"{file} {what}; name another file, or another --format.")
+            kind = f"an export of {found[0]}" if found else "no export of LabelMe, COCO keypoints or CVAT for images"
+            raise DatasetError(f"{file} is {kind}; name another file, or another --format.")
         else:
             notes[f"{LEFT}files that are no such export"].append(str(file))
 
@@ -269,6 +268,8 @@ def _parsed(file: Path) -> Any:
     def refuse(*_: object) -> None:
         raise ValueError("it has a document type, DOCTYPE, which no such export has")
 
+    if is_file(file) and is_zipfile(file):
+        raise DatasetError(f"{file} is an archive; unpack it, and name what is in it.")
     text = read_text(file)
     try:
         if text.lstrip()[:1] != "<":
@@ -278,8 +279,7 @@ def _parsed(file: Path) -> Any:
         parser.Parse(text.encode(), True)
         return ElementTree.fromstring(text.encode())
     except (ValueError, RecursionError, expat.ExpatError) as error:
-        hint = " unpack it, or" if text.startswith("PK") else ""
-        raise DatasetError(f"{file} cannot be read ({one_line(error)});{hint} export it again.") from error
+        raise DatasetError(f"{file} cannot be read ({one_line(error)}); export it again.") from error
 
 
 def _reader_of(content: Any) -> tuple[str, Callable[[Any, Path], Iterator[ExportedPicture]]] | None:
@@ -348,7 +348,7 @@ class _CocoObject(_Read):
     category_id: _Id
     keypoints: _Coordinates = []
     bbox: Annotated[_Coordinates, Field(min_length=4, max_length=4)] = [0, 0, 0, 0]
-    iscrowd: int = 0
+    iscrowd: int | bool = 0
 
 
 class _Coco(_Read):
@@ -385,20 +385,25 @@ def _read_coco(content: Any, file: Path) -> Iterator[ExportedPicture]:
         yield ExportedPicture(f"{file}, image {shown(name)}", name, size, pieces[image.id], left[image.id])
 
 
+_NO_GROUP = "0"
+"""What CVAT's `group_id` is, or would be, where shapes are of no group."""
+
+
 def _read_cvat(content: ElementTree.Element, file: Path) -> Iterator[ExportedPicture]:
     if content.find("track") is not None:
         raise ValueError("it is an export of CVAT for video, not of CVAT for images 1.1")
     for image in content.iter("image"):
         name, pieces, left = image.get("name", ""), list[Piece](), list[str]()
         for number, own in enumerate(image):
-            group, label = own.get("group_id"), own.get("label", "")
+            group, label = own.get("group_id", _NO_GROUP), own.get("label", "")
             if own.tag == "skeleton":
                 points = [point for point in own.iter("points") if point.get("outside") != "1"]
                 left += ["points outside of the picture"] * (len(own.findall("points")) - len(points))
-                pieces += [piece for point in points for piece in _points(point, group or number, label)]
+                one = number if group == _NO_GROUP else group
+                pieces += [piece for point in points for piece in _points(point, one, label)]
             elif own.tag == "points":
                 pieces += _points(own, group, "")
-            elif own.tag == "box" and not own.get("rotation"):
+            elif own.tag == "box" and _number(own.get("rotation", "0")) == 0:
                 x0, y0, x1, y1 = (_number(own.get(side, "")) for side in ("xtl", "ytl", "xbr", "ybr"))
                 pieces.append(Piece(group, label, box=_box((x0, y0), (x1, y1))))
             else:

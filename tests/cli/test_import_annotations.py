@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -251,6 +252,20 @@ def test_the_same_import_again_and_another(run: Run, root: Path) -> None:
     assert "dualsd cache build --dataset folder --root photographs" in result.output
 
 
+def test_groups_of_cvat(run: Run, root: Path) -> None:
+    """Points of a group are an object, with the group's box; a box that is turned is none."""
+    shape = '<points label="{}" occluded="0" points="{}" z_order="0"{}></points>'
+    box = '<box label="{}" occluded="0" xtl="{}" ytl="1" xbr="{}" ybr="9" z_order="0"{}></box>'
+    one, two = ' group_id="1"', ' group_id="2"'
+    shapes = [shape.format("nose", "2,3", one), shape.format("tail", "4,5", one), shape.format("nose", "6,7", two)]
+    shapes += [box.format("dog", 1, 8, one), box.format("cat", 5, 9, two), box.format("cat", 0, 9, ' rotation="30.0"')]
+    image = f'<image id="0" name="a b.jpg" width="60" height="40">{"".join(shapes)}</image>'
+    found = imported(run, write("annotations.xml", f"<annotations>{image}</annotations>"))
+    assert table(root / "keypoints.csv")[1:] == [["cat/a b.jpg", "nose", "6", "7"]]  # its box is the smaller, of a cat
+    assert table(root / "boxes.csv")[1:] == [["cat/a b.jpg", "5", "1", "9", "9"]]
+    assert counts(found) == {"left out: shapes of the kind box": 1, "left out: further objects": 1}
+
+
 def test_names_alone(run: Run, root: Path) -> None:
     """Where the export has no folders, a name that is there once is enough, and one that is there twice is not."""
     flat = {**COCO, "images": [{**COCO["images"][0], "file_name": "a b.jpg"}, COCO["images"][1]]}
@@ -288,7 +303,6 @@ DAMAGED = {
     "half an XML": (CVAT[:900], "cannot be read"),
     "entities": (BOMB, "document type, DOCTYPE, which no such export has"),
     "a file": ('<?xml version="1.0"?><!DOCTYPE a SYSTEM "file:///etc/passwd"><annotations/>', "DOCTYPE"),
-    "an archive": ("PK\x03\x04", "unpack it, or export it again"),
     "another JSON": ({"a": 1}, "is no export of LabelMe, COCO keypoints or CVAT for images; name another file"),
     "a list": ([1], "is no export of"),
     "a video": (CVAT.replace("<version>", '<track id="0"/><version>'), "CVAT for video, not of CVAT for images 1.1"),
@@ -332,5 +346,8 @@ def test_other_refusals(run: Run, root: Path) -> None:
     assert "cannot be read (No such file" in refusal(run, "nothing.json")
     again = write("photographs/cat/again.json", LABELME)
     assert f"{again}: cat/a b.jpg is annotated a second time; import one of both." in refusal(run, "photographs")
+    with ZipFile("task.zip", "w") as archive:
+        archive.writestr("annotations.xml", CVAT)
+    assert "task.zip is an archive; unpack it" in refusal(run, "task.zip")
     (root / "cat" / "a b.jpg").write_bytes(b"")
     assert "cat/a b" in refusal(run, labelme)
