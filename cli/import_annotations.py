@@ -27,13 +27,13 @@ def import_annotations(config: AnnotationsConfig, json: JsonOption = None) -> No
 
     done = run(config)
     keypoints, *boxes = done.files
-    say(f"{keypoints}: {done.n_points} keypoints of {done.n_images} photographs: {', '.join(done.names)}")
-    say(*(f"{file}: {done.n_boxes} boxes" for file in boxes))
+    lines = [f"{keypoints}: {done.n_points} keypoints of {done.n_images} photographs: {', '.join(done.names)}"]
+    lines += [f"{file}: the boxes of {done.n_boxes} of them" for file in boxes]
     for kind, places in done.notes.items():
         first = ", ".join(list(dict.fromkeys(places))[:PLACES_SHOWN])
-        say(f"{kind}: {len(places)} ({first}{', ...' if len(set(places)) > PLACES_SHOWN else ''})")
+        lines.append(f"{kind}: {len(places)} ({first}{', ...' if len(set(places)) > PLACES_SHOWN else ''})")
     root = shlex.quote(str(keypoints.parent))
-    say(f"  dualsd cache build --dataset folder --root {root} --model sd2-1 --store mine.zarr")
+    say(*lines, f"  dualsd cache build --dataset folder --root {root} --model sd2-1 --store mine.zarr")
     write_json(json, asdict(done) | {"files": [*map(str, done.files)]})
 
 

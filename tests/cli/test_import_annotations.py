@@ -248,8 +248,15 @@ def test_the_same_import_again_and_another(run: Run, root: Path) -> None:
     result = run("import", other, "--out", "photographs/cvat.csv")
     assert result.exit_code == 0, result.output
     assert len(table(root / "cvat.csv")) == 6
-    assert "left out: shapes of the kind polygon: 1 (cat/a b.jpg)" in result.output
-    assert "dualsd cache build --dataset folder --root photographs" in result.output
+    assert result.output.splitlines() == [
+        "photographs/cvat.csv: 5 keypoints of 2 photographs: left ear, nose, wheel 1, wheel 2, lamp",
+        "photographs/boxes.csv: the boxes of 1 of them",
+        "left out: points outside of the picture: 1 (cat/a b.jpg)",
+        "left out: shapes of the kind polygon: 1 (cat/a b.jpg)",
+        "left out: shapes of the kind tag: 1 (cat/a b.jpg)",
+        "taken, though something hides them: points: 1 (cat/a b.jpg)",
+        "  dualsd cache build --dataset folder --root photographs --model sd2-1 --store mine.zarr",
+    ]
 
 
 def test_groups_of_cvat(run: Run, root: Path) -> None:
