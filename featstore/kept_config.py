@@ -167,6 +167,20 @@ class ImportConfig(Config):
     mode: Annotated[str | None, Setting("single, class or cpm.", "told from the file")] = None
 
 
+class AnnotationsConfig(Config):
+    """`dualsd import`: keypoints out of an annotation program's export."""
+
+    source: Annotated[
+        Place,
+        Setting("An export, or a folder of them: LabelMe, COCO keypoints, CVAT for images 1.1.", metavar="EXPORT"),
+    ]
+    out: Annotated[Place, Setting("The folder of the photographs, for its keypoints.csv; or another .csv file in it.")]
+    format: Annotated[
+        Literal["labelme", "coco", "cvat"] | None,
+        Setting("Only exports of this kind: labelme, coco or cvat.", "told from each file"),
+    ] = None
+
+
 class PublishConfig(Config):
     """`dualsd prompts export`: one layer's prompts, made SD4Match's."""
 
