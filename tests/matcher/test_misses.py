@@ -1,4 +1,4 @@
-"""What became of each point: known confusions, told apart without exception; GeoAware-SC's subset, from its own code."""
+"""What became of each point: known confusions, told apart without exception; GeoAware-SC's subset by its code."""
 
 import json
 from collections.abc import Collection
@@ -63,7 +63,7 @@ def test_known_confusions_are_told_apart(shown: Collection[int], seed: int) -> N
     beside = random.uniform(-3, 3, (len(names), 2))
     truths = PLACES[sorted(shown)]
     assert label(pairs, truths + beside) == [Kind.RIGHT] * len(names)
-    assert label(pairs, truths + (7, 0)) == [Kind.NEAR] * len(names)
+    assert label(pairs, truths + np.array((7, 0))) == [Kind.NEAR] * len(names)
     for name in names:  # every other keypoint, whether the source shows it or not
         for place, taken in enumerate(NAMES):
             if taken == name:
@@ -81,12 +81,12 @@ def test_a_frame_of_its_own_and_strict_thresholds() -> None:
     pairs = drawn(range(6))
     original, image = PixelFrame(Frame.ORIGINAL, 100), PLACES
     # theta is 200 there, so that 10 are right, 20 are near, and 4 resized are 8
-    assert label(pairs, image + (4, 0), original) == [Kind.RIGHT] * 6
-    assert label(pairs, image + (6, 0), original) == [Kind.NEAR] * 6
-    assert label(pairs, image + (0, 6), original) == [Kind.RIGHT] * 6
+    assert label(pairs, image + np.array((4, 0)), original) == [Kind.RIGHT] * 6
+    assert label(pairs, image + np.array((6, 0)), original) == [Kind.NEAR] * 6
+    assert label(pairs, image + np.array((0, 6)), original) == [Kind.RIGHT] * 6
     there = image[[1, 0, 3, 2, 5, 4]]
     assert label(pairs, there, original)[:4] == [Kind.MIRRORED] * 4
-    on_it = drawn(range(6)).resized.target_points.astype(float) + (5, 0)  # exactly alpha theta
+    on_it = drawn(range(6)).resized.target_points.astype(float) + np.array((5, 0))  # exactly alpha theta
     assert label(pairs, on_it) == [Kind.RIGHT] * 6
     assert label(replace(pairs, strict=True), on_it) == [Kind.NEAR] * 6
 
@@ -170,9 +170,6 @@ def test_geometry_aware_points_are_geoaware_scs(category: str) -> None:
     aware = matches.only(mask)
     assert (len(aware), int(mask.sum())) == (golden["n_images_subset"], golden["n_points_subset"])
     pck = tabulate(aware, alphas).values["nn"]
-    assert [pck.image[alpha].overall for alpha in alphas] == pytest.approx(
-        golden["pck_image_subset"].tolist(), abs=1e-6
-    )
-    assert [pck.point[alpha].overall for alpha in alphas] == pytest.approx(
-        golden["pck_point_subset"].tolist(), abs=1e-6
-    )
+    for average, own in (("image", pck.image), ("point", pck.point)):
+        found = [own[alpha].overall for alpha in alphas]
+        assert found == pytest.approx(golden[f"pck_{average}_subset"].tolist(), abs=1e-6)
