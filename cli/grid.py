@@ -35,6 +35,7 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
 
     scores, ranked = done.scores, RankedGrid.of(done)
     say(f"PCK over {done.dataset} {done.split}, {spell_list(done.split, scores.pairs)}")
+    say(f"distance {'<' if done.config.strict else '<='} alpha theta, theta the {done.theta}")
     print_scores(ranked)
     print_winners(ranked)
     write_json(json, to_json(ranked))

@@ -11,8 +11,9 @@ from cli.options import command_of
 from cli.output import say
 from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block, print_block
+from featstore.datasets.records import ThetaRule
 from featstore.pipeline.grid import GridRun
-from featstore.pipeline.pairs import describe_list
+from featstore.pipeline.pairs import describe_list, rule_name
 from featstore.pipeline.results import common_frame
 from matcher import grid as grids
 from matcher.configuration import Configuration, MatchSettings, frame_of
@@ -252,6 +253,9 @@ def to_json(grid: RankedGrid) -> dict[str, Any]:
         "frame": common_frame(scores.readouts),
         "frames": {readout: frame_of(readout).value for readout in scores.readouts},
         **{name: getattr(settings, name) for name in ("image_size", "beta", "sigma", "window", "window_beta")},
+        "pad": settings.pad.value,
+        "theta": run.config.theta or rule_name(ThetaRule(run.theta)),
+        "strict": run.config.strict,
         "features": dict(run.features),
         "average": grid.average.value,
         "winners": [
