@@ -44,6 +44,7 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     scores, ranked = done.scores, RankedGrid.of(done)
     print_answer(ranked)
     say(f"PCK over {done.dataset} {done.split}, {spell_list(done.split, scores.pairs)}")
+    say(f"distance {'<' if done.config.strict else '<='} alpha theta, theta the {done.theta}")
     print_scores(ranked)
     print_block(winners_block(ranked))
     if json is not None:  # of thousands of configurations it takes a while to make

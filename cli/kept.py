@@ -19,6 +19,8 @@ SCORE_EXAMPLES = examples(
     "dualsd score runs/eval-2+3-001 --alphas 0.01..0.2:0.01 --csv curve.csv",
     "dualsd score runs/eval-2+3-001 --frame original --by point",
     "dualsd score runs/eval-2+3-001 --readouts nn --json nn.json",
+    "dualsd score runs/eval-2+3-001 --theta image --strict",
+    "dualsd score runs/eval-2+3-001 --readouts nn --errors",
 )
 COMPARE_EXAMPLES = examples(
     "dualsd compare runs/eval-2-001 runs/eval-2+3-001",
@@ -39,6 +41,10 @@ def score(config: ScoreConfig, json: JsonOption = None, csv: CsvOption = None) -
     In the original frame, predictions and target points are mapped back to pixels of the target image as it came, and
     theta is measured there: with aspect ratios kept, as many published protocols do.
     """
+    from cli.reports.misses import READING, aware_block, misses_block
+    from cli.reports.scores import shown_alpha
+    from cli.reports.tables import print_block
+    from featstore.pipeline.misses import misses_of
     from featstore.pipeline.results import EvaluationRun
     from matcher.configuration import Frame
     from matcher.pck import Average
@@ -48,7 +54,16 @@ def score(config: ScoreConfig, json: JsonOption = None, csv: CsvOption = None) -
     result = EvaluationRun.open(config.run).scored(readouts, config.alphas, frame, config.theta, config.strict)
     for sentence in result.notes:
         TerminalProgress().note(sentence)
-    print_evaluation(result, Average(config.average), json, csv)
+    misses = misses_of(result) if config.errors else None
+    print_evaluation(result, Average(config.average), json, csv, {} if misses is None else misses.to_json())
+    if misses is not None:
+        alpha = shown_alpha(result.scoring.alphas)
+        for readout in misses.shares:
+            print_block(misses_block(misses, readout, alpha))
+        say(READING)
+        aware = aware_block(misses)
+        if aware is not None:
+            print_block(aware)
 
 
 @taking(CompareConfig)
@@ -58,9 +73,13 @@ def compare(config: CompareConfig, json: JsonOption = None, csv: CsvOption = Non
     Pairs that share an image are not independent. The 95 % interval of a difference resamples images; its p value is
     that of a permutation test that flips what images do to the difference, not pairs.
     """
+    from cli.reports.misses import repairs_block
+    from cli.reports.tables import print_block
     from featstore.pipeline.compare import CSV_HEADER, compare_runs
+    from featstore.pipeline.misses import repairs
     from featstore.pipeline.results import EvaluationRun
     from matcher.configuration import Frame
+    from matcher.misses import KINDS
     from matcher.pck import Average
 
     frame = None if config.frame is None else Frame(config.frame)
@@ -69,6 +88,7 @@ def compare(config: CompareConfig, json: JsonOption = None, csv: CsvOption = Non
     found = compare_runs(opened, *how, theta=config.theta, strict=config.strict)
     for sentence in dict.fromkeys(sentence for run in opened for sentence in run.notes):
         TerminalProgress().note(sentence)
+    kept: dict[str, dict[str, list[list[int]]]] = {}
     say(found.title)
     say(f"A = {found.first.path}: {describe(found.first.scoring, found.first.features)}")
     for letter, (other, differences) in zip(ascii_uppercase[1:], found.others, strict=False):
@@ -77,11 +97,14 @@ def compare(config: CompareConfig, json: JsonOption = None, csv: CsvOption = Non
             header = ["category", "A", letter, f"{letter} - A", "95 % interval", "p"]
             rows = [[name, *_spelled(difference)] for name, difference in columns.named().items()]
             print_table(f"{letter} - A at {alpha:g}", header, rows)
+        for alpha in differences if config.errors else ():
+            print_block(repairs_block(repaired := repairs(found, other, alpha), letter, alpha))
+            kept.setdefault(str(other.path), {})[f"{alpha:g}"] = repaired.tolist()
     say(
         "Intervals resample images, p values flip images. Each stands for itself: of many categories, thresholds and "
         "runs, one in 20 has p below 0.05 where nothing differs."
     )
-    write_json(json, found.to_json())
+    write_json(json, found.to_json() | ({"kinds": [kind.value for kind in KINDS], "repairs": kept} if kept else {}))
     write_csv(csv, CSV_HEADER, found.to_rows())
 
 

@@ -197,13 +197,15 @@ def _write_text(file: Path | None, text: str) -> None:
             file.write_bytes(content)
 
 
-def print_evaluation(result: "Evaluation", average: "Average", json: Path | None, csv: Path | None) -> None:
-    """Print what was measured and the table, and write both where files are asked for."""
+def print_evaluation(
+    result: "Evaluation", average: "Average", json: Path | None, csv: Path | None, more: Mapping[str, Any] | None = None
+) -> None:
+    """Print what was measured and the table, and write both where files are asked for. more: what else the JSON has."""
     from matcher.pck import CSV_HEADER, to_rows
 
     say(describe(result.scoring, result.features))
     print_result(result, average)
-    write_json(json, result.to_json())
+    write_json(json, result.to_json() | dict(more or {}))
     rows = ((*row, *csv_settings(result, row[0])) for row in to_rows(result.scores))
     write_csv(csv, (*CSV_HEADER, *CSV_SETTINGS), rows)
 

@@ -118,6 +118,7 @@ class ScoreConfig(Config):
     theta: KeptTheta = None
     strict: KeptStrict = None
     readouts: Annotated[Texts | None, Setting("Only these readouts.", "all")] = None
+    errors: bool = option("Say why matches are wrong, and score the geometry-aware points.", default=False)
 
     def __post_init__(self) -> None:
         find_readouts(self.readouts or ())
@@ -139,6 +140,7 @@ class CompareConfig(Config):
     frame: FrameName = None
     theta: KeptTheta = None
     strict: KeptStrict = None
+    errors: bool = option("Say what becomes of the first run's wrong matches in the others.", default=False)
 
     def __post_init__(self) -> None:
         if "," in self.readout:

@@ -18,6 +18,7 @@ from cli.output import describe
 from cli.reports import page
 from cli.reports.charts import chart_sections
 from cli.reports.charts.evaluation import by_category, by_difficulty, over_alpha
+from cli.reports.charts.misses import by_kind
 from cli.reports.scores import Scored, category_block, overall_block, pck_headline
 from cli.reports.tables import Block, in_words, write_tables
 from featstore.backbones.registry import TITLES
@@ -35,6 +36,7 @@ CHARTS: Mapping[str, Callable[[Scored], page.Chart | None]] = {
     "PCK over alpha": over_alpha,
     "By category": by_category,
     "By difficulty": by_difficulty,
+    "Why matches are wrong": by_kind,
 }
 """By the titles of their sections."""
 

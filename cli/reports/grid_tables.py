@@ -14,8 +14,9 @@ from cli.output import say
 from cli.reports.scores import shown_alpha, spelled
 from cli.reports.tables import Block, print_block
 from featstore.backbones.registry import family_of, is_other
+from featstore.datasets.records import ThetaRule
 from featstore.pipeline.grid import GridRun
-from featstore.pipeline.pairs import describe_list
+from featstore.pipeline.pairs import describe_list, rule_name
 from featstore.pipeline.results import common_frame
 from featstore.tuning.run_folder import RUNS, free_name
 from matcher import grid as grids
@@ -365,6 +366,9 @@ def to_json(grid: RankedGrid) -> dict[str, Any]:
         "frame": common_frame(scores.readouts),
         "frames": {readout: frame_of(readout).value for readout in scores.readouts},
         **{name: getattr(settings, name) for name in ("image_size", "beta", "sigma", "window", "window_beta")},
+        "pad": settings.pad.value,
+        "theta": run.config.theta or rule_name(ThetaRule(run.theta)),
+        "strict": run.config.strict,
         "features": dict(run.features),
         "average": grid.average.value,
         "winners": [

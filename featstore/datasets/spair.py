@@ -4,12 +4,15 @@
 <root>/JPEGImages/<category>/<stem>.jpg
 <root>/PairAnnotation/<split>/<line>.json               the pair's keypoints, boxes and flags; where no ':' can be in a
                                                         file's name, '_' (or what WSL writes) is in its place
+<root>/ImageAnnotation/<category>/<stem>.json           all keypoints that an image shows; optional, for what a target
+                                                        shows and the source does not
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,10 +146,37 @@ class SpairDataset(ListedDataset):
     def reader(self, path: Path) -> Callable[[ListedPair], Pair | None]:
         """What reads a pair's annotation file."""
         tree, folder = Tree(self.root), f"PairAnnotation/{path.stem}"
-        return lambda listed: _pair(listed, _annotation_file(tree, folder, listed.row))
+        shown_by = cache(partial(_shown_by, tree))  # images recur in many pairs
+
+        def read(listed: ListedPair) -> Pair:
+            pair = _pair(listed, _annotation_file(tree, folder, listed.row))
+            more = {name: point for name, point in shown_by(listed.target.id).items() if name not in pair.names}
+            return replace(pair, target_only={**pair.target_only, **more})
+
+        return read
 
 
 DATASET = SpairDataset
+
+
+class _ImageAnnotation(BaseModel):
+    """What an image's own annotation says and is read: keypoints by id, null for one that it does not show."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    kps: dict[str, Annotated[tuple[_Coordinate, _Coordinate], Field(strict=False)] | None]
+
+
+def _shown_by(tree: Tree, image: str) -> Mapping[str, tuple[float, float]]:
+    """(x, y) by name of all keypoints that an image shows; none where it has no annotation of its own."""
+    found = tree.find(f"ImageAnnotation/{image}.json")
+    if found is None:
+        return {}
+    path = tree.root / found
+    try:
+        own = _ImageAnnotation.model_validate_json(read_bytes(path))
+    except ValidationError as error:
+        raise _wrong(path, sentence_of(error, "")) from error
+    return {name: point for name, point in own.kps.items() if point is not None}
 
 
 def _annotation_file(tree: Tree, folder: str, row: Row) -> Path:

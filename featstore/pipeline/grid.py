@@ -283,7 +283,7 @@ class GridRun:
         scores: Of every configuration, readout and alpha.
         features: Where the maps came from, for the record.
         config: As it was used: what was left open is settled.
-        theta: The data set's rule.
+        theta: The rule for theta, in words.
         store: Where the store lies.
         evaluation: The evaluation that the best configuration is reported with, on the split for reporting.
         chose_nothing: Whether that is another split than the grid's.

@@ -320,3 +320,16 @@ def test_names_in_either_normal_form(spair_root: Path) -> None:
     dataset = SpairDataset(spair_root)
     assert [pair.category for pair in dataset.pairs("trn")] == [composed, composed]
     assert all(dataset.read(image) for image in dataset.images())
+
+
+def test_what_else_a_target_shows_is_in_its_own_annotation(spair_root: Path) -> None:
+    folder = spair_root / "ImageAnnotation" / "aeroplane"
+    folder.mkdir(parents=True)
+    own = folder / "2008_004100.json"
+    own.write_text(json.dumps({"category": "aeroplane", "kps": {"0": [6, 5], "4": [7.5, 8], "5": None}}))
+    (pair,) = SpairDataset(spair_root).pairs("test")
+    assert pair.names == ("0", "3", "7")
+    assert dict(pair.target_only) == {"4": (7.5, 8.0)}
+    own.write_text(json.dumps({"kps": {"0": [6]}}))
+    with pytest.raises(DatasetError, match=r"2008_004100\.json: kps\.0.*; restore the file from SPair-71k"):
+        SpairDataset(spair_root).pairs("test")
