@@ -186,6 +186,24 @@ def exif_orientation(image: ImageRecord, data: bytes) -> int:
         return _orientation_of(opened)
 
 
+_TURNS = (
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+"""What EXIF's orientations 2 to 8 ask for."""
+
+
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """A picture as stored, turned as a viewer shows it. orientation: see `exif_orientation`."""
+    # not ImageOps.exif_transpose: it parses the file's EXIF data once more, and writes them anew
+    return picture if orientation == 1 else picture.transpose(_TURNS[orientation - 2])
+
+
 def image_key(image: ImageRecord, data: bytes) -> str:
     """The key of an image's content: 32 hexadecimal digits of BLAKE2b-128 over the file's bytes, personalised with
     `mirrored` for a mirrored one (so that of an unmirrored one is what `b2sum -l 128` prints)."""
