@@ -33,7 +33,7 @@ def draw_matches(
 ) -> None:
     """Two images side by side, points in matching colours, a line a pair; points (n, 2) in pixels of the images given.
     Those that are `mutual`, (n,), are filled, with whole lines; the others hollow, with broken ones. At most
-    `NUMBERED_POINTS` have numbers, more are dots. Writes `file` in the format that its ending names."""
+    `NUMBERED_POINTS` have numbers; more are dots, and lines those of mutual ones. Writes `file` in the format that its ending names."""
     figure, ((left, right),) = _figure(source, target, 1, 4.4)
     for axes, picture, name in zip((left, right), (source, target), names, strict=True):
         _show(axes, picture, name)
@@ -44,6 +44,8 @@ def draw_matches(
         _mark(left, start, number, colour, is_mutual)
         _mark(right, end, number, colour, is_mutual)
         style = {"alpha": 0.6, "lw": 1} if is_mutual else {"alpha": 0.45, "lw": 0.8, "ls": (0, (4, 3))}
+        if number is None:
+            style |= {"alpha": 0.3 if is_mutual else 0}  # lines of hundreds of points would hide both images
         figure.add_artist(ConnectionPatch(tuple(start), tuple(end), color=colour, **style, **line))
     grey, counts = (0.35, 0.35, 0.35, 1.0), (int(mutual.sum()), int((~mutual).sum()))
     figure.legend(
