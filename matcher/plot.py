@@ -33,7 +33,8 @@ def draw_matches(
 ) -> None:
     """Two images side by side, points in matching colours, a line a pair; points (n, 2) in pixels of the images given.
     Those that are `mutual`, (n,), are filled, with whole lines; the others hollow, with broken ones. At most
-    `NUMBERED_POINTS` have numbers; more are dots, and lines those of mutual ones. Writes `file` in the format that its ending names."""
+    `NUMBERED_POINTS` have numbers; more are dots, and lines are those of mutual ones. Writes `file` in the format that
+    its ending names."""
     figure, ((left, right),) = _figure(source, target, 1, 4.4)
     for axes, picture, name in zip((left, right), (source, target), names, strict=True):
         _show(axes, picture, name)

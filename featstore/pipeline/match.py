@@ -401,7 +401,7 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
     asked = asked_pairs(config, progress)
     store = _store_of(config)
     model = open_model(model_for(None, config.model), config.revision) if store is None else model_of(store)
-    choice = _choice(config, store, model)
+    choice = _choice(config, bool(asked[0].category), store, model)
     progress.tell(choice.line)
     names = config.layers or choice.layers
     keys = tuple(zip(names, timesteps_for(names, config.timesteps, choice.timesteps), strict=True))
@@ -457,8 +457,8 @@ def _store_of(config: MatchConfig) -> Store | None:
     return open_store(config.store)
 
 
-def _choice(config: MatchConfig, store: Store | None, model: Model) -> PromptChoice:
-    template = DEFAULT_TEMPLATE if config.category else "a photo"
+def _choice(config: MatchConfig, has_category: bool, store: Store | None, model: Model) -> PromptChoice:
+    template = DEFAULT_TEMPLATE if has_category else "a photo"
     if store is not None:
         return choose_for_store(store, config, template)
     if config.prompts == NEWEST:

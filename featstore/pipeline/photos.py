@@ -133,6 +133,8 @@ def asked_pairs(config: MatchConfig, progress: Progress) -> list[AskedPair]:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     named = list(_paths(config))
+    if len({bool(category) for _, _, category in named}) > 1:
+        raise InputError(f"Some pairs of {config.pairs} have a category and some none: name theirs by --category.")
     rows = None if config.points_file is None else tuple(read_rows(config.points_file, ("x", "y")))
     points: dict[Path, tuple[tuple[str, ...], Points]] = {}
     turned_ones, sources = [], {source for source, _, _ in named}

@@ -171,6 +171,7 @@ def test_turned_photographs_are_carried_in_pixels_as_stored(match: Match, photog
         (["A", "B", "--points-file", "others.csv"], "others.csv has no point of "),
         (["--pairs", "none.csv", "--points", "1,1"], "none.csv cannot be read"),
         (["--pairs", "lost.csv", "--points", "1,1"], "lost.csv, line 2: names the image 'gone.png', which is not in"),
+        (["--pairs", "mixed.csv", "--points", "1,1"], "Some pairs of mixed.csv have a category and some none"),
         (["--pairs", "lost.csv", "--points", "1,1", "--transfer", "t.csv"], "it goes with A and B, not with --pairs"),
         (["A", "B", "--points", "1,1", "--transfer", "no/t.csv"], "no/t.csv cannot be written"),
         (["A", "B", "--grid", "3", "--out", "m.png", "--heatmap"], "--heatmap draws one row per point"),
@@ -183,6 +184,8 @@ def test_bad_input_is_a_sentence(run: Run, photographs: Path, arguments: list[st
     write("twice.csv", "name,x,y", "a,1,1", "a,2,2")
     write("others.csv", "image,name,x,y", "cat/2,a,1,1")
     write("lost.csv", "source,target", "gone.png,photographs/cat/0.png")
+    pair = "photographs/cat/0.png,photographs/cat/1.png"
+    write("mixed.csv", "source,target,category", f"{pair},cat", f"{pair},")
     Path("empty").mkdir()
     Image.new("L", (70, 46), 255).save("other.png")
     black = np.zeros((40, 60), dtype=np.uint8)

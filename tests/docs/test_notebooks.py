@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.pages import DOCS
+from tests.docs.pages import DOCS, Reader
 
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
@@ -34,3 +34,7 @@ def test_it_runs(file: Path, tmp_path: Path) -> None:
 def test_there_is_one_with_its_picture() -> None:
     (file,) = NOTEBOOKS
     assert any("image/png" in output.get("data", {}) for cell in code_cells(file) for output in cell["outputs"])
+
+
+def test_the_page_on_matching_in_python(tmp_path: Path) -> None:
+    assert Reader(tmp_path, 0).follow(DOCS / "matching.md", (), ("python",)) == 1
