@@ -186,22 +186,27 @@ def exif_orientation(image: ImageRecord, data: bytes) -> int:
         return _orientation_of(opened)
 
 
-_TURNS = (
-    Image.Transpose.FLIP_LEFT_RIGHT,
-    Image.Transpose.ROTATE_180,
-    Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)
-"""What EXIF's orientations 2 to 8 ask for."""
+TURNS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+"""By EXIF orientation, from stored pixels to shown ones: whether x and y change places, and whether x and y are then
+counted from the other side."""
 
 
 def turned(picture: Image.Image, orientation: int) -> Image.Image:
     """A picture as stored, turned as a viewer shows it. orientation: see `exif_orientation`."""
     # not ImageOps.exif_transpose: it parses the file's EXIF data once more, and writes them anew
-    return picture if orientation == 1 else picture.transpose(_TURNS[orientation - 2])
+    swapped, mirrored_x, mirrored_y = TURNS[orientation]
+    picture = picture.transpose(Image.Transpose.TRANSPOSE) if swapped else picture
+    picture = ImageOps.mirror(picture) if mirrored_x else picture
+    return ImageOps.flip(picture) if mirrored_y else picture
 
 
 def image_key(image: ImageRecord, data: bytes) -> str:

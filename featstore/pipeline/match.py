@@ -260,8 +260,7 @@ def match(
         Target points, each with its score, its margin and whether it is mutual, in the order of `points`.
 
     Raises:
-        InputError: where a point lies outside image A.
-        MatchError: where maps, weights and points do not go together.
+        MatchError: where maps, weights and points do not go together, or a point lies outside image A.
     """
     keys = [*maps_a.maps]
     if keys != [*maps_b.maps] or maps_a.image_size != maps_b.image_size:

@@ -16,29 +16,16 @@ from PIL import Image
 
 from featstore.config import MatchConfig
 from featstore.datasets.folder import SUFFIXES, shown_point
-from featstore.datasets.pictures import decode, exif_orientation, image_key, turned
+from featstore.datasets.pictures import TURNS, decode, exif_orientation, image_key, turned
 from featstore.datasets.reading import LARGEST_IMAGE, Row, entries, is_file, is_folder, read_limited, read_rows
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
 from featstore.plain_text import nfc, shown
 from featstore.progress import Progress
-from matcher.errors import InputError
+from matcher.errors import InputError, MatchError
 
 Points = NDArray[np.float32]
 """(n, 2), (x, y) in pixels."""
-
-_TURNS = {
-    1: (False, False, False),
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, True, False),
-    7: (True, True, True),
-    8: (True, False, True),
-}
-"""By EXIF orientation, from stored pixels to shown ones: whether x and y change places, and whether x and y are then
-counted from the other side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +42,16 @@ class Photo:
     def stored_size(self) -> tuple[int, int]:
         """(width, height) of the pixels in the file."""
         width, height = self.picture.size
-        return (height, width) if _TURNS[self.orientation][0] else (width, height)
+        return (height, width) if TURNS[self.orientation][0] else (width, height)
 
     def from_stored(self, points: Points) -> Points:
         """Points in pixels of the file to those of the picture."""
-        swapped, *mirrored = _TURNS[self.orientation]
+        swapped, *mirrored = TURNS[self.orientation]
         return self._mirrored(points[:, ::-1] if swapped else points, mirrored)
 
     def to_stored(self, points: Points) -> Points:
         """The inverse of `from_stored`."""
-        swapped, *mirrored = _TURNS[self.orientation]
+        swapped, *mirrored = TURNS[self.orientation]
         own = self._mirrored(points, mirrored)
         return own[:, ::-1] if swapped else own
 
@@ -105,12 +92,12 @@ def as_photo(image: Photo | Image.Image | NDArray[np.uint8] | Path | str) -> Pho
 
 
 def check_inside(points: ArrayLike, size: tuple[int, int], name: str) -> None:
-    """Raise `InputError` for the first of some points (n, 2) that lies outside an image of `size` = (width, height)."""
+    """Raise `MatchError` for the first of some points (n, 2) that lies outside an image of `size` = (width, height)."""
     found = np.asarray(points)
     outside = ~((found >= 0) & (found <= size)).all(axis=1)
     if outside.any():
         x, y = found[outside.argmax()]
-        raise InputError(f"The point {x:g},{y:g} lies outside {name}, which is {size[0]}x{size[1]} pixels.")
+        raise MatchError(f"The point {x:g},{y:g} lies outside {name}, which is {size[0]}x{size[1]} pixels.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
