@@ -43,7 +43,7 @@ from featstore.backbones.noise import noise, posterior_noise
 from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.demo import DemoDataset
 from featstore.datasets.pictures import decode
-from featstore.pipeline.match import as_photo
+from featstore.pipeline.photos import as_photo
 from featstore.progress import Silent
 from featstore.prompts.base import PromptSet
 from featstore.prompts.text import frame

@@ -84,9 +84,11 @@ def _parameter(field: ConfigField) -> inspect.Parameter:
     if field.is_needed and get_origin(field.kind) is tuple and field.form is None:
         kind = list[Path]
     named: dict[str, Any] = {"help": setting.meaning, "metavar": setting.metavar}
-    if field.is_needed:
-        default = inspect.Parameter.empty
-        option = typer.Argument(**named) if setting.metavar else typer.Option(field.flag, **named)
+    if field.is_argument:
+        default = inspect.Parameter.empty if field.is_needed else None
+        kind, option = kind if field.is_needed else kind | None, typer.Argument(**named)
+    elif field.is_needed:
+        default, option = inspect.Parameter.empty, typer.Option(field.flag, **named)
     elif kind is bool:
         option = typer.Option(f"{field.flag}/--no-{field.flag[2:]}", show_default=False, **named)
     elif default is None:
@@ -114,7 +116,7 @@ def command_of(config: Any, *words: str, always: Collection[str] = ()) -> str:
             continue
         if field.kind is bool:
             spelled.append(field.flag if value else f"--no-{field.flag[2:]}")
-        elif field.is_needed and field.setting.metavar is not None:
+        elif field.is_argument:
             spelled.append(shlex.quote(str(value)))
         else:
             spelled += [field.flag, shlex.quote(_spell(value, field.form))]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from featstore.pipeline.match import ImageMaps as ImageMaps
     from featstore.pipeline.match import Matches as Matches
     from featstore.pipeline.match import match as match
+    from featstore.pipeline.match import match_pairs as match_pairs
     from featstore.pipeline.match import match_photographs as match_photographs
     from featstore.pipeline.run_build import build as build
     from featstore.pipeline.run_build import make_maps as make_maps
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "featstore.config": ("BuildConfig", "EvalConfig", "GridConfig", "MapsConfig", "MatchConfig", "TrainConfig"),
-    "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match", "match_photographs"),
+    "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match", "match_pairs", "match_photographs"),
     "featstore.pipeline.run_build": ("build", "make_maps"),
     "featstore.pipeline.evaluate": ("evaluate",),
     "featstore.pipeline.grid": ("grid",),

@@ -442,10 +442,28 @@ class TrainConfig(Config):
 class MatchConfig(ReadoutConfig, ComputeConfig):
     """`dualsd match`: points of one photograph found in another."""
 
-    source: Annotated[Place, Setting("The image with the points.", metavar="A")]
-    target: Annotated[Place, Setting("The image to find them in.", metavar="B")]
-    points: Annotated[Points, Setting("'x,y;x,y' in pixels of A.")]
-    category: str | None = option("What both show, e.g. cat: fills in the prompt.", default=None)
+    source: Place | None = option("The image with the points.", default=None, flag="A", metavar="A")
+    target: Place | None = option(
+        "The image to find them in, or a folder of such images.", default=None, flag="B", metavar="B"
+    )
+    pairs: Place | None = option(
+        "Many pairs in place of A and B: CSV source,target and, if you like, category; paths from its own folder.",
+        default=None,
+        metavar="FILE",
+    )
+    points: Points | None = option("'x,y;x,y' in pixels of A, as a viewer shows it.", default=None)
+    points_file: Place | None = option(
+        "The points as CSV x,y and, if you like, name; of a data set's keypoints.csv, those of A.",
+        default=None,
+        metavar="FILE",
+    )
+    grid: Annotated[int, Field(ge=1, le=64)] | None = option(
+        "A regular grid of N x N points over A, or over its mask.", default=None, metavar="N"
+    )
+    mask: Place | None = option(
+        "Only points of the grid where this image of A's size is not black.", default=None, metavar="FILE"
+    )
+    category: str | None = option("What the images show, e.g. cat: fills in the prompt.", default=None)
     prompt: str | None = option("Text prompt.", "a photo of a {category}; without one, a photo", default=None)
     prompts: Prompts = None
     dino: Dino = None
@@ -469,6 +487,16 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
 
     def __post_init__(self) -> None:
         self.parameters(self.readout)
+        chosen = given_options(self, ["points", "points_file", "grid"])
+        if len(chosen) != 1:
+            found = f", not {' and '.join(chosen)}" if chosen else ""
+            raise InputError(f"Say which points: by one of --points, --points-file and --grid{found}.")
+        if self.pairs is None and (self.source is None or self.target is None):
+            raise InputError("Name two images, A and B, or many pairs with --pairs FILE.")
+        if self.pairs is not None and (self.source or self.target or self.mask):
+            raise InputError("--pairs stands in place of A and B, and goes without --mask, which is one image's.")
+        if self.mask is not None and self.grid is None:
+            raise InputError("--mask goes with --grid: it says where the grid has points.")
         check_layers_of(self.layers, self.timesteps, self.weights)
         check_of_use(self.layers, given_options(self, OF_DINO), given_options(self, OF_THE_UNET[:3]))
 

@@ -168,6 +168,11 @@ class ConfigField:
         """`--batch-size`."""
         return self.setting.flag or f"--{self.name.replace('_', '-')}"
 
+    @property
+    def is_argument(self) -> bool:
+        """Whether its value is typed without an option."""
+        return self.setting.metavar is not None and (self.is_needed or self.setting.flag == self.setting.metavar)
+
 
 def option(*meaning: str, default: Any, **more: str) -> Any:
     """A field with the arguments of its `Setting`, and its default."""

@@ -2,6 +2,7 @@
 pairs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,13 @@ from torch.nn import functional
 from matcher.configuration import NORM_EPSILON, Correlations, Frame, Geometry, MatchSettings, check_weights, readout
 from matcher.errors import MatchError
 from matcher.geometry import cells_to_pixels, final_size, pixels_to_cells
-from matcher.readout import check_channels, check_predictions, integer_neighbours, nearest, nearest_pixels
+from matcher.readout import check_channels, check_predictions, integer_neighbours, nearest, nearest_pixels, offsets
+
+RADIUS = 0.1
+"""The second-best place of a point lies farther than this from the one found, as a share of the image's sides."""
+
+TOLERANCE = 0.05
+"""A match is mutual where the way back ends within this of where it began, as a share of the image's sides."""
 
 
 def normalise(features: Tensor, dim: int) -> Tensor:
@@ -116,12 +123,35 @@ def read_points(read: Correlations, readouts: Sequence[str]) -> dict[str, Tensor
     return found
 
 
-def scores_at(points: Tensor, read: Correlations) -> Tensor:
-    """The correlation of each point with the place where it was found, (n,), -1 to 1. points: (n, 2), of one
-    readout."""
-    size, settings = final_size([read.sums], 1), read.settings
-    cells = pixels_to_cells(points, settings.image_size, size, settings.geometry)
-    return sample(read.cosines, cells).diagonal()  # each point in its own correlations
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Where n points lie in a target, and what speaks for it.
+
+    points: (n, 2), (x, y) in pixels of the resized frame. scores: (n,), the correlation with the place found, -1 to 1.
+    margins: (n,), by how much that exceeds the best one farther than `RADIUS` away. mutual: (n,), whether the way back,
+    by the same readout, ends within `TOLERANCE` of where it began. correlations: (n, H, W), with every cell.
+    """
+
+    points: Tensor
+    scores: Tensor
+    margins: Tensor
+    mutual: Tensor
+    correlations: Tensor
+
+
+def find_points(source: Tensor, target: Tensor, points: Tensor, readout: str, settings: MatchSettings) -> Found:
+    """`match_points` by one readout, and whether the matches are to be trusted. Arguments and errors are the same."""
+    read = correlate_points(source, target, points, [readout], settings)
+    found = read_points(read, [readout])[readout]
+    cosines, size = read.cosines, final_size([read.sums], 1)
+    cells = pixels_to_cells(found, settings.image_size, size, settings.geometry)
+    scores = sample(cosines, cells).diagonal()  # each point in its own correlations
+    dx, dy = offsets(cosines, cells)  # (n, W), (n, H)
+    is_near = (dy / size[0]).square()[:, :, None] + (dx / size[1]).square()[:, None, :] <= RADIUS**2
+    margins = scores - cosines.masked_fill(is_near, -1).flatten(1).amax(dim=1)
+    back = match_points(target, source, found, [readout], settings)[readout]
+    mutual = (back - points.to(back)).norm(dim=1) <= TOLERANCE * settings.image_size
+    return Found(found, scores, margins, mutual, cosines)
 
 
 def match_pixels(

@@ -75,7 +75,7 @@ def kernel_soft_argmax(correlation: Tensor, beta: float, sigma: float, centre: T
     """`soft_argmax` after the correlations (not the probabilities) were multiplied by a Gaussian of `sigma` cells
     centred on the largest one: (n, h, w) to (n, 2). centre: (n, 2), `nearest` of the correlations where it is known
     already."""
-    dx, dy = _offsets(correlation, nearest(correlation) if centre is None else centre)
+    dx, dy = offsets(correlation, nearest(correlation) if centre is None else centre)
     gaussian_x, gaussian_y = (torch.exp(-(offset**2) / (2 * sigma**2)) for offset in (dx, dy))
     return soft_argmax(correlation * gaussian_y[:, :, None] * gaussian_x[:, None, :], beta)
 
@@ -84,7 +84,7 @@ def window_soft_argmax(correlation: Tensor, beta: float, window: int, centre: Te
     """`soft_argmax` after the correlations more than `window` cells away from the largest one, in x or in y, were set
     to 0, as GeoAware-SC does (they still take part with exp(0)): (n, h, w) to (n, 2). centre: see
     `kernel_soft_argmax`."""
-    dx, dy = _offsets(correlation, nearest(correlation) if centre is None else centre)
+    dx, dy = offsets(correlation, nearest(correlation) if centre is None else centre)
     inside_x, inside_y = ((offset.abs() <= window).to(correlation) for offset in (dx, dy))
     return soft_argmax(correlation * inside_y[:, :, None] * inside_x[:, None, :], beta)
 
@@ -108,7 +108,7 @@ def integer_neighbours(cells: Tensor, map_size: tuple[int, int]) -> tuple[Tensor
     return corners, weights
 
 
-def _offsets(correlation: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+def offsets(correlation: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """How far each column and row lies from the centre (n, 2): (n, w) and (n, h)."""
     height, width = correlation.shape[-2:]
     return _axis(width, correlation) - centre[:, :1], _axis(height, correlation) - centre[:, 1:]

@@ -196,6 +196,13 @@ def _is_shown(row: Row, column: str) -> bool:
     return _SHOWN[whole]
 
 
+def shown_point(row: Row) -> tuple[float, float] | None:
+    """Where a row has its keypoint, (x, y) in pixels; None where the image does not show it. Raises `DatasetError` for
+    numbers that are none."""
+    visibility = _visibility(row.values)
+    return row.point("x", "y") if visibility is None or _is_shown(row, visibility) else None
+
+
 def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Marks]:
     """Present keypoints by image id, in the order of the file."""
     points: dict[str, dict[str, tuple[float, float]]] = {image.id: {} for image in images.values()}
@@ -207,8 +214,7 @@ def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Mark
         if first != row.line:
             what = f"the keypoint {shown(name)} of {image} is there already, in line {first}"
             raise row.refusal(f"{what}; remove one of them.")
-        visibility = _visibility(row.values)
-        point = row.point("x", "y") if visibility is None or _is_shown(row, visibility) else None
+        point = shown_point(row)
         if point is not None:
             if not points[image]:
                 places[image] = f"{path}, from line {row.line}"

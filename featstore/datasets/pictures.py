@@ -188,6 +188,29 @@ def exif_orientation(image: ImageRecord, data: bytes) -> int:
         return _orientation_of(opened)
 
 
+TURNS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+"""By EXIF orientation, from stored pixels to shown ones: whether x and y change places, and whether x and y are then
+counted from the other side."""
+
+
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """A picture as stored, turned as a viewer shows it. orientation: see `exif_orientation`."""
+    # not ImageOps.exif_transpose: it parses the file's EXIF data once more, and writes them anew
+    swapped, mirrored_x, mirrored_y = TURNS[orientation]
+    picture = picture.transpose(Image.Transpose.TRANSPOSE) if swapped else picture
+    picture = ImageOps.mirror(picture) if mirrored_x else picture
+    return ImageOps.flip(picture) if mirrored_y else picture
+
+
 def image_key(image: ImageRecord, data: bytes) -> str:
     """The key of an image's content: 32 hexadecimal digits of BLAKE2b-128 over the file's bytes, personalised with
     `mirrored` for a mirrored one (so that of an unmirrored one is what `b2sum -l 128` prints)."""

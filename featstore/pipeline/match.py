@@ -1,6 +1,5 @@
 """Photographs that belong to no store: their feature maps, kept in memory, and points of one found in another."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -31,64 +30,22 @@ from featstore.backbones.registry import (
 )
 from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import MatchConfig
-from featstore.datasets.pictures import decode, exif_orientation, image_key, resize_to_square
-from featstore.datasets.reading import LARGEST_IMAGE, read_limited
-from featstore.datasets.records import ImageRecord
-from featstore.errors import DatasetError
+from featstore.datasets.pictures import resize_to_square
 from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts
+from featstore.pipeline.photos import AskedPair, Photo, as_photo, asked_pairs, check_inside, open_photo
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent, tell_shapes
-from featstore.prompts.base import Mode
+from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.cpm import check_dino, open_pair_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt, encode_texts
 from featstore.store.store import Store, open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, describe_layers
 from matcher.errors import InputError, MapError, MatchError
-from matcher.match import correlate_points, fuse, read_points, scores_at
+from matcher.match import find_points, fuse
 from matcher.pairs import placed
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """A photograph: its pixels as stored, the hash that keys its noise, and how a viewer turns it (EXIF's 1, not at
-    all, to 8)."""
-
-    name: str
-    key: str
-    picture: Image.Image
-    orientation: int = 1
-
-
-def open_photo(path: Path) -> Photo:
-    """Read a photograph. Raises `DatasetError` where the file is missing, `ImageError` where it cannot be decoded."""
-    try:
-        data = read_limited(path, LARGEST_IMAGE)
-    except OSError as error:
-        raise DatasetError(f"The image {path} cannot be read: {error.strerror}.") from error
-    record = ImageRecord(id=str(path), category="", file=str(path))
-    return Photo(path.name, image_key(record, data), decode(record, data), exif_orientation(record, data))
-
-
-def as_photo(image: Photo | Image.Image | NDArray[np.uint8] | Path | str) -> Photo:
-    """A photograph of a path, a PIL image or an array (H, W, 3) of 0 to 255. The noise of a file is keyed by its bytes,
-    as in a store; that of pixels in memory by those."""
-    if isinstance(image, Photo):
-        return image
-    if isinstance(image, Path | str):
-        return open_photo(Path(image))
-    if not isinstance(image, Image.Image):
-        pixels = np.asarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-            raise DatasetError(
-                f"An array of {pixels.dtype} and shape {pixels.shape} is no picture: it takes uint8 of shape (H, W, 3)."
-            )
-        image = Image.fromarray(pixels)
-    picture = image.convert("RGB")
-    digest = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16)
-    return Photo("the picture", digest.hexdigest(), picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +115,8 @@ class Featurizer:
         self.model.latent_side(self.image_size)
         self.compute = compute_on(device, dtype, batch_size)
         self.networks = self.model.load(self.compute)
-        self._seed, self._latents, self._asked, self._pad = seed, Latents(latents), others or {}, Pad(pad)
+        self._seed, self._latents, self._asked = seed, Latents(latents), others or {}
+        self._pad = Pad(pad)
         self._backbones: dict[str, tuple[Backbone, int]] = {DIFFUSION: (self.model, self.image_size)}
         self._loaded: dict[str, Networks] = {}
 
@@ -188,66 +146,54 @@ class Featurizer:
         check_names(names)
         steps = None if timesteps is None else [step for step in timesteps if step is not None]
         keys = tuple(zip(names, timesteps_for(names, steps, profile.text_timesteps), strict=True))
-        return self.maps_of([as_photo(image)], keys, text_prompt(prompt), ensemble, Silent())[0]
+        return self.maps_of(as_photo(image), keys, text_prompt(prompt), ensemble, Silent())
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
         return [shapes_of(*self._backbone(layer), [layer])[layer] for layer in layers]
 
+    def passes(self, wanted: Sequence[MapKey], shared: bool, ensemble: int) -> int:
+        """Passes through networks that an image's maps take. shared: see `PhotoPrompt`."""
+        own = [key for key in wanted if is_diffusion(key[0])]
+        through_unet = len(sharing_a_pass(own, not shared)) * ensemble
+        return through_unet + (1 if own else 0) + len(pixel_families(layer for layer, _ in wanted))
+
     def maps_of(
-        self, photos: Sequence[Photo], wanted: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
-    ) -> list[ImageMaps]:
-        """Feature maps of photographs, those of a store but for its roundings to float16. A photograph that asks to be
-        turned is noted (`featstore.datasets.pictures`). Raises `MapError` for a map that is not finite."""
-        for photo in photos:
-            if photo.orientation != 1:
-                width, height = photo.picture.size
-                progress.note(
-                    f"{photo.name} asks to be turned when it is shown (EXIF orientation {photo.orientation}); its "
-                    f"pixels are taken as stored, {width}x{height}, and points count in those."
-                )
+        self, photo: Photo, wanted: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
+    ) -> ImageMaps:
+        """Feature maps of a photograph, those of a store but for its roundings to float16. Raises `MapError` for a map
+        that is not finite."""
         own = [key for key in wanted if is_diffusion(key[0])]
         self.model.schedule.check_timesteps(step for _, step in own if step is not None)
         others = pixel_families(layer for layer, _ in wanted)
-        passes_each = len(sharing_a_pass(own, not prompt.shared)) * ensemble + (1 if own else 0) + len(others)
-        progress.start("extracting features", len(photos) * passes_each, "passes")
-        found: list[dict[MapKey, Tensor]] = [{} for _ in photos]
-        for index, key, features in chain(
-            self._diffusion_maps(photos, own, prompt, ensemble, progress) if own else (),
-            *(self._other_maps(photos, layers, progress) for layers in others.values()),
+        found: dict[MapKey, Tensor] = {}
+        for _, key, features in chain(
+            self._diffusion_maps(photo, own, prompt, ensemble, progress) if own else (),
+            *(self._other_maps(photo, layers, progress) for layers in others.values()),
         ):
             if not features.isfinite().all():
                 at = "" if key[1] is None else f" at t = {key[1]}"
                 raise MapError(
-                    f"The map of {photos[index].name}, layer {key[0]}{at}, is not finite in "
+                    f"The map of {photo.name}, layer {key[0]}{at}, is not finite in "
                     f"{self.compute.dtype_name}: the model overflowed; try "
                     f"{'another model' if self.compute.dtype is torch.float32 else '--dtype float32'}."
                 )
-            found[index][key] = features
-        return [
-            ImageMaps(
-                {key: maps[key] for key in wanted},
-                photo.picture.size,
-                self.image_size,
-                self.model.location.id,
-                self._pad,
-            )
-            for photo, maps in zip(photos, found, strict=True)
-        ]
+            found[key] = features
+        maps = {key: found[key] for key in wanted}
+        return ImageMaps(maps, photo.picture.size, self.image_size, self.model.location.id, self._pad)
 
     def _diffusion_maps(
-        self, photos: Sequence[Photo], own: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
+        self, photo: Photo, own: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
     ) -> Iterator[Made[int]]:
-        latents = [self._encoded(photo) for photo in photos]
-        progress.advance(len(photos))
+        latents = self._encoded(photo)
+        progress.advance()
         text = self.networks.tokenizer, self.networks.text_encoder
-        parts = [PlannedPasses(keys, tuple(range(len(photos)))) for keys in sharing_a_pass(own, not prompt.shared)]
+        parts = [PlannedPasses(keys, (0,)) for keys in sharing_a_pass(own, not prompt.shared)]
         embeddings = {layer: prompt.embedding(block_of(layer), *text) for layer in {part.keys[0][0] for part in parts}}
 
-        def noisy(index: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float32]:
-            clean, key = latents[index], photos[index].key
-            drawn = [noise(self._seed, key, timestep, draw, clean.shape) for draw in draws]
-            return np.stack([self.model.schedule.mix(clean, own, timestep) for own in drawn])
+        def noisy(_: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float32]:
+            drawn = [noise(self._seed, photo.key, timestep, draw, latents.shape) for draw in draws]
+            return np.stack([self.model.schedule.mix(latents, own, timestep) for own in drawn])
 
         def told(layer: str, indices: Sequence[int]) -> Tensor:
             return embeddings[layer].expand(len(indices), -1, -1)
@@ -266,16 +212,13 @@ class Featurizer:
         latents: NDArray[np.float32] = self.networks.encode(pixels, drawn)[0].cpu().numpy()
         return latents
 
-    def _other_maps(self, photos: Sequence[Photo], layers: Sequence[str], progress: Progress) -> Iterator[Made[int]]:
+    def _other_maps(self, photo: Photo, layers: Sequence[str], progress: Progress) -> Iterator[Made[int]]:
         family, (backbone, size) = family_of(layers[0]), self._backbone(layers[0])
         if family not in self._loaded:
             self._loaded[family] = backbone.load(self.compute, layers)
         keys = [(layer, None) for layer in layers]
-        batches = (
-            (Pass([row], keys, (0,), 1, is_last=True), resize_to_square(photo.picture, size, self._pad)[None])
-            for row, photo in enumerate(photos)
-        )
-        return passes(self._loaded[family], batches, None, self.compute.device, progress)
+        batch = Pass([0], keys, (0,), 1, is_last=True), resize_to_square(photo.picture, size, self._pad)[None]
+        return passes(self._loaded[family], [batch], None, self.compute.device, progress)
 
     def _backbone(self, layer: str) -> tuple[Backbone, int]:
         """Whose the layer is, and the side in pixels of the images that it is given."""
@@ -287,11 +230,22 @@ class Featurizer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matches:
-    """points: (n, 2), (x, y) in pixels of image B. scores: (n,), the correlation at the place found, -1 to 1.
-    correlations: (n, H, W), with every cell of B's final map."""
+    """Where n points of image A lie in image B, and what speaks for it.
+
+    Args:
+        points: (n, 2), (x, y) in pixels of image B.
+        scores: (n,), the correlation with the place found, a cosine, -1 to 1.
+        margins: (n,), by how much that exceeds the best one farther away than `matcher.match.RADIUS` of the image's
+            sides; below 0 where a soft readout chose a place between better ones.
+        mutual: (n,), whether the way back, from the place found, ends within `matcher.match.TOLERANCE` of the image's
+            sides of where it began.
+        correlations: (n, H, W), with every cell of B's final map.
+    """
 
     points: NDArray[np.float32]
     scores: NDArray[np.float32]
+    margins: NDArray[np.float32]
+    mutual: NDArray[np.bool_]
     correlations: NDArray[np.float32]
 
 
@@ -324,10 +278,10 @@ def match(
         device: where to compute.
 
     Returns:
-        Target points and their scores, in the order of `points`.
+        Target points, each with its score, its margin and whether it is mutual, in the order of `points`.
 
     Raises:
-        MatchError: where maps, weights and points do not go together.
+        MatchError: where maps, weights and points do not go together, or a point lies outside image A.
     """
     keys = [*maps_a.maps]
     if keys != [*maps_b.maps] or (maps_a.image_size, maps_a.pad) != (maps_b.image_size, maps_b.pad):
@@ -335,9 +289,7 @@ def match(
     found = np.array(points, dtype=np.float32)
     if found.ndim != 2 or found.shape[1] != 2:
         raise MatchError(f"Points are (n, 2), x and y in pixels of image A, not of shape {found.shape}.")
-    width, height = maps_a.size
-    if not ((found >= 0) & (found <= (width, height))).all():
-        raise MatchError(f"A point lies outside image A, which is {width}x{height} pixels.")
+    check_inside(found, maps_a.size, "image A")
     shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model))
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
@@ -350,10 +302,10 @@ def match(
     )
     scale_a, scale_b = (extent / np.float32(size) for extent in (extent_a, extent_b))
     queries = torch.from_numpy(np.clip(found / scale_a + offset_a, 1e-4, size - 1 - 1e-4)).to(device)
-    correlations = correlate_points(source, target, queries, [readout], settings)
-    matched = read_points(correlations, [readout])[readout]
-    scores = scores_at(matched, correlations).float().cpu().numpy()
-    return Matches((matched.cpu().numpy() - offset_b) * scale_b, scores, correlations.cosines.cpu().numpy())
+    own = find_points(source, target, queries, readout, settings)
+    tensors = own.points, own.scores, own.margins, own.mutual, own.correlations
+    matched, *figures = (tensor.cpu().numpy() for tensor in tensors)
+    return Matches((matched - offset_b) * scale_b, *figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,8 +313,9 @@ class PhotoMatches:
     """Points found in a photograph, and what they are of.
 
     Args:
+        asked: The images, and the points by name.
         photos: Source and target.
-        matches: Of the config's points, in their order.
+        matches: Of the points, in their order.
         config: As it was used: what was left open is settled.
         layers: Whose maps were matched.
         model: Whose maps they are.
@@ -370,6 +323,7 @@ class PhotoMatches:
         prompt: What the UNet was told, in words.
     """
 
+    asked: AskedPair
     photos: tuple[Photo, Photo]
     matches: Matches
     config: MatchConfig
@@ -379,27 +333,63 @@ class PhotoMatches:
     prompt: str
 
     def to_json(self) -> dict[str, Any]:
-        """As `dualsd match --json` writes it."""
-        config = self.config
+        """As `dualsd match --json` writes it of one pair."""
+        return {**self.pair_to_json(), **self.settings_to_json()}
+
+    def pair_to_json(self) -> dict[str, Any]:
+        """What is the pair's own."""
         return {
-            "source": str(config.source),
-            "target": str(config.target),
-            "source_points": np.array(config.points, dtype=np.float32).tolist(),
+            "source": str(self.asked.source),
+            "target": str(self.asked.target),
+            "prompt": self.prompt,
+            "names": list(self.asked.names),
+            "source_points": self.asked.points.tolist(),
             "target_points": self.matches.points.tolist(),
             "scores": self.matches.scores.tolist(),
+            "margins": self.matches.margins.tolist(),
+            "mutual": self.matches.mutual.tolist(),
+        }
+
+    def settings_to_json(self) -> dict[str, Any]:
+        """What all pairs of a call share."""
+        return {
             **describe_layers(self.layers),
-            "prompt": self.prompt,
-            "readout": config.readout,
-            **config.parameters(config.readout),
-            "ensemble": config.ensemble,
-            "geometry": config.geometry,
+            "readout": self.config.readout,
+            **self.config.parameters(self.config.readout),
+            "ensemble": self.config.ensemble,
+            "geometry": self.config.geometry,
             "image_size": self.image_size,
             "model": self.model,
         }
 
+    def keypoints(self) -> list[tuple[str, ...]]:
+        """The points found, as rows of `KEYPOINTS`."""
+        own, points = self.matches, self.photos[1].to_stored(self.matches.points)
+        figures = zip(points.tolist(), own.scores, own.margins, own.mutual, strict=True)
+        image = _name_in_folder(self.asked.target)
+        return [
+            (image, name, f"{x:.2f}", f"{y:.2f}", f"{score:.4f}", f"{margin:.4f}", str(int(is_mutual)))
+            for name, ((x, y), score, margin, is_mutual) in zip(self.asked.names, figures, strict=True)
+        ]
+
+    def annotated(self) -> list[tuple[str, ...]]:
+        """The points that were asked for, as rows of `KEYPOINTS` without score, margin and mutual."""
+        image, points = _name_in_folder(self.asked.source), self.photos[0].to_stored(self.asked.points)
+        own = zip(self.asked.names, points.tolist(), strict=True)
+        return [(image, name, f"{x:.2f}", f"{y:.2f}", "", "", "") for name, (x, y) in own]
+
+
+KEYPOINTS = ("image", "name", "x", "y", "score", "margin", "mutual")
+"""Columns of keypoints that were carried over: a data set's own, in pixels as stored, and what speaks for each."""
+
+
+def _name_in_folder(path: Path) -> str:
+    """As `--dataset folder` names an image."""
+    return f"{path.absolute().parent.name}/{path.name}"
+
 
 def match_photographs(config: MatchConfig, progress: Progress | None = None) -> PhotoMatches:
-    """Find points of one photograph in another.
+    """Find points of one photograph in another: `match_pairs` of a config that asks for one pair.
 
     Args:
         config: The photographs, the points, and how they are matched.
@@ -411,15 +401,32 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
     Raises:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
+    found = list(match_pairs(config, progress))
+    if len(found) != 1:
+        raise InputError(f"match_photographs takes two photographs, not {len(found)} pairs: use match_pairs.")
+    return found[0]
+
+
+def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterator[PhotoMatches]:
+    """Find points of photographs in others. Networks are loaded once, and an image of several pairs is made into maps
+    once, which are kept (35 MB with Stable Diffusion 2-1's usual layers) until its last pair is matched.
+
+    Args:
+        config: The photographs, the points, and how they are matched.
+        progress: Who is told how far it is; None for nobody.
+
+    Yields:
+        Pair by pair, in their order, the points found, in pixels of its second photograph. What one is does not depend
+        on which others are asked for.
+
+    Raises:
+        InputError: In one of its kinds, for whatever cannot be used as it is.
+    """
     progress = Silent() if progress is None else progress
-    photos = open_photo(config.source), open_photo(config.target)
-    width, height = photos[0].picture.size
-    for x, y in config.points:
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise InputError(f"The point {x:g},{y:g} lies outside {photos[0].name}, which is {width}x{height} pixels.")
+    asked = asked_pairs(config, progress)
     store = _store_of(config)
     model = open_model(model_for(None, config.model), config.revision) if store is None else model_of(store)
-    choice = _choice(config, store, model)
+    choice = _choice(config, bool(asked[0].category), store, model)
     progress.tell(choice.line)
     names = config.layers or choice.layers
     keys = tuple(zip(names, timesteps_for(names, config.timesteps, choice.timesteps), strict=True))
@@ -436,15 +443,37 @@ def match_photographs(config: MatchConfig, progress: Progress | None = None) -> 
         others=asked_of(config.dino, config.dino_size, config.dino_debias),
         pad=(Pad.STRETCH if header is None else header.pad).value,
     )
-    prompt, text = photo_prompt(choice, config.category, photos, config.dino, featurizer)
+    told = photo_prompts(choice, asked, config.dino, featurizer)
     tell_shapes(progress, featurizer.shapes(names))
-    source, target = featurizer.maps_of(photos, keys, prompt, config.ensemble, progress)
-    how, device = (config.readout, config.geometry, config.upsample), featurizer.compute.device
-    more: dict[str, Any] = {"upsample_align": config.upsample_align, "parameters": config.parameters(config.readout)}
-    found = match(source, target, config.points, weights, *how, **more, device=device)
     used = replace(config, layers=names, weights=weights)
     layers = tuple(LayerSpec(*key, weight) for key, weight in zip(keys, weights, strict=True))
-    return PhotoMatches(photos, found, used, layers, model.location.id, featurizer.image_size, text)
+    how, device = (config.readout, config.geometry, config.upsample), featurizer.compute.device
+    more: dict[str, Any] = {"upsample_align": config.upsample_align, "parameters": config.parameters(config.readout)}
+    # what an image's maps depend on besides it: its category's prompt, or that of the pair
+    scopes = [pair.category if choice.prompts is not None else place for place, pair in enumerate(asked)]
+    last = {(path, scope): pair for pair, scope in zip(asked, scopes, strict=True) for path in _ends(pair)}
+    is_shared = choice.prompts is not None and not choice.prompts.differ_by_layer
+    total = len(last) * featurizer.passes(keys, is_shared, config.ensemble)
+    progress.start("extracting features", total, "passes")
+    held: dict[tuple[Path, Any], tuple[Photo, ImageMaps]] = {}
+    for pair, scope in zip(asked, scopes, strict=True):
+        ends = [(path, scope) for path in _ends(pair)]
+        photos = [held[end][0] if end in held else open_photo(end[0]) for end in ends]
+        prompt, text = told(pair, photos)
+        for end, photo in zip(ends, photos, strict=True):
+            if end not in held:
+                held[end] = photo, featurizer.maps_of(photo, keys, prompt, config.ensemble, progress)
+        maps_a, maps_b = (held[end][1] for end in ends)
+        for end in ends:
+            if last[end] is pair:
+                held.pop(end, None)
+        found = match(maps_a, maps_b, pair.points, weights, *how, **more, device=device)
+        size = featurizer.image_size
+        yield PhotoMatches(pair, (photos[0], photos[1]), found, used, layers, model.location.id, size, text)
+
+
+def _ends(pair: AskedPair) -> tuple[Path, Path]:
+    return pair.source, pair.target
 
 
 def _store_of(config: MatchConfig) -> Store | None:
@@ -455,8 +484,8 @@ def _store_of(config: MatchConfig) -> Store | None:
     return open_store(config.store)
 
 
-def _choice(config: MatchConfig, store: Store | None, model: Model) -> PromptChoice:
-    template = DEFAULT_TEMPLATE if config.category else "a photo"
+def _choice(config: MatchConfig, has_category: bool, store: Store | None, model: Model) -> PromptChoice:
+    template = DEFAULT_TEMPLATE if has_category else "a photo"
     if store is not None:
         return choose_for_store(store, config, template)
     if config.prompts == NEWEST:
@@ -464,33 +493,43 @@ def _choice(config: MatchConfig, store: Store | None, model: Model) -> PromptCho
     return choose_prompts(model.location.id, model.fingerprint, tuple, config, template)
 
 
-def photo_prompt(
-    choice: PromptChoice, category: str | None, photos: Sequence[Photo], dino: str | None, featurizer: Featurizer
-) -> tuple[PhotoPrompt, str]:
-    """The prompt of both photographs, and what it is called. Raises `InputError` where class prompts are not told the
-    category, and what finding a DINOv2 raises."""
-    learned = choice.learned
-    if learned is not None and learned.mode is Mode.CLASS and category is None:
+def photo_prompts(
+    choice: PromptChoice, asked: Sequence[AskedPair], dino: str | None, featurizer: Featurizer
+) -> Callable[[AskedPair, Sequence[Photo]], tuple[PhotoPrompt, str]]:
+    """What makes the prompt of a pair's photographs, and says what it is called. Raises `InputError` where class
+    prompts are not told the category, and what finding a DINOv2 raises."""
+    learned, prompts = choice.learned, choice.prompts
+    categories = {pair.category for pair in asked}
+    if learned is not None and learned.mode is Mode.CLASS and None in categories:
         raise InputError(f"{choice.label} are told apart by category: say which with --category.")
-    known = category or ""
-    prompts = choice.prompts
     if prompts is not None:
-        choice.check_categories([known])
-        label = prompts.text(known) if isinstance(prompts, TextPrompt) else choice.label
-
-        def of_category(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
-            return prompts.embeddings(layer, [known], tokenizer, encoder)[known][None]
-
-        return PhotoPrompt(of_category, shared=not prompts.differ_by_layer), label
+        choice.check_categories({category or "" for category in categories})
+        by_category = {category: _image_prompt(prompts, category or "") for category in categories}
+        texts = {
+            own: prompts.text(own or "") if isinstance(prompts, TextPrompt) else choice.label for own in by_category
+        }
+        return lambda pair, _: (by_category[pair.category], texts[pair.category])
     assert learned is not None, "only learned prompts belong to pairs"
     name, folder = locate_dino(dino, featurizer.model.location)
     check_dino(learned, name)
     compute = featurizer.compute
-    tokens = load_dino(folder, compute.device, compute.dtype).tokens([photo.picture for photo in photos])
-    patches = {"source": tokens[0, 1:], "target": tokens[1, 1:]}  # without the class token
+    network = load_dino(folder, compute.device, compute.dtype)
 
-    def of_pair(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
-        made = open_pair_prompts(learned, tokenizer, encoder, patches.__getitem__)
-        return made.of(layer, [("source", "target")])
+    def of_pair(_: AskedPair, photos: Sequence[Photo]) -> tuple[PhotoPrompt, str]:
+        tokens = network.tokens([photo.picture for photo in photos])
+        patches = {"source": tokens[0, 1:], "target": tokens[1, 1:]}  # without the class token
 
-    return PhotoPrompt(of_pair, shared=False), choice.label
+        def embedding(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
+            made = open_pair_prompts(learned, tokenizer, encoder, patches.__getitem__)
+            return made.of(layer, [("source", "target")])
+
+        return PhotoPrompt(embedding, shared=False), choice.label
+
+    return of_pair
+
+
+def _image_prompt(prompts: Prompts, category: str) -> PhotoPrompt:
+    def embedding(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
+        return prompts.embeddings(layer, [category], tokenizer, encoder)[category][None]
+
+    return PhotoPrompt(embedding, shared=not prompts.differ_by_layer)

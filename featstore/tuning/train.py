@@ -34,7 +34,7 @@ from featstore.pipeline.pairs import (
     spell_list,
 )
 from featstore.pipeline.plan import Noisy, Work, extractor_of, noisy_latent, noisy_latents
-from featstore.progress import LOADING, Progress, Silent, tell_shapes
+from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
 from featstore.prompts.text import TextPrompt, frame
 from featstore.store.keys import StoreLocation, parse_location
@@ -126,7 +126,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     noisy = noisy_latents(store, {*settings.validation_timesteps, *cached})
     with processes.main_first():  # one makes what all read
         tokens = _fill_caches(Work(store, dataset, compute, progress), model, [*framed, *framed_held_out], dino)
-    progress.wait(LOADING)
+    progress.wait("loading the model")
     loaded = model.load(compute, [*map(str, settings.layers)])
     networks = _open_networks(loaded, settings, config, compute)
     header = store.header

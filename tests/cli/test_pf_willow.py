@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.transfer import of_features
+from featstore.datasets.registry import open_dataset
 from tests.cli.conftest import Run
+from tests.docs.pages import DOCS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FEATURES = DATA / "pf-willow-effnet-features.safetensors"
@@ -44,3 +47,18 @@ def test_half_pixel_geometry(run: Run) -> None:
     results = evaluated(run, "--geometry", "half-pixel", "--readouts", "nn")
     found = [100 * results["nn"]["image"][alpha]["all"] for alpha in ("0.05", "0.1")]
     assert found == pytest.approx((22.50, 37.77), abs=0.0051)
+
+
+def test_mutual_matches_are_the_better_ones() -> None:
+    """Each image of a category annotated in turn, its keypoints carried to the other nine (docs/matching.md)."""
+    carried = of_features(open_dataset("pf-willow", DATA / "pf-willow"), FEATURES)
+    assert len(carried.pairs) == 900
+    page = (DOCS / "matching.md").read_text(encoding="utf-8")
+    for alpha, expected in ((0.05, 24.81), (0.1, 38.83)):
+        found = {name: carried.pck(chosen, alpha) for name, chosen in carried.kinds().items()}
+        assert 100 * found["all points"].mean == pytest.approx(expected, abs=0.0051)  # as `dualsd eval` has it
+        assert found["mutual"].low > found["all points"].high
+        assert found["not mutual"].high < found["all points"].low
+        assert found["mutual, larger half of margins"].low > found["mutual"].high
+        for interval in found.values():
+            assert f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" in page

@@ -105,6 +105,8 @@ def test_match_and_python(place: Path, photographs: Path) -> None:
     matches = match(*maps, [(10, 10), (30, 20)])
     np.testing.assert_array_equal(matches.points, np.array(found["target_points"], dtype=np.float32))
     np.testing.assert_allclose(matches.scores, found["scores"], rtol=1e-6)
+    np.testing.assert_allclose(matches.margins, found["margins"], rtol=1e-6)
+    assert matches.mutual.tolist() == found["mutual"]
     assert (np.abs(matches.scores) <= 1 + 1e-6).all()
     (alone,) = featurizer(np.asarray(Image.open(first)), layers=("toy",)).maps.values()
     np.testing.assert_allclose(alone.numpy(), by_hand(first).numpy(), rtol=1e-5, atol=1e-6)

@@ -1,12 +1,13 @@
-"""Photographs that ask to be turned: coordinates count in the pixels as stored, and the user is told so."""
+"""Photographs that ask to be turned: `match` takes them as a viewer shows them, a store as stored; both say so."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from featstore.pipeline.photos import open_photo
 from featstore.store.store import open_store
 from tests.cli.conftest import Run
 
@@ -22,17 +23,34 @@ def turned(photographs: Path) -> Path:
     return path
 
 
-def test_match_takes_points_in_pixels_as_stored(run: Run, turned: Path, small_model: Path) -> None:
+def test_match_takes_points_as_a_viewer_shows_them(run: Run, turned: Path, small_model: Path) -> None:
     options = ("--model", str(small_model), "--ensemble", "1", "--size", "64", "--json", "m.json")
-    found = run("match", str(turned), str(turned), "--points", "50,20", *options)  # outside of what is shown
+    found = run("match", str(turned), str(turned), "--points", "20,50", *options)  # outside of what is stored
     assert found.exit_code == 0, found.output
-    assert np.abs(np.array(json.loads(Path("m.json").read_text())["target_points"]) - [50, 20]).max() <= 2
+    assert np.abs(np.array(json.loads(Path("m.json").read_text())["target_points"]) - [20, 50]).max() <= 2
     said = " ".join(found.stderr.split())  # a narrow terminal folds it
-    assert (
-        "0.png asks to be turned when it is shown (EXIF orientation 6); its pixels are taken as stored, 60x40" in said
-    )
-    outside = run("match", str(turned), str(turned), "--points", "20,50", *options)
-    assert (outside.exit_code, "which is 60x40 pixels" in outside.stderr) == (2, True)
+    assert "1 of 1 images, e.g. 0.png, are turned as a viewer shows them (EXIF orientation)" in said
+    outside = run("match", str(turned), str(turned), "--points", "50,20", *options)
+    assert (outside.exit_code, "which is 40x60 pixels" in outside.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_ways_to_turn(tmp_path: Path, orientation: int) -> None:
+    """As Pillow turns pictures, and so that a point stays on its pixel."""
+    pixels = np.arange(5 * 8 * 3, dtype=np.uint8).reshape(5, 8, 3)
+    stored, exif = Image.fromarray(pixels), Image.Exif()
+    exif[274] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    photo = open_photo(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened:
+        np.testing.assert_array_equal(photo.picture, ImageOps.exif_transpose(opened))
+    assert (photo.orientation, photo.stored_size) == (orientation, (8, 5))
+    points = np.array([[0, 0], [7, 0], [2, 3], [7, 4]], dtype=np.float32)
+    found = photo.from_stored(points)
+    shown = np.asarray(photo.picture)
+    for (x, y), (column, row) in zip(points.astype(int), found.astype(int), strict=True):
+        np.testing.assert_array_equal(shown[row, column], pixels[y, x])
+    np.testing.assert_array_equal(photo.to_stored(found), points)
 
 
 def test_a_store_keeps_sizes_as_stored(run: Run, turned: Path, photographs: Path, small_model: Path) -> None:

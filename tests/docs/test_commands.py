@@ -95,7 +95,7 @@ def test_every_command_and_option_is_seen() -> None:
         "dualsd evaluate",
         "dualsd eval --layer 2",
         "dualsd cache make",
-        "dualsd match a.jpg b.jpg",
+        "dualsd cache export",
         "dualsd train --steps x",
     ],
 )

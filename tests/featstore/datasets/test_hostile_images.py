@@ -19,7 +19,7 @@ from featstore.datasets.pictures import decode, exif_orientation, original_size
 from featstore.datasets.reading import read_image
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError, ImageError
-from featstore.pipeline.match import open_photo
+from featstore.pipeline.photos import open_photo
 from tests.featstore.datasets.damage import edited
 from tests.featstore.datasets.picture_bytes import (
     bmp,
