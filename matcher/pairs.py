@@ -201,7 +201,7 @@ class PairList(Sequence[View]):
 
     def points(self, rows: Rows) -> NDArray[np.int64]:
         """The places of some pairs' points among all N, pair by pair."""
-        return _points_of(self.counts, places(rows))
+        return _points_of(self.starts, self.counts, places(rows))
 
     def span(self, row: int) -> tuple[int, int]:
         """Where a pair's points begin among all N, and how many there are."""
@@ -224,11 +224,12 @@ class PairList(Sequence[View]):
         return {self.categories[place]: self.category == place for place in np.unique(self.category)}
 
 
-def _points_of(counts: NDArray[np.int64], rows: NDArray[np.intp]) -> NDArray[np.int64]:
-    """The places of some rows' points among those of all, row by row. counts: points of each row."""
-    starts, own = (np.cumsum(counts) - counts)[rows], counts[rows]
+def _points_of(starts: NDArray[np.int64], counts: NDArray[np.int64], rows: NDArray[np.intp]) -> NDArray[np.int64]:
+    """The places of some rows' points among those of all, row by row. starts, counts: where the points of each row
+    begin, and how many they are."""
+    own = counts[rows]
     ends = np.cumsum(own)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - ends + own, own)
+    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts[rows] - ends + own, own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +257,7 @@ class Unmatched:
 
     def take(self, rows: NDArray[np.intp]) -> "Unmatched":
         """Those of some of the pairs."""
-        own = _points_of(self.counts, rows)
+        own = _points_of(self.starts, self.counts, rows)
         return Unmatched(self.counts[rows], self.keypoints[own], self.resized[own], self.original[own])
 
 
