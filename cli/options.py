@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from cli.output import check_writable
+from featstore.backbones.base import CLEAN
 from featstore.config import LAST_TIMESTEP, ComputeConfig, TrainConfig
 from featstore.parsing import Config, ConfigField, fields_of, from_file, from_json
 from matcher.errors import InputError
@@ -135,7 +136,7 @@ def _spell(value: Any, form: str | None) -> str:
         case "points":
             return ";".join(f"{x:g},{y:g}" for x, y in value)
     if isinstance(value, tuple):
-        return ",".join(f"{own:g}" if isinstance(own, float) else str(own) for own in value)
+        return ",".join(CLEAN if own is None else f"{own:g}" if isinstance(own, float) else str(own) for own in value)
     return str(value)
 
 
@@ -164,13 +165,19 @@ def parse_numbers(text: str, option: str, separator: str = ",") -> list[float]:
 STEP = 50
 
 
-def parse_timesteps(text: str, option: str = "--t") -> list[int]:
-    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps. Raises `InputError` for anything else."""
-    found: list[int] = []
+def parse_timesteps(text: str, option: str = "--t") -> list[int | None]:
+    """`261`, `50,200`, `50..400` (step 50) or `50..400:25` to timesteps, `clean` to None. Raises `InputError` for
+    anything else."""
+    found: list[int | None] = []
     for part in text.split(","):
+        if part.strip() == CLEAN:
+            found.append(None)
+            continue
         matched = re.fullmatch(r"(\d{1,99})(?:\.\.(\d{1,99})(?::(\d{1,99}))?)?", part.strip())
         if matched is None:
-            raise InputError(f"{option} takes timesteps like 261, 50,200, 50..400 or 50..400:25, not {text!r}.")
+            raise InputError(
+                f"{option} takes timesteps like 261, 50,200, 50..400 or 50..400:25, or clean, not {text!r}."
+            )
         first, last, step = (None if number is None else int(number) for number in matched.groups())
         assert first is not None
         if last is None:

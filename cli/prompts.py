@@ -8,6 +8,7 @@ import typer
 from cli.help import Command, Group
 from cli.options import JsonOption, examples, taking
 from cli.output import check_writable, print_table, say, write_json
+from featstore.backbones.base import spell_timestep
 from featstore.kept_config import ImportConfig, PublishConfig
 from featstore.plain_text import human_bytes
 from matcher.errors import InputError
@@ -96,7 +97,9 @@ def info(
     rows = []
     for layer, timestep in zip(learned.layers, learned.timesteps, strict=True):
         tensors = learned.tensors[layer].values()
-        rows.append((layer, timestep, len(tensors), f"{sum(own.numel() for own in tensors):,}", content[layer]))
+        rows.append(
+            (layer, spell_timestep(timestep), len(tensors), f"{sum(own.numel() for own in tensors):,}", content[layer])
+        )
     print_table("layers", ["layer", "learned at t", "tensors", "numbers", "content"], rows)
     named = {"t" if name == "timesteps" else name: value for name, value in learned.to_json().items()}
     hashes = {str(layer): own for layer, own in content.items()}
@@ -105,7 +108,8 @@ def info(
 
 def _describe(learned: "LearnedPrompts") -> str:
     layers = " + ".join(
-        f"layer {layer} (t = {timestep})" for layer, timestep in zip(learned.layers, learned.timesteps, strict=True)
+        f"layer {layer} (t = {spell_timestep(timestep)})"
+        for layer, timestep in zip(learned.layers, learned.timesteps, strict=True)
     )
     count = f"{len(learned.categories)} " if learned.categories else ""
     return f"{count}{learned.mode.value} prompts of {learned.length} vectors for {layers} of {learned.model.id}"

@@ -20,9 +20,11 @@ from matcher.errors import InputError
 LAST_TIMESTEP = 999
 
 
-def _check_timesteps(timesteps: tuple[int, ...]) -> tuple[int, ...]:
+def _check_timesteps(timesteps: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    if None in timesteps and any(timestep is not None for timestep in timesteps):
+        raise InputError("--t clean is of all layers, and goes with no timestep.")
     for timestep in timesteps:
-        if not 0 <= timestep <= LAST_TIMESTEP:
+        if timestep is not None and not 0 <= timestep <= LAST_TIMESTEP:
             raise InputError(f"There is no timestep {timestep}: timesteps run from 0 to {LAST_TIMESTEP}.")
     return timesteps
 
@@ -37,7 +39,7 @@ def _check_fractions(alphas: tuple[float, ...]) -> tuple[float, ...]:
 LISTED = Field(strict=False, min_length=1)
 Texts = Annotated[tuple[str, ...], LISTED]
 Numbers = Annotated[tuple[float, ...], LISTED]
-Steps = Annotated[tuple[int, ...], LISTED, AfterValidator(_check_timesteps), Form("timesteps")]
+Steps = Annotated[tuple[int | None, ...], LISTED, AfterValidator(_check_timesteps), Form("timesteps")]
 Fractions = Annotated[tuple[float, ...], LISTED, AfterValidator(_check_fractions), Form("alphas")]
 Weightings = Annotated[tuple[Numbers, ...], LISTED]
 Points = Annotated[tuple[tuple[float, float], ...], LISTED, Form("points")]
@@ -61,6 +63,13 @@ Dataset = Annotated[str | None, Setting(f"{ONE_OF}.", "demo")]
 Annotations = Annotated[
     Place | None, Setting("The file of annotations of coco, in its folder or elsewhere.", metavar="FILE.json")
 ]
+UNet = Annotated[
+    str | None,
+    Setting(
+        "A UNet in place of the model's, which takes latents without noise: CleanDIFT's file, or a UNet's folder.",
+        metavar="FILE",
+    ),
+]
 Revision = Annotated[str | None, Setting("Branch, tag or commit of a model on the hub.")]
 Size = Annotated[Positive | None, Setting("Side S in pixels that images are resized to.", "the model's own")]
 Seed = Annotated[int | None, Setting("Seed of all noise.", "0")]
@@ -75,7 +84,7 @@ Layers = Annotated[
 Timesteps = Annotated[
     Steps | None,
     Setting(
-        "One timestep per layer of the UNet, e.g. 261,200.",
+        "One timestep per layer of the UNet, e.g. 261,200; clean for one that was trained without noise.",
         "261 for layer 2, 200 for 3; with learned prompts 50 and 200",
         flag="--t",
     ),
@@ -182,6 +191,7 @@ class BuildConfig(ComputeConfig):
     annotations: Annotations = None
     model: str | None = option(MODELS, "demo on the data set demo; elsewhere it must be named", default=None)
     revision: Revision = None
+    unet: UNet = None
     store: StoreSetting = DEFAULT_STORE
     timesteps: Steps = option(
         "Timesteps whose noisy latents are kept, e.g. 261 or 50,200 or 50..400 or 50..400:25.",
@@ -472,6 +482,7 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
     store: str | None = option("Take model, size, latents and seed from this store.", default=None, metavar=PLACE)
     model: str | None = option(MODELS, "the store's; without --store it must be named", default=None)
     revision: Revision = None
+    unet: UNet = None
     size: Size = None
     layers: Layers = None
     timesteps: Timesteps = None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cli.reports import page
 from cli.reports.charts import COLOURS, SMALL, canvas, chart_sections
 from cli.reports.tables import Block, in_words, write_tables
+from featstore.backbones.base import spell_timestep
 from featstore.errors import TuningError
 from featstore.tuning.run_folder import Baselines, RunFolder
 from featstore.tuning.settings import TuningSettings
@@ -134,7 +135,9 @@ def report_training(path: Path) -> Path:
     model, name = described.get("model") or {}, shlex.quote(str(path))
     timesteps = zip(settings.layers, settings.timesteps, strict=True)
     highlights = {
-        "Learned at": "; ".join(f"layer {layer}: t\u00a0=\u00a0{timestep}" for layer, timestep in timesteps),
+        "Learned at": "; ".join(
+            f"layer {layer}: t\u00a0=\u00a0{spell_timestep(timestep)}" for layer, timestep in timesteps
+        ),
         "Steps": f"{course.steps[-1]} of {settings.steps}",
         "Loss": f"{course.loss[0]:.3f} at first, {course.smooth[-1]:.3f} at last (running mean)",
         "Batch": f"{settings.batch} pairs",

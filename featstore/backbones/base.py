@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 MapKey = tuple[str, int | None]
 """How a map is addressed: its layer's name and the timestep, None of networks that know no noise."""
 
+CLEAN = "clean"
+"""What is typed, shown and written in a timestep's place where latents have no noise."""
+
+
+def spell_timestep(timestep: int | None) -> str:
+    """`261`, or `clean`."""
+    return CLEAN if timestep is None else str(timestep)
+
+
 Tokenizer = Any
 TextEncoder = Any
 """CLIP's, as transformers gives them."""

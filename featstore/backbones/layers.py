@@ -31,19 +31,29 @@ def unet_layers(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def timesteps_for(
-    names: Sequence[str], timesteps: Sequence[int] | None, usual: Mapping[str, int] = USUAL.text_timesteps
+    names: Sequence[str],
+    timesteps: Sequence[int | None] | None,
+    usual: Mapping[str, int] | None = USUAL.text_timesteps,
 ) -> tuple[int | None, ...]:
-    """One timestep per layer of the UNet, None for those of other backbones.
+    """One timestep per layer of the UNet, None for those of other backbones, and for all of a UNet that takes latents
+    without noise.
 
     Args:
         names: Of the layers.
-        timesteps: Those that were asked for, one per layer of the UNet; None for the usual ones.
-        usual: By layer.
+        timesteps: Those that were asked for, one per layer of the UNet; None for the usual ones. (None,): no noise.
+        usual: By layer; None of a UNet that was trained without noise.
 
     Raises:
-        InputError: Where counts disagree, or a layer has no usual timestep.
+        InputError: Where counts disagree, a layer has no usual timestep, or the UNet was trained otherwise.
     """
     numbers = [name for name in names if not is_other(name)]
+    without = timesteps is not None and None in timesteps
+    if usual is None:
+        if timesteps is not None and not without:
+            raise InputError("This UNet was trained on latents without noise: leave --t out, or say --t clean.")
+        return (None,) * len(names)
+    if without and numbers:
+        raise InputError("--t clean is for a UNet that was trained without noise: name one with `cache build --unet`.")
     if timesteps is None:
         missing = [name for name in numbers if name not in usual]
         if missing:
@@ -81,7 +91,7 @@ def weights_for(names: Sequence[str], weights: Sequence[float] | None, profile: 
 
 
 def check_layers_of(
-    names: Sequence[str] | None, timesteps: Sequence[int] | None, weights: Sequence[float] | None
+    names: Sequence[str] | None, timesteps: Sequence[int | None] | None, weights: Sequence[float] | None
 ) -> None:
     """Check what can be seen to be wrong before a store is opened: where no layers are given, those of the prompts that
     the store's runs have are not known yet.
@@ -91,7 +101,8 @@ def check_layers_of(
     """
     if names is not None:
         check_names(names)
-        timesteps_for(names, timesteps)
+        if timesteps is not None and None not in timesteps:  # whether that is right depends on the model
+            timesteps_for(names, timesteps)
         weights_for(names, weights)
     elif weights is not None:
         check_weights(len(weights), list(weights))

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from featstore.backbones.base import compute_on
+from featstore.backbones.base import CLEAN, compute_on
 from featstore.backbones.dino import SUBFOLDER
 from featstore.backbones.locate import is_at_hand
 from featstore.backbones.registry import TITLES
@@ -278,7 +278,8 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
     header = store.header
     if rest[0] != replace(unet, model_fingerprint=header.model_fingerprint, seed=header.seed).key:
         return "they were made with another model or seed than the header names; such maps are made again when needed"
-    place = ("--layers", unquote(rest[1]).removeprefix("layer"), "--t", str(number_of(rest[2])))
+    timestep = CLEAN if rest[2] == CLEAN else str(number_of(rest[2]))
+    place = ("--layers", unquote(rest[1]).removeprefix("layer"), "--t", timestep)
     return _maps(store, unet, *place, *prompts, "--ensemble", str(unet.ensemble))
 
 

@@ -247,7 +247,7 @@ class PairMaps:
             def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
                 return prompts[layer][[index for index, _ in items]]
 
-            def noisy(item: tuple[int, str], timestep: int, draws: Sequence[int]) -> NDArray[Any]:
+            def noisy(item: tuple[int, str], timestep: int | None, draws: Sequence[int]) -> NDArray[Any]:
                 return self.noisy(row(item[1]), timestep, draws)
 
             maps: list[dict[tuple[str, str, int | None], Tensor]] = [{} for _ in batch]

@@ -223,9 +223,7 @@ def diffusion_maps(
     )
 
     def latents(own: Pass[Item], item: Item) -> NDArray[Any]:
-        timestep = own.keys[0][1]
-        assert timestep is not None, "layers of a diffusion model have timesteps"
-        return noisy(item, timestep, own.draws)
+        return noisy(item, own.keys[0][1], own.draws)
 
     batches = ((own, np.concatenate(values)) for own, values in loaded(planned, latents, items_a_pass))
     return passes(networks, batches, condition, compute.device, progress, kept)

@@ -29,7 +29,7 @@ from featstore.pipeline.needed import (
     open_stream,
     require_maps,
 )
-from featstore.pipeline.opened import PromptChoice, open_asked, take_pairs
+from featstore.pipeline.opened import Opened, PromptChoice, open_asked, take_pairs
 from featstore.pipeline.pairs import RULES, choose_pairs, choose_some, default_split
 from featstore.pipeline.plan import FoundBackbone, MapRequest, Work, extractor_of, missing_latents, sharing_a_pass
 from featstore.pipeline.sources import StoredLedger, StoredMaps, open_ledger
@@ -320,16 +320,16 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     progress = Silent() if progress is None else progress
-    steps = _timesteps(config)
-    _together(config, steps)  # refuses, before anything is opened, weights that cannot be
+    _together(config, dict.fromkeys(config.layers, (None,)))  # refuses, before anything is opened, wrong weights
     opened = open_asked(config, progress)
+    steps = _timesteps(config, opened)
     store, dataset, choice, request = opened.store, opened.dataset, opened.choice, opened.request
     split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
     tried = _tried(config, steps, store.header.image_size, store.header.pad)
     pairs = choose_some(choose_pairs(dataset, split, config.categories or ()), config.max_pairs)
     progress.tell(
         f"{len(tried.configurations)} configurations, {len(pairs)} pairs of {dataset.name} {split}; "
-        f"prompt {choice.label!r}, ensemble {config.ensemble}, model {store.header.model_id}, "
+        f"prompt {choice.label!r}, ensemble {request.ensemble}, model {store.header.model_id}, "
         f"images {'padded' if store.header.pad is Pad.SQUARE else 'resized'} to {store.header.image_size} pixels"
     )
     progress.tell(f"configurations by layers: {_by_layers(tried)}")
@@ -342,9 +342,9 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     bad: Sequence[ImageError] = ()
     others: Mapping[str, PixelExtractor] = {}
     if prompts is None:
-        tell_pairwise_cost(progress, listed.count, len(tried.diffusion_maps), config.ensemble)
+        tell_pairwise_cost(progress, listed.count, len(tried.diffusion_maps), request.ensemble)
     else:
-        extractor = extractor_of(store, prompts, config.ensemble, compute, request.encoding)
+        extractor = extractor_of(store, prompts, request.ensemble, compute, request.encoding)
         found = find_backbones(store, config.layers, request)
         others = {family: one.extractor for family, one in found.items()}
         cost = (cost_streamed if config.stream else cost_cached)(store, extractor, listed.pairs, tried, prompts, found)
@@ -392,7 +392,9 @@ Fused = list[tuple[Steps, tuple[tuple[float, ...], ...]]]
 """Choices of timesteps of layers that are fused, each with its weightings."""
 
 
-def _timesteps(config: GridConfig) -> Steps:
+def _timesteps(config: GridConfig, opened: Opened) -> Steps:
+    if opened.store.header.model_unet is not None or None in (config.timesteps or ()):
+        return {layer: (timestep,) for layer, timestep in opened.keys(config.timesteps)}  # (None,) each, or refused
     if config.timesteps is None and not all(map(is_other, config.layers)):
         raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
     timesteps = tuple(dict.fromkeys(config.timesteps or ()))

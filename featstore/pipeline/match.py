@@ -87,6 +87,7 @@ class Featurizer:
         size: int | None = None,
         seed: int = 0,
         revision: str | None = None,
+        unet: str | None = None,
         latents: str = Latents.SAMPLE.value,
         batch_size: int = 8,
         others: Mapping[str, Asked] | None = None,
@@ -101,6 +102,7 @@ class Featurizer:
             size: side S in pixels of the square that images are resized to; None for the model's own.
             seed: of all noise.
             revision: of a hub model: a branch, tag or commit.
+            unet: a file or folder of a UNet that takes the place of its own, and latents without noise: CleanDIFT's.
             latents: of the VAE's posterior: `sample` (seeded) or `mean`.
             batch_size: noise draws that go through the UNet at once.
             others: which other backbones, by family (`dino`), where not the usual ones.
@@ -110,7 +112,7 @@ class Featurizer:
             ModelError: where the model is out of reach, or takes no images of that size.
             InputError: where there is no such device or dtype.
         """
-        self.model = open_model(model, revision) if isinstance(model, str) else model
+        self.model = open_model(model, revision, unet) if isinstance(model, str) else model
         self.image_size = self.model.image_size if size is None else size
         self.model.latent_side(self.image_size)
         self.compute = compute_on(device, dtype, batch_size)
@@ -144,8 +146,8 @@ class Featurizer:
         profile = profile_of(self.model.location.id)
         names = profile.layers if layers is None else tuple(layers)
         check_names(names)
-        steps = None if timesteps is None else [step for step in timesteps if step is not None]
-        keys = tuple(zip(names, timesteps_for(names, steps, profile.text_timesteps), strict=True))
+        usual = profile.text_timesteps if self.model.clean is None else None
+        keys = tuple(zip(names, timesteps_for(names, timesteps, usual), strict=True))
         return self.maps_of(as_photo(image), keys, text_prompt(prompt), ensemble, Silent())
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
@@ -155,7 +157,7 @@ class Featurizer:
     def passes(self, wanted: Sequence[MapKey], shared: bool, ensemble: int) -> int:
         """Passes through networks that an image's maps take. shared: see `PhotoPrompt`."""
         own = [key for key in wanted if is_diffusion(key[0])]
-        through_unet = len(sharing_a_pass(own, not shared)) * ensemble
+        through_unet = len(sharing_a_pass(own, not shared)) * self._draws(ensemble)
         return through_unet + (1 if own else 0) + len(pixel_families(layer for layer, _ in wanted))
 
     def maps_of(
@@ -185,13 +187,15 @@ class Featurizer:
     def _diffusion_maps(
         self, photo: Photo, own: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
     ) -> Iterator[Made[int]]:
-        latents = self._encoded(photo)
+        latents, ensemble = self._encoded(photo), self._draws(ensemble)
         progress.advance()
         text = self.networks.tokenizer, self.networks.text_encoder
         parts = [PlannedPasses(keys, (0,)) for keys in sharing_a_pass(own, not prompt.shared)]
         embeddings = {layer: prompt.embedding(block_of(layer), *text) for layer in {part.keys[0][0] for part in parts}}
 
-        def noisy(_: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float32]:
+        def noisy(_: int, timestep: int | None, draws: Sequence[int]) -> NDArray[np.float32]:
+            if timestep is None:
+                return latents[None]
             drawn = [noise(self._seed, photo.key, timestep, draw, latents.shape) for draw in draws]
             return np.stack([self.model.schedule.mix(latents, own, timestep) for own in drawn])
 
@@ -201,6 +205,10 @@ class Featurizer:
         # a pass holds draws of one photograph: its maps do not depend on which others are asked for
         compute = replace(self.compute, batch_size=min(self.compute.batch_size, ensemble))
         return diffusion_maps(self.networks, parts, noisy, told, ensemble, compute, progress)
+
+    def _draws(self, ensemble: int) -> int:
+        """Of noise: one where there is none."""
+        return ensemble if self.model.clean is None else 1
 
     def _encoded(self, photo: Photo) -> NDArray[np.float32]:
         """Latents (4, h, w)."""
@@ -425,11 +433,12 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
     progress = Silent() if progress is None else progress
     asked = asked_pairs(config, progress)
     store = _store_of(config)
-    model = open_model(model_for(None, config.model), config.revision) if store is None else model_of(store)
+    model = _model_of(config) if store is None else model_of(store)
     choice = _choice(config, bool(asked[0].category), store, model)
     progress.tell(choice.line)
     names = config.layers or choice.layers
-    keys = tuple(zip(names, timesteps_for(names, config.timesteps, choice.timesteps), strict=True))
+    usual = choice.timesteps if model.clean is None else None
+    keys = tuple(zip(names, timesteps_for(names, config.timesteps, usual), strict=True))
     weights = weights_for(names, config.weights, choice.profile)
     header = None if store is None else store.header
     featurizer = Featurizer(
@@ -479,9 +488,13 @@ def _ends(pair: AskedPair) -> tuple[Path, Path]:
 def _store_of(config: MatchConfig) -> Store | None:
     if config.store is None:
         return None
-    if any(given is not None for given in (config.model, config.revision, config.size, config.seed)):
-        raise InputError("--model, --revision, --size and --seed do not go with --store, which has its own.")
+    if any(given is not None for given in (config.model, config.revision, config.unet, config.size, config.seed)):
+        raise InputError("--model, --revision, --unet, --size and --seed do not go with --store, which has its own.")
     return open_store(config.store)
+
+
+def _model_of(config: MatchConfig) -> Model:
+    return open_model(model_for(None, config.model), config.revision, config.unet)
 
 
 def _choice(config: MatchConfig, has_category: bool, store: Store | None, model: Model) -> PromptChoice:

@@ -277,7 +277,7 @@ def estimate_maps(
 
 def model_of(store: Store) -> Model:
     """The model that a store was made with, at hand. Raises `StoreError` where another lies in its place now."""
-    model = open_model(store.header.model_id, store.header.model_revision)
+    model = open_model(store.header.model_id, store.header.model_revision, store.header.model_unet)
     if model.fingerprint != store.header.model_fingerprint:
         raise StoreError(
             f"{store.path} was made with {store.header.model_id} (fingerprint {store.header.model_fingerprint[:8]}), "

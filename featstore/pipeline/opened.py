@@ -197,10 +197,11 @@ class Opened:
     names: tuple[str, ...]
     request: MapRequest
 
-    def keys(self, timesteps: Sequence[int] | None) -> tuple[MapKey, ...]:
+    def keys(self, timesteps: Sequence[int | None] | None) -> tuple[MapKey, ...]:
         """Each layer with its timestep, of those asked for or the usual ones. Raises `InputError` where counts
         disagree."""
-        return tuple(zip(self.names, timesteps_for(self.names, timesteps, self.choice.timesteps), strict=True))
+        usual = self.choice.timesteps if self.store.header.model_unet is None else None
+        return tuple(zip(self.names, timesteps_for(self.names, timesteps, usual), strict=True))
 
     def describe(self, extractor: Extractor | None, others: Mapping[str, PixelExtractor]) -> dict[str, Any]:
         """Where maps came from, for the record.
@@ -218,6 +219,7 @@ class Opened:
                 "model": header.model_id,
                 "model_revision": header.model_revision,
                 "model_fingerprint": header.model_fingerprint,
+                **({} if header.model_unet is None else {"unet": header.model_unet}),
                 "dtype": self.request.compute.dtype_name,
                 "latents": header.latents.value,
                 "seed": header.seed,
@@ -257,7 +259,8 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
     if unet_layers(names):
         progress.tell(choice.line)
     others = asked_of(config.dino, config.dino_size, config.dino_debias)
-    request = MapRequest(choice.prompts, config.ensemble or ENSEMBLE, compute, config.encoding, others)
+    ensemble = 1 if store.header.model_unet is not None else config.ensemble or ENSEMBLE
+    request = MapRequest(choice.prompts, ensemble, compute, config.encoding, others)
     return Opened(store, dataset_of(store, config.root), choice, names, request)
 
 

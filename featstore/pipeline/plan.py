@@ -86,11 +86,9 @@ class PlannedPasses(Generic[Item]):
     rows: tuple[Item, ...]
 
     @property
-    def timestep(self) -> int:
-        """The one of all keys."""
-        timestep = self.keys[0][1]
-        assert timestep is not None, "layers of a diffusion model have timesteps"
-        return timestep
+    def timestep(self) -> int | None:
+        """The one of all keys; None of latents without noise."""
+        return self.keys[0][1]
 
 
 def sharing_a_pass(wanted: Iterable[MapKey], differ_by_layer: bool) -> list[tuple[MapKey, ...]]:
@@ -151,11 +149,12 @@ def plan_maps(
     ]
 
 
-Noisy = Callable[[Item, int, Sequence[int]], NDArray[Any]]
-"""The noisy latents (draws, c, h, w) of an item at a timestep, of some draws; may be called in any thread."""
+Noisy = Callable[[Item, int | None, Sequence[int]], NDArray[Any]]
+"""The noisy latents (draws, c, h, w) of an item at a timestep, of some draws; without noise where that is None. May be
+called in any thread."""
 
 
-def noisy_latents(store: Store, timesteps: Iterable[int]) -> Noisy[int]:
+def noisy_latents(store: Store, timesteps: Iterable[int | None]) -> Noisy[int]:
     """What hands out noisy latents of image rows whose latents are cached, as `cache build` keeps them, float16: read
     where they were there when this was called, else derived, which is bit for bit the same. Nothing is written.
 
@@ -167,12 +166,14 @@ def noisy_latents(store: Store, timesteps: Iterable[int]) -> Noisy[int]:
         StoreError: Where those that are there are not noise by the store's betas.
         ModelError: For a timestep that the model does not have.
     """
-    steps = [*timesteps]
+    steps = [step for step in timesteps if step is not None]
     check_noise(store, (), steps)
     latents = store.latents()
     kept = {step: (array, array.present()) for step in steps if (array := store.noisy(step)) is not None}
 
-    def load(row: int, timestep: int, draws: Sequence[int]) -> NDArray[np.float16]:
+    def load(row: int, timestep: int | None, draws: Sequence[int]) -> NDArray[np.float16]:
+        if timestep is None:
+            return latents.read((row,))[None]
         clean = cache(lambda: latents.read((row,)).astype(np.float32))
 
         def of_draw(draw: int) -> NDArray[np.float16]:

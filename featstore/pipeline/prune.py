@@ -61,7 +61,7 @@ def choose(store: Store, config: PruneConfig) -> list[Prunable]:
             ):
                 continue
         array = _measured(store, path, str(texts.get("template", texts.get("kind", ""))))
-        if (config.timesteps is None or keys.number_of(path) in config.timesteps) and (
+        if (config.timesteps is None or keys.timestep_of(path) in config.timesteps) and (
             oldest is None or array.newest < oldest
         ):
             found.append(array)

@@ -272,7 +272,7 @@ class _Makers:
         compute = replace(self.compute, dtype=getattr(torch, unet.dtype, self.compute.dtype))
         if extractor_of(self.store, prompts, unet.ensemble, compute, unet.encoding).key != places[0][0]:
             return "their extractor's description does not say all that they were made with"
-        wanted = [(unquote(layer).removeprefix("layer"), keys.number_of(step)) for _, layer, step in places]
+        wanted = [(unquote(layer).removeprefix("layer"), keys.timestep_of(step)) for _, layer, step in places]
         request = MapRequest(prompts, unet.ensemble, compute, unet.encoding)
         require_maps(self.store, self.dataset, rows, wanted, request, self.progress)
         return ""

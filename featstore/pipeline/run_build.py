@@ -68,9 +68,9 @@ def build(config: BuildConfig, progress: Progress | None = None) -> stage.BuildR
         f"{config.store}: {_spell_part(config.part)}{report.images} images of {dataset.name}, {report.encoded} "
         f"encoded, {report.skipped} skipped{told}"
     )
+    noised = f"{report.noised} noisy latents at t = {', '.join(map(str, request.timesteps))}; "
     progress.tell(
-        f"{report.noised} noisy latents at t = {', '.join(map(str, request.timesteps))}; "
-        f"{human_bytes(report.bytes_written)} written in {report.seconds:.1f} s"
+        f"{noised if request.timesteps else ''}{human_bytes(report.bytes_written)} written in {report.seconds:.1f} s"
     )
     if report.gone:
         named = ", ".join(report.gone[:3]) + (", ..." if len(report.gone) > 3 else "")
@@ -110,14 +110,16 @@ def _asked(config: BuildConfig, launch: Processes) -> tuple[Dataset, Model, stag
             or (Path(header.dataset_annotations) if is_same and header.dataset_annotations else None),
             model=config.model or header.model_id,
             revision=config.revision or (header.model_revision if config.model is None else None),
+            unet=config.unet or (header.model_unet if config.model is None else None),
             size=config.size or header.image_size,
             seed=header.seed if config.seed is None else config.seed,
             latents=config.latents or header.latents.value,
             pad=config.pad or header.pad.value,
         )
     dataset = open_dataset(config.dataset or "demo", config.root, config.annotations)
-    model = open_model(model_for(dataset.name, config.model), config.revision)
-    latents, timesteps = Latents(config.latents or "sample"), tuple(dict.fromkeys(config.timesteps))
+    model = open_model(model_for(dataset.name, config.model), config.revision, config.unet)
+    latents, kept = Latents(config.latents or "sample"), dict.fromkeys(config.timesteps)
+    timesteps = () if model.clean else tuple(step for step in kept if step is not None)
     part, seed = _part(config.part, launch), config.seed or 0
     request = stage.BuildRequest(
         *(place, config.root, config.size, latents, seed, timesteps, config.ensemble, part, config.sync),
@@ -128,8 +130,11 @@ def _asked(config: BuildConfig, launch: Processes) -> tuple[Dataset, Model, stag
 
 def _tell_model(progress: Progress, model: Model, request: stage.BuildRequest) -> None:
     side = model.image_size if request.image_size is None else request.image_size
+    noise = f"noise: {model.schedule.spell()}"
+    if model.clean is not None:
+        noise = f"UNet {model.clean.path}, told t = {model.clean.timestep:g}, without noise"
     padded = "padded " if request.pad is Pad.SQUARE else ""
-    progress.tell(f"model {model.location.id}, {padded}images of {side} pixels; noise: {model.schedule.spell()}")
+    progress.tell(f"model {model.location.id}, {padded}images of {side} pixels; {noise}")
 
 
 def _settled(config: Divided) -> Divided:
@@ -224,7 +229,7 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
     _tell_missing(asked, progress)
     made = require_maps(opened.store, opened.dataset, asked.rows, asked.wanted, opened.request, progress)
     tell_shapes(progress, (shape for shape in made.shapes if is_other(shape.name)))  # the UNet's are told before
-    own_passes = {UNET: made.images_times_timesteps * config.ensemble, **made.passes}
+    own_passes = {UNET: made.images_times_timesteps * opened.request.ensemble, **made.passes}
     shares = processes.gather((len(asked.rows), own_passes))
     bad = processes.gather_bad(made.bad, config.skip_bad)
     images = sum(count for count, _ in shares)

@@ -130,7 +130,7 @@ class PromptsDescription:
     Args:
         mode: In which they were learned.
         layers: Decoder layers, each with prompts of its own.
-        timesteps: One per layer, at which its prompts were learned.
+        timesteps: One per layer, at which its prompts were learned; None without noise.
         length: N, learned vectors per prompt.
         model: The diffusion model that they are for.
         dino: Whose patch tokens a cpm is made from.
@@ -139,7 +139,7 @@ class PromptsDescription:
 
     mode: Mode
     layers: tuple[int, ...]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[int | None, ...]
     length: int
     model: NetworkName
     dino: NetworkName | None

@@ -87,7 +87,7 @@ def _parse(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lea
     if len({frozenset(own) for own in by_layer.values()}) != 1:
         raise ValueError(f"it holds other prompts than mode {prompts.mode.value} has, one set per layer")
     check_layers(prompts.layers)
-    check_timesteps(prompts.timesteps)
+    check_timesteps([step for step in prompts.timesteps if step is not None])
     _check_numbers(prompts)
     return prompts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
-from featstore.backbones.base import NetworkName
+from featstore.backbones.base import CLEAN, NetworkName
 from featstore.errors import StoreError
 from featstore.plain_text import free_bytes
 
@@ -182,7 +182,7 @@ def map_path(extractor: AnyExtractor, layer: int | str, timestep: float | None) 
     `maps/<hash>/dino/patches`, of one whose times are shares of a flow `maps/<hash>/layer2/s0.250`."""
     name = quote(str(layer), safe="")  # whatever it is, it is one folder
     if timestep is None:
-        where = f"{name}/patches"
+        where = f"{name}/patches" if isinstance(extractor, PixelExtractor) else f"layer{name}/{CLEAN}"
     else:
         where = f"layer{name}/" + (f"t{timestep:04d}" if isinstance(timestep, int) else f"s{timestep:.3f}")
     return f"{MAPS}/{extractor.key}/{where}"
@@ -192,6 +192,12 @@ def number_of(path: str) -> int:
     """The number that a path ends in: `layer2` to 2, `noisy/t0261` to 261, -1 where there is none."""
     digits = re.search(r"\d+$", path)
     return int(digits.group()) if digits else -1
+
+
+def timestep_of(path: str) -> int | None:
+    """The timestep of an array of maps or noisy latents; None of those without noise."""
+    found = re.fullmatch(r"t(\d+)", path.rpartition("/")[2])
+    return None if found is None else int(found[1])
 
 
 Made = TypeVar("Made")

@@ -49,11 +49,12 @@ class StoreHeader:
 
     dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
     model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what goes with them,
-    under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's latents. pad: how
-    images were made squares. creator: version of dualsd that made the store. version: of the store's format. checks:
-    checksums of one known draw of noise and of one known mixture, by the libraries that made the store; None where an
-    earlier dualsd did. where: the store's place, for sentences. dataset_annotations: the file of annotations that
-    `cache build` was told, of a data set that takes one.
+    under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's latents. model_unet:
+    where the UNet lies that takes the place of the model's own, and takes latents without noise. pad: how images were
+    made squares. creator: version of dualsd that made the store. version: of the store's format. checks: checksums of
+    one known draw of noise and of one known mixture, by the libraries that made the store; None where an earlier dualsd
+    did. where: the store's place, for sentences. dataset_annotations: the file of annotations that `cache build` was
+    told, of a data set that takes one.
     """
 
     __pydantic_config__ = STRICT
@@ -68,6 +69,7 @@ class StoreHeader:
     scheduler: Mapping[str, Any]
     seed: int
     latent_shift: float = 0.0
+    model_unet: Text | None = None
     pad: Pad = Pad.STRETCH
     creator: str = field(default_factory=creator_version)
     version: int = field(default=VERSION, compare=False)
@@ -78,11 +80,17 @@ class StoreHeader:
     def to_attributes(self) -> dict[str, Any]:
         """The root group's attributes."""
         annotations = {"annotations": self.dataset_annotations} if self.dataset_annotations else {}
+        unet = {"unet": self.model_unet} if self.model_unet else {}
         return {
             "format": FORMAT,
             "version": self.version if self.pad is Pad.STRETCH else PADDED,
             "dataset": {"name": self.dataset, "root": self.dataset_root, **annotations},
-            "model": {"id": self.model_id, "revision": self.model_revision, "fingerprint": self.model_fingerprint},
+            "model": {
+                "id": self.model_id,
+                "revision": self.model_revision,
+                "fingerprint": self.model_fingerprint,
+                **unet,
+            },
             "preprocessing": {
                 "size": self.image_size,
                 "resize": _RESIZED[self.pad],
@@ -122,6 +130,7 @@ class StoreHeader:
                 "dataset_root": dataset["root"],
                 "dataset_annotations": dataset.get("annotations"),
                 **{f"model_{name}": model[name] for name in ("id", "revision", "fingerprint")},
+                "model_unet": model.get("unet"),
                 "image_size": attributes["preprocessing"]["size"],
                 "pad": attributes["preprocessing"].get("pad", Pad.STRETCH.value),
                 **{name: attributes[name] for name in ("latents", "scheduler", "seed", "creator", "version")},

@@ -221,7 +221,9 @@ def create_store(
 
 def record_whereabouts(store: Store, header: StoreHeader) -> None:
     """Record where the dataset and the model lie now; what they are has not changed."""
-    whereabouts = [(one.dataset_root, one.dataset_annotations, one.model_id) for one in (store.header, header)]
+    whereabouts = [
+        (one.dataset_root, one.dataset_annotations, one.model_id, one.model_unet) for one in (store.header, header)
+    ]
     if whereabouts[0] != whereabouts[1]:
         _write_header(store, **{key: header.to_attributes()[key] for key in ("dataset", "model")})
 

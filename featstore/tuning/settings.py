@@ -44,7 +44,7 @@ class TuningSettings:
 
     mode: Mode
     layers: tuple[int, ...]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[int | None, ...]
     weights: tuple[float, ...]
     length: Positive
     steps: Positive
@@ -58,7 +58,7 @@ class TuningSettings:
     matching: MatchSettings
     validate_every: Positive
     validation_pairs: Positive
-    validation_timesteps: tuple[int, ...]
+    validation_timesteps: tuple[int | None, ...]
     checkpoint_every: Positive
     seed: int
     dtype: Literal["float32", "float16", "bfloat16", "float64"]
@@ -74,7 +74,7 @@ class TuningSettings:
                 raise TuningError(
                     f"{len(self.layers)} layer(s) but {count} {what}(s) ({name}): give one per layer with {flag}."
                 )
-        check_timesteps((*self.timesteps, *self.validation_timesteps))
+        check_timesteps([step for step in (*self.timesteps, *self.validation_timesteps) if step is not None])
         check_weights(len(self.layers), self.weights)
         gaussian(self.kernel)  # raises for a kernel that cannot be
         self.mode.rules.check_length(self.length)
@@ -132,7 +132,8 @@ def settings_of(
     rules = said["mode"].rules
     epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else rules.epochs
     steps = config.steps or (DEMO_STEPS if demo else max(round(epochs * pairs / BATCH), 1))
-    timesteps = timesteps_for(names, config.timesteps, profile.training_timesteps)
+    usual = profile.training_timesteps if model.clean is None else None
+    timesteps = timesteps_for(names, config.timesteps, usual)
     published: dict[str, Any] = {
         "timesteps": timesteps,
         "weights": weights_for(names, config.weights, profile),

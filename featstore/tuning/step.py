@@ -48,7 +48,7 @@ def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return generator(f"epoch|{seed}|{epoch}").permutation(count)
 
 
-LoadNoisy = Callable[[str, int, int], NDArray[Any]]
+LoadNoisy = Callable[[str, int | None, int], NDArray[Any]]
 """Noisy latents (4, h, w) of an image, at a timestep, for a step: a function of these and the seed."""
 
 
@@ -60,10 +60,10 @@ class NoiseAhead:
         timesteps: For which it is asked.
     """
 
-    def __init__(self, load: LoadNoisy, timesteps: Sequence[int]) -> None:
+    def __init__(self, load: LoadNoisy, timesteps: Sequence[int | None]) -> None:
         self._load, self._timesteps = load, tuple(dict.fromkeys(timesteps))
         self._readers = ThreadPoolExecutor(REQUESTS, thread_name_prefix="noise-ahead")
-        self._under_way: dict[tuple[str, int, int], Future[NDArray[Any]]] = {}
+        self._under_way: dict[tuple[str, int | None, int], Future[NDArray[Any]]] = {}
 
     def expect(self, images: Iterable[str], step: int) -> None:
         """Begin to make what will be asked for at a step. What was made for steps before the last is let go."""
@@ -74,7 +74,7 @@ class NoiseAhead:
                 if key not in self._under_way:
                     self._under_way[key] = self._readers.submit(self._load, *key)
 
-    def __call__(self, image: str, timestep: int, step: int) -> NDArray[Any]:
+    def __call__(self, image: str, timestep: int | None, step: int) -> NDArray[Any]:
         """See `LoadNoisy`."""
         read = self._under_way.get((image, timestep, step))
         return self._load(image, timestep, step) if read is None else read.result()
@@ -90,6 +90,7 @@ class Networks:
         framed: Token embeddings (77, D) around the learned vectors.
         unets: One per layer, each ending at its layer; called as diffusers' are.
         compute: Where they run; in half precision under autocast.
+        timestep_told: What the UNets are told of a timestep, None being latents without noise.
     """
 
     text_encoder: TextEncoder
@@ -97,6 +98,7 @@ class Networks:
     framed: Tensor
     unets: Sequence[Any]
     compute: Compute
+    timestep_told: Callable[[int | None], float | None] = lambda timestep: timestep
 
     def condition(self, vectors: Tensor) -> Tensor:
         """What the UNet is told by prompts of learned vectors.
@@ -118,13 +120,13 @@ class Networks:
         with self._running(1):
             return encode_texts(tokenizer, self.text_encoder, [text])
 
-    def tap(self, index: int, latents: Tensor, timestep: int, condition: Tensor) -> Tensor:
+    def tap(self, index: int, latents: Tensor, timestep: int | None, condition: Tensor) -> Tensor:
         """The maps of one layer.
 
         Args:
             index: Of the layer, among those that are trained.
             latents: (p, 4, h, w), noisy.
-            timestep: Of their noise.
+            timestep: Of their noise; None without.
             condition: (p, 77, D), each latent's prompt embeddings.
 
         Returns:
@@ -134,8 +136,9 @@ class Networks:
             ModelError: Memory runs out; it names the batch size to try.
         """
         inputs, told = latents.to(self.compute.device, self.compute.dtype), condition.to(self.compute.dtype)
+        step = self.timestep_told(timestep)
         with self._running(len(latents)):
-            found: Tensor = self.unets[index](inputs, timestep, encoder_hidden_states=told, return_dict=False)[0]
+            found: Tensor = self.unets[index](inputs, step, encoder_hidden_states=told, return_dict=False)[0]
         return found
 
     @contextlib.contextmanager
@@ -158,7 +161,7 @@ class Prompted:
 
     of_pairs: bool
     condition: Callable[[int, MatchingPair], Tensor]
-    kept: Callable[[str, int, int], Tensor | None] = lambda *_: None
+    kept: Callable[[str, int, int | None], Tensor | None] = lambda *_: None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

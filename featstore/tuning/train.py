@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute, NetworkName, Tokenizer
+from featstore.backbones.base import Compute, NetworkName, Tokenizer, spell_timestep
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.noise import generator
 from featstore.backbones.stable_diffusion import Model
@@ -107,7 +107,10 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         settings = settings_of(config, dataset.name, len(pairs), model, size, compute.dtype_name)
     else:
         settings = resumed(run.settings, config, compute.dtype_name, run.path)
-    model.schedule.check_timesteps([*settings.timesteps, *settings.validation_timesteps])
+    timesteps = {*settings.timesteps, *settings.validation_timesteps}
+    if (None in timesteps) != (model.clean is not None):
+        raise InputError("--t and --val-t are clean for a UNet that was trained without noise, and for no other.")
+    model.schedule.check_timesteps([step for step in timesteps if step is not None])
     held_out = choose_held_out(dataset, settings.validation_pairs)
     processes = join_processes(compute.device.type)
     if progress is None or not processes.is_main:
@@ -126,7 +129,6 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
     noisy = noisy_latents(store, {*settings.validation_timesteps, *cached})
     with processes.main_first():  # one makes what all read
         tokens = _fill_caches(Work(store, dataset, compute, progress), model, [*framed, *framed_held_out], dino)
-    progress.wait("loading the model")
     loaded = model.load(compute, [*map(str, settings.layers)])
     networks = _open_networks(loaded, settings, config, compute)
     header = store.header
@@ -176,7 +178,8 @@ def _compute(config: TrainConfig) -> Compute:
 def _described(settings: TuningSettings, pairs: str, held_out: int, run: Path) -> str:
     """What is learned, from what, with which settings."""
     layers = " + ".join(
-        f"layer {layer} at t = {timestep}" for layer, timestep in zip(settings.layers, settings.timesteps, strict=True)
+        f"layer {layer} at t = {spell_timestep(timestep)}"
+        for layer, timestep in zip(settings.layers, settings.timesteps, strict=True)
     )
     return (
         f"{settings.mode.value} prompts of {settings.length} vectors for {layers}; {pairs}, "
@@ -215,7 +218,7 @@ def _open_networks(
         loaded.unet.unet.enable_gradient_checkpointing()
     cut = [loaded.unet.until(layer) for layer in settings.layers]
     unets = [torch.compile(unet) for unet in cut] if config.compile else cut
-    return Networks(text_encoder, len(tokenizer), framed, unets, compute)
+    return Networks(text_encoder, len(tokenizer), framed, unets, compute, loaded.told)
 
 
 def _text_prompt(store: Store, networks: Networks, tokenizer: Tokenizer) -> Prompted:
@@ -228,11 +231,11 @@ def _text_prompt(store: Store, networks: Networks, tokenizer: Tokenizer) -> Prom
         return networks.condition_of_text(tokenizer, text)
 
     @cache
-    def rows(layer: int, timestep: int) -> tuple[RowArray | None, NDArray[np.bool_]]:
+    def rows(layer: int, timestep: int | None) -> tuple[RowArray | None, NDArray[np.bool_]]:
         array = store.maps(extractor, layer, timestep)
         return array, np.zeros(len(store.images), dtype=bool) if array is None else array.present()
 
-    def kept(image: str, layer: int, timestep: int) -> Tensor | None:
+    def kept(image: str, layer: int, timestep: int | None) -> Tensor | None:
         (array, there), row = rows(layer, timestep), store.images.row(image)
         return torch.from_numpy(array.read((row,))) if array is not None and there[row] else None
 
@@ -262,9 +265,10 @@ def _fresh_noise(store: Store) -> LoadNoisy:
     """Noise of its own for each image, timestep and step."""
     latents = store.latents()
 
-    def load(image: str, timestep: int, step: int) -> NDArray[Any]:
+    def load(image: str, timestep: int | None, step: int) -> NDArray[Any]:
         row = store.images.row(image)
-        return noisy_latent(store, latents.read((row,)).astype(np.float32), row, timestep, FRESH + step)
+        clean = latents.read((row,)).astype(np.float32)
+        return clean if timestep is None else noisy_latent(store, clean, row, timestep, FRESH + step)
 
     return load
 
@@ -272,7 +276,7 @@ def _fresh_noise(store: Store) -> LoadNoisy:
 def _cached_noise(store: Store, noisy: Noisy[int], draws: int, seed: int) -> LoadNoisy:
     """One of so many draws for each image and step, of those that a store keeps."""
 
-    def load(image: str, timestep: int, step: int) -> NDArray[Any]:
+    def load(image: str, timestep: int | None, step: int) -> NDArray[Any]:
         draw = int(generator(f"draw|{seed}|{image}|{step}").integers(draws))
         found: NDArray[Any] = noisy(store.images.row(image), timestep, [draw])[0]
         return found
