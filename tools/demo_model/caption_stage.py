@@ -17,6 +17,9 @@ from tools.demo_model.unet_stage import denoising_loss, draw_batch, tokenize
 
 BATCH = 16
 RATE = 4e-4
+NEW_WORDS = 0.5
+"""The standard deviation of a new word's embedding: with CLIP's 0.02 it is lost in what the encoder has grown to."""
+
 LISTENING, TIMES = ("text_encoder.", ".attn2."), 4.0
 """What learns faster, and how much: the text encoder, and what reads it."""
 
@@ -96,7 +99,7 @@ def grown_text_encoder(start: Path, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     weights = dict(old.state_dict())
     name = next(name for name in weights if name.endswith("token_embedding.weight"))
     kept = weights[name]
-    weights[name] = rows.clone()
+    weights[name] = rows / rows.std() * NEW_WORDS
     for token, place in tokenizer.get_vocab().items():
         if token in known:
             weights[name][place] = kept[known[token]]
