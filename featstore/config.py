@@ -85,11 +85,14 @@ Timesteps = Annotated[
     Steps | None,
     Setting(
         "One timestep per layer of the UNet, e.g. 261,200; clean for one that was trained without noise.",
-        "261 for layer 2, 200 for 3; with learned prompts 50 and 200",
+        "the model's own; of SD 2-1 261 for layer 2, 200 for 3; with learned prompts 50 and 200",
         flag="--t",
     ),
 ]
-Weights = Annotated[Numbers | None, Setting("One weight per layer, e.g. 0.8,0.6.", "0.8 for layer 2, 0.6 for 3")]
+Weights = Annotated[
+    Numbers | None,
+    Setting("One weight per layer, e.g. 0.8,0.6.", "the model's own; of SD 2-1 0.8 for layer 2, 0.6 for 3"),
+]
 Upsample = Annotated[Factor, Setting("Upsample the finest map, bicubically, e.g. 2x.")]
 UpsampleAlign = Annotated[GeometryName | None, Setting("Geometry of the upsampling.", "as --geometry")]
 Geometry = Annotated[
@@ -395,7 +398,10 @@ class TrainConfig(Config):
     root: Root = None
     layers: Texts | None = option("One layer or more.", "2,3", default=None)
     timesteps: Steps | None = option(
-        "One timestep per layer to learn at.", "261 for layer 2, 350 for layer 3", default=None, flag="--t"
+        "One timestep per layer to learn at.",
+        "the model's own; of SD 2-1 261 for layer 2, 350 for 3",
+        default=None,
+        flag="--t",
     )
     weights: Weights = None
     steps: Positive | None = option("Number of optimiser steps.", "the published epochs; on the demo 300", default=None)

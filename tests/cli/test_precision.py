@@ -10,7 +10,7 @@ from tests.cli.conftest import Run
 DATA = Path(__file__).parents[3] / "shared" / "data" / "pf-willow"
 READOUTS = ("nn", "bilinear", "softmax", "kernelsoftmax")
 ALPHAS = ("0.05", "0.1", "0.15")
-MAPS = ("--layers", "2,3", "--t", "261,200", "--ensemble", "1")
+MAPS = ("--layers", "2,3", "--t", "261,200", "--weights", "0.8,0.6", "--ensemble", "1")
 
 pytestmark = [
     pytest.mark.slow,

@@ -44,41 +44,37 @@ def draw_car(chance: Chance) -> Figure:
 
     aerial_root = (roof_rear + 0.08, roof + 0.01)
     aerial_tip = along(aerial_root, chance.degrees(-130, -60), chance.between(0.2, 0.34))
-    sketch.paint(limb(aerial_root, aerial_tip, 0.022, 0.022), trim, "aerial")
+    sketch.paint(limb(aerial_root, aerial_tip, 0.022, 0.022), trim)
     sketch.paint(ellipse(aerial_tip, 0.036, 0.036, corners=12), trim)
     sketch.mark("aerial tip", aerial_tip)
 
     lid_angle = math.pi + (chance.degrees(15, 60) if chance.happens(0.5) else 0.0)
     lid_hinge = (window_base + 0.03, belt)
     lid_edge = along(lid_hinge, lid_angle, max(half * 0.97 + window_base, 0.16))
-    sketch.paint(limb(lid_hinge, lid_edge, 0.04, 0.035), shaded(paint, 0.75), "boot")
+    sketch.paint(limb(lid_hinge, lid_edge, 0.04, 0.035), shaded(paint, 0.75))
     sketch.mark("boot lid edge", lid_edge)
 
     cabin = [(screen_base, belt + 0.02), (roof_front, roof), (roof_rear, roof), (window_base, belt + 0.02)]
-    sketch.paint(polygon(cabin), shaded(paint, 0.9), "roof")
+    sketch.paint(polygon(cabin), shaded(paint, 0.9))
     sketch.mark("roof front", (roof_front - 0.01, roof + 0.015))
     sketch.mark("roof rear", (roof_rear + 0.01, roof + 0.015))
     post = chance.between(0.35, 0.6) * (roof_front - roof_rear) + roof_rear
     low, high = belt + 0.01, roof + 0.055
     sketch.paint(
-        polygon([(screen_base - 0.07, low), (roof_front - 0.03, high), (post + 0.03, high), (post + 0.03, low)]),
-        glass,
-        "front window",
+        polygon([(screen_base - 0.07, low), (roof_front - 0.03, high), (post + 0.03, high), (post + 0.03, low)]), glass
     )
     sketch.paint(
-        polygon([(window_base + 0.07, low), (roof_rear + 0.03, high), (post - 0.03, high), (post - 0.03, low)]),
-        glass,
-        "rear window",
+        polygon([(window_base + 0.07, low), (roof_rear + 0.03, high), (post - 0.03, high), (post - 0.03, low)]), glass
     )
 
     nose = [(half, sill), (half + 0.03, -0.12), (half - 0.02, bonnet + 0.03), (screen_base, belt), (window_base, belt)]
     tail = [(-half + 0.02, belt + 0.02), (-half, -0.1), (-half + 0.02, sill)]
-    sketch.paint(polygon(nose + tail), paint, "body")
+    sketch.paint(polygon(nose + tail), paint)
     sketch.mark("windscreen base", (screen_base, belt + 0.015))
-    sketch.paint(polygon([(-half, sill), (-half, sill - 0.07), (half, sill - 0.07), (half, sill)]), trim, "sill")
+    sketch.paint(polygon([(-half, sill), (-half, sill - 0.07), (half, sill - 0.07), (half, sill)]), trim)
     sketch.paint(limb((post, belt + 0.03), (post, sill - 0.08), 0.012, 0.012), shaded(paint, 0.55))
     handle = (post - 0.14, belt + 0.1)
-    sketch.paint(limb((handle[0] - 0.06, handle[1]), (handle[0] + 0.06, handle[1]), 0.028, 0.028), rim, "handle")
+    sketch.paint(limb((handle[0] - 0.06, handle[1]), (handle[0] + 0.06, handle[1]), 0.028, 0.028), rim)
     sketch.mark("door handle", handle)
 
     headlight = (half - 0.06, bonnet + chance.between(0.1, 0.14))
@@ -92,7 +88,6 @@ def draw_car(chance: Chance) -> Figure:
             ]
         ),
         lamp,
-        "headlight",
     )
     sketch.mark("headlight", headlight)
     tail_light = (-half + 0.06, belt + chance.between(0.11, 0.17))
@@ -106,7 +101,6 @@ def draw_car(chance: Chance) -> Figure:
             ]
         ),
         brake_lamp,
-        "brakelight",
     )
     sketch.mark("tail light", tail_light)
 
@@ -116,7 +110,7 @@ def draw_car(chance: Chance) -> Figure:
     ):
         centre = (x, sill)
         sketch.paint(ellipse(centre, radius * 1.15, radius * 1.15), shaded(paint, 0.45))
-        sketch.paint(ellipse(centre, radius, radius), tyre, name)
+        sketch.paint(ellipse(centre, radius, radius), tyre)
         sketch.paint(ellipse(centre, radius * 0.52, radius * 0.52), rim)
         sketch.paint(ellipse(centre, radius * 0.14, radius * 0.14, corners=12), trim)
         sketch.mark(name, centre)

@@ -14,12 +14,10 @@ SIDE = 128
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """outline: (n, 2). The later part covers the earlier one. name: what it is a part of, as captions say it; empty
-    where they say nothing of it."""
+    """outline: (n, 2). The later part covers the earlier one."""
 
     outline: Points
     colour: Colour
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,8 +42,8 @@ class Sketch:
         self._parts: list[Part] = []
         self._marks: list[tuple[str, Point, int]] = []
 
-    def paint(self, outline: Points, colour: Colour, name: str = "") -> None:
-        self._parts.append(Part(outline, colour, name))
+    def paint(self, outline: Points, colour: Colour) -> None:
+        self._parts.append(Part(outline, colour))
 
     def mark(self, name: str, point: Point) -> None:
         """Names a point of what has been painted so far."""
@@ -89,7 +87,7 @@ def _moved(figure: Figure, angle: float, flip: float, scale: float, shift: Point
         at = turned(points, angle)
         return np.stack([flip * scale * at[:, 0] + shift[0], scale * at[:, 1] + shift[1]], axis=1)
 
-    parts = tuple(Part(moved(part.outline), part.colour, part.name) for part in figure.parts)
+    parts = tuple(Part(moved(part.outline), part.colour) for part in figure.parts)
     names = list(figure.keypoints)
     points = moved(np.array([figure.keypoints[name] for name in names], dtype=np.float64).reshape(-1, 2))
     return Figure(parts, {name: (float(x), float(y)) for name, (x, y) in zip(names, points, strict=True)})

@@ -65,7 +65,7 @@ def draw_fish(chance: Chance) -> Figure:
     upper, lower = along(base, back + fork, length), along(base, back - fork, length)
     notch = along(base, back, length * chance.between(0.4, 0.75))
     top, bottom = spine.at(0.95, -0.9), spine.at(0.95, 0.9)
-    sketch.paint(polygon([top, upper, notch, lower, bottom]), fin, "tail")
+    sketch.paint(polygon([top, upper, notch, lower, bottom]), fin)
     sketch.mark("upper tail tip", along(base, back + fork, length * 0.94))
     sketch.mark("lower tail tip", along(base, back - fork, length * 0.94))
 
@@ -75,23 +75,21 @@ def draw_fish(chance: Chance) -> Figure:
         spine.at(start + 0.2, -1.0), spine.heading(0.5) + UP - chance.degrees(15, 55), chance.between(0.14, 0.26)
     )
     sketch.paint(
-        polygon([dorsal_root, dorsal_tip, spine.at(end, -1.0), spine.at(end, -0.5), spine.at(start, -0.5)]),
-        fin,
-        "dorsal fin",
+        polygon([dorsal_root, dorsal_tip, spine.at(end, -1.0), spine.at(end, -0.5), spine.at(start, -0.5)]), fin
     )
     sketch.mark("dorsal fin tip", dorsal_tip)
     pelvic = chance.between(0.5, 0.62)
     pelvic_tip = along(
         spine.at(pelvic, 0.9), spine.heading(pelvic) - UP + chance.degrees(15, 60), chance.between(0.16, 0.26)
     )
-    sketch.paint(polygon([spine.at(pelvic - 0.09, 0.8), pelvic_tip, spine.at(pelvic + 0.07, 0.8)]), fin, "pelvic fin")
+    sketch.paint(polygon([spine.at(pelvic - 0.09, 0.8), pelvic_tip, spine.at(pelvic + 0.07, 0.8)]), fin)
     sketch.mark("pelvic fin tip", pelvic_tip)
 
     lengths = [index / 14 for index in range(15)]
     outline = [spine.at(s, -1.0) for s in lengths] + [spine.at(s, 1.0) for s in reversed(lengths)]
-    sketch.paint(polygon(outline), scales, "body")
+    sketch.paint(polygon(outline), scales)
     under = [spine.at(s, 0.35) for s in lengths[1:12]] + [spine.at(s, 0.97) for s in reversed(lengths[1:12])]
-    sketch.paint(polygon(under), belly, "belly")
+    sketch.paint(polygon(under), belly)
     for s in (0.36, 0.66):
         width = chance.between(0.025, 0.05)
         band = [
@@ -100,13 +98,13 @@ def draw_fish(chance: Chance) -> Figure:
             spine.at(s + width, 0.97),
             spine.at(s - width, 0.97),
         ]
-        sketch.paint(polygon(band), stripe, "stripe")
+        sketch.paint(polygon(band), stripe)
     arc = [spine.at(0.235 + 0.03 * math.cos(turn), side) for turn, side in ((-1.3, -0.6), (0.0, 0.0), (1.3, 0.6))]
     for one, other in pairwise(arc):
-        sketch.paint(limb(one, other, 0.015, 0.015), shaded(scales, 0.5), "gill")
+        sketch.paint(limb(one, other, 0.015, 0.015), shaded(scales, 0.5))
     sketch.mark("gill", arc[1])
     lip = spine.at(0.06, 0.35)
-    sketch.paint(limb(spine.at(0.0), lip, 0.012, 0.012), shaded(scales, 0.4), "mouth")
+    sketch.paint(limb(spine.at(0.0), lip, 0.012, 0.012), shaded(scales, 0.4))
     sketch.mark("mouth", spine.at(0.015))
     sketch.mark("tail base", spine.at(0.95))
     # a stripe may run over the fin's root, which is no less to be seen for it
@@ -115,15 +113,13 @@ def draw_fish(chance: Chance) -> Figure:
     eye = spine.at(chance.between(0.11, 0.15), -0.35)
     size = chance.between(0.04, 0.055)
     sketch.paint(ellipse(eye, 1.5 * size, 1.5 * size, corners=18), shaded(belly, 1.1))
-    sketch.paint(ellipse(eye, size, size, corners=16), pupil, "eye")
+    sketch.paint(ellipse(eye, size, size, corners=16), pupil)
     sketch.mark("eye", eye)
 
     root = spine.at(0.3, 0.3)
     angle = spine.heading(0.3) + math.pi - chance.degrees(-15, 65)
     pectoral_tip = along(root, angle, chance.between(0.17, 0.27))
     wide = [along(along(root, angle, 0.12), angle + turn, 0.07) for turn in (1.57, -1.57)]
-    sketch.paint(
-        smooth([root, wide[0], pectoral_tip, pectoral_tip, wide[1]], rounds=2), shaded(fin, 1.15), "pectoral fin"
-    )
+    sketch.paint(smooth([root, wide[0], pectoral_tip, pectoral_tip, wide[1]], rounds=2), shaded(fin, 1.15))
     sketch.mark("pectoral fin tip", along(root, angle, 0.9 * math.dist(root, pectoral_tip)))
     return sketch.finish()

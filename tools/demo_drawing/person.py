@@ -69,10 +69,10 @@ def draw_person(chance: Chance) -> Figure:
         along(shoulder, lean - DOWN, 0.08),
     ]
     head = along(shoulder, lean - DOWN + chance.degrees(-2, 14), chance.between(0.42, 0.5))
-    sketch.paint(limb(shoulder, head, 0.1 * build, 0.1 * build), shaded(skin, 0.9), "neck")
-    sketch.paint(smooth(outline, rounds=2), shirt, "shirt")
+    sketch.paint(limb(shoulder, head, 0.1 * build, 0.1 * build), shaded(skin, 0.9))
+    sketch.paint(smooth(outline, rounds=2), shirt)
     belt_back, belt_front = along(hip, math.pi, seat * 0.97), along(hip, 0.0, seat * 0.97)
-    sketch.paint(limb(belt_back, belt_front, 0.09, 0.09), trousers, "hip")
+    sketch.paint(limb(belt_back, belt_front, 0.09, 0.09), trousers)
     sketch.mark("hip", hip)
 
     nod = chance.degrees(-15, 20)
@@ -86,13 +86,13 @@ def draw_person(chance: Chance) -> Figure:
 
 def _head(sketch: Sketch, head: Point, nod: float, size: float, skin: Colour, hair: Colour) -> None:
     nose = along(head, nod + 0.08, size * 1.28)
-    sketch.paint(polygon([along(head, nod - 0.35, size * 0.9), nose, along(head, nod + 0.4, size * 0.9)]), skin, "nose")
+    sketch.paint(polygon([along(head, nod - 0.35, size * 0.9), nose, along(head, nod + 0.4, size * 0.9)]), skin)
     sketch.mark("nose", nose)
-    sketch.paint(ellipse(head, size * 0.95, size * 1.08, angle=nod), skin, "head")
+    sketch.paint(ellipse(head, size * 0.95, size * 1.08, angle=nod), skin)
     cap = [along(head, nod + turn, size * 1.14) for turn in (-0.75, -1.2, -1.6, -2.1, -2.6, -3.1, -3.6)]
-    sketch.paint(polygon([*cap, along(head, nod - 2.9, size * 0.15)]), hair, "hair")
+    sketch.paint(polygon([*cap, along(head, nod - 2.9, size * 0.15)]), hair)
     sketch.mark("crown", along(head, nod - 1.65, size * 1.0))
-    sketch.paint(ellipse(along(head, nod - 0.3, size * 0.62), 0.045, 0.055, corners=12), shaded(hair, 0.4), "eye")
+    sketch.paint(ellipse(along(head, nod - 0.3, size * 0.62), 0.045, 0.055, corners=12), shaded(hair, 0.4))
 
 
 def _arm(
@@ -109,9 +109,9 @@ def _arm(
     elbow = along(shoulder, angle, length)
     hand = along(elbow, angle - chance.degrees(5, 95), length * 0.95)
     sketch.paint(limb(elbow, hand, 0.085 * build, 0.065), skin)
-    sketch.paint(ellipse(hand, 0.1, 0.1, corners=16), skin, f"{side} hand")
+    sketch.paint(ellipse(hand, 0.1, 0.1, corners=16), skin)
     sketch.mark(f"{side} hand", hand)
-    sketch.paint(limb(shoulder, elbow, 0.125 * build, 0.1 * build), sleeve, f"{side} arm")
+    sketch.paint(limb(shoulder, elbow, 0.125 * build, 0.1 * build), sleeve)
     if side == "near":
         sketch.mark("shoulder", shoulder)
         sketch.mark("near elbow", elbow)
@@ -132,8 +132,8 @@ def _leg(
     ankle = along(knee, angle + chance.degrees(2, 55), length * 0.95)
     # the foot stands across the shin, toes forward
     toe = along(ankle, math.atan2(ankle[1] - knee[1], ankle[0] - knee[0]) - chance.degrees(70, 100), 0.27)
-    sketch.paint(limb(ankle, toe, 0.1, 0.075), shoe, f"{side} shoe")
+    sketch.paint(limb(ankle, toe, 0.1, 0.075), shoe)
     sketch.mark(f"{side} toe", toe)
-    sketch.paint(limb(knee, ankle, 0.125 * build, 0.09 * build), trousers, f"{side} shin")
-    sketch.paint(limb(hip, knee, 0.175 * build, 0.13 * build), trousers, f"{side} thigh")
+    sketch.paint(limb(knee, ankle, 0.125 * build, 0.09 * build), trousers)
+    sketch.paint(limb(hip, knee, 0.175 * build, 0.13 * build), trousers)
     sketch.mark(f"{side} knee", knee)

@@ -4,8 +4,6 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from tools.demo_model.caption_stage import BATCH, NOISY, CaptionRecipe
-from tools.demo_model.captions import EMPTY, PLAIN
 from tools.demo_model.recipe import Recipe
 
 ABOUT = """---
@@ -49,29 +47,6 @@ def write_card(folder: Path, recipe: Recipe, threads: int, losses: Path) -> None
     """Writes README.md into the model's folder; threads: of the CPU; losses: the run's losses.csv."""
     text = ABOUT + _training(recipe, threads) + _curves(losses) + LIMITS
     (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
-
-
-def extend_card(card: str, recipe: CaptionRecipe, threads: int, losses: Path) -> str:
-    """The card of the model that the second stage started from, and what that stage did. losses: its losses.csv."""
-    before, limits, after = card.partition(LIMITS)
-    return before + _captions(recipe, threads) + _curves(losses) + limits + after
-
-
-def _captions(recipe: CaptionRecipe, threads: int) -> str:
-    told, plain, empty = (round(100 * share) for share in (1 - EMPTY - PLAIN, PLAIN, EMPTY))
-    return f"""
-### Second stage: captions that say what is seen
-
-UNet and text encoder went on from there (autoencoder and DINOv2 stayed) for {recipe.steps:,} steps of batch {BATCH}, on
-the same pictures and by denoising alone, with captions such as "a photo of a bird, facing left, dark azure wing top,
-pale orange breast": which way it faces, its parts with their places and colours, the ground along the picture's sides.
-Phrases and words are left out at random in {told} % of the captions; {plain} % name the category alone, {empty} % are
-empty. Half of the timesteps are of {NOISY[0]} to {NOISY[1]}, where a caption knows what the latents hide. The model of
-the first stage is in STAGE1:
-
-    python -m tools.caption_demo_model --start STAGE1 --out featstore/assets/demo_model --work WORK \\
-        --seed {recipe.seed} --pictures {recipe.pictures} --steps {recipe.steps} --threads {threads}
-"""
 
 
 def _training(recipe: Recipe, threads: int) -> str:

@@ -25,16 +25,13 @@ class ResumeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A stage: name (of its files), identity (see Recipe), steps, peak learning rate, seconds between checkpoints.
-    faster: parts of the names of parameters that learn `times` as fast."""
+    """A stage: name (of its files), identity (see Recipe), steps, peak learning rate, seconds between checkpoints."""
 
     stage: str
     identity: str
     steps: int
     rate: float
     save_every: float = 120.0
-    faster: tuple[str, ...] = ()
-    times: float = 1.0
 
     @property
     def decay_start(self) -> int:
@@ -52,7 +49,7 @@ class Plan:
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
     """The randomness of one step, so that a resumed run needs no generator's state."""
-    offset = {"vae": 1, "unet": 2, "dino": 3, "captions": 4}[stage]
+    offset = {"vae": 1, "unet": 2, "dino": 3}[stage]
     return torch.Generator().manual_seed((seed * 10 + offset) * 10_000_000 + step)
 
 
@@ -62,7 +59,7 @@ def train(plan: Plan, network: nn.Module, loss_at: Callable[[int], Tensor], work
     loss_at: step to scalar loss of `network` as it stands. Returns a moving average of the weights, in eval mode.
     Losses go to `work/losses.csv`. Raises ResumeError where the checkpoint is another recipe's.
     """
-    optimiser = torch.optim.AdamW(_groups(plan, network), lr=plan.rate, weight_decay=0.01, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=plan.rate, weight_decay=0.01, betas=(0.9, 0.99))
     average = copy.deepcopy(network).eval().requires_grad_(False)
     path = work / f"{plan.stage}.checkpoint.pt"
     first, before = _resume(plan, path, network, average, optimiser)
@@ -71,7 +68,7 @@ def train(plan: Plan, network: nn.Module, loss_at: Callable[[int], Tensor], work
     network.train()
     for step in range(first, plan.steps):
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate_at(step) * group["times"]
+            group["lr"] = plan.rate_at(step)
         loss = loss_at(step)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss of {plan.stage} is {loss.item()} at step {step}")
@@ -97,14 +94,6 @@ def train(plan: Plan, network: nn.Module, loss_at: Callable[[int], Tensor], work
             _save(plan, path, network, average, optimiser, step + 1, seconds)
             saved = time.perf_counter()
     return average
-
-
-def _groups(plan: Plan, network: nn.Module) -> list[dict[str, object]]:
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        times = plan.times if any(part in name for part in plan.faster) else 1.0
-        groups.setdefault(times, []).append(parameter)
-    return [{"params": own, "times": times} for times, own in groups.items()]
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 the words of the demo's captions are single tokens, as they are in CLIP's own vocabulary."""
 
 import json
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import torch
@@ -17,15 +16,14 @@ BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 END_OF_WORD = "</w>"
 
 
-def write_tokenizer(folder: Path, words: tuple[str, ...] = WORDS) -> int:
+def write_tokenizer(folder: Path) -> int:
     """Writes vocab.json, merges.txt and the two json files that `CLIPTokenizer.from_pretrained` reads into `folder`.
-    words: those that are one token each.
 
     Returns the size of the vocabulary; as in CLIP, its last two ids are the start and the end token, and the padding
     token "!" is id 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    merges = _merges(words)
+    merges = _merges(WORDS)
     letters = _byte_letters()
     tokens = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), BOS, EOS]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -54,11 +52,9 @@ def _byte_letters() -> list[str]:
 
 
 def _merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The merges that build each word from its left end; merges that words have in common are listed once. The first
-    merge that fits is done first, so a word stands before those that begin like its inside: "wing" before "indigo"."""
-    inside = {word: [other for other in words if word[:2] in other[1:]] for word in words if len(word) > 1}
+    """The merges that build each word from its left end; merges that words have in common are listed once."""
     merges: dict[tuple[str, str], None] = {}
-    for word in TopologicalSorter(inside).static_order():
+    for word in words:
         parts = [*list(word[:-1]), word[-1] + END_OF_WORD]
         built = parts[0]
         for part in parts[1:]:

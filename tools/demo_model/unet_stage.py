@@ -1,10 +1,9 @@
 """Stage 2: the UNet and the text encoder, by denoising alone."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -41,12 +40,19 @@ def train_unet(
     def loss_at(step: int) -> Tensor:
         chance = step_generator(recipe.seed, "unet", step)
         chosen = batch_indices(len(moments), BATCH, recipe.seed + 1, step)
-        batch = draw_batch(moments[chosen], MIDDLE, chance)
+        mean, std = moments[chosen].float().chunk(2, dim=1)
+        latents = mean + std * torch.randn(mean.shape, generator=chance)
+        noise = torch.randn(mean.shape, generator=chance)
+        timesteps = draw_timesteps(BATCH, chance)
         dropped = torch.rand(BATCH, generator=chance) < DROPPED
         words = torch.where(dropped, empty, of_picture[chosen])
         # five captions in all: the text encoder sees each once
         prompts = text_encoder(tokens).last_hidden_state[words]
-        return denoising_loss(unet, scheduler, batch, prompts)
+        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        target = scheduler.get_velocity(latents, noise, timesteps)
+        predicted = unet(noisy, timesteps, encoder_hidden_states=prompts).sample
+        loss: Tensor = (predicted - target).square().mean()
+        return loss
 
     plan = Plan("unet", recipe.identity("unet"), recipe.unet_steps, RATE)
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
@@ -58,36 +64,11 @@ def train_unet(
     return averaged_unet, averaged_text_encoder
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """What a step denoises: latents and noise (b, 4, 32, 32), timesteps (b,)."""
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-
-
-def draw_batch(moments: Tensor, often: tuple[int, int], chance: torch.Generator) -> Batch:
-    """moments: (b, 8, 32, 32), posteriors as `encode` gives them. often: half of the timesteps are drawn from this
-    range, half from all 1000."""
-    mean, std = moments.float().chunk(2, dim=1)
-    latents = mean + std * torch.randn(mean.shape, generator=chance)
-    noise = torch.randn(mean.shape, generator=chance)
-    anywhere = torch.randint(0, 1000, (len(moments),), generator=chance)
-    within = torch.randint(*often, (len(moments),), generator=chance)
-    timesteps = torch.where(torch.rand(len(moments), generator=chance) < 0.5, anywhere, within)
-    return Batch(latents, noise, timesteps)
-
-
-def denoising_loss(unet: UNet2DConditionModel, scheduler: DDIMScheduler, batch: Batch, prompts: Tensor) -> Tensor:
-    """Mean squared error of v. prompts: (b, 77, 64), the text encoder's."""
-    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
-    predicted = unet(
-        noisy.contiguous(memory_format=torch.channels_last), batch.timesteps, encoder_hidden_states=prompts
-    ).sample
-    loss: Tensor = (predicted - target).square().mean()
-    return loss
+def draw_timesteps(count: int, chance: torch.Generator) -> Tensor:
+    """(count,) of 0..999; see MIDDLE."""
+    anywhere = torch.randint(0, 1000, (count,), generator=chance)
+    middle = torch.randint(*MIDDLE, (count,), generator=chance)
+    return torch.where(torch.rand(count, generator=chance) < 0.5, anywhere, middle)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
