@@ -27,13 +27,13 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     Costs one UNet pass per image, noise draw and timestep, and one matrix product per map and target image; every
     further combination is a weighted sum. May be stopped at any time: the same command goes on.
     """
-    from cli.reports.tables import check_folder
-    from featstore.pipeline.grid import grid as run
-    from featstore.pipeline.pairs import spell_list
-    from matcher.grid import CSV_HEADER, to_rows
-
-    check_folder(config.out)
     with TerminalProgress() as progress:
+        from cli.reports.tables import check_folder
+        from featstore.pipeline.grid import grid as run
+        from featstore.pipeline.pairs import spell_list
+        from matcher.grid import CSV_HEADER, to_rows
+
+        check_folder(config.out)
         done = run(config, progress)
     if launched().rank > 0:
         return
@@ -54,7 +54,10 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     root = None if config.root is None else str(config.root.resolve())
     about = {"store": done.store, "root": root, "theta": done.theta, "config": config_to_json(done.config)}
     origin = describe_origin(created=now(), **about)
-    say(f"report: {report_grid(ranked, config.out, origin)}, with table.md and table.tex beside it")
+    with TerminalProgress() as progress:
+        progress.wait("writing the report")
+        page = report_grid(ranked, config.out, origin)
+    say(f"report: {page}, with table.md and table.tex beside it")
     done.forget()
 
 

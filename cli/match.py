@@ -58,13 +58,13 @@ def match(
         )
     if transfer is not None and config.pairs is not None:
         raise InputError("--transfer carries points of one image A: it goes with A and B, not with --pairs.")
-    from featstore.datasets.reading import is_folder
-    from featstore.pipeline.match import KEYPOINTS, match_pairs
-
     check_writable(out, transfer)
-    has_many = config.target is None or is_folder(config.target)
     rows, entries, carried, drawn = list[tuple[str, ...]](), [], list[tuple[str, ...]](), list[Path]()
     with TerminalProgress() as progress:
+        from featstore.datasets.reading import is_folder
+        from featstore.pipeline.match import KEYPOINTS, match_pairs
+
+        has_many = config.target is None or is_folder(config.target)
         for number, done in enumerate(match_pairs(config, progress), start=1):
             if has_many and not carried and done.asked.source.parent.samefile(done.asked.target.parent):
                 carried += done.annotated()

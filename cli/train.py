@@ -33,9 +33,9 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
 
     if config.mode is not None:
         Mode.named(config.mode)  # before torch is loaded
-    from featstore.tuning.train import train as run
-
     with TerminalProgress() as progress:
+        from featstore.tuning.train import train as run
+
         done = run(config, progress, typed_command())
     if launched().rank > 0:
         return
@@ -56,7 +56,10 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
     # last: the run is kept, whatever becomes of its page
     from cli.reports.training import report_training, worth
 
-    say(f"report: {report_training(done.run.path)}, with table.md and table.tex beside it")
+    with TerminalProgress() as progress:
+        progress.wait("writing the report")
+        page = report_training(done.run.path)
+    say(f"report: {page}, with table.md and table.tex beside it")
     if outcome.stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
     if outcome.baselines is not None and outcome.baselines.lead is not None:

@@ -433,6 +433,7 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
     progress = Silent() if progress is None else progress
     asked = asked_pairs(config, progress)
     store = _store_of(config)
+    progress.wait("loading the model")
     model = _model_of(config) if store is None else model_of(store)
     choice = _choice(config, bool(asked[0].category), store, model)
     progress.tell(choice.line)

@@ -337,7 +337,7 @@ def on_uneven_maps(geometry: Geometry) -> list[Configuration]:
 @pytest.mark.parametrize(
     "holes", [nothing, a_fifth_of_the_inner_cells, the_coarse_layer_of_one_image, all_of_one_image]
 )
-@pytest.mark.parametrize("geometry", list(Geometry))
+@pytest.mark.parametrize("geometry", [own for own in Geometry if own is not Geometry.FLOOR])  # whose cells of zeros tie
 def test_uneven_maps_and_cells_of_zeros_equal_the_plain_version(
     geometry: Geometry, holes: Callable[[str, Tensor], None]
 ) -> None:
