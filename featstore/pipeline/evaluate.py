@@ -13,8 +13,8 @@ from torch import Tensor
 
 from featstore.backbones.base import MapKey, Networks
 from featstore.backbones.dino import locate_dino
-from featstore.backbones.layers import USUAL, weights_for
-from featstore.backbones.registry import Profile, is_diffusion
+from featstore.backbones.layers import weights_for
+from featstore.backbones.registry import is_diffusion
 from featstore.config import EvalConfig, given_options
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import open_dataset
@@ -75,8 +75,9 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
     opened = open_asked(config, progress)
     store, dataset, choice = opened.store, opened.dataset, opened.choice
     wanted = opened.keys(config.timesteps)
+    config = replace(config, weights=weights_for(opened.names, config.weights, choice.profile))
     split = canonical_split(config.split or default_split(dataset))
-    scoring = _scoring(config, wanted, store.header.image_size, choice.profile)
+    scoring = _scoring(config, wanted, store.header.image_size)
     with_noise = tuple(key for key in wanted if is_diffusion(key[0]))
     used = replace(
         config,
@@ -126,7 +127,7 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
         raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
     if config.layers is None:
         raise InputError("--features needs --layers: the names of the file's layers.")
-    scoring = _scoring(config, [(name, None) for name in config.layers], config.size, USUAL)
+    scoring = _scoring(config, [(name, None) for name in config.layers], config.size)
     compute = choose_compute(config.device, config.dtype, config.batch_size)
     maps = open_features(features)
     dataset = open_dataset(config.dataset, config.root)
@@ -152,8 +153,8 @@ def _origin(dataset: Dataset, root: Path | None, store: Store | None = None) -> 
     return {"theta": dataset.theta_rule.value, "store": place, "root": folder}
 
 
-def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int, profile: Profile) -> Scoring:
-    shares = weights_for([name for name, _ in wanted], config.weights, profile)
+def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int) -> Scoring:
+    shares = weights_for([name for name, _ in wanted], config.weights)
     specs = tuple(LayerSpec(*key, share) for key, share in zip(wanted, shares, strict=True))
     geometry, align = Geometry(config.geometry), Geometry(config.upsample_align or config.geometry)
     settings = MatchSettings(image_size, geometry, config.upsample, align)
