@@ -404,7 +404,7 @@ class TrainConfig(Config):
         flag="--t",
     )
     weights: Weights = None
-    steps: Positive | None = option("Number of optimiser steps.", "the published epochs; on the demo 300", default=None)
+    steps: Positive | None = option("Number of optimiser steps.", "the published epochs; on the demo 600", default=None)
     batch: Positive | None = option("Pairs per optimiser step.", "9; on the demo 3", default=None)
     accumulate: Positive | None = option("Parts that a batch is taken in.", "1", default=None)
     rate: Rate | None = option("Learning rate of the vectors.", "0.01", default=None, flag="--lr")

@@ -32,8 +32,11 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.saved import load_prompts
 from featstore.recipes import Recipe
 from featstore.tuning.run_folder import RunFolder, identity
-from featstore.tuning.settings import DEMO_STEPS, TuningSettings, resumed, settings_of
+from featstore.tuning.settings import TuningSettings, resumed, settings_of
 from matcher.errors import InputError
+
+STEPS_ON_DEMO = 300
+"""Of each training, where none are named."""
 
 FOLDERS = {name: dataset_class(name).folders for name in ("spair", "pf-pascal", "pf-willow")}
 """In which the paper's datasets lie in a folder of datasets; SD4Match's first."""
@@ -100,7 +103,7 @@ class Workplace:
         assert recipe.train is not None, "only what is trained has a training"
         found = recipe.train if self.model.image_size == recipe.build.size else replace(recipe.train, kernel=None)
         if training.dataset == DEMO:
-            return replace(found, steps=steps or DEMO_STEPS, batch=None, validation_pairs=None)
+            return replace(found, steps=steps or STEPS_ON_DEMO, batch=None, validation_pairs=None)
         return replace(found, steps=steps or recipe.steps_for(training.dataset, pairs))
 
     def placed(self, method: OfStore, dataset: str, **more: Any) -> OfStore:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from featstore.backbones.base import MapKey, Networks
 from featstore.backbones.dino import locate_dino
-from featstore.backbones.layers import USUAL, weights_for
-from featstore.backbones.registry import Profile, block_of, is_diffusion
+from featstore.backbones.layers import weights_for
+from featstore.backbones.registry import block_of, is_diffusion
 from featstore.config import EvalConfig, given_options
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import annotations_of, open_dataset
@@ -75,8 +75,9 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
     opened = open_asked(config, progress)
     store, dataset, choice = opened.store, opened.dataset, opened.choice
     wanted = opened.keys(config.timesteps)
+    config = replace(config, weights=weights_for(opened.names, config.weights, choice.profile))
     split = canonical_split(config.split or default_split(dataset))
-    scoring = _scoring(config, wanted, store.header.image_size, store.header.pad, choice.profile).of(dataset)
+    scoring = _scoring(config, wanted, store.header.image_size, store.header.pad).of(dataset)
     with_noise = tuple(key for key in wanted if is_diffusion(key[0]))
     used = replace(
         config,
@@ -127,7 +128,7 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     if config.layers is None:
         raise InputError("--features needs --layers: the names of the file's layers.")
     names = [(name, None) for name in config.layers]
-    scoring = _scoring(config, names, config.size, Pad(config.pad or "stretch"), USUAL)
+    scoring = _scoring(config, names, config.size, Pad(config.pad or "stretch"))
     compute = choose_compute(config.device, config.dtype, config.batch_size)
     maps = open_features(features)
     dataset = open_dataset(config.dataset, config.root, config.annotations)
@@ -156,8 +157,8 @@ def _origin(scoring: Scoring, dataset: Dataset, root: Path | None, store: Store 
     return {"theta": scoring.rule, "store": place, "root": folder, **more}
 
 
-def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int, pad: Pad, profile: Profile) -> Scoring:
-    shares = weights_for([name for name, _ in wanted], config.weights, profile)
+def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int, pad: Pad) -> Scoring:
+    shares = weights_for([name for name, _ in wanted], config.weights)
     specs = tuple(LayerSpec(*key, share) for key, share in zip(wanted, shares, strict=True))
     geometry, align = Geometry(config.geometry), Geometry(config.upsample_align or config.geometry)
     said = config.parameters(*config.readouts)

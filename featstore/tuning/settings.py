@@ -103,7 +103,7 @@ USUAL = {"length": 75, "accumulate": 1, "draws": 4, "rate": 1e-2, "network_rate"
 
 BATCH, PF_PASCAL_EPOCHS = 9, 50
 VALIDATIONS = 10
-DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 300, 3
+DEMO, DEMO_STEPS, DEMO_BATCH = "demo", 600, 3
 DEMO_PAIRWISE_PAIRS = 100
 """Of val on the demo where every pair takes passes of its own: 500 would take longer than the training."""
 

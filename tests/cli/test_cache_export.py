@@ -102,7 +102,7 @@ def test_sd4match_identifiers(image: ImageRecord, with_mirroring: bool, expected
         (("--layout", "npz", "--out", "ft"), "--layout is "),
         (("--layers", "2", "--layout", "dift", "--out", "there"), "writes a folder, and there is a file"),
         (("--out", "dualsd.zarr"), "writes a file, and dualsd.zarr is a folder"),
-        (("--layers", "2", "--dino", "x", "--out", "f"), "--dino goes with the layer dino"),
+        (("--layers", "2", "--dino", "x", "--out", "f"), "--dino goes with the layers dino and dinov3"),
         (("--out", "there/maps.safetensors"), "there/maps.safetensors cannot be written in"),
     ],
 )

@@ -156,6 +156,10 @@ def test_clean_is_refused_of_a_model_that_was_trained_on_noise(run: Run, store: 
         assert "--t clean is for a UNet that was trained without noise: name one with `cache build --unet`." in words
 
 
+def test_noise_needs_a_timestep(run: Run, store: Path) -> None:
+    assert "no default timestep for layer 4" in refused(run, "eval", "--layers", "4")
+
+
 def test_a_store_names_its_unet(run: Run, clean: Path, unet: Path, tmp_path: Path) -> None:
     unet.rename(tmp_path / "moved.safetensors")
     assert f"There is no UNet {unet}" in refused(run, "cache", "maps", "--layers", "2")
