@@ -131,7 +131,7 @@ def test_eval_writes_what_the_contract_says(run: Run, store: Path) -> None:
         assert 0 <= row["all"] <= 1
         assert row["all"] >= out["results"]["nn"][average]["0.1"]["all"]
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
-    assert len(rows) == 4 * 2 * 2 * 3
+    assert len(rows) == 4 * 3 * 2 * 3
     assert {(row["layers"], row["t"], row["weights"], row["geometry"]) for row in rows} == {
         ("2+3", "261+50", "0.8+0.6", "corners")
     }

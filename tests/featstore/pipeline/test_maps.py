@@ -118,7 +118,7 @@ def test_one_pass_serves_every_layer_of_a_timestep(
     monkeypatch.setattr(unet_module.CutUNet, "tap", counting)
     made = make(store, dataset, compute)
     # 6 images, 2 to a pass of 4 noisy latents, at each of two timesteps
-    assert passes == [(50, (1, 3))] * 3 + [(261, (2,))] * 3
+    assert passes == [(50, ("1", "3"))] * 3 + [(261, ("2",))] * 3
     assert (made.encoded, made.images_times_timesteps) == (0, 12)
     again = make(store, dataset, compute)
     assert len(passes) == 6
