@@ -158,6 +158,7 @@ def test_clean_is_refused_of_a_model_that_was_trained_on_noise(run: Run, store: 
 
 def test_noise_needs_a_timestep(run: Run, store: Path) -> None:
     assert "no default timestep for layer 4" in refused(run, "eval", "--layers", "4")
+    assert "A grid needs timesteps: say which with --t" in refused(run, "grid", "--layers", "2,3")
 
 
 def test_a_store_names_its_unet(run: Run, clean: Path, unet: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_cell_is_what_eval_says(
 
 def test_the_csv_has_a_row_a_number(finished: Finished) -> None:
     rows = list(csv.DictReader((finished.folder / "g.csv").read_text().splitlines()))
-    assert len(rows) == 8 * 2 * 2 * 3  # cells, readouts, averages, alphas
+    assert len(rows) == 8 * 2 * 3 * 3  # cells, readouts, averages, alphas
     names = ("layers", "t", "weights", "readout", "average", "alpha")
     assert len({tuple(row[name] for name in names) for row in rows}) == len(rows)
     for row in rows:
@@ -562,7 +562,6 @@ def assert_one_sentence(result: Result, words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "needs timesteps"),
         (["--t", "1000"], "no timestep 1000"),
         (["--t", "50..1200"], "no timestep 1200"),
         (["--t", "400..50"], "empty range"),
