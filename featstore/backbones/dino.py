@@ -239,8 +239,6 @@ def _missing(folder: Path, generation: Generation) -> list[str]:
 def _checked(folder: Path, generation: Generation) -> str:
     """The fingerprint of a DINO's folder, if its weights are those of its configuration."""
     missing = _missing(folder, generation)
-    if "config.json" not in missing:
-        read_shape(folder, generation)
     if missing:
         raise ModelError(
             f"{folder} is no {generation.title} in transformers' layout: {', '.join(missing)} is missing (a variant, "
@@ -248,6 +246,7 @@ def _checked(folder: Path, generation: Generation) -> str:
             "save_pretrained)."
         )
     check_folder(folder)
+    read_shape(folder, generation)
 
     def check() -> None:
         # only now: the libraries take seconds to load

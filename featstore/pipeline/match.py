@@ -66,12 +66,13 @@ def text_prompt(text: str) -> PhotoPrompt:
 class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
     size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: id of
-    the diffusion model, whose weights are recommended. pad: how the picture became a square."""
+    the diffusion model, whose weights are recommended; empty of features of one's own. pad: how the picture became a
+    square."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
     image_size: int
-    model: str
+    model: str = ""
     pad: Pad = Pad.STRETCH
 
 

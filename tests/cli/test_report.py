@@ -111,7 +111,7 @@ def test_names_in_any_script_are_drawn_without_a_word(
     assert any("\u732b" in picture for picture in pictures)  # as text, which a browser draws
     picture = np.zeros((8, 8, 3), dtype=np.uint8)
     points = np.ones((1, 2), dtype=np.float32)
-    draw_matches(tmp_path / "matches.png", picture, picture, points, points, ("\u732b.png", "b.png"))
+    draw_matches(tmp_path / "matches.png", picture, picture, points, points, ("\u732b.png", "b.png"), np.array([True]))
     assert (drawable("\u732b.png"), drawable("caf\u00e9")) == ("\\u732b.png", "caf\u00e9")
     assert [str(warning.message) for warning in recwarn if "lyph" in str(warning.message)] == []
     assert caplog.text == ""

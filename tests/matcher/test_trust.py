@@ -24,6 +24,8 @@ def bilinear(values: Tensor, x: float, y: float) -> Tensor:
 def to_cell(pixel: float, cells: int, geometry: Geometry) -> float:
     if geometry is Geometry.CORNERS:
         return pixel * (cells - 1) / (SIZE - 1)
+    if geometry is Geometry.FLOOR:
+        return float(int(pixel * (cells / SIZE)))
     return (pixel + 0.5) * cells / SIZE - 0.5
 
 

@@ -1,6 +1,7 @@
 """DINOs of every kind, small and random, written by transformers: their maps against transformers' own backbones, and
 what is taken out of descriptors against the formula."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ def test_a_block_that_there_is_not(tmp_path: Path, small_model: Path) -> None:
 
 def test_another_generation_is_refused_by_name(tmp_path: Path, small_model: Path) -> None:
     folder, _, _ = transformer(tmp_path / "network", small_model)
+    shutil.copy(small_model / "dinov2" / "preprocessor_config.json", folder)
     with pytest.raises(ModelError, match="'dinov3_vit': name a DINOv2"):
         locate_named(str(folder), DINOV2)
     with pytest.raises(ModelError, match="'dinov2': name a DINOv3"):

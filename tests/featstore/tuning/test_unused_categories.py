@@ -12,7 +12,7 @@ from featstore.errors import TuningError
 from featstore.pipeline.distributed import ALONE
 from featstore.prompts.base import LearnedPrompts, Mode, PromptSet
 from featstore.tuning.settings import TuningSettings, UnusedCategories
-from featstore.tuning.step import NoiseAhead, batch_loss
+from featstore.tuning.step import NoiseAhead, Prompted, batch_loss
 from featstore.tuning.trainer import Problem, _open_state, _step
 from matcher.pairs import MatchingPair
 from tests.featstore.tuning.conftest import NoiseLatents, Setup, some_pairs
@@ -38,7 +38,8 @@ def after_each_step(setup: Setup, unused: UnusedCategories) -> list[list[Tensor]
     trained = settings.mode, settings.layers, settings.timesteps, settings.length
     described = LearnedPrompts(*trained, NetworkName("small", "0"), None, {}, {})
     noisy = NoiseAhead(load, settings.timesteps)
-    problem = Problem(settings, setup.networks, prompts, noisy, some_pairs(), [], load, described)
+    told = Prompted(False, lambda *_: torch.zeros(1))  # nothing is validated
+    problem = Problem(settings, setup.networks, prompts, noisy, some_pairs(), [], load, told, described)
     state = _open_state(problem)
 
     def step(batch: list[MatchingPair]) -> None:
