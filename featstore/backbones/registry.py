@@ -52,7 +52,7 @@ def family_of(layer: str) -> str:
     stem = stem_of(layer)
     family = LAYERS.get(stem, "").rpartition(".")[2]
     part = layer.removeprefix(stem)
-    if not family or (part and not _INNER[family].fullmatch(part)):
+    if not family or (part and not (family in _INNER and _INNER[family].fullmatch(part))):
         others = ", ".join(filter(is_other, LAYERS))
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "

@@ -115,4 +115,4 @@ def test_match_and_python(place: Path, photographs: Path) -> None:
 def test_a_layer_that_there_is_not(place: Path) -> None:
     done = CliRunner().invoke(app, ["eval", "--layers", "toys"])
     assert done.exit_code == 2
-    assert "from 1 to 4, or dino or toy, not 'toys'" in done.output
+    assert "from 1 to 4, or dino or dinov3 or toy, not 'toys'" in done.output
