@@ -138,9 +138,10 @@ def _of_training(place: Workplace, training: OpenTraining, made: set[tuple[Any, 
             images.patch_tokens()
     validations = sum(step % settings.validate_every == 0 or step == settings.steps for step in left)
     tapped = 2 * len(held_out) if pairwise else len(validated.images)
-    tally.passes.update(dict.fromkeys(settings.layers, validations * tapped))
+    before = 0 if done or not held_out else tapped + len(validated.images)  # the first prompts, and the text
+    tally.passes.update(dict.fromkeys(settings.layers, before + validations * tapped))
     tally.backward.update(dict.fromkeys(settings.layers, sum(_images_of_step(training, step - 1) for step in left)))
-    tally.pairs = validations * len(held_out)
+    tally.pairs = (validations + (2 if before else 0)) * len(held_out)
     return tally
 
 
