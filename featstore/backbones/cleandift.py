@@ -8,7 +8,7 @@ with it; and a UNet's folder in diffusers' layout. Nobody here has loaded a publ
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def open_clean_unet(path: Path, unet_config: Mapping[str, Any], of_model: str) -
         # only now: the libraries take seconds to load
         from featstore.backbones.weights import check_unet_file
 
-        check_unet_file(file, unet_config, PREFIX, of_model)
+        check_unet_file(file, unet_config, own_names, of_model)
 
     check_once(f"{found} {of_model} {sorted(unet_config.items())}", check)
     with safe_open(file, framework="pt") as tensors:
@@ -79,10 +79,13 @@ def together(model: str, unet: str) -> str:
     return hashlib.blake2b(f"{model} {unet}".encode(), digest_size=16).hexdigest()
 
 
+def own_names(names: Collection[str]) -> dict[str, str]:
+    """Of the tensors in such a file those of the UNet: theirs by diffusers' names."""
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
+    return {name.removeprefix(prefix): name for name in names if name.startswith(prefix) and name != _TIMESTEP}
+
+
 def read_weights(unet: CleanUNet) -> "dict[str, Tensor]":
     """The tensors of the UNet, by diffusers' names."""
     with safe_open(unet.file, framework="pt") as tensors:
-        names = set(tensors.keys())
-        prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
-        own = [name for name in names if name.startswith(prefix) and name != _TIMESTEP]
-        return {name.removeprefix(prefix): tensors.get_tensor(name) for name in own}
+        return {own: tensors.get_tensor(name) for own, name in own_names(set(tensors.keys())).items()}

@@ -36,9 +36,8 @@ class DiffusionNetworks:
     @cached_property
     def unet(self) -> "CutUNet":
         """As far as the last layer that was asked for."""
-        unet = load_unet(self._location, self._compute.device, self._compute.dtype)
-        if self._clean is not None:
-            unet.load_state_dict(read_weights(self._clean), strict=False)  # that it is whole was checked
+        place = self._location, self._compute.device, self._compute.dtype
+        unet = load_unet(*place) if self._clean is None else load_clean_unet(self._clean, *place)
         return CutUNet(unet, self._last_layer)
 
     @cached_property
@@ -83,6 +82,19 @@ def load_vae_encoder(location: ModelLocation, device: torch.device, dtype: torch
 def load_unet(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, frozen; `CutUNet` takes from it what it does not need."""
     return load_network(UNet2DConditionModel, location.folder / "unet", dtype).to(device)
+
+
+def load_clean_unet(
+    clean: CleanUNet, location: ModelLocation, device: torch.device, dtype: torch.dtype
+) -> UNet2DConditionModel:
+    """The same with the weights that take the place of its own, which are not read; that these are whole was
+    checked."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(read_config(location, "unet"))
+    unet.conv_norm_out, unet.conv_out = None, nn.Identity()  # which the file may lack
+    weights = {name: own.to(device, dtype) for name, own in read_weights(clean).items()}
+    unet.load_state_dict(weights, strict=False, assign=True)
+    return unet.eval().requires_grad_(False)
 
 
 def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from featstore.backbones.registry import LAYERS, Profile, block_of, family_of, is_other, profile_of, stem_of
+from featstore.backbones.registry import LAYERS, TITLES, Profile, block_of, family_of, is_other, profile_of, stem_of
 from matcher.configuration import check_weights
 from matcher.errors import InputError
 
@@ -120,7 +120,7 @@ def check_of_use(names: Sequence[str] | None, of_dino: Collection[str], of_the_u
         InputError: For an option that none of the layers has a use for.
     """
     for option in of_dino:
-        if names is None or not any(map(is_other, names)):
+        if names is None or not any(stem_of(name) in TITLES for name in names):
             raise InputError(f"{option} goes with the layers dino and dinov3: name one in --layers.")
     for option in of_the_unet:
         if names is not None and not unet_layers(names):

@@ -28,9 +28,6 @@ LAYERS: dict[str, str] = {
 """The module of each layer, by the name that users type. `dino:9` is a block of `dino`'s network; `2.1` is what layer 2
 holds behind its first resnet (and the attention that follows it), before it is upsampled."""
 
-_INNER = {DIFFUSION: re.compile(r"\.[1-9]\d*"), "dino": re.compile(r":[1-9]\d*"), "dinov3": re.compile(r":[1-9]\d*")}
-"""How a part of a layer is named behind it, by family."""
-
 
 def stem_of(layer: str) -> str:
     """The name in `LAYERS` that a layer's own begins with."""
@@ -51,8 +48,8 @@ def family_of(layer: str) -> str:
     `ModelError` where there is no such layer, and says which there are."""
     stem = stem_of(layer)
     family = LAYERS.get(stem, "").rpartition(".")[2]
-    part = layer.removeprefix(stem)
-    if not family or (part and not (family in _INNER and _INNER[family].fullmatch(part))):
+    part = r"\.[1-9]\d*" if family == DIFFUSION else r":[1-9]\d*"
+    if not family or not re.fullmatch(f"({part})?", layer.removeprefix(stem)):
         others = ", ".join(filter(is_other, LAYERS))
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "
@@ -112,10 +109,9 @@ def shapes_of(backbone: Backbone, size: int, layers: Iterable[str]) -> dict[str,
     known = backbone.layers(size)
     for layer in layers:
         if layer not in known:
-            stem = stem_of(layer)
-            raise ModelError(
-                f"There is no layer {layer} in {backbone.name.id}: it has {stem} and {stem}:1 to {list(known)[-1]}."
-            )
+            first, *parts = known
+            more = f" and {parts[0]} to {parts[-1]}" if parts else ""
+            raise ModelError(f"There is no layer {layer} in {backbone.name.id}: it has {first}{more}.")
     return {layer: known[layer] for layer in layers}
 
 

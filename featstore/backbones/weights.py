@@ -8,7 +8,7 @@ device).
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,30 +99,24 @@ def check_model(folder: Path, image_size: int) -> None:
     _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
 
 
-def check_unet_file(file: Path, config: Mapping[str, Any], prefix: str, of_model: str) -> None:
+def check_unet_file(
+    file: Path, config: Mapping[str, Any], own_names: Callable[[Collection[str]], Mapping[str, str]], of_model: str
+) -> None:
     """Raise `ModelError` unless a file holds weights for a UNet's layers, of every name and shape and finite; what
     comes behind its last layer may be missing.
 
-    config: of the UNet. prefix: before the names of files that hold other networks as well. of_model: whose UNet it is,
+    config: of the UNet. own_names: of the file's names those of the UNet, by diffusers'. of_model: whose UNet it is,
     for the sentence.
     """
     with refusing(f"{of_model}'s UNet cannot be built"), torch.device("meta"):
         network = UNet2DConditionModel.from_config(dict(config))
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = _read_file(file, Published(""))
-    if any(name.startswith(prefix) for name in found):
-        found = {name.removeprefix(prefix): shape for name, shape in found.items() if name.startswith(prefix)}
-    found.pop("timestep", None)
-    optional = re.compile(r"^(conv_norm_out|conv_out)\.")
-    told = {
-        "missing": [name for name in expected.keys() - found.keys() if not optional.match(name)],
-        "unexpected": [*found.keys() - expected.keys()],
-        "of another shape": [name for name in found.keys() & expected.keys() if found[name] != expected[name]],
-    }
-    said = "; ".join(
-        f"{len(names)} {what} ({_some([*map(shown, sorted(names))])})" for what, names in told.items() if names
-    )
-    if said:
+    shapes = _read_file(file, Published(""))
+    found = {own: shapes[name] for own, name in own_names(shapes).items()}
+    both = expected.keys() & found.keys()
+    missing = [name for name in expected.keys() - both if not name.startswith(("conv_norm_out.", "conv_out."))]
+    reshaped = [(name, found[name], expected[name]) for name in both if found[name] != expected[name]]
+    if said := _differences(missing, found.keys() - both, reshaped):
         raise ModelError(
             f"{file} does not hold the weights of {of_model}'s UNet: {said}; take the file that was trained from this "
             "model (sd21 for sd2-1, sd15 for sd1-5), or name that --model."
@@ -175,17 +169,20 @@ def _check_loaded(
     """Raise `ModelError` where a library did not find, or did not use, a tensor. reshaped: (name, found, wanted) of
     those whose shape is another."""
     published = PUBLISHED[kind]
-    named = {
-        "missing": [name for name in missing if not re.search(published.optional, name)],
-        "unexpected": [name for name in unexpected if not re.search(published.unused, name)],
-    }
-    told = {what: [*map(shown, sorted(names))] for what, names in named.items()}
+    missing = [name for name in missing if not re.search(published.optional, name)]
+    unexpected = [name for name in unexpected if not re.search(published.unused, name)]
+    if said := _differences(missing, unexpected, reshaped):
+        source = _source(folder, published.weights)
+        raise _damaged(f"{source} does not hold the weights that its config.json describes: {said}")
+
+
+def _differences(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[Any]) -> str:
+    """Of tensors, for a sentence; empty where there are none. reshaped: see `_check_loaded`."""
+    told = {"missing": [*map(shown, sorted(missing))], "unexpected": [*map(shown, sorted(unexpected))]}
     told["of another shape"] = [
         f"{shown(name)} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in sorted(reshaped)
     ]
-    if said := "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in told.items() if names):
-        source = _source(folder, published.weights)
-        raise _damaged(f"{source} does not hold the weights that its config.json describes: {said}")
+    return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in told.items() if names)
 
 
 def _check_names(folder: Path, network: nn.Module) -> None:

@@ -156,12 +156,10 @@ class Prompted:
     Args:
         of_pairs: Whether each pair has a prompt of its own; else those of a category share one.
         condition: From a layer, by its place among those that are trained, and a pair to prompt embeddings (1, 77, D).
-        kept: From an image, a layer and a timestep to a map (C, h, w) that need not be made; None where there is none.
     """
 
     of_pairs: bool
     condition: Callable[[int, MatchingPair], Tensor]
-    kept: Callable[[str, int, int | None], Tensor | None] = lambda *_: None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -296,10 +294,8 @@ def validate(
         images = sorted({image for pair in group for image in (pair.source, pair.target)})
         maps: dict[tuple[str, str, int | None], Tensor] = {}
         for index, (layer, timestep) in enumerate(zip(settings.layers, timesteps, strict=True)):
-            kept = {image: prompted.kept(image, layer, timestep) for image in images}
-            maps |= {(image, str(layer), timestep): own for image, own in kept.items() if own is not None}
             condition = prompted.condition(index, group[0])
-            for batch in chunks([image for image, own in kept.items() if own is None], networks.compute.batch_size):
+            for batch in chunks(images, networks.compute.batch_size):
                 latents = torch.from_numpy(np.stack([noisy(image, timestep, 0) for image in batch]))
                 found = networks.tap(index, latents, timestep, condition.expand(len(batch), -1, -1))
                 maps |= {(image, str(layer), timestep): own for image, own in zip(batch, found, strict=True)}

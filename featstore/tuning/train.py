@@ -33,7 +33,7 @@ from featstore.pipeline.pairs import (
     note_oddities,
     spell_list,
 )
-from featstore.pipeline.plan import Noisy, Work, extractor_of, noisy_latent, noisy_latents
+from featstore.pipeline.plan import Noisy, Work, noisy_latent, noisy_latents
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
 from featstore.prompts.text import TextPrompt, frame
@@ -143,7 +143,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         framed,
         framed_held_out,
         lru_cache(KEPT_VALIDATION_LATENTS)(_cached_noise(store, noisy, 1, 0)),
-        _text_prompt(store, networks, loaded.tokenizer),
+        _text_prompt(networks, loaded.tokenizer),
         LearnedPrompts(*trained, made_for, None if dino is None else dino[0], training, {}),
     )
     listed = describe_list("trn", framed)
@@ -221,25 +221,14 @@ def _open_networks(
     return Networks(text_encoder, len(tokenizer), framed, unets, compute, loaded.told)
 
 
-def _text_prompt(store: Store, networks: Networks, tokenizer: Tokenizer) -> Prompted:
-    """The text prompt, with the maps of it that a store keeps: of one noise draw, that of validations."""
+def _text_prompt(networks: Networks, tokenizer: Tokenizer) -> Prompted:
     prompt = TextPrompt()
-    extractor = extractor_of(store, prompt, 1, networks.compute)
 
     @cache
     def condition(text: str) -> Tensor:
         return networks.condition_of_text(tokenizer, text)
 
-    @cache
-    def rows(layer: int, timestep: int | None) -> tuple[RowArray | None, NDArray[np.bool_]]:
-        array = store.maps(extractor, layer, timestep)
-        return array, np.zeros(len(store.images), dtype=bool) if array is None else array.present()
-
-    def kept(image: str, layer: int, timestep: int | None) -> Tensor | None:
-        (array, there), row = rows(layer, timestep), store.images.row(image)
-        return torch.from_numpy(array.read((row,))) if array is not None and there[row] else None
-
-    return Prompted(False, lambda _, pair: condition(prompt.text(pair.category)), kept)
+    return Prompted(False, lambda _, pair: condition(prompt.text(pair.category)))
 
 
 def _first_prompts(
