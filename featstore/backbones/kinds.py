@@ -197,15 +197,15 @@ STABLE_DIFFUSION = Kind(
 )
 """Stable Diffusion 1 and 2: any pipeline that is none of the others'."""
 
-KINDS = (
-    Kind(
-        title="SDXL",
-        family="sdxl",
-        pipelines=("StableDiffusionXL",),
-        told_by=frozenset({"unet", "text_encoder_2"}),
-        components=(*STABLE_DIFFUSION.components, "text_encoder_2", "tokenizer_2"),
-        weights={**_NETWORKS, "text_encoder_2": "model"},
-        faults=lambda folder: _faults_of_unet(folder, ["text_encoder", "text_encoder_2"], _XL_TAKEN),
-    ),
+SDXL = Kind(
+    title="SDXL",
+    family="sdxl",
+    pipelines=("StableDiffusionXL",),
+    told_by=frozenset({"unet", "text_encoder_2"}),
+    components=(*STABLE_DIFFUSION.components, "text_encoder_2", "tokenizer_2"),
+    weights={**_NETWORKS, "text_encoder_2": "model"},
+    faults=lambda folder: _faults_of_unet(folder, ["text_encoder", "text_encoder_2"], _XL_TAKEN),
 )
+
+KINDS = (SDXL,)
 """The registry of kinds that their pipeline's name or their components tell; `STABLE_DIFFUSION` is what is left."""
