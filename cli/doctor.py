@@ -87,7 +87,7 @@ def _say_model(config: DoctorConfig, found: dict[str, Any]) -> None:
     from featstore.backbones.dino import SUBFOLDER, locate_dino
     from featstore.backbones.inspection import generation_of, inspect_dino, inspect_model
     from featstore.backbones.locate import DEMO, check_on_hub, hub_name_of, is_at_hand
-    from featstore.backbones.stable_diffusion import LAYERS, open_model
+    from featstore.backbones.models import open_model
     from featstore.progress import tell_shapes
 
     name, revision = config.model or DEMO, config.revision
@@ -102,7 +102,7 @@ def _say_model(config: DoctorConfig, found: dict[str, Any]) -> None:
         if (model.location.folder / SUBFOLDER).is_dir():
             locate_dino(None, model.location)
         say(f"model {name}: {model.location.folder}, fingerprint {model.fingerprint[:8]}, {model.image_size} pixels")
-        tell_shapes(TerminalProgress(), (model.shape(layer, model.image_size) for layer in LAYERS))
+        tell_shapes(TerminalProgress(), model.layers(model.image_size).values())
         if config.model is None:
             return
         inspected = inspect_model(model)
@@ -128,17 +128,7 @@ def _say_inspected(model: "Inspection") -> None:
     print_table(
         f"layers of images of {model.image_size} pixels; TFLOP of a pass to each, for one image and one draw{encoded}",
         ["layer", "channels", "cells", "stride", "TFLOP", "a map, float16"],
-        [
-            (
-                own.name,
-                own.channels,
-                f"{own.cells}x{own.cells}",
-                own.stride,
-                _teraflop(own.flops),
-                human_bytes(own.bytes),
-            )
-            for own in model.layers
-        ],
+        [_layer_row(own) for own in model.layers],
     )
     if model.recommended:
         print_table(

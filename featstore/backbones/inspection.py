@@ -11,8 +11,8 @@ from featstore.backbones.dino import DINOV2, Generation, locate_named, open_dino
 from featstore.backbones.dinov3 import DINOV3
 from featstore.backbones.locate import cached_snapshot
 from featstore.backbones.model_file import read_object
+from featstore.backbones.models import Model
 from featstore.backbones.registry import SETTINGS, UNKNOWN, Profile, profile_of, profiles
-from featstore.backbones.stable_diffusion import Model
 
 if TYPE_CHECKING:
     from featstore.backbones.cost import Reached
@@ -134,7 +134,7 @@ def inspect_model(model: Model) -> Inspection:
         id=model.location.id,
         folder=str(folder),
         fingerprint=model.fingerprint,
-        family=f"{_structure(model.structure)}{clean}",
+        family=f"{model.location.family}, {_structure(model.structure)}{clean}",
         classes={name: str(own.get("_class_name", own.get("model_type"))) for name, own in configs.items()},
         image_size=size,
         noise=noise,
@@ -151,7 +151,7 @@ def inspect_model(model: Model) -> Inspection:
 
 def _structure(structure: str) -> str:
     blocks = structure.removeprefix("unet")
-    return f"diffusion, a UNet of {blocks} up blocks" if blocks.isdecimal() else f"diffusion, {structure}"
+    return f"a UNet of {blocks} up blocks" if blocks.isdecimal() else structure
 
 
 def _layers(shape: Callable[[str], LayerShape], reached: "Mapping[str, Reached]") -> tuple[InspectedLayer, ...]:

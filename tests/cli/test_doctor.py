@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from featstore.backbones.flops import encode_flops, pass_flops
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok
 from tests.featstore.backbones.test_dino_family import Make, convolutions, registers, transformer

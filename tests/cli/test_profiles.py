@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from featstore.backbones.models import open_model
 from featstore.backbones.registry import profile_of
-from featstore.backbones.stable_diffusion import open_model
 from featstore.config import TrainConfig
 from featstore.pipeline.match import Featurizer, match
 from featstore.tuning.settings import TuningSettings, settings_of
