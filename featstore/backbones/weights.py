@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -65,6 +65,8 @@ _DINOV2 = Published(
 PUBLISHED: Mapping[Any, Published] = {
     AutoencoderKL: Published("diffusion_pytorch_model"),
     UNet2DConditionModel: Published("diffusion_pytorch_model"),
+    SD3Transformer2DModel: Published("diffusion_pytorch_model"),
+    FluxTransformer2DModel: Published("diffusion_pytorch_model"),
     # transformers before 4.31 (2023) saved the numbers of the positions as well
     CLIPTextModel: Published("model", unused=r"^(text_model\.)?embeddings\.position_ids$"),
     Dinov2Model: _DINOV2,
@@ -97,6 +99,12 @@ def check_model(folder: Path, image_size: int) -> None:
         folder / "text_encoder", lambda: encoder(torch.zeros(1, positions, dtype=torch.long)).last_hidden_state
     )
     _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
+
+
+def check_network(folder: Path, kind: Any) -> None:
+    """Raise `ModelError` unless a component's weights are those that its configuration describes. kind: diffusers'
+    class."""
+    _check_names(folder, _built(folder, kind.from_config))
 
 
 def check_unet_file(
