@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from featstore.backbones.base import Compute
+from featstore.backbones.models import open_model
 from featstore.backbones.noise import Latents
-from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.demo import DemoDataset
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.needed import require_maps

@@ -39,8 +39,8 @@ from benchmarks import published
 from benchmarks.flops import BATCH, SETTINGS, TEXT_ENCODER, UNET, VAE, prompt_sets, some_pairs
 from benchmarks.published import PublishedModel, WholeUNet
 from featstore.backbones.base import Compute, compute_on
+from featstore.backbones.models import open_model
 from featstore.backbones.noise import noise, posterior_noise
-from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.demo import DemoDataset
 from featstore.datasets.pictures import decode
 from featstore.pipeline.photos import as_photo

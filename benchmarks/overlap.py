@@ -30,7 +30,7 @@ from torch import Tensor
 
 from featstore.backbones.base import Compute, MapKey, ModelLocation
 from featstore.backbones.noise import Latents, LatentScale, NoiseSchedule, noise
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.stable_diffusion import StableDiffusion
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.pipeline import needed
@@ -107,7 +107,7 @@ class StandIn:
         return {layer: self._maps[layer] for layer in layers}
 
 
-class StandInModel(Model):
+class StandInModel(StableDiffusion):
     """SD 2-1's shapes, whose networks are stand-ins."""
 
     def load(self, compute: Compute, layers: Sequence[str] = ("4",)) -> Any:  # noqa: ARG002

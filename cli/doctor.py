@@ -68,7 +68,7 @@ def _say_model(name: str, revision: str | None) -> None:
     """Raises `InputError` where it cannot be had."""
     from featstore.backbones.dino import SUBFOLDER, locate_dino
     from featstore.backbones.locate import DEMO, check_on_hub, downloaded, hub_name_of
-    from featstore.backbones.stable_diffusion import LAYERS, open_model
+    from featstore.backbones.models import open_model
     from featstore.progress import tell_shapes
 
     if name != DEMO and not Path(name).expanduser().is_dir() and downloaded(hub_name_of(name), revision) is None:
@@ -79,7 +79,7 @@ def _say_model(name: str, revision: str | None) -> None:
     if (model.location.folder / SUBFOLDER).is_dir():
         locate_dino(None, model.location)
     say(f"model {name}: {model.location.folder}, fingerprint {model.fingerprint[:8]}, {model.image_size} pixels")
-    tell_shapes(TerminalProgress(), (model.shape(layer, model.image_size) for layer in LAYERS))
+    tell_shapes(TerminalProgress(), model.layers(model.image_size).values())
 
 
 def _say_store(path: StoreLocation) -> None:

@@ -33,7 +33,7 @@ def reproduce(config: ReproduceConfig, dry_run: DryRunOption = False, json: Json
     from cli.reproduction.run import FIGURE2_DATASET, plan_of, reproduce_figure, reproduce_table
     from cli.reproduction.workplace import Workplace, find_datasets
     from featstore.backbones.locate import is_at_hand
-    from featstore.backbones.stable_diffusion import open_model
+    from featstore.backbones.models import open_model
     from featstore.pipeline.defaults import choose_compute, model_for
     from featstore.recipes import load_recipes
 

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, TypeVar
 from cli.reproduction.paper import DEMO, Cell, Plan, Training
 from featstore.backbones.base import Compute
 from featstore.backbones.dino import SUBFOLDER, DinoShape, read_shape
+from featstore.backbones.models import Model
 from featstore.backbones.noise import Latents
-from featstore.backbones.stable_diffusion import Model
 from featstore.config import BuildConfig, EvalConfig, GridConfig, ReproduceConfig, TrainConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.datasets.registry import dataset_class, open_dataset

@@ -43,11 +43,13 @@ class NetworkName:
 
 @dataclass(frozen=True, slots=True)
 class ModelLocation:
-    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout."""
+    """A model that lies ready on disk. id: as the user named it, aliases resolved. folder: in diffusers' layout.
+    family: the module of this package that opens it."""
 
     id: str
     revision: str | None
     folder: Path
+    family: str = "stable_diffusion"
 
 
 @dataclass(frozen=True, slots=True)

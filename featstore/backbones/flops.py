@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featstore.backbones.diffusion_networks import CutUNet
 from featstore.backbones.model_file import read_config
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.models import Model
+from featstore.backbones.stable_diffusion import StableDiffusion
 
 
 def encode_flops(model: Model, image_size: int) -> int:
@@ -36,6 +37,7 @@ def gradient_flops(model: Model, layer: int, image_size: int) -> int:
 
 def _inputs(model: Model, layer: int, image_size: int) -> tuple[CutUNet, torch.Tensor, torch.Tensor]:
     """The cut UNet, noisy latents (1, c, h, w) and prompt embeddings (1, 77, D)."""
+    assert isinstance(model, StableDiffusion)
     side = model.latent_side(image_size)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(model.unet_config)).eval().requires_grad_(False)

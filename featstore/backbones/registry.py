@@ -18,7 +18,8 @@ from featstore.backbones.base import Asked, Backbone, Family, LayerShape, ModelL
 from featstore.errors import ModelError
 
 DIFFUSION = "stable_diffusion"
-"""The family of the model that a store's latents are made with, whose layers have a timestep and a prompt."""
+"""The family of the model that a store's latents are made with, of whatever kind that is (see
+`featstore.backbones.models`): its layers have a timestep and a prompt."""
 
 LAYERS: dict[str, str] = {
     **dict.fromkeys(("1", "2", "3", "4", "block", "single"), f"featstore.backbones.{DIFFUSION}"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.cleandift import CleanUNet, open_clean_unet, together
-from featstore.backbones.locate import COMPONENTS, locate
+from featstore.backbones.kinds import STABLE_DIFFUSION
 from featstore.backbones.model_file import Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
 from featstore.backbones.registry import block_of, family_of
@@ -60,8 +60,8 @@ LATENT_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A located model (a `featstore.backbones.base.Backbone`).
+class StableDiffusion:
+    """A located model (a `featstore.backbones.models.Model`).
 
     fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels. latent_factor: pixels
     a latent cell. latent_scale: from the VAE's latents to the UNet's. unet_config: diffusers' configuration of the
@@ -110,12 +110,13 @@ class Model:
         """See `Backbone.layers`."""
         return {str(layer): self.shape(layer, image_size) for layer in LAYERS}
 
-    def load(self, compute: Compute, layers: Sequence[str] = ("4",)) -> "DiffusionNetworks":
-        """Its networks, each loaded when it is first used: the UNet as far as the last of `layers`."""
+    def load(self, compute: Compute, layers: Sequence[str] | None = None) -> "DiffusionNetworks":
+        """See `Model.load`."""
         # only now: the libraries take seconds to load
         from featstore.backbones.diffusion_networks import DiffusionNetworks
 
-        return DiffusionNetworks(self.location, compute, max(map(block_of, layers)), self.clean)
+        last = LAYERS[-1] if layers is None else max(map(block_of, layers))
+        return DiffusionNetworks(self.location, compute, last, self.clean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +135,8 @@ class _UNet:
     block_out_channels: tuple[Whole, ...]
 
 
-def open_model(name: str, revision: str | None = None, unet: str | None = None) -> Model:
-    """Locate a model (see `featstore.backbones.locate.locate`), read its configuration, and compare its weights with
-    it (once: what passed is remembered beside the fingerprint). unet: where a UNet lies that takes the place of its
-    own, see `featstore.backbones.cleandift`. Raises `ModelError` where they do not fit."""
-    location = locate(name, revision)
+def open_located(location: ModelLocation, unet: str | None = None) -> StableDiffusion:
+    """See `featstore.backbones.models.DiffusionFamily`; that weights passed is remembered beside the fingerprint."""
     vae, unet_config = read_config(location, "vae"), read_config(location, "unet")
     side = unet_config.get("sample_size")
     if isinstance(side, list) and side == side[:1] * 2:
@@ -157,9 +155,9 @@ def open_model(name: str, revision: str | None = None, unet: str | None = None) 
 
         check_model(location.folder, image_size)
 
-    model = Model(
+    model = StableDiffusion(
         location=location,
-        fingerprint=checked_fingerprint(location.folder, COMPONENTS, check),
+        fingerprint=checked_fingerprint(location.folder, STABLE_DIFFUSION.components, check),
         image_size=image_size,
         latent_factor=factor,
         latent_channels=shapes.latent_channels,

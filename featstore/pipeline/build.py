@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.backbones.base import Compute
+from featstore.backbones.models import Model
 from featstore.backbones.noise import Latents, known_checksums
-from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.agreement import agreeing
 from featstore.datasets.pictures import exif_orientation, image_key, original_size
 from featstore.datasets.records import Dataset, ImageRecord
@@ -199,7 +199,7 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
     """The header of the store that a request asks for. Raises `ModelError` for a size or a timestep
     that the model does not take."""
     size = request.image_size if request.image_size is not None else model.image_size
-    model.latent_side(size)
+    model.latent_shape(size)
     model.schedule.check_timesteps(request.timesteps)
     return StoreHeader(
         dataset=dataset.name,

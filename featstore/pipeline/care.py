@@ -20,8 +20,8 @@ import numpy as np
 from featstore.backbones.base import CLEAN, compute_on
 from featstore.backbones.dino import SUBFOLDER
 from featstore.backbones.locate import is_at_hand
+from featstore.backbones.models import Model
 from featstore.backbones.registry import TITLES
-from featstore.backbones.stable_diffusion import Model
 from featstore.errors import MetadataError, PromptError, StoreError
 from featstore.kept_config import VerifyConfig
 from featstore.pipeline.defaults import dataset_of
@@ -338,8 +338,7 @@ def _rows_of_model(store: Store, model: Model, path: str) -> tuple[int, ...] | N
     kind, *rest = path.split("/")
     size = store.header.image_size
     if kind in (LATENTS, NOISY):
-        side = model.latent_side(size)
-        return model.latent_channels, side, side
+        return model.latent_shape(size)
     named = re.fullmatch(r"layer([1-4](\.[1-9]\d*)?)", rest[1]) if kind == MAPS else None
     if named is None:  # of a DINOv2 that nobody has named here, or hits of a grid
         return None

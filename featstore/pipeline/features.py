@@ -21,9 +21,9 @@ from torch import Tensor
 
 from featstore.backbones.base import Compute, Finishing, MapKey, NetworkName, Networks
 from featstore.backbones.dino import load_dino
+from featstore.backbones.models import Model
 from featstore.backbones.noise import Latents, posterior_noise
 from featstore.backbones.registry import block_of
-from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, image_key, resize_to_square
 from featstore.datasets.records import ImageRecord
 from featstore.errors import ImageError, StoreError

@@ -16,6 +16,7 @@ from torch import Tensor
 from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networks, TextEncoder, Tokenizer, compute_on
 from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.layers import check_names, timesteps_for, weights_for
+from featstore.backbones.models import Model, open_model
 from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.registry import (
     DIFFUSION,
@@ -28,7 +29,6 @@ from featstore.backbones.registry import (
     profile_of,
     shapes_of,
 )
-from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import MatchConfig
 from featstore.datasets.pictures import resize_to_square
 from featstore.pipeline.defaults import model_for
@@ -115,7 +115,7 @@ class Featurizer:
         """
         self.model = open_model(model, revision, unet) if isinstance(model, str) else model
         self.image_size = self.model.image_size if size is None else size
-        self.model.latent_side(self.image_size)
+        self.model.latent_shape(self.image_size)
         self.compute = compute_on(device, dtype, batch_size)
         self.networks = self.model.load(self.compute)
         self._seed, self._latents, self._asked = seed, Latents(latents), others or {}

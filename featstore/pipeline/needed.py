@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from featstore.backbones.base import Asked, LayerShape, MapKey
 from featstore.backbones.locate import locate
+from featstore.backbones.models import Model, open_model
 from featstore.backbones.registry import is_diffusion, open_family, open_other, pixel_families, shapes_of
-from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError, StoreError
 from featstore.pipeline.plan import (

@@ -23,8 +23,8 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from featstore.backbones.base import Asked, Compute, NetworkName
 from featstore.backbones.model_file import forget
+from featstore.backbones.models import Model
 from featstore.backbones.registry import TITLES
-from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ImageError, ModelError
 from featstore.pipeline.build import image_faults, survey_images

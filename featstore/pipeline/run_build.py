@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from featstore.backbones.base import MapKey
+from featstore.backbones.models import Model, open_model
 from featstore.backbones.noise import Latents
 from featstore.backbones.registry import TITLES, is_other
-from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.config import BuildConfig, KeptMapsConfig, MapsConfig
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from featstore.backbones.base import Compute, NetworkName, TextEncoder, Tokenizer
 from featstore.backbones.dino import HUB_NAME
-from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps, open_model
+from featstore.backbones.models import Model, open_model
+from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.errors import PromptError
 from featstore.parsing import parse
 from featstore.prompts.base import LearnedPrompts, Mode

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from featstore.backbones.layers import check_names, timesteps_for, unet_layers, weights_for
+from featstore.backbones.models import Model
 from featstore.backbones.registry import is_other, profile_of
-from featstore.backbones.stable_diffusion import Model, check_layers, check_timesteps
+from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.config import Positive, Rate, TrainConfig
 from featstore.errors import TuningError
 from featstore.parsing import parse, to_json

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from featstore.backbones.base import Compute, NetworkName, Tokenizer, spell_timestep
 from featstore.backbones.dino import locate_dino
+from featstore.backbones.models import Model
 from featstore.backbones.noise import generator
-from featstore.backbones.stable_diffusion import Model
 from featstore.config import DEFAULT_STORE, TrainConfig
 from featstore.errors import DiskFullError
 from featstore.parsing import to_json

@@ -18,7 +18,7 @@ from typer.testing import Result
 from featstore.backbones.base import NetworkName
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.dino import load_dino, locate_dino
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import module_of
 from featstore.prompts.saved import load_prompts, save_prompts

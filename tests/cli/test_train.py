@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from featstore.backbones.base import NetworkName
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from featstore.config import TrainConfig
 from featstore.errors import DiskFullError
 from featstore.parsing import from_json

@@ -11,7 +11,7 @@ from benchmarks import gpu
 from benchmarks.gpu import Bench, Clock, covered
 from benchmarks.published import PublishedModel
 from featstore.backbones.base import Compute
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 
 CPU = torch.device("cpu")
 

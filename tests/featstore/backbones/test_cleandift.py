@@ -14,8 +14,9 @@ from torch import Tensor
 
 from featstore.backbones.base import Compute
 from featstore.backbones.diffusion_networks import CutUNet
+from featstore.backbones.models import open_model
 from featstore.backbones.registry import block_of, family_of
-from featstore.backbones.stable_diffusion import layer_shape, open_model
+from featstore.backbones.stable_diffusion import layer_shape
 from featstore.errors import ModelError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cleandift"

@@ -12,7 +12,8 @@ from benchmarks.flops import UNET, VAE, whole_unet
 from featstore.backbones.base import ModelLocation
 from featstore.backbones.diffusion_networks import CutUNet
 from featstore.backbones.flops import encode_flops, gradient_flops, pass_flops
-from featstore.backbones.stable_diffusion import layer_shape, open_model
+from featstore.backbones.models import open_model
+from featstore.backbones.stable_diffusion import layer_shape
 
 
 @pytest.mark.parametrize(("layer", "limit", "channels", "side"), [(2, 1.14e12, 1280, 48), (3, 1.54e12, 640, 96)])

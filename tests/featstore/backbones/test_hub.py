@@ -13,7 +13,7 @@ from cli.main import app
 from featstore.backbones.base import ModelLocation
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.locate import locate
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import change_json, copied
 from tests.featstore.backbones.hub import Hub, serving

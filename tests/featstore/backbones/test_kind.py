@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featstore.backbones.locate import locate
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import WEIGHTS, change_json, change_tensors, copied
 
@@ -97,7 +97,6 @@ def test_other_vaes_and_text_encoders(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("StableDiffusionXLPipeline", "SDXL"),
         ("StableDiffusion3Pipeline", "Stable Diffusion 3, a transformer"),
         ("FluxPipeline", "FLUX, a transformer"),
         ("PixArtSigmaPipeline", "PixArt, a transformer"),
@@ -110,7 +109,7 @@ def test_other_pipelines(small_model: Path, tmp_path: Path, name: str, words: st
     copy = copied(small_model, tmp_path / "copy")
     change_json(copy / "model_index.json", _class_name=name)
     assert words in refusal(copy)
-    assert f"('{name}'): take a Stable Diffusion 1.x or 2.x, e.g. --model sd2-1" in refusal(copy)
+    assert f"('{name}'): take a Stable Diffusion 1.x, 2.x or XL, e.g. --model sd2-1" in refusal(copy)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "MyPipeline"])

@@ -8,9 +8,10 @@ import torch
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_unet, load_vae_encoder
 from featstore.backbones.dino import load_dino
-from featstore.backbones.locate import COMPONENTS, demo_folder, locate
+from featstore.backbones.kinds import STABLE_DIFFUSION
+from featstore.backbones.locate import demo_folder, locate
 from featstore.backbones.model_file import fingerprint
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from featstore.errors import ModelError
 
 
@@ -188,18 +189,18 @@ def test_the_fingerprint_is_of_contents_and_remembered(small_model: Path, tmp_pa
     copy = tmp_path / "copy"
     shutil.copytree(small_model, copy)
     memory = tmp_path / "memory.json"
-    first = fingerprint(copy, COMPONENTS, memory)
-    assert first == fingerprint(small_model, COMPONENTS, tmp_path / "other.json")
-    assert fingerprint(copy, COMPONENTS, memory) == first
+    first = fingerprint(copy, STABLE_DIFFUSION.components, memory)
+    assert first == fingerprint(small_model, STABLE_DIFFUSION.components, tmp_path / "other.json")
+    assert fingerprint(copy, STABLE_DIFFUSION.components, memory) == first
     # what is remembered is used: a wrong memory shows
     known = json.loads(memory.read_text())
     memory.write_text(json.dumps(dict.fromkeys(known, "00")))
-    assert fingerprint(copy, COMPONENTS, memory) != first
+    assert fingerprint(copy, STABLE_DIFFUSION.components, memory) != first
     memory.write_text("not json")
-    assert fingerprint(copy, COMPONENTS, memory) == first
+    assert fingerprint(copy, STABLE_DIFFUSION.components, memory) == first
     config = copy / "unet" / "config.json"
     config.write_text(config.read_text().replace('"sample_size": 32', '"sample_size": 64'))
-    assert fingerprint(copy, COMPONENTS, memory) != first
+    assert fingerprint(copy, STABLE_DIFFUSION.components, memory) != first
 
 
 def test_a_broken_component_is_named(small_model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.locate import locate
 from featstore.backbones.model_file import read_object
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import copied
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from featstore.backbones.base import ModelLocation
 from featstore.backbones.locate import demo_folder
+from featstore.backbones.models import open_model
 from featstore.backbones.noise import NoiseSchedule, read_schedule
-from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 
 CASES = Path(__file__).parents[2] / "cases"
@@ -261,7 +261,7 @@ def test_a_model_that_was_looked_at_before_opens_without_the_libraries() -> None
     open_model("demo")
     code = (
         "import sys\n"
-        "from featstore.backbones.stable_diffusion import open_model\n"
+        "from featstore.backbones.models import open_model\n"
         "open_model('demo')\n"
         "print(sorted({'diffusers', 'torch', 'transformers'} & sys.modules.keys()))\n"
     )

@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusion3Img2ImgPipeline
 
 from featstore.backbones.diffusion_networks import encode, load_vae_encoder
+from featstore.backbones.models import open_model
 from featstore.backbones.noise import LatentScale
-from featstore.backbones.stable_diffusion import open_model
 from featstore.errors import ModelError
 
 

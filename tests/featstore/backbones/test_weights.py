@@ -15,7 +15,7 @@ from torch import Tensor
 from featstore.backbones.base import ModelLocation
 from featstore.backbones.diffusion_networks import load_text_encoder, load_unet, load_vae_encoder
 from featstore.backbones.dino import load_dino, locate_dino
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
 from featstore.backbones.weights import check_dino
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import (

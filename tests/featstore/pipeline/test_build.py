@@ -13,8 +13,8 @@ from PIL import Image
 
 from featstore.backbones import diffusion_networks as networks
 from featstore.backbones.base import Compute
+from featstore.backbones.models import Model
 from featstore.backbones.noise import Latents, noise, posterior_noise
-from featstore.backbones.stable_diffusion import Model
 from featstore.datasets.pictures import decode, resize_to_square
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from featstore.backbones.base import Compute, NetworkName
 from featstore.backbones.dino import locate_dino
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.models import Model
 from featstore.datasets.records import Dataset
 from featstore.pipeline.build import BuildRequest, build
 from featstore.pipeline.care import Dropped, drop, rows_at_hand

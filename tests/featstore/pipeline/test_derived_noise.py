@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from featstore.backbones.base import Compute
+from featstore.backbones.models import open_model
 from featstore.backbones.noise import Latents, noise
-from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.registry import open_dataset
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, build

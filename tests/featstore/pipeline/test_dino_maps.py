@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from featstore.backbones.base import Asked, Compute
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.models import Model
 from featstore.datasets.records import AnnotatedPairs, Dataset, ImageRecord, ThetaRule
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, header_of, survey_images

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from featstore.backbones.base import Compute
+from featstore.backbones.models import open_model
 from featstore.backbones.noise import Latents
-from featstore.backbones.stable_diffusion import open_model
 from featstore.datasets.records import AnnotatedPairs, Dataset, Pair
 from featstore.datasets.registry import open_dataset
 from featstore.errors import StoreError

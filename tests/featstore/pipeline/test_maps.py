@@ -10,7 +10,7 @@ from PIL import Image
 
 from featstore.backbones import diffusion_networks as unet_module
 from featstore.backbones.base import Compute
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.models import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import ModelError, StoreError
 from featstore.pipeline.build import BuildRequest, build

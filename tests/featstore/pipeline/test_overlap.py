@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from featstore.backbones.base import Compute, MapKey
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.models import Model
 from featstore.datasets.records import Dataset
 from featstore.errors import StoreError
 from featstore.pipeline import features, plan

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featstore.backbones.base import Compute
-from featstore.backbones.stable_diffusion import Model
+from featstore.backbones.models import Model
 from featstore.datasets.records import Dataset
 from featstore.pipeline import build as images_stage
 from featstore.pipeline.build import BuildReport, BuildRequest, build, estimate, open_or_create, together

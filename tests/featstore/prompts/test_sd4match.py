@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
-from featstore.backbones.stable_diffusion import Model, open_model
+from featstore.backbones.models import Model, open_model
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, ConditionalModule

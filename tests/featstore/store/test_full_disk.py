@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from featstore.backbones.base import Compute
+from featstore.backbones.models import Model, open_model
 from featstore.backbones.noise import Latents
-from featstore.backbones.stable_diffusion import Model, open_model
 from featstore.datasets.records import Dataset
 from featstore.datasets.registry import open_dataset
 from featstore.errors import DiskFullError, StoreError
