@@ -7,23 +7,23 @@ What DiTF (Gan et al., NeurIPS 2025, arXiv 2505.18584) makes of them is a layer'
 
 - `single:10.adaln` is what the block's first AdaLN makes of the tokens before it: they are normalised over channels
   (eps 1e-6), times (1 + scale), plus shift, both of this block at this timestep.
-- `single:10.adaln-154-1446` has channels 154 and 1446 (counted from 0) set to 0 before that. So has `single:10-154-1446`
-  alone, of the tokens behind the block.
+- `single:10.adaln-154-1446` has channels 154 and 1446 (counted from 0) set to 0 before that. So has
+  `single:10-154-1446`, of the tokens behind the block.
 
-By the authors' code (github.com/ganchaofan0000/DiTF d783f2c, eval_spair.py): draws of noise are averaged first, channels
-set to 0 next, the normalisation comes last; and so it is here. There FLUX.1-dev gives 29.9 PCK@0.1 on SPair-71k as it
-is, 65.3 with AdaLN and 67.1 without channels 154 and 1446 as well, at t = 260, block 28 and images of 640 pixels. That
-block counts from 0 over all 57. The transformer of that code is not public; others who ran it (github.com/
-daizixuan190-boop/DITF 15ced94, flux_joint_replay.py) say that its feature is the block's input, and the modulation the
-block's own: then it is `single:10.adaln` here, and theirs without AdaLN is our `single:9`. Nobody has published which
-channels of SD 3.5 are outliers.
+By the authors' code (github.com/ganchaofan0000/DiTF d783f2c, eval_spair.py): draws of noise are averaged first,
+channels set to 0 next, the normalisation comes last; and so it is here. Their README's figures for FLUX.1-dev on
+SPair-71k are 29.9 as it is, 65.3 with AdaLN and 67.1 without channels 154 and 1446 as well, at t = 260, block 28 of 57
+counted from 0, images of 640 pixels and captions. What of a block that is cannot be read there, as its transformer is
+not in the repository. Others who ran it (github.com/daizixuan190-boop/DITF 15ced94, flux_joint_replay.py) say that it
+is the block's input; then block 28 is `single:10.adaln` here, and theirs without AdaLN is our `single:9`. Which
+channels of SD 3.5 are outliers has not been found published.
 
 The text is not encoded: the transformer is told zeros of the pipelines' own lengths in place of all text encoders'
 embeddings, which need not be there. The authors of DiTF told theirs captions.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ from pydantic import Field
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.flow import FlowSchedule, read_flow
+from featstore.backbones.kinds import KINDS as MODELS
 from featstore.backbones.model_file import Count, Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale
 from featstore.errors import ModelError
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from featstore.backbones.mmdit_networks import MMDiTNetworks
 
 BLOCK, SINGLE = "block", "single"
-COMPONENTS = ("vae", "transformer", "scheduler")
-"""What a model's folder must hold."""
-
 PATCH = 2
 """Latent cells a side of a token, in all of them."""
 
@@ -79,6 +77,7 @@ class _SD3:
     pos_embed_max_size: Whole = 96
 
     num_single_layers = 0
+    structure = "sd3"
 
     @property
     def latent_channels(self) -> int:
@@ -100,6 +99,7 @@ class _Flux:
 
     sample_size = 128
     pos_embed_max_size = None
+    structure = "flux"
 
     @property
     def latent_channels(self) -> int:
@@ -107,14 +107,13 @@ class _Flux:
         return self.in_channels // PATCH**2
 
 
-KINDS: Mapping[str, type[_SD3] | type[_Flux]] = {"SD3Transformer2DModel": _SD3, "FluxTransformer2DModel": _Flux}
+CLASSES: Mapping[str, type[_SD3] | type[_Flux]] = {"SD3Transformer2DModel": _SD3, "FluxTransformer2DModel": _Flux}
 """By the class in the transformer's configuration."""
 
 
 @dataclass(frozen=True)
 class MMDiT:
-    """A located model of either kind (a `featstore.backbones.base.Backbone`), with what a store asks of one: see
-    `featstore.backbones.stable_diffusion.Model`. config: diffusers' of the transformer."""
+    """A located model of either kind (a `featstore.backbones.models.Model`). config: diffusers' of the transformer."""
 
     location: ModelLocation
     fingerprint: str
@@ -128,12 +127,17 @@ class MMDiT:
     def kind(self) -> _SD3 | _Flux:
         """What its configuration says."""
         where = self.location.folder / "transformer" / "config.json"
-        return parsed(KINDS[self.config["_class_name"]], self.config, where)
+        return parsed(CLASSES[self.config["_class_name"]], self.config, where)
 
     @property
     def name(self) -> NetworkName:
         """See `Backbone.name`."""
         return NetworkName(self.location.id, self.fingerprint)
+
+    @property
+    def structure(self) -> str:
+        """See `Model.structure`."""
+        return self.kind.structure
 
     @property
     def image_size(self) -> int:
@@ -198,13 +202,12 @@ class MMDiT:
         """See `Backbone.layers`: the tokens behind each block."""
         return {layer: self.shape(layer, image_size) for layer in self.blocks}
 
-    def load(self, compute: Compute, layers: Sequence[str] = ()) -> "MMDiTNetworks":
-        """Its networks, each loaded when it is first used: the transformer as far as the last of `layers`, all of it
-        where none are named."""
+    def load(self, compute: Compute, layers: Sequence[str] | None = None) -> "MMDiTNetworks":
+        """See `Model.load`."""
         # only now: the libraries take seconds to load
         from featstore.backbones.mmdit_networks import MMDiTNetworks
 
-        return MMDiTNetworks(self, compute, tuple(layers))
+        return MMDiTNetworks(self, compute, tuple(layers or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,38 +215,28 @@ class _Vae:
     """Of a VAE's configuration what shapes follow from: the encoder halves the image between its blocks."""
 
     block_out_channels: tuple[Whole, ...]
-    latent_channels: Whole = 4
 
 
-def open_transformer(location: ModelLocation, check: Callable[[], None] | None = None) -> MMDiT:
-    """A located model. check: of its weights, done once; None for the usual one. Raises `ModelError` where its parts do
-    not fit together, or another transformer lies there."""
+def open_located(location: ModelLocation, unet: str | None = None) -> MMDiT:
+    """See `featstore.backbones.models.DiffusionFamily`; that weights passed is remembered beside the fingerprint."""
+    if unet is not None:
+        raise ModelError(f"--unet takes the place of a UNet, and {location.id} is a transformer: leave it out.")
     vae, config = read_config(location, "vae"), read_config(location, "transformer")
     where = location.folder / "vae" / "config.json"
-    if config.get("_class_name") not in KINDS:
-        raise ModelError(
-            f"{location.folder / 'transformer'} holds a network of the class {config.get('_class_name')!r}: dualsd runs "
-            f"{' and '.join(KINDS)}."
-        )
-    shapes = parsed(_Vae, vae, where)
+    blocks = parsed(_Vae, vae, where).block_out_channels
 
-    def usual_check() -> None:
+    def check() -> None:
         # only now: the libraries take seconds to load
         from featstore.backbones.mmdit_networks import check_transformer
 
         check_transformer(location.folder, config["_class_name"])
 
-    model = MMDiT(
+    components = next(kind.components for kind in MODELS if kind.family == location.family)
+    return MMDiT(
         location=location,
-        fingerprint=checked_fingerprint(location.folder, COMPONENTS, check or usual_check),
+        fingerprint=checked_fingerprint(location.folder, components, check),
         config=config,
-        latent_factor=2 ** (len(shapes.block_out_channels) - 1),
+        latent_factor=2 ** (len(blocks) - 1),
         latent_scale=LatentScale.parse(vae, str(where)),
         schedule=read_flow(location),
     )
-    if model.kind.latent_channels != shapes.latent_channels:
-        raise ModelError(
-            f"{location.folder / 'transformer'} takes latents of {model.kind.latent_channels} channels, but those of the "
-            f"VAE beside it have {shapes.latent_channels}: take both of one model."
-        )
-    return model

@@ -1,5 +1,5 @@
-"""The networks of Stable Diffusion 3 and FLUX, each loaded when it is first used: the VAE's encoder, and the transformer
-as far as the layers need. See `featstore.backbones.mmdit` for what a layer's name means."""
+"""The networks of Stable Diffusion 3 and FLUX, each loaded when it is first used: the VAE's encoder, and the
+transformer as far as the layers need. See `featstore.backbones.mmdit` for what a layer's name means."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -77,8 +77,8 @@ class CutTransformer:
         return {layer: states[count].transpose(1, 2).unflatten(2, sides) for layer, count in counts.items()}
 
     def finished(self, layer: str, timestep: int, mean: Tensor) -> Tensor:
-        """Maps (n, C, h, w), float32, of what `tap` gave for a layer, averaged over draws of noise: without the channels
-        that it leaves out, and modulated by its block's AdaLN where it asks for that."""
+        """Maps (n, C, h, w), float32, of what `tap` gave for a layer, averaged over draws of noise: without the
+        channels that it leaves out, and modulated by its block's AdaLN where it asks for that."""
         tap = self._model.tap(layer)
         if tap.without:
             mean = mean.index_fill(1, torch.tensor(tap.without, device=mean.device), 0)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from featstore.backbones.base import Backbone, Compute, LayerShape, ModelLocation
 from featstore.backbones.cleandift import CleanUNet
+from featstore.backbones.flow import Schedule
 from featstore.backbones.locate import locate
-from featstore.backbones.noise import LatentScale, NoiseSchedule
+from featstore.backbones.noise import LatentScale
 
 if TYPE_CHECKING:
     from featstore.backbones.diffusion_networks import DiffusionNetworks
@@ -26,7 +27,11 @@ class Model(Backbone, Protocol):
         """Of its weights and configuration."""
 
     @property
-    def schedule(self) -> NoiseSchedule:
+    def structure(self) -> str:
+        """What decides on the profile of a model that has none of its own (`featstore.backbones.registry`)."""
+
+    @property
+    def schedule(self) -> Schedule:
         """Of the noise that it was trained on."""
 
     @property

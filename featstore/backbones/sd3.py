@@ -1,5 +1,5 @@
-"""How diffusers' transformer of Stable Diffusion 3 and 3.5 begins: from noisy latents to tokens, and what its blocks are
-told beside them (`SD3Transformer2DModel.forward` of diffusers 0.42)."""
+"""How diffusers' transformer of Stable Diffusion 3 and 3.5 begins: from noisy latents to tokens, and what its blocks
+are told beside them (`SD3Transformer2DModel.forward` of diffusers 0.42)."""
 
 from typing import Any
 

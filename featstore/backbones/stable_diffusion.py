@@ -15,7 +15,7 @@ from featstore.backbones.cleandift import CleanUNet, open_clean_unet, together
 from featstore.backbones.kinds import STABLE_DIFFUSION
 from featstore.backbones.model_file import Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
-from featstore.backbones.registry import block_of, family_of
+from featstore.backbones.registry import block_of, check_of_structure, family_of
 from featstore.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def layer_shape(layer: int | str, unet_config: Mapping[str, Any], latent_side: i
     """The shape of a layer's map, or of a part of one (`2.1`), for latents of `latent_side` cells, from the UNet's
     configuration. Raises `ModelError` for a part that there is not."""
     widths = tuple(unet_config["block_out_channels"])
+    check_of_structure([str(layer)], f"unet{len(widths)}", "this UNet")
     block, part = block_of(str(layer)), str(layer).partition(".")[2]
     # Every up block but the last doubles the side of the latents at its end; the down blocks halved it len - 1 times.
     halved = len(widths) - block if part else max(len(widths) - 1 - block, 0)
@@ -96,6 +97,11 @@ class StableDiffusion:
     def name(self) -> NetworkName:
         """See `Backbone.name`."""
         return NetworkName(self.location.id, self.fingerprint)
+
+    @property
+    def structure(self) -> str:
+        """What decides on the profile of a model that has none of its own (`featstore.backbones.registry`)."""
+        return f"unet{len(self.unet_config['block_out_channels'])}"
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of an image of `image_size` pixels. Raises as `latent_side`."""

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networks, TextEncoder, Tokenizer, compute_on
 from featstore.backbones.dino import load_dino, locate_dino
-from featstore.backbones.layers import check_names, timesteps_for, weights_for
+from featstore.backbones.layers import check_names, layers_for, timesteps_for, weights_for
 from featstore.backbones.models import Model, open_model
 from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.registry import (
     DIFFUSION,
+    FOUR_BLOCKS,
+    TRANSFORMERS,
     asked_of,
     block_of,
+    check_of_structure,
+    check_takes_prompts,
     family_of,
     is_diffusion,
     open_other,
@@ -34,13 +38,14 @@ from featstore.datasets.pictures import resize_to_square
 from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
 from featstore.pipeline.needed import model_of
-from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts
+from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts, tell_zeros
 from featstore.pipeline.photos import AskedPair, Photo, as_photo, asked_pairs, check_inside, open_photo
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.cpm import check_dino, open_pair_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt, encode_texts
+from featstore.prompts.zeros import Zeros
 from featstore.store.store import Store, open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, describe_layers
 from matcher.errors import InputError, MapError, MatchError
@@ -67,13 +72,14 @@ class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
     size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: id of
     the diffusion model, whose weights are recommended; empty of features of one's own. pad: how the picture became a
-    square."""
+    square. structure: of the model, see `featstore.backbones.registry.profile_of`."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
     image_size: int
     model: str = ""
     pad: Pad = Pad.STRETCH
+    structure: str = FOUR_BLOCKS
 
 
 class Featurizer:
@@ -126,7 +132,7 @@ class Featurizer:
     def __call__(
         self,
         image: Image.Image | NDArray[np.uint8] | Path | str,
-        prompt: str = "a photo",
+        prompt: str | None = None,
         layers: Sequence[str] | None = None,
         timesteps: Sequence[int | None] | None = None,
         ensemble: int = 8,
@@ -135,25 +141,38 @@ class Featurizer:
 
         Args:
             image: a PIL image, an array (H, W, 3) of 0 to 255, or a path.
-            prompt: what the UNet is told, e.g. "a photo of a cat".
-            layers: "1" to "4" of the UNet's decoder, "dino"; None for those that are recommended for the model.
+            prompt: what the UNet is told, e.g. "a photo of a cat"; None for "a photo". A transformer is told zeros.
+            layers: "1" to "4" of the UNet's decoder, "block:9" of a transformer, "dino"; None for those that are
+                recommended for the model.
             timesteps: one per layer of the UNet, 0 to 999; None for the recommended ones.
             ensemble: noise draws whose features are averaged.
 
         Raises:
             ModelError: for a layer or timestep that there is not.
+            InputError: where what is left open is not known for the model.
             MapError: for a map that is not finite.
         """
-        profile = profile_of(self.model.location.id)
-        names = profile.layers if layers is None else tuple(layers)
+        profile = profile_of(self.model.location.id, self.model.structure)
+        names = layers_for(None if layers is None else tuple(layers), profile.layers)
         check_names(names)
+        check_of_structure(names, self.model.structure, self.model.location.id)
         usual = profile.text_timesteps if self.model.clean is None else None
         keys = tuple(zip(names, timesteps_for(names, timesteps, usual), strict=True))
-        return self.maps_of(as_photo(image), keys, text_prompt(prompt), ensemble, Silent())
+        told = text_prompt("a photo" if prompt is None else prompt)
+        if self.model.structure in TRANSFORMERS:
+            if prompt is not None:
+                check_takes_prompts(self.model.structure, self.model.location.id)
+            told = _image_prompt(Zeros(), "")
+        return self.maps_of(as_photo(image), keys, told, ensemble, Silent())
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
-        return [shapes_of(*self._backbone(layer), [layer])[layer] for layer in layers]
+        return [
+            self.model.shape(layer, self.image_size)
+            if is_diffusion(layer)
+            else shapes_of(*self._backbone(layer), [layer])[layer]
+            for layer in layers
+        ]
 
     def passes(self, wanted: Sequence[MapKey], shared: bool, ensemble: int) -> int:
         """Passes through networks that an image's maps take. shared: see `PhotoPrompt`."""
@@ -183,7 +202,8 @@ class Featurizer:
                 )
             found[key] = features
         maps = {key: found[key] for key in wanted}
-        return ImageMaps(maps, photo.picture.size, self.image_size, self.model.location.id, self._pad)
+        model = self.model.location.id, self._pad, self.model.structure
+        return ImageMaps(maps, photo.picture.size, self.image_size, *model)
 
     def _diffusion_maps(
         self, photo: Photo, own: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
@@ -299,7 +319,7 @@ def match(
     if found.ndim != 2 or found.shape[1] != 2:
         raise MatchError(f"Points are (n, 2), x and y in pixels of image A, not of shape {found.shape}.")
     check_inside(found, maps_a.size, "image A")
-    shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model))
+    shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model, maps_a.structure))
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
     settings = MatchSettings(size, shape, upsample, align, pad=maps_a.pad, **parameters)
@@ -439,6 +459,7 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
     choice = _choice(config, bool(asked[0].category), store, model)
     progress.tell(choice.line)
     names = config.layers or choice.layers
+    check_of_structure(names, model.structure, model.location.id)
     usual = choice.timesteps if model.clean is None else None
     keys = tuple(zip(names, timesteps_for(names, config.timesteps, usual), strict=True))
     weights = weights_for(names, config.weights, choice.profile)
@@ -505,7 +526,10 @@ def _choice(config: MatchConfig, has_category: bool, store: Store | None, model:
         return choose_for_store(store, config, template)
     if config.prompts == NEWEST:
         raise InputError("--prompts newest is the newest run on a store: name the store with --store, or name the run.")
-    return choose_prompts(model.location.id, model.fingerprint, tuple, config, template)
+    profile = profile_of(model.location.id, model.structure)
+    if model.structure in TRANSFORMERS:
+        return tell_zeros(model.location.id, model.structure, profile, config)
+    return choose_prompts(model.location.id, model.fingerprint, profile, tuple, config, template)
 
 
 def photo_prompts(

@@ -1,4 +1,4 @@
-"""Noise of flow matching against its formula in float64 and diffusers' own scheduler, and as a store's header has it."""
+"""Noise of flow matching against its formula in float64 and diffusers' scheduler, and as a store's header has it."""
 
 import numpy as np
 import pytest

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from featstore.backbones.base import Compute, ModelLocation
 from featstore.backbones.flow import FlowSchedule
-from featstore.backbones.mmdit import MMDiT, Tap, open_transformer, tap_of
+from featstore.backbones.mmdit import MMDiT, Tap, open_located, tap_of
 from featstore.backbones.mmdit_networks import MMDiTNetworks, on_meta, pass_flops
+from featstore.backbones.models import open_model
 from featstore.backbones.noise import LatentScale
 from featstore.errors import ModelError
-from tests.featstore.backbones.damaged import change_json
+from tests.featstore.backbones.damaged import change_json, copied
 from tests.featstore.backbones.small_transformers import FLUX, NAMES, SD3, transformer_of, written
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(folder: Path) -> MMDiT:
-    return open_transformer(ModelLocation(str(folder), None, folder))
+    return open_located(ModelLocation(str(folder), None, folder, "mmdit"))
 
 
 def networks_of(folder: Path, *layers: str) -> MMDiTNetworks:
@@ -206,16 +207,38 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         opened(tmp_path / "model")
 
 
-def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
-    folder = written(tmp_path / "model", "sd3")
-    change_json(folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler")
-    with pytest.raises(ModelError, match="names 'DDIMScheduler', and this transformer was trained by flow matching"):
-        opened(folder)
-    change_json(folder / "transformer" / "config.json", _class_name="PixArtTransformer2DModel")
-    with pytest.raises(
-        ModelError, match="class 'PixArtTransformer2DModel': dualsd runs SD3Transformer2DModel and Flux"
-    ):
-        opened(folder)
+@pytest.mark.parametrize(
+    ("kind", "component", "change", "words"),
+    [
+        ("sd3", "scheduler", {"_class_name": "DDIMScheduler"}, "'DDIMScheduler', and this transformer was trained by"),
+        ("sd3", "transformer", {"_class_name": "PixArtTransformer2DModel"}, "'PixArtTransformer2DModel', not SD3Tr"),
+        ("sd3", "vae", {"_class_name": "AutoencoderTiny"}, "'AutoencoderTiny', not AutoencoderKL"),
+        ("flux", "transformer", {"in_channels": 384}, "takes 384 channels, and 64 are made of .* another picture"),
+        ("sd3", "transformer", {"in_channels": 33}, "takes 33 channels, and 16 are made of"),
+        ("flux", "transformer", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
+    ],
+)
+def test_parts_that_do_not_belong_together(
+    kind: str, component: str, change: dict[str, object], words: str, folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(folders[kind], tmp_path / "model")
+    file = "scheduler_config.json" if component == "scheduler" else "config.json"
+    change_json(folder / component / file, **change)
+    with pytest.raises(ModelError, match=words):
+        open_model(str(folder))
+
+
+def test_a_folder_is_opened_as_what_it_is(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """Also without a list of components; a UNet for it is none."""
+    for kind, folder in folders.items():
+        model = open_model(str(folder))
+        assert (model.structure, model.image_size) == (kind, 128 if kind == "sd3" else 1024)
+        assert {*model.layers(128)} == {*NAMES[kind]}
+    folder = copied(folders["flux"], tmp_path / "model")
+    (folder / "model_index.json").unlink()
+    assert open_model(str(folder)).structure == "flux"
+    with pytest.raises(ModelError, match=r"--unet takes the place of a UNet, and .* is a transformer"):
+        open_model(str(folder), unet="clean.safetensors")
 
 
 PUBLISHED: Mapping[str, tuple[Mapping[str, Any], float, int]] = {
