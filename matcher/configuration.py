@@ -185,9 +185,12 @@ class Configuration:
 
 
 def describe_layers(layers: Sequence[LayerSpec]) -> dict[str, list[Any]]:
-    """Layers by the names that `dualsd eval --json` uses: one entry per layer; diffusion's layers by number."""
+    """Layers by the names that `dualsd eval --json` uses: one entry per layer; up blocks by number."""
     return {
-        "layers": [layer.layer if layer.timestep is None else int(layer.layer) for layer in layers],
+        "layers": [
+            int(layer.layer) if layer.timestep is not None and layer.layer.isdecimal() else layer.layer
+            for layer in layers
+        ],
         "t": [layer.timestep for layer in layers],
         "weights": [layer.weight for layer in layers],
     }
