@@ -123,7 +123,9 @@ class StableDiffusion:
         return DiffusionNetworks(self.location, compute, self.last(layers), self.clean)
 
     def last(self, layers: Sequence[str] | None) -> int:
-        """The block that passes for some layers end at, None being all."""
+        """The block where passes for some layers end, None being all. Raises `ModelError` for one that there is not."""
+        for layer in layers or ():
+            self.shape(layer, self.image_size)
         return self.up_blocks if layers is None else max(map(block_of, layers))
 
 
