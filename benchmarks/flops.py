@@ -16,9 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from featstore.backbones.base import Compute
 from featstore.backbones.diffusion_networks import CutUNet
-from featstore.backbones.stable_diffusion import LAYERS
+from featstore.backbones.text_encoders import ClipText
 from featstore.prompts.base import Mode, PromptSet, Start
-from featstore.prompts.text import frame
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Learner, Networks, batch_maps
 from matcher.configuration import MatchSettings
@@ -97,10 +96,18 @@ def some_pairs(count: int, image_size: int = SIZE) -> list[MatchingPair]:
 
 def prompt_sets(settings: TuningSettings, pairs: Sequence[MatchingPair], networks: Networks) -> list[PromptSet]:
     """The first prompts of each layer, on the networks' device."""
-    encoder = networks.text_encoder
-    patches = torch.empty(DINO_PATCHES, DINO_WIDTH, device=encoder.device)
-    start = Start(pairs, settings.length, encoder, networks.vocabulary, lambda _: patches)
+    patches = torch.empty(DINO_PATCHES, DINO_WIDTH, device=networks.text.device)
+    start = Start(pairs, settings.length, networks.text, lambda _: patches)
     return [settings.mode.rules.start(start, f"prompts|0|{layer}") for layer in settings.layers]
+
+
+class Tokens:
+    """What training asks of a tokenizer."""
+
+    bos_token_id, eos_token_id = START, END
+
+    def __len__(self) -> int:
+        return int(TEXT_ENCODER["vocab_size"])
 
 
 def teraflop_an_image(mode: Mode) -> float:
@@ -109,10 +116,10 @@ def teraflop_an_image(mode: Mode) -> float:
         encoder = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)).eval().requires_grad_(False)
         cut = CutUNet(whole_unet(), max(SETTINGS.layers))
     pairs, settings = some_pairs(BATCH), replace(SETTINGS, mode=mode)
-    framed = frame(encoder, START, END, SETTINGS.length)
+    text = ClipText(Tokens(), encoder)
     unets: list[nn.Module] = [cut.until(layer) for layer in SETTINGS.layers]
     compute = Compute(torch.device("meta"), torch.float32, 1)
-    networks = Networks(encoder, encoder.config.vocab_size, framed, unets, compute)
+    networks = Networks(text, text.frame(SETTINGS.length), unets, compute)
     latents = np.zeros(LATENT_SHAPE, dtype=np.float16)
     learner = Learner(settings, networks, prompt_sets(settings, pairs, networks), lambda *_: latents)
     with FlopCounterMode(display=False) as counter:
@@ -133,7 +140,7 @@ def main() -> None:
         vae.encode(torch.empty(1, 3, SIZE, SIZE, device="meta"))
     encoding = counter.get_total_flops() / 1e12
     table.add_row("VAE encoder", f"{encoding:.2f}", "4x96x96")
-    for layer in LAYERS:
+    for layer in (1, 2, 3, 4):
         cut = CutUNet(whole_unet(), layer)
         with FlopCounterMode(display=False) as counter:
             maps = cut.tap(noisy, 261, prompt, [layer])

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,6 @@ from featstore.datasets.pictures import decode
 from featstore.pipeline.photos import as_photo
 from featstore.progress import Silent
 from featstore.prompts.base import PromptSet
-from featstore.prompts.text import frame
 from featstore.tuning.loss import default_kernel, keypoint_losses
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import Learner, Networks, batch_loss
@@ -318,7 +318,7 @@ class PublishedTraining:
         side = settings.matching.image_size
         for layer, (latents, timestep) in enumerate(zip(noisy, settings.timesteps, strict=True)):
             vectors, which = self.prompts[layer].vectors(pairs)
-            told = self.networks.condition(vectors)[[*which, *which]]
+            told = self.networks.condition(vectors).each(getitem, [*which, *which])
             maps.append(self.networks.tap(layer, latents, timestep, told).float())
         losses = []
         for place, pair in enumerate(pairs):
@@ -339,8 +339,7 @@ def published_training(bench: Bench) -> tuple[PublishedTraining, str]:
     compute, device = bench.training, bench.device
     opened = open_model(str(bench.model))
     loaded = opened.load(compute, LAYERS)
-    tokens, encoder = loaded.tokenizer, loaded.text_encoder
-    framed = frame(encoder, tokens.bos_token_id, tokens.eos_token_id, SETTINGS.length)
+    framed = loaded.text.frame(SETTINGS.length)
     settings = replace(
         SETTINGS,
         kernel=default_kernel(opened.shape(3, bench.side).side),
@@ -349,7 +348,7 @@ def published_training(bench: Bench) -> tuple[PublishedTraining, str]:
     )
     count = BATCH // PARTS
     pairs, pixels = some_pairs(count, bench.side), pixels_of(pictures(2 * count), bench.side, device)
-    cut = Networks(encoder, len(tokens), framed, [loaded.unet.until(layer) for layer in settings.layers], compute)
+    cut = Networks(loaded.text, framed, [loaded.unet.until(layer) for layer in settings.layers], compute)
     prompts = prompt_sets(settings, pairs, cut)
     model = PublishedModel.load(bench.model, device, compute.dtype)
     whole = replace(cut, unets=[WholeUNet(model.unet, layer) for layer in settings.layers])

@@ -28,7 +28,7 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from featstore.backbones.base import Compute, MapKey, ModelLocation
+from featstore.backbones.base import Compute, Condition, MapKey, ModelLocation
 from featstore.backbones.noise import Latents, LatentScale, NoiseSchedule, noise
 from featstore.backbones.stable_diffusion import StableDiffusion
 from featstore.datasets.records import Dataset
@@ -83,7 +83,7 @@ class StandIn:
     """Networks that take a GPU's time (`featstore.backbones.diffusion_networks.DiffusionNetworks`). seconds: what the
     UNet takes per image."""
 
-    tokenizer = text_encoder = None
+    text = None
     seconds = UNET_SECONDS
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class StandIn:
         return self._latents.expand(len(images), -1, -1, -1)
 
     def features(
-        self, inputs: Tensor, timestep: int | None, condition: Tensor | None, layers: Sequence[str]
+        self, inputs: Tensor, timestep: int | None, condition: Condition | None, layers: Sequence[str]
     ) -> Mapping[str, Any]:
         """Maps (b, C, h, w)."""
         assert condition is not None
@@ -124,12 +124,10 @@ class Nothing:
         """See `Prompts.describe`."""
         return {"kind": "text", "template": ""}
 
-    def embeddings(
-        self, layer: int, categories: Collection[str], tokenizer: object, text_encoder: object
-    ) -> dict[str, Tensor]:
+    def embeddings(self, layer: int, categories: Collection[str], text: object) -> dict[str, Condition]:
         """See `Prompts.embeddings`."""
-        assert (str(layer) in MAPS, tokenizer, text_encoder) == (True, None, None)
-        return dict.fromkeys(categories, torch.zeros(77, 1024))
+        assert (str(layer) in MAPS, text) == (True, None)
+        return dict.fromkeys(categories, Condition(torch.zeros(1, 77, 1024)))
 
 
 NETWORKS = StandIn()

@@ -185,11 +185,10 @@ class Configuration:
 
 
 def describe_layers(layers: Sequence[LayerSpec]) -> dict[str, list[Any]]:
-    """Layers by the names that `dualsd eval --json` uses: one entry per layer; up blocks by number."""
+    """Layers by the names that `dualsd eval --json` uses: one entry per layer; diffusion's layers by number."""
     return {
         "layers": [
-            int(layer.layer) if layer.timestep is not None and layer.layer.isdecimal() else layer.layer
-            for layer in layers
+            int(own.layer) if own.timestep is not None and own.layer.isdecimal() else own.layer for own in layers
         ],
         "t": [layer.timestep for layer in layers],
         "weights": [layer.weight for layer in layers],

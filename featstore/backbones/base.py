@@ -4,8 +4,9 @@ Nothing here loads a library of networks: often all that is asked for is in the 
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -31,6 +32,79 @@ def spell_timestep(timestep: int | None) -> str:
 Tokenizer = Any
 TextEncoder = Any
 """CLIP's, as transformers gives them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """What networks are told by prompts, a batch of b.
+
+    embeddings: (b, 77, D), for cross attention. pooled: (b, P), for what stands beside the timestep; None of networks
+    that have nothing there.
+    """
+
+    embeddings: "Tensor"
+    pooled: "Tensor | None" = None
+
+    def each(self, change: "Callable[..., Tensor]", *arguments: object) -> "Condition":
+        """The same with both parts changed."""
+        pooled = None if self.pooled is None else change(self.pooled, *arguments)
+        return Condition(change(self.embeddings, *arguments), pooled)
+
+    def expanded(self, count: int) -> "Condition":
+        """One prompt for `count` inputs."""
+        return self.each(lambda own: own.expand(count, *own.shape[1:]))
+
+    def split(self) -> "list[Condition]":
+        """One by one, each a batch of 1."""
+        return [self.each(getitem, slice(at, at + 1)) for at in range(len(self.embeddings))]
+
+
+def joined(conditions: Sequence[Condition]) -> Condition:
+    """Batches one behind another."""
+    import torch
+
+    pooled = [own.pooled for own in conditions if own.pooled is not None]
+    return Condition(torch.cat([own.embeddings for own in conditions]), torch.cat(pooled) if pooled else None)
+
+
+class TextEncoders(Protocol):
+    """A model's text encoders and their tokenizers, as prompts need them. Prompts lie where token and position
+    embeddings come out; of several encoders these stand beside one another, D wide together."""
+
+    @property
+    def positions(self) -> int:
+        """Of a prompt: 77."""
+
+    @property
+    def width(self) -> int:
+        """D of token embeddings."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+
+    @property
+    def device(self) -> "torch.device":
+        """Where they run."""
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """Their precision."""
+
+    def embed(self, ids: "Tensor") -> "Tensor":
+        """Token embeddings (b, n, D) of ids (b, n), with the position embeddings of where they stand."""
+
+    def frame(self, length: int) -> "Tensor":
+        """What stands around `length` learned vectors, see `featstore.backbones.text_encoders.frame`."""
+
+    def length_of(self, rows: "Tensor") -> int | None:
+        """How many vectors token embeddings (positions, D) have, see `featstore.backbones.text_encoders.length_of`."""
+
+    def encode(self, rows: "Tensor", length: int) -> Condition:
+        """What networks are told by token embeddings (b, positions, D), of `length` vectors each. Gradients flow."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Condition:
+        """What networks are told by texts, padded or cut to the positions, as the model's own pipeline tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +161,14 @@ class Networks(Protocol):
     """A backbone's networks, loaded."""
 
     def features(
-        self, inputs: "Tensor", timestep: int | None, condition: "Tensor | None", layers: Sequence[str]
+        self, inputs: "Tensor", timestep: int | None, condition: Condition | None, layers: Sequence[str]
     ) -> "Mapping[str, Tensor]":
         """Maps of each of `layers`, all from one pass, in the networks' dtype. Gradients flow where inputs ask.
 
         Args:
             inputs: (b, ...): square pictures (b, 3, S, S) in [-1, 1]; of a diffusion model noisy latents (b, 4, h, w).
             timestep: of the noise; None for networks that know none.
-            condition: (b, 77, D) prompt embeddings; None for networks without text.
+            condition: of b prompts; None for networks without text.
             layers: names, at least one.
 
         Returns:

@@ -11,11 +11,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from featstore.backbones.base import Compute, ModelLocation, saying_batch_size
+from featstore.backbones.base import Compute, Condition, ModelLocation, TextEncoders, saying_batch_size
 from featstore.backbones.cleandift import CleanUNet, read_weights
 from featstore.backbones.model_file import read_config
 from featstore.backbones.noise import LatentScale
 from featstore.backbones.registry import block_of, family_of
+from featstore.backbones.text_encoders import ClipText
 from featstore.backbones.weights import load_network, refusing
 
 
@@ -41,25 +42,25 @@ class DiffusionNetworks:
         return CutUNet(unet, self._last_layer)
 
     @cached_property
-    def tokenizer(self) -> CLIPTokenizer:
-        """The text encoder's."""
-        return load_tokenizer(self._location)
-
-    @cached_property
-    def text_encoder(self) -> CLIPTextModel:
+    def text(self) -> TextEncoders:
         """What prompts go through."""
-        return load_text_encoder(self._location, self._compute.device, self._compute.dtype)
+        place = self._location, self._compute.device, self._compute.dtype
+        return ClipText(load_tokenizer(self._location), load_text_encoder(*place))
 
     def encode(self, images: Tensor, posterior_noise: Tensor | None) -> Tensor:
         """Latents of images, see `encode`."""
         return encode(self.vae, images, posterior_noise)
 
     def features(
-        self, inputs: Tensor, timestep: int | None, condition: Tensor | None, layers: Sequence[str]
+        self, inputs: Tensor, timestep: int | None, condition: Condition | None, layers: Sequence[str]
     ) -> Mapping[str, Tensor]:
         """See `Networks.features`."""
         assert condition is not None, "the UNet takes a prompt"
-        return self.unet.tap(inputs, self.told(timestep), condition, layers)
+        return self.unet.tap(inputs, self.told(timestep), condition.embeddings, layers, self.added(inputs, condition))
+
+    def added(self, inputs: Tensor, condition: Condition) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """What the UNet is told beside latents, timestep and embeddings, as diffusers' `added_cond_kwargs`."""
+        return None
 
     def told(self, timestep: int | None) -> float:
         """What the UNet is told of a timestep; of latents without noise what it was trained with."""
@@ -102,9 +103,9 @@ def load_text_encoder(location: ModelLocation, device: torch.device, dtype: torc
     return load_network(CLIPTextModel, location.folder / "text_encoder", dtype).to(device)
 
 
-def load_tokenizer(location: ModelLocation) -> CLIPTokenizer:
-    """The tokenizer of the text encoder."""
-    folder = location.folder / "tokenizer"
+def load_tokenizer(location: ModelLocation, component: str = "tokenizer") -> CLIPTokenizer:
+    """The tokenizer of a text encoder."""
+    folder = location.folder / component
     with refusing(f"{folder} cannot be loaded"):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -167,12 +168,19 @@ class CutUNet:
         """Any of the UNet's weights, to take its device and dtype from."""
         return next(self.unet.parameters())
 
-    def tap(self, noisy: Tensor, timestep: float, prompts: Tensor, layers: Sequence[Layer]) -> dict[Layer, Tensor]:
+    def tap(
+        self,
+        noisy: Tensor,
+        timestep: float,
+        prompts: Tensor,
+        layers: Sequence[Layer],
+        added: dict[str, Tensor] | None = None,
+    ) -> dict[Layer, Tensor]:
         """Maps (b, C_n, h_n, w_n) of each layer n in `layers`, all from one pass, in the UNet's dtype. A part of a
         layer, `"2.1"`, is what comes out of its first attention, or its first resnet where it has none.
 
         noisy: (b, 4, h, w), h and w multiples of 8. timestep: 0..999. prompts: (b, 77, D) prompt embeddings.
-        Gradients flow where the inputs ask for them.
+        added: diffusers' `added_cond_kwargs`. Gradients flow where the inputs ask for them.
         """
         for layer in layers:
             family_of(str(layer))  # raises for one that there is not
@@ -189,7 +197,8 @@ class CutUNet:
         handles = [keep(layer) for layer in layers]
         try:
             with saying_batch_size(len(noisy)):
-                self.unet(noisy.to(self.weights), timestep, prompts.to(self.weights), return_dict=False)
+                told = prompts.to(self.weights)
+                self.unet(noisy.to(self.weights), timestep, told, added_cond_kwargs=added, return_dict=False)
         finally:
             for handle in handles:
                 handle.remove()

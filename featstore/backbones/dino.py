@@ -31,7 +31,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from featstore.backbones.base import Asked, Compute, LayerShape, ModelLocation, NetworkName, saying_batch_size
+from featstore.backbones.base import (
+    Asked,
+    Compute,
+    Condition,
+    LayerShape,
+    ModelLocation,
+    NetworkName,
+    saying_batch_size,
+)
 from featstore.backbones.locate import asking_hub, cached_snapshot, files_on_hub
 from featstore.backbones.model_file import Count, Whole, check_folder, checked_fingerprint, parsed, read_object
 from featstore.errors import ModelError
@@ -317,7 +325,7 @@ class Dino:
         self,
         inputs: Tensor,
         timestep: int | None,  # noqa: ARG002  (it knows neither noise nor text)
-        condition: Tensor | None,  # noqa: ARG002
+        condition: Condition | None,  # noqa: ARG002
         layers: Sequence[str],
     ) -> Mapping[str, Tensor]:
         """Patch maps (b, C, side, side) of square pictures (b, 3, S, S) in [-1, 1], S a multiple of the patch, see

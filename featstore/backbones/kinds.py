@@ -218,24 +218,25 @@ STABLE_DIFFUSION = Kind(
 )
 """Stable Diffusion 1 and 2: any pipeline that is none of the others'."""
 
-KINDS = (
-    Kind(
-        title="SDXL",
-        family="sdxl",
-        pipelines=("StableDiffusionXL",),
-        told_by=frozenset({"unet", "text_encoder_2"}),
-        components=(*STABLE_DIFFUSION.components, "text_encoder_2", "tokenizer_2"),
-        weights={**_NETWORKS, "text_encoder_2": "model"},
-        faults=lambda folder: _faults_of_unet(folder, ["text_encoder", "text_encoder_2"], _XL_TAKEN),
-    ),
-    Kind(
-        title="Stable Diffusion 3 or FLUX",
-        family="mmdit",
-        pipelines=("StableDiffusion3", "Flux"),
-        told_by=frozenset({"transformer"}),
-        components=("vae", "transformer", "scheduler"),
-        weights=dict.fromkeys(("vae", "transformer"), "diffusion_pytorch_model"),
-        faults=_faults_of_transformer,
-    ),
+SDXL = Kind(
+    title="SDXL",
+    family="sdxl",
+    pipelines=("StableDiffusionXL",),
+    told_by=frozenset({"unet", "text_encoder_2"}),
+    components=(*STABLE_DIFFUSION.components, "text_encoder_2", "tokenizer_2"),
+    weights={**_NETWORKS, "text_encoder_2": "model"},
+    faults=lambda folder: _faults_of_unet(folder, ["text_encoder", "text_encoder_2"], _XL_TAKEN),
 )
+
+MMDIT = Kind(
+    title="Stable Diffusion 3 or FLUX",
+    family="mmdit",
+    pipelines=("StableDiffusion3", "Flux"),
+    told_by=frozenset({"transformer"}),
+    components=("vae", "transformer", "scheduler"),
+    weights=dict.fromkeys(("vae", "transformer"), "diffusion_pytorch_model"),
+    faults=_faults_of_transformer,
+)
+
+KINDS = (SDXL, MMDIT)
 """The registry of kinds that their pipeline's name or their components tell; `STABLE_DIFFUSION` is what is left."""

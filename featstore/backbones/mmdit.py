@@ -32,7 +32,7 @@ from pydantic import Field
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.flow import FlowSchedule, read_flow
-from featstore.backbones.kinds import KINDS as MODELS
+from featstore.backbones.kinds import MMDIT
 from featstore.backbones.model_file import Count, Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale
 from featstore.errors import ModelError
@@ -231,10 +231,9 @@ def open_located(location: ModelLocation, unet: str | None = None) -> MMDiT:
 
         check_transformer(location.folder, config["_class_name"])
 
-    components = next(kind.components for kind in MODELS if kind.family == location.family)
     return MMDiT(
         location=location,
-        fingerprint=checked_fingerprint(location.folder, components, check),
+        fingerprint=checked_fingerprint(location.folder, MMDIT.components, check),
         config=config,
         latent_factor=2 ** (len(blocks) - 1),
         latent_scale=LatentScale.parse(vae, str(where)),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featstore.backbones import flux, sd3
-from featstore.backbones.base import Compute, saying_batch_size
+from featstore.backbones.base import Compute, Condition, saying_batch_size
 from featstore.backbones.diffusion_networks import encode, load_vae_encoder
 from featstore.backbones.mmdit import PATCH, MMDiT, Tap
 from featstore.backbones.weights import check_network, load_network
@@ -99,8 +99,8 @@ def _first_norm(block: Any) -> Any:
 class MMDiTNetworks:
     """A model's networks (a `featstore.backbones.base.Networks`), frozen."""
 
-    tokenizer = text_encoder = None
-    """The transformer is told zeros."""
+    text = None
+    """No text encoders: the transformer is told zeros."""
 
     def __init__(self, model: MMDiT, compute: Compute, layers: Sequence[str]) -> None:
         self._model, self._compute, self._layers = model, compute, layers
@@ -127,7 +127,7 @@ class MMDiTNetworks:
         self,
         inputs: Tensor,
         timestep: int | None,
-        condition: Tensor | None,  # noqa: ARG002  (it is told zeros)
+        condition: Condition | None,  # noqa: ARG002  (it is told zeros)
         layers: Sequence[str],
     ) -> Mapping[str, Tensor]:
         """See `Networks.features`."""

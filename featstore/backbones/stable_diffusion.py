@@ -5,14 +5,15 @@ Layers are the UNet decoder's, 1-based as in the papers. The 0-based index of di
 package only: layer n is `up_blocks[n - 1]`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
 from featstore.backbones.cleandift import CleanUNet, open_clean_unet, together
-from featstore.backbones.kinds import STABLE_DIFFUSION
+from featstore.backbones.kinds import STABLE_DIFFUSION, Kind
 from featstore.backbones.model_file import Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
 from featstore.backbones.registry import block_of, check_of_structure, family_of
@@ -21,16 +22,17 @@ from featstore.errors import ModelError
 if TYPE_CHECKING:
     from featstore.backbones.diffusion_networks import DiffusionNetworks
 
-LAYERS = (1, 2, 3, 4)
 TIMESTEPS = range(1000)
 
 
 def layer_shape(layer: int | str, unet_config: Mapping[str, Any], latent_side: int, image_size: int) -> LayerShape:
     """The shape of a layer's map, or of a part of one (`2.1`), for latents of `latent_side` cells, from the UNet's
-    configuration. Raises `ModelError` for a part that there is not."""
+    configuration. Raises `ModelError` for a layer or a part that there is not."""
     widths = tuple(unet_config["block_out_channels"])
     check_of_structure([str(layer)], f"unet{len(widths)}", "this UNet")
     block, part = block_of(str(layer)), str(layer).partition(".")[2]
+    if block > len(widths):
+        raise ModelError(f"There is no layer {layer}: this UNet has the layers 1 to {len(widths)}.")
     # Every up block but the last doubles the side of the latents at its end; the down blocks halved it len - 1 times.
     halved = len(widths) - block if part else max(len(widths) - 1 - block, 0)
     each = unet_config.get("layers_per_block", 2)
@@ -56,10 +58,6 @@ def check_timesteps(timesteps: Sequence[int]) -> None:
             raise ModelError(f"There is no timestep {timestep}: timesteps run from 0 to {TIMESTEPS[-1]}.")
 
 
-LATENT_MULTIPLE = 8
-"""The UNet halves its input three times; other sides would be padded and the cut UNet would differ from the whole."""
-
-
 @dataclass(frozen=True, slots=True)
 class StableDiffusion:
     """A located model (a `featstore.backbones.models.Model`).
@@ -67,7 +65,7 @@ class StableDiffusion:
     fingerprint: of its weights and configuration. image_size: S that it was trained for, pixels. latent_factor: pixels
     a latent cell. latent_scale: from the VAE's latents to the UNet's. unet_config: diffusers' configuration of the
     UNet. schedule: of the noise that it was trained on. clean: weights that take the place of the UNet's, which takes
-    latents without noise then.
+    latents without noise then. up_blocks: of its kind's UNets.
     """
 
     location: ModelLocation
@@ -79,17 +77,24 @@ class StableDiffusion:
     unet_config: Mapping[str, Any]
     schedule: NoiseSchedule
     clean: CleanUNet | None = None
+    up_blocks: ClassVar[int] = 4
+
+    @property
+    def latent_multiple(self) -> int:
+        """Of the latents' side: the UNet halves it between its blocks, and would pad others, so that the cut UNet would
+        differ from the whole."""
+        return int(2 ** (self.up_blocks - 1))
 
     def latent_side(self, image_size: int) -> int:
         """Cells a side of the latents of an image of `image_size` pixels. Raises `ModelError` where the UNet cannot
         take them."""
         side, rest = divmod(image_size, self.latent_factor)
-        if image_size < 1 or rest or side % LATENT_MULTIPLE:
-            multiple = self.latent_factor * LATENT_MULTIPLE
+        if image_size < 1 or rest or side % self.latent_multiple:
+            multiple = self.latent_factor * self.latent_multiple
             near = max(round(image_size / multiple), 1) * multiple
             raise ModelError(
-                f"A size of {image_size} pixels does not give latents whose side is a multiple of {LATENT_MULTIPLE}: "
-                f"take a multiple of {multiple}, e.g. --size {near}."
+                f"A size of {image_size} pixels does not give latents whose side is a multiple of "
+                f"{self.latent_multiple}: take a multiple of {multiple}, e.g. --size {near}."
             )
         return side
 
@@ -114,15 +119,20 @@ class StableDiffusion:
 
     def layers(self, image_size: int) -> Mapping[str, LayerShape]:
         """See `Backbone.layers`."""
-        return {str(layer): self.shape(layer, image_size) for layer in LAYERS}
+        return {str(layer): self.shape(layer, image_size) for layer in range(1, self.up_blocks + 1)}
 
     def load(self, compute: Compute, layers: Sequence[str] | None = None) -> "DiffusionNetworks":
         """See `Model.load`."""
         # only now: the libraries take seconds to load
         from featstore.backbones.diffusion_networks import DiffusionNetworks
 
-        last = LAYERS[-1] if layers is None else max(map(block_of, layers))
-        return DiffusionNetworks(self.location, compute, last, self.clean)
+        return DiffusionNetworks(self.location, compute, self.last(layers), self.clean)
+
+    def last(self, layers: Sequence[str] | None) -> int:
+        """The block where passes for some layers end, None being all. Raises `ModelError` for one that there is not."""
+        for layer in layers or ():
+            self.shape(layer, self.image_size)
+        return self.up_blocks if layers is None else max(map(block_of, layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,35 @@ class _UNet:
 
 
 def open_located(location: ModelLocation, unet: str | None = None) -> StableDiffusion:
-    """See `featstore.backbones.models.DiffusionFamily`; that weights passed is remembered beside the fingerprint."""
+    """See `featstore.backbones.models.DiffusionFamily`."""
+
+    def check(image_size: int) -> None:
+        # only now: the libraries take seconds to load
+        from featstore.backbones.weights import check_model
+
+        check_model(location.folder, image_size)
+
+    return open_as(StableDiffusion, STABLE_DIFFUSION, location, unet, check)
+
+
+Opened = TypeVar("Opened", bound=StableDiffusion)
+
+
+def open_as(
+    opened: type[Opened], kind: Kind, location: ModelLocation, unet: str | None, check: Callable[[int], None]
+) -> Opened:
+    """Read a folder's configurations, and compare its weights with them.
+
+    Args:
+        opened: What it is opened as.
+        kind: Of the model.
+        location: Where it lies.
+        unet: Of a UNet that takes the place of its own.
+        check: Of the weights, for images of a size; that they passed is remembered beside the fingerprint.
+
+    Raises:
+        ModelError: Where something does not fit.
+    """
     vae, unet_config = read_config(location, "vae"), read_config(location, "unet")
     side = unet_config.get("sample_size")
     if isinstance(side, list) and side == side[:1] * 2:
@@ -152,18 +190,11 @@ def open_located(location: ModelLocation, unet: str | None = None) -> StableDiff
     trained = parsed(_UNet, unet_config | {"sample_size": side}, location.folder / "unet" / "config.json")
     factor = 2 ** (len(shapes.block_out_channels) - 1)
     image_size, blocks = trained.sample_size * factor, len(trained.block_out_channels)
-    if blocks != len(LAYERS):
-        raise ModelError(f"{location.folder} has a UNet of {blocks} up blocks; Stable Diffusion's has {len(LAYERS)}.")
-
-    def check() -> None:
-        # only now: the libraries take seconds to load
-        from featstore.backbones.weights import check_model
-
-        check_model(location.folder, image_size)
-
-    model = StableDiffusion(
+    if blocks != opened.up_blocks:
+        raise ModelError(f"{location.folder} has a UNet of {blocks} up blocks; {kind.title}'s has {opened.up_blocks}.")
+    model = opened(
         location=location,
-        fingerprint=checked_fingerprint(location.folder, STABLE_DIFFUSION.components, check),
+        fingerprint=checked_fingerprint(location.folder, kind.components, partial(check, image_size)),
         image_size=image_size,
         latent_factor=factor,
         latent_channels=shapes.latent_channels,

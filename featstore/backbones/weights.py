@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     Dinov2Config,
     Dinov2Model,
@@ -62,13 +64,16 @@ _DINOV2 = Published(
 )
 """A classifier on top (dinov2-base-imagenet1k-1-layer), and what stands for masked patches in training."""
 
+_CLIP = Published("model", unused=r"^(text_model\.)?embeddings\.position_ids$")
+"""transformers before 4.31 (2023) saved the numbers of the positions as well."""
+
 PUBLISHED: Mapping[Any, Published] = {
     AutoencoderKL: Published("diffusion_pytorch_model"),
     UNet2DConditionModel: Published("diffusion_pytorch_model"),
     SD3Transformer2DModel: Published("diffusion_pytorch_model"),
     FluxTransformer2DModel: Published("diffusion_pytorch_model"),
-    # transformers before 4.31 (2023) saved the numbers of the positions as well
-    CLIPTextModel: Published("model", unused=r"^(text_model\.)?embeddings\.position_ids$"),
+    CLIPTextModel: _CLIP,
+    CLIPTextModelWithProjection: _CLIP,
     Dinov2Model: _DINOV2,
     Dinov2WithRegistersModel: _DINOV2,
     DINOv3ViTModel: _DINOV2,
@@ -85,20 +90,52 @@ _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 def check_model(folder: Path, image_size: int) -> None:
     """Raise `ModelError` unless the weights of a Stable Diffusion's folder are those that its configurations describe,
     and the networks take each other's outputs. image_size: S that it was trained for, pixels."""
+    latents, unet, (said,) = _checked_networks(folder, image_size, {"text_encoder": CLIPTextModel})
+    _dry_run(folder / "unet", lambda: unet(latents, 261, said.last_hidden_state).sample)
+
+
+def check_xl(folder: Path, image_size: int) -> None:
+    """`check_model` for the folder of an SDXL."""
+    encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    latents, unet, (first, second) = _checked_networks(folder, image_size, encoders)
+
+    def run() -> Tensor:
+        prompt = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        added = {"text_embeds": second.text_embeds, "time_ids": torch.zeros(1, 6)}
+        found: Tensor = unet(latents, 261, prompt, added_cond_kwargs=added).sample
+        return found
+
+    _dry_run(folder / "unet", run)
+
+
+def _from_config(kind: Any, config: dict[str, Any]) -> Any:
+    return kind(CLIPTextConfig.from_dict(config))
+
+
+def _checked_networks(folder: Path, image_size: int, kinds: Mapping[str, Any]) -> tuple[Tensor, Any, list[Any]]:
+    """The check of a folder up to the UNet's pass. kinds: the classes of the text encoders, by component; their
+    tokenizers' folders are called alike.
+
+    Returns:
+        Latents without memory, the UNet, and what each text encoder gives.
+    """
     vae = _built(folder / "vae", AutoencoderKL.from_config)
     unet = _built(folder / "unet", UNet2DConditionModel.from_config)
-    encoder = _built(folder / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)))
+    encoders = {name: _built(folder / name, partial(_from_config, kind)) for name, kind in kinds.items()}
     for name, network in (("vae", vae), ("unet", unet)):
         _check_names(folder / name, network)
-    _read_shapes(folder / "text_encoder", PUBLISHED[CLIPTextModel])
-    load_network(CLIPTextModel, folder / "text_encoder", "auto")  # transformers knows best what it makes of old names
-    _check_tokenizer(folder / "tokenizer", encoder.config)
-    side, positions = image_size, encoder.config.max_position_embeddings
-    latents = _dry_run(folder / "vae", lambda: vae.encode(torch.empty(1, 3, side, side)).latent_dist.mean)
-    prompt = _dry_run(
-        folder / "text_encoder", lambda: encoder(torch.zeros(1, positions, dtype=torch.long)).last_hidden_state
-    )
-    _dry_run(folder / "unet", lambda: unet(latents, 261, prompt).sample)
+    for name, kind in kinds.items():
+        _read_shapes(folder / name, PUBLISHED[kind])
+        load_network(kind, folder / name, "auto")  # transformers knows best what it makes of old names
+        _check_tokenizer(folder / name.replace("text_encoder", "tokenizer"), encoders[name].config)
+    image = torch.empty(1, 3, image_size, image_size, device="meta")
+    latents = _dry_run(folder / "vae", lambda: vae.encode(image).latent_dist.mean)
+
+    def run(encoder: Any) -> Any:
+        ids = torch.zeros(1, encoder.config.max_position_embeddings, dtype=torch.long)
+        return encoder(ids, output_hidden_states=True)
+
+    return latents, unet, [_dry_run(folder / name, partial(run, own)) for name, own in encoders.items()]
 
 
 def check_network(folder: Path, kind: Any) -> None:

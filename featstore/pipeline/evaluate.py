@@ -3,6 +3,7 @@ belong to pairs (cpm), which are made pair by pair and never cached."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import MapKey, Networks
+from featstore.backbones.base import Condition, MapKey, Networks
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import block_of, is_diffusion
@@ -243,10 +244,12 @@ class PairMaps:
             ends = [(pair.source, pair.target) for pair in batch]
             places = tuple((index, image) for index, pair in enumerate(ends) for image in dict.fromkeys(pair))
             parts = [PlannedPasses((key,), places) for key in self.wanted]
-            prompts = {layer: self.prompts.of(block_of(layer), ends) for layer, _ in self.wanted}  # (b, 77, D) each
+            prompts = {layer: self.prompts.of(block_of(layer), ends) for layer, _ in self.wanted}
 
-            def told(layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Tensor] = prompts) -> Tensor:
-                return prompts[layer][[index for index, _ in items]]
+            def told(
+                layer: str, items: Sequence[tuple[int, str]], prompts: Mapping[str, Condition] = prompts
+            ) -> Condition:
+                return prompts[layer].each(getitem, [index for index, _ in items])
 
             def noisy(item: tuple[int, str], timestep: int | None, draws: Sequence[int]) -> NDArray[Any]:
                 return self.noisy(row(item[1]), timestep, draws)
@@ -293,5 +296,5 @@ def open_pair_maps(
     processes.wait()
     work.progress.wait("loading the model")
     networks = model.load(work.compute, [layer for layer, _ in wanted])
-    prompts = open_pair_prompts(learned, networks.tokenizer, networks.text_encoder, patch_tokens_of(store, tokens))
+    prompts = open_pair_prompts(learned, networks.text, patch_tokens_of(store, tokens))
     return PairMaps(work, networks, noisy, prompts, wanted, ensemble, others)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from featstore.backbones.base import Compute, Finishing, MapKey, NetworkName, Networks
+from featstore.backbones.base import Compute, Condition, Finishing, MapKey, NetworkName, Networks, joined
 from featstore.backbones.dino import load_dino
 from featstore.backbones.models import Model
 from featstore.backbones.noise import Latents, posterior_noise
@@ -143,7 +143,7 @@ def brought(made: Iterable[tuple[Item, Sequence[Tensor]]]) -> Iterator[tuple[Ite
 def passes(
     networks: Networks,
     batches: Iterable[Batch[Item]],
-    condition: Callable[[str, Sequence[Item]], Tensor] | None,
+    condition: Callable[[str, Sequence[Item]], Condition] | None,
     device: torch.device,
     progress: Progress,
     kept: torch.dtype = torch.float32,
@@ -153,7 +153,7 @@ def passes(
     Args:
         networks: what the inputs go through.
         batches: of inputs; an item's draws stand in one batch or in successive ones of the same items.
-        condition: gives prompt embeddings (items, 77, D) for the first layer; None for networks without text.
+        condition: tells what networks are told of items, for the first layer; None for networks without text.
         device: of the networks.
         progress: is advanced by inputs.
         kept: the dtype in which maps leave the device; means over draws are float32.
@@ -167,11 +167,13 @@ def passes(
         draws = 0
         for own, inputs in batches:
             (first, timestep), each = own.keys[0], len(own.draws)
-            told = None if condition is None else condition(first, own.items).repeat_interleave(each, dim=0)
+            told = None
+            if condition is not None:
+                told = condition(first, own.items).each(Tensor.repeat_interleave, each, 0).each(padded, own.size)
             maps = networks.features(
                 padded(on_device(inputs, device), own.size),
                 timestep,
-                None if told is None else padded(told, own.size),
+                told,
                 [layer for layer, _ in own.keys],
             )
             for layer, features in maps.items():
@@ -197,7 +199,7 @@ def diffusion_maps(
     networks: Networks,
     parts: Iterable[PlannedPasses[Item]],
     noisy: Noisy[Item],
-    condition: Callable[[str, Sequence[Item]], Tensor],
+    condition: Callable[[str, Sequence[Item]], Condition],
     ensemble: int,
     compute: Compute,
     progress: Progress,
@@ -210,7 +212,7 @@ def diffusion_maps(
         networks: of the model.
         parts: passes that share a timestep and a prompt.
         noisy: hands out noisy latents.
-        condition: prompt embeddings (items, 77, D) of a layer.
+        condition: what networks are told of items, for a layer.
         ensemble: draws that are averaged.
         compute: where the networks are.
         progress: is advanced by passes.
@@ -280,18 +282,18 @@ def pixel_maps(
 
 def told_of(
     store: Store, networks: "DiffusionNetworks", prompt: Prompts, categories: Collection[str]
-) -> Callable[[str, Sequence[int]], Tensor]:
-    """Prompt embeddings (b, 77, D) of a layer and image rows of some categories, made once; those that layers share
-    are made once for all."""
+) -> Callable[[str, Sequence[int]], Condition]:
+    """What networks are told of a layer and image rows of some categories, made once; what layers share is made once
+    for all."""
     known = tuple(sorted(categories))
 
-    made: dict[str | None, Mapping[str, Tensor]] = {}
+    made: dict[str | None, Mapping[str, Condition]] = {}
 
-    def told(layer: str, rows: Sequence[int]) -> Tensor:
+    def told(layer: str, rows: Sequence[int]) -> Condition:
         key = layer if prompt.differ_by_layer else None
         if key not in made:
-            made[key] = prompt.embeddings(block_of(layer), known, networks.tokenizer, networks.text_encoder)
-        return torch.stack([made[key][store.images.categories[row]] for row in rows])
+            made[key] = prompt.embeddings(block_of(layer), known, networks.text)
+        return joined([made[key][store.images.categories[row]] for row in rows])
 
     return told
 
@@ -399,7 +401,7 @@ class MapStream:
     work: Work
     networks: "DiffusionNetworks"
     noisy: Noisy[int]
-    told: Callable[[str, Sequence[int]], Tensor]
+    told: Callable[[str, Sequence[int]], Condition]
     wanted: tuple[MapKey, ...]
     others: tuple[tuple[FoundBackbone, Networks], ...]
     request: MapRequest

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from featstore.backbones.base import Asked, Backbone, LayerShape, MapKey, Networks, TextEncoder, Tokenizer, compute_on
+from featstore.backbones.base import Asked, Backbone, Condition, LayerShape, MapKey, Networks, TextEncoders, compute_on
 from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.layers import check_names, layers_for, timesteps_for, weights_for
 from featstore.backbones.models import Model, open_model
@@ -44,7 +44,7 @@ from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.cpm import check_dino, open_pair_prompts
-from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt, encode_texts
+from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
 from featstore.prompts.zeros import Zeros
 from featstore.store.store import Store, open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, describe_layers
@@ -55,16 +55,16 @@ from matcher.pairs import placed
 
 @dataclass(frozen=True, slots=True)
 class PhotoPrompt:
-    """What the UNet is told of all photographs. embedding: gives (1, 77, D) for a layer. shared: whether it is the same
+    """What the UNet is told of all photographs. embedding: gives one prompt for a layer. shared: whether it is the same
     for all layers, which then share passes."""
 
-    embedding: Callable[[int, Tokenizer, TextEncoder], Tensor]
+    embedding: Callable[[int, TextEncoders], Condition]
     shared: bool
 
 
 def text_prompt(text: str) -> PhotoPrompt:
     """The same text for all layers."""
-    return PhotoPrompt(lambda _, tokenizer, encoder: encode_texts(tokenizer, encoder, [text]), shared=True)
+    return PhotoPrompt(lambda _, encoders: encoders.encode_texts([text]), shared=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +210,9 @@ class Featurizer:
     ) -> Iterator[Made[int]]:
         latents, ensemble = self._encoded(photo), self._draws(ensemble)
         progress.advance()
-        text = self.networks.tokenizer, self.networks.text_encoder
         parts = [PlannedPasses(keys, (0,)) for keys in sharing_a_pass(own, not prompt.shared)]
-        embeddings = {layer: prompt.embedding(block_of(layer), *text) for layer in {part.keys[0][0] for part in parts}}
+        text, first = self.networks.text, {part.keys[0][0] for part in parts}
+        embeddings = {layer: prompt.embedding(block_of(layer), text) for layer in first}
 
         def noisy(_: int, timestep: int | None, draws: Sequence[int]) -> NDArray[np.float32]:
             if timestep is None:
@@ -220,8 +220,8 @@ class Featurizer:
             drawn = [noise(self._seed, photo.key, timestep, draw, latents.shape) for draw in draws]
             return np.stack([self.model.schedule.mix(latents, own, timestep) for own in drawn])
 
-        def told(layer: str, indices: Sequence[int]) -> Tensor:
-            return embeddings[layer].expand(len(indices), -1, -1)
+        def told(layer: str, indices: Sequence[int]) -> Condition:
+            return embeddings[layer].expanded(len(indices))
 
         # a pass holds draws of one photograph: its maps do not depend on which others are asked for
         compute = replace(self.compute, batch_size=min(self.compute.batch_size, ensemble))
@@ -558,8 +558,8 @@ def photo_prompts(
         tokens = network.tokens([photo.picture for photo in photos])
         patches = {"source": tokens[0, 1:], "target": tokens[1, 1:]}  # without the class token
 
-        def embedding(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
-            made = open_pair_prompts(learned, tokenizer, encoder, patches.__getitem__)
+        def embedding(layer: int, text: TextEncoders) -> Condition:
+            made = open_pair_prompts(learned, text, patches.__getitem__)
             return made.of(layer, [("source", "target")])
 
         return PhotoPrompt(embedding, shared=False), choice.label
@@ -568,7 +568,7 @@ def photo_prompts(
 
 
 def _image_prompt(prompts: Prompts, category: str) -> PhotoPrompt:
-    def embedding(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
-        return prompts.embeddings(layer, [category], tokenizer, encoder)[category][None]
+    def embedding(layer: int, text: TextEncoders) -> Condition:
+        return prompts.embeddings(layer, [category], text)[category]
 
     return PhotoPrompt(embedding, shared=not prompts.differ_by_layer)

@@ -7,7 +7,7 @@ from enum import Enum
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
+from featstore.backbones.base import Condition, NetworkName, TextEncoders
 from featstore.errors import TuningError
 
 if TYPE_CHECKING:
@@ -27,10 +27,8 @@ class Prompts(Protocol):
     def describe(self) -> dict[str, Any]:
         """What shapes the embeddings (content, not file names), for an extractor's key."""
 
-    def embeddings(
-        self, layer: int, categories: Collection[str], tokenizer: Tokenizer, text_encoder: TextEncoder
-    ) -> "dict[str, Tensor]":
-        """Prompt embeddings (77, D) by category; each distinct prompt is encoded once."""
+    def embeddings(self, layer: int, categories: Collection[str], text: TextEncoders) -> dict[str, Condition]:
+        """What networks are told, one prompt each, by category; each distinct prompt is encoded once."""
 
 
 class PromptSet(Protocol):
@@ -46,7 +44,7 @@ class PromptSet(Protocol):
         """What is learned at the rate of networks."""
 
     def tensors(self, framed: "Tensor") -> "Mapping[str, Tensor]":
-        """As `LearnedPrompts.tensors` has them. framed: see `featstore.prompts.text.frame`."""
+        """As `LearnedPrompts.tensors` has them. framed: see `TextEncoders.frame`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +54,13 @@ class Start:
     Args:
         pairs: The training pairs.
         length: N, learned vectors per prompt.
-        text_encoder: CLIP's, whose token embeddings are (D,) wide.
-        vocabulary: How many token ids there are.
+        text: The model's text encoders.
         patches: Reads the DINOv2 patch tokens of an image; None where the mode is of no pairs.
     """
 
     pairs: "Sequence[MatchingPair]"
     length: int
-    text_encoder: TextEncoder
-    vocabulary: int
+    text: TextEncoders
     patches: "PatchTokens | None"
 
 

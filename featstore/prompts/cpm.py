@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.base import NetworkName, TextEncoder, Tokenizer
+from featstore.backbones.base import Condition, NetworkName, TextEncoders
 from featstore.backbones.noise import generator
+from featstore.backbones.text_encoders import fill
 from featstore.errors import PromptError, TuningError
 from featstore.prompts.base import LearnedPrompts, PromptMode, Start
-from featstore.prompts.text import check_shape, encode_token_embeddings, fill, frame, wide
+from featstore.prompts.text import check_shape, wide
 from featstore.store.store import PatchTokens
 from matcher.pairs import MatchingPair
 
@@ -92,11 +93,11 @@ class OnePerPair(PromptMode):
     def start(self, start: Start, key: str) -> "LearnedModule":
         """See `PromptMode`; torch's global generator is left as it was."""
         assert start.patches is not None, "read where a mode is of pairs"
-        (patches, dino_width), encoder = start.patches(start.pairs[0].source).shape, start.text_encoder
+        patches, dino_width = start.patches(start.pairs[0].source).shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(key).integers(2**31)))
-            module = ConditionalModule(dino_width, patches, encoder.config.hidden_size)
-        return LearnedModule(module.to(encoder.device, wide(encoder.dtype)), start.patches)
+            module = ConditionalModule(dino_width, patches, start.text.width)
+        return LearnedModule(module.to(start.text.device, wide(start.text.dtype)), start.patches)
 
     def shapes(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], range]:
         """See `PromptMode`."""
@@ -150,14 +151,14 @@ class PairPrompts:
 
     modules: Mapping[int, ConditionalModule]
     framed: Tensor
-    text_encoder: TextEncoder
+    text: TextEncoders
     patches: PatchTokens
 
     @torch.no_grad()
-    def of(self, layer: int, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """Prompt embeddings (pairs, 77, D) of (source, target) images; both share them. Raises `PromptError` where the
-        patch tokens are not what the module takes."""
-        device = self.text_encoder.device
+    def of(self, layer: int, pairs: Sequence[tuple[str, str]]) -> Condition:
+        """What networks are told of (source, target) images, one prompt per pair; both images share it. Raises
+        `PromptError` where the patch tokens are not what the module takes."""
+        device = self.text.device
         source, target = (
             torch.stack([self.patches(images[end]) for images in pairs]).float().to(device) for end in (0, 1)
         )
@@ -168,21 +169,18 @@ class PairPrompts:
                 f"These cpm prompts are made from {patches} patch tokens of width {width}, and the DINOv2 at hand "
                 f"gives {ours} of width {our_width}: name theirs with --dino."
             )
-        return encode_token_embeddings(self.text_encoder, fill(self.framed, module(source, target)))
+        return self.text.encode(fill(self.framed, module(source, target)), module.length)
 
 
-def open_pair_prompts(
-    learned: LearnedPrompts, tokenizer: Tokenizer, text_encoder: TextEncoder, patches: PatchTokens
-) -> PairPrompts:
-    """Raises `PromptError` where the modules do not fit the text encoder."""
+def open_pair_prompts(learned: LearnedPrompts, text: TextEncoders, patches: PatchTokens) -> PairPrompts:
+    """Raises `PromptError` where the modules do not fit the text encoders."""
     try:
         modules = {
-            layer: module_of(dict(own)).to(text_encoder.device).eval().requires_grad_(False)
+            layer: module_of(dict(own)).to(text.device).eval().requires_grad_(False)
             for layer, own in learned.tensors.items()
         }
     except ValueError as error:
         raise PromptError(f"These cpm prompts are damaged: {error}.") from error
     for module in modules.values():
-        check_shape(module.global_embeds.shape, text_encoder, "These cpm prompts are")
-    framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, learned.length)
-    return PairPrompts(modules, framed, text_encoder, patches)
+        check_shape(module.global_embeds.shape, text, "These cpm prompts are")
+    return PairPrompts(modules, text.frame(learned.length), text, patches)

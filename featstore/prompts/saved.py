@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from featstore.backbones.base import TextEncoder, Tokenizer
+from featstore.backbones.base import Condition, TextEncoders
 from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.errors import ModelError, PromptError
 from featstore.files import open_whole, write_whole
 from featstore.parsing import parse_known
 from featstore.prompts.base import LearnedPrompts, Prompts, PromptsDescription
-from featstore.prompts.text import TextPrompt, check_shape, encode_token_embeddings
+from featstore.prompts.text import TextPrompt, check_shape
 from featstore.prompts.zeros import Zeros
 from featstore.sealed import check_tensors_seal, check_version, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
@@ -141,22 +141,20 @@ class SavedPrompts:
         return described if self.fallback is None else {**described, "fallback": self.fallback.describe()}
 
     @torch.no_grad()
-    def embeddings(
-        self, layer: int, categories: Collection[str], tokenizer: Tokenizer, text_encoder: TextEncoder
-    ) -> dict[str, Tensor]:
+    def embeddings(self, layer: int, categories: Collection[str], text: TextEncoders) -> dict[str, Condition]:
         """See `Prompts.embeddings`."""
         self.check_categories(categories)
         own = {category: name for category in categories if (name := self._name(category)) is not None}
         names = sorted(set(own.values()))
-        found: dict[str, Tensor] = {}
+        found: dict[str, Condition] = {}
         if names:
             rows = [self.learned.tensors[layer][name] for name in names]
-            check_shape(rows[0].shape, text_encoder, "These prompts are")
-            encoded = encode_token_embeddings(text_encoder, torch.stack(rows).to(text_encoder.device))
+            check_shape(rows[0].shape, text, "These prompts are")
+            encoded = text.encode(torch.stack(rows).to(text.device), self.learned.length).split()
             found = {category: encoded[names.index(name)] for category, name in own.items()}
         others = [category for category in categories if category not in own]
         if self.fallback is not None and others:
-            found |= self.fallback.embeddings(layer, others, tokenizer, text_encoder)
+            found |= self.fallback.embeddings(layer, others, text)
         return found
 
     def _name(self, category: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import Compute, NetworkName, TextEncoder, Tokenizer
+from featstore.backbones.base import Compute, NetworkName, TextEncoders
 from featstore.backbones.dino import HUB_NAME
 from featstore.backbones.models import Model, open_model
 from featstore.backbones.registry import check_takes_prompts
@@ -20,7 +20,7 @@ from featstore.parsing import parse
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, module_of
 from featstore.prompts.saved import save_torch
-from featstore.prompts.text import check_shape, length_of
+from featstore.prompts.text import check_shape
 
 Keys = tuple[str, ...]
 """Where a tensor stands: the keys of the dictionaries that lead to it."""
@@ -143,13 +143,11 @@ def import_published(
     check_takes_prompts(opened.structure, opened.location.id)
     opened.schedule.check_timesteps([timestep])
     networks = opened.load(Compute(torch.device("cpu"), torch.float32, 1))
-    learned = to_learned(published, opened, networks.tokenizer, networks.text_encoder, layer, timestep)
+    learned = to_learned(published, opened, networks.text, layer, timestep)
     return learned, published.ignored
 
 
-def to_learned(
-    published: Published, model: Model, tokenizer: Tokenizer, text_encoder: TextEncoder, layer: int, timestep: int
-) -> LearnedPrompts:
+def to_learned(published: Published, model: Model, text: TextEncoders, layer: int, timestep: int) -> LearnedPrompts:
     """The prompts of a file, as prompts for `layer` of `model`, learned at `timestep`.
 
     `training["imported"]["framed"]` says whether the rows around single and class prompts' vectors are those of this
@@ -158,13 +156,12 @@ def to_learned(
     """
     cpm, tensors, name, model_id = published.mode is Mode.CPM, published.tensors, published.name, model.location.id
     first = tensors["global_embeds"] if cpm else next(iter(tensors.values()))
-    check_shape(first.shape, text_encoder, f"{name} holds prompts", model_id)
-    room = text_encoder.config.max_position_embeddings - 2
+    check_shape(first.shape, text, f"{name} holds prompts", model_id)
+    room = text.positions - 2
     if cpm:
         lengths: set[int | None] = {module_of(dict(tensors)).length}
     else:
-        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        lengths = {length_of(text_encoder, start, end, rows) for rows in tensors.values()}
+        lengths = {text.length_of(rows) for rows in tensors.values()}
     length = lengths.pop() if len(lengths) == 1 else None
     if length is not None and length > room:
         raise PromptError(f"{name} makes more vectors than the text encoder of {model_id} has room for: {room}.")

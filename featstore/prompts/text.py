@@ -1,5 +1,5 @@
-"""Prompts where CLIP's token and position embeddings come out: [SOS, learned vectors, EOS, padding], and from there
-through CLIP's causal transformer and final layer norm to what cross attention sees (docs/method.md, Prompts)."""
+"""Texts, and the modes of prompts that are learned vectors, one for everything or one per category (docs/method.md,
+Prompts)."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -9,91 +9,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from featstore.backbones.base import TextEncoder, Tokenizer
+from featstore.backbones.base import Condition, TextEncoders
 from featstore.backbones.noise import generator
+from featstore.backbones.text_encoders import fill
 from featstore.errors import ModelError, PromptError
 from featstore.prompts.base import PromptMode, Start
 from matcher.pairs import MatchingPair
 
-PADDING = 0
-"""The token that fills a learned prompt up; SD4Match's choice, not the tokenizer's."""
 
-
-@torch.no_grad()
-def frame(text_encoder: TextEncoder, start: int, end: int, length: int) -> Tensor:
-    """Token embeddings (positions, D) of [start, `length` vectors to be put in, end, padding], each with the position
-    embedding of the place where it stands. The vectors' places hold zeros.
-
-    start, end: ids of the tokenizer's SOS and EOS. Raises `ModelError` where `length` vectors do not fit between them.
-    """
-    positions: int = text_encoder.config.max_position_embeddings
-    if not 1 <= length <= positions - 2:
-        raise ModelError(
-            f"A prompt of {length} vectors does not fit: the text encoder has {positions} positions, two of them for "
-            f"start and end, so 1 to {positions - 2} vectors."
-        )
-    ids = torch.full((1, positions), PADDING, device=text_encoder.device)
-    ids[0, 0], ids[0, length + 1] = start, end
-    rows: Tensor = text_encoder.embeddings(input_ids=ids)[0]
-    rows[1 : length + 1] = 0
-    return rows
-
-
-@torch.no_grad()
-def length_of(text_encoder: TextEncoder, start: int, end: int, rows: Tensor) -> int | None:
-    """How many vectors token embeddings (positions, D) have between their start and end; None where start, end and
-    padding are not this text encoder's, give or take 1 % (half precision rounds by less).
-
-    start, end: as for `frame`.
-    """
-
-    def is_token(token: int) -> Tensor:
-        ids = torch.full((1, len(rows)), token, device=device)
-        expected: Tensor = text_encoder.embeddings(input_ids=ids)[0].float()
-        return (rows.to(expected) - expected).norm(dim=1) <= 0.01 * expected.norm(dim=1)
-
-    device = next(text_encoder.parameters()).device
-    starts, ends, paddings = is_token(start), is_token(end), is_token(PADDING)
-    found = [place for place in range(2, len(rows)) if ends[place] and paddings[place + 1 :].all()]
-    return found[0] - 1 if starts[0] and found else None
-
-
-def fill(framed: Tensor, vectors: Tensor) -> Tensor:
-    """Token embeddings (b, positions, D): `frame`'s rows with vectors (b, N, D) in their places, as they are."""
-    count, length = vectors.shape[:2]
-    outer = framed.to(vectors).expand(count, -1, -1)
-    return torch.cat([outer[:, :1], vectors, outer[:, length + 1 :]], dim=1)
-
-
-def encode_token_embeddings(text_encoder: TextEncoder, rows: Tensor) -> Tensor:
-    """Prompt embeddings (b, positions, D), after the final layer norm, of token embeddings of the same shape. Gradients
-    flow. Under autocast in its dtype, else in the text encoder's."""
-    # transformers 5 takes no embeddings in place of token ids, and its encoder called alone is silently not causal
-    weights = next(text_encoder.parameters())
-    handle = text_encoder.embeddings.register_forward_hook(lambda *_: rows.to(weights))
-    try:
-        ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=weights.device)
-        embeddings: Tensor = text_encoder(input_ids=ids).last_hidden_state
-        return embeddings
-    finally:
-        handle.remove()
-
-
-def check_shape(found: Sequence[int], text_encoder: TextEncoder, what: str, model: str = "the model") -> None:
-    """Raise `PromptError` where learned prompts are not what a text encoder takes.
+def check_shape(found: Sequence[int], text: TextEncoders, what: str, model: str = "the model") -> None:
+    """Raise `PromptError` where learned prompts are not what text encoders take.
 
     Args:
         found: (positions, D) of token embeddings, or (1, N, D) of a conditional module's own vectors.
-        text_encoder: CLIP's.
+        text: The model's text encoders.
         what: What has this shape, as the start of the sentence.
         model: Whose text encoder it is, for the sentence.
     """
-    positions, width = text_encoder.config.max_position_embeddings, text_encoder.config.hidden_size
-    taken = (positions, width) if len(found) == 2 else (*found[:-1], width)
+    taken = (text.positions, text.width) if len(found) == 2 else (*found[:-1], text.width)
     if tuple(found) != taken:
         raise PromptError(
             f"{what} of shape {tuple(found)}, {found[-1]} wide, and the text encoder of {model} takes {taken}: "
-            "they are for another model; SD 1-5 is 768 wide, SD 2-1 1024."
+            "they are for another model; SD 1-5 is 768 wide, SD 2-1 1024, SDXL 2048."
         )
 
 
@@ -125,12 +62,11 @@ class TextPrompt:
         self,
         layer: int,  # noqa: ARG002  (the same for all)
         categories: Collection[str],
-        tokenizer: Tokenizer,
-        text_encoder: TextEncoder,
-    ) -> dict[str, Tensor]:
+        text: TextEncoders,
+    ) -> dict[str, Condition]:
         """See `Prompts.embeddings`."""
         texts = sorted({self.text(category) for category in categories})
-        encoded = dict(zip(texts, encode_texts(tokenizer, text_encoder, texts), strict=True))
+        encoded = dict(zip(texts, text.encode_texts(texts).split(), strict=True))
         return {category: encoded[self.text(category)] for category in sorted(categories)}
 
     def text(self, category: str) -> str:
@@ -141,17 +77,6 @@ class TextPrompt:
 def plain_category(category: str) -> str:
     """The category's word: PF-Willow's `car(G)` reads `car`."""
     return re.sub(r"\s*\([^)]*\)$", "", category)
-
-
-@torch.no_grad()
-def encode_texts(tokenizer: Tokenizer, text_encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
-    """Prompt embeddings (n, positions, D) of n texts: padded or cut to the encoder's positions (77 for SD), after its
-    final layer norm, as Stable Diffusion's own pipeline makes them."""
-    tokens = tokenizer(
-        list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    embeddings: Tensor = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
-    return embeddings
 
 
 class OnePerCategory(PromptMode):
@@ -235,7 +160,6 @@ def initial_vectors(start: Start, key: str) -> Tensor:
     Returns:
         Vectors (length, D), float32 unless the encoder is wider.
     """
-    encoder = start.text_encoder
-    ids = torch.from_numpy(generator(key).integers(start.vocabulary, size=start.length + 1)).to(encoder.device)
-    rows: Tensor = encoder.embeddings(input_ids=ids[None])[0]
+    ids = torch.from_numpy(generator(key).integers(start.text.vocabulary, size=start.length + 1))
+    rows = start.text.embed(ids.to(start.text.device)[None])[0]
     return rows[1:].to(wide(rows.dtype))  # position 0 is the start's

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from featstore.backbones.base import TextEncoder, Tokenizer
+from featstore.backbones.base import Condition, TextEncoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +23,7 @@ class Zeros:
         self,
         layer: int,  # noqa: ARG002  (the same for all)
         categories: Collection[str],
-        tokenizer: Tokenizer,  # noqa: ARG002
-        text_encoder: TextEncoder,  # noqa: ARG002
-    ) -> dict[str, Tensor]:
-        """A place holder per category, (1, 1)."""
-        return {category: torch.zeros(1, 1) for category in sorted(categories)}
+        text: TextEncoders,  # noqa: ARG002
+    ) -> dict[str, Condition]:
+        """A place holder per category."""
+        return {category: Condition(torch.zeros(1, 1, 1)) for category in sorted(categories)}

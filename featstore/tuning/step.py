@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.backbones.base import Compute, TextEncoder, Tokenizer, saying_batch_size
+from featstore.backbones.base import Compute, Condition, TextEncoders, saying_batch_size
 from featstore.backbones.noise import generator
+from featstore.backbones.text_encoders import fill
 from featstore.pipeline.features import chunks
 from featstore.prompts.base import PromptSet
-from featstore.prompts.text import encode_texts, encode_token_embeddings, fill, wide
+from featstore.prompts.text import wide
 from featstore.store.rows import REQUESTS
 from featstore.tuning.loss import Descriptors, correlations, describe_points, keypoint_losses, layered
 from featstore.tuning.settings import TuningSettings
@@ -85,49 +86,49 @@ class Networks:
     """The frozen networks that gradients flow through.
 
     Args:
-        text_encoder: CLIP's, as `featstore.prompts` takes it.
-        vocabulary: How many token ids there are.
+        text: The model's text encoders.
         framed: Token embeddings (77, D) around the learned vectors.
         unets: One per layer, each ending at its layer; called as diffusers' are.
         compute: Where they run; in half precision under autocast.
         timestep_told: What the UNets are told of a timestep, None being latents without noise.
+        added: What they are told of latents and prompts beside embeddings, as diffusers' `added_cond_kwargs`.
     """
 
-    text_encoder: TextEncoder
-    vocabulary: int
+    text: TextEncoders
     framed: Tensor
     unets: Sequence[Any]
     compute: Compute
     timestep_told: Callable[[int | None], float | None] = lambda timestep: timestep
+    added: Callable[[Tensor, Condition], dict[str, Tensor] | None] = lambda *_: None
 
-    def condition(self, vectors: Tensor) -> Tensor:
+    def condition(self, vectors: Tensor) -> Condition:
         """What the UNet is told by prompts of learned vectors.
 
         Args:
             vectors: (u, N, D).
 
         Returns:
-            Prompt embeddings (u, 77, D).
+            What they tell, u prompts.
 
         Raises:
             ModelError: Memory runs out.
         """
         with self._running(len(vectors)):
-            return encode_token_embeddings(self.text_encoder, fill(self.framed, vectors))
+            return self.text.encode(fill(self.framed, vectors), vectors.shape[1])
 
-    def condition_of_text(self, tokenizer: Tokenizer, text: str) -> Tensor:
-        """The same of a text, (1, 77, D)."""
+    def condition_of_text(self, text: str) -> Condition:
+        """The same of a text."""
         with self._running(1):
-            return encode_texts(tokenizer, self.text_encoder, [text])
+            return self.text.encode_texts([text])
 
-    def tap(self, index: int, latents: Tensor, timestep: int | None, condition: Tensor) -> Tensor:
+    def tap(self, index: int, latents: Tensor, timestep: int | None, condition: Condition) -> Tensor:
         """The maps of one layer.
 
         Args:
             index: Of the layer, among those that are trained.
             latents: (p, 4, h, w), noisy.
             timestep: Of their noise; None without.
-            condition: (p, 77, D), each latent's prompt embeddings.
+            condition: What is told of each latent, p prompts.
 
         Returns:
             Maps (p, C, H, W).
@@ -135,10 +136,13 @@ class Networks:
         Raises:
             ModelError: Memory runs out; it names the batch size to try.
         """
-        inputs, told = latents.to(self.compute.device, self.compute.dtype), condition.to(self.compute.dtype)
-        step = self.timestep_told(timestep)
+        inputs = latents.to(self.compute.device, self.compute.dtype)
+        told = condition.each(Tensor.to, self.compute.dtype)
+        step, added = self.timestep_told(timestep), self.added(inputs, told)
         with self._running(len(latents)):
-            found: Tensor = self.unets[index](inputs, step, encoder_hidden_states=told, return_dict=False)[0]
+            found: Tensor = self.unets[index](
+                inputs, step, encoder_hidden_states=told.embeddings, added_cond_kwargs=added, return_dict=False
+            )[0]
         return found
 
     @contextlib.contextmanager
@@ -155,11 +159,11 @@ class Prompted:
 
     Args:
         of_pairs: Whether each pair has a prompt of its own; else those of a category share one.
-        condition: From a layer, by its place among those that are trained, and a pair to prompt embeddings (1, 77, D).
+        condition: From a layer, by its place among those that are trained, and a pair to one prompt.
     """
 
     of_pairs: bool
-    condition: Callable[[int, MatchingPair], Tensor]
+    condition: Callable[[int, MatchingPair], Condition]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,7 +186,7 @@ class Learner:
     def prompted(self) -> Prompted:
         """The prompts as they are when they are asked for."""
 
-        def condition(layer: int, pair: MatchingPair) -> Tensor:
+        def condition(layer: int, pair: MatchingPair) -> Condition:
             return self.networks.condition(self.prompts[layer].vectors([pair])[0])
 
         return Prompted(self.settings.mode.rules.of_pairs, condition)
@@ -250,7 +254,7 @@ def batch_maps(
         latents = torch.from_numpy(np.stack([learner.noisy(image, timestep, step) for image, _ in passes]))
         chosen = torch.tensor([prompt for _, prompt in passes], device=networks.compute.device)
         # not indexed: a shared prompt's gradients would be summed in whatever order threads take
-        condition = networks.condition(vectors).index_select(0, chosen)
+        condition = networks.condition(vectors).each(torch.index_select, 0, chosen)
         maps.append(networks.tap(layer, latents, timestep, condition))
     return maps, ends
 
@@ -297,7 +301,7 @@ def validate(
             condition = prompted.condition(index, group[0])
             for batch in chunks(images, networks.compute.batch_size):
                 latents = torch.from_numpy(np.stack([noisy(image, timestep, 0) for image in batch]))
-                found = networks.tap(index, latents, timestep, condition.expand(len(batch), -1, -1))
+                found = networks.tap(index, latents, timestep, condition.expanded(len(batch)))
                 maps |= {(image, str(layer), timestep): own for image, own in zip(batch, found, strict=True)}
         scores = score_grid(group, MapsInMemory(maps), tried, ["nn"], [ALPHA], networks.compute.device)
         values[members] = own = scores.of_pairs(0, "nn", ALPHA)

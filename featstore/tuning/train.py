@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from featstore.backbones.base import Compute, NetworkName, Tokenizer, spell_timestep
+from featstore.backbones.base import Compute, Condition, NetworkName, spell_timestep
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.models import Model
 from featstore.backbones.noise import generator
@@ -37,7 +36,7 @@ from featstore.pipeline.pairs import (
 from featstore.pipeline.plan import Noisy, Work, noisy_latent, noisy_latents
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import LearnedPrompts, PromptSet, Start
-from featstore.prompts.text import TextPrompt, frame
+from featstore.prompts.text import TextPrompt
 from featstore.store.keys import StoreLocation, parse_location
 from featstore.store.rows import RowArray
 from featstore.store.store import Store, open_store, patch_tokens_of
@@ -145,7 +144,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         framed,
         framed_held_out,
         lru_cache(KEPT_VALIDATION_LATENTS)(_cached_noise(store, noisy, 1, 0)),
-        _text_prompt(networks, loaded.tokenizer),
+        _text_prompt(networks),
         LearnedPrompts(*trained, made_for, None if dino is None else dino[0], training, {}),
     )
     listed = describe_list("trn", framed)
@@ -214,21 +213,20 @@ def _open_networks(
 ) -> Networks:
     """Make a model's networks ready, frozen. Raises `ModelError` where they cannot be loaded, or prompts do not fit
     the text encoder."""
-    tokenizer, text_encoder = loaded.tokenizer, loaded.text_encoder
-    framed = frame(text_encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, settings.length)
+    framed = loaded.text.frame(settings.length)
     if config.gradient_checkpointing:
         loaded.unet.unet.enable_gradient_checkpointing()
     cut = [loaded.unet.until(layer) for layer in settings.layers]
     unets = [torch.compile(unet) for unet in cut] if config.compile else cut
-    return Networks(text_encoder, len(tokenizer), framed, unets, compute, loaded.told)
+    return Networks(loaded.text, framed, unets, compute, loaded.told, loaded.added)
 
 
-def _text_prompt(networks: Networks, tokenizer: Tokenizer) -> Prompted:
+def _text_prompt(networks: Networks) -> Prompted:
     prompt = TextPrompt()
 
     @cache
-    def condition(text: str) -> Tensor:
-        return networks.condition_of_text(tokenizer, text)
+    def condition(text: str) -> Condition:
+        return networks.condition_of_text(text)
 
     return Prompted(False, lambda _, pair: condition(prompt.text(pair.category)))
 
@@ -238,7 +236,7 @@ def _first_prompts(
 ) -> list[PromptSet]:
     """What each layer's prompts start from. tokens: DINOv2's, None where prompts are made from none."""
     patches = None if tokens is None else patch_tokens_of(store, tokens)
-    start = Start(pairs, settings.length, networks.text_encoder, networks.vocabulary, patches)
+    start = Start(pairs, settings.length, networks.text, patches)
     return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
 
 

@@ -19,10 +19,10 @@ from featstore.backbones.base import NetworkName
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.models import open_model
+from featstore.backbones.text_encoders import fill, frame
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import module_of
 from featstore.prompts.saved import load_prompts, save_prompts
-from featstore.prompts.text import fill, frame
 from tests.cli.conftest import Run
 from tests.featstore.prompts.made import layer_tensors, made, module_tensors, text_rows
 

@@ -7,8 +7,9 @@ import pytest
 from tests.cli.conftest import Run
 
 SENTENCE = (
-    "dualsd: Name the model with --model: sd2-1, sd1-5, sd-turbo, sdxl, sdxl-turbo, a hub name owner/model, or a folder in diffusers' layout; "
-    "--model demo is a toy that knows drawn pictures only, and is taken by itself on the dataset demo alone."
+    "dualsd: Name the model with --model: sd2-1, sd1-5, sd-turbo, sdxl, sdxl-turbo, a hub name owner/model, or a "
+    "folder in diffusers' layout; --model demo is a toy that knows drawn pictures only, and is taken by itself on the "
+    "dataset demo alone."
 )
 
 

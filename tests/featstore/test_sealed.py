@@ -17,6 +17,7 @@ from torch.amp import GradScaler
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.locate import locate
+from featstore.backbones.text_encoders import ClipText
 from featstore.pipeline.results import EvaluationRun, save_evaluation
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts, load_prompts, save_prompts
@@ -332,4 +333,4 @@ def test_prompts_of_another_width_than_the_model_takes(small_model: Path) -> Non
     location = locate(str(small_model))
     encoder = load_text_encoder(location, torch.device("cpu"), torch.float32)
     with pytest.raises(InputError, match=r"of shape \(77, 768\), .* takes \(77, 64\)"):
-        SavedPrompts(prompts).embeddings(2, ["cat"], load_tokenizer(location), encoder)
+        SavedPrompts(prompts).embeddings(2, ["cat"], ClipText(load_tokenizer(location), encoder))

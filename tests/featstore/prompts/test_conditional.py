@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from featstore.backbones.base import NetworkName
+from featstore.backbones.text_encoders import ClipText, encode_token_embeddings, fill, frame, length_of
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import module_of, open_pair_prompts
-from featstore.prompts.text import encode_token_embeddings, fill, frame, length_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cpm.safetensors"
 PAIRS = (("a", "b"), ("b", "c"))
@@ -74,9 +74,10 @@ def test_prompts_of_sd4match_in_use(
     learned = LearnedPrompts(
         Mode.CPM, (2,), (261,), 75, NetworkName("small", "f"), NetworkName("dino", ""), {}, {2: part(golden, "cpm.")}
     )
-    prompts = open_pair_prompts(learned, tokenizer, text_encoder, lambda image: golden[f"dino.{image}"][1:])
-    torch.testing.assert_close(prompts.of(2, PAIRS), golden["prompt_embeds"], atol=1e-4, rtol=0)
-    narrow = open_pair_prompts(learned, tokenizer, text_encoder, lambda image: golden[f"dino.{image}"][1:, :8])
+    text = ClipText(tokenizer, text_encoder)
+    prompts = open_pair_prompts(learned, text, lambda image: golden[f"dino.{image}"][1:])
+    torch.testing.assert_close(prompts.of(2, PAIRS).embeddings, golden["prompt_embeds"], atol=1e-4, rtol=0)
+    narrow = open_pair_prompts(learned, text, lambda image: golden[f"dino.{image}"][1:, :8])
     with pytest.raises(PromptError, match="16 patch tokens of width 12, and the DINOv2 at hand gives 16 of width 8"):
         narrow.of(2, PAIRS)
 

@@ -15,12 +15,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.models import Model, open_model
+from featstore.backbones.text_encoders import ClipText, fill, frame
 from featstore.errors import PromptError
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.cpm import PARAMETERS, ConditionalModule
 from featstore.prompts.saved import load_prompts, save_prompts
 from featstore.prompts.sd4match import read_published, to_learned, write_published
-from featstore.prompts.text import fill, frame
 from tests.featstore.prompts.made import made, module_tensors
 
 WIDTH = 64
@@ -35,7 +35,8 @@ class Small:
     text_encoder: CLIPTextModel
 
     def learned(self, file: Path, mode: Mode | None = None) -> LearnedPrompts:
-        learned = to_learned(read_published(file, mode), self.model, self.tokenizer, self.text_encoder, 2, 261)
+        text = ClipText(self.tokenizer, self.text_encoder)
+        learned = to_learned(read_published(file, mode), self.model, text, 2, 261)
         saved = file.with_name("imported.safetensors")
         save_prompts(learned, saved)
         return load_prompts(saved)

@@ -6,8 +6,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from featstore.backbones.diffusion_networks import load_text_encoder, load_tokenizer
 from featstore.backbones.locate import locate
+from featstore.backbones.text_encoders import encode_texts
 from featstore.errors import ModelError
-from featstore.prompts.text import TextPrompt, encode_texts, plain_category
+from featstore.prompts.text import TextPrompt, plain_category
 
 
 @pytest.mark.parametrize(("category", "word"), [("car(G)", "car"), ("winebottle(woC)", "winebottle"), ("cat", "cat")])

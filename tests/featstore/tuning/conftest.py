@@ -14,8 +14,8 @@ from featstore.backbones.base import Compute
 from featstore.backbones.diffusion_networks import CutUNet, load_text_encoder, load_tokenizer, load_unet
 from featstore.backbones.locate import locate
 from featstore.backbones.noise import generator
+from featstore.backbones.text_encoders import ClipText
 from featstore.prompts.base import Mode, PromptSet, Start
-from featstore.prompts.text import frame
 from featstore.store.store import PatchTokens
 from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Learner, Networks
@@ -90,12 +90,12 @@ def setup(small_model: Path) -> Setup:
     cpu, double = torch.device("cpu"), torch.float64
     encoder, tokenizer = load_text_encoder(location, cpu, double), load_tokenizer(location)
     whole = CutUNet(load_unet(location, cpu, double), 3)
-    framed = frame(encoder, tokenizer.bos_token_id, tokenizer.eos_token_id, LENGTH)
+    text = ClipText(tokenizer, encoder)
     unets = tuple(whole.until(layer) for layer in SETTINGS.layers)
-    networks = Networks(encoder, len(tokenizer), framed, unets, Compute(cpu, double, 1))
+    networks = Networks(text, text.frame(LENGTH), unets, Compute(cpu, double, 1))
 
     def open_prompts(settings: TuningSettings, patches: PatchTokens = patch_tokens) -> list[PromptSet]:
-        start = Start(some_pairs(), LENGTH, encoder, len(tokenizer), patches)
+        start = Start(some_pairs(), LENGTH, text, patches)
         return [settings.mode.rules.start(start, f"prompts|{settings.seed}|{layer}") for layer in settings.layers]
 
     return Setup(networks, SETTINGS, open_prompts, encoder)

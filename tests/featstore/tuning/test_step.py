@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from featstore.backbones.text_encoders import encode_token_embeddings, fill
 from featstore.prompts.base import Mode, PromptSet
-from featstore.prompts.text import encode_token_embeddings, fill
 from featstore.tuning.loss import keypoint_losses
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import Learner, Networks, batch_loss
@@ -28,7 +28,7 @@ def plain_loss(
         maps: list[list[Tensor]] = [[], []]
         for layer, timestep in enumerate(settings.timesteps):
             vectors, _ = prompts[layer].vectors([pair])
-            prompt = encode_token_embeddings(networks.text_encoder, fill(networks.framed, vectors))
+            prompt = encode_token_embeddings(networks.text.encoder, fill(networks.framed, vectors))
             for end, image in enumerate((pair.source, pair.target)):
                 latents = torch.from_numpy(NoiseLatents().load(image, timestep, step)).double()[None]
                 found = networks.unets[layer](latents, timestep, encoder_hidden_states=prompt, return_dict=False)
@@ -75,7 +75,7 @@ def test_gradients_are_the_same_bits_every_time(setup: Setup, four_threads: None
     settings = replace(setup.settings, mode=Mode.SINGLE)
     networks = replace(  # in single precision: in double torch sums with one thread
         setup.networks,
-        text_encoder=deepcopy(setup.networks.text_encoder).float(),
+        text=replace(setup.networks.text, encoder=deepcopy(setup.text_encoder).float()),
         unets=tuple(deepcopy(own).float() for own in setup.networks.unets),
         framed=setup.networks.framed.float(),
         compute=replace(setup.networks.compute, dtype=torch.float32),
