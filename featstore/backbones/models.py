@@ -28,7 +28,7 @@ class Model(Backbone, Protocol):
 
     @property
     def structure(self) -> str:
-        """What decides on the profile of a model that has none of its own (`featstore.backbones.registry`)."""
+        """Which profile is taken where the model has none of its own (`featstore.backbones.registry.profile_of`)."""
 
     @property
     def schedule(self) -> Schedule:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.backbones import registry
-from featstore.backbones.registry import Profile, profile_of
-from featstore.backbones.stable_diffusion import open_model
+from featstore.backbones.models import open_model
+from featstore.backbones.registry import profile_of
 from featstore.config import TrainConfig
 from featstore.pipeline.match import Featurizer, match
 from featstore.tuning.settings import TuningSettings, settings_of
@@ -77,13 +76,6 @@ def test_match_in_python_weighs_as_the_command_does() -> None:
     usual = match(maps, maps, [(40, 60)])
     typed = match(maps, maps, [(40, 60)], weights=[*DEMO.weights.values()])
     np.testing.assert_array_equal(usual.correlations, typed.correlations)
-
-
-@pytest.fixture
-def unknown(monkeypatch: pytest.MonkeyPatch, small_model: Path) -> None:
-    """Of the store's model nobody has published anything."""
-    known = registry.profiles() | {"small": Profile(models=(str(small_model.resolve()),))}
-    monkeypatch.setattr(registry, "profiles", lambda: known)
 
 
 @pytest.mark.parametrize(

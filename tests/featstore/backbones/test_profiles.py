@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import featstore.backbones
+from featstore.backbones.models import open_model
 from featstore.backbones.registry import FOUR_BLOCKS, SETTINGS, Profile, profile_of, profiles
-from featstore.backbones.stable_diffusion import open_model
 
 FILES = sorted((Path(featstore.backbones.__file__).parent / "profiles").glob("*.toml"))
 
