@@ -77,7 +77,7 @@ Categories = Annotated[Texts | None, Setting("Only pairs of these categories, e.
 Layers = Annotated[
     Texts | None,
     Setting(
-        "Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3; dino, dinov3; their blocks: dino:9.",
+        "Decoder layers, 1 to 4 (diffusers' up_blocks index plus one), e.g. 2,3; block:9; dino, dinov3; dino:9.",
         "2,3, or those of the prompts",
     ),
 ]
@@ -304,7 +304,7 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     split: str | None = option("trn, val or test, or another that the data set has.", "test", default=None)
     categories: Categories = None
     layers: Texts | None = option(
-        "Decoder layers 1 to 4, e.g. 2,3, dino, dinov3, dino:9; with --features the file's layer names.",
+        "Decoder layers 1 to 4, e.g. 2,3, block:9, dino, dinov3, dino:9; with --features the file's layer names.",
         "2,3, or those of the prompts",
         default=None,
     )
@@ -352,7 +352,9 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
-    layers: Texts = option("Layers, e.g. 2,3: decoder layers 1 to 4, dino, dinov3, dino:9.", default=("2", "3"))
+    layers: Texts = option(
+        "Layers, e.g. 2,3: decoder layers 1 to 4, block:9, dino, dinov3, dino:9.", default=("2", "3")
+    )
     timesteps: Steps | None = option(
         "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.", default=None, flag="--t"
     )

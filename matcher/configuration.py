@@ -187,7 +187,9 @@ class Configuration:
 def describe_layers(layers: Sequence[LayerSpec]) -> dict[str, list[Any]]:
     """Layers by the names that `dualsd eval --json` uses: one entry per layer; diffusion's layers by number."""
     return {
-        "layers": [layer.layer if layer.timestep is None else int(layer.layer) for layer in layers],
+        "layers": [
+            int(own.layer) if own.timestep is not None and own.layer.isdecimal() else own.layer for own in layers
+        ],
         "t": [layer.timestep for layer in layers],
         "weights": [layer.weight for layer in layers],
     }

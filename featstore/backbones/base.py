@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from featstore.errors import ModelError
 from matcher.errors import InputError
@@ -173,6 +173,23 @@ class Networks(Protocol):
 
         Returns:
             (b, C, h, w) by the layer's name.
+        """
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """Networks whose maps are not finished before draws of noise are averaged."""
+
+    def finished(self, layer: str, timestep: int | None, mean: "Tensor") -> "Tensor":
+        """A layer's maps.
+
+        Args:
+            layer: its name.
+            timestep: of the noise.
+            mean: (n, C, h, w), float32: what `features` gave, averaged over draws.
+
+        Returns:
+            (n, C, h, w), float32.
         """
 
 

@@ -17,8 +17,6 @@ TAKE = "take a Stable Diffusion 1.x, 2.x or XL, e.g. --model sd2-1, sd1-5 or sdx
 
 _TRANSFORMER = "a transformer, which has no UNet and none of its layers"
 FAMILIES = {
-    "StableDiffusion3": f"Stable Diffusion 3, {_TRANSFORMER}",
-    "Flux": f"FLUX, {_TRANSFORMER}",
     "PixArt": f"PixArt, {_TRANSFORMER}",
     "HunyuanDiT": f"Hunyuan-DiT, {_TRANSFORMER}",
     "Kandinsky": "Kandinsky, whose UNet takes embeddings of images in place of text",
@@ -184,6 +182,29 @@ def _faults_of_unet(
             )
 
 
+_TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+
+
+def _faults_of_transformer(folder: Path) -> Iterator[str]:
+    """Of a transformer and the VAE before it."""
+    configs = _read(folder, ("vae", "transformer"))
+    for name, taken in (("vae", ("AutoencoderKL",)), ("transformer", _TRANSFORMERS)):
+        if (found := configs[name].get("_class_name")) not in taken:
+            yield f"{folder / name} holds a network of the class {shown(str(found))}, not {' or '.join(taken)}"
+        if configs[name].get("quantization_config") is not None:
+            yield f"{folder / name} holds quantised weights: take a model that is not quantised"
+    vae, transformer = configs["vae"], configs["transformer"]
+    if (colours := vae.get("in_channels", 3)) != 3:
+        yield f"{folder / 'vae'} encodes pictures of {colours} channels, not of red, green and blue"
+    packed = 1 if transformer["_class_name"] == _TRANSFORMERS[0] else 4
+    taken, latents = transformer.get("in_channels", 16 * packed), vae.get("latent_channels", 4)
+    if taken != latents * packed:
+        yield (
+            f"{folder / 'transformer'} takes {taken} channels, and {latents * packed} are made of the VAE's latents: "
+            "it seems to take another picture beside them; take a model that makes pictures of text alone"
+        )
+
+
 _NETWORKS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 
 STABLE_DIFFUSION = Kind(
@@ -207,5 +228,15 @@ SDXL = Kind(
     faults=lambda folder: _faults_of_unet(folder, ["text_encoder", "text_encoder_2"], _XL_TAKEN),
 )
 
-KINDS = (SDXL,)
+MMDIT = Kind(
+    title="Stable Diffusion 3 or FLUX",
+    family="mmdit",
+    pipelines=("StableDiffusion3", "Flux"),
+    told_by=frozenset({"transformer"}),
+    components=("vae", "transformer", "scheduler"),
+    weights=dict.fromkeys(("vae", "transformer"), "diffusion_pytorch_model"),
+    faults=_faults_of_transformer,
+)
+
+KINDS = (SDXL, MMDIT)
 """The registry of kinds that their pipeline's name or their components tell; `STABLE_DIFFUSION` is what is left."""

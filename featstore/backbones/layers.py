@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from featstore.backbones.registry import (
     LAYERS,
+    OTHERS,
     TITLES,
     Profile,
     block_of,
@@ -28,8 +29,10 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if stem_of(name) not in LAYERS and not name.isdecimal():
-            others = " or ".join(filter(is_other, LAYERS))
-            raise InputError(f"--layers takes layers from 1 to 4, or {others}, not {name!r}.")
+            others = " or ".join(OTHERS)
+            raise InputError(
+                f"--layers takes layers from 1 to 4, blocks of a transformer (block:9), or {others}, not {name!r}."
+            )
         family_of(name)
     if len(set(names)) != len(names):
         raise InputError(f"--layers {','.join(names)} names a layer twice.")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from featstore.backbones.base import Backbone, Compute, LayerShape, ModelLocation
 from featstore.backbones.cleandift import CleanUNet
+from featstore.backbones.flow import Schedule
 from featstore.backbones.locate import locate
-from featstore.backbones.noise import LatentScale, NoiseSchedule
+from featstore.backbones.noise import LatentScale
 
 if TYPE_CHECKING:
     from featstore.backbones.diffusion_networks import DiffusionNetworks
@@ -30,7 +31,7 @@ class Model(Backbone, Protocol):
         """Which profile is taken where the model has none of its own (`featstore.backbones.registry.profile_of`)."""
 
     @property
-    def schedule(self) -> NoiseSchedule:
+    def schedule(self) -> Schedule:
         """Of the noise that it was trained on."""
 
     @property

@@ -140,29 +140,18 @@ class NoiseSchedule:
         """
         self.check_timesteps([timestep])
         of_image, of_noise = self._roots[:, timestep]
-        return _mixed(clean, of_image, drawn, of_noise)
+        return mixed(clean, of_image, drawn, of_noise)
 
     def has_mixed(
         self, noisy: NDArray[np.float16], clean: NDArray[np.float32], drawn: NDArray[np.float32], timestep: int
     ) -> bool:
-        """Whether stored noisy latents are the mixture of these, rounded to float16.
-
-        Computed anew in float64, with room for what float32 lost: another machine's square roots may differ there, and
-        rarely turn a rounding the other way.
-        """
+        """Whether stored noisy latents are the mixture of these, rounded to float16."""
         abar = float(self.alphas_cumprod[timestep])
-        parts = math.sqrt(abar) * clean.astype(np.float64), math.sqrt(1 - abar) * drawn.astype(np.float64)
-        exact, size = parts[0] + parts[1], np.abs(parts[0]) + np.abs(parts[1])
-        off = np.abs(noisy.astype(np.float64) - exact)
-        half = np.spacing(np.abs(noisy)).astype(np.float64) / 2
-        return bool((off <= half + 1e-5 * size).all())
+        return is_mixture(noisy, clean, math.sqrt(abar), drawn, math.sqrt(1 - abar))
 
     def check_timesteps(self, timesteps: Iterable[int]) -> None:
         """Raise `ModelError` for a timestep that the model does not have."""
-        for timestep in timesteps:
-            if not 0 <= timestep < self.num_train_timesteps:
-                last = self.num_train_timesteps - 1
-                raise ModelError(f"There is no timestep {timestep}: this model's timesteps run from 0 to {last}.")
+        check_timesteps(timesteps, self.num_train_timesteps)
 
     def describe(self) -> dict[str, Any]:
         """What is used, under diffusers' names: for a store's header."""
@@ -228,11 +217,38 @@ _OTHER_PROCESSES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 """Of processes that are not noise by betas the settings that tell them."""
 
 
-def _mixed(
+def mixed(
     clean: NDArray[np.float32], of_image: np.float32, drawn: NDArray[np.float32], of_noise: np.float32
 ) -> NDArray[np.float32]:
+    """The sum of both, each times its factor."""
     noisy: NDArray[np.float32] = of_image * clean + of_noise * drawn
     return noisy
+
+
+def is_mixture(
+    noisy: NDArray[np.float16],
+    clean: NDArray[np.float32],
+    of_image: float,
+    drawn: NDArray[np.float32],
+    of_noise: float,
+) -> bool:
+    """Whether stored noisy latents are that sum, rounded to float16.
+
+    Computed anew in float64, with room for what float32 lost: another machine's square roots may differ there, and
+    rarely turn a rounding the other way.
+    """
+    parts = of_image * clean.astype(np.float64), of_noise * drawn.astype(np.float64)
+    exact, size = parts[0] + parts[1], np.abs(parts[0]) + np.abs(parts[1])
+    off = np.abs(noisy.astype(np.float64) - exact)
+    half = np.spacing(np.abs(noisy)).astype(np.float64) / 2
+    return bool((off <= half + 1e-5 * size).all())
+
+
+def check_timesteps(timesteps: Iterable[int], count: int) -> None:
+    """Raise `ModelError` for a timestep that a model of so many does not have."""
+    for timestep in timesteps:
+        if not 0 <= timestep < count:
+            raise ModelError(f"There is no timestep {timestep}: this model's timesteps run from 0 to {count - 1}.")
 
 
 def noise(seed: int, image_key: str, timestep: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -266,7 +282,7 @@ def known_checksums() -> dict[str, str]:
     """16 hex digits each of one known draw of noise and of one known mixture, rounded to float16 as noisy latents are.
     Where others come out, what is derived would differ from what was kept."""
     clean, drawn = (_normal(key, _KNOWN) for key in ("known latents", "known noise"))
-    mixture = _mixed(clean, np.float32(0.8), drawn, np.float32(0.6)).astype("<f2")
+    mixture = mixed(clean, np.float32(0.8), drawn, np.float32(0.6)).astype("<f2")
     return {"draw": _checksum(drawn.astype("<f4")), "mixture": _checksum(mixture)}
 
 

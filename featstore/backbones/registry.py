@@ -23,12 +23,22 @@ DIFFUSION = "stable_diffusion"
 `featstore.backbones.models`): its layers have a timestep and a prompt."""
 
 LAYERS: dict[str, str] = {
-    **dict.fromkeys(("1", "2", "3", "4"), f"featstore.backbones.{DIFFUSION}"),
+    **dict.fromkeys(("1", "2", "3", "4", "block", "single"), f"featstore.backbones.{DIFFUSION}"),
     "dino": "featstore.backbones.dino",
     "dinov3": "featstore.backbones.dinov3",
 }
 """The module of each layer, by the name that users type. `dino:9` is a block of `dino`'s network; `2.1` is what layer 2
-holds behind its first resnet (and the attention that follows it), before it is upsampled."""
+holds behind its first resnet (and the attention that follows it), before it is upsampled. `block:9` and `single:20` are
+blocks of a transformer, with what is made of them (`featstore.backbones.mmdit`)."""
+
+OTHERS = tuple(stem for stem, module in LAYERS.items() if not module.endswith(f".{DIFFUSION}"))
+"""What the names of layers begin with that are made of images alone."""
+
+_PARTS = {
+    **dict.fromkeys(("1", "2", "3", "4"), r"(\.[1-9]\d*)?"),
+    **dict.fromkeys(("block", "single"), r":[1-9]\d*(\.adaln)?(-\d+)*"),
+}
+"""What may follow the first part of a layer's name; of others a block."""
 
 
 def stem_of(layer: str) -> str:
@@ -37,8 +47,31 @@ def stem_of(layer: str) -> str:
 
 
 def block_of(layer: str) -> int:
-    """The up block, 1 to 4, that a diffusion model's layer is, or lies in."""
-    return int(stem_of(layer))
+    """The number of a diffusion model's layer: of the up block, 1 to 4, that it is, or lies in; of a transformer's
+    block."""
+    return int(re.findall(r"\d+", layer)[0])
+
+
+TRANSFORMERS = ("sd3", "flux")
+"""The structures (see `profile_of`) of models whose layers are a transformer's blocks, and which are told no text."""
+
+
+def check_of_structure(layers: Iterable[str], structure: str, model_id: str) -> None:
+    """Raise `ModelError` for a UNet's layer where the model is a transformer, and the other way round."""
+    is_transformer = structure in TRANSFORMERS
+    for layer in layers:
+        if is_diffusion(layer) and (stem_of(layer) in ("block", "single")) is not is_transformer:
+            has = "blocks, e.g. block:9" if is_transformer else "the UNet decoder's up blocks, 1 to 4"
+            raise ModelError(f"There is no layer {layer} in {model_id}: its layers are {has}.")
+
+
+def check_takes_prompts(structure: str, model_id: str) -> None:
+    """Raise `ModelError` for a model that prompts can be neither given to nor learned for."""
+    if structure in TRANSFORMERS:
+        raise ModelError(
+            f"{model_id} is a transformer, which is told zeros here in place of a text: prompts can be neither given "
+            "to it nor learned for it; take a UNet of Stable Diffusion."
+        )
 
 
 TITLES = {"dino": "DINOv2", "dinov3": "DINOv3"}
@@ -50,12 +83,12 @@ def family_of(layer: str) -> str:
     `ModelError` where there is no such layer, and says which there are."""
     stem = stem_of(layer)
     family = LAYERS.get(stem, "").rpartition(".")[2]
-    part = r"\.[1-9]\d*" if family == DIFFUSION else r":[1-9]\d*"
-    if not family or not re.fullmatch(f"({part})?", layer.removeprefix(stem)):
-        others = ", ".join(filter(is_other, LAYERS))
+    if not family or not re.fullmatch(_PARTS.get(stem, r"(:[1-9]\d*)?"), layer.removeprefix(stem)):
+        others = ", ".join(OTHERS)
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "
-            f"DIFT's up_ft_index count from 0), and {others}; parts of them are 2.1 or dino:9."
+            f"DIFT's up_ft_index count from 0), a transformer's, block:9 and single:9, and {others}; parts of them are "
+            "2.1, block:9.adaln or dino:9."
         )
     return family
 

@@ -16,7 +16,7 @@ from featstore.backbones.cleandift import CleanUNet, open_clean_unet, together
 from featstore.backbones.kinds import STABLE_DIFFUSION, Kind
 from featstore.backbones.model_file import Whole, checked_fingerprint, parsed, read_config
 from featstore.backbones.noise import LatentScale, NoiseSchedule, read_schedule
-from featstore.backbones.registry import block_of, family_of
+from featstore.backbones.registry import block_of, check_of_structure, family_of
 from featstore.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def layer_shape(layer: int | str, unet_config: Mapping[str, Any], latent_side: i
     """The shape of a layer's map, or of a part of one (`2.1`), for latents of `latent_side` cells, from the UNet's
     configuration. Raises `ModelError` for a layer or a part that there is not."""
     widths = tuple(unet_config["block_out_channels"])
+    check_of_structure([str(layer)], f"unet{len(widths)}", "this UNet")
     block, part = block_of(str(layer)), str(layer).partition(".")[2]
     if block > len(widths):
         raise ModelError(f"There is no layer {layer}: this UNet has the layers 1 to {len(widths)}.")
@@ -128,7 +129,9 @@ class StableDiffusion:
         return DiffusionNetworks(self.location, compute, self.last(layers), self.clean)
 
     def last(self, layers: Sequence[str] | None) -> int:
-        """The block that passes for some layers end at, None being all."""
+        """The block where passes for some layers end, None being all. Raises `ModelError` for one that there is not."""
+        for layer in layers or ():
+            self.shape(layer, self.image_size)
         return self.up_blocks if layers is None else max(map(block_of, layers))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -70,6 +70,8 @@ _CLIP = Published("model", unused=r"^(text_model\.)?embeddings\.position_ids$")
 PUBLISHED: Mapping[Any, Published] = {
     AutoencoderKL: Published("diffusion_pytorch_model"),
     UNet2DConditionModel: Published("diffusion_pytorch_model"),
+    SD3Transformer2DModel: Published("diffusion_pytorch_model"),
+    FluxTransformer2DModel: Published("diffusion_pytorch_model"),
     CLIPTextModel: _CLIP,
     CLIPTextModelWithProjection: _CLIP,
     Dinov2Model: _DINOV2,
@@ -134,6 +136,12 @@ def _checked_networks(folder: Path, image_size: int, kinds: Mapping[str, Any]) -
         return encoder(ids, output_hidden_states=True)
 
     return latents, unet, [_dry_run(folder / name, partial(run, own)) for name, own in encoders.items()]
+
+
+def check_network(folder: Path, kind: Any) -> None:
+    """Raise `ModelError` unless a component's weights are those that its configuration describes. kind: diffusers'
+    class."""
+    _check_names(folder, _built(folder, kind.from_config))
 
 
 def check_unet_file(

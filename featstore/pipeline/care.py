@@ -32,6 +32,7 @@ from featstore.progress import Progress, Silent
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts, load_prompts, prompts_of
 from featstore.prompts.text import TextPrompt
+from featstore.prompts.zeros import Zeros
 from featstore.store.care import (
     BadRow,
     CheckedArray,
@@ -291,6 +292,8 @@ def _maps(store: Store, extractor: Extractor | PixelExtractor, *options: str) ->
 def _prompt_options(description: Mapping[str, object], runs: Runs) -> tuple[str, ...] | None:
     """What is typed for the prompts of a description; None where nothing that is at hand gives them."""
     prompts = prompts_of(description, [*runs.values()])
+    if isinstance(prompts, Zeros):
+        return ()
     if isinstance(prompts, TextPrompt):
         return "--prompt", prompts.template
     if not isinstance(prompts, SavedPrompts):
@@ -332,6 +335,10 @@ def rows_at_hand(store: Store, progress: Progress) -> Expected:
     return partial(_rows_of_model, store, model)
 
 
+_DIFFUSION_LAYERS = r"layer([1-4](\.[1-9]\d*)?|(block|single):[1-9]\d*(\.adaln)?(-\d+)*)"
+"""Folders of such layers' maps."""
+
+
 def _rows_of_model(store: Store, model: Model, path: str) -> tuple[int, ...] | None:
     """The shape of an array's rows as header and model make them; None where that cannot be told. No weights are
     loaded."""
@@ -339,7 +346,7 @@ def _rows_of_model(store: Store, model: Model, path: str) -> tuple[int, ...] | N
     size = store.header.image_size
     if kind in (LATENTS, NOISY):
         return model.latent_shape(size)
-    named = re.fullmatch(r"layer([1-4](\.[1-9]\d*)?)", rest[1]) if kind == MAPS else None
+    named = re.fullmatch(_DIFFUSION_LAYERS, unquote(rest[1])) if kind == MAPS else None
     if named is None:  # of a DINOv2 that nobody has named here, or hits of a grid
         return None
     shape = model.shape(named[1], size)

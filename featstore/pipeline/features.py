@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from featstore.backbones.base import Compute, Condition, MapKey, NetworkName, Networks, joined
+from featstore.backbones.base import Compute, Condition, Finishing, MapKey, NetworkName, Networks, joined
 from featstore.backbones.dino import load_dino
 from featstore.backbones.models import Model
 from featstore.backbones.noise import Latents, posterior_noise
@@ -183,7 +183,10 @@ def passes(
             draws += each
             progress.advance(len(inputs))
             if own.is_last:
-                yield own, [(sums[layer] / draws).to(kept) for layer, _ in own.keys]
+                averaged = {layer: sums[layer] / draws for layer, _ in own.keys}
+                if isinstance(networks, Finishing):
+                    averaged = {layer: networks.finished(layer, timestep, mean) for layer, mean in averaged.items()}
+                yield own, [averaged[layer].to(kept) for layer, _ in own.keys]
                 sums, draws = {}, 0
 
     for own, found in brought(means()):

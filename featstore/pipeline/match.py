@@ -21,8 +21,11 @@ from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.registry import (
     DIFFUSION,
     FOUR_BLOCKS,
+    TRANSFORMERS,
     asked_of,
     block_of,
+    check_of_structure,
+    check_takes_prompts,
     family_of,
     is_diffusion,
     open_other,
@@ -35,13 +38,14 @@ from featstore.datasets.pictures import resize_to_square
 from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
 from featstore.pipeline.needed import model_of
-from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts
+from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts, tell_zeros
 from featstore.pipeline.photos import AskedPair, Photo, as_photo, asked_pairs, check_inside, open_photo
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import Mode, Prompts
 from featstore.prompts.cpm import check_dino, open_pair_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
+from featstore.prompts.zeros import Zeros
 from featstore.store.store import Store, open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, describe_layers
 from matcher.errors import InputError, MapError, MatchError
@@ -128,7 +132,7 @@ class Featurizer:
     def __call__(
         self,
         image: Image.Image | NDArray[np.uint8] | Path | str,
-        prompt: str = "a photo",
+        prompt: str | None = None,
         layers: Sequence[str] | None = None,
         timesteps: Sequence[int | None] | None = None,
         ensemble: int = 8,
@@ -137,8 +141,9 @@ class Featurizer:
 
         Args:
             image: a PIL image, an array (H, W, 3) of 0 to 255, or a path.
-            prompt: what the UNet is told, e.g. "a photo of a cat".
-            layers: "1" to "4" of the UNet's decoder, "dino"; None for those that are recommended for the model.
+            prompt: what the UNet is told, e.g. "a photo of a cat"; None for "a photo". A transformer is told zeros.
+            layers: "1" to "4" of the UNet's decoder, "block:9" of a transformer, "dino"; None for those that are
+                recommended for the model.
             timesteps: one per layer of the UNet, 0 to 999; None for the recommended ones.
             ensemble: noise draws whose features are averaged.
 
@@ -150,13 +155,24 @@ class Featurizer:
         profile = profile_of(self.model.location.id, self.model.structure)
         names = layers_for(None if layers is None else tuple(layers), profile.layers)
         check_names(names)
+        check_of_structure(names, self.model.structure, self.model.location.id)
         usual = profile.text_timesteps if self.model.clean is None else None
         keys = tuple(zip(names, timesteps_for(names, timesteps, usual), strict=True))
-        return self.maps_of(as_photo(image), keys, text_prompt(prompt), ensemble, Silent())
+        told = text_prompt("a photo" if prompt is None else prompt)
+        if self.model.structure in TRANSFORMERS:
+            if prompt is not None:
+                check_takes_prompts(self.model.structure, self.model.location.id)
+            told = _image_prompt(Zeros(), "")
+        return self.maps_of(as_photo(image), keys, told, ensemble, Silent())
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
-        return [shapes_of(*self._backbone(layer), [layer])[layer] for layer in layers]
+        return [
+            self.model.shape(layer, self.image_size)
+            if is_diffusion(layer)
+            else shapes_of(*self._backbone(layer), [layer])[layer]
+            for layer in layers
+        ]
 
     def passes(self, wanted: Sequence[MapKey], shared: bool, ensemble: int) -> int:
         """Passes through networks that an image's maps take. shared: see `PhotoPrompt`."""
@@ -443,6 +459,7 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
     choice = _choice(config, bool(asked[0].category), store, model)
     progress.tell(choice.line)
     names = config.layers or choice.layers
+    check_of_structure(names, model.structure, model.location.id)
     usual = choice.timesteps if model.clean is None else None
     keys = tuple(zip(names, timesteps_for(names, config.timesteps, usual), strict=True))
     weights = weights_for(names, config.weights, choice.profile)
@@ -510,6 +527,8 @@ def _choice(config: MatchConfig, has_category: bool, store: Store | None, model:
     if config.prompts == NEWEST:
         raise InputError("--prompts newest is the newest run on a store: name the store with --store, or name the run.")
     profile = profile_of(model.location.id, model.structure)
+    if model.structure in TRANSFORMERS:
+        return tell_zeros(model.location.id, model.structure, profile, config)
     return choose_prompts(model.location.id, model.fingerprint, profile, tuple, config, template)
 
 

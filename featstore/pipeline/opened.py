@@ -11,7 +11,14 @@ from typing import Any
 
 from featstore.backbones.base import MapKey
 from featstore.backbones.layers import layers_for, timesteps_for, unet_layers
-from featstore.backbones.registry import Profile, asked_of, profile_of
+from featstore.backbones.registry import (
+    TRANSFORMERS,
+    Profile,
+    asked_of,
+    check_of_structure,
+    check_takes_prompts,
+    profile_of,
+)
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.errors import DatasetError, ImageError, PromptError
@@ -24,6 +31,7 @@ from featstore.progress import Progress, Silent, tell_left_out
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, check_usable, load_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
+from featstore.prompts.zeros import Zeros
 from featstore.store.keys import RAW, AnyExtractor, Extractor, PixelExtractor
 from featstore.store.store import Store, open_store
 from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
@@ -54,6 +62,8 @@ class PromptChoice:
     @property
     def line(self) -> str:
         """The line that says which prompts are used."""
+        if isinstance(self.prompts, Zeros):
+            return "prompt: none, the transformer is told zeros in place of a text"
         if self.learned is None:
             return f"prompt: the text {self.label!r}"
         layers = ",".join(map(str, self.learned.layers))
@@ -146,6 +156,13 @@ def choose_prompts(
     return PromptChoice(label, SavedPrompts(learned, way_out), learned, profile, path, is_newest)
 
 
+def tell_zeros(model_id: str, structure: str, profile: Profile, typed: Typed) -> PromptChoice:
+    """What a transformer is told. Raises `ModelError` for a prompt that was asked for."""
+    if any(given is not None for given in (typed.prompt, typed.prompts, getattr(typed, "fallback", None))):
+        check_takes_prompts(structure, model_id)
+    return PromptChoice("zeros", Zeros(), None, profile)
+
+
 def choose_for_store(store: Store, typed: Typed, template: str = DEFAULT_TEMPLATE) -> PromptChoice:
     """`choose_prompts` for a store's model and the runs that were finished on it."""
     header = store.header
@@ -154,6 +171,8 @@ def choose_for_store(store: Store, typed: Typed, template: str = DEFAULT_TEMPLAT
         return [run for run in runs_newest_first(store) if run.is_finished]
 
     profile = profile_of(header.model_id, header.model_structure)
+    if header.model_structure in TRANSFORMERS:
+        return tell_zeros(header.model_id, header.model_structure, profile, typed)
     return choose_prompts(header.model_id, header.model_fingerprint, profile, finished, typed, template)
 
 
@@ -265,6 +284,7 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
     if choice.prompts is None:
         check_kept(config.encoding, "prompts of pairs (cpm)")
     names = config.layers or choice.layers
+    check_of_structure(names, store.header.model_structure, store.header.model_id)
     if unet_layers(names):
         progress.tell(choice.line)
     others = asked_of(config.dino, config.dino_size, config.dino_debias)

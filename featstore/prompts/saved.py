@@ -19,6 +19,7 @@ from featstore.files import open_whole, write_whole
 from featstore.parsing import parse_known
 from featstore.prompts.base import LearnedPrompts, Prompts, PromptsDescription
 from featstore.prompts.text import TextPrompt, check_shape
+from featstore.prompts.zeros import Zeros
 from featstore.sealed import check_tensors_seal, check_version, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 
@@ -187,8 +188,10 @@ def check_usable(learned: LearnedPrompts, fingerprint: str, model_id: str, layer
 
 
 def prompts_of(description: Mapping[str, Any], learned: Sequence[LearnedPrompts]) -> Prompts | None:
-    """The prompts whose `describe()` gives `description`: a text, which is all there, or one of those `learned`; None
-    where it is none of them."""
+    """The prompts whose `describe()` gives `description`: a text or zeros, which are all there, or one of those
+    `learned`; None where it is none of them."""
+    if description == Zeros().describe():
+        return Zeros()
     if description.get("kind") == "text":
         try:
             return TextPrompt(str(description.get("template")))

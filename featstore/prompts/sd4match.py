@@ -13,6 +13,7 @@ from torch import Tensor
 from featstore.backbones.base import Compute, NetworkName, TextEncoders
 from featstore.backbones.dino import HUB_NAME
 from featstore.backbones.models import Model, open_model
+from featstore.backbones.registry import check_takes_prompts
 from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.errors import PromptError
 from featstore.parsing import parse
@@ -139,6 +140,7 @@ def import_published(
     check_timesteps([timestep])
     published = read_published(file, None if mode is None else Mode.named(mode))
     opened = open_model(model, revision)
+    check_takes_prompts(opened.structure, opened.location.id)
     opened.schedule.check_timesteps([timestep])
     networks = opened.load(Compute(torch.device("cpu"), torch.float32, 1))
     learned = to_learned(published, opened, networks.text, layer, timestep)

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from featstore.backbones.noise import Latents, NoiseSchedule, known_checksums, settings_of
+from featstore.backbones.flow import Schedule, parse_schedule
+from featstore.backbones.noise import Latents, known_checksums, settings_of
 from featstore.backbones.registry import FOUR_BLOCKS
 from featstore.errors import ModelError, StoreError
 from featstore.parsing import STRICT, parse
@@ -50,12 +51,13 @@ class StoreHeader:
 
     dataset, dataset_root: as `cache build` was told. model_id, model_revision, model_fingerprint: of the diffusion
     model. image_size: S in pixels. latents: posterior sample or mean. scheduler: its betas and what goes with them,
-    under diffusers' names. seed: of all noise. latent_shift: what was subtracted from the VAE's latents. model_unet:
-    where the UNet lies that takes the place of the model's own, and takes latents without noise. pad: how images were
-    made squares. creator: version of dualsd that made the store. version: of the store's format. checks: checksums of
-    one known draw of noise and of one known mixture, by the libraries that made the store; None where an earlier dualsd
-    did. where: the store's place, for sentences. dataset_annotations: the file of annotations that `cache build` was
-    told, of a data set that takes one. model_structure: which profile is taken where the model has none of its own.
+    under diffusers' names, or that it is flow matching. seed: of all noise. latent_shift: what was subtracted from the
+    VAE's latents. model_unet: where the UNet lies that takes the place of the model's own, and takes latents without
+    noise. pad: how images were made squares. creator: version of dualsd that made the store. version: of the store's
+    format. checks: checksums of one known draw of noise and of one known mixture, by the libraries that made the store;
+    None where an earlier dualsd did. where: the store's place, for sentences. dataset_annotations: the file of
+    annotations that `cache build` was told, of a data set that takes one. model_structure: which profile is taken where
+    the model has none of its own.
     """
 
     __pydantic_config__ = STRICT
@@ -151,10 +153,10 @@ class StoreHeader:
             ) from error
 
     @cached_property
-    def schedule(self) -> NoiseSchedule:
-        """What noise is added by. Raises `ModelError` where the header states none that is by betas, and `StoreError`
-        where the libraries here draw or mix other noise than those that made the store."""
-        schedule = NoiseSchedule.parse(self.scheduler, f"The header of {self.where}")
+    def schedule(self) -> Schedule:
+        """What noise is added by. Raises `ModelError` where the header states neither betas nor flow matching, and
+        `StoreError` where the libraries here draw or mix other noise than those that made the store."""
+        schedule = parse_schedule(self.scheduler, f"The header of {self.where}")
         if self.checks is not None and dict(self.checks) != (here := known_checksums()):
             other = ", ".join(name for name in here if here[name] != self.checks.get(name))
             raise StoreError(

@@ -15,6 +15,7 @@ from featstore.backbones.base import Compute, Condition, NetworkName, spell_time
 from featstore.backbones.dino import locate_dino
 from featstore.backbones.models import Model
 from featstore.backbones.noise import generator
+from featstore.backbones.registry import check_takes_prompts
 from featstore.config import DEFAULT_STORE, TrainConfig
 from featstore.errors import DiskFullError
 from featstore.parsing import to_json
@@ -99,6 +100,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
             raise InputError(f"{config.resume} was not trained on {store.path}: name its own store with --store.")
         begun: dict[str, Any] = {"dtype": config.dtype or run.settings.dtype, "dino": config.dino or run.dino}
         config = replace(config, **begun)
+    check_takes_prompts(store.header.model_structure, store.header.model_id)
     dataset, model, size = dataset_of(store, config.root), model_of(store), store.header.image_size
     pairs = choose_pairs(dataset, "trn", ())
     compute = _compute(config)
