@@ -19,12 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featstore.backbones.base import Asked, Compute
+from featstore.backbones.base import Asked, Compute, ModelLocation
 from featstore.backbones.cost import built, cost_of, outputs_of, pass_over_images, pass_over_latents
 from featstore.backbones.diffusion_networks import CutUNet
 from featstore.backbones.dino import DINOV2, Generation, locate_named, open_dino, with_imagenet_statistics
 from featstore.backbones.dinov3 import DINOV3
+from featstore.backbones.flow import FlowSchedule
 from featstore.backbones.locate import demo_folder
+from featstore.backbones.mmdit import MMDiT
+from featstore.backbones.mmdit_networks import CutTransformer
+from featstore.backbones.noise import LatentScale
 from tools.published import MODELS, Published
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
@@ -40,6 +44,12 @@ SMALL_VIT: Small = {
     "image_size": 64,
 }
 SMALL_CONVNEXT: Small = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}
+SMALL_TRANSFORMER: Small = {"attention_head_dim": 16, "num_attention_heads": 2, "num_layers": 3} | {
+    "joint_attention_dim": 20,
+    "pooled_projection_dim": 12,
+}
+SMALL_SD3: Small = {"caption_projection_dim": 32, "pos_embed_max_size": 12, "sample_size": 16}
+SMALL_FLUX: Small = {"num_single_layers": 3, "axes_dims_rope": (4, 6, 6)}
 
 
 def main() -> None:
@@ -136,13 +146,31 @@ def of_dino(config: Small) -> float:
     return _largest(ours, theirs)
 
 
-PARITIES: Mapping[str, Callable[[Small], float]] = {"unet": of_unet, "dino": of_dino}
+def of_transformer(config: Small) -> float:
+    """A transformer of SD 3's or FLUX's kind that is run block by block, and diffusers' own forward pass."""
+    small = {**config, **SMALL_TRANSFORMER, **(SMALL_FLUX if "num_single_layers" in config else SMALL_SD3)}
+    if "dual_attention_layers" in config:
+        small["dual_attention_layers"] = [0, 1]
+    network, latents = _random(small), torch.randn(1, 16, 16, 16)
+    theirs = _whole(pass_over_latents, network, latents)
+    none = ModelLocation("small", None, Path("small"))
+    model = MMDiT(none, "", small, 8, LatentScale(), FlowSchedule())
+    with torch.no_grad():
+        ours = CutTransformer(network, model, ()).tap(latents, 0, [*theirs])
+    return _largest(ours, theirs)
+
+
+PARITIES: Mapping[str, Callable[[Small], float]] = {"unet": of_unet, "dino": of_dino, "transformer": of_transformer}
 """How a network's maps are compared with its library's own pass, by the kind of network."""
 
 
 def _random(config: Small) -> Any:
+    """Every weight drawn anew: the libraries leave some at 0, behind which nothing could be told apart."""
     torch.manual_seed(0)
-    return built(config)
+    network = built(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
 
 
 def _whole(begin: Callable[..., Any], *of: Any) -> dict[str, Tensor]:
@@ -153,6 +181,7 @@ def _whole(begin: Callable[..., Any], *of: Any) -> dict[str, Tensor]:
 
 def _largest(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
     """Of all values, as a share of the layer's largest."""
+    assert all(own.isfinite().all() and own.any() for own in theirs.values()), "these could not be told apart"
     return max(float((ours[name] - own).abs().max() / own.abs().max()) for name, own in theirs.items())
 
 

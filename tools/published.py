@@ -128,6 +128,36 @@ XL: Mapping[str, Config] = {
 }
 XL_TURBO: Mapping[str, Config] = {**XL, "unet": {**XL["unet"], "sample_size": 64}}
 
+VAE16: Config = {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+_SD35: Config = {
+    **{"_class_name": "SD3Transformer2DModel", "sample_size": 128, "patch_size": 2, "in_channels": 16},
+    **{"out_channels": 16, "attention_head_dim": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 2048},
+    "qk_norm": "rms_norm",
+}
+SD35_MEDIUM: Mapping[str, Config] = {
+    "vae": VAE16,
+    "transformer": {
+        **_SD35,
+        **{"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384},
+        "dual_attention_layers": [*range(13)],
+    },
+}
+SD35_LARGE: Mapping[str, Config] = {
+    "vae": VAE16,
+    "transformer": {
+        **_SD35,
+        **{"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192},
+    },
+}
+FLUX: Mapping[str, Config] = {
+    "vae": VAE16,
+    "transformer": {
+        **{"_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "guidance_embeds": True},
+        **{"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128},
+        **{"joint_attention_dim": 4096, "pooled_projection_dim": 768},
+    },
+}
+
 VIT_B: Config = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 DINOV2: Config = {"model_type": "dinov2", **VIT_B, "patch_size": 14, "image_size": 518}
 DINOV3: Config = {
@@ -167,6 +197,18 @@ MODELS = (
     Published(
         *("SDXL-Turbo", "stabilityai/sdxl-turbo", 512),
         *(XL_TURBO, DECODER[:3], "unet", f"{TESTS}/test_sdxl.py"),
+    ),
+    Published(
+        *("Stable Diffusion 3.5 medium", "stabilityai/stable-diffusion-3.5-medium", 1024),
+        *(SD35_MEDIUM, ("block:9", "block:24"), "transformer", f"{TESTS}/test_mmdit.py"),
+    ),
+    Published(
+        *("Stable Diffusion 3.5 large", "stabilityai/stable-diffusion-3.5-large", 1024),
+        *(SD35_LARGE, ("block:9", "block:38"), "transformer", f"{TESTS}/test_mmdit.py"),
+    ),
+    Published(
+        *("FLUX.1-dev", "black-forest-labs/FLUX.1-dev", 1024),
+        *(FLUX, ("block:9", "single:9", "single:38"), "transformer", f"{TESTS}/test_mmdit.py"),
     ),
     Published(
         *("DINOv2 ViT-B/14", "facebook/dinov2-base", 840),

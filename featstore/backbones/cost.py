@@ -17,18 +17,13 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from featstore.backbones import flux, sd3
 from featstore.backbones.dino import PLACES
+from featstore.backbones.mmdit import PATCH
 
 Components = Mapping[str, Mapping[str, Any]]
 PROMPT_TOKENS = 77
 """Of CLIP's text encoders."""
-TRANSFORMER_TOKENS = {"SD3Transformer2DModel": 333, "FluxTransformer2DModel": 512}
-"""Of the text that transformers are told: CLIP's and T5's 256 behind each other, and T5's alone, as their pipelines
-have it."""
-GUIDANCE = 3.5
-"""What FLUX.1-dev is told by its pipeline where nothing else is said."""
-PATCH = 2
-"""Latent cells a side of a transformer's token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +141,7 @@ def _transformer(network: Any, latents: Tensor) -> WholePass:
     single = getattr(network, "single_transformer_blocks", ())
     modules |= {f"single:{number}": own for number, own in enumerate(single, start=1)}
     config, zeros, side = network.config, latents.new_zeros, latents.shape[-1] // PATCH
-    tokens = TRANSFORMER_TOKENS[type(network).__name__]
+    tokens = flux.TEXT_TOKENS if len(single) else sd3.TEXT_TOKENS
     told: dict[str, Any] = {
         "encoder_hidden_states": zeros(1, tokens, config.joint_attention_dim),
         "pooled_projections": zeros(1, config.pooled_projection_dim),
@@ -156,7 +151,7 @@ def _transformer(network: Any, latents: Tensor) -> WholePass:
     if len(single):
         pipeline, place = diffusers.FluxPipeline, (latents.device, latents.dtype)
         told |= {"txt_ids": zeros(tokens, 3), "img_ids": pipeline._prepare_latent_image_ids(1, side, side, *place)}
-        told |= {"guidance": zeros(1) + GUIDANCE} if config.guidance_embeds else {}
+        told |= {"guidance": zeros(1) + flux.GUIDANCE} if config.guidance_embeds else {}
         latents = pipeline._pack_latents(latents, *latents.shape[:2], 2 * side, 2 * side)
     return WholePass(modules, lambda: network(hidden_states=latents, **told))
 
