@@ -24,6 +24,7 @@ from featstore.config import (
     StoreSetting,
     Texts,
     ThetaName,
+    UNet,
 )
 from featstore.parsing import Config, Setting, option
 from matcher.configuration import find_readouts
@@ -41,6 +42,7 @@ class DoctorConfig(StoreConfig):
 
     model: str | None = option(MODELS, "demo", default=None)
     revision: Revision = None
+    unet: UNet = None
     offline: Annotated[bool, Setting("Do not ask the hub for a model.")] = False
 
 

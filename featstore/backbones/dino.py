@@ -283,7 +283,7 @@ IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 """Of red, green and blue in [0, 1]: what DINOv2 was trained with."""
 
 
-_PLACES = {
+PLACES = {
     "dinov2": ("encoder.layer", "layernorm"),
     "dinov2_with_registers": ("encoder.layer", "layernorm"),
     "dinov3_vit": ("model.layer", "norm"),
@@ -297,7 +297,7 @@ class Dino:
 
     def __init__(self, network: Any, processor: Any, shape: DinoShape, debias: int = 0) -> None:
         self._network, self._processor, self._shape, self._debias = network, processor, shape, debias
-        blocks, norm = _PLACES[network.config.model_type]
+        blocks, norm = PLACES[network.config.model_type]
         self._blocks: nn.ModuleList = network.get_submodule(blocks)
         self._norm: nn.Module = network.get_submodule(norm)
         self._positions: dict[tuple[str, int], Tensor] = {}

@@ -2,7 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from featstore.backbones.registry import LAYERS, TITLES, Profile, block_of, family_of, is_other, profile_of, stem_of
+from featstore.backbones.registry import (
+    LAYERS,
+    TITLES,
+    Profile,
+    block_of,
+    family_of,
+    is_other,
+    profile_of,
+    profiles,
+    stem_of,
+)
 from matcher.configuration import check_weights
 from matcher.errors import InputError
 
@@ -28,6 +38,20 @@ def check_names(names: Sequence[str]) -> None:
 def unet_layers(names: Sequence[str]) -> tuple[int, ...]:
     """The up blocks of the UNet's layers among some, in their order."""
     return tuple(block_of(name) for name in names if not is_other(name))
+
+
+def layers_for(names: tuple[str, ...] | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers that were asked for, else the recommended ones.
+
+    Raises:
+        InputError: Where none were, and nobody has published which to take of the model.
+    """
+    if names or usual:
+        return names or usual
+    raise InputError(
+        "There are no default layers for this model: name them with --layers; `dualsd doctor --model` lists those that "
+        "it has, and `dualsd grid` finds which."
+    )
 
 
 def timesteps_for(
@@ -57,7 +81,10 @@ def timesteps_for(
     if timesteps is None:
         missing = [name for name in numbers if name not in usual]
         if missing:
-            raise InputError(f"There is no default timestep for layer {missing[0]}: give one per layer with --t.")
+            raise InputError(
+                f"There is no default timestep for layer {missing[0]}: give one per layer with --t; `dualsd grid "
+                f"--layers {','.join(numbers)} --t 50..400` finds which."
+            )
         timesteps = [usual[name] for name in numbers]
     if len(timesteps) != len(numbers):
         others = [name for name in names if is_other(name)]
@@ -87,14 +114,18 @@ def weights_for(names: Sequence[str], weights: Sequence[float] | None, profile: 
     usual = profile.weights_of(names)
     if usual is not None:
         return usual
-    raise InputError(f"There are no default weights for layers {','.join(names)}: give one per layer with --weights.")
+    listed = ",".join(names)
+    raise InputError(
+        f"There are no default weights for layers {listed}: give one per layer with --weights; of a store's maps "
+        f"`dualsd grid --layers {listed}` finds which."
+    )
 
 
 def check_layers_of(
     names: Sequence[str] | None, timesteps: Sequence[int | None] | None, weights: Sequence[float] | None
 ) -> None:
     """Check what can be seen to be wrong before a store is opened: where no layers are given, those of the prompts that
-    the store's runs have are not known yet.
+    the store's runs have are not known yet, nor which model's weights are recommended, where any model's are.
 
     Raises:
         InputError: For layers that there are not, and for counts that disagree.
@@ -103,7 +134,8 @@ def check_layers_of(
         check_names(names)
         if timesteps is not None and None not in timesteps:  # whether that is right depends on the model
             timesteps_for(names, timesteps)
-        weights_for(names, weights)
+        if weights is not None or not any(own.weights_of(names) for own in profiles().values()):
+            weights_for(names, weights)
     elif weights is not None:
         check_weights(len(weights), list(weights))
 

@@ -26,6 +26,10 @@ class Model(Backbone, Protocol):
         """Of its weights and configuration."""
 
     @property
+    def structure(self) -> str:
+        """Which profile is taken where the model has none of its own (`featstore.backbones.registry.profile_of`)."""
+
+    @property
     def schedule(self) -> NoiseSchedule:
         """Of the noise that it was trained on."""
 

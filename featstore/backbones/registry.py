@@ -1,5 +1,6 @@
 """Which layers there are, and whose they are: the one place where a layer's name is resolved. And what is recommended
-for a model where nobody says otherwise: layers, timesteps, weights, kernel, each with its source (`profiles/*.toml`).
+for a model where nobody says otherwise: layers, timesteps, weights, kernel, each with its source or as unknown
+(`profiles/*.toml`).
 
 A further backbone of images alone is one module with the two functions of `featstore.backbones.base.Family`, and one
 line in `LAYERS` for each of its layers.
@@ -8,7 +9,7 @@ line in `LAYERS` for each of its layers.
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -116,29 +117,35 @@ def shapes_of(backbone: Backbone, size: int, layers: Iterable[str]) -> dict[str,
     return {layer: known[layer] for layer in layers}
 
 
-USUAL = "sd2-1"
-"""The profile of models that have none of their own."""
+FOUR_BLOCKS = "unet4"
+"""The structure of Stable Diffusion 1 and 2, and of every store that names none: a UNet of four up blocks."""
+
+UNKNOWN = "unknown"
+"""What a profile says in the place of a value that nobody has published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A model's recommended settings.
+    """A model's recommended settings. What nobody has published is empty, or None: whoever needs it is told to say it,
+    and that `dualsd grid` finds it.
 
-    models: ids that it is for. layers: names. text_timesteps, learned_timesteps, training_timesteps: by layer, for
-    inference with a text and with learned prompts, and for training. weights: by layer. weights_with_other: of two
-    layers, one of which is another backbone's. kernel: k of the loss, in cells. sources: where each comes from, by the
-    name of the field.
+    models: ids that it is for. structure: of models that have no profile of their own and take this one; None where
+    this one is for its own models alone. layers: names. text_timesteps, learned_timesteps, training_timesteps: by
+    layer, for inference with a text and with learned prompts, and for training. weights: by layer. weights_with_other:
+    of two layers, one of which is another backbone's. kernel: k of the loss, in cells. sources: where each comes from,
+    by the name of the field; of what is unknown what is known of that.
     """
 
-    models: tuple[str, ...]
-    layers: tuple[str, ...]
-    text_timesteps: Mapping[str, int]
-    learned_timesteps: Mapping[str, int]
-    training_timesteps: Mapping[str, int]
-    weights: Mapping[str, float]
-    weights_with_other: tuple[float, float]
-    kernel: int
-    sources: Mapping[str, str]
+    models: tuple[str, ...] = ()
+    structure: str | None = None
+    layers: tuple[str, ...] = ()
+    text_timesteps: Mapping[str, int] = field(default_factory=dict)
+    learned_timesteps: Mapping[str, int] = field(default_factory=dict)
+    training_timesteps: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    weights_with_other: tuple[float, ...] = ()
+    kernel: int | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def weights_of(self, layers: Sequence[str]) -> tuple[float, ...] | None:
         """One weight per layer: 1 of a single one; None where nothing is recommended for these layers together."""
@@ -147,25 +154,37 @@ class Profile:
         if all(layer in self.weights for layer in layers):
             return tuple(self.weights[layer] for layer in layers)
         if len(layers) == 2 and any(map(is_other, layers)):
-            return self.weights_with_other
+            return self.weights_with_other or None
         return None
 
 
-def profile_of(model_id: str) -> Profile:
-    """The profile of a model by its id (`Model.location.id`): its own, else that of SD 2-1."""
-    known = _profiles()
-    return next((own for own in known.values() if model_id in own.models), known[USUAL])
+SETTINGS = tuple(one.name for one in fields(Profile) if one.name not in ("models", "structure", "sources"))
+"""What a profile recommends, each with its source."""
+
+
+def profile_of(model_id: str, structure: str = FOUR_BLOCKS) -> Profile:
+    """The profile of a model: its own, else that of its structure (`sd2-1` of UNets of four up blocks), else one where
+    everything is unknown.
+
+    Args:
+        model_id: as `Model.location` has it.
+        structure: as `Model.structure` says.
+    """
+    known = profiles().values()
+    own = [profile for profile in known if model_id in profile.models]
+    return (own or [profile for profile in known if profile.structure == structure] or [Profile()])[0]
 
 
 @cache
-def _profiles() -> dict[str, Profile]:
+def profiles() -> dict[str, Profile]:
     """Every profile by its file's name."""
-    settings = [field.name for field in fields(Profile) if field.name not in ("models", "sources")]
     found = {}
     for file in sorted((Path(__file__).parent / "profiles").glob("*.toml")):
         stated = tomllib.loads(file.read_text(encoding="utf-8"))
-        values: dict[str, Any] = {name: stated[name]["value"] for name in settings}
-        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        sources = {name: stated[name]["source"] for name in settings}
-        found[file.stem] = Profile(models=tuple(stated["models"]), sources=sources, **values)
+        values: dict[str, Any] = {name: stated[name]["value"] for name in SETTINGS}
+        known: dict[str, Any] = {name: own for name, own in values.items() if own != UNKNOWN}
+        known |= {name: tuple(own) for name, own in known.items() if isinstance(own, list)}
+        # of what nobody has published there may be a word on what was tried
+        sources = {name: stated[name]["source"] for name in SETTINGS if name in known or "source" in stated[name]}
+        found[file.stem] = Profile(tuple(stated["models"]), stated.get("structure"), sources=sources, **known)
     return found

@@ -102,6 +102,11 @@ class StableDiffusion:
         """See `Backbone.name`."""
         return NetworkName(self.location.id, self.fingerprint)
 
+    @property
+    def structure(self) -> str:
+        """What decides on the profile of a model that has none of its own (`featstore.backbones.registry`)."""
+        return f"unet{len(self.unet_config['block_out_channels'])}"
+
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of an image of `image_size` pixels. Raises as `latent_side`."""
         side = self.latent_side(image_size)

@@ -213,6 +213,7 @@ def header_of(dataset: Dataset, model: Model, request: BuildRequest) -> StoreHea
         seed=request.seed,
         latent_shift=model.latent_scale.shift,
         model_unet=None if model.clean is None else model.clean.path,
+        model_structure=model.structure,
         dataset_annotations=annotations_of(dataset),
         pad=request.pad,
         checks=known_checksums(),

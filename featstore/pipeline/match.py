@@ -15,11 +15,12 @@ from torch import Tensor
 
 from featstore.backbones.base import Asked, Backbone, Condition, LayerShape, MapKey, Networks, TextEncoders, compute_on
 from featstore.backbones.dino import load_dino, locate_dino
-from featstore.backbones.layers import check_names, timesteps_for, weights_for
+from featstore.backbones.layers import check_names, layers_for, timesteps_for, weights_for
 from featstore.backbones.models import Model, open_model
 from featstore.backbones.noise import Latents, noise, posterior_noise
 from featstore.backbones.registry import (
     DIFFUSION,
+    FOUR_BLOCKS,
     asked_of,
     block_of,
     family_of,
@@ -67,13 +68,14 @@ class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
     size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: id of
     the diffusion model, whose weights are recommended; empty of features of one's own. pad: how the picture became a
-    square."""
+    square. structure: of the model, see `featstore.backbones.registry.profile_of`."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
     image_size: int
     model: str = ""
     pad: Pad = Pad.STRETCH
+    structure: str = FOUR_BLOCKS
 
 
 class Featurizer:
@@ -142,10 +144,11 @@ class Featurizer:
 
         Raises:
             ModelError: for a layer or timestep that there is not.
+            InputError: where what is left open is not known for the model.
             MapError: for a map that is not finite.
         """
-        profile = profile_of(self.model.location.id)
-        names = profile.layers if layers is None else tuple(layers)
+        profile = profile_of(self.model.location.id, self.model.structure)
+        names = layers_for(None if layers is None else tuple(layers), profile.layers)
         check_names(names)
         usual = profile.text_timesteps if self.model.clean is None else None
         keys = tuple(zip(names, timesteps_for(names, timesteps, usual), strict=True))
@@ -183,7 +186,8 @@ class Featurizer:
                 )
             found[key] = features
         maps = {key: found[key] for key in wanted}
-        return ImageMaps(maps, photo.picture.size, self.image_size, self.model.location.id, self._pad)
+        model = self.model.location.id, self._pad, self.model.structure
+        return ImageMaps(maps, photo.picture.size, self.image_size, *model)
 
     def _diffusion_maps(
         self, photo: Photo, own: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
@@ -299,7 +303,7 @@ def match(
     if found.ndim != 2 or found.shape[1] != 2:
         raise MatchError(f"Points are (n, 2), x and y in pixels of image A, not of shape {found.shape}.")
     check_inside(found, maps_a.size, "image A")
-    shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model))
+    shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model, maps_a.structure))
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
     settings = MatchSettings(size, shape, upsample, align, pad=maps_a.pad, **parameters)
@@ -505,7 +509,8 @@ def _choice(config: MatchConfig, has_category: bool, store: Store | None, model:
         return choose_for_store(store, config, template)
     if config.prompts == NEWEST:
         raise InputError("--prompts newest is the newest run on a store: name the store with --store, or name the run.")
-    return choose_prompts(model.location.id, model.fingerprint, tuple, config, template)
+    profile = profile_of(model.location.id, model.structure)
+    return choose_prompts(model.location.id, model.fingerprint, profile, tuple, config, template)
 
 
 def photo_prompts(

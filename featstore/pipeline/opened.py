@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.backbones.base import MapKey
-from featstore.backbones.layers import timesteps_for, unet_layers
+from featstore.backbones.layers import layers_for, timesteps_for, unet_layers
 from featstore.backbones.registry import Profile, asked_of, profile_of
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
@@ -62,8 +62,10 @@ class PromptChoice:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that are used where none are typed: those of the prompts, else the model's recommended ones."""
-        return self.profile.layers if self.learned is None else tuple(map(str, self.learned.layers))
+        """The layers that are used where none are typed: those of the prompts, else the model's recommended ones.
+        Raises `InputError` where none are known."""
+        own = None if self.learned is None else tuple(map(str, self.learned.layers))
+        return layers_for(own, self.profile.layers)
 
     @property
     def timesteps(self) -> Mapping[str, int]:
@@ -95,6 +97,7 @@ class PromptChoice:
 def choose_prompts(
     model_id: str,
     fingerprint: str,
+    profile: Profile,
     runs: Callable[[], Sequence[RunFolder]],
     typed: Typed,
     template: str = DEFAULT_TEMPLATE,
@@ -105,6 +108,7 @@ def choose_prompts(
     Args:
         model_id: Of the model at hand.
         fingerprint: Of the model at hand.
+        profile: Of the model at hand.
         runs: That were finished with it, the newest first.
         typed: What was asked for.
         template: The text where none is typed.
@@ -117,13 +121,12 @@ def choose_prompts(
     if typed.prompt is not None and typed.prompts is not None:
         raise InputError("--prompt and --prompts exclude each other: a text, or learned prompts.")
     layers = None if typed.layers is None else unet_layers(typed.layers)  # none where only other backbones' are named
-    path, way_out, profile = typed.prompts, None, profile_of(model_id)
-    usual = unet_layers(profile.layers)
+    path, way_out, usual = typed.prompts, None, unet_layers(profile.layers)
     fallback = None if isinstance(typed, MatchConfig) else typed.fallback
     if path == NEWEST:
         path = _newest_for(runs(), usual if layers is None else layers).path
     elif path is None and layers is None and typed.timesteps is None and typed.prompt is None:
-        path = next((run.path for run in runs()[:1] if set(run.settings.layers) == set(usual)), None)
+        path = next((run.path for run in runs()[:1] if _fits(run, usual)), None)
     if path is None:
         if fallback is not None:
             raise InputError("--fallback goes with learned prompts: name them with --prompts.")
@@ -150,12 +153,18 @@ def choose_for_store(store: Store, typed: Typed, template: str = DEFAULT_TEMPLAT
     def finished() -> list[RunFolder]:
         return [run for run in runs_newest_first(store) if run.is_finished]
 
-    return choose_prompts(header.model_id, header.model_fingerprint, finished, typed, template)
+    profile = profile_of(header.model_id, header.model_structure)
+    return choose_prompts(header.model_id, header.model_fingerprint, profile, finished, typed, template)
+
+
+def _fits(run: RunFolder, layers: tuple[int, ...]) -> bool:
+    """Whether a run has exactly these layers; any has where there are none, as of a model whose best are not known."""
+    return not layers or set(run.settings.layers) == set(layers)
 
 
 def _newest_for(runs: Sequence[RunFolder], layers: tuple[int, ...]) -> RunFolder:
     for run in runs:
-        if set(run.settings.layers) == set(layers):
+        if _fits(run, layers):
             return run
     known = "; ".join(f"{run.path} has {','.join(map(str, run.settings.layers))}" for run in runs[:3])
     raise PromptError(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from featstore.backbones.noise import Latents, NoiseSchedule, known_checksums, settings_of
+from featstore.backbones.registry import FOUR_BLOCKS
 from featstore.errors import ModelError, StoreError
 from featstore.parsing import STRICT, parse
 from matcher.configuration import Pad
@@ -54,7 +55,7 @@ class StoreHeader:
     made squares. creator: version of dualsd that made the store. version: of the store's format. checks: checksums of
     one known draw of noise and of one known mixture, by the libraries that made the store; None where an earlier dualsd
     did. where: the store's place, for sentences. dataset_annotations: the file of annotations that `cache build` was
-    told, of a data set that takes one.
+    told, of a data set that takes one. model_structure: which profile is taken where the model has none of its own.
     """
 
     __pydantic_config__ = STRICT
@@ -76,11 +77,13 @@ class StoreHeader:
     checks: Mapping[str, str] | None = field(default=None, compare=False)
     where: str = field(default="a store", compare=False)
     dataset_annotations: Text | None = field(default=None, compare=False)
+    model_structure: Text = field(default=FOUR_BLOCKS, compare=False)
 
     def to_attributes(self) -> dict[str, Any]:
         """The root group's attributes."""
         annotations = {"annotations": self.dataset_annotations} if self.dataset_annotations else {}
         unet = {"unet": self.model_unet} if self.model_unet else {}
+        structure = {} if self.model_structure == FOUR_BLOCKS else {"structure": self.model_structure}
         return {
             "format": FORMAT,
             "version": self.version if self.pad is Pad.STRETCH else PADDED,
@@ -90,6 +93,7 @@ class StoreHeader:
                 "revision": self.model_revision,
                 "fingerprint": self.model_fingerprint,
                 **unet,
+                **structure,
             },
             "preprocessing": {
                 "size": self.image_size,
@@ -131,6 +135,7 @@ class StoreHeader:
                 "dataset_annotations": dataset.get("annotations"),
                 **{f"model_{name}": model[name] for name in ("id", "revision", "fingerprint")},
                 "model_unet": model.get("unet"),
+                "model_structure": model.get("structure", FOUR_BLOCKS),
                 "image_size": attributes["preprocessing"]["size"],
                 "pad": attributes["preprocessing"].get("pad", Pad.STRETCH.value),
                 **{name: attributes[name] for name in ("latents", "scheduler", "seed", "creator", "version")},

@@ -7,9 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from featstore.backbones.layers import check_names, timesteps_for, unet_layers, weights_for
+from featstore.backbones.layers import check_names, layers_for, timesteps_for, unet_layers, weights_for
 from featstore.backbones.models import Model
-from featstore.backbones.registry import is_other, profile_of
+from featstore.backbones.registry import Profile, is_other, profile_of
 from featstore.backbones.stable_diffusion import check_layers, check_timesteps
 from featstore.config import Positive, Rate, TrainConfig
 from featstore.errors import TuningError
@@ -124,11 +124,11 @@ def settings_of(
         dtype: Precision of the networks.
 
     Raises:
-        InputError: A layer is none, or has no default timestep or weight.
+        InputError: A layer is none, or something is left open of which nothing is known for this model.
         TuningError: The settings cannot be.
     """
-    demo, profile = dataset == DEMO, profile_of(model.location.id)
-    names = config.layers or profile.layers
+    demo, profile = dataset == DEMO, profile_of(model.location.id, model.structure)
+    names = layers_for(config.layers, profile.layers)
     said = _said(replace(config, layers=names), image_size, dtype)
     rules = said["mode"].rules
     epochs = PF_PASCAL_EPOCHS if dataset == "pf-pascal" else rules.epochs
@@ -141,7 +141,7 @@ def settings_of(
         "steps": steps,
         "batch": DEMO_BATCH if demo else BATCH,
         "noise": Noise.CACHED,
-        "kernel": default_kernel(max(model.shape(layer, image_size).side for layer in said["layers"]), profile.kernel),
+        "kernel": _kernel(config, profile, max(model.shape(layer, image_size).side for layer in said["layers"])),
         "matching": MatchSettings(image_size),
         "validate_every": max(steps // VALIDATIONS, 1),
         "validation_pairs": DEMO_PAIRWISE_PAIRS if demo and rules.of_pairs else 500,
@@ -149,6 +149,15 @@ def settings_of(
         "seed": 0,
     }
     return TuningSettings(**(USUAL | published | said))
+
+
+def _kernel(config: TrainConfig, profile: Profile, side: int) -> int:
+    """The loss's, for maps of up to `side` cells. Raises `InputError` where none is known and none was asked for."""
+    if config.kernel is not None:
+        return config.kernel
+    if profile.kernel is None:
+        raise InputError("There is no default kernel for this model: say with --kernel; SD4Match takes 7 for SD 2-1.")
+    return default_kernel(side, profile.kernel)
 
 
 def resumed(saved: TuningSettings, config: TrainConfig, dtype: str, run: Path) -> TuningSettings:

@@ -6,6 +6,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from featstore.backbones import registry
+from featstore.backbones.registry import Profile
 from tests.cli.crash_cases import Case, cases_in
 from tests.faults import Forks, open_forks
 
@@ -53,6 +55,13 @@ def store(run: Run, photographs: Path, small_model: Path) -> Path:
     )
     assert result.exit_code == 0, result.output
     return Path("dualsd.zarr")
+
+
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch, small_model: Path) -> None:
+    """Of the store's model nobody has published anything."""
+    known = registry.profiles() | {"small": Profile(models=(str(small_model.resolve()),))}
+    monkeypatch.setattr(registry, "profiles", lambda: known)
 
 
 @pytest.fixture(scope="session")

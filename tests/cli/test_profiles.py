@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from featstore.backbones.models import open_model
 from featstore.backbones.registry import profile_of
+from featstore.config import TrainConfig
 from featstore.pipeline.match import Featurizer, match
+from featstore.tuning.settings import TuningSettings, settings_of
+from matcher.errors import InputError
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok
 
@@ -71,3 +76,46 @@ def test_match_in_python_weighs_as_the_command_does() -> None:
     usual = match(maps, maps, [(40, 60)])
     typed = match(maps, maps, [(40, 60)], weights=[*DEMO.weights.values()])
     np.testing.assert_array_equal(usual.correlations, typed.correlations)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["eval"], ["no default layers", "--layers", "dualsd grid"]),
+        (["cache", "maps"], ["no default layers", "--layers", "dualsd grid"]),
+        (["eval", "--layers", "2,3"], ["no default timestep for layer 2", "--t", "dualsd grid --layers 2,3 --t"]),
+        (["eval", "--layers", "2,3", "--t", "50,261"], ["no default weights", "--weights", "dualsd grid --layers 2,3"]),
+    ],
+)
+def test_what_nobody_has_published_is_to_be_said(
+    run: Run, store: Path, unknown: None, typed: list[str], words: list[str]
+) -> None:
+    result = run(*typed)
+    assert result.exit_code == 2
+    for word in words:
+        assert word in " ".join(result.stderr.split())
+
+
+def test_training_asks_for_it_too(unknown: None, small_model: Path) -> None:
+    model = open_model(str(small_model))
+
+    def settings(**said: Any) -> TuningSettings:
+        return settings_of(TrainConfig(mode="single", **said), "spair", 9, model, 64, "float32")
+
+    for said, words in (
+        ({}, "no default layers for this model: name them with --layers"),
+        ({"layers": ("2",)}, "no default timestep for layer 2: give one per layer with --t"),
+        ({"layers": ("2", "3"), "timesteps": (50, 50)}, "no default weights for layers 2,3"),
+        ({"layers": ("2",), "timesteps": (50,)}, "no default kernel for this model: say with --kernel"),
+    ):
+        with pytest.raises(InputError, match=words):
+            settings(**said)
+    assert settings(layers=("2",), timesteps=(50,), kernel=5).kernel == 5
+
+
+def test_what_is_said_needs_no_profile(run: Run, store: Path, unknown: None) -> None:
+    ok(run("eval", "--ensemble", "1", "--layers", "2,3", "--t", "50,261", "--weights", "1,2", "--json", "own.json"))
+    assert json.loads(Path("own.json").read_text())["weights"] == [1.0, 2.0]
+    ok(run("grid", "--ensemble", "1", "--layers", "2,3", "--t", "50,261"))
+    with pytest.raises(InputError, match="no default layers"):
+        Featurizer(json.loads((store / "zarr.json").read_text())["attributes"]["model"]["id"])("cat/0.png")
