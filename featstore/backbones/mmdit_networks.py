@@ -1,7 +1,7 @@
 """The networks of Stable Diffusion 3 and FLUX, each loaded when it is first used: the VAE's encoder, and the
 transformer as far as the layers need. See `featstore.backbones.mmdit` for what a layer's name means."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from featstore.backbones import flux, sd3
 from featstore.backbones.base import Compute, Condition, saying_batch_size
@@ -147,24 +146,3 @@ def check_transformer(folder: Path, kind: str) -> None:
     describe."""
     check_network(folder / "vae", AutoencoderKL)
     check_network(folder / "transformer", CLASSES[kind])
-
-
-def on_meta(model: MMDiT, layers: Sequence[str]) -> CutTransformer:
-    """The transformer without memory, cut."""
-    with torch.device("meta"):
-        network = CLASSES[model.config["_class_name"]].from_config(dict(model.config)).eval().requires_grad_(False)
-    return CutTransformer(network, model, layers)
-
-
-def pass_flops(model: MMDiT, layer: str, image_size: int) -> int:
-    """FLOPs of a pass that ends at a layer, for one noise draw of one image."""
-    cut = on_meta(model, [layer])
-    with torch.device("meta"):
-        noisy = torch.empty(1, *model.latent_shape(image_size))
-        return _counted(lambda: cut.tap(noisy, 0, [layer]))
-
-
-def _counted(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops())

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from featstore.backbones.base import Compute, ModelLocation
+from featstore.backbones.cost import cost_of
 from featstore.backbones.flow import FlowSchedule
 from featstore.backbones.mmdit import MMDiT, Tap, open_located, tap_of
-from featstore.backbones.mmdit_networks import MMDiTNetworks, on_meta, pass_flops
+from featstore.backbones.mmdit_networks import CLASSES, CutTransformer, MMDiTNetworks
 from featstore.backbones.models import open_model
 from featstore.backbones.noise import LatentScale
 from featstore.errors import ModelError
@@ -267,39 +268,39 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, Any], float, int]] = {
 """diffusers' configurations of the published files, with the parameters that their model cards state."""
 
 
-def published(config: Mapping[str, Any]) -> MMDiT:
-    location = ModelLocation("published", None, Path("published"))
-    return MMDiT(location, "0" * 32, config, 8, LatentScale(), FlowSchedule())
-
-
 @pytest.mark.parametrize("name", [*PUBLISHED])
 def test_published_configurations(name: str) -> None:
     """Without memory: parameters as the cards state them, the table of positions of SD 3.5 among them; maps of 64 cells
-    a side at 1024 pixels."""
+    a side at 1024 pixels, as the whole transformer's own pass has them; and what is freed where it is cut."""
     config, parameters, channels = PUBLISHED[name]
-    model = published(config)
-    first, last = model.blocks[0], model.blocks[-1]
-    whole, cut = (on_meta(model, layers) for layers in ((), (first,)))
-    count = sum(own.numel() for own in whole.network.state_dict().values())
-    assert count == pytest.approx(parameters, rel=0.02)
-    assert sum(own.numel() for own in cut.network.state_dict().values()) < 0.15 * count
-    assert {shape.map for shape in model.layers(1024).values()} == {(channels, 64, 64)}
-    assert model.latent_shape(1024) == (16, 128, 128)
+    location = ModelLocation("published", None, Path("published"), "mmdit")
+    model = MMDiT(location, "0" * 32, config, 8, LatentScale(), FlowSchedule())
+    first = model.blocks[0]
     with torch.device("meta"):
+        networks = [CLASSES[config["_class_name"]].from_config(dict(config)) for _ in range(2)]
+        count = numbers(networks[0])
+        cut = CutTransformer(networks[1], model, [first])
         assert cut.tap(torch.empty(1, 16, 128, 128), 260, [first])[first].shape == (1, channels, 64, 64)
-    assert pass_flops(model, first, 1024) < 0.1 * pass_flops(model, last, 1024)
+    assert count == pytest.approx(parameters, rel=0.02)
+    assert numbers(cut.network) < 0.15 * count
+    reached = cost_of({"vae": VAE, "transformer": config}, 1024).layers
+    assert [*reached] == [*model.blocks]
+    assert {own.map for own in reached.values()} == {shape.map for shape in model.layers(1024).values()}
+    assert {own.map for own in reached.values()} == {(channels, 64, 64)}
 
 
-def test_flops_are_those_of_the_matrix_products() -> None:
-    """A block of FLUX's kind by hand: 24 channels, 64 tokens of the image and 512 of the text, each through its own
-    weights; attention is of all tokens."""
-    model = published({"_class_name": "FluxTransformer2DModel", **FLUX})
-    one, two = (pass_flops(model, f"block:{number}", 128) for number in (1, 2))
-    tokens, width = 64 + 512, 24
-    products = 4 * tokens * width**2 + 2 * tokens * width * 4 * width  # queries, keys, values, output; two of the MLP
-    attention = 2 * tokens**2 * width
-    modulation = 2 * width * 6 * width
-    assert two - one == 2 * (products + attention + modulation)
+VAE: Mapping[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+def numbers(network: nn.Module) -> int:
+    return sum(own.numel() for own in network.state_dict().values())
 
 
 def test_the_small_ones_have_the_published_structure() -> None:
