@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from featstore.backbones.base import Compute, ModelLocation
+from featstore.backbones.blocks import Tap, tap_of
 from featstore.backbones.cost import cost_of
 from featstore.backbones.flow import FlowSchedule
-from featstore.backbones.mmdit import MMDiT, Tap, open_located, tap_of
+from featstore.backbones.mmdit import MMDiT, open_located
 from featstore.backbones.mmdit_networks import CLASSES, CutTransformer, MMDiTNetworks
 from featstore.backbones.models import open_model
 from featstore.backbones.noise import LatentScale
@@ -185,7 +186,7 @@ def test_what_there_is_not_is_refused(folders: Mapping[str, Path]) -> None:
     model = opened(folders["flux"])
     with pytest.raises(ModelError, match=r"no layer 2 in .*: it has block:1 to block:2 and single:1 to single:3"):
         model.shape("2", 128)
-    with pytest.raises(ModelError, match=r"no layer single:1 in .*: it has block:1 to block:3,"):
+    with pytest.raises(ModelError, match=r"no layer single:1 in .*: it has block:1 to block:3, and block:1.adaln each"):
         opened(folders["sd3"]).shape("single:1", 128)
     with pytest.raises(ModelError, match="leaves out channel 24, and there are 24, from 0"):
         model.shape("block:1-24", 128)
@@ -275,16 +276,16 @@ def test_published_configurations(name: str) -> None:
     config, parameters, channels = PUBLISHED[name]
     location = ModelLocation("published", None, Path("published"), "mmdit")
     model = MMDiT(location, "0" * 32, config, 8, LatentScale(), FlowSchedule())
-    first = model.blocks[0]
+    first = model.blocks.names[0]
     with torch.device("meta"):
         networks = [CLASSES[config["_class_name"]].from_config(dict(config)) for _ in range(2)]
         count = numbers(networks[0])
-        cut = CutTransformer(networks[1], model, [first])
+        cut = CutTransformer(networks[1], model.blocks, [first])
         assert cut.tap(torch.empty(1, 16, 128, 128), 260, [first])[first].shape == (1, channels, 64, 64)
     assert count == pytest.approx(parameters, rel=0.02)
     assert numbers(cut.network) < 0.15 * count
     reached = cost_of({"vae": VAE, "transformer": config}, 1024).layers
-    assert [*reached] == [*model.blocks]
+    assert [*reached] == [*model.blocks.names]
     assert {own.map for own in reached.values()} == {shape.map for shape in model.layers(1024).values()}
     assert {own.map for own in reached.values()} == {(channels, 64, 64)}
 
