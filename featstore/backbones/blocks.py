@@ -52,9 +52,7 @@ class Blocks:
         if tap is None or tap.block not in self.names:
             counts = ((BLOCK, self.double), (SINGLE, self.single))
             told = " and ".join(f"{name}:1 to {name}:{count}" for name, count in counts if count)
-            raise ModelError(
-                f"There is no layer {layer} in {self.of_model}: it has {told}, each also as block:1.adaln."
-            )
+            raise ModelError(f"There is no layer {layer} in {self.of_model}: it has {told}, and block:1.adaln each.")
         if high := [own for own in tap.without if own >= self.channels]:
             raise ModelError(f"Layer {layer} leaves out channel {high[0]}, and there are {self.channels}, from 0.")
         return tap
