@@ -36,6 +36,7 @@ SHARDS = "10GB"
 
 def write_model(folder: Path, components: Mapping[str, Mapping[str, Any]], dtype: torch.dtype, seed: int = 0) -> None:
     """Write a model of random weights in the layout that diffusers publishes."""
+    torch.set_default_dtype(dtype)  # SDXL would take twice as much memory while it is made
     for name, config in components.items():
         place = folder / name
         if name == "scheduler":
@@ -52,7 +53,8 @@ def write_model(folder: Path, components: Mapping[str, Mapping[str, Any]], dtype
         else:
             network = getattr(diffusers, config["_class_name"]).from_config(dict(config))
         network.to(dtype).save_pretrained(place, max_shard_size=SHARDS)
-        del network
+
+    torch.set_default_dtype(torch.float32)
 
 
 def write_pair(root: Path, willow: Path) -> None:

@@ -118,14 +118,12 @@ def inspect_dino(generation: Generation, name: str) -> Inspection:
 def inspect_model(model: Model) -> Inspection:
     """Look at the files of a model of diffusion that was opened."""
     # only now: the libraries take seconds to load
-    from featstore.backbones.cost import cost_of
+    from featstore.backbones.cost import cost_of, loaded
 
     folder, size = model.location.folder, model.image_size
-    configs = {
-        place.parent.name: read_object(place, "a diffusers configuration")
-        for place in sorted(folder.glob("*/config.json"))
-        if place.parent.name.startswith(("vae", "unet", "transformer", "text_encoder"))
-    }
+    places = {place.parent.name: place for place in sorted(folder.glob("*/config.json"))}
+    names = [name for name in places if name.startswith(loaded(places))]
+    configs = {name: read_object(places[name], "a diffusers configuration") for name in names}
     cost, takes_text = cost_of(configs, size), "unet" in configs
     told = profile_of(model.location.id, model.structure)
     clean = "" if model.clean is None else f", its UNet in place of {model.location.id}'s: {model.clean.path}"
