@@ -156,7 +156,7 @@ def of_transformer(config: Small) -> float:
     none = ModelLocation("small", None, Path("small"))
     model = MMDiT(none, "", small, 8, LatentScale(), FlowSchedule())
     with torch.no_grad():
-        ours = CutTransformer(network, model, ()).tap(latents, 0, [*theirs])
+        ours = CutTransformer(network, model.blocks, ()).tap(latents, 0, [*theirs])
     return _largest(ours, theirs)
 
 

@@ -20,7 +20,7 @@ from featstore.backbones.noise import NoiseSchedule, check_timesteps, is_mixture
 from featstore.errors import ModelError
 from featstore.plain_text import shown
 
-PROCESS = "flow matching"
+PROCESS: Literal["flow matching"] = "flow matching"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ The text is not encoded: the transformer is told zeros of the pipelines' own len
 embeddings, which need not be there. The authors of DiTF told theirs captions.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from featstore.backbones.base import Compute, LayerShape, ModelLocation, NetworkName
+from featstore.backbones.blocks import PATCH, Blocks
 from featstore.backbones.flow import FlowSchedule, read_flow
 from featstore.backbones.kinds import MMDIT
 from featstore.backbones.model_file import Count, Whole, checked_fingerprint, parsed, read_config
@@ -39,28 +39,6 @@ from featstore.errors import ModelError
 
 if TYPE_CHECKING:
     from featstore.backbones.mmdit_networks import MMDiTNetworks
-
-BLOCK, SINGLE = "block", "single"
-PATCH = 2
-"""Latent cells a side of a token, in all of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """What a layer's name asks for. block: e.g. `block:9`. adaln: of the tokens before it what its AdaLN makes, instead
-    of those behind it. without: channels that are set to 0."""
-
-    block: str
-    adaln: bool
-    without: tuple[int, ...]
-
-
-def tap_of(layer: str) -> Tap | None:
-    """None where it is no such layer."""
-    found = re.fullmatch(rf"((?:{BLOCK}|{SINGLE}):[1-9]\d*)(\.adaln)?((?:-\d+)*)", layer)
-    if found is None:
-        return None
-    return Tap(found[1], found[2] is not None, tuple(map(int, found[3].split("-")[1:])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +122,12 @@ class MMDiT:
         """See `Backbone.image_size`."""
         return self.kind.sample_size * self.latent_factor
 
-    @property
-    def channels(self) -> int:
-        """Of every layer's map."""
-        return self.kind.num_attention_heads * self.kind.attention_head_dim
-
     @cached_property
-    def blocks(self) -> tuple[str, ...]:
-        """Their names, in the order in which they run."""
-        counts = ((BLOCK, self.kind.num_layers), (SINGLE, self.kind.num_single_layers))
-        return tuple(f"{name}:{number}" for name, count in counts for number in range(1, count + 1))
+    def blocks(self) -> Blocks:
+        """What its layers' names ask of."""
+        own = self.kind
+        channels = own.num_attention_heads * own.attention_head_dim
+        return Blocks(self.location.id, own.num_layers, own.num_single_layers, channels)
 
     def latent_side(self, image_size: int) -> int:
         """Cells a side of the latents of an image of `image_size` pixels. Raises `ModelError` where the transformer
@@ -179,35 +153,22 @@ class MMDiT:
         side = self.latent_side(image_size)
         return self.kind.latent_channels, side, side
 
-    def tap(self, layer: int | str) -> Tap:
-        """What a layer's name asks for. Raises `ModelError` for one that this transformer does not have."""
-        tap = tap_of(str(layer))
-        if tap is None or tap.block not in self.blocks:
-            kinds = ((BLOCK, self.kind.num_layers), (SINGLE, self.kind.num_single_layers))
-            told = " and ".join(f"{name}:1 to {name}:{count}" for name, count in kinds if count)
-            raise ModelError(
-                f"There is no layer {layer} in {self.location.id}: it has {told}, each also as block:1.adaln."
-            )
-        if high := [own for own in tap.without if own >= self.channels]:
-            raise ModelError(f"Layer {layer} leaves out channel {high[0]}, and there are {self.channels}, from 0.")
-        return tap
-
     def shape(self, layer: int | str, image_size: int) -> LayerShape:
-        """Of a layer's map for images of `image_size` pixels. Raises as `tap`."""
-        self.tap(layer)
+        """See `Model.shape`."""
+        self.blocks.tap(layer)
         side = self.latent_side(image_size) // PATCH
-        return LayerShape(str(layer), self.channels, side, self.latent_factor * PATCH)
+        return LayerShape(str(layer), self.blocks.channels, side, self.latent_factor * PATCH)
 
     def layers(self, image_size: int) -> Mapping[str, LayerShape]:
         """See `Backbone.layers`: the tokens behind each block."""
-        return {layer: self.shape(layer, image_size) for layer in self.blocks}
+        return {layer: self.shape(layer, image_size) for layer in self.blocks.names}
 
     def load(self, compute: Compute, layers: Sequence[str] | None = None) -> "MMDiTNetworks":
         """See `Model.load`."""
         # only now: the libraries take seconds to load
         from featstore.backbones.mmdit_networks import MMDiTNetworks
 
-        return MMDiTNetworks(self, compute, tuple(layers or ()))
+        return MMDiTNetworks(self.location, self.config["_class_name"], self.blocks, compute, tuple(layers or ()))
 
 
 @dataclass(frozen=True, slots=True)

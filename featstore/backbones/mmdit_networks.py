@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DMod
 from torch import Tensor, nn
 
 from featstore.backbones import flux, sd3
-from featstore.backbones.base import Compute, Condition, saying_batch_size
+from featstore.backbones.base import Compute, Condition, ModelLocation, saying_batch_size
+from featstore.backbones.blocks import PATCH, Blocks, Tap
 from featstore.backbones.diffusion_networks import encode, load_vae_encoder
-from featstore.backbones.mmdit import PATCH, MMDiT, Tap
 from featstore.backbones.weights import check_network, load_network
 
 Begun = tuple[Tensor, Tensor, dict[str, Any]]
@@ -27,13 +27,13 @@ CLASSES: Mapping[str, Any] = {
 class CutTransformer:
     """A transformer of either kind that ends after the last block that some layers need; those behind it are freed."""
 
-    def __init__(self, network: Any, model: MMDiT, layers: Sequence[str]) -> None:
+    def __init__(self, network: Any, blocks: Blocks, layers: Sequence[str]) -> None:
         """network: whole, and from now on cut. layers: none for all blocks."""
-        self._model = model
-        names, modules = model.blocks, [*network.transformer_blocks, *getattr(network, "single_transformer_blocks", ())]
+        self._named = blocks
+        names, modules = blocks.names, [*network.transformer_blocks, *getattr(network, "single_transformer_blocks", ())]
         self._places = {name: place for place, name in enumerate(names)}
         self._norms: dict[str, Any] = dict(zip(names, map(_first_norm, modules), strict=True))
-        taps = [model.tap(layer) for layer in layers]
+        taps = [blocks.tap(layer) for layer in layers]
         self._blocks = modules[: max(map(self._run, taps), default=len(modules))]
         run, asked = {*names[: len(self._blocks)]}, {tap.block for tap in taps if tap.adaln}
         self._norms = {name: norm for name, norm in self._norms.items() if name in run | asked}
@@ -65,7 +65,7 @@ class CutTransformer:
             timestep: 0 to 999.
             layers: Names.
         """
-        counts = {layer: self._run(self._model.tap(layer)) for layer in layers}
+        counts = {layer: self._run(self._named.tap(layer)) for layer in layers}
         sides = [side // PATCH for side in noisy.shape[2:]]
         image, text, told = self._family.begin(self.network, noisy.to(self.weights), float(timestep))
         states: dict[int, Tensor] = {0: image}
@@ -78,15 +78,15 @@ class CutTransformer:
     def finished(self, layer: str, timestep: int, mean: Tensor) -> Tensor:
         """Maps (n, C, h, w), float32, of what `tap` gave for a layer, averaged over draws of noise: without the
         channels that it leaves out, and modulated by its block's AdaLN where it asks for that."""
-        tap = self._model.tap(layer)
+        tap = self._named.tap(layer)
         if tap.without:
             mean = mean.index_fill(1, torch.tensor(tap.without, device=mean.device), 0)
         if not tap.adaln:
             return mean
         norm = self._norms[tap.block]
         emb = norm.linear(norm.silu(self._family.modulating(self.network, self.weights.new_empty(1), float(timestep))))
-        shift, scale = emb.float()[0].split(self._model.channels)[:2]  # (C,) each; what follows are gates and the like
-        normalised = nn.functional.layer_norm(mean.movedim(1, -1), [self._model.channels], eps=norm.norm.eps)
+        shift, scale = emb.float()[0].split(self._named.channels)[:2]  # (C,) each; what follows are gates and the like
+        normalised = nn.functional.layer_norm(mean.movedim(1, -1), [self._named.channels], eps=norm.norm.eps)
         return (normalised * (1 + scale) + shift).movedim(-1, 1)
 
 
@@ -101,20 +101,23 @@ class MMDiTNetworks:
     text = None
     """No text encoders: the transformer is told zeros."""
 
-    def __init__(self, model: MMDiT, compute: Compute, layers: Sequence[str]) -> None:
-        self._model, self._compute, self._layers = model, compute, layers
+    def __init__(
+        self, location: ModelLocation, kind: str, blocks: Blocks, compute: Compute, layers: Sequence[str]
+    ) -> None:
+        """kind: the class of the transformer. layers: as far as which it is loaded, none for all."""
+        self._location, self._kind, self._blocks = location, kind, blocks
+        self._compute, self._layers = compute, layers
 
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The encoder."""
-        return load_vae_encoder(self._model.location, self._compute.device, self._compute.dtype)
+        return load_vae_encoder(self._location, self._compute.device, self._compute.dtype)
 
     @cached_property
     def transformer(self) -> CutTransformer:
         """As far as the last layer that was asked for; what lies behind never comes to the device."""
-        folder = self._model.location.folder / "transformer"
-        network = load_network(CLASSES[self._model.config["_class_name"]], folder, self._compute.dtype)
-        cut = CutTransformer(network, self._model, self._layers)
+        network = load_network(CLASSES[self._kind], self._location.folder / "transformer", self._compute.dtype)
+        cut = CutTransformer(network, self._blocks, self._layers)
         cut.network.to(self._compute.device)
         return cut
 

@@ -225,7 +225,7 @@ def open_stream(
     own = tuple(key for key in wanted if is_diffusion(key[0]))
     noisy = noisy_latents(store, {timestep for _, timestep in own if timestep is not None})
     compute = request.compute
-    networks = model_of(store).load(compute, [layer for layer, _ in own] or ["1"])
+    networks = model_of(store).load(compute, [layer for layer, _ in own] or None)
     found = find_backbones(store, [layer for layer, _ in wanted], request)
     others = tuple((one, one.backbone.load(compute, [*one.shapes])) for one in found.values())
     told = told_of(store, networks, request.told, categories)

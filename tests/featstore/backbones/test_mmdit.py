@@ -14,15 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from featstore.backbones.base import Compute, ModelLocation
+from featstore.backbones.blocks import Tap, tap_of
 from featstore.backbones.cost import cost_of
 from featstore.backbones.flow import FlowSchedule
-from featstore.backbones.mmdit import MMDiT, Tap, open_located, tap_of
+from featstore.backbones.mmdit import MMDiT, open_located
 from featstore.backbones.mmdit_networks import CLASSES, CutTransformer, MMDiTNetworks
 from featstore.backbones.models import open_model
 from featstore.backbones.noise import LatentScale
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import change_json, copied
 from tests.featstore.backbones.small_transformers import FLUX, NAMES, SD3, transformer_of, written
+from tools.published import FLUX as FLUX_DEV
+from tools.published import SD35_LARGE, SD35_MEDIUM
 
 CPU = torch.device("cpu")
 NOISY = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -185,7 +188,7 @@ def test_what_there_is_not_is_refused(folders: Mapping[str, Path]) -> None:
     model = opened(folders["flux"])
     with pytest.raises(ModelError, match=r"no layer 2 in .*: it has block:1 to block:2 and single:1 to single:3"):
         model.shape("2", 128)
-    with pytest.raises(ModelError, match=r"no layer single:1 in .*: it has block:1 to block:3,"):
+    with pytest.raises(ModelError, match=r"no layer single:1 in .*: it has block:1 to block:3, and block:1.adaln each"):
         opened(folders["sd3"]).shape("single:1", 128)
     with pytest.raises(ModelError, match="leaves out channel 24, and there are 24, from 0"):
         model.shape("block:1-24", 128)
@@ -243,60 +246,33 @@ def test_a_folder_is_opened_as_what_it_is(folders: Mapping[str, Path], tmp_path:
 
 
 PUBLISHED: Mapping[str, tuple[Mapping[str, Any], float, int]] = {
-    "SD 3.5 medium": (
-        {
-            "_class_name": "SD3Transformer2DModel",
-            **{"num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "pos_embed_max_size": 384},
-            **{"caption_projection_dim": 1536, "joint_attention_dim": 4096, "pooled_projection_dim": 2048},
-            **{"qk_norm": "rms_norm", "dual_attention_layers": [*range(13)], "sample_size": 128},
-        },
-        2.5e9,
-        1536,
-    ),
-    "SD 3.5 large": (
-        {
-            "_class_name": "SD3Transformer2DModel",
-            **{"num_layers": 38, "num_attention_heads": 38, "attention_head_dim": 64, "pos_embed_max_size": 192},
-            **{"caption_projection_dim": 2432, "joint_attention_dim": 4096, "pooled_projection_dim": 2048},
-            **{"qk_norm": "rms_norm", "sample_size": 128},
-        },
-        8.1e9,
-        2432,
-    ),
-    "FLUX.1-dev": ({"_class_name": "FluxTransformer2DModel", "guidance_embeds": True}, 11.9e9, 3072),
+    "SD 3.5 medium": (SD35_MEDIUM, 2.5e9, 1536),
+    "SD 3.5 large": (SD35_LARGE, 8.1e9, 2432),
+    "FLUX.1-dev": (FLUX_DEV, 11.9e9, 3072),
 }
-"""diffusers' configurations of the published files, with the parameters that their model cards state."""
+"""Configurations as published, with the parameters that their model cards state."""
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED])
 def test_published_configurations(name: str) -> None:
     """Without memory: parameters as the cards state them, the table of positions of SD 3.5 among them; maps of 64 cells
     a side at 1024 pixels, as the whole transformer's own pass has them; and what is freed where it is cut."""
-    config, parameters, channels = PUBLISHED[name]
+    components, parameters, channels = PUBLISHED[name]
+    config = components["transformer"]
     location = ModelLocation("published", None, Path("published"), "mmdit")
     model = MMDiT(location, "0" * 32, config, 8, LatentScale(), FlowSchedule())
-    first = model.blocks[0]
+    first = model.blocks.names[0]
     with torch.device("meta"):
         networks = [CLASSES[config["_class_name"]].from_config(dict(config)) for _ in range(2)]
         count = numbers(networks[0])
-        cut = CutTransformer(networks[1], model, [first])
+        cut = CutTransformer(networks[1], model.blocks, [first])
         assert cut.tap(torch.empty(1, 16, 128, 128), 260, [first])[first].shape == (1, channels, 64, 64)
     assert count == pytest.approx(parameters, rel=0.02)
     assert numbers(cut.network) < 0.15 * count
-    reached = cost_of({"vae": VAE, "transformer": config}, 1024).layers
-    assert [*reached] == [*model.blocks]
+    reached = cost_of(components, 1024).layers
+    assert [*reached] == [*model.blocks.names]
     assert {own.map for own in reached.values()} == {shape.map for shape in model.layers(1024).values()}
     assert {own.map for own in reached.values()} == {(channels, 64, 64)}
-
-
-VAE: Mapping[str, Any] = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
 
 
 def numbers(network: nn.Module) -> int:
@@ -305,10 +281,9 @@ def numbers(network: nn.Module) -> int:
 
 def test_the_small_ones_have_the_published_structure() -> None:
     """Of their kind: which modules a block has."""
-    medium, _, _ = PUBLISHED["SD 3.5 medium"]
     with torch.device("meta"):
-        theirs = SD3Transformer2DModel.from_config(dict(medium))
-        flux = FluxTransformer2DModel.from_config({"guidance_embeds": True})
+        theirs = SD3Transformer2DModel.from_config(dict(SD35_MEDIUM["transformer"]))
+        flux = FluxTransformer2DModel.from_config(dict(FLUX_DEV["transformer"]))
     for small, whole in ((SD3Transformer2DModel(**SD3), theirs), (FluxTransformer2DModel(**FLUX), flux)):
         for lists in ("transformer_blocks", "single_transformer_blocks"):
             ours, full = (getattr(network, lists, ()) for network in (small, whole))
