@@ -3,7 +3,6 @@ device (no weights are needed; multiply and add = 2). Run: `python -m benchmarks
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,32 +21,12 @@ from featstore.tuning.settings import Noise, TuningSettings
 from featstore.tuning.step import Learner, Networks, batch_maps
 from matcher.configuration import MatchSettings
 from matcher.pairs import MatchingPair
+from tools.published import SD21
 
-UNET = {
-    "sample_size": 96,
-    "attention_head_dim": [5, 10, 20, 20],
-    "cross_attention_dim": 1024,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "use_linear_projection": True,
-}
-TEXT_ENCODER: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "projection_dim": 512,
-    "vocab_size": 49408,
-    "hidden_act": "gelu",
-}
-VAE = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 768,
-}
-
+UNET, VAE, TEXT_ENCODER = (
+    {key: value for key, value in SD21[name].items() if key not in ("_class_name", "model_type")}
+    for name in ("unet", "vae", "text_encoder")
+)
 
 SIZE, LATENT_SHAPE = 768, (4, 96, 96)
 BATCH = 9
