@@ -12,6 +12,8 @@ from featstore.backbones.flops import encode_flops, pass_flops
 from featstore.backbones.models import open_model
 from tests.cli.conftest import Run
 from tests.cli.test_score import ok
+from tests.featstore.backbones.small_families import write_small_sdxl
+from tests.featstore.backbones.small_transformers import NAMES, written
 from tests.featstore.backbones.test_dino_family import Make, convolutions, registers, transformer
 
 
@@ -73,6 +75,32 @@ def test_a_dino(run: Run, tmp_path: Path, small_model: Path, make: Make) -> None
     assert said["parameters"]["network"] == numbers_in(folder / "model.safetensors")
     flops = [own["flops"] for own in said["layers"]]
     assert flops == sorted({*flops})
+    assert "learned prompts (`train`): no" in printed
+
+
+def test_an_sdxl(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "xl"
+    write_small_sdxl(folder)
+    said, _ = told(run, "--model", str(folder))
+    assert [own["name"] for own in said["layers"] if own["name"].isdecimal()] == ["1", "2", "3"]
+    assert {*said["parameters"]} == {"vae", "unet", "text_encoder", "text_encoder_2"}
+    assert said["parameters"]["unet"] == numbers_in(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert (said["text"], said["tuning"]) == (True, True)
+    assert said["family"] == "sdxl, a UNet of 3 up blocks"
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_a_transformer(run: Run, tmp_path: Path, kind: str) -> None:
+    folder = written(tmp_path / "model", kind)
+    size = open_model(str(folder)).image_size
+    said, printed = told(run, "--model", str(folder))
+    assert [own["name"] for own in said["layers"]] == [*NAMES[kind]]
+    assert {(own["channels"], own["cells"]) for own in said["layers"]} == {(24, size // 16)}
+    assert said["parameters"]["transformer"] == numbers_in(
+        folder / "transformer" / "diffusion_pytorch_model.safetensors", ("pos_embed.pos_embed",)
+    )
+    assert (said["text"], said["tuning"]) == (False, False)
+    assert said["noise"].startswith("flow matching")
     assert "learned prompts (`train`): no" in printed
 
 

@@ -109,24 +109,30 @@ def trainable(run: Run, tmp_path: Path, model: Path) -> None:
     done(run, "cache", "build", "--dataset", "spair", "--root", str(tmp_path / "spair"), "--model", str(model))
 
 
-FEW = ("--steps", "2", "--batch", "2", "--val-every", "1", "--length", "4", "--kernel", "3")
+FEW = ("--batch", "2", "--val-every", "1", "--length", "4", "--kernel", "3")
 
 
-@pytest.mark.parametrize("mode", ["single", "class"])
-def test_prompts_are_learned_for_both_encoders(run: Run, trainable: None, mode: str) -> None:
-    begun = ("train", "--mode", mode, *LAYERS, *AT, *FEW)
-    done(run, *begun, "--name", "r")
-    done(run, "train", "--resume", "runs/r", "--steps", "3")
-    done(run, *begun, "--steps", "3", "--name", "whole")
+def test_class_prompts_are_learned_for_both_encoders_and_resumed(run: Run, trainable: None) -> None:
+    begun = ("train", "--mode", "class", *LAYERS, *AT, *FEW)
+    done(run, *begun, "--steps", "1", "--name", "r")
+    done(run, "train", "--resume", "runs/r", "--steps", "2")
+    done(run, *begun, "--steps", "2", "--name", "whole")
     resumed, whole = (load_file(f"runs/{name}/prompts.safetensors") for name in ("r", "whole"))
     for name, rows in whole.items():
         assert rows.shape == (77, FIRST_WIDTH + SECOND_WIDTH)
         torch.testing.assert_close(resumed[name], rows, rtol=0, atol=0)
-    assert "single" in done(run, "prompts", "info", "runs/r") or mode == "class"
-    out = results(run, "eval", *LAYERS, *AT, "--prompts", "runs/r", "--readouts", "nn", "--ensemble", "1")
-    assert out["n_pairs"] > 0
+    assert "cat, dog" in done(run, "prompts", "info", "runs/r")
+
+
+def test_a_single_prompt_is_learned_and_used(run: Run, trainable: None, tmp_path: Path) -> None:
+    done(run, "train", "--mode", "single", *LAYERS, *AT, *FEW, "--steps", "1", "--gradient-checkpointing")
+    of = ("eval", *LAYERS, *AT, "--readouts", "nn", "--ensemble", "1", "--split", "val")
+    assert results(run, *of, "--prompts", "newest")["n_pairs"] > 0
+    a, b = (str(tmp_path / "spair" / "JPEGImages" / "cat" / f"{index}.jpg") for index in (0, 1))
+    match = ("match", a, b, "--points", "10,10", "--store", "dualsd.zarr", *LAYERS, *AT, "--ensemble", "1")
+    assert "the newest finished run on this store" in done(run, *match, "--prompts", "newest")
 
 
 def test_layer_4_cannot_be_trained(run: Run, trainable: None) -> None:
-    words = refused(run, "train", "--mode", "single", "--layers", "3,4", "--weights", "1,1", *AT, *FEW)
+    words = refused(run, "train", "--mode", "single", "--layers", "3,4", "--weights", "1,1", *AT, *FEW, "--steps", "1")
     assert "no layer 4: this UNet has the layers 1 to 3" in words

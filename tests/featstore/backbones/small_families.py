@@ -1,16 +1,18 @@
 """Small random models of each family, saved in the published layout by the libraries' own pipelines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     EulerDiscreteScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tools.demo_model.small_model import small_unet, small_vae, write_tokenizer
@@ -87,10 +89,9 @@ def write_small_sdxl(folder: Path, *, seed: int = 0) -> None:
     pipeline.save_pretrained(folder)
 
 
-def write_small_sd(folder: Path, *, prediction: str, sampler: type = DDIMScheduler, seed: int = 0) -> None:
-    """A Stable Diffusion 1 or 2 for images of 128 pixels. prediction: as its scheduler names it."""
+def write_small_sd(folder: Path, scheduler: SchedulerMixin, *, seed: int = 0) -> None:
+    """A Stable Diffusion 1 or 2 for images of 128 pixels."""
     vocabulary = write_tokenizer(folder / "words")
-    scheduler = sampler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = StableDiffusionPipeline(
@@ -104,3 +105,22 @@ def write_small_sd(folder: Path, *, prediction: str, sampler: type = DDIMSchedul
             requires_safety_checker=False,
         )
     pipeline.save_pretrained(folder)
+
+
+def hooked(unet: UNet2DConditionModel, layers: tuple[str, ...], *inputs: Any, **named: Any) -> Mapping[str, Tensor]:
+    """What comes out of blocks and their parts in diffusers' own whole forward pass."""
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        block, _, part = layer.partition(".")
+        module = unet.up_blocks[int(block) - 1]
+        if part:
+            inner = getattr(module, "attentions", None) or module.resnets
+            module = inner[int(part) - 1]
+
+        def keep(_: object, __: object, output: Any, layer: str = layer) -> None:
+            found[layer] = output[0] if isinstance(output, tuple) else output
+
+        module.register_forward_hook(keep)
+    with torch.no_grad():
+        unet(*inputs, **named)
+    return found

@@ -1,7 +1,6 @@
 """SDXL: a small random model in the published layout against diffusers' own pipeline, and the published configuration
 on the meta device."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from featstore.backbones.base import Compute, Condition
@@ -20,7 +18,7 @@ from featstore.backbones.sdxl_networks import XLNetworks
 from featstore.backbones.stable_diffusion import layer_shape
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import change_json, copied
-from tests.featstore.backbones.small_families import FIRST_WIDTH, POOLED, SECOND_WIDTH, write_small_sdxl
+from tests.featstore.backbones.small_families import FIRST_WIDTH, POOLED, SECOND_WIDTH, hooked, write_small_sdxl
 
 CPU = Compute(torch.device("cpu"), torch.float32, 8)
 TEXTS = ["a photo of a bird", "", "a photo of a photo of a car " * 20]
@@ -36,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> StableDiffusionXLPipeline:
-    return StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, torch_dtype=torch.float32)
+    return StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +76,6 @@ def test_the_image_size_is_told_as_its_pipeline_tells_it(
 
 
 POOLED_ZERO = torch.zeros(2, POOLED)
-
-
-def hooked(unet: UNet2DConditionModel, layers: tuple[str, ...], *inputs: Any, **named: Any) -> Mapping[str, Tensor]:
-    """What comes out of blocks and their parts in diffusers' own whole forward pass."""
-    found: dict[str, Tensor] = {}
-    for layer in layers:
-        block, _, part = layer.partition(".")
-        module = unet.up_blocks[int(block) - 1]
-        if part:
-            inner = getattr(module, "attentions", None) or module.resnets
-            module = inner[int(part) - 1]
-
-        def keep(_: object, __: object, output: Any, layer: str = layer) -> None:
-            found[layer] = output[0] if isinstance(output, tuple) else output
-
-        module.register_forward_hook(keep)
-    with torch.no_grad():
-        unet(*inputs, **named)
-    return found
 
 
 def test_maps_are_those_of_diffusers_whole_unet(networks: XLNetworks, pipeline: StableDiffusionXLPipeline) -> None:
@@ -182,24 +161,28 @@ FULL: dict[str, Any] = {
 
 
 def test_the_published_configuration() -> None:
-    """The published number of parameters (2.6 billion in SDXL's paper), shapes at 1024 pixels, TFLOP per pass."""
+    """The published number of parameters (2.6 billion in SDXL's paper), shapes at 1024 pixels, TFLOP to each layer."""
+    tera: list[float] = []
     with torch.device("meta"):
         unet = UNet2DConditionModel(**FULL).eval().requires_grad_(False)
         assert sum(own.numel() for own in unet.parameters()) == 2_567_463_684
-        inputs = torch.empty(1, 4, 128, 128), 261, torch.empty(1, 77, 2048)
         added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
-        cut = CutUNet(unet, 3)
-        tera: dict[int, float] = {}
-        for layer, (channels, side) in {1: (1280, 64), 2: (640, 128), 3: (320, 128)}.items():
-            with FlopCounterMode(display=False) as counter:
-                maps = cut.tap(*inputs, [layer], added)
-            tera[layer] = counter.get_total_flops() / 1e12
-            shape = layer_shape(layer, FULL, latent_side=128, image_size=1024)
-            assert maps[layer].shape == (1, channels, side, side)
-            assert shape.map == (channels, side, side)
-            assert shape.stride == 1024 // side
-    assert layer_shape("2.1", FULL, 128, 1024).map == (640, 64, 64)
-    assert tera == pytest.approx({1: 5.36, 2: 6.44, 3: 6.76}, abs=0.005)
+        with FlopCounterMode(display=False) as counter:
+            for block in unet.up_blocks:
+                block.register_forward_hook(lambda *_: tera.append(counter.get_total_flops() / 1e12))
+            inputs = torch.empty(1, 4, 128, 128), 261, torch.empty(1, 77, 2048)
+            maps = CutUNet(unet, 3).tap(*inputs, ["1", "2", "2.1", "3"], added)
+    assert tera == pytest.approx([5.36, 6.44, 6.76], abs=0.005)
+    shapes = {layer: layer_shape(layer, FULL, latent_side=128, image_size=1024) for layer in maps}
+    assert {layer: own.map for layer, own in shapes.items()} == {
+        "1": (1280, 64, 64),
+        "2": (640, 128, 128),
+        "2.1": (640, 64, 64),
+        "3": (320, 128, 128),
+    }
+    for layer, own in shapes.items():
+        assert maps[layer].shape == (1, *own.map)
+        assert own.stride == 1024 // own.side
 
 
 def test_a_size_that_its_unet_cannot_take(folder: Path) -> None:
