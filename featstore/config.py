@@ -55,7 +55,7 @@ PadName = Literal["stretch", "square"]
 ThetaName = Literal["box", "image", "keypoints"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "float64"]
 PLACE = "PLACE"
-MODELS = "sd2-1, sd1-5, demo, a hub name owner/model, or a folder in diffusers' layout."
+MODELS = "sd2-1, sd1-5, sd-turbo, sdxl, sdxl-turbo, demo, a hub name owner/model, or a folder in diffusers' layout."
 
 StoreSetting = Annotated[str, Setting("The store's folder, or s3://bucket/prefix.", metavar=PLACE)]
 Root = Annotated[Place | None, Setting("The data set's folder.", "as at `cache build`")]

@@ -101,6 +101,11 @@ class Kind:
     faults: Callable[[Path], Iterator[str]]
 
     @property
+    def pipeline(self) -> str:
+        """The class of diffusers that loads such a folder whole."""
+        return "DiffusionPipeline" if self.pipelines else "StableDiffusionPipeline"
+
+    @property
     def descriptions(self) -> list[str]:
         """Patterns of its configurations and vocabularies."""
         vocabularies = [f"{name}/*.txt" for name in self.components if name.startswith("tokenizer")]

@@ -102,8 +102,8 @@ def _conversion(source: str) -> str:
     return (
         f": convert it once in Python with `from diffusers import StableDiffusionPipeline` and "
         f"`StableDiffusionPipeline.from_single_file({source!r}, config={ALIASES['sd2-1']!r})"
-        f".save_pretrained({folder.rpartition('/blob/main/')[2]!r})` (config {ALIASES['sd1-5']!r} for SD 1.x), and "
-        "name the new folder"
+        f".save_pretrained({folder.rpartition('/blob/main/')[2]!r})` (config {ALIASES['sd1-5']!r} for SD 1.x; for SDXL "
+        f"StableDiffusionXLPipeline with config {ALIASES['sdxl']!r}), and name the new folder"
     )
 
 
@@ -249,11 +249,11 @@ def _lacking(kind: Kind, where: str, names: Set[str]) -> str | None:
         usual = f"{weights}.safetensors"
         if names.isdisjoint((f"{component}/{usual}", f"{component}/{usual}.index.json")):
             files = sorted(name.partition("/")[2] for name in names if name.startswith(f"{component}/"))
-            return f"{where}/{component} has no {usual}: {_instead(where, component, weights, files)}."
+            return f"{where}/{component} has no {usual}: {_instead(kind, where, component, weights, files)}."
     return None
 
 
-def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> str:
+def _instead(kind: Kind, where: str, component: str, weights: str, files: Sequence[str]) -> str:
     """What a component's folder has in place of the weights that are loaded, and what helps."""
     index, local = f"{weights}.safetensors.index.json", Path(where).is_absolute()
     for file in files:
@@ -263,11 +263,11 @@ def _instead(where: str, component: str, weights: str, files: Sequence[str]) -> 
         variant, shard = match[1] or match[3], match[2]
         if variant is None:
             return f"it has shards ({file}), but not their list {index}; download it as well"
-        kind, source = "StableDiffusionPipeline", where if local else "/".join(where.split("/")[-2:])
+        pipeline, source = kind.pipeline, where if local else "/".join(where.split("/")[-2:])
         rename = f"rename it to {weights}.safetensors, or " if local and not shard else ""
         return (
             f"it has the variant {variant!r} only ({file}); {rename}write the model anew without a variant, in "
-            f"Python: `from diffusers import {kind}` and `{kind}.from_pretrained({source!r}, variant={variant!r})"
-            ".save_pretrained('NEW FOLDER')`"
+            f"Python: `from diffusers import {pipeline}` and `{pipeline}.from_pretrained({source!r}, "
+            f"variant={variant!r}).save_pretrained('NEW FOLDER')`"
         )
     return f"{SAFETENSORS_ONLY}{'' if files else f' ({component} is empty)'}"

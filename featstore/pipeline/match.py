@@ -103,7 +103,8 @@ class Featurizer:
         """Find the model; no weights are loaded yet.
 
         Args:
-            model: `sd2-1`, `sd1-5`, `demo`, a hub name `owner/model`, or a folder in diffusers' layout.
+            model: `sd2-1`, `sd1-5`, `sd-turbo`, `sdxl`, `sdxl-turbo`, `demo`, a hub name `owner/model`, or a folder in
+                diffusers' layout.
             device: as torch names it; `auto` takes a GPU where there is one.
             dtype: `float32`, `float16` or `bfloat16`; `auto` is float16, and float32 on the CPU.
             size: side S in pixels of the square that images are resized to; None for the model's own.

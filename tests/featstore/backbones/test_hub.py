@@ -17,6 +17,7 @@ from featstore.backbones.models import open_model
 from featstore.errors import ModelError
 from tests.featstore.backbones.damaged import change_json, copied
 from tests.featstore.backbones.hub import Hub, serving
+from tests.featstore.backbones.small_families import write_small_sdxl
 
 FILES = "/{repo_id}/resolve/{revision}/{filename}"
 
@@ -119,6 +120,34 @@ def test_what_the_hub_has_is_looked_at_before_it_is_downloaded(small_model: Path
         point(address)
         assert "an inpainting model" in refusal("o/m")
         assert not list((tmp_path / "hub").rglob("*.safetensors"))
+
+
+def test_of_an_sdxl_what_is_used_is_downloaded(tmp_path: Path, point: Point) -> None:
+    """Both text encoders; neither the half precision beside them nor what its pipeline has for watermarks."""
+    published = tmp_path / "published"
+    write_small_sdxl(published)
+    for name in ("unet/diffusion_pytorch_model", "text_encoder_2/model"):
+        shutil.copy(published / f"{name}.safetensors", published / f"{name}.fp16.safetensors")
+    (published / "sd_xl_base_1.0.safetensors").write_bytes(b"a single file beside the folders")
+    with serving(Hub(published)) as address:
+        point(address)
+        model = open_model("o/m")
+    assert (model.location.family, model.location.id) == ("sdxl", "o/m")
+    found = {
+        path.relative_to(model.location.folder).as_posix() for path in model.location.folder.rglob("*.safetensors")
+    }
+    weights = [f"{name}/model" for name in ("text_encoder", "text_encoder_2")]
+    weights += [f"{name}/diffusion_pytorch_model" for name in ("unet", "vae")]
+    assert found == {f"{name}.safetensors" for name in weights}
+
+
+def test_of_an_sdxl_that_has_half_precision_alone_the_way_out_is_said(tmp_path: Path, point: Point) -> None:
+    published = tmp_path / "published"
+    write_small_sdxl(published)
+    half = Hub(published, names=lambda name: name.replace(".safetensors", ".fp16.safetensors"))
+    with serving(half) as address:
+        point(address)
+        assert "`DiffusionPipeline.from_pretrained('o/m', variant='fp16')" in refusal("o/m")
 
 
 def test_out_of_reach(point: Point, small_model: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featstore.backbones.base import Compute, Condition
 from featstore.backbones.diffusion_networks import CutUNet
+from featstore.backbones.flops import gradient_flops, pass_flops
 from featstore.backbones.models import open_model
 from featstore.backbones.sdxl import StableDiffusionXL
 from featstore.backbones.sdxl_networks import XLNetworks
@@ -183,6 +184,19 @@ def test_the_published_configuration() -> None:
     for layer, own in shapes.items():
         assert maps[layer].shape == (1, *own.map)
         assert own.stride == 1024 // own.side
+
+
+def test_what_a_dry_run_counts(folder: Path) -> None:
+    """Against a counter in diffusers' own forward pass."""
+    model, tera = open_model(str(folder)), list[int]()
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+        for block in unet.up_blocks:
+            block.register_forward_hook(lambda *_: tera.append(counter.get_total_flops()))
+        added = {"text_embeds": torch.empty(1, POOLED), "time_ids": torch.empty(1, 6)}
+        unet(torch.empty(1, 4, 16, 16), 0, torch.empty(1, 77, 96), added_cond_kwargs=added)
+    assert [pass_flops(model, layer, 64) for layer in (1, 2, 3)] == tera
+    assert gradient_flops(model, 2, 64) > 1.5 * pass_flops(model, 2, 64)
 
 
 def test_a_size_that_its_unet_cannot_take(folder: Path) -> None:
