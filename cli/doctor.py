@@ -44,21 +44,20 @@ def doctor(config: DoctorConfig, json: JsonOption = None) -> None:
     print_table("versions", ["package", "version"], versions.items())
     print_table("data sets", ["name", "what"], [(name, dataset_class(name).about) for name in DATASET_NAMES], 2)
     _say_devices()
-    store, found = parse_location(config.store), dict[str, Any]()
-    checks: Mapping[str, Callable[[], None]] = {
-        f"model {config.model or 'demo'}": partial(_say_model, config, found),
-        f"store {store}": partial(_say_store, store),
+    store, healthy, found = parse_location(config.store), True, dict[str, object]()
+    checks: Mapping[str, tuple[object, Callable[[], object]]] = {
+        "model": (config.model or "demo", partial(_say_model, config)),
+        "store": (store, partial(_say_store, store)),
     }
-    healthy = True
-    for what, check in checks.items():
+    for what, (name, check) in checks.items():
         try:
-            check()
+            found[what] = check()
         except InputError as error:
-            say(f"{what}: {error}")
+            say(f"{what} {name}: {error}")
             healthy = False
     if (free := free_at(store)) is not None:
         say(f"disk: {human_bytes(free)} free for {store}")
-    write_json(json, {"versions": versions, "model": found or None})
+    write_json(json, {"versions": versions, "model": found.get("model")})
     if not healthy:
         raise typer.Exit(2)
 
@@ -82,8 +81,9 @@ def _say_devices() -> None:
         say(f"device: cpu, {torch.get_num_threads()} threads; no GPU that this torch can use")
 
 
-def _say_model(config: DoctorConfig, found: dict[str, Any]) -> None:
-    """found: is given what `--json` says of it. Raises `InputError` where it cannot be had."""
+def _say_model(config: DoctorConfig) -> dict[str, Any] | None:
+    """What `--json` says of it; None of one that was not named, or is not here. Raises `InputError` where it cannot be
+    had."""
     from featstore.backbones.dino import SUBFOLDER, locate_dino
     from featstore.backbones.inspection import generation_of, inspect_dino, inspect_model
     from featstore.backbones.locate import DEMO, check_on_hub, hub_name_of, is_at_hand
@@ -96,7 +96,7 @@ def _say_model(config: DoctorConfig, found: dict[str, Any]) -> None:
     elif not is_at_hand(name, revision):
         check_on_hub(hub_name_of(name), revision)
         say(f"model {name}: the hub has it; it is not downloaded yet")
-        return
+        return None
     else:
         model = open_model(name, revision, config.unet)
         if (model.location.folder / SUBFOLDER).is_dir():
@@ -104,10 +104,10 @@ def _say_model(config: DoctorConfig, found: dict[str, Any]) -> None:
         say(f"model {name}: {model.location.folder}, fingerprint {model.fingerprint[:8]}, {model.image_size} pixels")
         tell_shapes(TerminalProgress(), model.layers(model.image_size).values())
         if config.model is None:
-            return
+            return None
         inspected = inspect_model(model)
     _say_inspected(inspected)
-    found |= inspected.to_json()
+    return inspected.to_json()
 
 
 def _say_inspected(model: "Inspection") -> None:
@@ -130,13 +130,12 @@ def _say_inspected(model: "Inspection") -> None:
         ["layer", "channels", "cells", "stride", "TFLOP", "a map, float16"],
         [_layer_row(own) for own in model.layers],
     )
-    if model.recommended:
-        print_table(
-            f"recommended, by the profile {model.profile}" if model.profile else "recommended: there is no profile",
-            ["setting", "value", "source"],
-            [(name.replace("_", " "), _spell(own.value), own.source) for name, own in model.recommended.items()],
-            3,
-        )
+    print_table(
+        f"recommended, by the profile {model.profile}" if model.profile else "recommended",
+        ["setting", "value", "source"],
+        [(name.replace("_", " "), _spell(own.value), own.source) for name, own in model.recommended.items()],
+        3,
+    )
 
 
 def _layer_row(layer: "InspectedLayer") -> tuple[object, ...]:

@@ -39,16 +39,19 @@ class Recommended:
     source: str
 
 
+_NOBODY = Recommended(UNKNOWN, "nobody has published it: `dualsd grid` finds it")
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """What a model is.
 
     family: by its structure, in words. classes: of its networks, by the folder that they lie in. image_size: of the
     images that layers and costs are of, which it takes where nobody says otherwise. noise: its schedule and what it
-    predicts, in words; None where it knows none. latent_shape: (c, h, w); None where there
-    are no latents. encode_flops: of the VAE's encoder for one image. parameters: of each network; of the VAE its
-    encoder's. text, tuning: whether prompts are taken, and can be learned. profile: the name of the profile that is
-    taken; None where there is none. recommended: by the name of the setting.
+    predicts, in words; None where it knows none. latent_shape: (c, h, w); None where there are no latents.
+    encode_flops: of the VAE's encoder for one image. parameters: of each network; of the VAE its encoder's. text,
+    tuning: whether prompts are taken, and can be learned. profile: the name of the profile that is taken; None where
+    there is none. recommended: by the name of the setting.
     """
 
     id: str
@@ -111,7 +114,10 @@ def inspect_dino(generation: Generation, name: str) -> Inspection:
         text=False,
         tuning=False,
         profile=None,
-        recommended={},
+        recommended={
+            "image_size": Recommended(size, "60 cells a side, sd-dino's; of a small DINOv2 what it was trained on"),
+            "layers": Recommended(("dino",), "SD4Match's code") if generation is DINOV2 else _NOBODY,
+        },
     )
 
 
@@ -143,7 +149,7 @@ def inspect_model(model: Model) -> Inspection:
         text=takes_text,
         tuning=takes_text,
         profile=next((name for name, own in profiles().items() if own is told), None),
-        recommended=_recommended(told),
+        recommended=_recommended(told, model),
     )
 
 
@@ -157,10 +163,13 @@ def _layers(shape: Callable[[str], LayerShape], reached: "Mapping[str, Reached]"
     return tuple(InspectedLayer(own.name, own.channels, own.side, own.stride, at.flops, at.bytes) for own, at in found)
 
 
-def _recommended(profile: Profile) -> dict[str, Recommended]:
-    found = {}
+def _recommended(profile: Profile, model: Model) -> dict[str, Recommended]:
+    found = {"image_size": Recommended(model.image_size, "the model's configuration, or its pipeline")}
     for name in SETTINGS:
-        value = getattr(profile, name)
-        known = value if value else UNKNOWN
-        found[name] = Recommended(known, profile.sources.get(name, "nobody has published it: `dualsd grid` finds it"))
+        value, source = getattr(profile, name), profile.sources.get(name, _NOBODY.source)
+        if model.clean is not None and name.endswith("timesteps"):
+            value, source = "none", "this UNet was trained without noise"
+        elif model.clean is not None and value:
+            source = f"of noisy latents, for clean ones nobody has published any: {source}"
+        found[name] = Recommended(value or UNKNOWN, source)
     return found

@@ -61,6 +61,9 @@ def test_a_unet_without_noise(run: Run, small_model: Path) -> None:
     unet = small_model / "unet"
     said, _ = told(run, "--model", str(small_model), "--unet", str(unet))
     assert said["noise"] == "none; told t = 261"
+    recommended = said["recommended"]
+    assert {own["value"] for name, own in recommended.items() if name.endswith("timesteps")} == {"none"}
+    assert "for clean ones nobody has published any" in recommended["weights"]["source"]
     assert str(unet) in said["family"]
 
 
@@ -122,5 +125,7 @@ def test_what_is_no_model_is_refused_in_a_sentence(run: Run, tmp_path: Path) -> 
 
 def test_what_nobody_has_published_is_called_unknown(run: Run, small_model: Path, unknown: None) -> None:
     said, printed = told(run, "--model", str(small_model))
+    size = said["recommended"].pop("image_size")
+    assert size["value"] == 128
     assert {own["value"] for own in said["recommended"].values()} == {"unknown"}
     assert "`dualsd grid` finds it" in printed
