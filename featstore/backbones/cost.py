@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featstore.backbones import flux, sd3
+from featstore.backbones.blocks import PATCH
 from featstore.backbones.dino import PLACES
-from featstore.backbones.mmdit import PATCH
 
 Components = Mapping[str, Mapping[str, Any]]
 PROMPT_TOKENS = 77
