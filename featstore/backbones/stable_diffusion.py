@@ -131,7 +131,7 @@ class StableDiffusion:
     def last(self, layers: Sequence[str] | None) -> int:
         """The block where passes for some layers end, None being all. Raises `ModelError` for one that there is not."""
         for layer in layers or ():
-            self.shape(layer, self.image_size)
+            layer_shape(layer, self.unet_config, self.latent_multiple, self.latent_multiple)  # whatever the size
         return self.up_blocks if layers is None else max(map(block_of, layers))
 
 
