@@ -61,7 +61,7 @@ def check_of_structure(layers: Iterable[str], structure: str, model_id: str) -> 
     is_transformer = structure in TRANSFORMERS
     for layer in layers:
         if is_diffusion(layer) and (stem_of(layer) in ("block", "single")) is not is_transformer:
-            has = "blocks, e.g. block:9" if is_transformer else "the UNet decoder's up blocks, 1 to 4"
+            has = "blocks, e.g. block:9" if is_transformer else "a UNet's up blocks, e.g. 2"
             raise ModelError(f"There is no layer {layer} in {model_id}: its layers are {has}.")
 
 
