@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from featstore.backbones.base import Compute
+from featstore.backbones.base import Compute, Condition
 from featstore.backbones.diffusion_networks import CutUNet
 from featstore.backbones.models import open_model
 from featstore.backbones.registry import block_of, family_of
@@ -118,7 +118,7 @@ def test_a_published_file_takes_the_unets_place(
     assert model.fingerprint != open_model(str(small_model)).fingerprint
     networks = model.load(Compute(torch.device("cpu"), torch.float32, 2), ["2"])
     with torch.no_grad():
-        found = networks.features(LATENTS, None, PROMPTS, ["2"])["2"]
+        found = networks.features(LATENTS, None, Condition(PROMPTS), ["2"])["2"]
     torch.testing.assert_close(found, by_hand(small_model, clean_weights, timestep, LATENTS), atol=1e-5, rtol=1e-4)
 
 
