@@ -184,7 +184,7 @@ class Stages:
         for _ in range(len(self.rows) // BATCH):
             NETWORKS.encode(pictures, latents)
         for _ in self.rows:
-            NETWORKS.features(latents, TIMESTEP, latents, [*MAPS])
+            NETWORKS.features(latents, TIMESTEP, Condition(latents), [*MAPS])
 
     def write(self) -> None:
         """Rows of both layers, as the pipeline hands them over: encoded, and on the disk as whole files."""
