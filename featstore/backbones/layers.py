@@ -4,12 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 from featstore.backbones.registry import (
     LAYERS,
-    OTHERS,
     TITLES,
     Profile,
     block_of,
     family_of,
     is_other,
+    of_images_alone,
     profile_of,
     profiles,
     stem_of,
@@ -29,9 +29,9 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if stem_of(name) not in LAYERS and not name.isdecimal():
-            others = " or ".join(OTHERS)
+            others = " or ".join(of_images_alone())
             raise InputError(
-                f"--layers takes layers from 1 to 4, blocks of a transformer (block:9), or {others}, not {name!r}."
+                f"--layers takes block:9 and the like of a transformer, layers from 1 to 4, or {others}, not {name!r}."
             )
         family_of(name)
     if len(set(names)) != len(names):

@@ -16,12 +16,7 @@ from featstore.backbones.blocks import PATCH, Blocks, Tap
 from featstore.backbones.diffusion_networks import encode, load_vae_encoder
 from featstore.backbones.weights import check_network, load_network
 
-Begun = tuple[Tensor, Tensor, dict[str, Any]]
-"""Tokens of the image and of the text, and what each block is told beside them."""
-
-CLASSES: Mapping[str, Any] = {
-    kind.__name__: kind for kind in (AutoencoderKL, SD3Transformer2DModel, FluxTransformer2DModel)
-}
+CLASSES: Mapping[str, Any] = {kind.__name__: kind for kind in (SD3Transformer2DModel, FluxTransformer2DModel)}
 
 
 class CutTransformer:

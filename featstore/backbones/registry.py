@@ -31,9 +31,6 @@ LAYERS: dict[str, str] = {
 holds behind its first resnet (and the attention that follows it), before it is upsampled. `block:9` and `single:20` are
 blocks of a transformer, with what is made of them (`featstore.backbones.mmdit`)."""
 
-OTHERS = tuple(stem for stem, module in LAYERS.items() if not module.endswith(f".{DIFFUSION}"))
-"""What the names of layers begin with that are made of images alone."""
-
 _PARTS = {
     **dict.fromkeys(("1", "2", "3", "4"), r"(\.[1-9]\d*)?"),
     **dict.fromkeys(("block", "single"), r":[1-9]\d*(\.adaln)?(-\d+)*"),
@@ -44,6 +41,11 @@ _PARTS = {
 def stem_of(layer: str) -> str:
     """The name in `LAYERS` that a layer's own begins with."""
     return re.split(r"[.:]", layer, maxsplit=1)[0]
+
+
+def of_images_alone() -> tuple[str, ...]:
+    """What the names of layers begin with that are made of images alone."""
+    return tuple(stem for stem, module in LAYERS.items() if not module.endswith(f".{DIFFUSION}"))
 
 
 def block_of(layer: str) -> int:
@@ -84,7 +86,7 @@ def family_of(layer: str) -> str:
     stem = stem_of(layer)
     family = LAYERS.get(stem, "").rpartition(".")[2]
     if not family or not re.fullmatch(_PARTS.get(stem, r"(:[1-9]\d*)?"), layer.removeprefix(stem)):
-        others = ", ".join(OTHERS)
+        others = ", ".join(of_images_alone())
         raise ModelError(
             f"There is no layer {layer}: layers are the UNet decoder's up blocks, 1 to 4 (diffusers' up_blocks and "
             f"DIFT's up_ft_index count from 0), a transformer's, block:9 and single:9, and {others}; parts of them are "
