@@ -1,7 +1,7 @@
 """Photographs that belong to no store: their feature maps, kept in memory, and points of one found in another."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -331,8 +331,8 @@ def match(
     if found.ndim != 2 or found.shape[1] != 2:
         raise MatchError(f"Points are (n, 2), x and y in pixels of image A, not of shape {found.shape}.")
     check_inside(found, maps_a.size, "image A")
-    own = maps_a.weights if weights is None else weights
-    shares = weights_for([layer for layer, _ in keys], own, profile_of(maps_a.model))
+    chosen = maps_a.weights if weights is None else weights
+    shares = weights_for([layer for layer, _ in keys], chosen, profile_of(maps_a.model))
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
     settings = MatchSettings(size, shape, upsample, align, pad=maps_a.pad, **parameters)
@@ -344,8 +344,8 @@ def match(
     )
     scale_a, scale_b = (extent / np.float32(size) for extent in (extent_a, extent_b))
     queries = torch.from_numpy(np.clip(found / scale_a + offset_a, 1e-4, size - 1 - 1e-4)).to(device)
-    got = find_points(source, target, queries, readout, settings)
-    tensors = got.points, got.scores, got.margins, got.mutual, got.correlations
+    own = find_points(source, target, queries, readout, settings)
+    tensors = own.points, own.scores, own.margins, own.mutual, own.correlations
     matched, *figures = (tensor.cpu().numpy() for tensor in tensors)
     return Matches((matched - offset_b) * scale_b, *figures)
 
@@ -374,7 +374,7 @@ class PhotoMatches:
     model: str
     image_size: int
     prompt: str
-    adapter: Mapping[str, Any] = MappingProxyType({})
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd match --json` writes it of one pair."""
