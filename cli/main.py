@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": ("demo.demo", "Cache, extract, match and score the embedded demo, and draw one pair."),
     "doctor": ("doctor.doctor", "Versions, device, whether the model can be had, the store and free disk."),
     "cache": ("cache.app", "Compute everything before the matching once, and keep it."),
+    "adapter": ("adapter.app", "Adapters: as one file to give away, and from GeoAware-SC's and DIY-SC's."),
     "prompts": ("prompts.app", "Learned prompts: from and to SD4Match's files, and what is in them."),
 }
 """Where each command lies below `cli`, and what the list of commands says of it; a module is loaded when it is used."""

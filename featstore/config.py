@@ -141,6 +141,14 @@ DinoDebias = Annotated[
         metavar="N",
     ),
 ]
+Adapter = Annotated[
+    Place | None,
+    Setting(
+        "A run of `dualsd adapt`, or a file of an adapter: its network goes on top of the maps. Layers, timesteps, "
+        "weights and prompt are its own where they are not typed.",
+        metavar="RUN",
+    ),
+]
 Ensemble = Annotated[Positive, Setting("Noise draws whose features are averaged.")]
 Device = Annotated[str, Setting("auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
 Sync = Annotated[
@@ -264,6 +272,7 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     root: Root = None
     layers: Layers = None
     timesteps: Timesteps = None
+    adapter: Adapter = None
     ensemble: Ensemble = ENSEMBLE
     split: str | None = option("Only images of a split.", "all", default=None)
     encoding: Encoding = "raw"
@@ -271,6 +280,8 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
+        if self.adapter is not None:  # which knows its layers
+            return
         check_of_use(self.layers, given_options(self, ["dino", *OF_DINO]), given_options(self, OF_THE_UNET))
         check_layers_of(self.layers, self.timesteps, None if self.layers is None else [1.0] * len(self.layers))
 
@@ -310,6 +321,7 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     )
     timesteps: Timesteps = None
     weights: Weights = None
+    adapter: Adapter = None
     upsample: Upsample = 1
     upsample_align: UpsampleAlign = None
     geometry: Geometry = "corners"
@@ -338,7 +350,7 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
 
     def __post_init__(self) -> None:
         self.parameters(*find_readouts(self.readouts))
-        if self.features is None:
+        if self.features is None and self.adapter is None:
             check_of_use(
                 self.layers,
                 given_options(self, OF_DINO),
@@ -352,9 +364,17 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
-    layers: Texts = option("Layers, e.g. 2,3: decoder layers 1 to 4, dino, dinov3, dino:9.", default=("2", "3"))
+    layers: Texts | None = option(
+        "Layers, e.g. 2,3: decoder layers 1 to 4, dino, dinov3, dino:9.", "2,3, or those of the adapter", default=None
+    )
     timesteps: Steps | None = option(
         "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.", default=None, flag="--t"
+    )
+    adapter: Place | None = option(
+        "A run of `dualsd adapt`, or a file, of a residual adapter: the block of each layer goes on its maps at every "
+        "timestep that is tried, whichever it was trained at.",
+        default=None,
+        metavar="RUN",
     )
     weightings: Annotated[Weightings | Literal["sweep"] | None, Form("weightings")] = option(
         "Weightings of all layers together, e.g. 0.8:0.6,1:1. sweep: of every two of the layers 11 angles from one to "
@@ -384,7 +404,7 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
-        check_names(self.layers)
+        check_names(self.layers or ())
         self.parameters(*find_readouts(self.readouts))
 
 
@@ -493,6 +513,7 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
     layers: Layers = None
     timesteps: Timesteps = None
     weights: Weights = None
+    adapter: Adapter = None
     upsample: Upsample = 1
     upsample_align: UpsampleAlign = None
     geometry: Geometry = "corners"
@@ -514,6 +535,8 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
             raise InputError("--pairs stands in place of A and B, and goes without --mask, which is one image's.")
         if self.mask is not None and self.grid is None:
             raise InputError("--mask goes with --grid: it says where the grid has points.")
+        if self.adapter is not None:  # which knows its layers
+            return
         check_layers_of(self.layers, self.timesteps, self.weights)
         check_of_use(self.layers, given_options(self, OF_DINO), given_options(self, OF_THE_UNET[:3]))
 

@@ -264,6 +264,8 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
         return NOT_KNOWN
     if kind == CONDITIONING:
         return _spell(store, "train", "--mode", "cpm", *_dino_option(description.get("id")))
+    if "adapter" in description:
+        return "`dualsd cache maps --adapter` with the adapter that they were made with makes them again"
     other, unet = PixelExtractor.from_description(description), Extractor.from_description(description)
     if other is not None:
         own = (*_dino_option(other.network.id), "--dino-size", str(other.size)) if other.family in TITLES else ()
