@@ -23,6 +23,7 @@ COMMANDS = {
     "grid": ("grid.command", "Score every layer at every timestep, and all layers together at every choice."),
     "report": ("kept.report", "Write report.html, table.md and table.tex of a run again, from what it keeps."),
     "train": ("train.command", "Learn prompts for one layer (SD4Match) or for two (the dual method)."),
+    "adapt": ("adapt.command", "Learn an adapter on cached maps, without the networks that made them."),
     "match": ("match.command", "Find points of one photograph in another; prints them in pixels of B."),
     "import": ("import_annotations.command", "Keypoints of your photographs, from LabelMe's, COCO's or CVAT's files."),
     "recipes": ("show_recipes.show_recipes", "List the recipes; with a NAME every value, and where it comes from."),

@@ -121,6 +121,11 @@ class Adapter(nn.Module):
         """(layer, timestep) of what it gives."""
         return self._spec.outputs
 
+    @property
+    def shares(self) -> tuple[float | Tensor, ...]:
+        """The spec's weights, through which gradients flow where they are learned."""
+        return self._spec.weights
+
     @abstractmethod
     def forward(self, maps: Mapping[MapKey, Tensor]) -> dict[MapKey, Tensor]:
         """See the class."""
