@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featstore.adapters.losses import Image, PointPair
 from featstore.backbones.base import MapKey
 from featstore.backbones.noise import generator
 from featstore.datasets.groups import mirrored
@@ -61,24 +62,10 @@ class GroupedPairs:
         return list(found)[: self.size]
 
 
-Side = tuple[str, bool]
-"""An image, and whether its maps are mirrored."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainingPair:
-    """A pair as a step takes it. Points (n, 2) in pixels of the resized frame, mirrored where the side is."""
-
-    source: Side
-    target: Side
-    source_points: Tensor
-    target_points: Tensor
-
-
-def plain(pair: MatchingPair) -> TrainingPair:
+def plain(pair: MatchingPair) -> PointPair:
     """As it is."""
     points = (torch.from_numpy(np.ascontiguousarray(own)) for own in (pair.source_points, pair.target_points))
-    return TrainingPair((pair.source, False), (pair.target, False), *points)
+    return PointPair((pair.source, False), (pair.target, False), *points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +78,7 @@ class Mirror:
     names: Mapping[str, Collection[str]]
     seed: int
 
-    def of(self, pair: MatchingPair, step: int) -> TrainingPair:
+    def of(self, pair: MatchingPair, step: int) -> PointPair:
         """A pair of a step: one in two as it is; both images mirrored; or, where keypoints have sides, the source
         alone, whose keypoints are then those of the other side."""
         random = generator(f"mirror|{self.seed}|{step}|{pair.source}|{pair.target}")
@@ -101,7 +88,7 @@ class Mirror:
         source = self._turned(own.source_points)
         ends = self._ends(pair) if turn < 0.75 else None
         if ends is None:
-            return TrainingPair((pair.source, True), (pair.target, True), source, self._turned(own.target_points))
+            return PointPair((pair.source, True), (pair.target, True), source, self._turned(own.target_points))
         return replace(
             own, source=(pair.source, True), source_points=source[ends[0]], target_points=own.target_points[ends[1]]
         )
@@ -153,7 +140,7 @@ class Shelf:
                 self._kept[image] = found
         return found
 
-    def stack(self, sides: Sequence[Side]) -> dict[MapKey, Tensor]:
+    def stack(self, sides: Sequence[Image]) -> dict[MapKey, Tensor]:
         """Maps (b, C, h, w), by key, mirrored where asked."""
         loaded = [(self.load(image), flipped) for image, flipped in sides]
         return {

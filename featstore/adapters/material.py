@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,8 +15,8 @@ from featstore.backbones.base import MapKey
 from featstore.backbones.layers import weights_for
 from featstore.backbones.noise import generator
 from featstore.backbones.registry import is_diffusion
-from featstore.config import DEFAULT_STORE, AdaptConfig, EvalConfig, given_options
-from featstore.datasets.records import AnnotatedPairs, Dataset
+from featstore.config import DEFAULT_STORE, AdaptConfig, ComputeConfig, EvalConfig, PromptConfig, given_options
+from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset
 from featstore.datasets.registry import annotations_of, open_dataset
 from featstore.errors import AdapterError
 from featstore.pipeline.evaluate import OF_A_STORE
@@ -42,6 +43,8 @@ from matcher.maps import MapSource
 from matcher.pairs import PairList, Pairs
 
 HELD_OUT, VALIDATION_PAIRS = 0.25, 500
+OF_VAL, APART = "of val", "held out"
+"""What is validated on, behind "pairs"."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +55,7 @@ class Material:
         pairs: To learn from, in the resized frame.
         validation: To validate on; none where nothing is held out.
         split: Whose pairs are learned from.
-        on: What is validated on, in words: `of val`, `held out`.
+        on: What is validated on, `OF_VAL` or `APART`.
         maps: Where the images' maps come from.
         layers: Of the maps, with the weights that they are matched by without an adapter.
         matching: How maps become matches.
@@ -106,9 +109,11 @@ class Lists:
     on: str
 
 
-def lists_of(dataset: Dataset, config: AdaptConfig, progress: Progress) -> Lists:
+def lists_of(
+    dataset: Dataset, config: AdaptConfig, keys_of: Callable[[Sequence[str]], Mapping[str, str]], progress: Progress
+) -> Lists:
     """What is learned from and what is validated on: trn and val where a data set has both and nothing else is said,
-    else a seeded part of its pairs, and pairs among what is held out of them.
+    else a seeded part of its pairs, and pairs among what is held out of them. keys_of: gives those of images' contents.
 
     Raises:
         DatasetError: It has no pairs.
@@ -118,41 +123,47 @@ def lists_of(dataset: Dataset, config: AdaptConfig, progress: Progress) -> Lists
     whole = {TRAINING, "val"} <= set(dataset.splits)
     if whole and config.hold_out is None and config.hold_by is None:
         pairs, held_out = (choose_pairs(dataset, split, wanted) for split in (TRAINING, "val"))
-        return Lists(pairs, choose_some(held_out, count), TRAINING, "of val")
+        return Lists(pairs, choose_some(held_out, count), TRAINING, OF_VAL)
     split = TRAINING if TRAINING in dataset.splits else default_split(dataset)
     share = HELD_OUT if config.hold_out is None else config.hold_out
     pairs = choose_pairs(dataset, split, wanted)
     if split != TRAINING:
         progress.tell(f"{dataset.name} has no trn: learned from {split}, of which figures are then no test")
     if share == 0:
-        return Lists(pairs, AnnotatedPairs.of(()), split, "held out")
-    kept, held_out = hold_out(pairs, share, config.hold_by or "image", config.seed or 0)
-    return Lists(kept, choose_some(held_out, count), split, "held out")
+        return Lists(pairs, AnnotatedPairs.of(()), split, APART)
+    kept, held_out = hold_out(pairs, share, config.hold_by or "image", config.seed or 0, keys_of(images_of(pairs)))
+    return Lists(kept, choose_some(held_out, count), split, APART)
 
 
 AnyPairs = TypeVar("AnyPairs", bound=PairList[Any])
 
 
-def hold_out(pairs: AnyPairs, share: float, by: Literal["image", "category"], seed: int) -> tuple[AnyPairs, AnyPairs]:
+def hold_out(
+    pairs: AnyPairs, share: float, by: Literal["image", "category"], seed: int, keys: Mapping[str, str]
+) -> tuple[AnyPairs, AnyPairs]:
     """Pairs to learn from, and pairs that share no image, or no category, with them; those between both are in neither.
 
     Args:
         pairs: All of them.
         share: Of each category's images, or of the kinds of categories, that is held out, above 0 and below 1.
-        by: What is held out. Categories of a kind are held out together: car(G), car(M) and car(S) are cars.
+        by: What is held out. Images that are the same file, or its mirror image, are held out together, whatever their
+            categories; so are categories of a kind: car(G), car(M) and car(S) are cars.
         seed: Of the choice.
+        keys: Of images' contents, by id, of as many as are known.
 
     Raises:
         AdapterError: One of both would be empty.
     """
     random = generator(f"hold out|{by}|{seed}")
     if by == "image":
+        content = {name: keys.get(plain := name.removesuffix(MIRRORED), plain) for name in pairs.images}
         chosen: set[str] = set()
         for _, members in sorted(pairs.grouped("category").items()):
-            images = sorted({name for row in members for name in pairs.named(row)[:2]})
-            count = round(share * len(images))
-            chosen |= {images[place] for place in random.permutation(len(images))[:count].tolist()}
-        is_held = np.array([image in chosen for image in pairs.images], dtype=bool)
+            own = sorted({content[name] for row in members for name in pairs.named(row)[:2]})
+            left = [one for one in own if one not in chosen]
+            count = max(round(share * len(own)) - (len(own) - len(left)), 0)
+            chosen |= {left[place] for place in random.permutation(len(left))[:count].tolist()}
+        is_held = np.array([content[image] in chosen for image in pairs.images], dtype=bool)
         source, target = is_held[pairs.source], is_held[pairs.target]
         kept, held = ~source & ~target, source & target
     else:
@@ -177,22 +188,10 @@ def kind_of(category: str) -> str:
 
 def _asked(config: AdaptConfig, timesteps: tuple[int | None, ...] | None) -> EvalConfig:
     """The maps that are asked for, as `dualsd eval` asks for them."""
-    same = (
-        "prompt",
-        "prompts",
-        "fallback",
-        "dino",
-        "dino_size",
-        "dino_debias",
-        "device",
-        "dtype",
-        "batch_size",
-        "root",
-    )
-    same += ("layers", "ensemble", "encoding", "sync")
-    return EvalConfig(
-        store=config.store or DEFAULT_STORE, timesteps=timesteps, **{name: getattr(config, name) for name in same}
-    )
+    same = {field.name for kind in (PromptConfig, ComputeConfig) for field in fields(kind)}
+    same |= {"root", "layers", "ensemble", "encoding", "sync"}
+    said = {name: getattr(config, name) for name in same}
+    return EvalConfig(store=config.store or DEFAULT_STORE, timesteps=timesteps, **said)
 
 
 def _from_store(config: AdaptConfig, progress: Progress) -> Material:
@@ -213,7 +212,7 @@ def _from_store(config: AdaptConfig, progress: Progress) -> Material:
     else:
         keys = opened.keys(config.timesteps)
     layers = _layers(keys, config, lambda: opened.layers(keys, None) if not every else None)
-    lists = lists_of(dataset, config, progress)
+    lists = lists_of(dataset, config, lambda _: store.images.known_keys, progress)
     taken = {
         split: take_pairs(opened, split, pairs, progress, asked)
         for split, pairs in ((lists.split, lists.pairs), (lists.on, lists.held_out))
@@ -272,7 +271,7 @@ def _from_file(config: AdaptConfig, features: Path, progress: Progress) -> Mater
     layers = _layers(keys, config, lambda: None)
     file = open_features(features)
     dataset = open_dataset(config.dataset, config.root, config.annotations)
-    lists = lists_of(dataset, config, progress)
+    lists = lists_of(dataset, config, partial(keys_from_files, dataset), progress)
     images = images_of(lists.pairs, lists.held_out)
     file.check(images, [layer.map for layer in layers])
     sizes, pad = sizes_from_files(dataset, images), Pad(config.pad or "stretch")

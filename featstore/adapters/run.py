@@ -1,13 +1,13 @@
-"""The folder of a run that learns an adapter: as that of prompts (`featstore.tuning.run_folder`), with `adapter.safetensors`
-and `adapter-last.safetensors` in their place. Its format is another, so that nobody takes it for one of prompts."""
+"""The folder of a run that learns an adapter: as that of prompts (`featstore.tuning.run_folder`), with
+`adapter.safetensors` and `adapter-last.safetensors` in their place. Its format is another, so that nobody takes it for
+one of prompts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from featstore.adapters.base import FILE
-from featstore.adapters.material import Material
+from featstore.adapters.material import OF_VAL, Material
 from featstore.adapters.settings import AdapterSettings, settled
 from featstore.config import AdaptConfig
 from featstore.parsing import from_json, parse, to_json
@@ -35,14 +35,9 @@ class AdapterRun(Run):
     @property
     def words(self) -> Words:
         """See `Run.words`."""
-        return Words(
-            "zero-shot",
-            "adapted",
-            "the maps as they are",
-            "zero-shot",
-            "the first adapter",
-            str(self.description["on"]),
-        )
+        pairs = str(self.description["on"])
+        on = "val" if pairs == OF_VAL else "held-out pairs"
+        return Words("zero-shot", "adapted", "the maps as they are", "zero-shot", "the first adapter", pairs, on)
 
     @staticmethod
     def check(description: Mapping[str, Any]) -> None:
@@ -70,8 +65,3 @@ def create_run(material: Material, settings: AdapterSettings, about: Mapping[str
     }
     usual = f"{settings.mode}-{'+'.join(layers)}"
     return make_run(AdapterRun, config.runs, config.name, usual, described)
-
-
-def place_of(path: Path) -> Path:
-    """Where the adapter of a run's folder, or of a file, lies."""
-    return path / FILE if path.is_dir() else path

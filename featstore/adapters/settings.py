@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from featstore.adapters.base import AdapterSpec, Kind
-from featstore.adapters.material import HELD_OUT, VALIDATION_PAIRS, Material
+from featstore.adapters.material import APART, HELD_OUT, VALIDATION_PAIRS, Material
 from featstore.backbones.base import MapKey
 from featstore.config import AdaptConfig, AdapterLoss, Positive, Rate
 from featstore.errors import TuningError
@@ -85,7 +85,7 @@ def settings_of(material: Material, shapes: Mapping[MapKey, tuple[int, ...]]) ->
     kernel = default_kernel(side) if config.kernel is None else config.kernel
     gaussian(kernel)  # raises for a kernel that cannot be
     steps = config.steps or STEPS[mode]
-    apart = material.on == "held out"
+    apart = material.on == APART
     return AdapterSettings(
         mode=mode,
         inputs=tuple(shapes),
@@ -128,19 +128,9 @@ def settled(config: AdaptConfig, settings: AdapterSettings) -> AdaptConfig:
     return replace(config, **said, name=None, resume=None)
 
 
-FREE = (
-    "store",
-    "root",
-    "features",
-    "annotations",
-    "device",
-    "batch_size",
-    "sync",
-    "encoding",
-    "runs",
-    "resume",
-    "name",
-)
+PLACES = ("store", "root", "features", "annotations")
+COMPUTING = ("device", "batch_size", "sync")
+FREE = (*PLACES, *COMPUTING, "encoding", "runs", "resume", "name")
 """Of a run that goes on: where things lie and how they are computed."""
 
 
@@ -156,7 +146,7 @@ def resumed(kept: AdaptConfig, config: AdaptConfig, run: Path) -> AdaptConfig:
         TuningError: Another setting is said now; the sentence names both.
     """
     usual = AdaptConfig()
-    for field in fields(AdaptConfig):  # type: ignore[arg-type]
+    for field in fields(AdaptConfig):
         was, now = getattr(kept, field.name), getattr(config, field.name)
         if field.name in FREE or now == getattr(usual, field.name) or now == was:
             continue
@@ -166,6 +156,6 @@ def resumed(kept: AdaptConfig, config: AdaptConfig, run: Path) -> AdaptConfig:
                 f"{run} was begun with {field.name.replace('_', ' ')} {{}}, not {{}}: leave the option out, or start a "
                 "new run.".format(*spelled)
             )
-    places = {name: own for name in ("store", "root", "features", "annotations") if (own := getattr(config, name))}
-    ours = {name: getattr(config, name) for name in ("device", "batch_size", "sync")}
+    places = {name: own for name in PLACES if (own := getattr(config, name))}
+    ours = {name: getattr(config, name) for name in COMPUTING}
     return replace(kept, steps=config.steps or kept.steps, **places, **ours)

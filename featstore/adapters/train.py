@@ -11,8 +11,8 @@ from torch import Tensor
 
 from featstore.adapters.applied import AdaptedMaps, parts_of
 from featstore.adapters.base import Adapter, make_adapter, save_adapter, spell_keys
-from featstore.adapters.batches import GroupedPairs, Mirror, Shelf, Side, TrainingPair, names_of, plain
-from featstore.adapters.losses import LOG_SCALE, PointPair, batch_loss
+from featstore.adapters.batches import GroupedPairs, Mirror, Shelf, names_of, plain
+from featstore.adapters.losses import LOG_SCALE, Image, PointPair, batch_loss
 from featstore.adapters.material import Material, open_material
 from featstore.adapters.run import AdapterRun, create_run
 from featstore.adapters.settings import AdapterSettings, resumed, settings_of
@@ -160,7 +160,7 @@ class AdapterTask:
         self.adapter.train()
         state.optimiser.zero_grad(set_to_none=True)
         loss = self.loss(batch, step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         state.optimiser.step()
         return Step(loss.item(), len(batch.sides), len(batch.pairs))
 
@@ -175,12 +175,8 @@ class AdapterTask:
             side: layered([made[key][place] for key in self.adapter.outputs], self.adapter.shares, settings.matching)
             for place, side in enumerate(batch.sides)
         }
-        pairs = [
-            PointPair(pair.source, pair.target, pair.source_points.to(self.device), pair.target_points.to(self.device))
-            for pair in batch.pairs
-        ]
         scale = getattr(self.adapter, "logit_scale", LOG_SCALE)
-        return batch_loss(pairs, images, settings.loss, settings.matching, settings.kernel, scale)
+        return batch_loss(batch.pairs, images, settings.loss, settings.matching, settings.kernel, scale)
 
     def _dropped(self, maps: Tensor, what: str) -> Tensor:
         """Maps (b, C, h, w) without a share of their values, the others larger by as much."""
@@ -215,8 +211,8 @@ class AdapterTask:
 class Batch:
     """pairs: of a step. sides: their images. maps: by key, (sides, C, h, w)."""
 
-    pairs: Sequence[TrainingPair]
-    sides: Sequence[Side]
+    pairs: Sequence[PointPair]
+    sides: Sequence[Image]
     maps: Mapping[MapKey, Tensor]
 
 

@@ -1,5 +1,5 @@
-"""The loop of a training, whatever is learned: steps, validations and checkpoints, on one process or several. A run that
-is asked to stop finishes its step and saves itself first: Ctrl-C, SIGTERM, SIGUSR1 (preemption)."""
+"""The loop of a training, whatever is learned: steps, validations and checkpoints, on one process or several. A run
+that is asked to stop finishes its step and saves itself first: Ctrl-C, SIGTERM, SIGUSR1 (preemption)."""
 
 import contextlib
 import math
@@ -200,10 +200,8 @@ def _baselines(
     found = Baselines(tuple(text.tolist()), initial)
     if processes.is_main:
         run.write_baselines(found)
-    progress.tell(
-        f"PCK@0.1 before step 1, on the {len(text)} pairs {words.pairs}: {100 * found.of_text:.1f} % with {words.plain}, "
-        f"{100 * initial:.1f} % with {words.first}"
-    )
+    before = f"{100 * found.of_text:.1f} % with {words.plain}, {100 * initial:.1f} % with {words.first}"
+    progress.tell(f"PCK@0.1 before step 1, on the {len(text)} pairs {words.pairs}: {before}")
     return found
 
 
