@@ -52,6 +52,7 @@ class AdapterSpec:
         projection: Channels of aggregate's map; 0 for others.
         blocks: Of aggregate, in a row per input.
         groups: Of aggregate's group norms.
+        cells: Side to which aggregate brings all maps; 0 for that of the finest.
         about: For the card: `maps`, what the maps came from, as `Opened.describe()` has it without the device, or
             {"features": "own"}; `size`, S of the images; `training`, how it was trained.
     """
@@ -64,6 +65,7 @@ class AdapterSpec:
     projection: int = 0
     blocks: int = 1
     groups: int = 32
+    cells: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
