@@ -166,7 +166,7 @@ def learned_here(store: Store) -> Runs:
     """The prompts of all runs under ./runs that were trained on a store, by what `--prompts` takes for them."""
     found = {}
     for run in runs_newest_first(store, on_damage=lambda _: None):
-        for path in (run.path, run.last_prompts):
+        for path in (run.path, run.last):
             with suppress(PromptError):  # one that is damaged is no prompt that maps can be made with
                 found[path] = load_prompts(path)
     return found
