@@ -180,7 +180,7 @@ def load_adapter(path: Path) -> Adapter:
         raise AdapterError(f"There is no adapter at {file}: name a run's folder or a .safetensors file of an adapter.")
     try:
         content, card = read_tensors(file)
-        if card.get("format") != FORMAT:
+        if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise ValueError("its metadata do not say that it is one")
         check_version(card, VERSION, str(file), AdapterError)
         check_tensors_seal(content, card)

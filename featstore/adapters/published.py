@@ -121,5 +121,7 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         own, theirs = (tuple(one.shape) for one in (tensor, expected[name]))
         if own != theirs:
             raise ValueError(f"{name} is of shape {own}, where {theirs} goes with its other tensors")
-        if tensor.dtype not in PRECISIONS or not tensor.isfinite().all():
-            raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, or not finite")
+        if tensor.dtype not in PRECISIONS:
+            raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, where weights are floats")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
