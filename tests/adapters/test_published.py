@@ -1,5 +1,5 @@
 """`dualsd adapter import | export`: GeoAware-SC's and DIY-SC's files, and what is refused. The golden values are those
-of their own code (../shared/golden/peers), which may not lie beside the project."""
+of their own code."""
 
 import json
 import pickle
@@ -19,8 +19,7 @@ from featstore.errors import AdapterError
 from matcher.errors import InputError
 from tests.cli.conftest import Run
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "peers" / "adapter"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden/peers is not here")
+GOLDEN = Path(__file__).parents[1] / "golden" / "adapter"
 OF_FILE = {
     "diy_sc": ("dino", ()),
     "diy_sc_widening": ("s8", ()),
@@ -28,7 +27,6 @@ OF_FILE = {
 }
 
 
-@needs_golden
 @pytest.mark.parametrize("name", OF_FILE)
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_imported_weights_give_the_output_of_their_own_code(run: Run, tmp_path: Path, name: str, suffix: str) -> None:
@@ -48,7 +46,6 @@ def test_imported_weights_give_the_output_of_their_own_code(run: Run, tmp_path: 
     torch.testing.assert_close(made, maps["output"], rtol=1e-5, atol=1e-5)
 
 
-@needs_golden
 def test_the_published_size(tmp_path: Path) -> None:
     shapes = json.loads((GOLDEN / "geoaware_published_shapes.json").read_text())
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "g.safetensors")
