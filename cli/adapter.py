@@ -52,7 +52,7 @@ def import_published(config: AdapterImportConfig) -> None:
     from featstore.adapters.base import save_adapter
     from featstore.adapters.published import import_adapter
 
-    adapter = import_adapter(config.file, config.layers or (), config.timesteps, config.groups)
+    adapter = import_adapter(config.file, config.layers or (), config.timesteps, config.groups, config.cells)
     save_adapter(config.out, adapter)
     say(f"{config.out}: {_describe(adapter)}", f"  dualsd eval --adapter {config.out}")
 

@@ -18,7 +18,7 @@ from cli.output import broken
 GROUPS = {
     "Data": "store dataset root annotations split categories max_pairs pad model revision unet size latents seed",
     "Features": "features layers timesteps weights weightings ensemble upsample upsamples upsample_align dino "
-    "dino_size dino_debias adapter groups",
+    "dino_size dino_debias adapter groups cells",
     "Prompts": "mode prompt prompts fallback category length",
     "Matching": "geometry geometries readout readouts beta sigma window alphas average frame theta strict",
     "Learning": "steps batch accumulate rate network_rate kernel noise draws validate_every validation_pairs "

@@ -190,6 +190,11 @@ class AdapterImportConfig(Config):
     ] = None
     timesteps: Annotated[Steps | None, Setting("One timestep per layer of the UNet, e.g. 50,50,50.", flag="--t")] = None
     groups: Positive = option("Groups of its norms, which the file does not say.", default=32)
+    cells: Annotated[int, Field(ge=0)] | None = option(
+        "Side in cells that maps are brought to, bilinearly; 0 for that of the finest map.",
+        "60, as published, of several parts; 0 of one",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         if self.layers is None:

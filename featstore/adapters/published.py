@@ -2,6 +2,7 @@
 executed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,17 @@ PART = "bottleneck_layers.{}.{}.{}.weight"
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def import_adapter(file: Path, layers: Sequence[str], timesteps: Sequence[int | None] | None, groups: int) -> Adapter:
+PUBLISHED_CELLS = 60
+"""The side to which GeoAware-SC brings its maps."""
+
+
+def import_adapter(
+    file: Path,
+    layers: Sequence[str],
+    timesteps: Sequence[int | None] | None,
+    groups: int,
+    cells: int | None = None,
+) -> Adapter:
     """An adapter of a published file.
 
     Args:
@@ -31,6 +42,7 @@ def import_adapter(file: Path, layers: Sequence[str], timesteps: Sequence[int | 
         layers: Whose maps the file's parts take, in their order; names that are no layers are those of own features.
         timesteps: One per layer of the UNet; None where there is none.
         groups: Of its norms, which no file says.
+        cells: Side to which maps are brought, 0 for that of the finest; None as published.
 
     Raises:
         AdapterError: For a file that is missing, damaged, or holds anything else.
@@ -40,6 +52,7 @@ def import_adapter(file: Path, layers: Sequence[str], timesteps: Sequence[int | 
     keys = _keys(layers, timesteps)
     try:
         spec = _spec(tensors, keys, groups, file)
+        spec = replace(spec, cells=(PUBLISHED_CELLS if len(keys) > 1 else 0) if cells is None else cells)
         adapter = make_adapter(spec)
         _check(tensors, adapter.state_dict())
     except ValueError as error:
@@ -96,7 +109,7 @@ def _spec(tensors: Mapping[str, Tensor], keys: Sequence[MapKey], groups: int, fi
     (projection, _), (width, _) = sides(0, "conv3"), sides(0, "conv1")
     channels = tuple(sides(part, "conv1")[1] for part in range(parts))
     about = {"maps": {}, "imported": file.name}
-    return AdapterSpec("aggregate", tuple(keys), channels, width, (1.0,), projection, blocks, groups, about)
+    return AdapterSpec("aggregate", tuple(keys), channels, width, (1.0,), projection, blocks, groups, about=about)
 
 
 def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -108,5 +121,7 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         own, theirs = (tuple(one.shape) for one in (tensor, expected[name]))
         if own != theirs:
             raise ValueError(f"{name} is of shape {own}, where {theirs} goes with its other tensors")
-        if tensor.dtype not in PRECISIONS or not tensor.isfinite().all():
-            raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, or not finite")
+        if tensor.dtype not in PRECISIONS:
+            raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, where weights are floats")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")

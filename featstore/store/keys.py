@@ -179,6 +179,11 @@ class AdaptedExtractor:
         """For the group's attributes."""
         return _described(self.encoding, {"adapter": self.adapter, "sources": [*self.sources]})
 
+    @classmethod
+    def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
+        """The extractor that a group's attributes describe, None where they are another kind's."""
+        return _parsed(cls, attributes)
+
     @property
     def key(self) -> str:
         """16 hex digits that name the extractor's group."""
