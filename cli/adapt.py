@@ -34,20 +34,28 @@ def adapt(config: AdaptConfig, json: JsonOption = None) -> None:
 
         done = run(config, progress, typed_command())
     outcome, path = done.outcome, shlex.quote(str(done.run.path))
+    best, baselines = outcome.best, outcome.baselines
     if outcome.stopped:
         again = f"dualsd adapt --resume {path}"
         say(f"stopped after step {outcome.steps} of {done.settings.steps}; nothing is lost: {again}")
-        raise typer.Exit(EXIT_INTERRUPTED)
-    best, baselines = outcome.best, outcome.baselines
-    measured = "" if best is None else f", validation PCK@0.1 {100 * best:.2f} % with the adapter that is kept"
-    say(f"{done.run.best}: {outcome.steps} steps{measured}")
-    about = {"run": str(done.run.path), "steps": outcome.steps, "best": best, "parameters": done.parameters}
-    if baselines is not None and baselines.lead is not None:
-        about |= {"zero_shot": baselines.of_text, "initial": baselines.initial, "lead": asdict(baselines.lead)}
-    write_json(json, about | done.listed)
-    if baselines is not None and baselines.lead is not None:
-        from featstore.tuning.run_folder import worth
+    else:
+        measured = "" if best is None else f", validation PCK@0.1 {100 * best:.2f} % with the adapter that is kept"
+        say(f"{done.run.best}: {outcome.steps} steps{measured}")
+        about = {"run": str(done.run.path), "steps": outcome.steps, "best": best, "parameters": done.parameters}
+        if baselines is not None and baselines.lead is not None:
+            about |= {"zero_shot": baselines.of_text, "initial": baselines.initial, "lead": asdict(baselines.lead)}
+        write_json(json, about | done.listed)
+    # last: the run is kept, whatever becomes of its page
+    from cli.reports.training import report_training
+    from featstore.tuning.run_folder import worth
 
+    with TerminalProgress() as progress:
+        progress.wait("writing the report")
+        page = report_training(done.run.path)
+    say(f"report: {page}, with table.md and table.tex beside it")
+    if outcome.stopped:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if baselines is not None and baselines.lead is not None:
         say(worth(baselines, baselines.lead, done.run.words))
 
 

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featstore.adapters.base import load_adapter as load_adapter
+    from featstore.adapters.train import AdaptResult as AdaptResult
+    from featstore.adapters.train import adapt as adapt
+    from featstore.config import AdaptConfig as AdaptConfig
     from featstore.config import BuildConfig as BuildConfig
     from featstore.config import EvalConfig as EvalConfig
     from featstore.config import GridConfig as GridConfig
@@ -38,7 +41,16 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "featstore.adapters.base": ("load_adapter",),
-    "featstore.config": ("BuildConfig", "EvalConfig", "GridConfig", "MapsConfig", "MatchConfig", "TrainConfig"),
+    "featstore.adapters.train": ("AdaptResult", "adapt"),
+    "featstore.config": (
+        "AdaptConfig",
+        "BuildConfig",
+        "EvalConfig",
+        "GridConfig",
+        "MapsConfig",
+        "MatchConfig",
+        "TrainConfig",
+    ),
     "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match", "match_pairs", "match_photographs"),
     "featstore.pipeline.run_build": ("build", "make_maps"),
     "featstore.pipeline.evaluate": ("evaluate",),

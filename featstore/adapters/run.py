@@ -37,7 +37,9 @@ class AdapterRun(Run):
         """See `Run.words`."""
         pairs = str(self.description["on"])
         on = "val" if pairs == OF_VAL else "held-out pairs"
-        return Words("zero-shot", "adapted", "the maps as they are", "zero-shot", "the first adapter", pairs, on)
+        first = "the first adapter"
+        what = {"what": "adapter", "are": "is", "they": "It was", "pairs": pairs, "on": on}
+        return Words("zero-shot", "adapted", "the maps as they are", "zero-shot", first, **what)
 
     @staticmethod
     def check(description: Mapping[str, Any]) -> None:

@@ -81,6 +81,7 @@ class Words:
         plain: What is there without learning.
         tag: The same as TensorBoard's curves have it.
         first: What step 1 starts from.
+        what: What is learned and kept; are, they: its verb, and with a pronoun.
         pairs: Those that are validated on, behind "pairs".
         on: The same behind "on".
     """
@@ -90,6 +91,9 @@ class Words:
     plain: str = "the text prompt"
     first: str = "the first prompts"
     tag: str = "text prompt"
+    what: str = "prompts"
+    are: str = "are"
+    they: str = "They were"
     pairs: str = "of val"
     on: str = "val"
 
