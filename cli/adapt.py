@@ -47,7 +47,7 @@ def adapt(config: AdaptConfig, json: JsonOption = None) -> None:
         write_json(json, about | done.listed)
     # last: the run is kept, whatever becomes of its page
     from cli.reports.training import report_training
-    from featstore.tuning.run_folder import worth
+    from featstore.tuning.runs import worth
 
     with TerminalProgress() as progress:
         progress.wait("writing the report")
