@@ -248,7 +248,7 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
         for layer in scoring.layers
     )
     of_others = (f"{family}{what}" for family in TITLES for what in ("", "_size", "_debias"))
-    shown = ("prompt", "ensemble", "model", *of_others, "encoding", "features")
+    shown = ("prompt", "ensemble", "model", *of_others, "encoding", "features", "adapter")
     origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
     made = "padded" if settings.pad is Pad.SQUARE else "resized"

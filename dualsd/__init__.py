@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featstore.adapters.base import load_adapter as load_adapter
     from featstore.config import BuildConfig as BuildConfig
     from featstore.config import EvalConfig as EvalConfig
     from featstore.config import GridConfig as GridConfig
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from matcher.errors import InputError as InputError
 
 _PLACES = {
+    "featstore.adapters.base": ("load_adapter",),
     "featstore.config": ("BuildConfig", "EvalConfig", "GridConfig", "MapsConfig", "MatchConfig", "TrainConfig"),
     "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match", "match_pairs", "match_photographs"),
     "featstore.pipeline.run_build": ("build", "make_maps"),

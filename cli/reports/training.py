@@ -15,10 +15,9 @@ from cli.reports.charts import COLOURS, SMALL, canvas, chart_sections
 from cli.reports.tables import Block, in_words, write_tables
 from featstore.backbones.base import spell_timestep
 from featstore.errors import TuningError
-from featstore.tuning.run_folder import Baselines, RunFolder
+from featstore.tuning.run_folder import Baselines, RunFolder, worth
 from featstore.tuning.settings import TuningSettings
 from featstore.tuning.step import ALPHA
-from matcher.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,14 +194,6 @@ def _course(run: RunFolder) -> Course:
         float(seconds[-1]),
         run.baselines,
     )
-
-
-def worth(before: Baselines, lead: Interval) -> str:
-    """`text 41.2 -> learned 43.0 (+1.8 [0.4, 3.1]) on val`. lead: of the learned prompts over the text."""
-    # + 0.0: a zero that was rounded from below would be spelled -0.0
-    mean, low, high = (round(100 * value, 1) + 0.0 for value in (lead.mean, lead.low, lead.high))
-    learned = 100 * (before.of_text + lead.mean)
-    return f"text {100 * before.of_text:.1f} -> learned {learned:.1f} ({mean:+.1f} [{low:.1f}, {high:.1f}]) on val"
 
 
 def _headline(course: Course, settings: TuningSettings) -> page.Headline:

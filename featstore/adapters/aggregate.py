@@ -63,9 +63,11 @@ class Aggregate(Adapter):
         self.self_logit_scale = nn.Parameter(torch.tensor(SELF_LOGIT_SCALE))
 
     def forward(self, maps: Mapping[MapKey, Tensor]) -> dict[MapKey, Tensor]:
-        """See `Adapter`. Maps of other sizes than the finest are upsampled to it first, bilinearly."""
-        taken = self.taken(maps)
+        """See `Adapter`. Maps of other sizes are brought to that of the finest first, or that of the spec,
+        bilinearly."""
+        taken, side = self.taken(maps), self.spec.cells
         size = max(own.shape[2] for own in taken), max(own.shape[3] for own in taken)
+        size = (side, side) if side else size
         total = torch.zeros(())
         for own, share, blocks in zip(taken, self.mixing_weights.softmax(0), self.bottleneck_layers, strict=True):
             fine = own if own.shape[2:] == size else functional.interpolate(own, size, mode="bilinear")

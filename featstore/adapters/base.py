@@ -52,6 +52,7 @@ class AdapterSpec:
         projection: Channels of aggregate's map; 0 for others.
         blocks: Of aggregate, in a row per input.
         groups: Of aggregate's group norms.
+        cells: Side to which aggregate brings all maps; 0 for that of the finest.
         about: For the card: `maps`, what the maps came from, as `Opened.describe()` has it without the device, or
             {"features": "own"}; `size`, S of the images; `training`, how it was trained.
     """
@@ -64,6 +65,7 @@ class AdapterSpec:
     projection: int = 0
     blocks: int = 1
     groups: int = 32
+    cells: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,6 +122,11 @@ class Adapter(nn.Module):
     def outputs(self) -> tuple[MapKey, ...]:
         """(layer, timestep) of what it gives."""
         return self._spec.outputs
+
+    @property
+    def shares(self) -> tuple[float | Tensor, ...]:
+        """The spec's weights, through which gradients flow where they are learned."""
+        return self._spec.weights
 
     @abstractmethod
     def forward(self, maps: Mapping[MapKey, Tensor]) -> dict[MapKey, Tensor]:
@@ -178,7 +185,7 @@ def load_adapter(path: Path) -> Adapter:
         raise AdapterError(f"There is no adapter at {file}: name a run's folder or a .safetensors file of an adapter.")
     try:
         content, card = read_tensors(file)
-        if card.get("format") != FORMAT:
+        if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise ValueError("its metadata do not say that it is one")
         check_version(card, VERSION, str(file), AdapterError)
         check_tensors_seal(content, card)

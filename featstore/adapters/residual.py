@@ -1,14 +1,16 @@
 """The residual adapter: to each map what a small bottleneck block makes of it is added, nothing at first."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featstore.adapters.base import Adapter, AdapterSpec
+from featstore.adapters.base import Adapter, AdapterSpec, spell_keys
 from featstore.backbones.base import MapKey
 from featstore.backbones.noise import generator
+from featstore.errors import AdapterError
 from matcher.configuration import NORM_EPSILON
 
 
@@ -42,6 +44,21 @@ class Residual(Adapter):
             norms = own.norm(dim=1, keepdim=True)  # (b, 1, h, w)
             found[key] = own + norms * block(own / (norms + NORM_EPSILON))
         return found
+
+    def only(self, key: MapKey) -> "Residual":
+        """The block of a map alone; that of its layer where it was trained at another timestep. Raises `AdapterError`
+        for a layer that it was not trained on, or at several other timesteps."""
+        inputs = self.spec.inputs
+        own = [place for place, known in enumerate(inputs) if known == key]
+        own = own or [place for place, (layer, _) in enumerate(inputs) if layer == key[0]]
+        if len(own) != 1:
+            raise AdapterError(f"The adapter was trained on {spell_keys(inputs)}, not on {spell_keys([key])}.")
+        (place,) = own
+        spec = replace(self.spec, inputs=(key,), channels=(self.spec.channels[place],), weights=(1.0,))
+        with torch.device("meta"):  # whose block is replaced
+            alone = Residual(spec)
+        alone.blocks = self.blocks[place : place + 1]
+        return alone
 
 
 def make(spec: AdapterSpec, seed: int) -> Residual:

@@ -26,6 +26,11 @@ class Weights(Adapter):
         return start * self.logs.exp()
 
     @property
+    def shares(self) -> tuple[float | Tensor, ...]:
+        """See `Adapter.shares`."""
+        return self.weights.float().unbind()
+
+    @property
     def spec(self) -> AdapterSpec:
         """See `Adapter.spec`."""
         return replace(self._spec, weights=tuple(self.weights.tolist()))

@@ -1,4 +1,5 @@
-"""A run's folder: settings, versions, metrics, checkpoint, prompts.
+"""A run's folder: settings, versions, metrics, checkpoint, what was learned: prompts, or an adapter
+(`featstore.adapters.run`).
 
 runs/class-2+3-001/
     run.json                    what was asked, on what, with which versions
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import TuningError
@@ -43,7 +44,8 @@ RUN = "run.json"
 
 FORMAT = "dualsd run"
 EVALUATION = "dualsd evaluation"
-"""What lies among the runs, too: `featstore.pipeline.results`."""
+ADAPTATION = "dualsd adapter run"
+"""What lies among the runs, too: `featstore.pipeline.results`, `featstore.adapters.run`."""
 VERSION = 1
 METRICS = ("step", "loss", "pck", "seconds")
 VALIDATION = "validation.json"
@@ -70,27 +72,47 @@ class Baselines:
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
-    """A run on disk. description: what `run.json` holds."""
+class Words:
+    """What a run compares, in its lines.
+
+    Args:
+        before: What is there without learning, in a word.
+        after: What was learned, in a word.
+        plain: What is there without learning.
+        tag: The same as TensorBoard's curves have it.
+        first: What step 1 starts from.
+        pairs: Those that are validated on, behind "pairs".
+        on: The same behind "on".
+    """
+
+    before: str = "text"
+    after: str = "learned"
+    plain: str = "the text prompt"
+    first: str = "the first prompts"
+    tag: str = "text prompt"
+    pairs: str = "of val"
+    on: str = "val"
+
+
+def worth(before: Baselines, lead: Interval, words: Words = Words()) -> str:
+    """`text 41.2 -> learned 43.0 (+1.8 [0.4, 3.1]) on val`. lead: of what was learned over what was there before."""
+    # + 0.0: a zero that was rounded from below would be spelled -0.0
+    mean, low, high = (round(100 * value, 1) + 0.0 for value in (lead.mean, lead.low, lead.high))
+    plain, learned = 100 * before.of_text, 100 * (before.of_text + lead.mean)
+    gain = f"({mean:+.1f} [{low:.1f}, {high:.1f}])"
+    return f"{words.before} {plain:.1f} -> {words.after} {learned:.1f} {gain} on {words.on}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk, whatever it learns. description: what `run.json` holds."""
 
     path: Path
     description: Mapping[str, Any]
 
-    @property
-    def store(self) -> StoreLocation:
-        """Where its store lay."""
-        return parse_location(str(self.description["store"]["path"]))
-
-    @property
-    def identity(self) -> str:
-        """What it was trained on, see `identity`."""
-        return str(self.description["store"]["identity"])
-
-    @property
-    def dino(self) -> str | None:
-        """The DINOv2 that was asked for, None for the model's own."""
-        named = self.description.get("dino")
-        return None if named is None else str(named)
+    FORMAT: ClassVar[str]
+    COMMAND: ClassVar[str]
+    FILE: ClassVar[str]
 
     @property
     def checkpoint(self) -> Path:
@@ -98,14 +120,14 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
-    def prompts(self) -> Path:
-        """The best prompts on validation."""
-        return self.path / FILE
+    def best(self) -> Path:
+        """What was learned, as it was best on validation."""
+        return self.path / self.FILE
 
     @property
-    def last_prompts(self) -> Path:
-        """The last prompts."""
-        return self.path / "prompts-last.safetensors"
+    def last(self) -> Path:
+        """The same as it was last."""
+        return self.path / self.FILE.replace(".", "-last.")
 
     @property
     def tensorboard(self) -> Path:
@@ -113,15 +135,19 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
-    def settings(self) -> TuningSettings:
-        """What was asked."""
-        return TuningSettings.from_json(self.description["settings"])
+    def steps(self) -> int:
+        """How many were asked for."""
+        return int(self.description["settings"]["steps"])
+
+    @property
+    def words(self) -> Words:
+        """What it compares."""
+        return Words()
 
     @property
     def is_finished(self) -> bool:
-        """Whether all its steps are done and its prompts are there."""
-        steps = self.settings.steps
-        return self.prompts.is_file() and len(self.metrics_until(steps)) == steps
+        """Whether all its steps are done and what was learned is there."""
+        return self.best.is_file() and len(self.metrics_until(self.steps)) == self.steps
 
     def metrics_until(self, step: int) -> list[tuple[str, ...]]:
         """Rows of `METRICS` of the steps up to `step`. Raises `TuningError` where the file is damaged."""
@@ -159,23 +185,76 @@ class RunFolder:
         """Write them all; the file appears whole or not at all. Raises what `write_whole` raises."""
         write_whole(self.path / "metrics.csv", metrics_bytes(rows))
 
+    @staticmethod
+    def check(description: Mapping[str, Any]) -> None:
+        """Raise ValueError or `InputError` where `run.json` does not say what is read again."""
+        raise NotImplementedError
+
     @classmethod
     def open(cls, path: Path) -> Self:
         """An existing run. Raises `TuningError` where there is none."""
         description = read_run(path)
-        if description is None or description.get("format") != FORMAT:
+        if description is None or description.get("format") != cls.FORMAT:
             why = "it has no run.json that can be read" if description is None else "its run.json is another program's"
-            raise TuningError(f"{path} is no run of `dualsd train`: {why}.")
+            if description is not None and (command := _COMMANDS.get(description.get("format"))) is not None:
+                why = f"it is one of `{command}`"
+            raise TuningError(f"{path} is no run of `{cls.COMMAND}`: {why}.")
         check_version(description, VERSION, str(path), TuningError)
         try:
-            parse_known(_Described, description)
-            TuningSettings.from_json(description["settings"])
+            cls.check(description)
             check_seal(description)
         except (ValueError, InputError) as error:
             raise TuningError(
                 f"{path}/run.json is damaged or was changed ({error}): put it back as it was, or start a new run."
             ) from error
         return cls(path, description)
+
+
+_COMMANDS: Mapping[Any, str] = {FORMAT: "dualsd train", EVALUATION: "dualsd eval", ADAPTATION: "dualsd adapt"}
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+@dataclass(frozen=True)
+class RunFolder(Run):
+    """A run that learns prompts."""
+
+    FORMAT: ClassVar[str] = FORMAT
+    COMMAND: ClassVar[str] = _COMMANDS[FORMAT]
+    FILE: ClassVar[str] = FILE
+
+    @property
+    def store(self) -> StoreLocation:
+        """Where its store lay."""
+        return parse_location(str(self.description["store"]["path"]))
+
+    @property
+    def identity(self) -> str:
+        """What it was trained on, see `identity`."""
+        return str(self.description["store"]["identity"])
+
+    @property
+    def dino(self) -> str | None:
+        """The DINOv2 that was asked for, None for the model's own."""
+        named = self.description.get("dino")
+        return None if named is None else str(named)
+
+    @property
+    def prompts(self) -> Path:
+        """The best prompts on validation."""
+        return self.best
+
+    @property
+    def settings(self) -> TuningSettings:
+        """What was asked."""
+        return TuningSettings.from_json(self.description["settings"])
+
+    @staticmethod
+    def check(description: Mapping[str, Any]) -> None:
+        """See `Run.check`."""
+        parse_known(_Described, description)
+        TuningSettings.from_json(description["settings"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,24 +330,45 @@ def identity(header: StoreHeader) -> str:
 def create_run(
     parent: Path, name: str | None, store: Store, settings: TuningSettings, about: Mapping[str, Any]
 ) -> RunFolder:
-    """Make a run's folder; it appears with its `run.json` or not at all. Raises `TuningError` where one of that name
-    exists, `StoreError` where it cannot be made, `DiskFullError` where there is no room for it."""
-    prefix = name or f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
-    path = parent / prefix
-    go_on = f"go on with `dualsd train --resume {path}`, or take another --name"
-    taken = TuningError(f"{path} exists already: {go_on}.")
-    if name is not None and path.exists():  # renaming would replace an empty folder
-        raise taken
+    """Make the folder of a run that learns prompts. Raises what `make_run` raises."""
     described = {
-        "format": FORMAT,
-        "version": VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "creator": creator_version(),
         "store": {"path": absolute(store.path), "identity": identity(store.header)},
         "dataset": store.header.dataset,
         "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
         **about,
         "settings": settings.to_json(),
+    }
+    usual = f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
+    return make_run(RunFolder, parent, name, usual, described)
+
+
+def make_run(kind: type[AnyRun], parent: Path, name: str | None, usual: str, about: Mapping[str, Any]) -> AnyRun:
+    """Make a run's folder; it appears with its `run.json` or not at all.
+
+    Args:
+        kind: What it learns.
+        parent: The folder that it is made in.
+        name: What it is called; None for `usual` and the next free number.
+        usual: See `name`.
+        about: What `run.json` holds besides its format and versions.
+
+    Raises:
+        TuningError: One of that name exists.
+        StoreError: It cannot be made.
+        DiskFullError: There is no room for it.
+    """
+    prefix = name or usual
+    path = parent / prefix
+    go_on = f"go on with `{kind.COMMAND} --resume {path}`, or take another --name"
+    taken = TuningError(f"{path} exists already: {go_on}.")
+    if name is not None and path.exists():  # renaming would replace an empty folder
+        raise taken
+    described = {
+        "format": kind.FORMAT,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "creator": creator_version(),
+        **about,
         "versions": library_versions(),
     }
     description = seal(described)
@@ -278,20 +378,20 @@ def create_run(
         place = take_place(made, [path] if name is not None else free_places(parent, prefix))
     if place is None:
         raise taken
-    return RunFolder(place, description)
+    return kind(place, description)
 
 
-def resume_run(path: Path) -> RunFolder:
-    """A run that is to go on; what a kill left beside it when it was being made is swept. Raises what `RunFolder.open`
+def resume_run(kind: type[AnyRun], path: Path) -> AnyRun:
+    """A run that is to go on; what a kill left beside it when it was being made is swept. Raises what `Run.open`
     raises, and `TuningError` where a process trains it."""
-    run = RunFolder.open(path)
+    run = kind.open(path)
     check_free(path / RUN, _is_trained(path))
     sweep_making(path.parent, glob.escape(path.name))
     return run
 
 
 @contextmanager
-def trained_alone(run: RunFolder) -> Iterator[None]:
+def trained_alone(run: Run) -> Iterator[None]:
     """Keeps other processes from training a run, until this one ends, however it does. What a kill left half written in
     it is swept: nobody else writes there. Raises `TuningError` where another one trains it."""
     with held(run.path / RUN, _is_trained(run.path)):
@@ -317,7 +417,7 @@ def runs_newest_first(
         described = read_run(path)
         # of an evaluation, or of another program; one that is damaged is not known to be
         if described is not None and (
-            described.get("format") == EVALUATION or not {"format", "creator"} & described.keys()
+            described.get("format") in (EVALUATION, ADAPTATION) or not {"format", "creator"} & described.keys()
         ):
             continue
         try:

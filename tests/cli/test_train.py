@@ -191,7 +191,7 @@ def test_validating_before_step_1_changes_nothing(
     """A run whose first prompts were never validated learns the same, bit by bit, and has no last line."""
     settings = ("--mode", mode, "--steps", "2", "--val-every", "1", *(("--length", "75") if mode == "cpm" else ()))
     assert " -> learned " in ok(train(*settings, "--name", "with")).output
-    monkeypatch.setattr("featstore.tuning.trainer._baselines", lambda *_: None)
+    monkeypatch.setattr("featstore.tuning.loop._baselines", lambda *_: None)
     assert " -> learned " not in ok(train(*settings, "--name", "without")).output
     assert_same("with", "without")
     assert not Path("runs/without/validation.json").exists()
