@@ -53,7 +53,7 @@ class AdapterSettings:
         """The adapter to learn. about: for its card."""
         weights = (1.0,) if self.mode == "aggregate" else self.weights
         network = self.width, weights, self.projection, self.blocks, self.groups
-        return AdapterSpec(self.mode, self.inputs, self.channels, *network, about)
+        return AdapterSpec(self.mode, self.inputs, self.channels, *network, about=about)
 
     def to_json(self) -> dict[str, Any]:
         """As a run's `run.json` has it."""
