@@ -37,7 +37,7 @@ from featstore.progress import Silent
 from featstore.tuning.train import train
 from matcher.configuration import LayerSpec, MatchSettings
 from matcher.pairs import Pairs
-from matcher.pck import distances
+from matcher.pck import Average, distances
 from matcher.statistics import Difference, compare
 
 ALPHAS = (0.05, 0.1)
@@ -82,7 +82,7 @@ def part(out: Path, name: str) -> Figures:
 def gain(raw: Evaluation, adapted: Evaluation) -> dict[str, Any]:
     """PCK in percent before and after, and the difference with its interval, by alpha."""
     pairs = raw.matched.pairs
-    found = compare(pairs, distances(raw.matched, "nn"), distances(adapted.matched, "nn"), ALPHAS, "image")
+    found = compare(pairs, distances(raw.matched, "nn"), distances(adapted.matched, "nn"), ALPHAS, Average.IMAGE)
     return {"pairs": len(pairs), **{f"{alpha:g}": percent(found[alpha].overall) for alpha in ALPHAS}}
 
 
@@ -121,15 +121,15 @@ def splits(root: Path, out: Path) -> Iterator[tuple[str, int, Path, Path]]:
     for seed in SEEDS:
         random = np.random.default_rng(seed)
         held = {name for own in images.values() for name in random.choice(own, 4, replace=False).tolist()}
-        folders = (subset(root, out / f"image-{seed}-{which}", own) for which, own in apart(every, held))
-        yield f"images {seed}", seed, *folders
+        learn, test = (subset(root, out / f"image-{seed}-{which}", own) for which, own in parts(every, held))
+        yield f"images {seed}", seed, learn, test
     for seed, kinds in enumerate(KINDS):
         held = {name for category, own in images.items() if kind_of(category) in kinds for name in own}
-        folders = (subset(root, out / f"kind-{seed}-{which}", own) for which, own in apart(every, held))
-        yield f"kinds {'+'.join(kinds)}", seed, *folders
+        learn, test = (subset(root, out / f"kind-{seed}-{which}", own) for which, own in parts(every, held))
+        yield f"kinds {'+'.join(kinds)}", seed, learn, test
 
 
-def apart(every: set[str], held: set[str]) -> tuple[tuple[str, set[str]], tuple[str, set[str]]]:
+def parts(every: set[str], held: set[str]) -> tuple[tuple[str, set[str]], tuple[str, set[str]]]:
     """What is learned from, and what is tested on."""
     return ("train", every - held), ("test", held)
 
@@ -144,9 +144,7 @@ def willow(
     root: Annotated[Path, typer.Option(help="PF-Willow's folder.")],
     features: Annotated[Path, typer.Option(help="Its ImageNet features.")],
     out: Out,
-    labels: Annotated[
-        str, typer.Option(help="keypoints, or weak, which are those of the tested images.")
-    ] = "keypoints",
+    weak: Annotated[bool, typer.Option(help="Learn from weak labels, not from keypoints.")] = False,
 ) -> None:
     """Learn from one part of PF-Willow and score on the other; or, without keypoints, learn from the maps alone."""
     figures = part(out, "willow")
