@@ -135,7 +135,7 @@ def parts(every: set[str], held: set[str]) -> tuple[tuple[str, set[str]], tuple[
 
 
 IMAGES: dict[str, Any] = {"hold_out": 0.0, "steps": 200}
-UNSEEN: dict[str, Any] = {"hold_out": 0.0, "steps": 100, "dropout": 0.5}
+UNSEEN: dict[str, Any] = {"hold_out": 0.0, "steps": 150, "dropout": 0.5, "width": 64, "rate": 3e-4}
 WEAK: dict[str, Any] = {"pseudo": True, "relaxed": 1.0, "steps": 100}
 
 
