@@ -19,6 +19,7 @@ EXAMPLES = examples(
     "dualsd adapt --mode weights --layers 2,3 --t 50..400",
     "dualsd adapt --features mine.safetensors --dataset pf-willow --root PF --size 384 --layers s16,s8 "
     "--weights 0.8,0.6",
+    "dualsd adapt --pseudo --relaxed 1                  (no keypoints needed)",
     "dualsd adapt --resume runs/residual-2+3-001",
 )
 

@@ -11,14 +11,24 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from featstore.adapters.pseudo import Labelling, pseudo_pairs
 from featstore.backbones.base import MapKey
 from featstore.backbones.layers import weights_for
 from featstore.backbones.noise import generator
 from featstore.backbones.registry import is_diffusion
-from featstore.config import DEFAULT_STORE, AdaptConfig, ComputeConfig, EvalConfig, PromptConfig, given_options
+from featstore.config import (
+    DEFAULT_STORE,
+    AdaptConfig,
+    ComputeConfig,
+    EvalConfig,
+    PromptConfig,
+    ThetaName,
+    given_options,
+)
 from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset
 from featstore.datasets.registry import annotations_of, open_dataset
-from featstore.errors import AdapterError
+from featstore.errors import AdapterError, UnmarkedError
+from featstore.pipeline.defaults import choose_compute
 from featstore.pipeline.evaluate import OF_A_STORE
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.opened import open_asked, take_pairs
@@ -101,25 +111,45 @@ def open_material(config: AdaptConfig, progress: Progress) -> Material:
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The pairs of a data set, apart. split: whose they are. on: what `held_out` is, in words."""
+    """The pairs of a data set, apart. split: whose they are. on: what `held_out` is, in words. theta: of `pairs`, None
+    for the data set's own rule."""
 
     pairs: AnnotatedPairs
     held_out: AnnotatedPairs
     split: str
     on: str
+    theta: ThetaName | None = None
 
 
 def lists_of(
-    dataset: Dataset, config: AdaptConfig, keys_of: Callable[[Sequence[str]], Mapping[str, str]], progress: Progress
+    dataset: Dataset,
+    config: AdaptConfig,
+    keys_of: Callable[[Sequence[str]], Mapping[str, str]],
+    label: Callable[[Mapping[str, Sequence[str]]], AnnotatedPairs],
+    progress: Progress,
 ) -> Lists:
     """What is learned from and what is validated on: trn and val where a data set has both and nothing else is said,
-    else a seeded part of its pairs, and pairs among what is held out of them. keys_of: gives those of images' contents.
+    else a seeded part of its pairs, and pairs among what is held out of them; of weak labels all, and val.
+
+    Args:
+        dataset: Whose pairs.
+        config: What is said of them.
+        keys_of: Gives the keys of images' contents.
+        label: Gives weak labels of images by category.
+        progress: Who is told.
 
     Raises:
         DatasetError: It has no pairs.
-        AdapterError: There are too few to hold any out.
+        AdapterError: There are too few to hold any out, or to label.
     """
     count, wanted = config.validation_pairs or VALIDATION_PAIRS, config.categories or ()
+    if config.pseudo:
+        split, categories = images_to_label(dataset, wanted)
+        pairs = label(categories)
+        progress.tell(f"weak labels: {int(pairs.counts.sum())} matches in {len(pairs)} pairs of {split}")
+        # labels are the maps' own matches, so that none can tell whether the adapter is better than the maps
+        held_out = choose_pairs(dataset, "val", wanted) if "val" in dataset.splits else AnnotatedPairs.of(())
+        return Lists(pairs, choose_some(held_out, count), split, OF_VAL, "image")
     whole = {TRAINING, "val"} <= set(dataset.splits)
     if whole and config.hold_out is None and config.hold_by is None:
         pairs, held_out = (choose_pairs(dataset, split, wanted) for split in (TRAINING, "val"))
@@ -133,6 +163,25 @@ def lists_of(
         return Lists(pairs, AnnotatedPairs.of(()), split, APART)
     kept, held_out = hold_out(pairs, share, config.hold_by or "image", config.seed or 0, keys_of(images_of(pairs)))
     return Lists(kept, choose_some(held_out, count), split, APART)
+
+
+def images_to_label(dataset: Dataset, wanted: Sequence[str]) -> tuple[str, dict[str, list[str]]]:
+    """A split's name and its images' ids by category, of trn where there is one, or of all images where nobody has
+    marked keypoints; `wanted` categories, all where none is named. Raises `DatasetError` where it has no images."""
+    split = TRAINING if TRAINING in dataset.splits else default_split(dataset)
+    try:
+        members = dataset.members(split)
+    except UnmarkedError:
+        members = frozenset(image.id for image in dataset.images())
+    found: dict[str, list[str]] = {}
+    for image in dataset.images():
+        if image.id in members and not image.mirrored and (not wanted or image.category in wanted):
+            found.setdefault(image.category, []).append(image.id)
+    return split, found
+
+
+def _labelling(config: AdaptConfig) -> Labelling:
+    return Labelling(config.seed or 0, config.relaxed or 0.0)
 
 
 AnyPairs = TypeVar("AnyPairs", bound=PairList[Any])
@@ -212,10 +261,23 @@ def _from_store(config: AdaptConfig, progress: Progress) -> Material:
     else:
         keys = opened.keys(config.timesteps)
     layers = _layers(keys, config, lambda: opened.layers(keys, None) if not every else None)
-    lists = lists_of(dataset, config, lambda _: store.images.known_keys, progress)
+    header = store.header
+    matching = _matching(config, header.image_size, header.pad)
+
+    def label(categories: Mapping[str, Sequence[str]]) -> AnnotatedPairs:
+        opened.choice.check_categories(categories.keys())
+        rows = sorted(store.images.row(image) for images in categories.values() for image in images)
+        made = require_maps(store, dataset, rows, keys, opened.request, progress)
+        if made.bad:
+            raise made.bad[0]
+        maps = StoredMaps(store, made.extractor, made.others)
+        how = layers, matching, store.images.size, _labelling(config), opened.request.compute.device
+        return pseudo_pairs(categories, maps, *how, progress)
+
+    lists = lists_of(dataset, config, lambda _: store.images.known_keys, label, progress)
     taken = {
-        split: take_pairs(opened, split, pairs, progress, asked)
-        for split, pairs in ((lists.split, lists.pairs), (lists.on, lists.held_out))
+        split: take_pairs(opened, split, pairs, progress, replace(asked, theta=theta))
+        for split, pairs, theta in ((lists.split, lists.pairs, lists.theta), (lists.on, lists.held_out, None))
         if len(pairs)
     }
     rows = sorted({row for own in taken.values() for row in own.rows})
@@ -225,7 +287,6 @@ def _from_store(config: AdaptConfig, progress: Progress) -> Material:
     tell_shapes(progress, made.shapes)
     about = opened.describe(made.extractor, made.others)
     with_noise = tuple(key for key in keys if is_diffusion(key[0]))
-    header = store.header
     used = replace(
         config,
         store=absolute(store.path),
@@ -248,7 +309,7 @@ def _from_store(config: AdaptConfig, progress: Progress) -> Material:
         lists.on,
         StoredMaps(store, made.extractor, made.others),
         layers,
-        _matching(config, header.image_size, header.pad),
+        matching,
         header.dataset,
         about,
         origin,
@@ -271,14 +332,24 @@ def _from_file(config: AdaptConfig, features: Path, progress: Progress) -> Mater
     layers = _layers(keys, config, lambda: None)
     file = open_features(features)
     dataset = open_dataset(config.dataset, config.root, config.annotations)
-    lists = lists_of(dataset, config, partial(keys_from_files, dataset), progress)
+    pad = Pad(config.pad or "stretch")
+    matching = _matching(config, config.size, pad)
+
+    def label(categories: Mapping[str, Sequence[str]]) -> AnnotatedPairs:
+        images = [image for own in categories.values() for image in own]
+        file.check(images, [layer.map for layer in layers])
+        size_of = sizes_from_files(dataset, images).__getitem__
+        device = choose_compute(config.device, config.dtype, config.batch_size).device
+        return pseudo_pairs(categories, file, layers, matching, size_of, _labelling(config), device, progress)
+
+    lists = lists_of(dataset, config, partial(keys_from_files, dataset), label, progress)
     images = images_of(lists.pairs, lists.held_out)
     file.check(images, [layer.map for layer in layers])
-    sizes, pad = sizes_from_files(dataset, images), Pad(config.pad or "stretch")
+    sizes = sizes_from_files(dataset, images)
     notes = note_oddities(dataset, [lists.split], images, keys_from_files(dataset, images), progress)
     pairs, held_out = (
-        in_resized_frame(dataset, own, sizes.__getitem__, config.size, progress, pad) if len(own) else None
-        for own in (lists.pairs, lists.held_out)
+        in_resized_frame(dataset, own, sizes.__getitem__, config.size, progress, pad, theta) if len(own) else None
+        for own, theta in ((lists.pairs, lists.theta), (lists.held_out, None))
     )
     assert pairs is not None, "a split without pairs is refused"
     annotations = annotations_of(dataset)
@@ -295,7 +366,7 @@ def _from_file(config: AdaptConfig, features: Path, progress: Progress) -> Mater
         lists.on,
         file,
         layers,
-        _matching(config, config.size, pad),
+        matching,
         dataset.name,
         {"features": "own", "layers": list(config.layers), "size": config.size},
         origin,
