@@ -19,6 +19,7 @@ EXAMPLES = examples(
     "dualsd adapt --mode weights --layers 2,3 --t 50..400",
     "dualsd adapt --features mine.safetensors --dataset pf-willow --root PF --size 384 --layers s16,s8 "
     "--weights 0.8,0.6",
+    "dualsd adapt --pseudo --relaxed 1                  (no keypoints needed)",
     "dualsd adapt --resume runs/residual-2+3-001",
 )
 
@@ -47,7 +48,7 @@ def adapt(config: AdaptConfig, json: JsonOption = None) -> None:
         write_json(json, about | done.listed)
     # last: the run is kept, whatever becomes of its page
     from cli.reports.training import report_training
-    from featstore.tuning.run_folder import worth
+    from featstore.tuning.runs import worth
 
     with TerminalProgress() as progress:
         progress.wait("writing the report")

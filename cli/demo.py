@@ -42,7 +42,7 @@ def demo(
     """
     from featstore.pipeline.grid import grid
     from featstore.pipeline.run_build import build
-    from featstore.tuning.run_folder import free_name
+    from featstore.tuning.runs import free_name
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -128,8 +128,8 @@ def report(
     Nothing is matched or trained. The best and the worst pairs of an evaluation are drawn where the dataset is found.
     """
     from featstore.pipeline.results import FORMAT as EVALUATION
-    from featstore.tuning.run_folder import ADAPTATION, format_of
-    from featstore.tuning.run_folder import FORMAT as TRAINING
+    from featstore.tuning.runs import ADAPTATION, format_of
+    from featstore.tuning.runs import FORMAT as TRAINING
 
     found = format_of(run)
     if found == EVALUATION:

@@ -272,7 +272,7 @@ def typed_command() -> str | None:
 def describe_origin(**about: Any) -> dict[str, Any]:
     """What was typed, and with which versions, as a run's `run.json` has it. about: what else there is to say."""
     from featstore.store.schema import creator_version
-    from featstore.tuning.run_folder import library_versions
+    from featstore.tuning.runs import library_versions
 
     return {**about, "command": typed_command(), "creator": creator_version(), "versions": library_versions()}
 

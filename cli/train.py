@@ -63,7 +63,7 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
     if outcome.stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
     if outcome.baselines is not None and outcome.baselines.lead is not None:
-        from featstore.tuning.run_folder import worth
+        from featstore.tuning.runs import worth
 
         say(worth(outcome.baselines, outcome.baselines.lead, done.run.words))
 

@@ -560,9 +560,17 @@ class AdaptConfig(PromptConfig, ComputeConfig):
         "image",
         default=None,
     )
+    pseudo: bool | None = option(
+        "Learn from weak labels, not from keypoints: mutual, confident matches between images of a category that come "
+        "back over a third one. Validated on val where the data set has one; else the last step is kept.",
+        default=None,
+    )
+    relaxed: Annotated[float, Field(ge=0)] | None = option(
+        "With --pseudo: cells by which a match need not be mutual.", "0", default=None, metavar="CELLS"
+    )
     checkpoint_every: Positive | None = option("Steps between checkpoints.", "100", default=None)
     seed: int | None = option(
-        "Seed of the first parameters, of the batches and of what is held out.", "0", default=None
+        "Seed of the first parameters, of the batches, of what is held out and of weak labels.", "0", default=None
     )
     encoding: Encoding = "raw"
     sync: Sync = True
@@ -576,6 +584,13 @@ class AdaptConfig(PromptConfig, ComputeConfig):
         if self.features is None and self.mode != "weights":
             check_of_use(self.layers, given_options(self, OF_DINO), given_options(self, [*OF_THE_UNET, "ensemble"]))
             check_layers_of(self.layers, self.timesteps, self.weights)
+        if self.relaxed is not None and not self.pseudo and not self.resume:
+            raise InputError("--relaxed goes with --pseudo.")
+        if self.pseudo and (self.hold_out or self.hold_by):
+            raise InputError(
+                "--pseudo holds nothing out: its labels are the maps' own matches, by which no adapter can be judged; "
+                "leave out --hold-out and --hold-by."
+            )
         if self.mode == "weights" and (given := given_options(self, ["width", "projection", "blocks", "dropout"])):
             raise InputError(f"{given[0]} is of a network, and --mode weights has none.")
         if self.mode != "aggregate" and (given := given_options(self, ["projection", "blocks"])) and not self.resume:

@@ -16,7 +16,8 @@ from cli.reports.tables import Block, in_words, write_tables
 from featstore.adapters.run import AdapterRun
 from featstore.backbones.base import spell_timestep
 from featstore.errors import TuningError
-from featstore.tuning.run_folder import ADAPTATION, Baselines, Run, RunFolder, Words, format_of, worth
+from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.runs import ADAPTATION, Baselines, Run, Words, format_of, worth
 from featstore.tuning.step import ALPHA
 
 

@@ -2,31 +2,32 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import numpy as np
-
+from featstore.adapters.lists import lists_of
+from featstore.adapters.pseudo import Labelling, pseudo_pairs
 from featstore.backbones.base import MapKey
 from featstore.backbones.layers import weights_for
-from featstore.backbones.noise import generator
 from featstore.backbones.registry import is_diffusion
-from featstore.config import DEFAULT_STORE, AdaptConfig, ComputeConfig, EvalConfig, PromptConfig, given_options
-from featstore.datasets.records import MIRRORED, AnnotatedPairs, Dataset
+from featstore.config import (
+    DEFAULT_STORE,
+    AdaptConfig,
+    ComputeConfig,
+    EvalConfig,
+    PromptConfig,
+    given_options,
+)
+from featstore.datasets.records import AnnotatedPairs
 from featstore.datasets.registry import annotations_of, open_dataset
-from featstore.errors import AdapterError
+from featstore.pipeline.defaults import choose_compute
 from featstore.pipeline.evaluate import OF_A_STORE
 from featstore.pipeline.needed import require_maps
 from featstore.pipeline.opened import open_asked, take_pairs
 from featstore.pipeline.pairs import (
-    TRAINING,
-    choose_pairs,
-    choose_some,
-    default_split,
     images_of,
     in_resized_frame,
     keys_from_files,
@@ -40,11 +41,7 @@ from featstore.tuning.run_folder import identity
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad
 from matcher.errors import InputError
 from matcher.maps import MapSource
-from matcher.pairs import PairList, Pairs
-
-HELD_OUT, VALIDATION_PAIRS = 0.25, 500
-OF_VAL, APART = "of val", "held out"
-"""What is validated on, behind "pairs"."""
+from matcher.pairs import Pairs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,91 +96,8 @@ def open_material(config: AdaptConfig, progress: Progress) -> Material:
     return _from_file(config, config.features, progress)
 
 
-@dataclass(frozen=True, slots=True)
-class Lists:
-    """The pairs of a data set, apart. split: whose they are. on: what `held_out` is, in words."""
-
-    pairs: AnnotatedPairs
-    held_out: AnnotatedPairs
-    split: str
-    on: str
-
-
-def lists_of(
-    dataset: Dataset, config: AdaptConfig, keys_of: Callable[[Sequence[str]], Mapping[str, str]], progress: Progress
-) -> Lists:
-    """What is learned from and what is validated on: trn and val where a data set has both and nothing else is said,
-    else a seeded part of its pairs, and pairs among what is held out of them. keys_of: gives those of images' contents.
-
-    Raises:
-        DatasetError: It has no pairs.
-        AdapterError: There are too few to hold any out.
-    """
-    count, wanted = config.validation_pairs or VALIDATION_PAIRS, config.categories or ()
-    whole = {TRAINING, "val"} <= set(dataset.splits)
-    if whole and config.hold_out is None and config.hold_by is None:
-        pairs, held_out = (choose_pairs(dataset, split, wanted) for split in (TRAINING, "val"))
-        return Lists(pairs, choose_some(held_out, count), TRAINING, OF_VAL)
-    split = TRAINING if TRAINING in dataset.splits else default_split(dataset)
-    share = HELD_OUT if config.hold_out is None else config.hold_out
-    pairs = choose_pairs(dataset, split, wanted)
-    if split != TRAINING:
-        progress.tell(f"{dataset.name} has no trn: learned from {split}, of which figures are then no test")
-    if share == 0:
-        return Lists(pairs, AnnotatedPairs.of(()), split, APART)
-    kept, held_out = hold_out(pairs, share, config.hold_by or "image", config.seed or 0, keys_of(images_of(pairs)))
-    return Lists(kept, choose_some(held_out, count), split, APART)
-
-
-AnyPairs = TypeVar("AnyPairs", bound=PairList[Any])
-
-
-def hold_out(
-    pairs: AnyPairs, share: float, by: Literal["image", "category"], seed: int, keys: Mapping[str, str]
-) -> tuple[AnyPairs, AnyPairs]:
-    """Pairs to learn from, and pairs that share no image, or no category, with them; those between both are in neither.
-
-    Args:
-        pairs: All of them.
-        share: Of each category's images, or of the kinds of categories, that is held out, above 0 and below 1.
-        by: What is held out. Images that are the same file, or its mirror image, are held out together, whatever their
-            categories; so are categories of a kind: car(G), car(M) and car(S) are cars.
-        seed: Of the choice.
-        keys: Of images' contents, by id, of as many as are known.
-
-    Raises:
-        AdapterError: One of both would be empty.
-    """
-    random = generator(f"hold out|{by}|{seed}")
-    if by == "image":
-        content = {name: keys.get(plain := name.removesuffix(MIRRORED), plain) for name in pairs.images}
-        chosen: set[str] = set()
-        for _, members in sorted(pairs.grouped("category").items()):
-            own = sorted({content[name] for row in members for name in pairs.named(row)[:2]})
-            left = [one for one in own if one not in chosen]
-            count = max(round(share * len(own)) - (len(own) - len(left)), 0)
-            chosen |= {left[place] for place in random.permutation(len(left))[:count].tolist()}
-        is_held = np.array([content[image] in chosen for image in pairs.images], dtype=bool)
-        source, target = is_held[pairs.source], is_held[pairs.target]
-        kept, held = ~source & ~target, source & target
-    else:
-        kinds = sorted(set(map(kind_of, pairs.grouped("category"))))
-        chosen = {kinds[place] for place in random.permutation(len(kinds))[: round(share * len(kinds))].tolist()}
-        is_held = np.array([kind_of(category) in chosen for category in pairs.categories], dtype=bool)
-        held = is_held[pairs.category]
-        kept = ~held
-    if not kept.any() or not held.any():
-        what = "categories, of different kinds," if by == "category" else "images of a category"
-        raise AdapterError(
-            f"{len(pairs)} pairs are too few to hold {share:g} of them out by {by}: it would leave {int(kept.sum())} "
-            f"to learn from and {int(held.sum())} to validate on; add {what} or take another --hold-out, 0 for none."
-        )
-    return pairs.take(kept), pairs.take(held)
-
-
-def kind_of(category: str) -> str:
-    """`car` of `car(S)`."""
-    return re.sub(r"\s*\(.*\)$", "", category)
+def _labelling(config: AdaptConfig) -> Labelling:
+    return Labelling(config.seed or 0, config.relaxed or 0.0)
 
 
 def _asked(config: AdaptConfig, timesteps: tuple[int | None, ...] | None) -> EvalConfig:
@@ -212,10 +126,23 @@ def _from_store(config: AdaptConfig, progress: Progress) -> Material:
     else:
         keys = opened.keys(config.timesteps)
     layers = _layers(keys, config, lambda: opened.layers(keys, None) if not every else None)
-    lists = lists_of(dataset, config, lambda _: store.images.known_keys, progress)
+    header = store.header
+    matching = _matching(config, header.image_size, header.pad)
+
+    def label(categories: Mapping[str, Sequence[str]]) -> AnnotatedPairs:
+        opened.choice.check_categories(categories.keys())
+        rows = sorted(store.images.row(image) for images in categories.values() for image in images)
+        made = require_maps(store, dataset, rows, keys, opened.request, progress)
+        if made.bad:
+            raise made.bad[0]
+        maps = StoredMaps(store, made.extractor, made.others)
+        how = layers, matching, store.images.size, _labelling(config), opened.request.compute.device
+        return pseudo_pairs(categories, maps, *how, progress)
+
+    lists = lists_of(dataset, config, lambda _: store.images.known_keys, label, progress)
     taken = {
-        split: take_pairs(opened, split, pairs, progress, asked)
-        for split, pairs in ((lists.split, lists.pairs), (lists.on, lists.held_out))
+        split: take_pairs(opened, split, pairs, progress, replace(asked, theta=theta))
+        for split, pairs, theta in ((lists.split, lists.pairs, lists.theta), (lists.on, lists.held_out, None))
         if len(pairs)
     }
     rows = sorted({row for own in taken.values() for row in own.rows})
@@ -225,7 +152,6 @@ def _from_store(config: AdaptConfig, progress: Progress) -> Material:
     tell_shapes(progress, made.shapes)
     about = opened.describe(made.extractor, made.others)
     with_noise = tuple(key for key in keys if is_diffusion(key[0]))
-    header = store.header
     used = replace(
         config,
         store=absolute(store.path),
@@ -248,7 +174,7 @@ def _from_store(config: AdaptConfig, progress: Progress) -> Material:
         lists.on,
         StoredMaps(store, made.extractor, made.others),
         layers,
-        _matching(config, header.image_size, header.pad),
+        matching,
         header.dataset,
         about,
         origin,
@@ -271,14 +197,24 @@ def _from_file(config: AdaptConfig, features: Path, progress: Progress) -> Mater
     layers = _layers(keys, config, lambda: None)
     file = open_features(features)
     dataset = open_dataset(config.dataset, config.root, config.annotations)
-    lists = lists_of(dataset, config, partial(keys_from_files, dataset), progress)
+    pad = Pad(config.pad or "stretch")
+    matching = _matching(config, config.size, pad)
+
+    def label(categories: Mapping[str, Sequence[str]]) -> AnnotatedPairs:
+        images = [image for own in categories.values() for image in own]
+        file.check(images, [layer.map for layer in layers])
+        size_of = sizes_from_files(dataset, images).__getitem__
+        device = choose_compute(config.device, config.dtype, config.batch_size).device
+        return pseudo_pairs(categories, file, layers, matching, size_of, _labelling(config), device, progress)
+
+    lists = lists_of(dataset, config, partial(keys_from_files, dataset), label, progress)
     images = images_of(lists.pairs, lists.held_out)
     file.check(images, [layer.map for layer in layers])
-    sizes, pad = sizes_from_files(dataset, images), Pad(config.pad or "stretch")
+    sizes = sizes_from_files(dataset, images)
     notes = note_oddities(dataset, [lists.split], images, keys_from_files(dataset, images), progress)
     pairs, held_out = (
-        in_resized_frame(dataset, own, sizes.__getitem__, config.size, progress, pad) if len(own) else None
-        for own in (lists.pairs, lists.held_out)
+        in_resized_frame(dataset, own, sizes.__getitem__, config.size, progress, pad, theta) if len(own) else None
+        for own, theta in ((lists.pairs, lists.theta), (lists.held_out, None))
     )
     assert pairs is not None, "a split without pairs is refused"
     annotations = annotations_of(dataset)
@@ -295,7 +231,7 @@ def _from_file(config: AdaptConfig, features: Path, progress: Progress) -> Mater
         lists.on,
         file,
         layers,
-        _matching(config, config.size, pad),
+        matching,
         dataset.name,
         {"features": "own", "layers": list(config.layers), "size": config.size},
         origin,

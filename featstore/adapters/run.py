@@ -1,4 +1,4 @@
-"""The folder of a run that learns an adapter: as that of prompts (`featstore.tuning.run_folder`), with
+"""The folder of a run that learns an adapter: as that of prompts (`featstore.tuning.runs`), with
 `adapter.safetensors` and `adapter-last.safetensors` in their place. Its format is another, so that nobody takes it for
 one of prompts."""
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from featstore.adapters.base import FILE
-from featstore.adapters.material import OF_VAL, Material
+from featstore.adapters.lists import OF_VAL
+from featstore.adapters.material import Material
 from featstore.adapters.settings import AdapterSettings, settled
 from featstore.config import AdaptConfig
 from featstore.parsing import from_json, parse, to_json
-from featstore.tuning.run_folder import ADAPTATION, Run, Words, make_run
+from featstore.tuning.runs import ADAPTATION, Run, Words, make_run
 
 
 @dataclass(frozen=True)

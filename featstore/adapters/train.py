@@ -27,7 +27,7 @@ from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent
 from featstore.tuning.loop import Outcome, Step, TrainingState, Validated, learn
 from featstore.tuning.loss import layered
-from featstore.tuning.run_folder import resume_run
+from featstore.tuning.runs import resume_run
 from featstore.tuning.step import ALPHA
 from matcher.configuration import Configuration, LayerSpec
 from matcher.grid import score_grid

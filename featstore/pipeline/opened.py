@@ -30,7 +30,8 @@ from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
 from featstore.store.keys import RAW, AnyExtractor, Extractor, PixelExtractor
 from featstore.store.rows import ENCODINGS
 from featstore.store.store import Store, open_store
-from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
+from featstore.tuning.run_folder import RunFolder, runs_newest_first
+from featstore.tuning.runs import RUNS
 from matcher.configuration import LayerSpec
 from matcher.errors import InputError
 from matcher.maps import MapSource

@@ -26,7 +26,7 @@ from featstore.files import write_whole, writing
 from featstore.pipeline.distributed import Processes
 from featstore.progress import Progress
 from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
-from featstore.tuning.run_folder import Baselines, Run, trained_alone
+from featstore.tuning.runs import Baselines, Run, trained_alone
 from featstore.tuning.settings import UnusedCategories
 from matcher.pairs import MatchingPair
 from matcher.statistics import SEED, bootstrap_mean

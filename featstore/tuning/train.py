@@ -41,7 +41,8 @@ from featstore.store.keys import StoreLocation, parse_location
 from featstore.store.rows import RowArray
 from featstore.store.store import Store, open_store, patch_tokens_of
 from featstore.tuning.loop import Outcome, learn
-from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
+from featstore.tuning.run_folder import RunFolder, create_run, identity
+from featstore.tuning.runs import resume_run
 from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
 from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead, Prompted
 from featstore.tuning.trainer import Problem

@@ -27,7 +27,7 @@ def write_drawn(folder: Path) -> None:
             for layer, side in LAYERS.items():
                 cells = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1) * (SIZE - 1) / (side - 1)
                 apart = np.linalg.norm(cells - points[:, None, None], axis=-1)  # (keypoints, side, side)
-                loud = random.normal(0, 1, (4, side, side))
+                loud = random.normal(0, 2, (4, side, side))
                 made = np.concatenate([np.exp(-((apart / 10) ** 2)), loud]).astype(np.float16)
                 maps[f"{category}/{picture}|{layer}"] = torch.from_numpy(made)
     (folder / "pictures" / "keypoints.csv").write_text("\n".join(rows) + "\n")
