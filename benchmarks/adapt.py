@@ -24,7 +24,8 @@ import typer
 from benchmarks.synthetic_maps import IMAGE_SIZE, all_pairs, write_store
 from featstore.adapters.base import make_adapter
 from featstore.adapters.batches import IN_MEMORY, Shelf
-from featstore.adapters.material import OF_VAL, Material, kind_of, open_material
+from featstore.adapters.lists import OF_VAL, kind_of
+from featstore.adapters.material import Material, open_material
 from featstore.adapters.settings import settings_of
 from featstore.adapters.train import AdapterTask, adapt
 from featstore.config import AdaptConfig, EvalConfig, GridConfig, TrainConfig

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featstore.adapters.base import spell_keys
 from featstore.adapters.losses import Image, PointPair
 from featstore.backbones.base import MapKey
 from featstore.backbones.noise import generator
 from featstore.datasets.groups import mirrored
+from featstore.errors import AdapterError
 from featstore.tuning.step import RandomPairs
 from matcher.configuration import LayerSpec
 from matcher.maps import MapSource
@@ -125,17 +127,24 @@ class Shelf:
     def __init__(self, maps: MapSource, keys: Sequence[MapKey], images: Sequence[str], limit: int = IN_MEMORY) -> None:
         self._maps, self._layers = maps, {key: LayerSpec(*key) for key in keys}
         self._kept: dict[str, dict[MapKey, Tensor]] = {}
+        self.shapes: dict[MapKey, tuple[int, ...]] = {}
         self.in_memory = False
         first = self.load(images[0])
-        self.shapes = {key: tuple(own.shape) for key, own in first.items()}
         self.bytes = len(images) * sum(own.nbytes for own in first.values())
         self.in_memory = self.bytes <= limit
 
     def load(self, image: str) -> dict[MapKey, Tensor]:
-        """An image's maps (C, h, w), by key, as they came. May be called from any thread."""
+        """An image's maps (C, h, w), by key, as they came. May be called from any thread. Raises `AdapterError` where
+        they have not the size of others, and what the source raises."""
         found = self._kept.get(image)
         if found is None:
             found = {key: self._maps.load(image, layer) for key, layer in self._layers.items()}
+            for key, own in found.items():
+                if self.shapes.setdefault(key, tuple(own.shape)) != tuple(own.shape):
+                    raise AdapterError(
+                        f"The map of {image}, {spell_keys([key])}, is {tuple(own.shape)}, that of others "
+                        f"{self.shapes[key]}: all are learned from together, so resize images to one --size first."
+                    )
             if self.in_memory:
                 self._kept[image] = found
         return found

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from featstore.adapters.base import FILE
-from featstore.adapters.material import OF_VAL, Material
+from featstore.adapters.lists import OF_VAL
+from featstore.adapters.material import Material
 from featstore.adapters.settings import AdapterSettings, settled
 from featstore.config import AdaptConfig
 from featstore.parsing import from_json, parse, to_json

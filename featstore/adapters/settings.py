@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from featstore.adapters.base import AdapterSpec, Kind
-from featstore.adapters.material import APART, HELD_OUT, VALIDATION_PAIRS, Material
+from featstore.adapters.lists import APART, HELD_OUT, VALIDATION_PAIRS
+from featstore.adapters.material import Material
 from featstore.backbones.base import MapKey
 from featstore.config import AdaptConfig, AdapterLoss, Positive, Rate
 from featstore.errors import TuningError

@@ -18,7 +18,8 @@ from typer.testing import Result
 
 from featstore.adapters.base import load_adapter
 from featstore.adapters.batches import GroupedPairs, Mirror, Shelf
-from featstore.adapters.material import hold_out, open_material
+from featstore.adapters.lists import hold_out
+from featstore.adapters.material import open_material
 from featstore.adapters.run import AdapterRun
 from featstore.adapters.train import AdapterTask, adapt
 from featstore.config import AdaptConfig
