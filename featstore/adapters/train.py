@@ -95,7 +95,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None, command: str | 
     task = AdapterTask(adapter, settings, material, shelf, device)
     place = "in memory" if shelf.in_memory else "read ahead, as they do not all fit in memory"
     progress.tell(f"maps of {len(material.images)} images, {human_bytes(shelf.bytes)}, {place}")
-    progress.tell(_described(task, spell_list(material.split, material.pairs), run.path))
+    progress.tell(_described(task, spell_list(material.split, material.pairs), material.on, run.path))
     try:
         return AdaptResult(run, learn(task, run, ALONE, progress), settings, task.parameters, listed)
     except DiskFullError as error:
@@ -221,7 +221,7 @@ class ShelvedMaps:
         return self.shelf.load(image)[layer.layer, layer.timestep]
 
 
-def _described(task: AdapterTask, pairs: str, run: Path) -> str:
+def _described(task: AdapterTask, pairs: str, on: str, run: Path) -> str:
     """What is learned, from what, with which settings."""
     settings, held_out = task.settings, len(task.validation)
     return (
@@ -229,5 +229,5 @@ def _described(task: AdapterTask, pairs: str, run: Path) -> str:
         f"{settings.batch} pairs per step, {settings.steps} steps, loss {settings.loss}"
         + (f", kernel {settings.kernel} cells" if settings.loss == "prompt" else "")
         + (", half of the pairs mirrored in their maps" if settings.flip else "")
-        + f"; {held_out} pairs {task._material.on} every {settings.validate_every} steps; {run}"
+        + f"; {held_out} pairs {on} every {settings.validate_every} steps; {run}"
     )
