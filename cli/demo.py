@@ -42,14 +42,15 @@ def demo(
     """
     from featstore.pipeline.grid import grid
     from featstore.pipeline.run_build import build
-    from featstore.tuning.run_folder import free_name
+    from featstore.tuning.runs import free_name
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made: {error.strerror}.") from error
     store, runs = str(out / "demo.zarr"), out / "runs"
-    tried = GridConfig(store=store, timesteps=TRIED, weightings="sweep", prompt=TEXT, ensemble=DRAWS, device=device)
+    what = GridConfig(layers=("2", "3"), timesteps=TRIED, weightings="sweep")
+    tried = replace(what, store=store, prompt=TEXT, ensemble=DRAWS, device=device)
     with TerminalProgress() as progress:
         say(f"$ dualsd cache build --store {store}")
         build(BuildConfig(store=store, device=device), progress)

@@ -18,11 +18,12 @@ from cli.output import broken
 GROUPS = {
     "Data": "store dataset root annotations split categories max_pairs pad model revision unet size latents seed",
     "Features": "features layers timesteps weights weightings ensemble upsample upsamples upsample_align dino "
-    "dino_size dino_debias",
+    "dino_size dino_debias adapter groups cells",
     "Prompts": "mode prompt prompts fallback category length",
     "Matching": "geometry geometries readout readouts beta sigma window alphas average frame theta strict",
     "Learning": "steps batch accumulate rate network_rate kernel noise draws validate_every validation_pairs "
-    "validation_timesteps checkpoint_every train_steps unused_categories",
+    "validation_timesteps checkpoint_every train_steps unused_categories decay width projection blocks loss dropout "
+    "flip hold_out hold_by pseudo relaxed",
     "Running": "device dtype batch_size gradient_checkpointing compile part stream skip_bad encoding sync resume",
     "Files": "out name runs work config_file json csv dry_run",
 }

@@ -117,7 +117,7 @@ def _spelled(difference: "Difference") -> tuple[str, ...]:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `dualsd eval` or `dualsd train` kept.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `dualsd eval`, `train` or `adapt` kept.")],
     root: Annotated[
         Path | None,
         typer.Option("--root", help="Where an evaluation's images are by now.", show_default="where they were"),
@@ -128,15 +128,15 @@ def report(
     Nothing is matched or trained. The best and the worst pairs of an evaluation are drawn where the dataset is found.
     """
     from featstore.pipeline.results import FORMAT as EVALUATION
-    from featstore.tuning.run_folder import FORMAT as TRAINING
-    from featstore.tuning.run_folder import format_of
+    from featstore.tuning.runs import ADAPTATION, format_of
+    from featstore.tuning.runs import FORMAT as TRAINING
 
     found = format_of(run)
     if found == EVALUATION:
         from cli.reports.evaluation import report_evaluation
 
         file = report_evaluation(run, root)
-    elif found == TRAINING:
+    elif found in (TRAINING, ADAPTATION):
         from cli.reports.training import report_training
 
         file = report_training(run)

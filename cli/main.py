@@ -23,6 +23,7 @@ COMMANDS = {
     "grid": ("grid.command", "Score every layer at every timestep, and all layers together at every choice."),
     "report": ("kept.report", "Write report.html, table.md and table.tex of a run again, from what it keeps."),
     "train": ("train.command", "Learn prompts for one layer (SD4Match) or for two (the dual method)."),
+    "adapt": ("adapt.command", "Learn an adapter on cached maps, without the networks that made them."),
     "match": ("match.command", "Find points of one photograph in another; prints them in pixels of B."),
     "import": ("import_annotations.command", "Keypoints of your photographs, from LabelMe's, COCO's or CVAT's files."),
     "recipes": ("show_recipes.show_recipes", "List the recipes; with a NAME every value, and where it comes from."),
@@ -30,6 +31,7 @@ COMMANDS = {
     "demo": ("demo.demo", "Cache, extract, match and score the embedded demo, and draw one pair."),
     "doctor": ("doctor.doctor", "Versions, device, whether the model can be had, the store and free disk."),
     "cache": ("cache.app", "Compute everything before the matching once, and keep it."),
+    "adapter": ("adapter.app", "Adapters: as one file to give away, and from GeoAware-SC's and DIY-SC's."),
     "prompts": ("prompts.app", "Learned prompts: from and to SD4Match's files, and what is in them."),
 }
 """Where each command lies below `cli`, and what the list of commands says of it; a module is loaded when it is used."""

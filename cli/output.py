@@ -248,7 +248,7 @@ def describe(scoring: "Scoring", features: Mapping[str, Any]) -> str:
         for layer in scoring.layers
     )
     of_others = (f"{family}{what}" for family in TITLES for what in ("", "_size", "_debias"))
-    shown = ("prompt", "ensemble", "model", *of_others, "encoding", "features")
+    shown = ("prompt", "ensemble", "model", *of_others, "encoding", "features", "adapter")
     origin = "; ".join(f"{name} {value!r}" for name, value in features.items() if name in shown)
     upsampling = f", upsampled {settings.upsample}x ({settings.upsample_align.value})" if settings.upsample > 1 else ""
     made = "padded" if settings.pad is Pad.SQUARE else "resized"
@@ -272,7 +272,7 @@ def typed_command() -> str | None:
 def describe_origin(**about: Any) -> dict[str, Any]:
     """What was typed, and with which versions, as a run's `run.json` has it. about: what else there is to say."""
     from featstore.store.schema import creator_version
-    from featstore.tuning.run_folder import library_versions
+    from featstore.tuning.runs import library_versions
 
     return {**about, "command": typed_command(), "creator": creator_version(), "versions": library_versions()}
 

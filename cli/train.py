@@ -54,7 +54,7 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
             about |= {"text": baselines.of_text, "initial": baselines.initial, "lead": asdict(baselines.lead)}
         write_json(json, about | done.listed)
     # last: the run is kept, whatever becomes of its page
-    from cli.reports.training import report_training, worth
+    from cli.reports.training import report_training
 
     with TerminalProgress() as progress:
         progress.wait("writing the report")
@@ -63,7 +63,9 @@ def train(config: TrainConfig, json: JsonOption = None) -> None:
     if outcome.stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
     if outcome.baselines is not None and outcome.baselines.lead is not None:
-        say(worth(outcome.baselines, outcome.baselines.lead))
+        from featstore.tuning.runs import worth
+
+        say(worth(outcome.baselines, outcome.baselines.lead, done.run.words))
 
 
 command = taking(TrainConfig)(train)

@@ -14,6 +14,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featstore.adapters.base import load_adapter as load_adapter
+    from featstore.adapters.train import AdaptResult as AdaptResult
+    from featstore.adapters.train import adapt as adapt
+    from featstore.config import AdaptConfig as AdaptConfig
     from featstore.config import BuildConfig as BuildConfig
     from featstore.config import EvalConfig as EvalConfig
     from featstore.config import GridConfig as GridConfig
@@ -36,7 +40,17 @@ if TYPE_CHECKING:
     from matcher.errors import InputError as InputError
 
 _PLACES = {
-    "featstore.config": ("BuildConfig", "EvalConfig", "GridConfig", "MapsConfig", "MatchConfig", "TrainConfig"),
+    "featstore.adapters.base": ("load_adapter",),
+    "featstore.adapters.train": ("AdaptResult", "adapt"),
+    "featstore.config": (
+        "AdaptConfig",
+        "BuildConfig",
+        "EvalConfig",
+        "GridConfig",
+        "MapsConfig",
+        "MatchConfig",
+        "TrainConfig",
+    ),
     "featstore.pipeline.match": ("Featurizer", "ImageMaps", "Matches", "match", "match_pairs", "match_photographs"),
     "featstore.pipeline.run_build": ("build", "make_maps"),
     "featstore.pipeline.evaluate": ("evaluate",),

@@ -54,6 +54,7 @@ AverageChoice = Literal["image", "point", "category"]
 PadName = Literal["stretch", "square"]
 ThetaName = Literal["box", "image", "keypoints"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "float64"]
+AdapterLoss = Literal["prompt", "contrastive", "dense", "contrastive+dense"]
 PLACE = "PLACE"
 MODELS = "sd2-1, sd1-5, sd-turbo, sdxl, sdxl-turbo, demo, a hub name owner/model, or a folder in diffusers' layout."
 
@@ -139,6 +140,14 @@ DinoDebias = Annotated[
         "Directions of DINO's descriptors that are taken out, as they tell positions (INSID3 takes 500 of 1,024).",
         "none",
         metavar="N",
+    ),
+]
+Adapter = Annotated[
+    Place | None,
+    Setting(
+        "A run of `dualsd adapt`, or a file of an adapter: its network goes on top of the maps. Layers, timesteps, "
+        "weights and prompt are its own where they are not typed.",
+        metavar="RUN",
     ),
 ]
 Ensemble = Annotated[Positive, Setting("Noise draws whose features are averaged.")]
@@ -264,6 +273,7 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     root: Root = None
     layers: Layers = None
     timesteps: Timesteps = None
+    adapter: Adapter = None
     ensemble: Ensemble = ENSEMBLE
     split: str | None = option("Only images of a split.", "all", default=None)
     encoding: Encoding = "raw"
@@ -271,6 +281,8 @@ class KeptMapsConfig(PromptConfig, ComputeConfig):
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
+        if self.adapter is not None:  # which knows its layers
+            return
         check_of_use(self.layers, given_options(self, ["dino", *OF_DINO]), given_options(self, OF_THE_UNET))
         check_layers_of(self.layers, self.timesteps, None if self.layers is None else [1.0] * len(self.layers))
 
@@ -310,6 +322,7 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     )
     timesteps: Timesteps = None
     weights: Weights = None
+    adapter: Adapter = None
     upsample: Upsample = 1
     upsample_align: UpsampleAlign = None
     geometry: Geometry = "corners"
@@ -338,7 +351,7 @@ class EvalConfig(PromptConfig, ReadoutConfig, ComputeConfig):
 
     def __post_init__(self) -> None:
         self.parameters(*find_readouts(self.readouts))
-        if self.features is None:
+        if self.features is None and self.adapter is None:
             check_of_use(
                 self.layers,
                 given_options(self, OF_DINO),
@@ -352,11 +365,19 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
 
     store: StoreSetting = DEFAULT_STORE
     root: Root = None
-    layers: Texts = option(
-        "Layers, e.g. 2,3: decoder layers 1 to 4, block:9, dino, dinov3, dino:9.", default=("2", "3")
+    layers: Texts | None = option(
+        "Layers, e.g. 2,3: decoder layers 1 to 4, block:9, dino, dinov3, dino:9.",
+        "2,3, or those of the adapter",
+        default=None,
     )
     timesteps: Steps | None = option(
         "Timesteps tried for every layer: 50..400 (step 50), 50..400:25 or 50,200,261.", default=None, flag="--t"
+    )
+    adapter: Place | None = option(
+        "A run of `dualsd adapt`, or a file, of a residual adapter: the block of each layer goes on its maps at every "
+        "timestep that is tried, whichever it was trained at.",
+        default=None,
+        metavar="RUN",
     )
     weightings: Annotated[Weightings | Literal["sweep"] | None, Form("weightings")] = option(
         "Weightings of all layers together, e.g. 0.8:0.6,1:1. sweep: of every two of the layers 11 angles from one to "
@@ -386,7 +407,7 @@ class GridConfig(PromptConfig, ReadoutConfig, ComputeConfig):
     skip_bad: SkipBad = False
 
     def __post_init__(self) -> None:
-        check_names(self.layers)
+        check_names(self.layers or ())
         self.parameters(*find_readouts(self.readouts))
 
 
@@ -457,6 +478,129 @@ class TrainConfig(Config):
         check_layers_of(None, None, self.weights)
 
 
+class AdaptConfig(PromptConfig, ComputeConfig):
+    """`dualsd adapt`: an adapter learned on cached maps. None: the usual one, or the run's own where one goes on."""
+
+    mode: Literal["residual", "aggregate", "weights"] | None = option(
+        "residual (a small block adds to each map), aggregate (GeoAware-SC's network, one map of all) or weights (how "
+        "much each map weighs, and nothing else).",
+        "residual",
+        default=None,
+    )
+    store: str | None = option(
+        "The store's folder, or s3://bucket/prefix.", "dualsd.zarr, or the run's own", default=None, metavar=PLACE
+    )
+    dataset: Dataset = None
+    root: Root = None
+    annotations: Annotations = None
+    categories: Categories = None
+    layers: Texts | None = option(
+        "Decoder layers 1 to 4, e.g. 2,3, dino, dinov3, dino:9; with --features the file's layer names.",
+        "2,3, or those of the prompts",
+        default=None,
+    )
+    timesteps: Steps | None = option(
+        "One timestep per layer of the UNet, e.g. 261,200; with --mode weights those that every layer is taken at.",
+        "the model's own; with learned prompts 50 and 200",
+        default=None,
+        flag="--t",
+    )
+    weights: Numbers | None = option(
+        "One weight per layer, e.g. 0.8,0.6; with --mode weights those that learning starts from.",
+        "the model's own; of --mode weights all equal where there are none",
+        default=None,
+    )
+    ensemble: Positive | None = option("Noise draws whose features are averaged.", str(ENSEMBLE), default=None)
+    features: Place | None = option(
+        "Your own maps: safetensors '<image id>|<layer>', (C, h, w).", default=None, metavar="FILE"
+    )
+    size: Positive | None = option("With --features: side in pixels of the images they were made from.", default=None)
+    pad: PadName | None = option(
+        "With --features: how these images became squares, stretch or square (padded).", "stretch", default=None
+    )
+    geometry: GeometryName | None = option("From pixels to cells: corners or half-pixel.", "corners", default=None)
+    upsample_align: UpsampleAlign = None
+    steps: Positive | None = option("Number of optimiser steps.", "600; of --mode weights 200", default=None)
+    batch: Positive | None = option("Pairs per optimiser step.", "12", default=None)
+    rate: Rate | None = option("Learning rate.", "0.002; of --mode weights 0.02", default=None, flag="--lr")
+    decay: Rate | None = option("Weight decay (AdamW).", "0.001; of --mode weights 0", default=None)
+    width: Positive | None = option(
+        "Channels of the bottleneck.", "16; of aggregate a quarter of --projection", default=None
+    )
+    projection: Positive | None = option("Channels of the map that aggregate makes.", "768", default=None)
+    blocks: Positive | None = option("Bottleneck blocks in a row, of aggregate.", "1", default=None)
+    loss: AdapterLoss | None = option(
+        "prompt (that of learned prompts), contrastive, dense (GeoAware-SC's), or contrastive+dense.",
+        "prompt",
+        default=None,
+    )
+    kernel: int | None = option(
+        "Side of the kernel of the loss of prompts, in cells.", "7 on maps of 48 cells and more, else 3", default=None
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = option(
+        "Share of the maps' values that a step leaves out.", "0", default=None
+    )
+    flip: bool | None = option(
+        "Mirror half of the pairs: maps themselves, in place of those of mirrored images, which no cache has; "
+        "keypoints change sides where the data set names them.",
+        default=None,
+    )
+    validate_every: Positive | None = option(
+        "Steps between validations.", "a tenth of all", default=None, flag="--val-every"
+    )
+    validation_pairs: Positive | None = option(
+        "Pairs to validate on, a fixed choice.", "500", default=None, flag="--val-pairs"
+    )
+    hold_out: Annotated[float, Field(ge=0, lt=1)] | None = option(
+        "Share of the images, or categories, that are held out to validate on; 0: none.",
+        "the split val where there is one, else 0.25",
+        default=None,
+        metavar="SHARE",
+    )
+    hold_by: Literal["image", "category"] | None = option(
+        "What is held out: images of each category, or categories, those of a kind like car(S) and car(M) together.",
+        "image",
+        default=None,
+    )
+    pseudo: bool | None = option(
+        "Learn from weak labels, not from keypoints: mutual, confident matches between images of a category that come "
+        "back over a third one. Validated on val where the data set has one; else the last step is kept.",
+        default=None,
+    )
+    relaxed: Annotated[float, Field(ge=0)] | None = option(
+        "With --pseudo: cells by which a match need not be mutual.", "0", default=None, metavar="CELLS"
+    )
+    checkpoint_every: Positive | None = option("Steps between checkpoints.", "100", default=None)
+    seed: int | None = option(
+        "Seed of the first parameters, of the batches, of what is held out and of weak labels.", "0", default=None
+    )
+    encoding: Encoding = "raw"
+    sync: Sync = True
+    name: str | None = option("Name of the run's folder.", "<mode>-<layers>-<number>", default=None)
+    runs: Place = option("Folder that the run's folder is made in.", default=Path("runs"), metavar="DIR")
+    resume: Place | None = option("Go on with a run that was stopped or killed.", default=None, metavar="RUN")
+
+    def __post_init__(self) -> None:
+        if self.resume is not None and self.name is not None:
+            raise InputError("--name goes with a new run: one that is resumed keeps its own.")
+        if self.features is None and self.mode != "weights":
+            check_of_use(self.layers, given_options(self, OF_DINO), given_options(self, [*OF_THE_UNET, "ensemble"]))
+            check_layers_of(self.layers, self.timesteps, self.weights)
+        if self.relaxed is not None and not self.pseudo and not self.resume:
+            raise InputError("--relaxed goes with --pseudo.")
+        if self.pseudo and (self.hold_out or self.hold_by):
+            raise InputError(
+                "--pseudo holds nothing out: its labels are the maps' own matches, by which no adapter can be judged; "
+                "leave out --hold-out and --hold-by."
+            )
+        if self.mode == "weights" and (given := given_options(self, ["width", "projection", "blocks", "dropout"])):
+            raise InputError(f"{given[0]} is of a network, and --mode weights has none.")
+        if self.mode != "aggregate" and (given := given_options(self, ["projection", "blocks"])) and not self.resume:
+            raise InputError(f"{given[0]} goes with --mode aggregate.")
+        if self.kernel is not None and self.loss not in (None, "prompt"):
+            raise InputError(f"--kernel is of --loss prompt, not of {self.loss}.")
+
+
 class MatchConfig(ReadoutConfig, ComputeConfig):
     """`dualsd match`: points of one photograph found in another."""
 
@@ -495,6 +639,7 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
     layers: Layers = None
     timesteps: Timesteps = None
     weights: Weights = None
+    adapter: Adapter = None
     upsample: Upsample = 1
     upsample_align: UpsampleAlign = None
     geometry: Geometry = "corners"
@@ -516,6 +661,8 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
             raise InputError("--pairs stands in place of A and B, and goes without --mask, which is one image's.")
         if self.mask is not None and self.grid is None:
             raise InputError("--mask goes with --grid: it says where the grid has points.")
+        if self.adapter is not None:  # which knows its layers
+            return
         check_layers_of(self.layers, self.timesteps, self.weights)
         check_of_use(self.layers, given_options(self, OF_DINO), given_options(self, OF_THE_UNET[:3]))
 

@@ -37,6 +37,10 @@ class TuningError(InputError):
     """A training run cannot start, go on or be resumed as asked."""
 
 
+class AdapterError(InputError):
+    """An adapter is missing, malformed, made for other maps, or cannot be trained as asked."""
+
+
 class EvaluationError(InputError):
     """An evaluation's run folder is missing, malformed, in the way, or lacks what is asked of it."""
 

@@ -171,6 +171,38 @@ class ImportConfig(Config):
     mode: Annotated[str | None, Setting("single, class or cpm.", "told from the file")] = None
 
 
+class AdapterExportConfig(Config):
+    """`dualsd adapter export`: an adapter as one file."""
+
+    adapter: Annotated[Place, Setting("A run's folder, or a .safetensors file.", metavar="RUN_OR_FILE")]
+    out: Annotated[Place, Setting("The .safetensors file to write.")]
+
+
+class AdapterImportConfig(Config):
+    """`dualsd adapter import`: a published adapter, made ours."""
+
+    file: Annotated[Place, Setting("GeoAware-SC's or DIY-SC's weights: .pth, or .safetensors.", metavar="FILE")]
+    out: Annotated[Place, Setting("The .safetensors file to write.")]
+    layers: Annotated[
+        Texts | None,
+        Setting(
+            "The layer whose maps each part of the file takes, e.g. 3,2,1,dino; or names of own features' layers.",
+            "they must be named",
+        ),
+    ] = None
+    timesteps: Annotated[Steps | None, Setting("One timestep per layer of the UNet, e.g. 50,50,50.", flag="--t")] = None
+    groups: Positive = option("Groups of its norms, which the file does not say.", default=32)
+    cells: Annotated[int, Field(ge=0)] | None = option(
+        "Side in cells that maps are brought to, bilinearly; 0 for that of the finest map.",
+        "60, as published, of several parts; 0 of one",
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.layers is None:
+            raise InputError("Say with --layers which maps the file's parts take, in their order, e.g. 3,2,1,dino.")
+
+
 class AnnotationsConfig(Config):
     """`dualsd import`: keypoints out of an annotation program's export."""
 

@@ -87,7 +87,7 @@ def report_evaluation(path: Path, root: Path | None = None) -> Path:
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, run.matched.pairs),
             "Layers": "; ".join(": ".join(fact) for fact in layers.items()),
-            **page.facts_of(features, "model", "prompt", "ensemble", *TITLES, "features"),
+            **page.facts_of(features, "model", "prompt", "ensemble", *TITLES, "features", "adapter"),
             "Geometry": scoring.settings.geometry.value,
         },
         settings={

@@ -83,7 +83,7 @@ def report_grid(grid: RankedGrid, folder: Path, origin: Mapping[str, Any]) -> Pa
         highlights={
             "Dataset": page.list_line(run.dataset, run.split, scores.pairs),
             "Timesteps": sorted(timestep for timestep in found if timestep is not None),
-            **page.facts_of(run.features, "model", "prompt", "ensemble"),
+            **page.facts_of(run.features, "model", "prompt", "ensemble", "adapter"),
         },
         settings={
             "What was tried": {

@@ -18,7 +18,7 @@ from featstore.datasets.records import ThetaRule
 from featstore.pipeline.grid import GridRun
 from featstore.pipeline.pairs import describe_list, rule_name
 from featstore.pipeline.results import common_frame
-from featstore.tuning.run_folder import RUNS, free_name
+from featstore.tuning.runs import RUNS, free_name
 from matcher import grid as grids
 from matcher.configuration import Configuration, MatchSettings, frame_of, spell_readout
 from matcher.grid import Answer, GridScores, TimestepMap, Winner

@@ -13,24 +13,25 @@ from numpy.typing import NDArray
 from cli.reports import page
 from cli.reports.charts import COLOURS, SMALL, canvas, chart_sections
 from cli.reports.tables import Block, in_words, write_tables
+from featstore.adapters.run import AdapterRun
 from featstore.backbones.base import spell_timestep
 from featstore.errors import TuningError
-from featstore.tuning.run_folder import Baselines, RunFolder
-from featstore.tuning.settings import TuningSettings
+from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.runs import ADAPTATION, Baselines, Run, Words, format_of, worth
 from featstore.tuning.step import ALPHA
-from matcher.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Course:
     """What a run's metrics say, a number a step, (S,), S >= 1. percent: PCK on validation, NaN where there was none.
-    before: what was validated before step 1; None where nothing was."""
+    before: what was validated before step 1; None where nothing was. words: what is compared."""
 
     steps: NDArray[np.int64]
     loss: NDArray[np.float64]
     percent: NDArray[np.float64]
     seconds: float
     before: Baselines | None
+    words: Words
 
     @property
     def smooth(self) -> NDArray[np.float64]:
@@ -52,9 +53,9 @@ class Course:
 
     @property
     def levels(self) -> dict[str, float]:
-        """What was validated before step 1, in percent, by the name of the prompts."""
-        before = self.before
-        return {} if before is None else {"text prompt": 100 * before.of_text, "first prompts": 100 * before.initial}
+        """What was validated before step 1, in percent, by its name."""
+        before, first = self.before, self.words.first.removeprefix("the ")
+        return {} if before is None else {self.words.tag: 100 * before.of_text, first: 100 * before.initial}
 
     def block(self) -> Block:
         """A row a validation, or, where there was none, a row a tenth of the steps; the best marked."""
@@ -67,7 +68,9 @@ class Course:
             shown = f"{percent:.2f}{' *' if row == self.best else ''}" if np.isfinite(percent) else "-"
             found.append((str(self.steps[row]), f"{self.loss[start : row + 1].mean():.4f}", shown))
         return Block(
-            "Loss, a tenth at a time" if self.best is None else "Validations (* the best, whose prompts are kept)",
+            "Loss, a tenth at a time"
+            if self.best is None
+            else f"Validations (* the best, whose {self.words.what} {self.words.are} kept)",
             ("step", "mean loss", f"validation PCK@{ALPHA:g}, percent"),
             tuple(found),
         )
@@ -98,7 +101,11 @@ def learning_curves(course: Course) -> page.Chart:
             f"{course.percent[row]:.1f} at step {steps[row]}" for row in rows
         )
         caption += f" Below: validation PCK@{ALPHA:g}, the best ringed"
-        caption += ", over what the text prompt and the first prompts have on the same pairs." if course.levels else "."
+        caption += (
+            f", over what {course.words.plain} and {course.words.first} have on the same pairs."
+            if course.levels
+            else "."
+        )
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     panels[-1].set_xlabel("step")
     return page.Chart(figure, alt, caption, [course.block()])
@@ -113,8 +120,46 @@ READING = (
 )
 VALIDATED = (
     "Validation is PCK on pairs that nothing is learned from. Where it falls while the loss goes on falling, the "
-    "prompts are learning the training pairs by heart."
+    "{what} {are} learning the training pairs by heart."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What a run learns, in the page's words. title: of the page. learned_at: the maps. use: the command that measures
+    it. identity: what it was learned from."""
+
+    title: str
+    learned_at: str
+    use: str
+    identity: str
+
+
+def _about(run: RunFolder | AdapterRun) -> _About:
+    name, described = shlex.quote(str(run.path)), run.description
+    where = described.get("dataset", "its dataset")
+    if isinstance(run, AdapterRun):
+        of_file = "features" in described
+        place = (
+            f"--features {shlex.quote(str(described['features']))}"
+            if of_file
+            else f"--store {shlex.quote(str(run.config.store))}"
+        )
+        inputs = run.settings.inputs
+        at = "; ".join(_at(layer, timestep) for layer, timestep in inputs)
+        title = f"{run.settings.mode.capitalize()} adapter on {in_words('layer', [layer for layer, _ in inputs])}"
+        return _About(
+            f"{title}, learned on {where}", at, f"dualsd eval {place} --adapter {name}", run.description["identity"]
+        )
+    settings = run.settings
+    at = "; ".join(_at(str(own), step) for own, step in zip(settings.layers, settings.timesteps, strict=True))
+    title = f"{settings.mode.value.capitalize()} prompts for {in_words('layer', list(map(str, settings.layers)))}"
+    use = f"dualsd eval --store {shlex.quote(str(run.store))} --prompts {name}"
+    return _About(f"{title}, learned on {where}", at, use, run.identity)
+
+
+def _at(layer: str, timestep: int | None) -> str:
+    return f"layer {layer}: t\u00a0=\u00a0{spell_timestep(timestep)}"
 
 
 def report_training(path: Path) -> Path:
@@ -130,14 +175,11 @@ def report_training(path: Path) -> Path:
         TuningError: There is no training, or no step of it was done.
         InputError: Nothing can be written.
     """
-    run = RunFolder.open(path)
-    settings, course, described = run.settings, _course(run), run.description
+    run: RunFolder | AdapterRun = (AdapterRun if format_of(path) == ADAPTATION else RunFolder).open(path)
+    about, settings, course, described = _about(run), run.settings, _course(run), run.description
     model, name = described.get("model") or {}, shlex.quote(str(path))
-    timesteps = zip(settings.layers, settings.timesteps, strict=True)
     highlights = {
-        "Learned at": "; ".join(
-            f"layer {layer}: t\u00a0=\u00a0{spell_timestep(timestep)}" for layer, timestep in timesteps
-        ),
+        "Learned at": about.learned_at,
         "Steps": f"{course.steps[-1]} of {settings.steps}",
         "Loss": f"{course.loss[0]:.3f} at first, {course.smooth[-1]:.3f} at last (running mean)",
         "Batch": f"{settings.batch} pairs",
@@ -146,15 +188,12 @@ def report_training(path: Path) -> Path:
     notes = [f"{name}: {value}." for name, value in highlights.items()]
     write_tables(path, "table", f"Training of {path.name}", [course.block()], notes, page.make_again(path))
     left = course.steps[-1] < settings.steps
-    go_on = page.Command("It was stopped before its last step. Go on with it:", f"dualsd train --resume {name}")
-    evaluated = f"dualsd eval --store {shlex.quote(str(run.store))} --prompts {name}"
+    go_on = page.Command("It was stopped before its last step. Go on with it:", f"{run.COMMAND} --resume {name}")
     report = page.Page(
         kind="Training",
-        title=f"{settings.mode.value.capitalize()} prompts for "
-        f"{in_words('layer', list(map(str, settings.layers)))}, learned on "
-        f"{described.get('dataset', 'its dataset')}",
-        origin={**described, "store": run.store},
-        headline=_headline(course, settings),
+        title=about.title,
+        origin={**described, "store": described["store"]["path"] if "store" in described else None},
+        headline=_headline(course, settings.steps),
         highlights={**highlights, "Time": str(timedelta(seconds=round(course.seconds)))},
         settings={
             "Training": page.facts_of(settings.to_json()),
@@ -162,20 +201,22 @@ def report_training(path: Path) -> Path:
                 **page.facts_of(
                     described, "dataset", "n_pairs", "n_points", "pairs_hash", "model", "dino", "processes"
                 ),
-                "Trained on": run.identity,
+                "Trained on": about.identity,
             },
         },
         sections={
             "How to read it": [
                 READING,
-                None if course.best is None else VALIDATED,
+                None if course.best is None else VALIDATED.format(what=course.words.what, are=course.words.are),
                 page.demo_note(model.get("id")),
                 *described.get("notes", ()),
             ],
             **chart_sections(CHARTS, course),
             "Go on from here": [
                 go_on if left else None,
-                page.Command("Measure these prompts on test:", evaluated),
+                page.Command(
+                    f"Measure {'this' if course.words.are == 'is' else 'these'} {course.words.what} on test:", about.use
+                ),
                 page.Command("Make this page again:", page.report_command(path)),
             ],
         },
@@ -183,8 +224,8 @@ def report_training(path: Path) -> Path:
     return page.write_report(report, path, page.make_again(path))
 
 
-def _course(run: RunFolder) -> Course:
-    rows = run.metrics_until(run.settings.steps)
+def _course(run: Run) -> Course:
+    rows = run.metrics_until(run.steps)
     if not rows:
         raise TuningError(f"{run.path} has no metrics yet: there is nothing to report before its first checkpoint.")
     steps, losses, pcks, seconds = zip(*rows, strict=True)
@@ -194,33 +235,31 @@ def _course(run: RunFolder) -> Course:
         np.array([100 * float(pck) if pck else np.nan for pck in pcks]),
         float(seconds[-1]),
         run.baselines,
+        run.words,
     )
 
 
-def worth(before: Baselines, lead: Interval) -> str:
-    """`text 41.2 -> learned 43.0 (+1.8 [0.4, 3.1]) on val`. lead: of the learned prompts over the text."""
-    # + 0.0: a zero that was rounded from below would be spelled -0.0
-    mean, low, high = (round(100 * value, 1) + 0.0 for value in (lead.mean, lead.low, lead.high))
-    learned = 100 * (before.of_text + lead.mean)
-    return f"text {100 * before.of_text:.1f} -> learned {learned:.1f} ({mean:+.1f} [{low:.1f}, {high:.1f}]) on val"
-
-
-def _headline(course: Course, settings: TuningSettings) -> page.Headline:
-    done, best = f"{course.steps[-1]} of {settings.steps} steps", course.best
+def _headline(course: Course, steps: int) -> page.Headline:
+    done, best = f"{course.steps[-1]} of {steps} steps", course.best
+    words = course.words
+    kept = f"{words.what} {words.are} kept"
     if best is None:
         return page.Headline(
             "Loss, mean of the last steps",
             f"{course.smooth[-1]:.3f}",
-            f"There was no validation. At the first step the loss was {course.loss[0]:.3f}; the last prompts are kept.",
+            f"There was no validation. At the first step the loss was {course.loss[0]:.3f}; the last {kept}.",
             interval=f"after {done}",
         )
     before = course.before
-    text = "" if before is None or before.lead is None else f" PCK@{ALPHA:g}, paired: {worth(before, before.lead)}."
+    text = (
+        "" if before is None or before.lead is None else f" PCK@{ALPHA:g}, paired: {worth(before, before.lead, words)}."
+    )
     return page.Headline(
         f"Best validation PCK@{ALPHA:g}, nn, image average",
         f"{course.percent[best]:.2f}",
-        f"The prompts of that step are kept, the best of {len(course.validated)} validation(s). They were chosen on "
-        f"these pairs, so the figure is too high an estimate: report what `dualsd eval` measures on test.{text}",
+        f"The {words.what} of that step {words.are} kept, the best of {len(course.validated)} validation(s). "
+        f"{words.they} chosen on these pairs, so the figure is too high an estimate: report what `dualsd eval` "
+        f"measures on test.{text}",
         "%",
         f"at step {course.steps[best]}, after {done}",
     )

@@ -209,7 +209,7 @@ def reproduce_figure(place: Workplace, dry_run: bool, file: Path | None) -> None
     if numbers.is_file():
         say(f"Figure 2 was made before: {folder} has its pictures and numbers")
     else:
-        passes, last = len(FIGURE2.timesteps or ()) * FIGURE2.ensemble, max(map(int, FIGURE2.layers))
+        passes, last = len(FIGURE2.timesteps or ()) * FIGURE2.ensemble, max(map(int, FIGURE2.layers or ()))
         priced = price_of_grid(place, dataset, images_of(pairs), passes, last)
         print_prices(place, priced)
         if dry_run:

@@ -167,7 +167,7 @@ def learned_here(store: Store) -> Runs:
     """The prompts of all runs under ./runs that were trained on a store, by what `--prompts` takes for them."""
     found = {}
     for run in runs_newest_first(store, on_damage=lambda _: None):
-        for path in (run.path, run.last_prompts):
+        for path in (run.path, run.last):
             with suppress(PromptError):  # one that is damaged is no prompt that maps can be made with
                 found[path] = load_prompts(path)
     return found
@@ -265,6 +265,8 @@ def way_back(store: Store, path: str, runs: Runs) -> str:
         return NOT_KNOWN
     if kind == CONDITIONING:
         return _spell(store, "train", "--mode", "cpm", *_dino_option(description.get("id")))
+    if "adapter" in description:
+        return "`dualsd cache maps --adapter` with the adapter that they were made with makes them again"
     other, unet = PixelExtractor.from_description(description), Extractor.from_description(description)
     if other is not None:
         own = (*_dino_option(other.network.id), "--dino-size", str(other.size)) if other.family in TITLES else ()

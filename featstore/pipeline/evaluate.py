@@ -19,9 +19,11 @@ from featstore.backbones.registry import block_of, is_diffusion
 from featstore.config import EvalConfig, given_options
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.datasets.registry import annotations_of, open_dataset
+from featstore.pipeline.adapted import open_adapter
 from featstore.pipeline.defaults import check_kept, choose_compute
 from featstore.pipeline.distributed import Processes, Shares, by_target, in_blocks, join_processes
 from featstore.pipeline.features import cache_patch_tokens, chunks, diffusion_maps
+from featstore.pipeline.kept_adapted import find_adapted, keys_of
 from featstore.pipeline.needed import make_latents, model_of, require_maps
 from featstore.pipeline.opened import Opened, PairsToMatch, open_asked, take_pairs
 from featstore.pipeline.pairs import (
@@ -35,7 +37,7 @@ from featstore.pipeline.pairs import (
 )
 from featstore.pipeline.plan import Noisy, PlannedPasses, Work, noisy_latents
 from featstore.pipeline.results import Evaluation, Scoring
-from featstore.pipeline.sources import MapsByLayer, StoredMaps, open_features
+from featstore.pipeline.sources import MapsByLayer, open_features
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.cpm import PairPrompts, check_dino, open_pair_prompts
 from featstore.store.keys import absolute
@@ -76,16 +78,20 @@ def _from_store(config: EvalConfig, progress: Progress) -> Evaluation:
     opened = open_asked(config, progress)
     store, dataset, choice = opened.store, opened.dataset, opened.choice
     wanted = opened.keys(config.timesteps)
-    config = replace(config, weights=weights_for(opened.names, config.weights, choice.profile))
+    layers = opened.layers(wanted, config.weights)
     split = canonical_split(config.split or default_split(dataset))
-    scoring = _scoring(config, wanted, store.header.image_size, store.header.pad).of(dataset)
+    scoring = _scoring(config, layers, store.header.image_size, store.header.pad).of(dataset)
     with_noise = tuple(key for key in wanted if is_diffusion(key[0]))
+    if opened.adapter is None:  # which says by itself what is not typed
+        config = replace(
+            config,
+            layers=opened.names,
+            timesteps=tuple(step for _, step in with_noise if step is not None) or None,
+            weights=tuple(layer.weight for layer in layers),
+        )
     used = replace(
         config,
         split=split,
-        layers=opened.names,
-        timesteps=tuple(step for _, step in with_noise if step is not None) or None,
-        weights=tuple(layer.weight for layer in scoring.layers),
         ensemble=opened.request.ensemble if with_noise else None,
         prompt=choice.label if choice.learned is None and with_noise else None,
         prompts=choice.source,
@@ -106,10 +112,13 @@ def _match_from_store(
     progress, processes = listed.progress, listed.processes
     # what is made pair by pair is not kept
     kept = [key for key in wanted if request.prompt is not None or not is_diffusion(key[0])]
-    made = require_maps(store, opened.dataset, listed.rows, kept, request, progress)
+    images = sorted({*listed.pairs.grouped("source"), *listed.pairs.grouped("target")})
+    made = find_adapted(opened, scoring.layers, images)
+    if made is None:
+        made = require_maps(store, opened.dataset, listed.rows, kept, request, progress)
     tell_shapes(progress, made.shapes)
     bad = processes.gather_bad(made.bad, config.skip_bad)  # from here on all processes find all maps
-    maps, features = StoredMaps(store, made.extractor, made.others), opened.describe(made.extractor, made.others)
+    features, maps = opened.describe(made.extractor, made.others), opened.maps(made, scoring.layers)
     if request.prompt is not None:
         device = request.compute.device
         return _match(listed.without(bad), maps, scoring, device, progress, processes), features
@@ -126,12 +135,18 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     check_kept(config.encoding, "features from a file")
     if config.dataset is None or config.size is None:
         raise InputError("--features needs --dataset (and its --root), and --size: the side of the images in pixels.")
-    if config.layers is None:
-        raise InputError("--features needs --layers: the names of the file's layers.")
-    names = [(name, None) for name in config.layers]
-    scoring = _scoring(config, names, config.size, Pad(config.pad or "stretch"))
+    adapter = None if config.adapter is None else open_adapter(config.adapter)
+    if adapter is None:
+        if config.layers is None:
+            raise InputError("--features needs --layers: the names of the file's layers.")
+        shares = weights_for(config.layers, config.weights)
+        taken = layers = tuple(LayerSpec(name, None, share) for name, share in zip(config.layers, shares, strict=True))
+    else:
+        keys = adapter.keys_in_file(config.layers)
+        taken, layers = tuple(LayerSpec(*key) for key in keys), adapter.layers(keys, config.weights)
+    scoring = _scoring(config, layers, config.size, Pad(config.pad or "stretch"))
     compute = choose_compute(config.device, config.dtype, config.batch_size)
-    maps = open_features(features)
+    file = open_features(features)
     dataset = open_dataset(config.dataset, config.root, config.annotations)
     scoring = scoring.of(dataset)
     split = canonical_split(config.split or default_split(dataset))
@@ -139,16 +154,21 @@ def _from_file(config: EvalConfig, features: Path, progress: Progress) -> Evalua
     images = images_of(pairs)
     processes = join_processes()
     progress = progress if processes.is_main else Silent()
-    maps.check(images, scoring.layers)
+    file.check(images, taken)
     sizes = sizes_from_files(dataset, images)
     notes = note_oddities(dataset, [split], images, keys_from_files(dataset, images), progress)
     how = config.size, progress, scoring.settings.pad, config.theta
     framed = replace(in_resized_frame(dataset, pairs, sizes.__getitem__, *how), strict=config.strict)
     del pairs  # from here on they are columns
+    about, used = {"features": str(features)}, replace(config, split=split, out=None)
+    maps: MapSource = file
+    if adapter is None:
+        used = replace(used, weights=tuple(layer.weight for layer in layers))
+    else:
+        progress.tell(adapter.line)
+        about, maps = about | adapter.describe(), adapter.maps(file, keys_of(layers), compute.device)
     matched = Matches.of(_match(framed, maps, scoring, compute.device, progress, processes))
-    used = replace(config, split=split, weights=tuple(layer.weight for layer in scoring.layers), out=None)
-    origin = _origin(scoring, dataset, config.root)
-    return Evaluation(dataset.name, split, scoring, {"features": str(features)}, matched, notes, used, origin)
+    return Evaluation(dataset.name, split, scoring, about, matched, notes, used, _origin(scoring, dataset, config.root))
 
 
 def _origin(scoring: Scoring, dataset: Dataset, root: Path | None, store: Store | None = None) -> dict[str, str | None]:
@@ -158,14 +178,12 @@ def _origin(scoring: Scoring, dataset: Dataset, root: Path | None, store: Store 
     return {"theta": scoring.rule, "store": place, "root": folder, **more}
 
 
-def _scoring(config: EvalConfig, wanted: Sequence[MapKey], image_size: int, pad: Pad) -> Scoring:
-    shares = weights_for([name for name, _ in wanted], config.weights)
-    specs = tuple(LayerSpec(*key, share) for key, share in zip(wanted, shares, strict=True))
+def _scoring(config: EvalConfig, layers: tuple[LayerSpec, ...], image_size: int, pad: Pad) -> Scoring:
     geometry, align = Geometry(config.geometry), Geometry(config.upsample_align or config.geometry)
     said = config.parameters(*config.readouts)
     settings = MatchSettings(image_size, geometry, config.upsample, align, pad=pad, **said)
     readouts = find_readouts(config.readouts, pad)
-    return Scoring(specs, readouts, config.alphas, settings, theta=config.theta, strict=config.strict)
+    return Scoring(layers, readouts, config.alphas, settings, theta=config.theta, strict=config.strict)
 
 
 def _match(

@@ -23,7 +23,6 @@ from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.distributed import WHOLE
 from featstore.pipeline.needed import MadeMaps, require_maps
 from featstore.pipeline.run_build import asked_maps
-from featstore.pipeline.sources import StoredMaps
 from featstore.plain_text import human_bytes
 from featstore.progress import Progress, Silent, spell_bad, tell_shapes
 from featstore.prompts.saved import save_torch
@@ -170,7 +169,8 @@ def export_maps(config: ExportConfig, progress: Progress | None = None) -> Expor
     asked = asked_maps(config, WHOLE, "cache export", progress)
     opened = asked.opened
     store, dataset = opened.store, opened.dataset
-    if layout is not Layout.FEATURES and len(opened.names) != 1:
+    layers = opened.layers(asked.wanted, [1.0] * len(asked.wanted) if opened.adapter is None else None)
+    if layout is not Layout.FEATURES and len(layers) != 1:
         raise InputError(f"--layout {layout.value} holds one layer: name one with --layers, e.g. --layers 2.")
     check_unchanged(store, dataset, asked.images, progress)
     made = require_maps(store, dataset, asked.rows, asked.wanted, opened.request, progress)
@@ -179,12 +179,11 @@ def export_maps(config: ExportConfig, progress: Progress | None = None) -> Expor
     left = set(asked.images) - {error.image_id for error in made.bad}
     images = [image for image in dataset.images() if image.id in left]
     about = opened.describe(made.extractor, made.others)
-    maps = StoredMaps(store, made.extractor, made.others)
-    layers = [LayerSpec(*key) for key in asked.wanted]
+    maps = opened.maps(made, layers)
     size = export(Export(maps, images, layers, dataset.name, about), layout, out, progress)
     tell_shapes(progress, (_stored_shape(store, made, *key) for key in asked.wanted))
-    layers_named, layout_named = ",".join(opened.names), f"{human_bytes(size)} in the layout {layout.value}"
-    progress.tell(f"{out}: {len(images)} images, layers {layers_named}, {layout_named}")
+    named = ",".join(layer.layer for layer in layers)
+    progress.tell(f"{out}: {len(images)} images, layers {named}, {human_bytes(size)} in the layout {layout.value}")
     for line in spell_bad(made.bad):
         progress.tell(line)
     return Exported(out, layout, len(images), size, about, made.bad)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from featstore.backbones.registry import is_diffusion, is_other
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig
 from featstore.datasets.records import Dataset, canonical_split
 from featstore.errors import ImageError
+from featstore.pipeline.adapted import UsedAdapter
 from featstore.pipeline.distributed import ALONE, Processes, Shares, by_category, by_target, in_blocks
 from featstore.pipeline.evaluate import PairMaps, open_pair_maps, tell_pairwise_cost
 from featstore.pipeline.needed import (
@@ -42,6 +43,7 @@ from featstore.store.store import Store
 from matcher.configuration import (
     Configuration,
     Geometry,
+    LayerSpec,
     MatchSettings,
     Pad,
     all_layers_fused,
@@ -61,6 +63,9 @@ LIBRARIES = 500_000_000
 """Bytes that Python and torch take on their own, about."""
 HIT_BYTES, PREDICTION_BYTES = 6, 80
 """Of one number that is scored, which is copied when all are put in order, and of one point's prediction, about."""
+
+LAYERS = ("2", "3")
+"""What is tried where nobody says otherwise."""
 
 MOST_TOGETHER = 4096
 """Configurations of three layers or more together that a sweep tries; where every choice of timesteps would be more,
@@ -129,7 +134,7 @@ class GridWork:
     progress: Progress
     processes: Processes = ALONE
 
-    def cached(self, maps: StoredMaps) -> GridScores:
+    def cached(self, maps: MapSource) -> GridScores:
         """Score from maps that are all in the store, in the order of the pairs."""
 
         def score(rows: Sequence[int]) -> Scored:
@@ -139,11 +144,13 @@ class GridWork:
         rows, hits = self._shared(by_target(self.pairs, self.processes.count, self._done()), score)
         return self._scores(range(len(rows)), hits[..., np.argsort(rows)])
 
-    def streamed(self, store: Store, dataset: Dataset, request: MapRequest) -> GridScores:
+    def streamed(
+        self, store: Store, dataset: Dataset, request: MapRequest, adapted: Callable[[MapSource], MapSource]
+    ) -> GridScores:
         """Score a category at a time, whose maps are made, kept in memory and let go; latents must be cached.
 
         Categories that the ledger has finished are not made again. The scores come category by category. Of several
-        processes each takes whole categories.
+        processes each takes whole categories. adapted: what is matched in place of the maps that are made.
         """
 
         def score(rows: Sequence[int]) -> Scored:
@@ -155,7 +162,7 @@ class GridWork:
                 targets = self.pairs.grouped("target", members)
                 if not self.ledger.done.issuperset(targets):
                     images = sorted({*self.pairs.grouped("source", members), *targets})
-                    maps = stream().maps_of([store.images.row(image) for image in images], self.progress)
+                    maps = adapted(stream().maps_of([store.images.row(image) for image in images], self.progress))
                 self.progress.start(f"matching {category}", len(members), "pairs")
                 yield members, self._hits(members, maps)
 
@@ -320,8 +327,12 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     progress = Silent() if progress is None else progress
-    _together(config, dict.fromkeys(config.layers, (None,)))  # refuses, before anything is opened, wrong weights
+    if config.adapter is None:
+        config = replace(config, layers=config.layers or LAYERS)
+        _together(config, dict.fromkeys(config.layers or (), (None,)))  # refuses, before anything is opened
     opened = open_asked(config, progress)
+    _check_adapter(opened.adapter)
+    config = replace(config, layers=opened.names)
     steps = _timesteps(config, opened)
     store, dataset, choice, request = opened.store, opened.dataset, opened.choice, opened.request
     split = canonical_split(config.split or ("val" if "val" in dataset.splits else dataset.splits[-1]))
@@ -345,7 +356,7 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
         tell_pairwise_cost(progress, listed.count, len(tried.diffusion_maps), request.ensemble)
     else:
         extractor = extractor_of(store, prompts, request.ensemble, compute, request.encoding)
-        found = find_backbones(store, config.layers, request)
+        found = find_backbones(store, opened.names, request)
         others = {family: one.extractor for family, one in found.items()}
         cost = (cost_streamed if config.stream else cost_cached)(store, extractor, listed.pairs, tried, prompts, found)
         _tell_cost(progress, cost, store)
@@ -362,16 +373,20 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     if ledger.done:
         finished = f"{len(ledger.done)} of {len(ledger.pairs)} target images"
         progress.tell(f"{finished} were finished before: going on from there")
-    maps = StoredMaps(store, extractor, others)
+    stored = StoredMaps(store, extractor, others)
     work = GridWork(framed, tried, ledger, compute.device, progress, processes)
     if prompts is None:
-        beside = {layer: maps for layer in config.layers if is_other(layer)}
+        beside = {layer: stored for layer in opened.names if is_other(layer)}
         scores = work.pairwise(lambda: open_pair_maps(opened, listed, framed, tried.diffusion_maps, beside))
     else:
-        scores = work.streamed(store, dataset, request) if config.stream else work.cached(maps)
+        layers = [LayerSpec(*key) for key in tried.maps]
+        if config.stream:
+            scores = work.streamed(store, dataset, request, partial(opened.adapted, layers=layers))
+        else:
+            scores = work.cached(opened.adapted(stored, layers))
     reported = default_split(dataset)
     timesteps = tuple(dict.fromkeys(config.timesteps or ()))
-    weightings = config.weightings or ("sweep" if len(config.layers) > 1 else None)
+    weightings = config.weightings or ("sweep" if len(opened.names) > 1 else None)
     return GridRun(
         dataset.name,
         split,
@@ -386,6 +401,16 @@ def grid(config: GridConfig, progress: Progress | None = None) -> GridRun:
     )
 
 
+def _check_adapter(adapter: UsedAdapter | None) -> None:
+    """Raise `InputError` for one of which there is nothing to be tried."""
+    if adapter is not None and adapter.spec.kind != "residual":
+        what = "weights alone, and a grid tries its own" if adapter.is_plain else "a network for these maps together"
+        raise InputError(
+            f"The adapter {adapter.path} is {what}: `dualsd eval --adapter {adapter.path}` scores it; a grid tries "
+            "residual ones, whose blocks are used at any timestep."
+        )
+
+
 Steps = dict[str, tuple[int | None, ...]]
 """Timesteps by layer, (None,) for one that has none."""
 Fused = list[tuple[Steps, tuple[tuple[float, ...], ...]]]
@@ -395,16 +420,16 @@ Fused = list[tuple[Steps, tuple[tuple[float, ...], ...]]]
 def _timesteps(config: GridConfig, opened: Opened) -> Steps:
     if opened.store.header.model_unet is not None or None in (config.timesteps or ()):
         return {layer: (timestep,) for layer, timestep in opened.keys(config.timesteps)}  # (None,) each, or refused
-    if config.timesteps is None and not all(map(is_other, config.layers)):
+    if config.timesteps is None and not all(map(is_other, opened.names)):
         raise InputError("A grid needs timesteps: say which with --t, e.g. --t 50..400.")
     timesteps = tuple(dict.fromkeys(config.timesteps or ()))
-    return {layer: (None,) if is_other(layer) else timesteps for layer in config.layers}
+    return {layer: (None,) if is_other(layer) else timesteps for layer in opened.names}
 
 
 def _together(config: GridConfig, steps: Steps) -> Fused:
     """Where weights are given, all layers; in a sweep every two, with 11 angles from one to the other, and of three or
     more all, with equal weights and with each one doubled."""
-    layers, typed = config.layers, config.weightings
+    layers, typed = tuple(steps), config.weightings
     if len(layers) == 1:
         if typed is not None:
             raise InputError("--weights weighs several layers, but --layers names one.")
@@ -464,7 +489,7 @@ def _evaluation(config: GridConfig, choice: PromptChoice, split: str) -> EvalCon
     """The evaluation that has the grid's maps, of no layers yet."""
     same = {
         name: getattr(config, name)
-        for name in ("store", "root", "dtype", "encoding", "fallback", "dino", "theta", "strict")
+        for name in ("store", "root", "dtype", "encoding", "fallback", "dino", "theta", "strict", "adapter")
     }
     ensemble = None if config.ensemble == ENSEMBLE else config.ensemble
     if config.beta or config.sigma or config.window is not None:  # only the readouts that were tried may have them

@@ -1,7 +1,7 @@
 """Photographs that belong to no store: their feature maps, kept in memory, and points of one found in another."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
+from featstore.adapters.base import Adapter
 from featstore.backbones.base import Asked, Backbone, Condition, LayerShape, MapKey, Networks, TextEncoders, compute_on
 from featstore.backbones.dino import load_dino, locate_dino
 from featstore.backbones.layers import check_names, layers_for, timesteps_for, weights_for
@@ -35,6 +36,7 @@ from featstore.backbones.registry import (
 )
 from featstore.config import MatchConfig
 from featstore.datasets.pictures import resize_to_square
+from featstore.pipeline.adapted import UsedAdapter, no_adapter, open_adapter
 from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
 from featstore.pipeline.needed import model_of
@@ -72,7 +74,8 @@ class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
     size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: id of
     the diffusion model, whose weights are recommended; empty of features of one's own. pad: how the picture became a
-    square. structure: of the model, see `featstore.backbones.registry.profile_of`."""
+    square. structure: of the model, see `featstore.backbones.registry.profile_of`. weights: those of an adapter that the
+    maps are of, one per map."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
@@ -80,6 +83,7 @@ class ImageMaps:
     model: str = ""
     pad: Pad = Pad.STRETCH
     structure: str = FOUR_BLOCKS
+    weights: tuple[float, ...] | None = None
 
 
 class Featurizer:
@@ -99,6 +103,7 @@ class Featurizer:
         batch_size: int = 8,
         others: Mapping[str, Asked] | None = None,
         pad: str = Pad.STRETCH.value,
+        adapter: Adapter | UsedAdapter | Path | str | None = None,
     ) -> None:
         """Find the model; no weights are loaded yet.
 
@@ -115,8 +120,10 @@ class Featurizer:
             batch_size: noise draws that go through the UNet at once.
             others: which other backbones, by family (`dino`), where not the usual ones.
             pad: how images become squares: `stretch`, or `square` (padded).
+            adapter: what goes on top of the maps: one that was loaded, or the place of a run or a file.
 
         Raises:
+            AdapterError: where the adapter is none, or was trained on maps of another model.
             ModelError: where the model is out of reach, or takes no images of that size.
             InputError: where there is no such device or dtype.
         """
@@ -129,6 +136,9 @@ class Featurizer:
         self._pad = Pad(pad)
         self._backbones: dict[str, tuple[Backbone, int]] = {DIFFUSION: (self.model, self.image_size)}
         self._loaded: dict[str, Networks] = {}
+        self._adapter = None if adapter is None else open_adapter(adapter)
+        if self._adapter is not None:
+            self._adapter.check(self.describe([layer for layer, _ in self._adapter.spec.inputs]))
 
     def __call__(
         self,
@@ -143,28 +153,46 @@ class Featurizer:
         Args:
             image: a PIL image, an array (H, W, 3) of 0 to 255, or a path.
             prompt: what the UNet is told, e.g. "a photo of a cat"; None for "a photo". A transformer is told zeros.
-            layers: "1" to "4" of the UNet's decoder, "block:9" of a transformer, "dino"; None for those that are
-                recommended for the model.
-            timesteps: one per layer of the UNet, 0 to 999; None for the recommended ones.
+            layers: "1" to "4" of the UNet's decoder, "block:9" of a transformer, "dino"; None for the adapter's, or
+                those that are recommended for the model.
+            timesteps: one per layer of the UNet, 0 to 999; None for the adapter's, or the recommended ones.
             ensemble: noise draws whose features are averaged.
 
         Raises:
+            AdapterError: for layers that the adapter does not take.
             ModelError: for a layer or timestep that there is not.
             InputError: where what is left open is not known for the model.
             MapError: for a map that is not finite.
         """
+        told = text_prompt("a photo" if prompt is None else prompt)
+        if self.model.structure in TRANSFORMERS:
+            if prompt is not None:
+                check_takes_prompts(self.model.structure, self.model.location.id)
+            told = _image_prompt(Zeros(), "")
+        if self._adapter is not None:
+            keys = self._adapter.keys(layers, timesteps, self.model.clean is not None)
+            return self.maps_of(as_photo(image), keys, told, ensemble, Silent())
         profile = profile_of(self.model.location.id, self.model.structure)
         names = layers_for(None if layers is None else tuple(layers), profile.layers)
         check_names(names)
         check_of_structure(names, self.model.structure, self.model.location.id)
         usual = profile.text_timesteps if self.model.clean is None else None
         keys = tuple(zip(names, timesteps_for(names, timesteps, usual), strict=True))
-        told = text_prompt("a photo" if prompt is None else prompt)
-        if self.model.structure in TRANSFORMERS:
-            if prompt is not None:
-                check_takes_prompts(self.model.structure, self.model.location.id)
-            told = _image_prompt(Zeros(), "")
         return self.maps_of(as_photo(image), keys, told, ensemble, Silent())
+
+    def describe(self, layers: Sequence[str]) -> dict[str, Any]:
+        """Which networks make the maps of some layers, by the names of `Opened.describe`. Raises `ModelError` for a
+        layer that there is not."""
+        families = pixel_families(layers)
+        about: dict[str, Any] = {}
+        if any(map(is_diffusion, layers)):
+            about = {"model": self.model.location.id, "model_fingerprint": self.model.fingerprint}
+        for family, own in families.items():
+            backbone, size = self._backbone(own[0])
+            debias = self._asked.get(family, Asked()).debias
+            about |= {family: backbone.name.id, f"{family}_fingerprint": backbone.name.fingerprint}
+            about |= {f"{family}_size": size, f"{family}_debias": debias}
+        return about
 
     def shapes(self, layers: Sequence[str]) -> list[LayerShape]:
         """The shapes of layers' maps. Raises `ModelError` for a layer that there is not."""
@@ -184,8 +212,8 @@ class Featurizer:
     def maps_of(
         self, photo: Photo, wanted: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
     ) -> ImageMaps:
-        """Feature maps of a photograph, those of a store but for its roundings to float16. Raises `MapError` for a map
-        that is not finite."""
+        """Feature maps of a photograph, those of a store but for its roundings to float16, or what the adapter makes of
+        them. Raises `MapError` for a map that is not finite."""
         own = [key for key in wanted if is_diffusion(key[0])]
         self.model.schedule.check_timesteps(step for _, step in own if step is not None)
         others = pixel_families(layer for layer, _ in wanted)
@@ -202,9 +230,12 @@ class Featurizer:
                     f"{'another model' if self.compute.dtype is torch.float32 else '--dtype float32'}."
                 )
             found[key] = features
-        maps = {key: found[key] for key in wanted}
+        maps, weights = {key: found[key] for key in wanted}, None
+        if self._adapter is not None:
+            maps = self._adapter.adapt(maps, self.compute.device, photo.name)
+            weights = tuple(layer.weight for layer in self._adapter.layers(wanted, None))
         model = self.model.location.id, self._pad, self.model.structure
-        return ImageMaps(maps, photo.picture.size, self.image_size, *model)
+        return ImageMaps(maps, photo.picture.size, self.image_size, *model, weights)
 
     def _diffusion_maps(
         self, photo: Photo, own: Sequence[MapKey], prompt: PhotoPrompt, ensemble: int, progress: Progress
@@ -298,7 +329,7 @@ def match(
         maps_a: of the image that has the points.
         maps_b: of the other one: the same layers at the same timesteps.
         points: (n, 2), (x, y) in pixels of image A, each inside it.
-        weights: one per layer; None for those that are recommended.
+        weights: one per layer; None for the adapter's, or those that are recommended.
         readout: nn, bilinear, softmax, kernelsoftmax or window.
         geometry: corners or half-pixel: from pixels to cells.
         upsample: whole factor on the finest map's size.
@@ -320,7 +351,8 @@ def match(
     if found.ndim != 2 or found.shape[1] != 2:
         raise MatchError(f"Points are (n, 2), x and y in pixels of image A, not of shape {found.shape}.")
     check_inside(found, maps_a.size, "image A")
-    shares = weights_for([layer for layer, _ in keys], weights, profile_of(maps_a.model, maps_a.structure))
+    chosen = maps_a.weights if weights is None else weights
+    shares = weights_for([layer for layer, _ in keys], chosen, profile_of(maps_a.model, maps_a.structure))
     size, shape = maps_a.image_size, Geometry(geometry)
     align = shape if upsample_align is None else Geometry(upsample_align)
     settings = MatchSettings(size, shape, upsample, align, pad=maps_a.pad, **parameters)
@@ -351,6 +383,7 @@ class PhotoMatches:
         model: Whose maps they are.
         image_size: Side in pixels of the squares that both photographs were resized to.
         prompt: What the UNet was told, in words.
+        adapter: What there is to say of the adapter, see `UsedAdapter.describe`; nothing where there is none.
     """
 
     asked: AskedPair
@@ -361,6 +394,7 @@ class PhotoMatches:
     model: str
     image_size: int
     prompt: str
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As `dualsd match --json` writes it of one pair."""
@@ -390,6 +424,7 @@ class PhotoMatches:
             "geometry": self.config.geometry,
             "image_size": self.image_size,
             "model": self.model,
+            **self.adapter,
         }
 
     def keypoints(self) -> list[tuple[str, ...]]:
@@ -454,6 +489,8 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
     """
     progress = Silent() if progress is None else progress
     asked = asked_pairs(config, progress)
+    adapter = None if config.adapter is None else open_adapter(config.adapter)
+    typed, config = config, config if adapter is None else adapter.settled(config)
     store = _store_of(config)
     progress.wait("loading the model")
     model = _model_of(config) if store is None else model_of(store)
@@ -461,9 +498,17 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
     progress.tell(choice.line)
     names = config.layers or choice.layers
     check_of_structure(names, model.structure, model.location.id)
-    usual = choice.timesteps if model.clean is None else None
-    keys = tuple(zip(names, timesteps_for(names, config.timesteps, usual), strict=True))
-    weights = weights_for(names, config.weights, choice.profile)
+    if adapter is None:
+        usual = choice.timesteps if model.clean is None else None
+        keys = tuple(zip(names, timesteps_for(names, config.timesteps, usual), strict=True))
+        weights = weights_for(names, config.weights, choice.profile)
+        layers = tuple(LayerSpec(*key, weight) for key, weight in zip(keys, weights, strict=True))
+    else:
+        _check_prompt(adapter, choice, asked)
+        progress.tell(adapter.line)
+        keys = adapter.keys(typed.layers, typed.timesteps, model.clean is not None)
+        layers = adapter.layers(keys, typed.weights)
+        weights = tuple(layer.weight for layer in layers)
     header = None if store is None else store.header
     featurizer = Featurizer(
         model,
@@ -475,11 +520,12 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
         batch_size=config.batch_size,
         others=asked_of(config.dino, config.dino_size, config.dino_debias),
         pad=(Pad.STRETCH if header is None else header.pad).value,
+        adapter=adapter,
     )
     told = photo_prompts(choice, asked, config.dino, featurizer)
     tell_shapes(progress, featurizer.shapes(names))
-    used = replace(config, layers=names, weights=weights)
-    layers = tuple(LayerSpec(*key, weight) for key, weight in zip(keys, weights, strict=True))
+    used = replace(config, layers=names, weights=weights) if adapter is None else typed
+    about = {} if adapter is None else adapter.describe()
     how, device = (config.readout, config.geometry, config.upsample), featurizer.compute.device
     more: dict[str, Any] = {"upsample_align": config.upsample_align, "parameters": config.parameters(config.readout)}
     # what an image's maps depend on besides it: its category's prompt, or that of the pair
@@ -502,7 +548,19 @@ def match_pairs(config: MatchConfig, progress: Progress | None = None) -> Iterat
                 held.pop(end, None)
         found = match(maps_a, maps_b, pair.points, weights, *how, **more, device=device)
         size = featurizer.image_size
-        yield PhotoMatches(pair, (photos[0], photos[1]), found, used, layers, model.location.id, size, text)
+        yield PhotoMatches(pair, (photos[0], photos[1]), found, used, layers, model.location.id, size, text, about)
+
+
+def _check_prompt(adapter: UsedAdapter, choice: PromptChoice, asked: Sequence[AskedPair]) -> None:
+    """Raise `InputError` where photographs would be told another prompt than that which an adapter was trained with."""
+    if choice.prompts is None:
+        raise no_adapter(choice.label)
+    adapter.check(choice.describe())
+    if "{category}" in adapter.trained_on.get("prompt", "") and asked[0].category is None:
+        raise InputError(
+            f"The adapter {adapter.path} was trained on maps of the prompt {choice.label!r}: say with --category what "
+            "the photographs show."
+        )
 
 
 def _ends(pair: AskedPair) -> tuple[Path, Path]:

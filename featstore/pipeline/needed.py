@@ -24,7 +24,7 @@ from featstore.pipeline.plan import (
 )
 from featstore.progress import Progress, Silent
 from featstore.prompts.base import Prompts
-from featstore.store.keys import LATENTS, Extractor, PixelExtractor, map_path
+from featstore.store.keys import LATENTS, AdaptedExtractor, Extractor, PixelExtractor, map_path
 from featstore.store.pack import unpack
 from featstore.store.rows import row_bytes
 from featstore.store.store import Store
@@ -63,7 +63,8 @@ class MadeMaps:
     """extractor: under whose name the UNet's maps lie, None where none were asked for. others: the same of other
     backbones, by family. shapes: of the layers that were made. encoded: images that went through the VAE.
     images_times_timesteps: that UNet passes were made for. passes: of other backbones, by family. bad: images that
-    could not be read, whose maps are missing."""
+    could not be read, whose maps are missing. adapted: under whose name what an adapter makes of all these lies, None
+    where it is made when it is asked for."""
 
     extractor: Extractor | None = None
     others: Mapping[str, PixelExtractor] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class MadeMaps:
     images_times_timesteps: int = 0
     passes: Mapping[str, int] = field(default_factory=dict)
     bad: tuple[ImageError, ...] = ()
+    adapted: AdaptedExtractor | None = None
 
 
 def require_maps(

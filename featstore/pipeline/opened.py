@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.backbones.base import MapKey
-from featstore.backbones.layers import layers_for, timesteps_for, unet_layers
+from featstore.backbones.layers import layers_for, timesteps_for, unet_layers, weights_for
 from featstore.backbones.registry import (
     TRANSFORMERS,
     Profile,
@@ -22,20 +22,27 @@ from featstore.backbones.registry import (
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.errors import DatasetError, ImageError, PromptError
+from featstore.pipeline.adapted import NAMED_PROMPTS, UsedAdapter, no_adapter, open_adapter
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
+from featstore.pipeline.needed import MadeMaps
 from featstore.pipeline.pairs import images_of, in_resized_frame, note_oddities
 from featstore.pipeline.plan import MapRequest
+from featstore.pipeline.sources import StoredMaps
 from featstore.progress import Progress, Silent, tell_left_out
 from featstore.prompts.base import LearnedPrompts, Mode, Prompts
 from featstore.prompts.saved import SavedPrompts, check_usable, load_prompts
 from featstore.prompts.text import DEFAULT_TEMPLATE, TextPrompt
 from featstore.prompts.zeros import Zeros
 from featstore.store.keys import RAW, AnyExtractor, Extractor, PixelExtractor
+from featstore.store.rows import ENCODINGS
 from featstore.store.store import Store, open_store
-from featstore.tuning.run_folder import RUNS, RunFolder, runs_newest_first
+from featstore.tuning.run_folder import RunFolder, runs_newest_first
+from featstore.tuning.runs import RUNS
+from matcher.configuration import LayerSpec
 from matcher.errors import InputError
+from matcher.maps import MapSource
 from matcher.pairs import Pairs
 
 NEWEST = Path("newest")
@@ -146,7 +153,7 @@ def choose_prompts(
         RunFolder.open(path)  # raises for one that is damaged: what it says of its prompts is then not to be trusted
     learned, is_newest = load_prompts(path), path != typed.prompts
     check_usable(learned, fingerprint, model_id, layers or learned.layers)
-    label = f"{learned.mode.value} prompts of {path}"
+    label = f"{learned.mode.value}{NAMED_PROMPTS}{path}"
     if learned.mode.rules.of_pairs:
         if fallback is not None:
             raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
@@ -217,6 +224,7 @@ class Opened:
         choice: What the UNet is told.
         names: Of the layers.
         request: How they are made.
+        adapter: That goes on top of them, if any.
     """
 
     store: Store
@@ -224,12 +232,37 @@ class Opened:
     choice: PromptChoice
     names: tuple[str, ...]
     request: MapRequest
+    adapter: UsedAdapter | None = None
 
     def keys(self, timesteps: Sequence[int | None] | None) -> tuple[MapKey, ...]:
         """Each layer with its timestep, of those asked for or the usual ones. Raises `InputError` where counts
-        disagree."""
-        usual = self.choice.timesteps if self.store.header.model_unet is None else None
+        disagree, or an adapter takes others."""
+        is_clean = self.store.header.model_unet is not None
+        if self.adapter is not None:
+            return self.adapter.keys(self.names, timesteps, is_clean)
+        usual = None if is_clean else self.choice.timesteps
         return tuple(zip(self.names, timesteps_for(self.names, timesteps, usual), strict=True))
+
+    def layers(self, keys: Sequence[MapKey], weights: Sequence[float] | None) -> tuple[LayerSpec, ...]:
+        """What is matched where maps are made of `keys`: these, or what an adapter makes of them, with the weights that
+        were asked for or the usual ones. Raises `InputError` where counts disagree."""
+        if self.adapter is not None:
+            return self.adapter.layers(keys, weights)
+        shares = weights_for(self.names, weights, self.choice.profile)
+        return tuple(LayerSpec(*key, share) for key, share in zip(keys, shares, strict=True))
+
+    def maps(self, made: MadeMaps, layers: Sequence[LayerSpec]) -> MapSource:
+        """Maps that were made, as they are matched. layers: that are asked for, adapted where there is an adapter."""
+        if made.adapted is not None:
+            return StoredMaps(self.store, made.adapted)
+        return self.adapted(StoredMaps(self.store, made.extractor, made.others), layers)
+
+    def adapted(self, maps: MapSource, layers: Sequence[LayerSpec]) -> MapSource:
+        """Maps as they are matched: those of a source, or what an adapter makes of them, as a store would keep it."""
+        if self.adapter is None:
+            return maps
+        keys = [(layer.layer, layer.timestep) for layer in layers]
+        return self.adapter.maps(maps, keys, self.request.compute.device, ENCODINGS[self.request.encoding])
 
     def describe(self, extractor: Extractor | None, others: Mapping[str, PixelExtractor]) -> dict[str, Any]:
         """Where maps came from, for the record.
@@ -237,6 +270,9 @@ class Opened:
         Args:
             extractor: Under whose name the UNet's are kept, None for those that are not.
             others: The same of other backbones, by family.
+
+        Raises:
+            AdapterError: Where an adapter was trained on others.
         """
         about: dict[str, Any] = {}
         if unet_layers(self.names):
@@ -264,7 +300,10 @@ class Opened:
                 f"{family}_extractor": own.key,
                 **_describe_encoding(own),
             }
-        return about
+        if self.adapter is None:
+            return about
+        self.adapter.check(about)
+        return {**about, **self.adapter.describe()}
 
 
 def _describe_encoding(extractor: AnyExtractor | None) -> dict[str, str]:
@@ -279,8 +318,12 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
         InputError: In one of its kinds, for whatever cannot be used as it is.
     """
     compute = choose_compute(config.device, config.dtype, config.batch_size)
+    adapter = None if config.adapter is None else open_adapter(config.adapter)
+    config = config if adapter is None else adapter.settled(config)
     store = open_store(config.store, config.sync)
     choice = choose_for_store(store, config)
+    if adapter is not None and choice.prompts is None:
+        raise no_adapter(choice.label)
     if choice.prompts is None:
         check_kept(config.encoding, "prompts of pairs (cpm)")
     names = config.layers or choice.layers
@@ -290,7 +333,11 @@ def open_asked(config: KeptMapsConfig | EvalConfig | GridConfig, progress: Progr
     others = asked_of(config.dino, config.dino_size, config.dino_debias)
     ensemble = 1 if store.header.model_unet is not None else config.ensemble or ENSEMBLE
     request = MapRequest(choice.prompts, ensemble, compute, config.encoding, others)
-    return Opened(store, dataset_of(store, config.root), choice, names, request)
+    opened = Opened(store, dataset_of(store, config.root), choice, names, request, adapter)
+    if adapter is not None:
+        opened.describe(None, {})  # refuses other prompts and models before maps are made
+        progress.tell(adapter.line)
+    return opened
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from featstore.pipeline.pairs import RULES, describe_list, rule_name, spell_list
 from featstore.pipeline.predictions import load_predictions, predictions_bytes
 from featstore.sealed import check_seal, check_version, seal
 from featstore.store.schema import creator_version
-from featstore.tuning import run_folder
+from featstore.tuning import runs
 from matcher.configuration import (
     Configuration,
     Frame,
@@ -51,9 +51,9 @@ from matcher.errors import MatchError
 from matcher.pairs import PixelFrame
 from matcher.pck import Average, Matches, Pck, PckTable, paper_rows, tabulate, to_json
 
-FORMAT = run_folder.EVALUATION
+FORMAT = runs.EVALUATION
 VERSION = 1
-RUN, PREDICTIONS, RESULTS = run_folder.RUN, "predictions.safetensors", "results.json"
+RUN, PREDICTIONS, RESULTS = runs.RUN, "predictions.safetensors", "results.json"
 _UNFINISHED = ".unfinished"
 
 
@@ -183,7 +183,7 @@ def common_frame(readouts: Sequence[str]) -> str:
 def check_place(path: Path | None) -> None:
     """Raise `EvaluationError`, before any work is done, where a run cannot be kept. path: None for the next free place
     under ./runs."""
-    place = run_folder.RUNS / "eval" if path is None else path
+    place = runs.RUNS / "eval" if path is None else path
     if path is not None and not _is_free(path):
         lock = _left_by_a_kill(path)
         if lock is None:
@@ -197,7 +197,7 @@ def check_place(path: Path | None) -> None:
 def save_evaluation(
     result: Evaluation,
     path: Path | None,
-    parent: Path = run_folder.RUNS,
+    parent: Path = runs.RUNS,
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Keep a result.
@@ -221,7 +221,7 @@ def save_evaluation(
 
 @contextmanager
 def kept_evaluation(
-    result: Evaluation, path: Path | None, about: Mapping[str, Any], parent: Path = run_folder.RUNS
+    result: Evaluation, path: Path | None, about: Mapping[str, Any], parent: Path = runs.RUNS
 ) -> Iterator[Path]:
     """`save_evaluation`, while more is written into the folder that it gives: until that is done the run is known as
     unfinished. One that a kill left so gives its place: that in `path`, or of the same evaluation in `parent`."""
@@ -282,7 +282,7 @@ def _save(
         RUN: _json_bytes(seal(described)),
     }
     name, place = f"eval-{_layers(result)}", path or parent
-    beside, places = (path.parent, [path]) if path is not None else (parent, run_folder.free_places(parent, name))
+    beside, places = (path.parent, [path]) if path is not None else (parent, runs.free_places(parent, name))
     size = sum(map(len, contents.values()))
     with writing(f"The run in {place}", size, place=place), making_folder(beside, f".{name}") as made:
         for file, content in contents.items():
@@ -323,14 +323,14 @@ def _describe(result: Evaluation) -> dict[str, Any]:
         "scoring": config_to_json(result.scoring),
         "features": dict(result.features),
         "notes": list(result.notes),
-        "versions": run_folder.library_versions(),
+        "versions": runs.library_versions(),
     }
 
 
 def read_description(path: Path) -> dict[str, Any]:
     """What a run's `run.json` says. Raises `EvaluationError` where it is none of `dualsd eval`, or a newer one's."""
-    description = run_folder.read_run(path)
-    if description is not None and description.get("format") == run_folder.FORMAT:
+    description = runs.read_run(path)
+    if description is not None and description.get("format") == runs.FORMAT:
         raise EvaluationError(f"{path} is a run of `dualsd train`: evaluate it with `dualsd eval --prompts {path}`.")
     if description is None or description.get("format") != FORMAT:
         why = f"it has no {RUN} that can be read" if description is None else f"its {RUN} is another program's"

@@ -18,6 +18,7 @@ from featstore.pipeline import build as stage
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import choose_compute, model_for
 from featstore.pipeline.distributed import ALONE, AUTO, Part, Processes, find_part, join_processes, launched, parse_part
+from featstore.pipeline.kept_adapted import keep_adapted
 from featstore.pipeline.needed import estimate_maps, find_backbones, model_of, require_maps
 from featstore.pipeline.opened import Opened, open_asked
 from featstore.pipeline.pairs import choose_pairs, images_of
@@ -168,6 +169,7 @@ def _tell_shares(progress: Progress, images: Sequence[int]) -> None:
 
 
 UNET = "unet"
+ADAPTER = "adapter"
 _NAMES = {UNET: "UNet", **TITLES}
 """What a family of networks is called where passes are counted; others by their own name."""
 
@@ -178,7 +180,7 @@ class MapsReport:
 
     Args:
         images: In the part that was asked for, of all processes.
-        passes: By family, `unet` or another backbone's, of those whose layers were asked for.
+        passes: By family, `unet` or another backbone's, of those whose layers were asked for; `adapter`, images.
         extractors: Under whose names the maps lie, by family.
         bad: Images that could not be read, whose maps are missing.
     """
@@ -230,12 +232,18 @@ def make_maps(config: MapsConfig, progress: Progress | None = None) -> MapsRepor
     made = require_maps(opened.store, opened.dataset, asked.rows, asked.wanted, opened.request, progress)
     tell_shapes(progress, (shape for shape in made.shapes if is_other(shape.name)))  # the UNet's are told before
     own_passes = {UNET: made.images_times_timesteps * opened.request.ensemble, **made.passes}
+    extractors: dict[str, AnyExtractor] = {} if made.extractor is None else {UNET: made.extractor}
+    extractors |= made.others
+    if opened.adapter is not None:
+        opened.describe(made.extractor, made.others)  # refuses an adapter of other maps
+        broken = {opened.store.images.row(error.image_id) for error in made.bad}
+        good = [row for row in asked.rows if row not in broken]
+        layers = opened.layers(asked.wanted, None)
+        extractors[ADAPTER], own_passes[ADAPTER] = keep_adapted(opened, made, layers, good, progress)
     shares = processes.gather((len(asked.rows), own_passes))
     bad = processes.gather_bad(made.bad, config.skip_bad)
     images = sum(count for count, _ in shares)
     _tell_shares(progress, [count for count, _ in shares])
-    extractors: dict[str, AnyExtractor] = {} if made.extractor is None else {UNET: made.extractor}
-    extractors |= made.others
     passes = {name: sum(theirs[name] for _, theirs in shares) for name in extractors}
     for name, extractor in extractors.items():
         progress.tell(

@@ -16,7 +16,7 @@ from torch import Tensor
 from featstore.backbones.registry import DIFFUSION, family_of
 from featstore.errors import StoreError
 from featstore.plain_text import is_plain, nfc, one_line, shown
-from featstore.store.keys import GRIDS, AnyExtractor, Extractor, PixelExtractor
+from featstore.store.keys import GRIDS, AdaptedExtractor, AnyExtractor, Extractor, PixelExtractor
 from featstore.store.rows import AHEAD_BYTES, REQUESTS, RowArray, require_rows
 from featstore.store.store import Store
 from matcher.configuration import LayerSpec
@@ -31,10 +31,10 @@ _NAMED = "'<image id>|<layer name>'"
 @dataclass(frozen=True, slots=True)
 class StoredMaps:
     """Maps in a store (a `matcher.maps.MapSource`): the UNet's of `extractor`, those of other backbones of `others`, by
-    family (`featstore.backbones.registry`)."""
+    family (`featstore.backbones.registry`); adapted ones are all of `extractor`."""
 
     store: Store
-    extractor: Extractor | None
+    extractor: Extractor | AdaptedExtractor | None
     others: Mapping[str, PixelExtractor] = field(default_factory=dict)
     _arrays: dict[tuple[str, int | None], RowArray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -53,8 +53,9 @@ class StoredMaps:
     def _array(self, layer: LayerSpec) -> RowArray:
         key = layer.layer, layer.timestep
         if key not in self._arrays:
-            family = family_of(layer.layer)
-            extractor: AnyExtractor | None = self.extractor if family == DIFFUSION else self.others.get(family)
+            extractor: AnyExtractor | None = self.extractor
+            if not isinstance(extractor, AdaptedExtractor) and (family := family_of(layer.layer)) != DIFFUSION:
+                extractor = self.others.get(family)
             array = None if extractor is None else self.store.maps(extractor, layer.layer, layer.timestep)
             if array is None:
                 which = f"layer {layer.layer}" + ("" if layer.timestep is None else f" at t = {layer.timestep}")

@@ -26,7 +26,7 @@ Keys = tuple[str, ...]
 """Where a tensor stands: the keys of the dictionaries that lead to it."""
 
 
-def _load_tensors(file: Path) -> dict[Keys, Tensor]:
+def load_tensors(file: Path) -> dict[Keys, Tensor]:
     """All tensors of a file, on the CPU, by where they stand; those of a file that is one tensor stand at (). Raises
     ValueError for a file that is damaged, or holds anything but tensors and dictionaries of them."""
     found: dict[Keys, Tensor] = {}
@@ -108,7 +108,7 @@ def read_published(file: Path, mode: Mode | None = None) -> Published:
         raise PromptError(f"There is no file {file}.")
     name = "/".join(file.resolve().parts[-2:])
     try:
-        loaded = _load_tensors(file)
+        loaded = load_tensors(file)
         names = map(".".join, loaded)
         prefixes = {own.removesuffix(last) for own in names for last in PARAMETERS if f".{own}".endswith(f".{last}")}
         return _module(name, loaded, sorted(prefixes), mode) if prefixes else _captions(name, loaded, mode)

@@ -264,7 +264,8 @@ def _is_described(path: str, attributes: dict[str, Any]) -> bool:
     """Whether an extractor's description makes its name; none was written where a run was killed in between."""
     if not attributes:
         return True
-    made = [kind.from_description(attributes) for kind in (keys.Extractor, keys.PixelExtractor)]
+    kinds = (keys.Extractor, keys.PixelExtractor, keys.AdaptedExtractor)
+    made = [kind.from_description(attributes) for kind in kinds]
     own = [extractor for extractor in made if extractor is not None and extractor.describe() == attributes]
     return any(extractor.key == path.rpartition("/")[2] for extractor in own)
 

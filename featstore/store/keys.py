@@ -164,7 +164,33 @@ class PixelExtractor:
         return _key({**self.describe(), self.family: self.network.fingerprint})
 
 
-AnyExtractor = Extractor | PixelExtractor
+@dataclass(frozen=True, slots=True)
+class AdaptedExtractor:
+    """All that shapes an adapted map beyond the image and (layer, timestep).
+
+    adapter: its fingerprint. sources: the keys of the extractors whose maps it takes. encoding: how it is kept.
+    """
+
+    adapter: str
+    sources: tuple[str, ...]
+    encoding: str = RAW
+
+    def describe(self) -> dict[str, Any]:
+        """For the group's attributes."""
+        return _described(self.encoding, {"adapter": self.adapter, "sources": [*self.sources]})
+
+    @classmethod
+    def from_description(cls, attributes: Mapping[str, Any]) -> Self | None:
+        """The extractor that a group's attributes describe, None where they are another kind's."""
+        return _parsed(cls, attributes)
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that name the extractor's group."""
+        return _key(self.describe())
+
+
+AnyExtractor = Extractor | PixelExtractor | AdaptedExtractor
 
 
 def noisy_path(timestep: int) -> str:

@@ -317,6 +317,8 @@ def _what(store: Store, path: str) -> str:
         named = TITLES.get(alone.family, alone.family)
         removed = f", {alone.debias} directions of position taken out" if alone.debias else ""
         return f"{named} {alone.network.id!r}, {alone.size} pixels, {alone.dtype}{removed}{stored}"
+    if "adapter" in attributes:
+        return f"adapter {attributes['adapter']} on maps of {', '.join(attributes['sources'])}{stored}"
     prompt = attributes.get("prompt")
     words = prompt.get("template", prompt.get("kind")) if isinstance(prompt, dict) else "unknown prompt"
     return f"{words!r}, ensemble {attributes.get('ensemble')}, {attributes.get('dtype')}{stored}"

@@ -25,7 +25,7 @@ class LayeredMaps:
     maps: tuple[Tensor, ...]
     ups: tuple[Upsampling, ...]
     norms: tuple[Tensor, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | Tensor, ...]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,7 +41,7 @@ class Descriptors:
     lengths: Tensor
 
 
-def layered(maps: Sequence[Tensor], weights: Sequence[float], settings: MatchSettings) -> LayeredMaps:
+def layered(maps: Sequence[Tensor], weights: Sequence[float | Tensor], settings: MatchSettings) -> LayeredMaps:
     """Maps (C, h, w), one per layer, made ready; half precision becomes float32."""
     wide = tuple(features if features.dtype is torch.float64 else features.float() for features in maps)
     size = final_size(wide, settings.upsample)

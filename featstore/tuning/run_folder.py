@@ -1,80 +1,34 @@
-"""A run's folder: settings, versions, metrics, checkpoint, prompts.
+"""The folder of a run that learns prompts (`featstore.tuning.runs`), and those that were trained on a store.
 
 runs/class-2+3-001/
-    run.json                    what was asked, on what, with which versions
-    metrics.csv                 step, loss, validation PCK, seconds
-    validation.json             PCK before step 1, with the text prompt and the first prompts; the lead over the text
-    checkpoint.safetensors      where the run stands
     prompts.safetensors         the best on validation (what eval, grid and match use)
     prompts-last.safetensors    the last
-    tensorboard/                the same numbers for TensorBoard
 """
 
-import csv
-import glob
-import io
-import json
-import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from featstore.backbones.base import NetworkName
 from featstore.errors import TuningError
-from featstore.files import PARTIAL, check_free, held, making_folder, sweep_making, take_place, write_whole, writing
 from featstore.parsing import parse_known
 from featstore.prompts.saved import FILE
-from featstore.sealed import check_seal, check_version, seal
 from featstore.store.keys import StoreLocation, absolute, parse_location
-from featstore.store.schema import StoreHeader, creator_version
+from featstore.store.schema import StoreHeader
 from featstore.store.store import Store
+from featstore.tuning.runs import ADAPTATION, EVALUATION, FORMAT, RUN, RUNS, Run, make_run, read_run
 from featstore.tuning.settings import TuningSettings
 from matcher.configuration import Pad
-from matcher.errors import InputError
-from matcher.statistics import Interval
-
-RUNS = Path("runs")
-RUN = "run.json"
-"""Of a run's folder. A process that trains the run holds the file's lock."""
-
-FORMAT = "dualsd run"
-EVALUATION = "dualsd evaluation"
-"""What lies among the runs, too: `featstore.pipeline.results`."""
-VERSION = 1
-METRICS = ("step", "loss", "pck", "seconds")
-VALIDATION = "validation.json"
-
-_CHECKSUM = "crc32"
-
-_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "zarr", "safetensors")
 
 
-@dataclass(frozen=True, slots=True)
-class Baselines:
-    """PCK on the validation pairs before step 1, fractions. text: of each pair with the text prompt. initial: of all
-    with the first prompts. lead: of the prompts that are kept over the text prompt, with its 95 % interval, images
-    resampled; None before the first validation."""
+@dataclass(frozen=True)
+class RunFolder(Run):
+    """A run that learns prompts."""
 
-    text: tuple[float, ...]
-    initial: float
-    lead: Interval | None = None
-
-    @property
-    def of_text(self) -> float:
-        """Of all pairs with the text prompt."""
-        return sum(self.text) / len(self.text)
-
-
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """A run on disk. description: what `run.json` holds."""
-
-    path: Path
-    description: Mapping[str, Any]
+    FORMAT: ClassVar[str] = FORMAT
+    COMMAND: ClassVar[str] = "dualsd train"
+    FILE: ClassVar[str] = FILE
 
     @property
     def store(self) -> StoreLocation:
@@ -93,89 +47,20 @@ class RunFolder:
         return None if named is None else str(named)
 
     @property
-    def checkpoint(self) -> Path:
-        """Where the run stands."""
-        return self.path / "checkpoint.safetensors"
-
-    @property
     def prompts(self) -> Path:
         """The best prompts on validation."""
-        return self.path / FILE
-
-    @property
-    def last_prompts(self) -> Path:
-        """The last prompts."""
-        return self.path / "prompts-last.safetensors"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard's events."""
-        return self.path / "tensorboard"
+        return self.best
 
     @property
     def settings(self) -> TuningSettings:
         """What was asked."""
         return TuningSettings.from_json(self.description["settings"])
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether all its steps are done and its prompts are there."""
-        steps = self.settings.steps
-        return self.prompts.is_file() and len(self.metrics_until(steps)) == steps
-
-    def metrics_until(self, step: int) -> list[tuple[str, ...]]:
-        """Rows of `METRICS` of the steps up to `step`. Raises `TuningError` where the file is damaged."""
-        file = self.path / "metrics.csv"
-        if not file.exists():
-            return []
-        try:
-            with file.open(newline="", encoding="utf-8") as stream:
-                header, *rows = map(tuple, csv.reader(stream))
-            if header not in (METRICS, (*METRICS, _CHECKSUM)):
-                raise ValueError("its first line does not name its columns")
-            return [_metrics_row(header, number, row) for number, row in enumerate(rows, start=1)][:step]
-        except (OSError, ValueError, csv.Error) as error:
-            raise _damaged(file, error) from error
-
-    @property
-    def baselines(self) -> Baselines | None:
-        """What was validated before step 1; None where nothing was. Raises `TuningError` where the file is damaged."""
-        file = self.path / VALIDATION
-        if not file.exists():
-            return None
-        try:
-            described = json.loads(file.read_bytes())
-            check_seal(described)
-            found: Baselines = parse_known(Baselines, described)
-            return found
-        except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise _damaged(file, error) from error
-
-    def write_baselines(self, baselines: Baselines) -> None:
-        """Write them; the file appears whole or not at all. Raises what `write_whole` raises."""
-        write_whole(self.path / VALIDATION, (json.dumps(seal(asdict(baselines))) + "\n").encode())
-
-    def write_metrics(self, rows: list[tuple[str, ...]]) -> None:
-        """Write them all; the file appears whole or not at all. Raises what `write_whole` raises."""
-        write_whole(self.path / "metrics.csv", metrics_bytes(rows))
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """An existing run. Raises `TuningError` where there is none."""
-        description = read_run(path)
-        if description is None or description.get("format") != FORMAT:
-            why = "it has no run.json that can be read" if description is None else "its run.json is another program's"
-            raise TuningError(f"{path} is no run of `dualsd train`: {why}.")
-        check_version(description, VERSION, str(path), TuningError)
-        try:
-            parse_known(_Described, description)
-            TuningSettings.from_json(description["settings"])
-            check_seal(description)
-        except (ValueError, InputError) as error:
-            raise TuningError(
-                f"{path}/run.json is damaged or was changed ({error}): put it back as it was, or start a new run."
-            ) from error
-        return cls(path, description)
+    @staticmethod
+    def check(description: Mapping[str, Any]) -> None:
+        """See `Run.check`."""
+        parse_known(_Described, description)
+        TuningSettings.from_json(description["settings"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,46 +86,6 @@ class _Described:
     versions: Mapping[str, Any] | None = None
 
 
-def _damaged(file: Path, error: Exception) -> TuningError:
-    return TuningError(f"{file} is damaged ({error}): copy it again from where it is whole, or start a new run.")
-
-
-def metrics_bytes(rows: list[tuple[str, ...]]) -> bytes:
-    """What a file of such rows of `METRICS` holds: each with its checksum."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([(*METRICS, _CHECKSUM), *((*row, _crc(row)) for row in rows)])
-    return text.getvalue().encode()
-
-
-def _crc(row: Sequence[str]) -> str:
-    return f"{zlib.crc32(','.join(row).encode()):08x}"
-
-
-def _metrics_row(header: tuple[str, ...], number: int, row: tuple[str, ...]) -> tuple[str, ...]:
-    """The row of a step, numbered from 1, without its checksum, which older files lack. Raises ValueError."""
-    own = row[: len(METRICS)]
-    if row != (own if header == METRICS else (*own, _crc(own))) or len(own) != len(METRICS) or own[0] != str(number):
-        raise ValueError(f"line {number + 1} is not that of step {number}, or its checksum does not fit")
-    for value in own[1:]:
-        float(value or 0)
-    return own
-
-
-def format_of(path: Path) -> str | None:
-    """The format that a folder's `run.json` names; None where it has none that can be read."""
-    found = (read_run(path) or {}).get("format")
-    return found if isinstance(found, str) else None
-
-
-def read_run(path: Path) -> dict[str, Any] | None:
-    """What a folder's `run.json` holds, nothing where it is no table; None where it cannot be read."""
-    try:
-        description = json.loads((path / RUN).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return description if isinstance(description, dict) else {}
-
-
 def identity(header: StoreHeader) -> str:
     """What a run was trained on, wherever its store lies: data set, model, size, latents, seed, and padding if any."""
     parts = [header.dataset, header.model_fingerprint, header.image_size, header.latents.value, header.seed]
@@ -251,60 +96,16 @@ def identity(header: StoreHeader) -> str:
 def create_run(
     parent: Path, name: str | None, store: Store, settings: TuningSettings, about: Mapping[str, Any]
 ) -> RunFolder:
-    """Make a run's folder; it appears with its `run.json` or not at all. Raises `TuningError` where one of that name
-    exists, `StoreError` where it cannot be made, `DiskFullError` where there is no room for it."""
-    prefix = name or f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
-    path = parent / prefix
-    go_on = f"go on with `dualsd train --resume {path}`, or take another --name"
-    taken = TuningError(f"{path} exists already: {go_on}.")
-    if name is not None and path.exists():  # renaming would replace an empty folder
-        raise taken
+    """Make the folder of a run that learns prompts. Raises what `make_run` raises."""
     described = {
-        "format": FORMAT,
-        "version": VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "creator": creator_version(),
         "store": {"path": absolute(store.path), "identity": identity(store.header)},
         "dataset": store.header.dataset,
         "model": {"id": store.header.model_id, "fingerprint": store.header.model_fingerprint},
         **about,
         "settings": settings.to_json(),
-        "versions": library_versions(),
     }
-    description = seal(described)
-    content = (json.dumps(description, indent=2) + "\n").encode()
-    with writing(f"The run's folder in {parent}", len(content), place=parent), making_folder(parent, prefix) as made:
-        write_whole(made / RUN, content)
-        place = take_place(made, [path] if name is not None else free_places(parent, prefix))
-    if place is None:
-        raise taken
-    return RunFolder(place, description)
-
-
-def resume_run(path: Path) -> RunFolder:
-    """A run that is to go on; what a kill left beside it when it was being made is swept. Raises what `RunFolder.open`
-    raises, and `TuningError` where a process trains it."""
-    run = RunFolder.open(path)
-    check_free(path / RUN, _is_trained(path))
-    sweep_making(path.parent, glob.escape(path.name))
-    return run
-
-
-@contextmanager
-def trained_alone(run: RunFolder) -> Iterator[None]:
-    """Keeps other processes from training a run, until this one ends, however it does. What a kill left half written in
-    it is swept: nobody else writes there. Raises `TuningError` where another one trains it."""
-    with held(run.path / RUN, _is_trained(run.path)):
-        for partial in run.path.glob(f"*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
-        yield
-
-
-def _is_trained(path: Path) -> TuningError:
-    return TuningError(
-        f"{path} is being trained by another process, which holds {path / RUN}: wait until it ends, or stop it, and "
-        "then run the same command again."
-    )
+    usual = f"{settings.mode.value}-{'+'.join(map(str, settings.layers))}"
+    return make_run(RunFolder, parent, name, usual, described)
 
 
 def runs_newest_first(
@@ -317,7 +118,7 @@ def runs_newest_first(
         described = read_run(path)
         # of an evaluation, or of another program; one that is damaged is not known to be
         if described is not None and (
-            described.get("format") == EVALUATION or not {"format", "creator"} & described.keys()
+            described.get("format") in (EVALUATION, ADAPTATION) or not {"format", "creator"} & described.keys()
         ):
             continue
         try:
@@ -330,20 +131,3 @@ def runs_newest_first(
         if run.prompts.is_file() and run.identity == identity(store.header):
             found.append(run)
     return sorted(found, key=lambda run: (str(run.description.get("created")), str(run.path)), reverse=True)
-
-
-def free_places(parent: Path, prefix: str) -> Iterator[Path]:
-    """Again and again the first free name, as it is then: another process may have taken the one before."""
-    while True:
-        yield parent / free_name(parent, prefix)
-
-
-def free_name(parent: Path, prefix: str) -> str:
-    """`<prefix>-NNN`, one more than the largest number that the folder holds."""
-    found = (re.fullmatch(rf"{re.escape(prefix)}-(\d+)", path.name) for path in parent.glob(f"{prefix}-*"))
-    return f"{prefix}-{max((int(own[1]) for own in found if own), default=0) + 1:03d}"
-
-
-def library_versions() -> dict[str, str]:
-    """Of the libraries that numbers may depend on."""
-    return {library: creator_version(library) for library in _LIBRARIES}

@@ -40,10 +40,12 @@ from featstore.prompts.text import TextPrompt
 from featstore.store.keys import StoreLocation, parse_location
 from featstore.store.rows import RowArray
 from featstore.store.store import Store, open_store, patch_tokens_of
-from featstore.tuning.run_folder import RunFolder, create_run, identity, resume_run
+from featstore.tuning.loop import Outcome, learn
+from featstore.tuning.run_folder import RunFolder, create_run, identity
+from featstore.tuning.runs import resume_run
 from featstore.tuning.settings import Noise, TuningSettings, resumed, settings_of, settled
 from featstore.tuning.step import LoadNoisy, Networks, NoiseAhead, Prompted
-from featstore.tuning.trainer import Outcome, Problem, learn
+from featstore.tuning.trainer import Problem
 from matcher.errors import InputError
 from matcher.pairs import MatchingPair
 
@@ -93,7 +95,7 @@ def train(config: TrainConfig, progress: Progress | None = None, command: str | 
         raise InputError("Say what is to be learned: --mode single, class or cpm.")
     if config.resume is not None and config.name is not None:
         raise InputError("--name goes with a new run: one that is resumed keeps its own.")
-    run = None if config.resume is None else resume_run(config.resume)
+    run = None if config.resume is None else resume_run(RunFolder, config.resume)
     store = open_store(parse_location(config.store or (DEFAULT_STORE if run is None else run.store)))
     if run is not None:
         if run.identity != identity(store.header):

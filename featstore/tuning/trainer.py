@@ -1,39 +1,21 @@
-"""The loop of a training: steps, validations and checkpoints, on one process or several. A run that is asked to stop
-finishes its step and saves itself first: Ctrl-C, SIGTERM, SIGUSR1 (preemption)."""
+"""Prompts as what the loop of a training learns (`featstore.tuning.loop`)."""
 
-import contextlib
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from tensorboard.summary.writer import event_file_writer
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch import nn
 
-from featstore.errors import TuningError
-from featstore.files import write_whole, writing
 from featstore.pipeline.distributed import Processes
 from featstore.pipeline.features import chunks
-from featstore.progress import Progress
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import save_prompts
-from featstore.sealed import check_tensors_seal, read_tensors, seal_tensors
-from featstore.tuning.run_folder import Baselines, RunFolder, trained_alone
-from featstore.tuning.settings import UnusedCategories
+from featstore.tuning.loop import Step, TrainingState, Validated, sum_numbers
 from featstore.tuning.step import Learner, LoadNoisy, NoiseAhead, Prompted, RandomPairs, batch_loss, validate
 from matcher.pairs import MatchingPair
-from matcher.statistics import SEED, bootstrap_mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,128 +43,49 @@ class Problem(Learner):
         sets = zip(self.description.layers, self.prompts, strict=True)
         return replace(self.description, tensors={layer: own.tensors(self.networks.framed) for layer, own in sets})
 
+    @property
+    def device(self) -> torch.device:
+        """See `Task`."""
+        return self.networks.compute.device
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a call ended.
+    @property
+    def passes_per_image(self) -> int:
+        """See `Task`."""
+        return len(self.settings.layers)
 
-    Args:
-        steps: Done in all.
-        best: Validation PCK of the prompts that are kept, a fraction; None without validation.
-        passes: UNet passes made in this call.
-        stopped: Whether a signal ended it early.
-        baselines: What was validated before step 1; None where nothing was.
-    """
+    def open_state(self) -> TrainingState:
+        """See `Task`."""
+        return _open_state(self)
 
-    steps: int
-    best: float | None
-    passes: int
-    stopped: bool
-    baselines: Baselines | None
+    def step(self, state: TrainingState, processes: Processes) -> Step:
+        """See `Task`."""
+        sampler = RandomPairs(len(self.pairs), self.settings.batch, self.settings.seed)
+        batch = sampler.batch(state.step)
+        _expect(self, sampler, state.step, processes)
+        loss, made = _step([self.pairs[index] for index in batch], state, self, processes)
+        return Step(loss, made, len(batch))
 
+    def validate_plain(self, processes: Processes) -> Validated:
+        """See `Task`."""
+        return _validate(self, self.text, processes)
 
-def learn(problem: Problem, run: RunFolder, processes: Processes, progress: Progress) -> Outcome:
-    """Learn prompts, from the run's checkpoint on where it has one, until all steps are done or a signal comes. Ends in
-    the same prompts however often it was stopped or killed in between (on a CPU bit by bit).
+    def validate(self, processes: Processes) -> Validated:
+        """See `Task`."""
+        return _validate(self, self.prompted, processes)
 
-    Args:
-        problem: What is learned from what.
-        run: Where it is kept.
-        processes: Which share every batch.
-        progress: Is told how far it is.
-
-    Raises:
-        TuningError: The loss is no number any more, or another process trains the run; the last checkpoint is kept.
-        DiskFullError: The disk fills up.
-        ProcessError: Another of the processes ended.
-    """
-    settings, device = problem.settings, problem.networks.compute.device
-    sampler = RandomPairs(len(problem.pairs), settings.batch, settings.seed)
-    passes, learned, last_pck, stopped = 0, 0, None, False
-    # of several processes the one that writes holds the run for all of them
-    alone = trained_alone(run) if processes.is_main else contextlib.nullcontext()
-    with alone, _raised_once(), stop_requests() as asked_to_stop:
-        state = _open_state(problem)
-        if run.checkpoint.exists():
-            state.load(run.checkpoint)
-        baselines = _baselines(problem, run, state, processes, progress)
-        recorder = _Recorder(run, problem, state.step, baselines) if processes.is_main else None
-        progress.start("training", settings.steps - state.step, "steps")
-        started = time.monotonic()
-        while state.step < settings.steps and not stopped:
-            batch = sampler.batch(state.step)
-            _expect(problem, sampler, state.step, processes)
-            loss, made = _step([problem.pairs[index] for index in batch], state, problem, processes)
-            loss, all_made, stops = sum_numbers([loss, made, asked_to_stop()], processes, device)
-            passes, learned, stopped = passes + round(all_made), learned + len(batch), stops > 0
-            if not math.isfinite(loss):
-                kept = f"the checkpoint of {run.path} is kept" if run.checkpoint.exists() else "there is no checkpoint"
-                raise TuningError(
-                    f"The loss of step {state.step + 1} is {loss}: {kept}; try a smaller --lr, or --dtype float32."
-                )
-            state.step += 1
-            pck, is_best = None, False
-            if problem.validation and (state.step % settings.validate_every == 0 or state.step == settings.steps):
-                pck, of_pairs = _validate(problem, problem.prompted, processes)
-                last_pck, is_best, state.best = pck, pck > state.best, max(state.best, pck)
-                if is_best and baselines is not None:
-                    lead = bootstrap_mean(problem.validation, of_pairs - np.array(baselines.text), SEED).within(-1, 1)
-                    baselines = replace(baselines, lead=lead)
-            if recorder is not None:
-                recorder.record(state.step, loss, pck)
-                if is_best:
-                    save_prompts(problem.snapshot(), run.prompts)
-                    if baselines is not None:
-                        run.write_baselines(baselines)
-                if state.step % settings.checkpoint_every == 0 or stopped:
-                    recorder.keep(state)
-            seconds = time.monotonic() - started
-            progress.say(
-                f"loss {loss:.3f}"
-                + ("" if last_pck is None else f", PCK@0.1 {100 * last_pck:.1f} (best {100 * state.best:.1f})")
-                + f", {passes / len(settings.layers) / seconds:.1f} images/s, {learned / seconds:.1f} pairs/s"
-            )
-            progress.advance()
-        if recorder is not None:
-            recorder.keep(state)
-            if not problem.validation:
-                save_prompts(problem.snapshot(), run.prompts)
-            with writing(run.tensorboard):
-                recorder.board.close()
-        processes.wait()
-    return Outcome(state.step, state.best if state.best >= 0 else None, passes, stopped, baselines)
+    def save(self, file: Path) -> None:
+        """See `Task`."""
+        save_prompts(self.snapshot(), file)
 
 
-def _baselines(
-    problem: Problem, run: RunFolder, state: "TrainingState", processes: Processes, progress: Progress
-) -> Baselines | None:
-    """What was validated before step 1, by all processes, unless an earlier call did; no random state moves."""
-    known = processes.gather(run.baselines if processes.is_main else None)[0]
-    if known is not None or state.step > 0 or not problem.validation:
-        return known
-    progress.start("validating before step 1", 2, "prompts")
-    _, text = _validate(problem, problem.text, processes)
-    progress.advance()
-    initial, _ = _validate(problem, problem.prompted, processes)
-    progress.advance()
-    found = Baselines(tuple(text.tolist()), initial)
-    if processes.is_main:
-        run.write_baselines(found)
-    progress.tell(
-        f"PCK@0.1 before step 1, on the {len(text)} pairs of val: {100 * found.of_text:.1f} % with the text prompt, "
-        f"{100 * initial:.1f} % with the first prompts"
-    )
-    return found
-
-
-def _validate(problem: Problem, prompted: Prompted, processes: Processes) -> tuple[float, NDArray[np.float64]]:
+def _validate(problem: Problem, prompted: Prompted, processes: Processes) -> Validated:
     """PCK of the validation pairs, a fraction, and of each, (pairs,); every process takes its share."""
     total, own = validate(problem, processes.block(problem.validation), problem.validation_noisy, prompted)
     (summed,) = sum_numbers([total], processes, problem.networks.compute.device)
     return summed / len(problem.validation), np.concatenate(processes.gather(own))
 
 
-def _open_state(problem: Problem) -> "TrainingState":
+def _open_state(problem: Problem) -> TrainingState:
     settings, compute = problem.settings, problem.networks.compute
     vectors = [own for one in problem.prompts for own in one.parameters()]
     others = [own for one in problem.prompts for own in one.network_parameters()]
@@ -199,7 +102,7 @@ def _expect(problem: Problem, sampler: RandomPairs, step: int, processes: Proces
 
 
 def _step(
-    pairs: Sequence[MatchingPair], state: "TrainingState", problem: Problem, processes: Processes
+    pairs: Sequence[MatchingPair], state: TrainingState, problem: Problem, processes: Processes
 ) -> tuple[float, int]:
     """One step of the optimiser: (this process's share of the batch's loss, UNet passes that it made)."""
     state.forget_gradients(problem.settings.unused_categories)
@@ -213,86 +116,6 @@ def _step(
     state.scaler.step(state.optimiser)  # in float16 left out where gradients have overflown
     state.scaler.update()
     return total, passes
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Inside, signals are only noted: the function that is given says whether one came. A second Ctrl-C interrupts at
-    once. Afterwards signals are handled as before."""
-    asked = threading.Event()
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield asked.is_set
-        return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {number: signal.signal(number, note) for number in (getattr(signal, name) for name in names)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _raised_once() -> Iterator[None]:
-    """What the disk refuses to TensorBoard's thread is raised where its file is flushed: and is not printed besides."""
-    plain = threading.excepthook
-
-    def hook(raised: threading.ExceptHookArgs) -> None:
-        if type(raised.thread).__module__ != event_file_writer.__name__:
-            plain(raised)
-
-    threading.excepthook = hook
-    yield
-    threading.excepthook = plain  # not where something failed: the thread may be about to say so
-
-
-class _Recorder:
-    """Writes what happens into the run's folder; of steps that a kill undid nothing stays."""
-
-    def __init__(self, run: RunFolder, problem: Problem, step: int, baselines: Baselines | None) -> None:
-        self._run, self._problem, self._baselines = run, problem, baselines
-        self._rows = run.metrics_until(step)
-        if len(self._rows) != step:
-            raise TuningError(
-                f"{run.path}/metrics.csv has {len(self._rows)} of the {step} steps that the checkpoint has: copy both "
-                "again from where they are whole, or start a new run."
-            )
-        self._before = float(self._rows[-1][3]) if self._rows else 0.0
-        self._started = time.monotonic()
-        with writing(self._run.tensorboard):
-            # TensorBoard forgets what earlier files say of this step and later ones
-            self.board = SummaryWriter(run.tensorboard, purge_step=step + 1 if step else 0)
-            if baselines is not None and step == 0:
-                self._show(0, baselines.initial)
-            self.board.flush()
-
-    def record(self, step: int, loss: float, pck: float | None) -> None:
-        """One step's numbers."""
-        seconds = self._before + time.monotonic() - self._started
-        self._rows.append((str(step), f"{loss:.6f}", "" if pck is None else f"{pck:.6f}", f"{seconds:.1f}"))
-        with writing(self._run.tensorboard):
-            self.board.add_scalar("loss", loss, step)
-            if pck is not None:
-                self._show(step, pck)
-
-    def _show(self, step: int, pck: float) -> None:
-        self.board.add_scalar("validation/nn PCK@0.1", pck, step)
-        if self._baselines is not None:
-            self.board.add_scalar("validation/nn PCK@0.1, text prompt", self._baselines.of_text, step)
-
-    def keep(self, state: "TrainingState") -> None:
-        """Make everything so far durable. The checkpoint comes last: what it says has happened is then on disk."""
-        with writing(self._run.tensorboard):
-            self.board.flush()
-        self._run.write_metrics(self._rows)
-        save_prompts(self._problem.snapshot(), self._run.last_prompts)
-        state.save(self._run.checkpoint)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
@@ -311,67 +134,3 @@ def sum_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> N
     users, *summed = processes.sum(torch.cat([used, *parts])).split([len(used), *map(len, parts)])
     for own, part, count in zip(parameters, summed, users, strict=True):
         own.grad = part.view_as(own).clone() if count > 0 else None
-
-
-def sum_numbers(numbers: Sequence[float], processes: Processes, device: torch.device) -> list[float]:
-    """Each number summed over processes. Raises `ProcessError` where another one ended."""
-    if processes.count == 1:
-        return [*map(float, numbers)]
-    # gloo and NCCL both add float64
-    return processes.sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
-
-
-@dataclass(slots=True)
-class TrainingState:
-    """step: how many are done. parameters: in a fixed order. optimiser: Adam over them. best: the best validation PCK
-    so far, a fraction; -1 before the first. scaler: of float16's gradients, which lets others pass."""
-
-    step: int
-    parameters: Sequence[nn.Parameter]
-    optimiser: torch.optim.Optimizer
-    best: float
-    scaler: torch.amp.GradScaler
-
-    def forget_gradients(self, unused: UnusedCategories) -> None:
-        """Make a batch's gradients start from nothing. Under Adam a parameter whose gradient is absent stays, and one
-        whose gradient is zero goes on with its momentum; one that was never used has none."""
-        drifts = unused is UnusedCategories.DRIFT
-        for own in self.parameters:
-            own.grad = torch.zeros_like(own) if drifts and self.optimiser.state.get(own) else None
-
-    def save(self, file: Path) -> None:
-        """Write it; the file appears whole or not at all. Raises what `write_whole` raises."""
-        tensors: dict[str, Tensor] = {}
-        for index, parameter in enumerate(self.parameters):
-            own: dict[str, Any] = {f"{index}": parameter}
-            own |= {f"{index}|{name}": value for name, value in self.optimiser.state.get(parameter, {}).items()}
-            tensors |= {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in own.items()}
-        written = {"step": self.step, "best": self.best, "scaler": self.scaler.state_dict() or None}
-        write_whole(file, seal_tensors(written, lambda metadata: save(tensors, metadata=metadata)))
-
-    def load(self, file: Path) -> None:
-        """Take over what `save` wrote. Raises `TuningError` where the file is damaged or does not fit this run."""
-        try:
-            content, written = read_tensors(file)
-            check_tensors_seal(content, written)
-            tensors = load(content)
-            for index, parameter in enumerate(self.parameters):
-                own = tensors.pop(f"{index}")
-                theirs, ours = (f"{one.dtype} of shape {tuple(one.shape)}" for one in (own, parameter))
-                if theirs != ours:  # copying would broadcast and convert
-                    raise ValueError(f"parameter {index} is {theirs}, in this run {ours}")
-                with torch.no_grad():
-                    parameter.copy_(own)
-                # Adam keeps its count of steps on the CPU
-                self.optimiser.state[parameter] = {
-                    name: tensors[key] if name == "step" else tensors[key].to(parameter.device)
-                    for key in tensors
-                    if (name := key.removeprefix(f"{index}|")) != key
-                }
-            self.step, self.best = int(written["step"]), float(written["best"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise TuningError(
-                f"The checkpoint {file} cannot be used ({error}): copy it again from where it is whole, or train anew."
-            ) from error
-        if written["scaler"]:
-            self.scaler.load_state_dict(written["scaler"])

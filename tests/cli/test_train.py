@@ -24,7 +24,8 @@ from featstore.errors import DiskFullError
 from featstore.parsing import from_json
 from featstore.prompts.saved import load_prompts
 from featstore.store.rows import RowArray
-from featstore.tuning.run_folder import RunFolder, free_name, trained_alone
+from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.runs import free_name, trained_alone
 from featstore.tuning.settings import settings_of
 from featstore.tuning.train import train as learn
 from tests.cli.conftest import Run
@@ -106,7 +107,7 @@ def test_two_that_start_at_once_take_two_names(train: Callable[..., Result], mon
     def stale(parent: Path, prefix: str) -> str:
         return f"{prefix}-001" if next(names, None) is not None else free_name(parent, prefix)
 
-    monkeypatch.setattr("featstore.tuning.run_folder.free_name", stale)
+    monkeypatch.setattr("featstore.tuning.runs.free_name", stale)
     for _ in range(2):
         ok(train("--mode", "single", "--steps", "1", "--val-pairs", "1"))
     assert sorted(folder.name for folder in Path("runs").iterdir()) == ["single-2+3-001", "single-2+3-002"]
@@ -191,7 +192,7 @@ def test_validating_before_step_1_changes_nothing(
     """A run whose first prompts were never validated learns the same, bit by bit, and has no last line."""
     settings = ("--mode", mode, "--steps", "2", "--val-every", "1", *(("--length", "75") if mode == "cpm" else ()))
     assert " -> learned " in ok(train(*settings, "--name", "with")).output
-    monkeypatch.setattr("featstore.tuning.trainer._baselines", lambda *_: None)
+    monkeypatch.setattr("featstore.tuning.loop._baselines", lambda *_: None)
     assert " -> learned " not in ok(train(*settings, "--name", "without")).output
     assert_same("with", "without")
     assert not Path("runs/without/validation.json").exists()

@@ -22,9 +22,10 @@ from featstore.pipeline.results import EvaluationRun, save_evaluation
 from featstore.prompts.base import LearnedPrompts, Mode
 from featstore.prompts.saved import SavedPrompts, load_prompts, save_prompts
 from featstore.sealed import check_seal, read_tensors, seal, seal_tensors
-from featstore.tuning.run_folder import RunFolder, metrics_bytes
+from featstore.tuning.loop import TrainingState
+from featstore.tuning.run_folder import RunFolder
+from featstore.tuning.runs import metrics_bytes
 from featstore.tuning.settings import TuningSettings
-from featstore.tuning.trainer import TrainingState
 from matcher.errors import InputError
 from tests.cli.test_prompt_choice import SETTINGS
 from tests.featstore.evaluations import guessed, many_pairs, result_of

@@ -146,7 +146,7 @@ def test_a_name_that_another_took_in_between(
 ) -> None:
     first = save_evaluation(result, None, tmp_path)
     names = iter([first.name, "eval-2+3-007"])
-    monkeypatch.setattr("featstore.tuning.run_folder.free_name", lambda *_: next(names))
+    monkeypatch.setattr("featstore.tuning.runs.free_name", lambda *_: next(names))
     assert save_evaluation(result, None, tmp_path).name == "eval-2+3-007"
 
 
