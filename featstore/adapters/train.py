@@ -1,5 +1,6 @@
 """`adapt`: an adapter learned on cached maps, without the networks that made them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,8 @@ def adapt(config: AdaptConfig, progress: Progress | None = None, command: str | 
     device = choose_compute(config.device, config.dtype, config.batch_size).device
     material = open_material(config, progress)
     listed = describe_list(material.split, material.pairs)
-    if run is not None and (run.description["identity"], run.description["pairs_hash"]) != (
-        material.identity,
-        listed["pairs_hash"],
-    ):
+    found = {"identity": material.identity, "pairs_hash": listed["pairs_hash"], "maps": dict(material.about)}
+    if run is not None and json.loads(json.dumps(found)) != {name: run.description.get(name) for name in found}:
         raise TuningError(f"{run.path} was learned from other maps or other pairs: name its own data, or start anew.")
     shelf = Shelf(material.maps, [(layer.layer, layer.timestep) for layer in material.layers], material.images)
     settings = settings_of(material, shelf.shapes)
@@ -119,13 +118,8 @@ class AdapterTask:
     def __init__(
         self, adapter: Adapter, settings: AdapterSettings, material: Material, shelf: Shelf, device: torch.device
     ) -> None:
-        self.adapter, self.settings, self.device, self._material, self._shelf = (
-            adapter,
-            settings,
-            device,
-            material,
-            shelf,
-        )
+        self.adapter, self.settings, self.device = adapter, settings, device
+        self._material, self._shelf = material, shelf
         self.validation = material.validation
         self._batches: Iterator[tuple[int, Batch]] | None = None
         self._grouped = GroupedPairs(material.pairs, settings.batch, settings.seed)
