@@ -22,8 +22,8 @@ from matcher.maps import MapSource
 
 Adaptable = TypeVar("Adaptable", bound=KeptMapsConfig | EvalConfig | GridConfig | MatchConfig)
 
-NAMED_PROMPTS = " prompts of "
-"""Between the mode and the place of learned prompts, in what they are called."""
+NAMED_PROMPTS, OR_ELSE = " prompts of ", ", else "
+"""What learned prompts are called has before their place, and behind it where there is a way out."""
 
 USUAL = "leave --layers, --t and --weights out"
 
@@ -175,16 +175,17 @@ class UsedAdapter:
             return {}
         if "prompts" not in maps:
             return {"prompt": maps["prompt"]}
-        place = Path(maps["prompt"].partition(NAMED_PROMPTS)[2])
+        fallback = maps["prompts"].get("fallback", {}).get("kind")
+        named = maps["prompt"].partition(NAMED_PROMPTS)[2]
+        place = Path(named.removesuffix(f"{OR_ELSE}{fallback}"))
         if not place.exists():
             raise AdapterError(
                 f"The adapter {self.path} was trained on maps of {maps['prompt']}, which is not there: say where they "
                 "are with --prompts."
             )
-        fallback = maps["prompts"].get("fallback")
-        if isinstance(config, MatchConfig) or config.fallback is not None or fallback is None:
+        if isinstance(config, MatchConfig) or config.fallback is not None:
             return {"prompts": place}
-        return {"prompts": place, "fallback": fallback["kind"]}
+        return {"prompts": place, "fallback": fallback}
 
     def check(self, at_hand: Mapping[str, Any]) -> None:
         """Raise `AdapterError` where maps are of another model, prompt or DINO than those that it was trained on; of
@@ -194,18 +195,16 @@ class UsedAdapter:
             for part in ("fingerprint", "size", "debias"):
                 own, theirs = (maps.get(f"{name}_{part}", 0) for maps in (trained, at_hand))
                 if name in trained and name in at_hand and own != theirs:
-                    ours, other = (
-                        f"{maps[name]} ({part} {maps.get(f'{name}_{part}', 0)})" for maps in (trained, at_hand)
-                    )
                     raise AdapterError(
-                        f"The adapter {self.path} was trained on maps of {what} {ours}, not of {other}: train one on "
-                        "such maps."
+                        f"The adapter {self.path} was trained on maps of {what} {trained[name]} ({part} {own}), not of "
+                        f"{at_hand[name]} ({part} {theirs}): train one on such maps."
                     )
         if "prompt" not in trained or "prompt" not in at_hand:
             return
-        learned = "prompts" in trained or "prompts" in at_hand
-        kind = "prompts" if learned else "prompt"
-        if trained.get(kind) != at_hand.get(kind):
+        # photographs have no way out for categories without a prompt: they are of one
+        told = [maps.get("prompts", maps["prompt"]) for maps in (trained, at_hand)]
+        own, theirs = ({**one, "fallback": None} if isinstance(one, Mapping) else one for one in told)
+        if own != theirs:
             changed = ", which has changed" if trained["prompt"] == at_hand["prompt"] else ""
             raise AdapterError(
                 f"The adapter {self.path} was trained on maps of the prompt {trained['prompt']!r}, not of "

@@ -22,7 +22,7 @@ from featstore.backbones.registry import (
 from featstore.config import ENSEMBLE, EvalConfig, GridConfig, KeptMapsConfig, MatchConfig
 from featstore.datasets.records import AnnotatedPairs, Dataset
 from featstore.errors import DatasetError, ImageError, PromptError
-from featstore.pipeline.adapted import NAMED_PROMPTS, UsedAdapter, no_adapter, open_adapter
+from featstore.pipeline.adapted import NAMED_PROMPTS, OR_ELSE, UsedAdapter, no_adapter, open_adapter
 from featstore.pipeline.build import check_unchanged
 from featstore.pipeline.defaults import check_kept, choose_compute, dataset_of
 from featstore.pipeline.distributed import Processes, join_processes
@@ -159,7 +159,7 @@ def choose_prompts(
             raise InputError("--fallback goes with class prompts: a cpm makes one for any pair.")
         return PromptChoice(label, None, learned, profile, path, is_newest)
     if fallback is not None:
-        label, way_out = f"{label}, else {fallback}", _fallback(runs, learned, fallback)
+        label, way_out = f"{label}{OR_ELSE}{fallback}", _fallback(runs, learned, fallback)
     return PromptChoice(label, SavedPrompts(learned, way_out), learned, profile, path, is_newest)
 
 

@@ -14,11 +14,14 @@ from safetensors.torch import save_file
 import dualsd
 from featstore.adapters.applied import AdaptedMaps, parts_of
 from featstore.adapters.base import AdapterSpec, load_adapter, make_adapter, save_adapter
+from featstore.backbones.base import NetworkName
 from featstore.config import ExportConfig, GridConfig, MapsConfig
 from featstore.pipeline.evaluate import evaluate
 from featstore.pipeline.export import export_maps
 from featstore.pipeline.grid import grid
 from featstore.pipeline.results import Evaluation
+from featstore.prompts.base import LearnedPrompts, Mode
+from featstore.prompts.saved import save_prompts
 from featstore.store.store import Store, open_store
 from matcher.configuration import LayerSpec
 from matcher.errors import InputError
@@ -26,6 +29,7 @@ from matcher.maps import MapsInMemory
 from matcher.sweep import evaluate as match_pairs
 from tests.adapters.conftest import INPUTS, LAYERS, TIMESTEPS, TYPED, WEIGHTS, Saved, asked, channels_of, shaken
 from tests.cli.conftest import Run
+from tools.demo_model.small_model import TEXT_WIDTH
 
 KINDS = ("residual", "aggregate", "weights")
 
@@ -320,6 +324,36 @@ def test_prompts_of_pairs(run: Run, store: Path, saved: Saved, monkeypatch: pyte
         assert "cpm prompts of r belong to pairs, and an adapter is given maps of images" in " ".join(
             result.output.split()
         )
+
+
+def test_learned_prompts_come_with_it(run: Run, store: Path, zero_shot: Evaluation, tmp_path: Path) -> None:
+    """Those that it was trained with are found where they were; others are refused, and so are these once changed."""
+    header = open_store(store).header
+    random = torch.Generator().manual_seed(6)
+    model = NetworkName(header.model_id, header.model_fingerprint)
+
+    def keep(place: str) -> None:
+        tensors = {layer: {"cat": torch.randn(77, TEXT_WIDTH, generator=random)} for layer in (2, 3)}
+        save_prompts(LearnedPrompts(Mode.CLASS, (2, 3), TIMESTEPS, 75, model, None, {}, tensors), Path(place))
+
+    keep("p.safetensors")
+    keep("q.safetensors")
+    with_prompts = asked(prompts=Path("p.safetensors"), fallback="text", timesteps=TIMESTEPS, ensemble=1)
+    plain = evaluate(with_prompts)
+    channels = tuple(channels_of(store, *key) for key in INPUTS)
+    spec = AdapterSpec("residual", INPUTS, channels, 8, WEIGHTS, about={"maps": dict(plain.features)})
+    save_adapter(Path("a.safetensors"), make_adapter(spec))
+    done = evaluate(asked(adapter=Path("a.safetensors")))
+    assert same(done, plain)
+    assert not same(done, zero_shot)
+    assert done.config is not None
+    assert (done.config.prompts, done.config.prompt) == (Path("p.safetensors"), None)
+    for words in (("--prompts", "q.safetensors", "--fallback", "text"), ("--prompt", "a photo")):
+        refused = run("eval", "--adapter", "a.safetensors", *words)
+        assert refused.exit_code == 2
+        assert "trained on maps of the prompt 'class prompts of p.safetensors, else text', not of" in refused.output
+    keep("p.safetensors")
+    assert "which has changed: leave --prompt" in run("eval", "--adapter", "a.safetensors").output
 
 
 def test_maps_that_are_not_finite_are_no_score(store: Path, saved: Saved, zero_shot: Evaluation) -> None:
