@@ -184,6 +184,8 @@ def willow(
     for name, seed, learn, test in splits(root, out / "splits"):
         if not weak:
             learned(name, test, learn, seed=seed, **(UNSEEN if name.startswith("kinds") else SEEN))
+            if name.startswith("kinds"):
+                learned(f"{name}, settings of the others", test, learn, seed=seed, **SEEN)
         elif name.startswith("images"):
             learned(f"weak {name}", test, learn, seed=seed, **WEAK)
     if weak:
