@@ -12,7 +12,7 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,21 +113,29 @@ def identify(path: Path) -> str:
 
 
 def splits(root: Path, out: Path) -> Iterator[tuple[str, int, Path, Path]]:
-    """Names, seeds, and the folders to learn from and to test on: 4 of 10 images per category held out, and categories
-    by their kind."""
+    """Names, seeds, and the folders to learn from and to test on."""
     images: dict[str, list[str]] = {}
     for record in open_dataset("pf-willow", root).images():
         images.setdefault(record.category, []).append(record.id)
     every = {name for own in images.values() for name in own}
+    for name, seed, held in held_out(images):
+        folder = "-".join(name.split())
+        learn, test = (subset(root, out / f"{folder}-{which}", own) for which, own in parts(every, held))
+        yield name, seed, learn, test
+
+
+def held_out(images: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, int, set[str]]]:
+    """What is held out of images by category: 4 of 10 of each; 3 of 10 categories, whatever their kinds; categories by
+    their kinds."""
     for seed in SEEDS:
         random = np.random.default_rng(seed)
-        held = {name for own in images.values() for name in random.choice(own, 4, replace=False).tolist()}
-        learn, test = (subset(root, out / f"image-{seed}-{which}", own) for which, own in parts(every, held))
-        yield f"images {seed}", seed, learn, test
+        yield f"images {seed}", seed, {name for own in images.values() for name in random.choice(own, 4, replace=False)}
+    for seed in SEEDS:
+        chosen = np.random.default_rng(seed).choice(sorted(images), 3, replace=False)
+        yield f"categories {seed}", seed, {name for category in chosen for name in images[category]}
     for seed, kinds in enumerate(KINDS):
         held = {name for category, own in images.items() if kind_of(category) in kinds for name in own}
-        learn, test = (subset(root, out / f"kind-{seed}-{which}", own) for which, own in parts(every, held))
-        yield f"kinds {'+'.join(kinds)}", seed, learn, test
+        yield f"kinds {'+'.join(kinds)}", seed, held
 
 
 def parts(every: set[str], held: set[str]) -> tuple[tuple[str, set[str]], tuple[str, set[str]]]:
@@ -135,8 +143,12 @@ def parts(every: set[str], held: set[str]) -> tuple[tuple[str, set[str]], tuple[
     return ("train", every - held), ("test", held)
 
 
-IMAGES: dict[str, Any] = {"hold_out": 0.0, "steps": 200}
+SEEN: dict[str, Any] = {"hold_out": 0.0, "steps": 200}
+"""Settings where training sees objects of the same kind."""
+
 UNSEEN: dict[str, Any] = {"hold_out": 0.0, "steps": 150, "dropout": 0.5, "width": 64, "rate": 3e-4}
+"""The same where it does not."""
+
 WEAK: dict[str, Any] = {"pseudo": True, "relaxed": 1.0, "steps": 100}
 
 
@@ -171,7 +183,9 @@ def willow(
 
     for name, seed, learn, test in splits(root, out / "splits"):
         if not weak:
-            learned(name, test, learn, seed=seed, **(IMAGES if name.startswith("images") else UNSEEN))
+            learned(name, test, learn, seed=seed, **(UNSEEN if name.startswith("kinds") else SEEN))
+            if name.startswith("kinds"):
+                learned(f"{name}, settings of the others", test, learn, seed=seed, **SEEN)
         elif name.startswith("images"):
             learned(f"weak {name}", test, learn, seed=seed, **WEAK)
     if weak:
