@@ -24,6 +24,7 @@ GROUPS = {
     "Learning": "steps batch accumulate rate network_rate kernel noise draws validate_every validation_pairs "
     "validation_timesteps checkpoint_every train_steps unused_categories decay width projection blocks loss dropout "
     "flip hold_out hold_by pseudo relaxed",
+    "Server": "host port open memory",
     "Running": "device dtype batch_size gradient_checkpointing compile part stream skip_bad encoding sync resume",
     "Files": "out name runs work config_file json csv dry_run",
 }

@@ -41,7 +41,7 @@ from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts, tell_zeros
-from featstore.pipeline.photos import AskedPair, Photo, as_photo, asked_pairs, check_inside, open_photo
+from featstore.pipeline.photos import AskedPair, Framing, Photo, as_photo, asked_pairs, check_inside, open_photo
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import Mode, Prompts
@@ -52,7 +52,6 @@ from featstore.store.store import Store, open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, describe_layers
 from matcher.errors import InputError, MapError, MatchError
 from matcher.match import find_points, fuse
-from matcher.pairs import placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,8 @@ class ImageMaps:
     """Feature maps of one image. maps: (C, h, w), float32, by (layer, timestep), in the order that they were asked for.
     size: (width, height) of the picture in pixels. image_size: side of the square that it was resized to. model: id of
     the diffusion model, whose weights are recommended; empty of features of one's own. pad: how the picture became a
-    square. structure: of the model, see `featstore.backbones.registry.profile_of`. weights: those of an adapter that the
-    maps are of, one per map."""
+    square. structure: of the model, see `featstore.backbones.registry.profile_of`. weights: those of an adapter that
+    the maps are of, one per map."""
 
     maps: Mapping[MapKey, Tensor]
     size: tuple[int, int]
@@ -168,7 +167,7 @@ class Featurizer:
         if self.model.structure in TRANSFORMERS:
             if prompt is not None:
                 check_takes_prompts(self.model.structure, self.model.location.id)
-            told = _image_prompt(Zeros(), "")
+            told = image_prompt(Zeros(), "")
         if self._adapter is not None:
             keys = self._adapter.keys(layers, timesteps, self.model.clean is not None)
             return self.maps_of(as_photo(image), keys, told, ensemble, Silent())
@@ -359,15 +358,12 @@ def match(
     source, target = (
         fuse([own.maps[key].to(device) for key in keys], shares, upsample, align) for own in (maps_a, maps_b)
     )
-    (extent_a, offset_a), (extent_b, offset_b) = (
-        (side.astype(np.float32) for side in placed(np.array(own.size), size, own.pad)) for own in (maps_a, maps_b)
-    )
-    scale_a, scale_b = (extent / np.float32(size) for extent in (extent_a, extent_b))
-    queries = torch.from_numpy(np.clip(found / scale_a + offset_a, 1e-4, size - 1 - 1e-4)).to(device)
+    frame_a, frame_b = (Framing(own.size, size, own.pad) for own in (maps_a, maps_b))
+    queries = torch.from_numpy(frame_a.to_square(found)).to(device)
     own = find_points(source, target, queries, readout, settings)
     tensors = own.points, own.scores, own.margins, own.mutual, own.correlations
     matched, *figures = (tensor.cpu().numpy() for tensor in tensors)
-    return Matches((matched - offset_b) * scale_b, *figures)
+    return Matches(frame_b.to_picture(matched), *figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -602,7 +598,7 @@ def photo_prompts(
         raise InputError(f"{choice.label} are told apart by category: say which with --category.")
     if prompts is not None:
         choice.check_categories({category or "" for category in categories})
-        by_category = {category: _image_prompt(prompts, category or "") for category in categories}
+        by_category = {category: image_prompt(prompts, category or "") for category in categories}
         texts = {
             own: prompts.text(own or "") if isinstance(prompts, TextPrompt) else choice.label for own in by_category
         }
@@ -626,7 +622,9 @@ def photo_prompts(
     return of_pair
 
 
-def _image_prompt(prompts: Prompts, category: str) -> PhotoPrompt:
+def image_prompt(prompts: Prompts, category: str) -> PhotoPrompt:
+    """What images of a category are told."""
+
     def embedding(layer: int, text: TextEncoders) -> Condition:
         return prompts.embeddings(layer, [category], text)[category]
 
