@@ -26,11 +26,17 @@ export function options(pairs, chosen) {
   return pairs.map(([value, label]) => make("option", { value, selected: value === chosen }, label));
 }
 
+const SAID_FOR = 6000; // milliseconds; errors stay
+
+let said = 0;
+
 /** What the page says in its line of status. */
 export function say(text, isError = false) {
   const line = byId("status");
   line.textContent = text;
   line.classList.toggle("error", isError);
+  clearTimeout(said);
+  if (!isError) said = setTimeout(() => (line.textContent = ""), SAID_FOR);
 }
 
 /** Say what went wrong, in the server's own sentence where it is one. */

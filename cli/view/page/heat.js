@@ -20,30 +20,13 @@ export function heatCanvas({ width, height, values }) {
   return canvas;
 }
 
-/** Draw a map over a picture: each cell where the geometry says that it lies. image: its width and height, and the
- *  store's `size` and `pad`. Between the centres of cells colours are blended. */
-export function drawHeat(canvas, map, geometry, image) {
+/** Draw a map over a picture. size: the picture's width and height. Between the centres of cells colours are blended. */
+export function drawHeat(canvas, map, size) {
   const context = canvas.getContext("2d");
   context.clearRect(0, 0, canvas.width, canvas.height);
-  const square = image.pad === "square" ? Math.max(image.width, image.height) : null;
-  const across = span(map.width, geometry, image.size, image.width, square, canvas.width);
-  const down = span(map.height, geometry, image.size, image.height, square, canvas.height);
-  context.imageSmoothingQuality = "low"; // bilinear
-  context.drawImage(heatCanvas(map), across.start, down.start, across.length, down.length);
-}
-
-/** Where cells begin on a side of a canvas, and how much of it they take. */
-function span(cells, geometry, size, side, square, pixels) {
-  let [start, length] = [0, 1]; // of the square of S x S that maps are made of
-  if (geometry === "corners") {
-    const step = (size - 1) / Math.max(cells - 1, 1) / size;
-    [start, length] = [0.5 / size - step / 2, step * cells];
-  } else if (geometry === "floor") {
-    start = (0.5 + Math.floor(size / cells / 2)) / size - 0.5 / cells;
-  }
-  const whole = square === null ? side : square;
-  const scale = pixels / side;
-  return { start: (start * whole - (whole - side) / 2) * scale, length: length * whole * scale };
+  const [x, y, width, height] = map.box; // of the map's outer edges, in pixels, whose centres are whole numbers
+  const [across, down] = [canvas.width / size.width, canvas.height / size.height];
+  context.drawImage(heatCanvas(map), (x + 0.5) * across, (y + 0.5) * down, width * across, height * down);
 }
 
 function table(colours) {

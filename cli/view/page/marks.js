@@ -1,13 +1,21 @@
 // What is drawn on pictures, as SVG in pixels of the image, whose centres are whole numbers. `unit` is the length of a
 // pixel of the screen. Looks stand in attributes, so that a saved picture needs no stylesheet.
 
-import { draw } from "./dom.js";
+import { draw, make } from "./dom.js";
 
 /** Okabe and Ito's, which people with any kind of colour vision tell apart; numbers tell the rest. */
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"];
 const DARK = new Set(["#0072B2", "#D55E00", "#009E73", "#000000"]);
 
 export const colourOf = (index) => COLOURS[index % COLOURS.length];
+
+/** A button with a point's number, in its colour. isPressed: whether it is the chosen one's, of several. */
+export function numberButton(index, isPressed, onclick) {
+  const said = { "aria-label": `Point ${index + 1}`, "aria-pressed": String(isPressed) };
+  const button = make("button", { type: "button", class: "number", ...said, onclick }, String(index + 1));
+  button.style.setProperty("--colour", colourOf(index));
+  return button;
+}
 
 const PIN = "M0 0C-1.5-5-8.5-8.5-8.5-16a8.5 8.5 0 1 1 17 0C8.5-8.5 1.5-5 0 0Z";
 

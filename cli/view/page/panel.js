@@ -2,12 +2,20 @@
 
 import { Newest, post } from "./api.js";
 import { Controls } from "./controls.js";
-import { complain, fill, make } from "./dom.js";
-import { colourOf, dot, pin, truth } from "./marks.js";
+import { complain, fill, make, say } from "./dom.js";
+import { dot, numberButton, pin, truth } from "./marks.js";
 import { Picture } from "./picture.js";
 import { inWords } from "./view.js";
 
-/** name: "B", or of two "B1". Tells of "found" when matches have come. */
+const MEANINGS = {
+  match: "Where the point is in B, in pixels",
+  cosine: "How alike the descriptors of both places are",
+  margin: "The cosine less that of the best place elsewhere",
+  "way back": "How far from the point the match of the match is; ✓: mutual",
+  truth: "How far the match is from the truth, in radii of α = 0.1; ✓: right",
+};
+
+/** place: 0 for the first setting, 1 for the second. Tells of "found" when matches have come. */
 export class Panel extends EventTarget {
   #asked = new Set(); // points whose matches are to be asked for
   #since = 0;
@@ -22,7 +30,7 @@ export class Panel extends EventTarget {
     this.controls = new Controls(view.state, place === 0 ? "the first panel" : "the second panel", (setting) =>
       view.setSetting(place, setting),
     );
-    this.title = make("h2", {}, place === 0 ? "B" : "B, second setting");
+    this.title = make("h2", {}, place === 0 ? "B" : "B, setting 2");
     this.words = make("p", { class: "words" });
     this.waited = make("span", { class: "waited", title: "From the last change to the picture" });
     this.scale = make("div", { class: "scale", hidden: true });
@@ -97,8 +105,9 @@ export class Panel extends EventTarget {
       const answer = await post("match", question);
       const isOld = source !== this.view.source || target !== this.view.target || this.setting === undefined;
       if (isOld) return null;
-      this.#take(asked, answer, places, setting);
+      this.#take(asked, answer, places);
       this.render();
+      if (this.root.classList.contains("failed")) say("");
       this.root.classList.remove("failed");
       this.dispatchEvent(new Event("found"));
       requestAnimationFrame(() => this.#measure(since));
@@ -112,7 +121,7 @@ export class Panel extends EventTarget {
   }
 
   /** Keep an answer. from: the points that were asked for, which may have moved on. */
-  #take(asked, answer, from, setting) {
+  #take(asked, answer, from) {
     const pair = (values) => (values ? { x: values[0], y: values[1] } : null);
     const radius = answer.alpha_radius;
     asked.forEach((index, place) => {
@@ -126,7 +135,6 @@ export class Panel extends EventTarget {
         truth: pair(answer.truth?.[place]),
         radius: Array.isArray(radius) ? radius[place] : radius,
         heat: heatOf(answer.heat, place),
-        geometry: setting.geometry,
       };
     });
     this.found.length = this.view.points.length;
@@ -140,10 +148,10 @@ export class Panel extends EventTarget {
 
   /** Draw what is known. */
   render() {
-    const { chosen, showsHeat, state } = this.view;
+    const { chosen, showsHeat } = this.view;
     const known = this.found[chosen];
     const heat = showsHeat ? (known?.heat ?? null) : null;
-    this.picture.drawHeat(heat, known?.geometry, state.image_size, state.pad);
+    this.picture.drawHeat(heat);
     this.#scale(heat);
     this.picture.drawMarks((unit) => this.#marks(unit));
     fill(this.table, this.#rows());
@@ -192,23 +200,23 @@ export class Panel extends EventTarget {
   }
 
   #rows() {
-    const hasTruth = this.found.some((one) => one?.truth);
-    const titles = ["", "match", "cosine", "margin", "way back", ...(hasTruth ? ["truth, α 0.1"] : [])];
+    if (this.found.length === 0) return make("p", { class: "table-empty" }, "Click in A.");
+    const hasTruth = this.found.some((one) => one.truth);
+    const titles = ["", "match", "cosine", "margin", "way back", ...(hasTruth ? ["truth"] : [])];
     const rows = this.found.map((one, index) => {
-      const number = make("button", { type: "button", class: "number", "aria-label": `Choose point ${index + 1}`, onclick: () => this.view.choose(index) }, String(index + 1));
-      number.style.setProperty("--colour", colourOf(index));
-      const cells = [`${one.match.x.toFixed(1)}, ${one.match.y.toFixed(1)}`, one.score.toFixed(3), one.margin.toFixed(3)];
       const isChosen = index === this.view.chosen;
       return make(
         "tr",
         { class: isChosen ? "chosen" : null, "aria-current": isChosen ? "true" : null },
-        make("td", {}, number),
-        ...cells.map((text) => make("td", {}, text)),
-        make("td", { class: one.mutual ? "good" : "poor" }, one.mutual ? "returns" : "ends elsewhere"),
-        ...(hasTruth ? [verdict(this.missed(one))] : []),
+        make("td", {}, numberButton(index, false, () => this.view.choose(index))),
+        make("td", {}, `${one.match.x.toFixed(0)}, ${one.match.y.toFixed(0)}`),
+        make("td", {}, one.score.toFixed(3)),
+        make("td", {}, one.margin.toFixed(3)),
+        judged(one.mutual, `${Math.hypot(one.back.x - one.from.x, one.back.y - one.from.y).toFixed(0)} px`),
+        hasTruth ? judged((this.missed(one) ?? 2) <= 1, this.missed(one)?.toFixed(1), "α") : null,
       );
     });
-    const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
+    const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col", title: MEANINGS[title] }, title)));
     return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   }
 
@@ -227,9 +235,11 @@ export class Panel extends EventTarget {
   }
 }
 
-function verdict(missed) {
-  if (missed === null) return make("td", {}, "");
-  return make("td", { class: missed <= 1 ? "good" : "poor" }, missed <= 1 ? "right" : `${missed.toFixed(1)} radii away`);
+/** A figure and whether it is good, in a sign as well as a colour. */
+function judged(isGood, figure, unit = "") {
+  if (figure === undefined) return make("td", {});
+  const sign = make("span", { role: "img", "aria-label": isGood ? "yes" : "no" }, isGood ? "✓" : "✗");
+  return make("td", { class: isGood ? "good" : "poor" }, sign, ` ${figure} ${unit}`);
 }
 
 /** A point's map of an answer's. */
@@ -238,5 +248,5 @@ function heatOf(heat, place) {
   heat.bytes ??= Uint8Array.from(atob(heat.data), (letter) => letter.charCodeAt(0));
   const cells = heat.width * heat.height;
   const values = heat.bytes.subarray(place * cells, (place + 1) * cells);
-  return { width: heat.width, height: heat.height, values, low: heat.low?.[place], high: heat.high?.[place] };
+  return { width: heat.width, height: heat.height, values, box: heat.box, low: heat.low?.[place], high: heat.high?.[place] };
 }

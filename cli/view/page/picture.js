@@ -63,9 +63,9 @@ export class Picture {
     return this.overlay.querySelector(`[data-name="${CSS.escape(name)}"]`);
   }
 
-  /** Show a map, in a geometry, of a store's size and pad; none where it is null. */
-  drawHeat(map, geometry, size, pad) {
-    this.#heat = map === null ? null : { map, geometry, size, pad };
+  /** Show a map; none where it is null. */
+  drawHeat(map) {
+    this.#heat = map;
     this.root.classList.toggle("heated", map !== null);
     this.#paint();
   }
@@ -81,8 +81,7 @@ export class Picture {
     const sharp = Math.min(window.devicePixelRatio, 2);
     const [width, height] = [this.root.clientWidth, this.root.clientHeight].map((side) => Math.max(1, Math.round(side * sharp)));
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
-    const { map, geometry, size, pad } = this.#heat;
-    drawHeat(this.canvas, map, geometry, { width: this.image.width, height: this.image.height, size, pad });
+    drawHeat(this.canvas, this.#heat, this.image);
   }
 
   /** What a saved picture shows: the image and the heat as addresses, and marks for a width in pixels. */

@@ -1,7 +1,7 @@
 // A: the image in which points are chosen.
 
 import { fill, make } from "./dom.js";
-import { colourOf, dot, pin, wayBack } from "./marks.js";
+import { dot, numberButton, pin, wayBack } from "./marks.js";
 import { Picture } from "./picture.js";
 import { MOST_POINTS } from "./view.js";
 
@@ -106,11 +106,7 @@ export class Source {
 
   #chips() {
     const { points, chosen } = this.view;
-    const chips = points.map((_, index) => {
-      const chip = make("button", { type: "button", class: "number", "aria-label": `Point ${index + 1}`, "aria-pressed": String(index === chosen), onclick: () => this.view.choose(index) }, String(index + 1));
-      chip.style.setProperty("--colour", colourOf(index));
-      return chip;
-    });
+    const chips = points.map((_, index) => numberButton(index, index === chosen, () => this.view.choose(index)));
     const button = (text, title, onclick, disabled = false) => make("button", { type: "button", class: "plain", title, disabled, onclick }, text);
     fill(
       this.chips,
