@@ -2,8 +2,11 @@
 
 const token = new URLSearchParams(location.search).get("token") ?? "";
 
-/** Where an image of the store lies. */
-export const imageAddress = (row) => `/api/image/${row}?token=${encodeURIComponent(token)}`;
+/** Where an image lies. side: of its longer one in pixels, at most. */
+export function imageAddress(row, side = null) {
+  const asked = new URLSearchParams({ token, ...(side === null ? {} : { side }) });
+  return `/api/image/${encodeURIComponent(row)}?${asked}`;
+}
 
 /** The answer to a question in the address; what is null is left out. */
 export function get(path, query = {}) {
@@ -17,10 +20,10 @@ export function post(path, question) {
   return answer(`/api/${path}`, { method: "POST", headers, body: JSON.stringify(question) });
 }
 
-/** Hand a picture over; the answer says under which row. */
-export function upload(file) {
-  const headers = { "Content-Type": file.type || "application/octet-stream" };
-  return answer("/api/upload", { method: "POST", headers, body: file });
+/** Hand a picture of something of a category over; the answer is the image that it has become. */
+export function upload(file, category) {
+  const headers = { "Content-Type": "application/octet-stream" };
+  return answer(`/api/upload?${new URLSearchParams({ category })}`, { method: "POST", headers, body: file });
 }
 
 async function answer(address, request) {

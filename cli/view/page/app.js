@@ -20,8 +20,8 @@ class Page {
     this.view = view;
     this.panels = [new Panel(view, 0)];
     this.source = new Source(view, () => this.panels[0].found);
-    this.picker = new Picker(view, (row) => this.#addImage(row));
-    this.runs = new Runs(view, (pair) => this.showPair(pair.source, pair.target, pair.points ?? []));
+    this.picker = new Picker(view);
+    this.runs = new Runs(view, (pair) => this.#showListed(pair));
     this.annotation = new Annotation(view, this.picker);
     byId("stage").append(this.source.root, this.panels[0].root);
     this.panels[0].addEventListener("found", () => this.#found());
@@ -48,8 +48,9 @@ class Page {
     byId("store").title = state.store;
     this.#settingsChanged();
     if (this.view.read(location.hash)) return;
+    if (state.defaults === null) say("The store has no maps yet: make some with `dualsd cache maps`, and load this page again.", true);
     const [source, target] = firstPair(state.images);
-    if (source === undefined) say("The store has no images yet: fill it with `dualsd cache build`, and load this page again.");
+    if (source === undefined) say("The store has no images yet: fill it with `dualsd cache build`, and load this page again.", true);
     else await this.showPair(source.row, target.row, []);
   }
 
@@ -63,13 +64,6 @@ class Page {
     this.view.setPoints(keypoints.length > 0 ? keypoints.slice(0, FIRST_POINTS) : [{ x: width / 2, y: height / 2 }]);
   }
 
-  async #addImage(row) {
-    const state = await get("state");
-    const image = state.images.find((own) => own.row === row);
-    if (!this.view.byRow.has(row)) this.view.add(image);
-    return image;
-  }
-
   #pairChanged() {
     say("");
     this.#picks();
@@ -81,6 +75,7 @@ class Page {
 
   async #findKeypoints() {
     const { source, target } = this.view;
+    if (![source, target].every(Number.isInteger)) return; // of pictures handed over nobody knows any
     try {
       const found = await get("keypoints", { source, target });
       if (source !== this.view.source || target !== this.view.target) return;
@@ -151,6 +146,13 @@ class Page {
     };
     pick("A", sourceImage, (row) => this.#showSource(row));
     pick("B", targetImage, (row) => this.#showTarget(row));
+  }
+
+  /** Look at a pair of a run, at all its keypoints. */
+  async #showListed({ source, target }) {
+    this.view.showPair(source, target, []);
+    await this.known;
+    if (this.view.source === source && this.view.target === target) this.source.takeKeypoints();
   }
 
   #showSource(row) {
@@ -272,7 +274,7 @@ class Page {
     };
     if (width === undefined) return false;
     if (event.key.startsWith("Arrow") && event.target.closest(".pairs, .cells, .scroll")) return false;
-    if (this.source.step(event.key, event.shiftKey)) return true;
+    if (this.source.step(event)) return true;
     if (/^[1-9]$/.test(event.key)) {
       view.choose(Number(event.key) - 1);
       this.source.focus();

@@ -3,6 +3,7 @@
 import { Newest, post } from "./api.js";
 import { Controls } from "./controls.js";
 import { complain, fill, make, say } from "./dom.js";
+import { drawScale } from "./heat.js";
 import { dot, numberButton, pin, truth } from "./marks.js";
 import { Picture } from "./picture.js";
 import { inWords } from "./view.js";
@@ -34,6 +35,8 @@ export class Panel extends EventTarget {
     this.words = make("p", { class: "words" });
     this.waited = make("span", { class: "waited", title: "From the last change to the picture" });
     this.scale = make("div", { class: "scale", hidden: true });
+    this.colours = make("canvas", { width: 256, height: 8, "aria-hidden": "true" });
+    drawScale(this.colours);
     this.table = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Matches" });
     this.head = make("header", { class: "head" }, this.title, this.words, this.waited);
     this.root = make(
@@ -62,6 +65,7 @@ export class Panel extends EventTarget {
     const said = JSON.stringify(this.setting);
     if (said === this.said) return;
     this.said = said;
+    if (this.setting === undefined) return;
     this.controls.show(this.setting);
     this.words.textContent = inWords(this.setting);
     this.askAll();
@@ -123,7 +127,7 @@ export class Panel extends EventTarget {
   /** Keep an answer. from: the points that were asked for, which may have moved on. */
   #take(asked, answer, from) {
     const pair = (values) => (values ? { x: values[0], y: values[1] } : null);
-    const radius = answer.alpha_radius;
+    const radius = pair(answer.alpha_radius);
     asked.forEach((index, place) => {
       this.found[index] = {
         from: from[place],
@@ -133,7 +137,7 @@ export class Panel extends EventTarget {
         mutual: answer.mutual[place],
         back: pair(answer.back[place]),
         truth: pair(answer.truth?.[place]),
-        radius: Array.isArray(radius) ? radius[place] : radius,
+        radius,
         heat: heatOf(answer.heat, place),
       };
     });
@@ -162,7 +166,7 @@ export class Panel extends EventTarget {
     const order = this.found.map((_, index) => index).filter((index) => this.found[index]);
     order.sort((one, other) => (one === chosen) - (other === chosen));
     const known = this.found[chosen];
-    const right = known?.truth ? [truth({ ...known.truth, index: chosen }, known.match, this.#radius(known), unit)] : [];
+    const right = known?.truth ? [truth({ ...known.truth, index: chosen }, known.match, known.radius, unit)] : [];
     const pins = order.map((index) => {
       const { match, mutual } = this.found[index];
       return pin({ ...match, index, filled: mutual, chosen: index === chosen }, unit, { "aria-hidden": "true" });
@@ -170,33 +174,18 @@ export class Panel extends EventTarget {
     return [...this.keypoints.map((point) => dot(point, unit, { "aria-hidden": "true" })), ...right, ...pins];
   }
 
-  /** Alpha's circle: of the resized frame, so an ellipse on a picture that is not square. */
-  #radius({ radius }) {
-    if (radius === null || radius === undefined) return null;
-    const scale = this.#frame();
-    return { x: radius / scale.x, y: radius / scale.y };
-  }
-
-  /** Pixels of the resized frame per pixel of B. */
-  #frame() {
-    const { image_size: size, pad } = this.view.state;
-    const { width, height } = this.view.targetImage;
-    const [across, down] = pad === "square" ? Array(2).fill(Math.max(width, height)) : [width, height];
-    return { x: size / across, y: size / down };
-  }
-
-  /** How far a match is from the truth, in alpha's radius; null where that is not known. */
+  /** How far a match is from the truth, in alpha's radius; null where that is not known. The circle is one of the resized
+   *  frame, so an ellipse on a picture that is not square. */
   missed({ match, truth: right, radius }) {
     if (!right || !radius) return null;
-    const scale = this.#frame();
-    return Math.hypot((match.x - right.x) * scale.x, (match.y - right.y) * scale.y) / radius;
+    return Math.hypot((match.x - right.x) / radius.x, (match.y - right.y) / radius.y);
   }
 
   #scale(heat) {
     this.scale.hidden = heat === null;
     if (heat === null) return;
-    const shown = (value) => (value === undefined ? "" : value.toFixed(2));
-    fill(this.scale, make("span", {}, `cosine ${shown(heat.low)}`), make("i", { "aria-hidden": "true" }), make("span", {}, shown(heat.high)));
+    const [low, high] = [`cosine ${heat.low.toFixed(2)}`, heat.high.toFixed(2)];
+    fill(this.scale, make("span", {}, low), this.colours, make("span", {}, high));
   }
 
   #rows() {
@@ -245,8 +234,7 @@ function judged(isGood, figure, unit = "") {
 /** A point's map of an answer's. */
 function heatOf(heat, place) {
   if (!heat) return null;
-  heat.bytes ??= Uint8Array.from(atob(heat.data), (letter) => letter.charCodeAt(0));
-  const cells = heat.width * heat.height;
-  const values = heat.bytes.subarray(place * cells, (place + 1) * cells);
-  return { width: heat.width, height: heat.height, values, box: heat.box, low: heat.low?.[place], high: heat.high?.[place] };
+  const { width, height, box } = heat;
+  const values = Uint8Array.from(atob(heat.data[place]), (letter) => letter.charCodeAt(0));
+  return { width, height, box, values, low: heat.low[place], high: heat.high[place] };
 }

@@ -5,10 +5,10 @@ import { byId, complain, fill, make, options, say } from "./dom.js";
 
 const SHOWN_AT_ONCE = 60;
 
-/** The dialog. view: whose images. add: takes a row handed over, gives a promise of its image. */
+/** The dialog. view: whose images. */
 export class Picker {
-  constructor(view, add) {
-    Object.assign(this, { view, add });
+  constructor(view) {
+    this.view = view;
     this.dialog = byId("picker");
     this.search = byId("picker-search");
     this.category = byId("picker-category");
@@ -26,7 +26,7 @@ export class Picker {
     byId("picker-title").textContent = title;
     this.use = use;
     this.present = image;
-    this.category.value = image?.category ?? "";
+    this.category.value = this.view.state.categories.includes(image?.category) ? image.category : "";
     this.search.value = "";
     this.#fill();
     this.dialog.showModal();
@@ -51,7 +51,7 @@ export class Picker {
   }
 
   #choice(image) {
-    const photo = make("img", { src: imageAddress(image.row), alt: "", loading: "lazy", width: 96, height: 96 });
+    const photo = make("img", { src: imageAddress(image.row, 224), alt: "", loading: "lazy", width: 96, height: 96 });
     const name = make("span", {}, image.id.slice(image.id.indexOf("/") + 1));
     const isPresent = image.row === this.present?.row;
     return make("button", { type: "button", class: "choice", title: image.id, "aria-label": image.id, "aria-current": isPresent ? "true" : null, onclick: () => this.#choose(image.row) }, photo, name);
@@ -68,14 +68,14 @@ export class Picker {
     if (row !== null) this.#choose(row);
   }
 
-  /** Hand a file over; its row, or null where that is refused. */
+  /** Hand a file over, as of the category of what is looked at; its row, or null where that is refused. */
   async hand(file) {
     say(`Reading ${file.name} …`);
     try {
-      const { row } = await upload(file);
-      await this.add(row);
-      say(`${file.name} is image ${row}.`);
-      return row;
+      const image = await upload(file, this.category.value || (this.view.sourceImage?.category ?? ""));
+      this.view.add(image);
+      say(`${file.name} is here as ${image.id}. Its maps are made when they are first needed.`);
+      return image.row;
     } catch (error) {
       complain(error);
       return null;

@@ -34,7 +34,7 @@ async function column({ image, photo, heat, marks }, title, note, left) {
   const tall = (WIDTH * image.height) / image.width;
   const box = { x: -0.5, y: -0.5, width: image.width, height: image.height, preserveAspectRatio: "none" };
   const layers = [draw("image", { ...box, href: await asData(photo), filter: heat === null ? null : "url(#grey)" })];
-  if (heat !== null) layers.push(draw("image", { ...box, href: heat, opacity: 0.6 }));
+  if (heat !== null) layers.push(draw("image", { ...box, href: heat }));
   const frame = { x: left, y: GAP + LINE, width: WIDTH, height: tall, viewBox: `-0.5 -0.5 ${image.width} ${image.height}` };
   const line = (text, y, looks) => draw("text", { x: left, y, ...looks }, text);
   return draw(

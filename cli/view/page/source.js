@@ -6,7 +6,14 @@ import { Picture } from "./picture.js";
 import { MOST_POINTS } from "./view.js";
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-export const LARGE_STEP = 10;
+const LARGE_STEP = 10;
+
+/** By how many pixels a key moves a point, as x and y; null for other keys. */
+export function stepOf({ key, shiftKey }) {
+  if (!(key in STEPS)) return null;
+  const [x, y] = STEPS[key].map((own) => own * (shiftKey ? LARGE_STEP : 1));
+  return { x, y };
+}
 
 /** What was found of the points is told by `found`, a function: the first panel's list. */
 export class Source {
@@ -69,11 +76,11 @@ export class Source {
   }
 
   /** Move the chosen point by an arrow key; whether it was one. */
-  step(key, isLarge) {
+  step(event) {
+    const step = stepOf(event);
     const point = this.view.points[this.view.chosen];
-    if (!(key in STEPS) || point === undefined) return false;
-    const length = isLarge ? LARGE_STEP : 1;
-    this.view.movePoint(point.x + length * STEPS[key][0], point.y + length * STEPS[key][1]);
+    if (step === null || point === undefined) return false;
+    this.view.movePoint(point.x + step.x, point.y + step.y);
     return true;
   }
 

@@ -15,7 +15,7 @@ export class View extends EventTarget {
     this.source = this.target = null;
     this.points = [];
     this.chosen = 0;
-    this.settings = [this.repaired(state.defaults)];
+    this.settings = state.defaults === null ? [] : [state.defaults];
     this.showsHeat = true;
   }
 
@@ -91,10 +91,15 @@ export class View extends EventTarget {
     this.tell("settings");
   }
 
+  /** Show one setting or two. */
+  setSettings(settings) {
+    this.settings = settings.slice(0, 2).map((setting) => structuredClone(setting));
+    this.tell("settings");
+  }
+
   /** Show a second setting, a copy of the first, or no longer. */
   compare(on) {
-    this.settings = on ? [this.settings[0], structuredClone(this.settings[0])] : [this.settings[0]];
-    this.tell("settings");
+    this.setSettings(on ? [this.settings[0], this.settings[0]] : [this.settings[0]]);
   }
 
   address() {
@@ -113,7 +118,7 @@ export class View extends EventTarget {
     const said = new URLSearchParams(fragment.replace(/^#/, ""));
     const row = (name) => this.state.images.find((image) => image.id === said.get(name))?.row;
     const settings = said.getAll("s").slice(0, 2).map((text) => this.repaired(parsed(text)));
-    if (settings.length > 0) this.settings = settings;
+    if (settings.length > 0 && this.settings.length > 0) this.settings = settings;
     this.showsHeat = said.get("heat") !== "off";
     const [source, target] = [row("a"), row("b")];
     if (source === undefined || target === undefined) return false;
@@ -127,10 +132,11 @@ export class View extends EventTarget {
   /** A setting as the store can show it: layers and timesteps that have maps, and the rest as it is or the usual. */
   repaired(said) {
     const usual = this.state.defaults;
-    const setting = { ...structuredClone(usual), ...(said !== null && typeof said === "object" ? said : {}) };
+    if (usual === null) return null;
+    const given = Object.entries(said ?? {}).filter(([name, value]) => name in usual && value !== undefined);
+    const setting = { ...structuredClone(usual), ...Object.fromEntries(given) };
     const layers = Array.isArray(setting.layers) ? setting.layers.map((one) => this.#cached(one)) : [];
-    const weights = Array.isArray(setting.weights) ? setting.weights : [];
-    const kept = layers.map((one, index) => [one, weight(weights[index])]).filter(([one]) => one !== null);
+    const kept = layers.map((one, index) => [one, weight(setting.weights?.[index])]).filter(([one]) => one !== null);
     const known = kept.length > 0 ? kept : usual.layers.map((one, index) => [one, usual.weights[index]]);
     return { ...setting, layers: known.map(([one]) => one), weights: known.map(([, own]) => own) };
   }
