@@ -23,7 +23,8 @@ export class Annotation {
     this.count = make("p", { class: "words" });
     this.newName = make("input", { type: "text", placeholder: "left ear", "aria-label": "Name of a new keypoint", maxlength: "100" });
     this.keep = make("button", { type: "button", onclick: () => this.keepAll() }, "Keep proposals");
-    fill(byId("annotate"), this.#image(), this.#reference(), this.#panel());
+    this.proposer = this.#reference();
+    fill(byId("annotate"), this.#image(), this.proposer, this.#panel());
     const area = this.picture.root;
     area.classList.add("touched");
     area.addEventListener("pointerdown", (event) => this.#press(event));
@@ -59,7 +60,6 @@ export class Annotation {
 
   /** Begin with an image, or stay where it was. */
   async open(row) {
-    this.last = null;
     try {
       this.#take(await get("annotations"));
       await this.show(this.row ?? (Number.isInteger(row) ? row : this.view.state.images[0].row));
@@ -105,9 +105,12 @@ export class Annotation {
     this.picture.show(this.image);
     this.from = this.#proposer(before);
     const proposer = this.view.byRow.get(this.from);
-    this.exampleTitle.textContent = proposer?.id ?? "No other image of this category is marked yet.";
-    this.example.root.parentElement.hidden = proposer === undefined;
-    if (proposer !== undefined) this.example.show(proposer);
+    this.proposer.hidden = proposer === undefined;
+    byId("annotate").classList.toggle("alone", proposer === undefined);
+    if (proposer !== undefined) {
+      this.exampleTitle.textContent = proposer.id;
+      this.example.show(proposer);
+    }
     this.render();
     await this.#propose();
   }
@@ -252,8 +255,8 @@ export class Annotation {
     }
     const keys = {
       Enter: () => this.keepAll(),
-      "[": () => this.#go(-1),
-      "]": () => this.#go(1),
+      n: () => this.#go(1),
+      p: () => this.#go(-1),
       Delete: () => this.current !== null && this.#remove(this.current),
       Backspace: () => this.current !== null && this.#remove(this.current),
     };
@@ -293,7 +296,7 @@ export class Annotation {
   #named(name, index) {
     const place = this.#place(name);
     const isProposed = name in this.proposals;
-    const where = place === undefined ? "to be marked" : isProposed ? (place.mutual ? "proposed" : "proposed, unsure") : `${place.x.toFixed(0)}, ${place.y.toFixed(0)}`;
+    const where = place === undefined ? "to be marked" : isProposed ? (place.mutual ? "proposed" : "unsure") : `${place.x.toFixed(0)}, ${place.y.toFixed(0)}`;
     const chosen = name === this.current;
     const choose = () => this.#choose(name);
     const which = make("button", { type: "button", class: "which", title: name, "aria-pressed": String(chosen), onclick: choose }, name);

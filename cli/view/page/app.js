@@ -265,10 +265,8 @@ class Page {
       x: () => this.swap(),
       h: () => this.toggleHeat(),
       c: () => view.compare(view.settings.length === 1),
-      "[": () => this.#showTarget(this.#neighbour(view.targetImage, -1)),
-      "]": () => this.#showTarget(this.#neighbour(view.targetImage, 1)),
-      "{": () => this.#showSource(this.#neighbour(view.sourceImage, -1)),
-      "}": () => this.#showSource(this.#neighbour(view.sourceImage, 1)),
+      a: () => this.#showSource(this.#neighbour(view.sourceImage, event.shiftKey ? -1 : 1)),
+      b: () => this.#showTarget(this.#neighbour(view.targetImage, event.shiftKey ? -1 : 1)),
       Delete: () => view.removePoint(),
       Backspace: () => view.removePoint(),
     };
