@@ -23,6 +23,7 @@ GROUPS = {
     "Matching": "geometry geometries readout readouts beta sigma window alphas average frame theta strict",
     "Learning": "steps batch accumulate rate network_rate kernel noise draws validate_every validation_pairs "
     "validation_timesteps checkpoint_every train_steps unused_categories",
+    "Server": "host port open memory",
     "Running": "device dtype batch_size gradient_checkpointing compile part stream skip_bad encoding sync resume",
     "Files": "out name runs work config_file json csv dry_run",
 }

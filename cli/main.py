@@ -24,6 +24,7 @@ COMMANDS = {
     "report": ("kept.report", "Write report.html, table.md and table.tex of a run again, from what it keeps."),
     "train": ("train.command", "Learn prompts for one layer (SD4Match) or for two (the dual method)."),
     "match": ("match.command", "Find points of one photograph in another; prints them in pixels of B."),
+    "view": ("view.command.command", "The workbench in the browser: click, change timesteps and weights, watch."),
     "import": ("import_annotations.command", "Keypoints of your photographs, from LabelMe's, COCO's or CVAT's files."),
     "recipes": ("show_recipes.show_recipes", "List the recipes; with a NAME every value, and where it comes from."),
     "reproduce": ("reproduce.command", "Run a table's methods and print it beside the paper's figures."),
@@ -68,7 +69,7 @@ class CommandLine(Group):
 
 def load_command(name: str) -> Any:
     """A command with its options."""
-    place, attribute = COMMANDS[name][0].split(".")
+    place, _, attribute = COMMANDS[name][0].rpartition(".")
     module = import_module(f"cli.{place}")
     found = getattr(module, attribute)
     if not isinstance(found, typer.Typer):

@@ -518,6 +518,27 @@ class MatchConfig(ReadoutConfig, ComputeConfig):
         check_of_use(self.layers, given_options(self, OF_DINO), given_options(self, OF_THE_UNET[:3]))
 
 
+class ViewConfig(Config):
+    """`dualsd view`: the workbench, which matches points of a store's images as settings change."""
+
+    store: StoreSetting = DEFAULT_STORE
+    runs: Annotated[tuple[Place, ...], LISTED] = option(
+        "Runs, or folders of runs, that it goes through: of eval, grid and train.",
+        default=(Path("runs"), Path("grid")),
+        metavar="RUN,RUN",
+    )
+    root: Root = None
+    host: str = option(
+        "Address that it listens on; any but this machine's own lets others on the network in who know the token.",
+        default="127.0.0.1",
+    )
+    port: Annotated[int, Field(ge=0, le=65535)] = option("Port that it listens on; 0 for any that is free.", default=0)
+    open: bool = option("Open the page in the browser; --no-open only prints its address.", default=True)
+    memory: Annotated[float, Field(gt=0)] = option(
+        "Gigabytes of maps and correlations that are kept in memory, by use.", default=2.0, metavar="GB"
+    )
+
+
 class ReproduceConfig(ComputeConfig):
     """`dualsd reproduce`: the report's tables, run and set beside its figures."""
 

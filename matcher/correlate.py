@@ -186,8 +186,8 @@ def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_s
     to_pixels: Upsampling | None = None
     at_pixels: dict[MapKey, Tensor] = {}  # squared norms
     if family.frame is Frame.RESIZED:
-        lengths = {key: _lengths(norm) for key, norm in norms.items()}
-        blends, places = _distinct([_blend(one, lengths) for one in family.configurations])
+        lengths = {key: lengths_of(norm) for key, norm in norms.items()}
+        blends, places = _distinct([blend_of(one, lengths) for one in family.configurations])
         chunk, found_on = max(CHUNK_CELLS // (size[0] * size[1]), 1) if rows.device.type == "cpu" else block, size
     else:
         if len(family.maps) == 1:  # it is normalised at the pixels only; of several, each cell before they are fused
@@ -206,7 +206,7 @@ def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_s
     for start in range(0, len(rows), block):
         chosen = rows[start : start + block]
         products = {
-            key: _correlate(samples.vectors[key][chosen], maps[key[1]], up, divisors[key]) for key, up in ups.items()
+            key: correlate(samples.vectors[key][chosen], maps[key[1]], up, divisors[key]) for key, up in ups.items()
         }
         for first in range(0, len(chosen), chunk):
             part = chosen[first : first + chunk]
@@ -233,7 +233,7 @@ def match(family: Family, samples: Samples, rows: Tensor, maps: Maps, original_s
     return cells_to_pixels(found[places], family.settings.image_size, size, family.settings.geometry)
 
 
-def _correlate(vectors: Tensor, features: Tensor, up: Upsampling, divisor: Tensor | None) -> Tensor:
+def correlate(vectors: Tensor, features: Tensor, up: Upsampling, divisor: Tensor | None) -> Tensor:
     """Query vectors (n, rows, C) with a map (C, h, w), float32, brought to the final size by `up`: correlations
     (n, rows, H, W), divided by `divisor` (H, W) if there is one."""
     products = vectors.flatten(0, 1) @ features.flatten(1)  # (n * rows, h * w)
@@ -262,14 +262,14 @@ def squared_norms_at_pixels(features: Tensor, up: Upsampling, divisor: Tensor | 
     return total.clamp(min=0)
 
 
-def _lengths(norms: Tensor) -> Tensor | None:
+def lengths_of(norms: Tensor) -> Tensor | None:
     """Squared norms of cells that were divided by their `norms` plus epsilon, (H, W); None where all are 1."""
     squares = (norms / (norms + NORM_EPSILON)).square()
     return None if bool(squares.amin() > 1 - EVEN) else squares
 
 
-def _blend(configuration: Configuration, lengths: Mapping[MapKey, Tensor | None]) -> Blend:
-    """lengths: what `_lengths` gives for each map."""
+def blend_of(configuration: Configuration, lengths: Mapping[MapKey, Tensor | None]) -> Blend:
+    """lengths: what `lengths_of` gives for each map."""
     blend = Blend.plain(configuration)
     if len(configuration.layers) == 1:  # its correlations are cosines once they were divided by the map's own norms
         return blend

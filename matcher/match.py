@@ -143,14 +143,29 @@ def find_points(source: Tensor, target: Tensor, points: Tensor, readout: str, se
     """`match_points` by one readout, and whether the matches are to be trusted. Arguments and errors are the same."""
     read = correlate_points(source, target, points, [readout], settings)
     found = read_points(read, [readout])[readout]
-    cosines, size = read.cosines, final_size([read.sums], 1)
+    back = match_points(target, source, found, [readout], settings)[readout]
+    return judge(read, found, points.to(back), back)
+
+
+def judge(read: Correlations, found: Tensor, points: Tensor, back: Tensor) -> Found:
+    """What speaks for matches.
+
+    Args:
+        read: What they were read off.
+        found: (n, 2), where they are.
+        points: (n, 2), whose matches they are.
+        back: (n, 2), where the way back from `found` ends.
+
+    Returns:
+        The matches; all points are in pixels of the resized frame.
+    """
+    cosines, size, settings = read.cosines, final_size([read.sums], 1), read.settings
     cells = pixels_to_cells(found, settings.image_size, size, settings.geometry)
     scores = sample(cosines, cells).diagonal()  # each point in its own correlations
     dx, dy = offsets(cosines, cells)  # (n, W), (n, H)
     is_near = (dy / size[0]).square()[:, :, None] + (dx / size[1]).square()[:, None, :] <= RADIUS**2
     margins = scores - cosines.masked_fill(is_near, -1).flatten(1).amax(dim=1)
-    back = match_points(target, source, found, [readout], settings)[readout]
-    mutual = (back - points.to(back)).norm(dim=1) <= TOLERANCE * settings.image_size
+    mutual = (back - points).norm(dim=1) <= TOLERANCE * settings.image_size
     return Found(found, scores, margins, mutual, cosines)
 
 

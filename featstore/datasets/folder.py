@@ -10,7 +10,7 @@ An image is named in all lists by `<category>/<file name>` or `<category>/<stem>
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, permutations
 from pathlib import Path
@@ -35,11 +35,11 @@ these and `SUFFIXES` tell what was left out."""
 NO_PHOTOGRAPHS = ("thumbs.db", "desktop.ini")
 """Files that systems put beside photographs; hidden ones are passed over anyway."""
 
-_COLUMNS = ("image", "name", "x", "y")
+COLUMNS = ("image", "name", "x", "y")
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 
-_VISIBILITY = ("visible", "visibility", "vis", "v")
+VISIBILITY = ("visible", "visibility", "vis", "v")
 """What a column is called, in lower or upper case, that says whether the image shows the keypoint."""
 
 _SHOWN = {"0": False, "1": True, "2": True, "false": False, "true": True, "no": False, "yes": True}
@@ -84,12 +84,11 @@ class FolderDataset:
         marked, listed = self.root / "keypoints.csv", self.root / "pairs.csv"
         if not is_file(marked):
             what = f"{self.root} has no keypoints.csv, so there is nothing to score"
-            needed = f"the header {','.join(_COLUMNS)} and a row for each keypoint, in pixels of the original image"
+            needed = f"the header {','.join(COLUMNS)} and a row for each keypoint, in pixels of the original image"
             raise UnmarkedError(f"{what}; it should hold {needed}.")
         images = self.images()
-        # both names that lists may use; where a.jpg and a.jpg.png meet, the file's name wins
-        by_name = {image.id: image for image in images} | {nfc(image.file): image for image in images}
-        marks, boxes = _read_marks(marked, by_name), _read_boxes(self.root / "boxes.csv", by_name)
+        by_name = names_in_lists(images)
+        marks, boxes = read_marks(marked, by_name), _read_boxes(self.root / "boxes.csv", by_name)
         marks = {name: replace(own, box=boxes.get(name)) for name, own in marks.items()}
         if is_file(listed):
             rows = read_rows(listed, ("source", "target"))
@@ -114,11 +113,11 @@ class FolderDataset:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
             why = f"as only {' '.join(SUFFIXES)} in the sub-folder of a category are read"
             sentences.append(f"{left.total()} files in {self.root} are left out, {why}: {kinds}.")
-        header = next(read_rows(marked, _COLUMNS)).values if is_file(marked) else ()
-        unknown = [column for column in header if column not in (*_COLUMNS, _visibility(header))]
+        header = next(read_rows(marked, COLUMNS)).values if is_file(marked) else ()
+        unknown = [column for column in header if column not in (*COLUMNS, _visibility(header))]
         if unknown:
             names = ", ".join(column[:40] if is_plain(column) else shown(column) for column in unknown)
-            known = f"{', '.join(_COLUMNS)} and {_VISIBILITY[0]}"
+            known = f"{', '.join(COLUMNS)} and {VISIBILITY[0]}"
             sentences.append(f"{marked}: no use is made of {names}, only of {known}.")
         return tuple(sentences)
 
@@ -175,6 +174,11 @@ def _records(folder: Path) -> Iterator[ImageRecord]:
         yield ImageRecord(id=identifier, category=nfc(folder.name), file=relative)
 
 
+def names_in_lists(images: Sequence[ImageRecord]) -> dict[str, ImageRecord]:
+    """Images by both names that lists may use; where a.jpg and a.jpg.png meet, the file's name wins."""
+    return {image.id: image for image in images} | {nfc(image.file): image for image in images}
+
+
 def _image(row: Row, column: str, images: Mapping[str, ImageRecord]) -> ImageRecord:
     name = nfc(row.text(column))
     if name not in images:
@@ -185,7 +189,7 @@ def _image(row: Row, column: str, images: Mapping[str, ImageRecord]) -> ImageRec
 
 def _visibility(columns: Iterable[str]) -> str | None:
     """The first of some columns that says whether keypoints are visible."""
-    return next((column for column in columns if column.lower() in _VISIBILITY), None)
+    return next((column for column in columns if column.lower() in VISIBILITY), None)
 
 
 def _is_shown(row: Row, column: str) -> bool:
@@ -203,12 +207,12 @@ def shown_point(row: Row) -> tuple[float, float] | None:
     return row.point("x", "y") if visibility is None or _is_shown(row, visibility) else None
 
 
-def _read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Marks]:
+def read_marks(path: Path, images: Mapping[str, ImageRecord]) -> dict[str, Marks]:
     """Present keypoints by image id, in the order of the file."""
     points: dict[str, dict[str, tuple[float, float]]] = {image.id: {} for image in images.values()}
     places = dict.fromkeys(points, str(path))
     lines: dict[tuple[str, str], int] = {}
-    for row in read_rows(path, _COLUMNS):
+    for row in read_rows(path, COLUMNS):
         image, name = _image(row, "image", images).id, nfc(row.text("name"))
         first = lines.setdefault((image, name), row.line)
         if first != row.line:

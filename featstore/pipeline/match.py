@@ -35,7 +35,7 @@ from featstore.pipeline.defaults import model_for
 from featstore.pipeline.features import Made, Pass, diffusion_maps, on_device, passes
 from featstore.pipeline.needed import model_of
 from featstore.pipeline.opened import NEWEST, PromptChoice, choose_for_store, choose_prompts
-from featstore.pipeline.photos import AskedPair, Photo, as_photo, asked_pairs, check_inside, open_photo
+from featstore.pipeline.photos import AskedPair, Framing, Photo, as_photo, asked_pairs, check_inside, open_photo
 from featstore.pipeline.plan import PlannedPasses, sharing_a_pass
 from featstore.progress import Progress, Silent, tell_shapes
 from featstore.prompts.base import Mode, Prompts
@@ -45,7 +45,6 @@ from featstore.store.store import Store, open_store
 from matcher.configuration import Geometry, LayerSpec, MatchSettings, Pad, describe_layers
 from matcher.errors import InputError, MapError, MatchError
 from matcher.match import find_points, fuse
-from matcher.pairs import placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,15 +305,12 @@ def match(
     source, target = (
         fuse([own.maps[key].to(device) for key in keys], shares, upsample, align) for own in (maps_a, maps_b)
     )
-    (extent_a, offset_a), (extent_b, offset_b) = (
-        (side.astype(np.float32) for side in placed(np.array(own.size), size, own.pad)) for own in (maps_a, maps_b)
-    )
-    scale_a, scale_b = (extent / np.float32(size) for extent in (extent_a, extent_b))
-    queries = torch.from_numpy(np.clip(found / scale_a + offset_a, 1e-4, size - 1 - 1e-4)).to(device)
+    frame_a, frame_b = (Framing(own.size, size, own.pad) for own in (maps_a, maps_b))
+    queries = torch.from_numpy(frame_a.to_square(found)).to(device)
     own = find_points(source, target, queries, readout, settings)
     tensors = own.points, own.scores, own.margins, own.mutual, own.correlations
     matched, *figures = (tensor.cpu().numpy() for tensor in tensors)
-    return Matches((matched - offset_b) * scale_b, *figures)
+    return Matches(frame_b.to_picture(matched), *figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,7 +515,7 @@ def photo_prompts(
         raise InputError(f"{choice.label} are told apart by category: say which with --category.")
     if prompts is not None:
         choice.check_categories({category or "" for category in categories})
-        by_category = {category: _image_prompt(prompts, category or "") for category in categories}
+        by_category = {category: image_prompt(prompts, category or "") for category in categories}
         texts = {
             own: prompts.text(own or "") if isinstance(prompts, TextPrompt) else choice.label for own in by_category
         }
@@ -543,7 +539,7 @@ def photo_prompts(
     return of_pair
 
 
-def _image_prompt(prompts: Prompts, category: str) -> PhotoPrompt:
+def image_prompt(prompts: Prompts, category: str) -> PhotoPrompt:
     def embedding(layer: int, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
         return prompts.embeddings(layer, [category], tokenizer, encoder)[category][None]
 

@@ -22,7 +22,9 @@ from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
 from featstore.plain_text import nfc, shown
 from featstore.progress import Progress
+from matcher.configuration import Pad
 from matcher.errors import InputError, MatchError
+from matcher.pairs import placed
 
 Points = NDArray[np.float32]
 """(n, 2), (x, y) in pixels."""
@@ -61,15 +63,57 @@ class Photo:
         return np.where(sides, np.clip(last - points, 0, None), points)
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """From the pixels of a picture of `size` = (width, height) to those of the square of `image_size` that it became,
+    and back."""
+
+    size: tuple[int, int]
+    image_size: int
+    pad: Pad
+
+    def to_square(self, points: Points) -> Points:
+        """Points of the picture in the square, held inside it."""
+        scale, offset = self._placed()
+        return np.clip(points / scale + offset, _MARGIN, self.image_size - 1 - _MARGIN)
+
+    def to_picture(self, points: Points) -> Points:
+        """Points of the square in the picture."""
+        scale, offset = self._placed()
+        return (points - offset) * scale
+
+    def _placed(self) -> tuple[Points, Points]:
+        extent, offset = (side.astype(np.float32) for side in placed(np.array(self.size), self.image_size, self.pad))
+        return extent / np.float32(self.image_size), offset
+
+
+_MARGIN = 1e-4
+"""How far inside the square a clamped point lies, in pixels."""
+
+
 def open_photo(path: Path) -> Photo:
     """Read a photograph. Raises `DatasetError` where the file is missing, `ImageError` where it cannot be decoded."""
     try:
         data = read_limited(path, LARGEST_IMAGE)
     except OSError as error:
         raise DatasetError(f"The image {path} cannot be read: {error.strerror}.") from error
-    record = ImageRecord(id=str(path), category="", file=str(path))
+    return photo_of(path.name, str(path), data)
+
+
+def photo_of(name: str, place: str, data: bytes) -> Photo:
+    """The photograph in a file's bytes.
+
+    Args:
+        name: What it is called.
+        place: Where it lies, for sentences.
+        data: All of the file.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    record = ImageRecord(id=place, category="", file=place)
     orientation = exif_orientation(record, data)
-    return Photo(path.name, image_key(record, data), turned(decode(record, data), orientation), orientation)
+    return Photo(name, image_key(record, data), turned(decode(record, data), orientation), orientation)
 
 
 def as_photo(image: Photo | Image.Image | NDArray[np.uint8] | Path | str) -> Photo:
