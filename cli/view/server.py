@@ -1,4 +1,19 @@
-"""The workbench's server: what may be asked by which address, and what becomes of errors."""
+"""The workbench's server: what may be asked by which address, and what becomes of errors.
+
+    GET  /?token=T                        the page; its files by name under /page/
+    GET  /api/state                       all that can be chosen, as it is now
+    GET  /api/image/ROW?side=N            a picture, its longer side at most N pixels
+    POST /api/match                       {source, target, points, setting, heat, keypoints, alpha}
+    GET  /api/keypoints?source=&target=   those that two images show
+    GET  /api/run?path=                   category, kind, readout, alpha, start; of a grid cell: pairs that it wins
+    POST /api/command                     as match: what could be typed
+    POST /api/upload?category=            the body is an image file
+    GET  /api/annotations                 keypoints by image
+    POST /api/annotations                 {image, name, x, y}
+
+Errors are {"error": a sentence}: 400 for what cannot be asked, 403 for who may not, 404 for what is not there, 409 for
+what cannot be answered as things are, 413 for what is too large.
+"""
 
 import asyncio
 import json

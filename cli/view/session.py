@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cli.options import command_of
 from featstore.backbones.layers import weights_for
-from featstore.backbones.registry import TITLES, is_other, profile_of
+from featstore.backbones.registry import TITLES, profile_of
 from featstore.config import MatchConfig, ViewConfig
 from featstore.datasets.pictures import exif_orientation
 from featstore.errors import DatasetError, PromptError
@@ -134,6 +134,7 @@ class Session:
         self._refresh()
         store, extractors = self.maps.store, self.maps.extractors()
         header, images = store.header, store.images
+        present = [own for one in extractors.values() for steps in one.layers.values() for own in steps.values()]
         here = [row for row in images.rows.values() if images.sizes[row].all()]
         return {
             "store": absolute(store.path),
@@ -144,7 +145,13 @@ class Session:
             "dataset_error": self._no_data or None,
             "categories": sorted({images.categories[row] for row in here}),
             "images": [
-                {"row": row, "id": images.ids[row], "category": images.categories[row], **_size(images.sizes[row])}
+                {
+                    "row": row,
+                    "id": images.ids[row],
+                    "category": images.categories[row],
+                    **_size(images.sizes[row]),
+                    "maps": sum(int(own[row : row + 1].sum()) for own in present),
+                }
                 for row in here
             ],
             "extractors": self._describe(extractors),
@@ -164,7 +171,7 @@ class Session:
                 "key": key,
                 "label": label + (f" ({_details(own.extractor)})" if label in several else ""),
                 "kind": _kind(own.extractor),
-                "layers": own.layers,
+                "layers": own.timesteps,
             }
             for (key, own), label in zip(extractors.items(), labels.values(), strict=True)
         ]
@@ -401,19 +408,33 @@ def _defaults(extractors: Mapping[str, KeptExtractor], model: str) -> LiveSettin
     that has most of them; None of a store without maps."""
     profile = profile_of(model)
 
-    def fitting(own: KeptExtractor) -> list[tuple[str, int | None]]:
-        usual = [(layer, profile.text_timesteps.get(layer)) for layer in profile.layers]
-        return [(layer, step) for layer, step in usual if step in own.layers.get(layer, ())]
+    def images_of(own: KeptExtractor, layer: str, step: int | None) -> int:
+        return int(own.layers[layer][step].sum())
 
-    ranked = sorted(extractors.items(), key=lambda one: (-len(fitting(one[1])), _kind(one[1].extractor) != "text"))
-    for key, own in ranked[:1]:
-        recommended = [layer for layer in profile.layers if layer in own.layers]
-        chosen = dict(fitting(own))
-        layers = [(layer, chosen.get(layer, own.layers[layer][0])) for layer in recommended or [*own.layers][:2]]
-        names = [layer for layer, _ in layers]
-        fits = all(layer in profile.layers or is_other(layer) for layer in names)
-        weights = weights_for(names, None, profile) if fits else (1.0,) * len(names)
-        return LiveSetting(tuple(LiveLayer(layer, step, key) for layer, step in layers), weights)
+    def best(own: KeptExtractor) -> list[tuple[str, int | None]]:
+        """Of the recommended layers, or any two, the recommended timesteps, or those of most images."""
+        names = [layer for layer in profile.layers if layer in own.layers] or [*own.layers][:2]
+        usual = profile.text_timesteps
+        return [
+            (
+                layer,
+                usual.get(layer)
+                if usual.get(layer) in own.layers[layer]
+                else max(own.layers[layer], key=lambda step: images_of(own, layer, step)),
+            )
+            for layer in names
+        ]
+
+    def rank(own: KeptExtractor) -> tuple[int, int, bool]:
+        chosen = best(own)
+        recommended = sum(layer in profile.layers for layer, _ in chosen)
+        return recommended, min(images_of(own, *one) for one in chosen), _kind(own.extractor) == "text"
+
+    for key, own in sorted(extractors.items(), key=lambda one: rank(one[1]), reverse=True)[:1]:
+        chosen = best(own)
+        names = [layer for layer, _ in chosen]
+        weights = weights_for(names, None, profile) if {*names} <= {*profile.layers} else (1.0,) * len(names)
+        return LiveSetting(tuple(LiveLayer(layer, step, key) for layer, step in chosen), weights)
     return None
 
 

@@ -149,10 +149,16 @@ class LiveMatch:
 
 @dataclass(frozen=True, slots=True)
 class KeptExtractor:
-    """An extractor whose maps a store has, with the timesteps of each layer, (None,) for one that has none."""
+    """An extractor whose maps a store has. layers: by layer and timestep, None for one that has none, which images have
+    such a map, (images,)."""
 
     extractor: AnyExtractor
-    layers: Mapping[str, tuple[int | None, ...]]
+    layers: Mapping[str, Mapping[int | None, NDArray[np.bool_]]]
+
+    @property
+    def timesteps(self) -> dict[str, list[int | None]]:
+        """By layer."""
+        return {layer: [*own] for layer, own in self.layers.items()}
 
 
 class LiveMaps:
@@ -172,16 +178,18 @@ class LiveMaps:
         self._extractors.clear()
 
     def extractors(self) -> dict[str, KeptExtractor]:
-        """By key, those that have maps."""
+        """By key, those that have maps. Rows are listed, none is read."""
         found = {}
         for key, extractor in self._known().items():
-            layers: dict[str, list[int | None]] = {}
+            layers: dict[str, dict[int | None, NDArray[np.bool_]]] = {}
             for path in self.store.folders(f"{MAPS}/{key}", 2):
+                array = self.store.array(path)
                 name = unquote(path.split("/")[2])
                 layer = name if isinstance(extractor, PixelExtractor) else name.removeprefix("layer")
-                layers.setdefault(layer, []).append(timestep_of(path))
+                if array is not None and (present := array.present()).any():
+                    layers.setdefault(layer, {})[timestep_of(path)] = present
             if layers:
-                found[key] = KeptExtractor(extractor, {layer: tuple(own) for layer, own in sorted(layers.items())})
+                found[key] = KeptExtractor(extractor, dict(sorted(layers.items())))
         return found
 
     def extractor(self, key: str) -> AnyExtractor:
@@ -200,10 +208,22 @@ class LiveMaps:
             family_of(layer.layer)  # it becomes part of a path
             array = self.store.maps(self.extractor(layer.extractor), layer.layer, layer.t)
             if array is None:
-                at = "" if layer.t is None else f" at t = {layer.t}"
-                raise StoreError(f"{self.store.path} has no maps of layer {layer.layer}{at} yet: choose what is there.")
+                raise self._missing(row, layer)
             self._arrays[layer] = array
-        return torch.from_numpy(self._arrays[layer].read((row,)).astype(np.float32))
+        try:
+            return torch.from_numpy(self._arrays[layer].read((row,)).astype(np.float32))
+        except StoreError as error:
+            if self._arrays[layer].present()[row : row + 1].all():
+                raise
+            raise self._missing(row, layer) from error
+
+    def _missing(self, row: int, layer: LiveLayer) -> StoreError:
+        at = "" if layer.t is None else f" at t = {layer.t}"
+        asked = f"--layers {layer.layer}{'' if layer.t is None else f' --t {layer.t}'}"
+        return StoreError(
+            f"{self.store.images.ids[row]} has no map of layer {layer.layer}{at} yet: choose another, or make it with "
+            f"`dualsd cache maps {asked}`."
+        )
 
     def _known(self, anew: bool = False) -> dict[str, AnyExtractor]:
         if anew or not self._extractors:
