@@ -163,9 +163,9 @@ class Page {
     return this.showPair(this.view.source, row);
   }
 
-  /** The row of the image so many places on among those of its category. */
+  /** The row of the image so many places on among those of its category that have maps. */
   #neighbour(image, by) {
-    const own = this.view.state.images.filter((one) => one.category === image.category);
+    const own = this.view.state.images.filter((one) => one === image || (one.category === image.category && one.maps !== 0));
     return own[(own.findIndex((one) => one.row === image.row) + by + own.length) % own.length].row;
   }
 
@@ -284,10 +284,12 @@ class Page {
   }
 }
 
-/** The first two images of the first category that has two. */
+/** The first two images of a category, of those that most maps are kept of. */
 function firstPair(images) {
-  const first = images.find((image, place) => images[place + 1]?.category === image.category) ?? images[0];
-  return [first, images.find((image) => image.category === first?.category && image !== first) ?? first];
+  const most = Math.max(...images.map((image) => image.maps));
+  const own = images.filter((image) => image.maps === most);
+  const first = own.find((image, place) => own[place + 1]?.category === image.category) ?? own[0];
+  return [first, own.find((image) => image.category === first?.category && image !== first) ?? first];
 }
 
 /** The button that turns from the system's colours to light to dark. */

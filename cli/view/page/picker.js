@@ -34,12 +34,13 @@ export class Picker {
     this.list.querySelector("[aria-current]")?.scrollIntoView({ block: "center" });
   }
 
-  /** Images that fit what is typed. */
+  /** Images that fit what is typed; those without maps are the last. */
   #fitting() {
     const words = this.search.value.toLowerCase().split(/\s+/);
     const category = this.category.value;
     const fits = (image) => (category === "" || image.category === category) && words.every((word) => image.id.toLowerCase().includes(word));
-    return this.view.state.images.filter(fits);
+    const fitting = this.view.state.images.filter(fits);
+    return [...fitting.filter((image) => image.maps !== 0), ...fitting.filter((image) => image.maps === 0)];
   }
 
   #fill(shown = SHOWN_AT_ONCE) {
@@ -51,10 +52,11 @@ export class Picker {
   }
 
   #choice(image) {
+    const note = image.maps === 0 ? make("span", { class: "words" }, "no maps") : null;
     const photo = make("img", { src: imageAddress(image.row, 224), alt: "", loading: "lazy", width: 96, height: 96 });
     const name = make("span", {}, image.id.slice(image.id.indexOf("/") + 1));
     const isPresent = image.row === this.present?.row;
-    return make("button", { type: "button", class: "choice", title: image.id, "aria-label": image.id, "aria-current": isPresent ? "true" : null, onclick: () => this.#choose(image.row) }, photo, name);
+    return make("button", { type: "button", class: "choice", title: image.id, "aria-label": image.id, "aria-current": isPresent ? "true" : null, onclick: () => this.#choose(image.row) }, photo, name, note);
   }
 
   #choose(row) {
