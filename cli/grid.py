@@ -40,6 +40,7 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
     from cli.reports.grid import draw, report_grid
     from cli.reports.grid_tables import RankedGrid, print_answer, print_scores, to_json, winners_block
     from cli.reports.tables import print_block
+    from featstore.pipeline.grid_results import keep_grid
 
     scores, ranked = done.scores, RankedGrid.of(done)
     print_answer(ranked)
@@ -51,6 +52,7 @@ def grid(config: GridConfig, json: JsonOption = None, csv: CsvOption = None) -> 
         write_json(json, to_json(ranked))
     write_csv(csv, CSV_HEADER, to_rows(scores))
     draw(ranked, config.out)
+    keep_grid(done, config.out)
     root = None if config.root is None else str(config.root.resolve())
     about = {"store": done.store, "root": root, "theta": done.theta, "config": config_to_json(done.config)}
     origin = describe_origin(created=now(), **about)

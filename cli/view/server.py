@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from cli.view.guard import Guard, TooLargeError, refusal
 from cli.view.session import LARGEST_SIDE, NotThereError, Session
-from featstore.errors import DatasetError, EvaluationError, ImageError, ModelError, PromptError, StoreError
+from featstore.errors import DatasetError, EvaluationError, ModelError, PromptError, StoreError
 from featstore.pipeline.live_runs import Asked
 from matcher.errors import InputError
 
@@ -184,8 +184,7 @@ def _fraction(request: Request, name: str) -> float | None:
 
 def _refuse(_: Request, error: Exception) -> Response:
     """What cannot be asked, and what cannot be answered as things are."""
-    is_asked = isinstance(error, ImageError) or not isinstance(error, STATE_OF_THINGS)
-    return refusal(400 if is_asked else 409, str(error))
+    return refusal(409 if isinstance(error, STATE_OF_THINGS) else 400, str(error))
 
 
 def _fault(_: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from cli.options import command_of
 from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import TITLES, profile_of
 from featstore.config import MatchConfig, ViewConfig
-from featstore.datasets.pictures import exif_orientation
+from featstore.datasets.pictures import exif_orientation, image_key
 from featstore.errors import DatasetError, PromptError
 from featstore.parsing import parse, to_json
 from featstore.pipeline.defaults import dataset_of
@@ -45,6 +45,12 @@ ALPHA = 0.1
 
 NEAR = 0.51
 """Pixels within which a point that the page asks for is a keypoint."""
+
+
+OTHER_NOISE = (
+    "The store's noise belongs to the pixels of these pictures, and the command's to their files, so figures differ by "
+    "as much as the noise moves them."
+)
 
 
 class NotThereError(Exception):
@@ -287,7 +293,7 @@ class Session:
             self._opened = {listed.path: (written, kept)}  # one: of many pairs it is large
         return self._opened[listed.path][1]
 
-    def command(self, body: Any) -> dict[str, str]:
+    def command(self, body: Any) -> dict[str, str | None]:
         """What could be typed to see the same."""
         asked = read(MatchAsked, body)
         ends = [self._image(name) for name in (asked.source, asked.target)]
@@ -297,10 +303,9 @@ class Session:
         if len(rows) < 2:
             raise InputError("A picture that was dropped has no file that a command could name.")
         files = [self._data.file(row) for row in rows]
-        if any(
-            exif_orientation(self._data.record(row), file.read_bytes()) != 1
-            for row, file in zip(rows, files, strict=True)
-        ):
+        records = [self._data.record(row) for row in rows]
+        contents = [file.read_bytes() for file in files]
+        if any(exif_orientation(*own) != 1 for own in zip(records, contents, strict=True)):
             raise InputError("`dualsd match` turns one of these pictures as its EXIF data ask, and the store does not.")
         setting, category = asked.setting, self.maps.store.images.categories[rows[0]]
         config = MatchConfig(
@@ -317,7 +322,9 @@ class Session:
             upsample_align=setting.upsample_align if setting.upsample_align != setting.geometry else None,
             **{**setting.parameters, **self._told(setting, category)},
         )
-        return {"command": command_of(config, "match", always=("source", "target", "points", "layers", "weights"))}
+        typed = command_of(config, "match", always=("source", "target", "points", "layers", "weights"))
+        is_same = [*map(image_key, records, contents)] == [self.maps.store.images.keys[row] for row in rows]
+        return {"command": typed, "note": None if is_same else OTHER_NOISE}
 
     def _told(self, setting: LiveSetting, category: str) -> dict[str, Any]:
         """What makes the maps of a setting's extractors. Raises `InputError` where one command cannot."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from featstore.datasets.folder import COLUMNS, VISIBILITY, read_marks
 from featstore.datasets.reading import is_file, read_rows, read_text
 from featstore.datasets.records import ImageRecord
-from featstore.errors import DatasetError
 from featstore.files import write_whole
 from featstore.plain_text import is_plain, nfc, shown
+from matcher.errors import InputError
 
 LONGEST_NAME = 100
 """Characters of a keypoint's name."""
@@ -22,11 +22,11 @@ BACKUP = ".bak"
 
 
 def check_name(name: str) -> str:
-    """A keypoint's name in NFC. Raises `DatasetError` for one that is no plain text, too long, or could be taken for
+    """A keypoint's name in NFC. Raises `InputError` for one that is no plain text, too long, or could be taken for
     markup or a spreadsheet's formula."""
     name = nfc(name.strip())
     if not name or len(name) > LONGEST_NAME or not is_plain(name) or re.search(r"[<>]|^[=+@-]", name):
-        raise DatasetError(
+        raise InputError(
             f"{shown(name)} is no name of a keypoint: take 1 to {LONGEST_NAME} characters of plain text, without < "
             "and >, that begin with none of = + - @."
         )
@@ -56,7 +56,8 @@ class Annotations:
         change it is kept beside it.
 
         Raises:
-            DatasetError: For a name that cannot be, or a file that is malformed.
+            InputError: For a name that cannot be.
+            DatasetError: For a file that is malformed.
             StoreError: The disk does not take it.
         """
         name, header, rows = check_name(name), [*COLUMNS], list[dict[str, str]]()

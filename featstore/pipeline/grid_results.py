@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,14 @@ from safetensors.numpy import load, save
 from featstore.errors import EvaluationError
 from featstore.files import write_whole
 from featstore.parsing import parse_known, to_json
-from featstore.pipeline.grid import GridRun
 from featstore.sealed import check_tensors_seal, check_version, read_tensors, seal_tensors
 from featstore.store.schema import creator_version
 from matcher.configuration import Configuration
 from matcher.errors import MatchError
 from matcher.pck import Average, averaged
+
+if TYPE_CHECKING:
+    from featstore.pipeline.grid import GridRun
 
 FILE = "grid.safetensors"
 FORMAT = "dualsd grid"
@@ -99,7 +101,7 @@ class KeptGrid:
         return np.asarray(self.hits[place] / self.counts)
 
 
-def keep_grid(run: GridRun, folder: Path) -> None:
+def keep_grid(run: "GridRun", folder: Path) -> None:
     """Keep a grid in its folder. Raises what `write_whole` raises."""
     scores, pairs = run.scores, run.scores.pairs
     description = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featstore.backbones.base import Asked
 from featstore.backbones.locate import is_at_hand
-from featstore.errors import ModelError, PromptError, StoreError
+from featstore.errors import ImageError, ModelError, PromptError, StoreError
 from featstore.pipeline.live import LiveLayer, LiveMaps
 from featstore.pipeline.photos import Photo, photo_of
 from featstore.progress import Silent
@@ -17,6 +17,7 @@ from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
 from featstore.prompts.text import TextPrompt
 from featstore.store.keys import AnyExtractor, Extractor
+from matcher.errors import InputError
 
 if TYPE_CHECKING:
     from featstore.pipeline.match import Featurizer, PhotoPrompt
@@ -71,14 +72,17 @@ class Uploads:
             category: What it shows, for prompts that are told.
 
         Raises:
-            ImageError: It cannot be decoded.
+            InputError: It cannot be decoded.
             StoreError: The store's model is not at hand.
         """
         if not self.is_possible:
             model = self._maps.store.header.model_id
             raise StoreError(f"The model {model} is not on this machine, so no maps of new pictures can be made.")
         name = f"upload-{self._count + 1}"
-        photo = photo_of(name, "that was dropped", data)
+        try:
+            photo = photo_of(name, "that was dropped", data)
+        except ImageError as error:  # of nobody's data set
+            raise InputError(str(error)) from error
         self._count += 1
         self._images[name] = UploadedImage(name, photo, category, self._map)
         while len(self._images) > MOST:
