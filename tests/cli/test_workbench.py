@@ -189,6 +189,15 @@ def press(page: Page, x: float, y: float) -> None:
     page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
 
+def choose_run(page: Page, words: str) -> None:
+    """Look through the newest kept run whose label has these words."""
+    page.locator("#mode-runs").click()
+    runs = page.get_by_label("Run", exact=True)
+    runs.wait_for()
+    labels = runs.locator("option").all_text_contents()
+    runs.select_option(index=next(place for place, label in enumerate(labels) if words in label))
+
+
 def picture(page: Page, name: str, size: tuple[int, int]) -> None:
     ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTEFACTS / f"workbench-{name}-{size[0]}.png", full_page=size == PHONE)
@@ -325,7 +334,7 @@ def test_everything_has_a_name_for_screen_readers(opened: Callable[..., Page], a
     page = opened(address)
     settled(page)
     page.locator("#compare").click()
-    page.locator("#mode-runs").click()
+    choose_run(page, "evaluation on")
     page.locator(".pair").first.wait_for()
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, select, input, canvas, img, [role=button], svg, dialog')]
@@ -335,12 +344,13 @@ def test_everything_has_a_name_for_screen_readers(opened: Callable[..., Page], a
             .map((one) => one.outerHTML)"""
     )
     assert nameless == []
-    page.wait_for_function("document.getElementById('spoken').textContent.startsWith('Point 1: match at')")
+    page.wait_for_function("() => document.getElementById('spoken').textContent.startsWith('Point 1: match at')")
     assert page.locator("#status").get_attribute("role") == "status"
 
 
 def test_light_and_dark_by_a_switch(opened: Callable[..., Page], address: str) -> None:
     page = opened(address, color_scheme="light")
+    page.wait_for_function("() => document.documentElement.dataset.theme === 'auto'")
     grounds = []
     for _ in range(3):
         grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
@@ -349,7 +359,7 @@ def test_light_and_dark_by_a_switch(opened: Callable[..., Page], address: str) -
     page.locator("#theme").click()
     page.locator("#theme").click()
     page.reload()
-    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
 
 
 def test_save_pictures_and_copy_the_command(opened: Callable[..., Page], address: str, tmp_path: Path) -> None:
@@ -376,7 +386,7 @@ def test_save_pictures_and_copy_the_command(opened: Callable[..., Page], address
     page.locator("#command").click()
     line = page.locator("#command-line").text_content()
     assert line.startswith("dualsd match ")
-    page.wait_for_function("document.getElementById('command-copied').textContent.includes('clipboard')")
+    page.wait_for_function("() => document.getElementById('command-copied').textContent.includes('clipboard')")
     assert page.evaluate("navigator.clipboard.readText()") == line
 
 
@@ -384,22 +394,22 @@ def test_save_pictures_and_copy_the_command(opened: Callable[..., Page], address
 def test_runs_worst_pairs_first(opened: Callable[..., Page], address: str, size: tuple[int, int]) -> None:
     page = opened(address, size)
     settled(page)
-    page.locator("#mode-runs").click()
+    choose_run(page, "evaluation on")
     page.locator(".pair").first.wait_for()
     shares = [int(text.split()[0]) for text in page.locator(".pair .figure").all_text_contents()]
     assert len(shares) > 20
     assert shares == sorted(shares)
     page.locator(".runs select[name=category]").select_option("fish")
     page.wait_for_function(
-        "[...document.querySelectorAll('.pair .names')].every((one) => one.textContent.startsWith('fish'))"
+        "() => [...document.querySelectorAll('.pair .names')].every((one) => one.textContent.startsWith('fish'))"
     )
     page.locator(".runs select[name=kind]").select_option("mirrored")
     page.wait_for_function(
-        "[...document.querySelectorAll('.pair .why')].every((one) => one.textContent.includes('mirrored'))"
+        "() => [...document.querySelectorAll('.pair .why')].every((one) => one.textContent.includes('mirrored'))"
     )
     page.locator(".runs select[name=kind]").select_option("elsewhere")
     page.wait_for_function(
-        "[...document.querySelectorAll('.pair .why')].every((one) => one.textContent.includes('elsewhere'))"
+        "() => [...document.querySelectorAll('.pair .why')].every((one) => one.textContent.includes('elsewhere'))"
     )
     page.locator(".pair").nth(1).click()
     settled(page)
@@ -421,11 +431,7 @@ def test_runs_worst_pairs_first(opened: Callable[..., Page], address: str, size:
 def test_cells_of_a_grid(opened: Callable[..., Page], address: str, size: tuple[int, int]) -> None:
     page = opened(address, size)
     settled(page)
-    page.locator("#mode-runs").click()
-    page.locator(".pair").first.wait_for()
-    runs = page.get_by_label("Run", exact=True)
-    grids = [option for option in runs.locator("option").all() if "grid on" in option.text_content()]
-    runs.select_option(grids[0].get_attribute("value"))
+    choose_run(page, "grid on")
     page.locator(".cells button").first.wait_for()
     assert page.locator(".cells button").count() == 9
     values = [int(text) for text in page.locator(".cells button").all_text_contents()]
@@ -438,7 +444,7 @@ def test_cells_of_a_grid(opened: Callable[..., Page], address: str, size: tuple[
     assert leads[-1].startswith("−")
     page.locator(".pair").first.click()
     settled(page)
-    page.wait_for_function("document.querySelectorAll('.panel').length === 2")
+    page.wait_for_function("() => document.querySelectorAll('.panel').length === 2")
     settled(page)
     rights = [sum(row.rsplit(" ", 3)[-3] == "✓" for row in figures(page, panel)) for panel in (0, 1)]
     assert rights[0] > rights[1], "the cell wins this pair"
@@ -449,12 +455,12 @@ def test_cells_of_a_grid(opened: Callable[..., Page], address: str, size: tuple[
 def test_a_file_is_matched(opened: Callable[..., Page], address: str, tmp_path: Path) -> None:
     with Image.open(FOLDER / "car" / "test0002.webp") as own:
         own.convert("RGB").resize((300, 200)).save(tmp_path / "mine.png")
-    page = opened(address)
+    page = opened(address, expected=("400",))
     settled(page)
     page.locator("#pick-b .name").click()
     page.locator("#picker-file").set_input_files(tmp_path / "mine.png")
-    page.wait_for_function("document.querySelector('#pick-b .name').textContent.startsWith('upload')")
-    page.wait_for_function("document.querySelectorAll('.panel tbody tr').length > 0", timeout=120_000)
+    page.wait_for_function("() => document.querySelector('#pick-b .name').textContent.startsWith('upload')")
+    page.wait_for_function("() => document.querySelectorAll('.panel tbody tr').length > 0", timeout=120_000)
     assert page.locator(".panel .frame").evaluate("(one) => one.clientWidth / one.clientHeight") == pytest.approx(
         1.5, abs=0.01
     )
@@ -492,7 +498,7 @@ def test_annotate_and_save(opened: Callable[..., Page], tmp_path: Path) -> None:
             page.get_by_role("button", name="Add a name").click()
             box = page.locator("#annotate .frame.touched").bounding_box()
             page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
-            page.wait_for_function("document.getElementById('status').textContent.startsWith('Saved')")
+            page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Saved')")
             page.evaluate("document.getElementById('status').textContent = ''")
         found = keypoints_of(folder)
         assert {name for _, name in found} == {"eye, left", "tail"}
@@ -501,7 +507,7 @@ def test_annotate_and_save(opened: Callable[..., Page], tmp_path: Path) -> None:
         picture(page, "annotate", LAPTOP)
 
         page.get_by_role("button", name="Next image", exact=True).last.click()
-        page.wait_for_function("document.querySelectorAll('#annotate .frame.touched .pin').length === 2")
+        page.wait_for_function("() => document.querySelectorAll('#annotate .frame.touched .pin').length === 2")
         assert len(keypoints_of(folder)) == 2, "proposals are not kept by themselves"
         tail = page.locator("#annotate .pin[data-name='tail']")
         shown = tail.get_attribute("aria-label")
@@ -513,11 +519,11 @@ def test_annotate_and_save(opened: Callable[..., Page], tmp_path: Path) -> None:
         page.mouse.down()
         page.mouse.move(begin[0] - 30, begin[1] + 12, steps=4)
         page.mouse.up()
-        page.wait_for_function("document.getElementById('status').textContent.startsWith('Saved')")
+        page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Saved')")
         assert len(keypoints_of(folder)) == 3
         page.evaluate("document.getElementById('status').textContent = ''; document.activeElement.blur()")
         page.keyboard.press("Enter")
-        page.wait_for_function("document.getElementById('status').textContent.startsWith('Saved')")
+        page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Saved')")
         found = keypoints_of(folder)
         assert len(found) == 4
 
@@ -526,7 +532,7 @@ def test_annotate_and_save(opened: Callable[..., Page], tmp_path: Path) -> None:
         page.locator("#annotate .pin").first.wait_for()
         page.keyboard.press("2")
         page.keyboard.press("Delete")
-        page.wait_for_function("document.getElementById('status').textContent.startsWith('Saved')")
+        page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Saved')")
         assert len(keypoints_of(folder)) == 3
 
         page.locator("#mode-match").click()

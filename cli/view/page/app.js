@@ -54,14 +54,18 @@ class Page {
     else await this.showPair(source.row, target.row, []);
   }
 
-  /** Look at a pair. points: in A; none for the first of its keypoints, or else the middle. */
+  /** Look at a pair. points: in A; none for the first of its keypoints, or else the middle; those that nobody moved
+   *  since are not kept. */
   async showPair(source, target, points = null) {
-    this.view.showPair(source, target, points);
+    const isUsual = JSON.stringify(this.view.points) === this.usual;
+    this.view.showPair(source, target, isUsual ? (points ?? []) : points);
     await this.known;
     if (this.view.source !== source || this.view.target !== target || this.view.points.length > 0) return;
     const { width, height } = this.view.sourceImage;
     const { keypoints } = this.source;
-    this.view.setPoints(keypoints.length > 0 ? keypoints.slice(0, FIRST_POINTS) : [{ x: width / 2, y: height / 2 }]);
+    const middle = { x: width / 2, y: height / 2 };
+    this.view.setPoints(keypoints.length > 0 ? keypoints.slice(0, FIRST_POINTS) : [middle]);
+    this.usual = JSON.stringify(this.view.points);
   }
 
   #pairChanged() {
@@ -155,8 +159,11 @@ class Page {
     if (this.view.source === source && this.view.target === target) this.source.takeKeypoints();
   }
 
+  /** Look at another A; where B is of another category, at the image after A in its own as well. */
   #showSource(row) {
-    return this.showPair(row, this.view.target, []);
+    const image = this.view.byRow.get(row);
+    const isAlike = image.category === this.view.targetImage.category || !Number.isInteger(row);
+    return this.showPair(row, isAlike ? this.view.target : this.#neighbour(image, 1), []);
   }
 
   #showTarget(row) {
@@ -178,7 +185,6 @@ class Page {
     }
     byId("command").addEventListener("click", () => this.#command().catch(complain));
     byId("keys").addEventListener("click", () => byId("keys-dialog").showModal());
-    theme();
   }
 
   /** A and B change places; points become their matches. */
@@ -216,6 +222,7 @@ class Page {
       byId("annotate").hidden = mode !== "annotate";
       if (mode === "runs") this.runs.open();
       if (mode === "annotate") this.annotation.open(this.view.source);
+      else if (this.mode === "annotate") this.showPair(this.view.source, this.view.target); // with what was marked
       this.mode = mode;
     };
     for (const mode of ["match", "runs", "annotate"]) byId(`mode-${mode}`).addEventListener("click", () => show(mode));
@@ -308,6 +315,7 @@ function theme() {
   button.addEventListener("click", () => set(order[(order.indexOf(document.documentElement.dataset.theme) + 1) % 3]));
 }
 
+theme();
 try {
   const page = new Page(new View(await get("state")));
   await page.start();
