@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from matcher.configuration import NORM_EPSILON, Configuration, Correlations, Frame, readout
+from matcher.configuration import NORM_EPSILON, Configuration, Correlations, Frame, Readout, readout
 from matcher.correlate import Blend, Family, MapKey, Maps, blend_of, correlate, lengths_of, sample
 from matcher.geometry import Upsampling, cells_to_pixels, squared_norms
 from matcher.match import Found, judge
-from matcher.readout import cells_of, check_channels, check_predictions, doubt, largest
+from matcher.readout import NN, cells_of, check_channels, check_predictions, doubt, largest
 
 Keep = Callable[[Hashable, Callable[[], Tensor]], Tensor]
 """Gives the tensor that is kept under a key; where none is, it makes and, as long as there is room, keeps it."""
@@ -61,31 +61,44 @@ def find_live(
     return LiveFound(judge(read, found, points, back), back)
 
 
+def prepare(image: LiveImage, configuration: Configuration, keep: Keep) -> None:
+    """Make what `find_live` will need of an image, whatever the points."""
+    ups, _ = _family(configuration, NN).upsamplings(image.maps)
+    for key in Blend.plain(configuration).keys:
+        _norms(image, key, ups[key], keep)
+
+
+def _family(configuration: Configuration, known: Readout) -> Family:
+    maps = tuple((layer.map,) for layer in configuration.layers)
+    return Family(configuration.settings, Frame.RESIZED, (known,), (0,), (configuration,), maps)
+
+
+def _norms(image: LiveImage, key: MapKey, up: Upsampling, keep: Keep) -> Tensor:
+    """Of the cells of an upsampled map, (H, W)."""
+    features = image.maps[key[1]]
+    return keep(("norms", image.name, key[1], up), lambda: squared_norms(features, up).sqrt())
+
+
 def _match(
     source: LiveImage, target: LiveImage, points: Tensor, configuration: Configuration, name: str, keep: Keep
 ) -> tuple[Correlations, Tensor]:
     """Correlations, and the points that are read off them, (n, 2)."""
     known, settings = readout(name), configuration.settings
-    maps = tuple((layer.map,) for layer in configuration.layers)
-    family = Family(settings, Frame.RESIZED, (known,), (0,), (configuration,), maps)
+    family = _family(configuration, known)
     ups, size = family.upsamplings(target.maps)
     for _, spec in ups:
         check_channels(source.maps[spec].shape[0], target.maps[spec].shape[0])
     samples = sample(family, points, (0, 0), source.maps)
-    # all that a correlation of one layer depends on besides the two images and the layer
-    shared = (size, settings.upsample_align, settings.geometry, len(maps) > 1, known.rows, points.numpy().tobytes())
+    # all that a correlation of one layer depends on besides the two images, the layer and its upsampling
+    shared = settings.geometry, len(family.maps) > 1, known.rows, points.numpy().tobytes()
     lengths: dict[MapKey, Tensor | None] = {}
     products: dict[MapKey, Tensor] = {}
     for key in Blend.plain(configuration).keys:
-        features, up = target.maps[key[1]], ups[key]
-        norms = keep(
-            ("norms", target.name, key[1], size, settings.upsample_align),
-            partial(_norms, features, up),
-        )
+        norms = _norms(target, key, ups[key], keep)
         lengths[key] = lengths_of(norms)
         products[key] = keep(
-            ("products", source.name, target.name, key[1], shared),
-            partial(correlate, samples.vectors[key], features, up, norms + NORM_EPSILON),
+            ("products", source.name, target.name, key[1], ups[key], shared),
+            partial(correlate, samples.vectors[key], target.maps[key[1]], ups[key], norms + NORM_EPSILON),
         )
     blend = blend_of(configuration, lengths)
     total = blend.sum(products, torch.empty(len(points), known.rows, *size))
@@ -96,7 +109,3 @@ def _match(
     found = cells_to_pixels(known.read(read), settings.image_size, size, settings.geometry)
     check_predictions(found, name, "the source to the target map")
     return read, found
-
-
-def _norms(features: Tensor, up: Upsampling) -> Tensor:
-    return squared_norms(features, up).sqrt()

@@ -52,6 +52,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+        if scope["type"] == "lifespan":  # no request: the server begins, or ends
+            await self.app(scope, receive, send)
         if scope["type"] != "http":
             return
 

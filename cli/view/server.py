@@ -52,15 +52,33 @@ def page_files() -> dict[str, tuple[bytes, str]]:
 
 
 class Workers:
-    """Threads that work for the server: one that matches, one for pictures, so that neither waits for the other."""
+    """Threads that work for the server: one that matches, one for pictures, so that neither waits for the other. busy:
+    how many work. asked: what the one that matches has been given and is not done with."""
 
     def __init__(self) -> None:
         self._matching, self._pictures = (ThreadPoolExecutor(1, name) for name in ("matching", "pictures"))
-        self.busy = 0
+        self.busy = self.asked = 0
+        self._warming: set[asyncio.Task[None]] = set()
 
     async def match(self, work: Callable[[], Any]) -> Any:
         """Run something in the one thread that may use the session."""
-        return await self._run(self._matching, work)
+        self.asked += 1
+        try:
+            return await self._run(self._matching, work)
+        finally:
+            self.asked -= 1
+
+    def warm(self, step: Callable[[], bool]) -> None:
+        """Run a step again and again, as long as it says that there is more and nobody waits."""
+
+        async def warming() -> None:
+            while not self.asked and await self._run(self._matching, step):
+                pass
+
+        if not self._warming:
+            task = asyncio.get_running_loop().create_task(warming())
+            self._warming.add(task)
+            task.add_done_callback(self._warming.discard)
 
     async def draw(self, work: Callable[[], Any]) -> Any:
         """Run something that reads a picture."""
@@ -99,6 +117,11 @@ def application(session: Session, workers: Workers, token: str, host: str, port:
         content, kind = await workers.draw(draw)
         return Response(content, media_type=kind, headers={"cache-control": "private, max-age=600"})
 
+    async def match(request: Request) -> Response:
+        answer = JSONResponse(await workers.match(partial(session.match, await _body(request))))
+        workers.warm(session.maps.warm)
+        return answer
+
     async def upload(request: Request) -> Response:
         return JSONResponse(
             await workers.match(
@@ -108,7 +131,9 @@ def application(session: Session, workers: Workers, token: str, host: str, port:
 
     async def keypoints(request: Request) -> Response:
         ends = (_number(request, name) for name in ("source", "target"))
-        return JSONResponse(await workers.match(partial(session.keypoints, *ends)))
+        answer = JSONResponse(await workers.match(partial(session.keypoints, *ends)))
+        workers.warm(session.maps.warm)
+        return answer
 
     async def run(request: Request) -> Response:
         said = request.query_params
@@ -139,7 +164,7 @@ def application(session: Session, workers: Workers, token: str, host: str, port:
         Route("/page/{name}", page),
         Route("/api/state", asking(session.state)),
         Route("/api/image/{row}", image),
-        Route("/api/match", telling(session.match), methods=["POST"]),
+        Route("/api/match", match, methods=["POST"]),
         Route("/api/keypoints", keypoints),
         Route("/api/run", run),
         Route("/api/command", telling(session.command), methods=["POST"]),

@@ -110,6 +110,7 @@ class Session:
         self._learned: list[tuple[Path, LearnedPrompts]] = []
         self._uploads = Uploads(self.maps, lambda: [own for _, own in self._learned])
         self._data, self._no_data = self._open_data()
+        self._setting: LiveSetting | None = None
         self._refresh()
 
     def _open_data(self) -> tuple[LiveData | None, str]:
@@ -139,6 +140,8 @@ class Session:
         """All that the page chooses from, as it is now."""
         self._refresh()
         store, extractors = self.maps.store, self.maps.extractors()
+        defaults = _defaults(extractors, store.header.model_id)
+        self._setting = self._setting or defaults
         header, images = store.header, store.images
         present = [own for one in extractors.values() for steps in one.layers.values() for own in steps.values()]
         here = [row for row in images.rows.values() if images.sizes[row].all()]
@@ -161,7 +164,7 @@ class Session:
                 for row in here
             ],
             "extractors": self._describe(extractors),
-            "defaults": _json(_defaults(extractors, header.model_id)),
+            "defaults": _json(defaults),
             "readouts": [name for name in MODULES if frame_of(name) is Frame.RESIZED],
             "geometries": [own.value for own in Geometry],
             "runs": [{"path": str(run.path), "kind": run.kind, "label": run.label} for run in self._listed],
@@ -232,6 +235,7 @@ class Session:
         asked = read(MatchAsked, body)
         source, target = self._image(asked.source), self._image(asked.target)
         done = self.maps.match(source, target, asked.points, asked.setting)
+        self._setting = asked.setting
         answer: dict[str, Any] = {
             "points": done.points.tolist(),
             "scores": done.scores.tolist(),
@@ -259,8 +263,11 @@ class Session:
         return self._data.keypoints(source.row, target.row)
 
     def keypoints(self, source: int, target: int) -> list[dict[str, Any]]:
-        """Those that two images show."""
-        return [asdict(own) for own in self._common(self._image(source), self._image(target))]
+        """Those that two images show, which are then about to be matched."""
+        ends = self._image(source), self._image(target)
+        if self._setting is not None:
+            self.maps.expect(ends, self._setting)
+        return [asdict(own) for own in self._common(*ends)]
 
     def run(self, path: str, asked: Asked) -> dict[str, Any]:
         """What the page shows of a kept run."""

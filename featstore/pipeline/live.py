@@ -4,9 +4,10 @@ No network is run. Maps are read when they are first asked for and kept in memor
 correlations of points, so that a change of setting computes what it changes and no more (`matcher.live`).
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import unquote
 
@@ -24,15 +25,18 @@ from featstore.store.keys import MAPS, AnyExtractor, Extractor, PixelExtractor, 
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.configuration import PARAMETERS, Configuration, Geometry, LayerSpec, MatchSettings, Pad
-from matcher.errors import MatchError
+from matcher.errors import InputError, MatchError
 from matcher.geometry import cells_to_pixels
-from matcher.live import LiveImage, find_live
+from matcher.live import LiveImage, find_live, prepare
 
 MOST_POINTS = 256
 """Points that are matched at once: a correlation map is kept of each."""
 
 MOST_UPSAMPLED = 8
 """Factor on the finest map up to which a setting may upsample."""
+
+WARM_SHARE = 0.8
+"""Of the memory that maps which nobody has asked for yet may fill."""
 
 ReadoutName = Literal["nn", "bilinear", "softmax", "kernelsoftmax", "window"]
 """Readouts of the resized frame."""
@@ -120,6 +124,10 @@ class Pictured(Protocol):
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether its maps take reading alone."""
+
     def map(self, layer: LiveLayer) -> Tensor:
         """(C, h, w), float32. Raises `InputError` in one of its kinds where there is none."""
 
@@ -169,6 +177,8 @@ class LiveMaps:
         """limit: bytes of maps, norms and correlations that are kept in memory."""
         self.store, self.keep = store, ByUse(limit)
         self._extractors: dict[str, AnyExtractor] = {}
+        self._timesteps: dict[str, dict[str, list[int | None]]] = {}
+        self._ahead: deque[tuple[Pictured, LiveSetting]] = deque()
         self._arrays: dict[LiveLayer, RowArray] = {}
 
     def refresh(self) -> None:
@@ -190,6 +200,7 @@ class LiveMaps:
                     layers.setdefault(layer, {})[timestep_of(path)] = present
             if layers:
                 found[key] = KeptExtractor(extractor, dict(sorted(layers.items())))
+        self._timesteps = {key: own.timesteps for key, own in found.items()}
         return found
 
     def extractor(self, key: str) -> AnyExtractor:
@@ -211,7 +222,7 @@ class LiveMaps:
                 raise self._missing(row, layer)
             self._arrays[layer] = array
         try:
-            return torch.from_numpy(self._arrays[layer].read((row,)).astype(np.float32))
+            return torch.from_numpy(self._arrays[layer].read((row,))).float()
         except StoreError as error:
             if self._arrays[layer].present()[row : row + 1].all():
                 raise
@@ -254,14 +265,11 @@ class LiveMaps:
         check_inside(asked, source.size, "the source image")
         size, pad = self.store.header.image_size, self.store.header.pad
         configuration = setting.configuration(size, pad)
-        specs = dict(zip((layer.map for layer in configuration.layers), setting.layers, strict=True))
-        one, other = (
-            LiveImage(image.name, {spec: image.map(layer) for spec, layer in specs.items()})
-            for image in (source, target)
-        )
+        one, other = (_with_maps(image, configuration, setting) for image in (source, target))
         frames = [Framing(image.size, size, pad) for image in (source, target)]
         queries = torch.from_numpy(frames[0].to_square(asked))
         done = find_live(one, other, queries, configuration, setting.readout, self.keep)
+        self._ahead = deque(self._next_ones((source, target), setting))
         found = done.found
         height, width = found.correlations.shape[1:]
         corners = torch.tensor([[-0.5, -0.5], [width - 0.5, height - 0.5]])
@@ -279,6 +287,41 @@ class LiveMaps:
             (low[0], low[1], high[0] - low[0], high[1] - low[1]),
         )
 
+    def _next_ones(self, images: Sequence[Pictured], setting: LiveSetting) -> Iterator[tuple[Pictured, LiveSetting]]:
+        """What a timestep's slider may ask for next, the nearest first."""
+        steps = [
+            (abs((step or 0) - (layer.t or 0)), place, step)
+            for place, layer in enumerate(setting.layers)
+            for step in self._timesteps.get(layer.extractor, {}).get(layer.layer, ())
+            if step != layer.t
+        ]
+        for _, place, step in sorted(steps, key=lambda one: one[0]):
+            layers = [*setting.layers]
+            layers[place] = replace(layers[place], t=step)
+            yield from ((image, replace(setting, layers=tuple(layers))) for image in images if image.is_cached)
+
+    def expect(self, images: Sequence[Pictured], setting: LiveSetting) -> None:
+        """Let `warm` prepare images that are about to be matched."""
+        self._ahead = deque((image, setting) for image in images if image.is_cached)
+
+    def warm(self) -> bool:
+        """Prepare one of the maps that are expected to be asked for next, where there is room for it. Takes as long as
+        reading a map does. Whether there are more."""
+        if not self._ahead or self.keep.bytes > WARM_SHARE * self.keep.limit:
+            return False
+        image, setting = self._ahead.popleft()
+        header = self.store.header
+        with suppress(InputError):  # what is not there is told to who asks for it
+            configuration = setting.configuration(header.image_size, header.pad)
+            prepare(_with_maps(image, configuration, setting), configuration, self.keep)
+        return bool(self._ahead)
+
+
+def _with_maps(image: Pictured, configuration: Configuration, setting: LiveSetting) -> LiveImage:
+    """An image with the maps of a setting."""
+    specs = zip((layer.map for layer in configuration.layers), setting.layers, strict=True)
+    return LiveImage(image.name, {spec: image.map(layer) for spec, layer in specs})
+
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
@@ -287,6 +330,7 @@ class StoredImage:
     maps: LiveMaps
     row: int
     size: tuple[int, int]
+    is_cached = True
 
     @property
     def name(self) -> Hashable:

@@ -34,6 +34,7 @@ class UploadedImage:
     photo: Photo
     category: str
     make: Callable[["UploadedImage", LiveLayer], Tensor]
+    is_cached = False
 
     @property
     def size(self) -> tuple[int, int]:

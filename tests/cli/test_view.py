@@ -119,7 +119,8 @@ def opened(folder: Path) -> Iterator[Bench]:
     session, workers = Session(ViewConfig(root=folder / "photographs")), Workers()
     guarded = application(session, workers, TOKEN, "127.0.0.1", PORT)
     client = TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}", raise_server_exceptions=False)
-    yield Bench(folder, client)
+    with client:
+        yield Bench(folder, client)
     workers.stop()
 
 
@@ -625,6 +626,30 @@ def test_matches_are_the_same_without_memory(bench: Bench) -> None:
         session = Session(ViewConfig(root=bench.folder / "photographs", memory=limit))
         assert [{**session.match(own), "ms": 0} for own in asked] == first
         assert session.maps.keep.bytes <= limit * 1e9
+
+
+def test_timesteps_are_read_before_they_are_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(ViewConfig(root=bench.folder / "photographs"))
+    layers = [own for own in text_layers(session.state()) if own["layer"] == "2"]
+    assert len(layers) > 1
+    asked = [
+        {"source": 0, "target": 1, "points": [[5, 7]], "setting": {"layers": [own], "weights": [1]}} for own in layers
+    ]
+    cold = [{**Session(ViewConfig()).match(own), "ms": 0} for own in asked]
+    assert not session.maps.warm()
+    session.match(asked[0])
+    while session.maps.warm():
+        pass
+
+    def unread(*_: Any) -> None:
+        raise AssertionError("a map was read")
+
+    monkeypatch.setattr("featstore.store.rows.RowArray.read", unread)
+    assert [{**session.match(own), "ms": 0} for own in asked] == cold
+    # what would drive out what is used is left alone
+    session.maps.keep.limit = session.maps.keep.bytes
+    session.match(asked[1])
+    assert not session.maps.warm()
 
 
 def test_it_is_served_until_ctrl_c(folder: Path) -> None:
