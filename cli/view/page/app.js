@@ -47,7 +47,10 @@ class Page {
     byId("store").textContent = [state.store, ...facts.filter(Boolean)].join(" · ");
     byId("store").title = state.store;
     this.#settingsChanged();
-    if (this.view.read(location.hash)) return;
+    if (this.view.read(location.hash)) {
+      if (this.view.points.length === 0) await this.showPair(this.view.source, this.view.target, []);
+      return;
+    }
     if (state.defaults === null) say("The store has no maps yet: make some with `dualsd cache maps`, and load this page again.", true);
     const [source, target] = firstPair(state.images);
     if (source === undefined) say("The store has no images yet: fill it with `dualsd cache build`, and load this page again.", true);
@@ -155,6 +158,8 @@ class Page {
   /** Look at a pair of a run, at all its keypoints. */
   async #showListed({ source, target }) {
     this.view.showPair(source, target, []);
+    const stage = byId("stage");
+    if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView({ behavior: "smooth" }); // a telephone
     await this.known;
     if (this.view.source === source && this.view.target === target) this.source.takeKeypoints();
   }

@@ -114,7 +114,7 @@ export class Panel extends EventTarget {
       if (this.root.classList.contains("failed")) say("");
       this.root.classList.remove("failed");
       this.dispatchEvent(new Event("found"));
-      requestAnimationFrame(() => this.#measure(since));
+      requestAnimationFrame(() => setTimeout(() => this.#measure(since))); // behind the frame that shows it
     } catch (error) {
       this.root.classList.add("failed");
       complain(error);
