@@ -1,34 +1,30 @@
 """What the workbench answers: requests as the page sends them to the engine, and results as JSON has them."""
 
-import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from cli.options import command_of
-from featstore.backbones.layers import weights_for
-from featstore.backbones.registry import TITLES, profile_of
-from featstore.config import MatchConfig, ViewConfig
-from featstore.datasets.pictures import exif_orientation, image_key
-from featstore.errors import DatasetError, PromptError
-from featstore.parsing import parse, to_json
+from cli.view.answers import defaults_of, details_of, heat_of, keypoint_at, kind_of, setting_to_json, size_of
+from cli.view.typed import spell_match, told_by
+from featstore.backbones.registry import TITLES
+from featstore.config import ViewConfig
+from featstore.errors import DatasetError
+from featstore.parsing import parse
 from featstore.pipeline.defaults import dataset_of
 from featstore.pipeline.grid_results import KeptGrid
-from featstore.pipeline.live import KeptExtractor, LiveLayer, LiveMaps, LiveMatch, LiveSetting, Pictured, StoredImage
+from featstore.pipeline.live import KeptExtractor, LiveMaps, LiveSetting, Pictured, StoredImage
 from featstore.pipeline.live_data import CommonKeypoint, LiveData
 from featstore.pipeline.live_runs import Asked, ListedRun, grid_cells, list_runs, worst_pairs
 from featstore.pipeline.live_uploads import UploadedImage, Uploads
 from featstore.pipeline.results import EvaluationRun
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import load_prompts, prompts_of
-from featstore.prompts.text import TextPrompt
 from featstore.store.keys import AnyExtractor, Extractor, absolute
 from featstore.store.store import open_store
 from matcher.configuration import MODULES, Frame, Geometry, frame_of
@@ -42,15 +38,6 @@ LOSSLESS = 1 << 18
 
 ALPHA = 0.1
 """Share of theta within which a match is right, where the page does not say."""
-
-NEAR = 0.51
-"""Pixels within which a point that the page asks for is a keypoint."""
-
-
-OTHER_NOISE = (
-    "The store's noise belongs to the pixels of these pictures, and the command's to their files, so figures differ by "
-    "as much as the noise moves them."
-)
 
 
 class NotThereError(Exception):
@@ -140,7 +127,7 @@ class Session:
         """All that the page chooses from, as it is now."""
         self._refresh()
         store, extractors = self.maps.store, self.maps.extractors()
-        defaults = _defaults(extractors, store.header.model_id)
+        defaults = defaults_of(extractors, store.header.model_id)
         self._setting = self._setting or defaults
         header, images = store.header, store.images
         present = [own for one in extractors.values() for steps in one.layers.values() for own in steps.values()]
@@ -158,13 +145,13 @@ class Session:
                     "row": row,
                     "id": images.ids[row],
                     "category": images.categories[row],
-                    **_size(images.sizes[row]),
+                    **size_of(images.sizes[row]),
                     "maps": sum(int(own[row : row + 1].sum()) for own in present),
                 }
                 for row in here
             ],
             "extractors": self._describe(extractors),
-            "defaults": _json(defaults),
+            "defaults": setting_to_json(defaults),
             "readouts": [name for name in MODULES if frame_of(name) is Frame.RESIZED],
             "geometries": [own.value for own in Geometry],
             "runs": [{"path": str(run.path), "kind": run.kind, "label": run.label} for run in self._listed],
@@ -178,8 +165,8 @@ class Session:
         return [
             {
                 "key": key,
-                "label": label + (f" ({_details(own.extractor)})" if label in several else ""),
-                "kind": _kind(own.extractor),
+                "label": label + (f" ({details_of(own.extractor)})" if label in several else ""),
+                "kind": kind_of(own.extractor),
                 "layers": own.timesteps,
             }
             for (key, own), label in zip(extractors.items(), labels.values(), strict=True)
@@ -196,7 +183,7 @@ class Session:
 
     def _run_of(self, extractor: Extractor) -> Path | None:
         """Whose prompts an extractor's are; None of a text, and of runs that are not at hand."""
-        if _kind(extractor) == "text":
+        if kind_of(extractor) == "text":
             return None
         return next((path for path, own in self._learned if prompts_of(extractor.prompt, [own]) is not None), None)
 
@@ -245,7 +232,7 @@ class Session:
         }
         if asked.keypoints:
             known = self._common(source, target)
-            places = [_at(known, point) for point in asked.points]
+            places = [keypoint_at(known, point) for point in asked.points]
             reach = [asked.alpha * own for own in known[0].reach] if known else None
             answer |= {
                 "truth": [None if own is None else [*own.target] for own in places],
@@ -254,7 +241,7 @@ class Session:
                 "alpha": asked.alpha,
             }
         if asked.heat:
-            answer["heat"] = _heat(done)
+            answer["heat"] = heat_of(done)
         return {**answer, "ms": round(1000 * (perf_counter() - begun), 2)}
 
     def _common(self, source: Pictured, target: Pictured) -> list[CommonKeypoint]:
@@ -285,7 +272,7 @@ class Session:
             return {"path": path, "kind": "train", "label": listed.label, "extractors": extractors}
         opened = self._open(listed)
         found = grid_cells(opened, rows, asked) if isinstance(opened, KeptGrid) else worst_pairs(opened, rows, asked)
-        settings = {name: _json(own) for name, own in found.items() if name in ("setting", "best_setting")}
+        settings = {name: setting_to_json(own) for name, own in found.items() if name in ("setting", "best_setting")}
         return {"path": path, "label": listed.label} | found | settings
 
     def _open(self, listed: ListedRun) -> EvaluationRun | KeptGrid:
@@ -309,50 +296,8 @@ class Session:
         rows = [end.row for end in ends if isinstance(end, StoredImage)]
         if len(rows) < 2:
             raise InputError("A picture that was dropped has no file that a command could name.")
-        files = [self._data.file(row) for row in rows]
-        records = [self._data.record(row) for row in rows]
-        contents = [file.read_bytes() for file in files]
-        if any(exif_orientation(*own) != 1 for own in zip(records, contents, strict=True)):
-            raise InputError("`dualsd match` turns one of these pictures as its EXIF data ask, and the store does not.")
-        setting, category = asked.setting, self.maps.store.images.categories[rows[0]]
-        config = MatchConfig(
-            source=files[0],
-            target=files[1],
-            points=tuple((round(x, 2), round(y, 2)) for x, y in asked.points),
-            store=self._config.store,
-            layers=tuple(own.layer for own in setting.layers),
-            timesteps=tuple(own.t for own in setting.layers if own.t is not None) or None,
-            weights=setting.weights,
-            readout=setting.readout,
-            geometry=setting.geometry,
-            upsample=setting.upsample,
-            upsample_align=setting.upsample_align if setting.upsample_align != setting.geometry else None,
-            **{**setting.parameters, **self._told(setting, category)},
-        )
-        typed = command_of(config, "match", always=("source", "target", "points", "layers", "weights"))
-        is_same = [*map(image_key, records, contents)] == [self.maps.store.images.keys[row] for row in rows]
-        return {"command": typed, "note": None if is_same else OTHER_NOISE}
-
-    def _told(self, setting: LiveSetting, category: str) -> dict[str, Any]:
-        """What makes the maps of a setting's extractors. Raises `InputError` where one command cannot."""
-        found = [self.maps.extractor(own) for own in dict.fromkeys(own.extractor for own in setting.layers)]
-        unet = [own for own in found if isinstance(own, Extractor)]
-        others = [own for own in found if not isinstance(own, Extractor)]
-        if len(unet) > 1 or len(others) > 1 or len({own.dtype for own in found}) > 1:
-            raise InputError("`dualsd match` takes one prompt for all layers: choose the same for each.")
-        said: dict[str, Any] = {"dtype": found[0].dtype}
-        for other in others:
-            said |= {"dino": other.network.id, "dino_size": other.size, "dino_debias": other.debias or None}
-        for own in unet:
-            said |= {"ensemble": own.ensemble, "category": category}
-            prompts, run = prompts_of(own.prompt, []), self._run_of(own)
-            if isinstance(prompts, TextPrompt):
-                said["prompt"] = prompts.template
-            elif run is not None:
-                said["prompts"] = run
-            else:
-                raise PromptError("The prompts of these maps are in no run that is at hand: name it with --runs.")
-        return said
+        told = told_by(self.maps, asked.setting, self.maps.store.images.categories[rows[0]], self._run_of)
+        return spell_match(self._data, self._config.store, (rows[0], rows[1]), asked.points, asked.setting, told)
 
     def upload(self, data: bytes, category: str) -> dict[str, Any]:
         """Take a picture that was dropped."""
@@ -400,78 +345,3 @@ def _prompts(run: Path) -> LearnedPrompts | None:
         return load_prompts(run)
     except InputError:  # it has none yet, or damaged ones
         return None
-
-
-def _size(size: Sequence[int]) -> dict[str, int]:
-    return {"width": int(size[0]), "height": int(size[1])}
-
-
-def _kind(extractor: AnyExtractor) -> str:
-    if not isinstance(extractor, Extractor):
-        return "pixels"
-    return "text" if extractor.prompt.get("kind") == "text" else "learned"
-
-
-def _details(extractor: AnyExtractor) -> str:
-    ensemble = [f"ensemble {extractor.ensemble}"] if isinstance(extractor, Extractor) else []
-    return ", ".join([*ensemble, extractor.dtype, extractor.encoding, extractor.key[:6]])
-
-
-def _defaults(extractors: Mapping[str, KeptExtractor], model: str) -> LiveSetting | None:
-    """What the page begins with: the model's recommended layers and timesteps, where they are cached, by the extractor
-    that has most of them; None of a store without maps."""
-    profile = profile_of(model)
-
-    def images_of(own: KeptExtractor, layer: str, step: int | None) -> int:
-        return int(own.layers[layer][step].sum())
-
-    def best(own: KeptExtractor) -> list[tuple[str, int | None]]:
-        """Of the recommended layers, or any two, the recommended timesteps, or those of most images."""
-        names = [layer for layer in profile.layers if layer in own.layers] or [*own.layers][:2]
-        usual = profile.text_timesteps
-        return [
-            (
-                layer,
-                usual.get(layer)
-                if usual.get(layer) in own.layers[layer]
-                else max(own.layers[layer], key=lambda step: images_of(own, layer, step)),
-            )
-            for layer in names
-        ]
-
-    def rank(own: KeptExtractor) -> tuple[int, int, bool]:
-        chosen = best(own)
-        recommended = sum(layer in profile.layers for layer, _ in chosen)
-        return recommended, min(images_of(own, *one) for one in chosen), _kind(own.extractor) == "text"
-
-    for key, own in sorted(extractors.items(), key=lambda one: rank(one[1]), reverse=True)[:1]:
-        chosen = best(own)
-        names = [layer for layer, _ in chosen]
-        weights = weights_for(names, None, profile) if {*names} <= {*profile.layers} else (1.0,) * len(names)
-        return LiveSetting(tuple(LiveLayer(layer, step, key) for layer, step in chosen), weights)
-    return None
-
-
-def _json(setting: LiveSetting | None) -> dict[str, Any] | None:
-    return None if setting is None else to_json(setting)
-
-
-def _at(known: Sequence[CommonKeypoint], point: Sequence[float]) -> CommonKeypoint | None:
-    """The keypoint that a point of the source is."""
-    away = [(max(abs(own.source[0] - point[0]), abs(own.source[1] - point[1])), own) for own in known]
-    nearest = min(away, key=lambda one: one[0], default=None)
-    return None if nearest is None or nearest[0] > NEAR else nearest[1]
-
-
-def _heat(done: LiveMatch) -> dict[str, Any]:
-    """Correlations as bytes, each point's from its lowest to its highest."""
-    low, high = (own(axis=(1, 2), keepdims=True) for own in (done.correlations.min, done.correlations.max))
-    shares = (done.correlations - low) / np.maximum(high - low, 1e-9)
-    return {
-        "width": done.correlations.shape[2],
-        "height": done.correlations.shape[1],
-        "box": [*done.box],
-        "low": low.ravel().tolist(),
-        "high": high.ravel().tolist(),
-        "data": [base64.b64encode(own.tobytes()).decode() for own in np.rint(255 * shares).astype(np.uint8)],
-    }

@@ -22,6 +22,7 @@ HEAVY = ("torch", "zarr", "numpy", "diffusers", "transformers", "matplotlib", "s
         ["compare", "--help"],
         ["report", "--help"],
         ["match", "--help"],
+        ["view", "--help"],
         ["prompts", "import", "--help"],
         ["reproduce", "--help"],
         ["recipes", "--help"],
@@ -46,6 +47,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         ["cache", "verify", "--recompute", "x"],
         ["cache", "export", "--out", "x", "--layout", "npz"],
         ["prompts", "import", "x.pt", "--out", "y", "--from", "z"],
+        ["view", "--port", "70000"],
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_heavy_is_loaded(arguments: list[str]) -> None:
@@ -67,7 +69,8 @@ def assert_light(arguments: list[str], exit_code: int | None) -> None:
 
 def test_every_command_explains_itself_with_examples() -> None:
     prompts = [["prompts", name] for name in ("import", "export", "info")]
-    single = [[name] for name in ("eval", "grid", "match", "score", "compare", "report", "recipes", "reproduce")]
+    single = [[name] for name in ("eval", "grid", "match", "score", "compare", "report", "view", "recipes")]
+    single += [["reproduce"]]
     for command in (["cache", "build"], ["cache", "maps"], *single, *prompts):
         shown = subprocess.run(
             [sys.executable, "-m", "dualsd", *command, "--help"], check=True, capture_output=True, text=True
