@@ -1,7 +1,7 @@
 // Marking keypoints of a folder's photographs: by name, each image beginning with what the one before proposes.
 
 import { get, post } from "./api.js";
-import { byId, complain, fill, make, say } from "./dom.js";
+import { button, byId, complain, fill, make, say } from "./dom.js";
 import { numberButton, pin } from "./marks.js";
 import { Picture } from "./picture.js";
 import { stepOf } from "./source.js";
@@ -21,7 +21,10 @@ export class Annotation {
     this.exampleTitle = make("p", { class: "words" });
     this.list = make("ol", { class: "names" });
     this.count = make("p", { class: "words" });
-    this.newName = make("input", { type: "text", placeholder: "left ear", "aria-label": "Name of a new keypoint", maxlength: "100" });
+    this.newName = make(
+      "input",
+      { type: "text", placeholder: "left ear", "aria-label": "Name of a new keypoint", maxlength: "100" },
+    );
     this.keep = make("button", { type: "button", onclick: () => this.keepAll() }, "Keep proposals");
     this.proposer = this.#reference();
     fill(byId("annotate"), this.#image(), this.proposer, this.#panel());
@@ -34,12 +37,22 @@ export class Annotation {
 
   #image() {
     const words = make("p", { class: "words" }, "Click where the chosen keypoint is; drag to correct.");
-    return make("section", { "aria-label": "Image to mark" }, make("header", { class: "head" }, this.title, words), make("div", { class: "seen" }, this.picture.root));
+    return make(
+      "section",
+      { "aria-label": "Image to mark" },
+      make("header", { class: "head" }, this.title, words),
+      make("div", { class: "seen" }, this.picture.root),
+    );
   }
 
   #reference() {
     const head = make("header", { class: "head" }, make("h2", {}, "Proposes"), this.exampleTitle);
-    return make("section", { "aria-label": "Image that proposes" }, head, make("div", { class: "seen" }, this.example.root));
+    return make(
+      "section",
+      { "aria-label": "Image that proposes" },
+      head,
+      make("div", { class: "seen" }, this.example.root),
+    );
   }
 
   #panel() {
@@ -98,9 +111,17 @@ export class Annotation {
     this.row = row;
     this.proposals = {};
     this.current = this.#known.find((name) => !(name in this.#of(row))) ?? this.#known[0] ?? null;
-    const open = () => this.picker.open("Image to mark", this.image, (chosen) => Number.isInteger(chosen) && this.show(chosen));
-    const step = (by, sign, words) => make("button", { type: "button", class: "plain step", "aria-label": words, onclick: () => this.#go(by) }, sign);
-    const name = make("button", { type: "button", class: "name", title: this.image.id, onclick: open }, this.image.id);
+    const open = () => this.picker.open(
+      "Image to mark",
+      this.image,
+      (chosen) => Number.isInteger(chosen) && this.show(chosen),
+    );
+    const step = (by, sign, words) => button(sign, () => this.#go(by), { class: "plain step", "aria-label": words });
+    const name = make(
+      "button",
+      { type: "button", class: "name", title: this.image.id, onclick: open },
+      this.image.id,
+    );
     fill(this.title, step(-1, "‹", "Previous image"), name, step(1, "›", "Next image"));
     this.picture.show(this.image);
     this.from = this.#proposer(before);
@@ -118,7 +139,8 @@ export class Annotation {
   #proposer(before) {
     const lacking = this.#known.filter((name) => !(name in this.#of(this.row)));
     const own = (row) => lacking.filter((name) => name in this.#of(row)).length;
-    const others = this.#siblings.map((one) => one.row).filter((row) => row !== this.row && Object.keys(this.#of(row)).length > 0);
+    const isMarked = (row) => row !== this.row && Object.keys(this.#of(row)).length > 0;
+    const others = this.#siblings.map((one) => one.row).filter(isMarked);
     if (others.includes(before) && own(before) > 0) return before;
     return others.sort((one, other) => own(other) - own(one))[0];
   }
@@ -130,7 +152,10 @@ export class Annotation {
     if (from === undefined || lacking.length === 0 || setting === undefined) return;
     try {
       const points = lacking.map(([, place]) => place);
-      const found = await post("match", { source: from, target: row, points, setting, heat: false, keypoints: false });
+      const found = await post(
+        "match",
+        { source: from, target: row, points, setting, heat: false, keypoints: false },
+      );
       if (row !== this.row) return;
       lacking.forEach(([name], place) => {
         const [x, y] = found.points[place];
@@ -170,7 +195,8 @@ export class Annotation {
   #put({ x, y }) {
     const within = (value, side) => Math.round(Math.min(Math.max(value, 0), side - 1) * 100) / 100;
     delete this.proposals[this.current];
-    this.marked[this.row] = { ...this.#of(this.row), [this.current]: [within(x, this.image.width), within(y, this.image.height)] };
+    const place = [within(x, this.image.width), within(y, this.image.height)];
+    this.marked[this.row] = { ...this.#of(this.row), [this.current]: place };
     this.render();
   }
 
@@ -274,12 +300,16 @@ export class Annotation {
   render() {
     const known = this.#known;
     this.picture.drawMarks((unit) => known.flatMap((name, index) => this.#pin(name, index, unit)));
-    const places = Object.entries(this.#of(this.from)).map(([name, [x, y]]) => ({ name, x, y, index: known.indexOf(name) }));
-    this.example.drawMarks((unit) => places.filter(({ index }) => index >= 0).map((own) => pin({ ...own, filled: true, chosen: own.name === this.current }, unit, { "aria-hidden": "true" })));
+    const places = Object.entries(this.#of(this.from)).map(
+      ([name, [x, y]]) => ({ name, x, y, index: known.indexOf(name) }),
+    );
+    const marks = places.map((own) => ({ ...own, filled: true, chosen: own.name === this.current }));
+    this.example.drawMarks((unit) => marks.map((own) => pin(own, unit, { "aria-hidden": "true" })));
     fill(this.list, ...known.map((name, index) => this.#named(name, index)));
     const done = this.#siblings.filter((one) => known.every((name) => name in this.#of(one.row))).length;
     const own = Object.keys(this.#of(this.row)).length;
-    this.count.textContent = `${own} of ${known.length} keypoints here; ${done} of ${this.#siblings.length} images have all.`;
+    const all = this.#siblings.length;
+    this.count.textContent = `${own} of ${known.length} keypoints here; ${done} of ${all} images have all.`;
     this.keep.disabled = Object.keys(this.proposals).length === 0;
   }
 
@@ -289,18 +319,37 @@ export class Annotation {
     const isProposed = name in this.proposals;
     const label = `${name}${isProposed ? ", proposed" : ""}, x ${place.x.toFixed(0)}, y ${place.y.toFixed(0)}`;
     const chosen = name === this.current;
-    const said = { role: "button", "aria-label": label, "aria-pressed": String(chosen), tabindex: chosen ? 0 : -1, "data-name": name };
+    const said = {
+      role: "button",
+      "aria-label": label,
+      "aria-pressed": String(chosen),
+      tabindex: chosen ? 0 : -1,
+      "data-name": name,
+    };
     return [pin({ ...place, index, filled: !isProposed, chosen }, unit, said)];
   }
 
   #named(name, index) {
     const place = this.#place(name);
     const isProposed = name in this.proposals;
-    const where = place === undefined ? "to be marked" : isProposed ? (place.mutual ? "proposed" : "unsure") : `${place.x.toFixed(0)}, ${place.y.toFixed(0)}`;
+    const isMissing = place === undefined;
+    const trust = place?.mutual ? "proposed" : "unsure";
+    const where = isMissing ? "to be marked" : isProposed ? trust : `${place.x.toFixed(0)}, ${place.y.toFixed(0)}`;
     const chosen = name === this.current;
     const choose = () => this.#choose(name);
-    const which = make("button", { type: "button", class: "which", title: name, "aria-pressed": String(chosen), onclick: choose }, name);
-    const remove = make("button", { type: "button", class: "plain step", "aria-label": `Remove ${name}`, disabled: place === undefined, onclick: () => this.#remove(name) }, "×");
-    return make("li", { class: "named" }, numberButton(index, chosen, choose), which, make("span", { class: "place" }, where), remove);
+    const which = button(name, choose, { class: "which", title: name, "aria-pressed": String(chosen) });
+    const remove = button(
+      "×",
+      () => this.#remove(name),
+      { class: "plain step", "aria-label": `Remove ${name}`, disabled: isMissing },
+    );
+    return make(
+      "li",
+      { class: "named" },
+      numberButton(index, chosen, choose),
+      which,
+      make("span", { class: "place" }, where),
+      remove,
+    );
   }
 }

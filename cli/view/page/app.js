@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { Annotation } from "./annotate.js";
-import { byId, complain, fill, make, say } from "./dom.js";
+import { button, byId, complain, fill, make, say } from "./dom.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
 import { Runs } from "./runs.js";
@@ -11,6 +11,8 @@ import { Source } from "./source.js";
 import { View } from "./view.js";
 
 const FIRST_POINTS = 5; // of a pair whose keypoints are known
+const NO_MAPS = "The store has no maps yet: make some with `dualsd cache maps`, and load this page again.";
+const NO_IMAGES = "The store has no images yet: fill it with `dualsd cache build`, and load this page again.";
 const SPOKEN_AFTER = 400; // milliseconds without a change
 
 class Page {
@@ -51,9 +53,9 @@ class Page {
       if (this.view.points.length === 0) await this.showPair(this.view.source, this.view.target, []);
       return;
     }
-    if (state.defaults === null) say("The store has no maps yet: make some with `dualsd cache maps`, and load this page again.", true);
+    if (state.defaults === null) say(NO_MAPS, true);
     const [source, target] = firstPair(state.images);
-    if (source === undefined) say("The store has no images yet: fill it with `dualsd cache build`, and load this page again.", true);
+    if (source === undefined) say(NO_IMAGES, true);
     else await this.showPair(source.row, target.row, []);
   }
 
@@ -87,7 +89,7 @@ class Page {
       const found = await get("keypoints", { source, target });
       if (source !== this.view.source || target !== this.view.target) return;
       this.source.keypoints = found.map((one) => ({ name: one.name, x: one.source[0], y: one.source[1] }));
-      const right = found.filter((one) => one.target).map((one) => ({ name: one.name, x: one.target[0], y: one.target[1] }));
+      const right = found.map((one) => ({ name: one.name, x: one.target[0], y: one.target[1] }));
       this.panels.forEach((panel) => (panel.keypoints = right));
       this.#render();
     } catch (error) {
@@ -144,12 +146,18 @@ class Page {
     const pick = (letter, image, use) => {
       const step = (by, sign, words) => {
         const onclick = () => use(this.#neighbour(image, by));
-        return make("button", { type: "button", class: "plain step", "aria-label": `${words} image for ${letter}`, onclick }, sign);
+        return button(sign, onclick, { class: "plain step", "aria-label": `${words} image for ${letter}` });
       };
       const open = () => this.picker.open(`Image ${letter}`, image, use);
       const name = make("button", { type: "button", class: "name", title: image.id, onclick: open }, image.id);
       name.setAttribute("aria-label", `${letter}: ${image.id}. Choose another image`);
-      fill(byId(`pick-${letter.toLowerCase()}`), make("strong", {}, letter), step(-1, "‹", "Previous"), name, step(1, "›", "Next"));
+      fill(
+        byId(`pick-${letter.toLowerCase()}`),
+        make("strong", {}, letter),
+        step(-1, "‹", "Previous"),
+        name,
+        step(1, "›", "Next"),
+      );
     };
     pick("A", sourceImage, (row) => this.#showSource(row));
     pick("B", targetImage, (row) => this.#showTarget(row));
@@ -159,7 +167,8 @@ class Page {
   async #showListed({ source, target }) {
     this.view.showPair(source, target, []);
     const stage = byId("stage");
-    if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView({ behavior: "smooth" }); // a telephone
+    const isBelow = stage.getBoundingClientRect().top > innerHeight / 2; // on a telephone
+    if (isBelow) stage.scrollIntoView({ behavior: "smooth" });
     await this.known;
     if (this.view.source === source && this.view.target === target) this.source.takeKeypoints();
   }
@@ -177,7 +186,8 @@ class Page {
 
   /** The row of the image so many places on among those of its category that have maps. */
   #neighbour(image, by) {
-    const own = this.view.state.images.filter((one) => one === image || (one.category === image.category && one.maps !== 0));
+    const fits = (one) => one === image || (one.category === image.category && one.maps !== 0);
+    const own = this.view.state.images.filter(fits);
     return own[(own.findIndex((one) => one.row === image.row) + by + own.length) % own.length].row;
   }
 
@@ -186,7 +196,10 @@ class Page {
     byId("heat").addEventListener("click", () => this.toggleHeat());
     byId("compare").addEventListener("click", () => this.view.compare(this.view.settings.length === 1));
     for (const form of ["png", "svg"]) {
-      byId(`save-${form}`).addEventListener("click", () => save(this.view, this.source, this.panels, form).catch(complain));
+      byId(`save-${form}`).addEventListener(
+        "click",
+        () => save(this.view, this.source, this.panels, form).catch(complain),
+      );
     }
     byId("command").addEventListener("click", () => this.#command().catch(complain));
     byId("keys").addEventListener("click", () => byId("keys-dialog").showModal());
@@ -207,7 +220,10 @@ class Page {
 
   async #command() {
     const { source, target, points, settings } = this.view;
-    const { command } = await post("command", { source, target, points: points.map(({ x, y }) => [x, y]), setting: settings[0] });
+    const { command } = await post(
+      "command",
+      { source, target, points: points.map(({ x, y }) => [x, y]), setting: settings[0] },
+    );
     byId("command-line").textContent = command;
     const copied = await navigator.clipboard.writeText(command).then(() => true, () => false);
     byId("command-copied").textContent = copied ? "It is in the clipboard." : "Select it and copy it.";
@@ -219,7 +235,9 @@ class Page {
     byId("mode-runs").hidden = state.runs.length === 0;
     byId("mode-annotate").hidden = !state.annotate;
     const show = (mode) => {
-      for (const own of ["match", "runs", "annotate"]) byId(`mode-${own}`).setAttribute("aria-pressed", String(own === mode));
+      for (const own of ["match", "runs", "annotate"]) {
+        byId(`mode-${own}`).setAttribute("aria-pressed", String(own === mode));
+      }
       document.body.classList.toggle("with-runs", mode === "runs");
       byId("runs").hidden = mode !== "runs";
       byId("stage").hidden = byId("actions").hidden = mode === "annotate";
@@ -230,7 +248,10 @@ class Page {
       else if (this.mode === "annotate") this.showPair(this.view.source, this.view.target); // with what was marked
       this.mode = mode;
     };
-    for (const mode of ["match", "runs", "annotate"]) byId(`mode-${mode}`).addEventListener("click", () => show(mode));
+    for (const mode of ["match", "runs", "annotate"]) byId(`mode-${mode}`).addEventListener(
+      "click",
+      () => show(mode),
+    );
     this.mode = "match";
   }
 
@@ -239,7 +260,9 @@ class Page {
     if (!this.view.state.can_upload) return;
     const stage = byId("stage");
     const side = (event) => event.target.closest(".source, .panel");
-    const mark = (own) => stage.querySelectorAll(".source, .panel").forEach((one) => one.classList.toggle("dropping", one === own));
+    const mark = (own) => {
+      for (const one of stage.querySelectorAll(".source, .panel")) one.classList.toggle("dropping", one === own);
+    };
     addEventListener("dragover", (event) => {
       event.preventDefault();
       mark(side(event));
@@ -307,17 +330,17 @@ function firstPair(images) {
 /** The button that turns from the system's colours to light to dark. */
 function theme() {
   const signs = { auto: "◐", light: "☀", dark: "☾" };
-  const button = byId("theme");
+  const turn = byId("theme");
   const set = (name) => {
     document.documentElement.dataset.theme = name;
-    button.textContent = signs[name];
-    button.setAttribute("aria-label", `Colours: ${name}`);
-    button.title = `Colours: ${name}`;
+    turn.textContent = signs[name];
+    turn.setAttribute("aria-label", `Colours: ${name}`);
+    turn.title = `Colours: ${name}`;
     localStorage.setItem("dualsd-theme", name);
   };
   const order = Object.keys(signs);
   set(order.find((name) => name === localStorage.getItem("dualsd-theme")) ?? "auto");
-  button.addEventListener("click", () => set(order[(order.indexOf(document.documentElement.dataset.theme) + 1) % 3]));
+  turn.addEventListener("click", () => set(order[(order.indexOf(document.documentElement.dataset.theme) + 1) % 3]));
 }
 
 theme();

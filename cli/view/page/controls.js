@@ -1,7 +1,7 @@
 // The controls of a setting. They are made anew where the choice itself changes (other layers, another readout), and a
 // slider that is being dragged stays what it is.
 
-import { byId, fill, make, options } from "./dom.js";
+import { button, fill, make, options } from "./dom.js";
 import { nearest } from "./view.js";
 
 /** Parameters by readout, each as [name, words, least, most, step, usual]; beta runs over a logarithm. */
@@ -26,7 +26,10 @@ export function weightsAt(degrees) {
 export class Controls {
   constructor(state, name, change) {
     Object.assign(this, { state, name, change });
-    this.root = make("form", { class: "controls", "aria-label": `Setting of ${name}`, onsubmit: (event) => event.preventDefault() });
+    this.root = make(
+      "form",
+      { class: "controls", "aria-label": `Setting of ${name}`, onsubmit: (event) => event.preventDefault() },
+    );
   }
 
   /** Show a setting. */
@@ -34,7 +37,15 @@ export class Controls {
     if (JSON.stringify(setting) === JSON.stringify(this.setting)) return;
     const focused = this.root.contains(document.activeElement) ? document.activeElement.name : null;
     this.setting = setting;
-    fill(this.root, this.#prompt(), ...this.#layers(), ...this.#weights(), ...this.#readout(), this.#geometry(), this.#reset());
+    fill(
+      this.root,
+      this.#prompt(),
+      ...this.#layers(),
+      ...this.#weights(),
+      ...this.#readout(),
+      this.#geometry(),
+      this.#reset(),
+    );
     if (focused) this.root.elements.namedItem(focused)?.focus?.({ preventScroll: true });
   }
 
@@ -56,14 +67,19 @@ export class Controls {
     if (told.length === 0) return null;
     const used = this.setting.layers.map((one) => one.extractor).find((key) => told.some((one) => one.key === key));
     const choose = (event) => this.#tell(told.find((one) => one.key === event.target.value));
-    const select = make("select", { name: "prompt", onchange: choose }, ...options(told.map((one) => [one.key, one.label]), used));
+    const select = make(
+      "select",
+      { name: "prompt", onchange: choose },
+      ...options(told.map((one) => [one.key, one.label]), used),
+    );
     return row("Prompt", select);
   }
 
   /** Take all layers that are told something from another extractor, as far as it has them. */
   #tell(extractor) {
     const isTold = (one) => this.#told.some((own) => own.key === one.extractor);
-    const moved = this.setting.layers.map((one, index) => [one, this.setting.weights[index]]).flatMap(([one, weight]) => {
+    const weighted = this.setting.layers.map((one, index) => [one, this.setting.weights[index]]);
+    const moved = weighted.flatMap(([one, weight]) => {
       if (!isTold(one)) return [[one, weight]];
       if (!(one.layer in extractor.layers)) return [];
       return [[{ ...one, extractor: extractor.key, t: nearest(extractor.layers[one.layer], one.t) }, weight]];
@@ -86,20 +102,40 @@ export class Controls {
       const place = this.setting.layers.findIndex((one) => one.layer === layer);
       const used = this.setting.layers[place];
       const only = place >= 0 && this.setting.layers.length === 1;
-      const toggle = make("input", { type: "checkbox", name: `use-${layer}`, checked: place >= 0, disabled: only, onchange: () => this.#toggle(layer, place) });
+      const toggle = make(
+        "input",
+        {
+          type: "checkbox",
+          name: `use-${layer}`,
+          checked: place >= 0,
+          disabled: only,
+          onchange: () => this.#toggle(layer, place),
+        },
+      );
       const name = make("label", { class: "layer" }, toggle, /^\d/.test(layer) ? `Layer ${layer}` : layer);
       if (used === undefined) return make("div", { class: "row unused" }, name);
       const extractor = this.state.extractors.find((one) => one.key === used.extractor);
       const steps = extractor.layers[layer];
-      if (steps.length < 2) return make("div", { class: "row" }, name, make("span", { class: "none" }, steps[0] === null ? "no timesteps" : "one timestep kept"), make("output", {}, shownStep(used.t)));
       const output = make("output", {}, shownStep(used.t));
+      if (steps.length < 2) {
+        const words = steps[0] === null ? "no timesteps" : "one timestep kept";
+        return make("div", { class: "row" }, name, make("span", { class: "none" }, words), output);
+      }
       const slide = (event) => {
         const t = steps[Number(event.target.value)];
         output.value = shownStep(t);
         event.target.setAttribute("aria-valuetext", shownStep(t));
         this.#set({ layers: this.setting.layers.map((one, index) => (index === place ? { ...one, t } : one)) });
       };
-      const slider = range(`t-${layer}`, `Timestep of layer ${layer}`, 0, steps.length - 1, 1, steps.indexOf(used.t), slide);
+      const slider = range(
+        `t-${layer}`,
+        `Timestep of layer ${layer}`,
+        0,
+        steps.length - 1,
+        1,
+        steps.indexOf(used.t),
+        slide,
+      );
       slider.setAttribute("aria-valuetext", shownStep(used.t));
       return make("div", { class: "row" }, name, ticked(slider, steps.length), output);
     });
@@ -111,7 +147,10 @@ export class Controls {
     else {
       const { key, layers } = this.#source(layer);
       const steps = layers[layer];
-      pairs.push([{ layer, t: nearest(steps, this.setting.layers[0].t), extractor: key }, pairs.length === 1 ? pairs[0][1] : 1]);
+      pairs.push([
+        { layer, t: nearest(steps, this.setting.layers[0].t), extractor: key },
+        pairs.length === 1 ? pairs[0][1] : 1,
+      ]);
     }
     pairs.sort(([one], [other]) => (one.layer < other.layer ? -1 : 1));
     this.#set({ layers: pairs.map(([one]) => one), weights: pairs.map(([, weight]) => weight) }, true);
@@ -124,12 +163,18 @@ export class Controls {
       return layers.map(({ layer }, place) => {
         const output = make("output", {}, weights[place].toFixed(2));
         const slide = (event) => {
-          const changed = this.setting.weights.map((own, index) => (index === place ? Number(event.target.value) : own));
+          const changed = this.setting.weights.map(
+            (own, index) => (index === place ? Number(event.target.value) : own),
+          );
           if (Math.max(...changed) <= 0) return;
           output.value = changed[place].toFixed(2);
           this.#set({ weights: changed });
         };
-        return row(`Weight of ${layer}`, range(`weight-${layer}`, `Weight of layer ${layer}`, 0, 1, 0.01, weights[place], slide), output);
+        return row(
+          `Weight of ${layer}`,
+          range(`weight-${layer}`, `Weight of layer ${layer}`, 0, 1, 0.01, weights[place], slide),
+          output,
+        );
       });
     }
     const words = (own) => own.map((value) => value.toFixed(2)).join(" : ");
@@ -149,12 +194,19 @@ export class Controls {
   #readout() {
     const { readout } = this.setting;
     const choose = (event) => this.#set({ readout: event.target.value, beta: null, sigma: null, window: null }, true);
-    const select = make("select", { name: "readout", onchange: choose }, ...options(this.state.readouts.map((own) => [own, own]), readout));
+    const select = make(
+      "select",
+      { name: "readout", onchange: choose },
+      ...options(this.state.readouts.map((own) => [own, own]), readout),
+    );
     return [row("Readout", select), ...(PARAMETERS[readout] ?? []).map((parameter) => this.#parameter(...parameter))];
   }
 
   #parameter(name, words, least, most, step, usual) {
-    const [toSlider, toValue] = name === "beta" ? [Math.log10, (own) => Number((10 ** own).toPrecision(2))] : [Number, Number];
+    const [toSlider, toValue] = name === "beta" ? [Math.log10, (own) => Number((10 ** own).toPrecision(2))] : [
+      Number,
+      Number,
+    ];
     const value = this.setting[name] ?? usual;
     const output = make("output", {}, String(value));
     const slide = (event) => {
@@ -167,15 +219,24 @@ export class Controls {
 
   #geometry() {
     const { geometry, upsample } = this.setting;
-    const shape = make("select", { name: "geometry", "aria-label": "Geometry", onchange: (event) => this.#set({ geometry: event.target.value }) }, ...options(this.state.geometries.map((own) => [own, own]), geometry));
+    const choose = (name, read) => (event) => this.#set({ [name]: read(event.target.value) });
+    const geometries = options(this.state.geometries.map((own) => [own, own]), geometry);
+    const said = { name: "geometry", "aria-label": "Geometry", onchange: choose("geometry", String) };
+    const shape = make("select", said, ...geometries);
     const factors = [...new Set([...UPSAMPLES, upsample])].sort((one, other) => one - other);
-    const times = make("select", { name: "upsample", "aria-label": "Upsampling of the finest map", onchange: (event) => this.#set({ upsample: Number(event.target.value) }) }, ...options(factors.map((own) => [String(own), `${own}x`]), String(upsample)));
+    const words = options(factors.map((own) => [String(own), `${own}x`]), String(upsample));
+    const label = "Upsampling of the finest map";
+    const times = make(
+      "select",
+      { name: "upsample", "aria-label": label, onchange: choose("upsample", Number) },
+      ...words,
+    );
     return make("div", { class: "row" }, make("span", {}, "Geometry"), shape, times);
   }
 
   #reset() {
     const reset = () => this.#set(structuredClone(this.state.defaults), true);
-    return make("div", { class: "row" }, make("button", { type: "button", class: "plain", name: "reset", onclick: reset }, "Usual setting"));
+    return make("div", { class: "row" }, button("Usual setting", reset, { name: "reset" }));
   }
 }
 

@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element. Properties that begin with `on` are listeners, others are attributes; false and null are left out. */
+/** An HTML element. Properties that begin with `on` are listeners, others attributes; false and null are left out. */
 export function make(name, properties = {}, ...children) {
   return filled(document.createElement(name), properties, children);
 }
@@ -14,9 +14,15 @@ export function draw(name, properties = {}, ...children) {
 
 /** Give an element these children in place of its own; what is no child is left out. */
 export function fill(element, ...children) {
-  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(
+    ...children.flat().filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
+
+/** A button, plain where its properties say nothing else. */
+export const button = (words, onclick, properties = {}) =>
+  make("button", { type: "button", class: "plain", ...properties, onclick }, words);
 
 /** The element of the page with an identifier. */
 export const byId = (name) => document.getElementById(name);

@@ -8,8 +8,8 @@ const VIRIDIS = ("440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c
 /** Of a grid's cells, as its report draws them: 256 x RGB. */
 export const GRID = table(VIRIDIS, (share) => share);
 
-/** Of correlations: the colours of `dualsd match --heatmap`. All of a map is much alike: squares tell the top apart, and
- *  what is low lets the picture through. */
+/** Of correlations: the colours of `dualsd match --heatmap`. All of a map is much alike: squares tell the top apart,
+ *  and what is low lets the picture through. */
 const HEAT = table(INFERNO, (share) => share ** 2);
 const COVER = Uint8ClampedArray.from({ length: 256 }, (_, value) => 255 * (0.3 + 0.5 * (value / 255) ** 2));
 
@@ -25,7 +25,7 @@ export function heatCanvas({ width, height, values }) {
   return canvas;
 }
 
-/** Draw a map over a picture. size: the picture's width and height. Between the centres of cells colours are blended. */
+/** Draw a map over a picture. size: the picture's width and height. Between centres of cells colours are blended. */
 export function drawHeat(canvas, map, size) {
   const context = canvas.getContext("2d");
   context.clearRect(0, 0, canvas.width, canvas.height);

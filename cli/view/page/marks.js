@@ -23,9 +23,27 @@ const PIN = "M0 0C-1.5-5-8.5-8.5-8.5-16a8.5 8.5 0 1 1 17 0C8.5-8.5 1.5-5 0 0Z";
 export function pin({ x, y, index, filled, chosen }, unit, attributes = {}) {
   const colour = colourOf(index);
   const ink = !filled || !DARK.has(colour) ? "#000" : "#fff";
-  const head = { d: PIN, fill: filled ? colour : "#fff", stroke: filled ? "#fff" : colour, "stroke-width": filled ? 1.5 : 2.5 };
-  const figure = { y: -12.2, fill: ink, "text-anchor": "middle", "font-size": index < 9 ? 11 : 9.5, "font-weight": 700 };
-  const halo = { d: PIN, fill: "none", stroke: "#000", "stroke-width": 7, "stroke-opacity": 0.55, "stroke-linejoin": "round" };
+  const head = {
+    d: PIN,
+    fill: filled ? colour : "#fff",
+    stroke: filled ? "#fff" : colour,
+    "stroke-width": filled ? 1.5 : 2.5,
+  };
+  const figure = {
+    y: -12.2,
+    fill: ink,
+    "text-anchor": "middle",
+    "font-size": index < 9 ? 11 : 9.5,
+    "font-weight": 700,
+  };
+  const halo = {
+    d: PIN,
+    fill: "none",
+    stroke: "#000",
+    "stroke-width": 7,
+    "stroke-opacity": 0.55,
+    "stroke-linejoin": "round",
+  };
   const ring = { ...halo, stroke: "#fff", "stroke-width": 4.5, "stroke-opacity": 1 };
   return draw(
     "g",
@@ -39,7 +57,12 @@ export function pin({ x, y, index, filled, chosen }, unit, attributes = {}) {
 /** Where a keypoint is. */
 export function dot({ x, y }, unit, attributes = {}) {
   const looks = { r: 3.5, fill: "#fff", stroke: "#000", "stroke-width": 1.5 };
-  return draw("g", { class: "dot", transform: at(x, y, unit), ...attributes }, draw("circle", { r: 11, fill: "transparent" }), draw("circle", looks));
+  return draw(
+    "g",
+    { class: "dot", transform: at(x, y, unit), ...attributes },
+    draw("circle", { r: 11, fill: "transparent" }),
+    draw("circle", looks),
+  );
 }
 
 /** Where a match should be, and within how far of it it counts; with a line from where it is. */
@@ -53,8 +76,13 @@ export function truth({ x, y, index }, match, radius, unit) {
     "g",
     { class: "truth" },
     ...line({ x, y }, match, colour, unit),
-    ...(radius === null ? [] : [draw("ellipse", { ...round, stroke: "#000", "stroke-opacity": 0.6, "stroke-width": 3.5 * unit })]),
-    ...(radius === null ? [] : [draw("ellipse", { ...round, stroke: "#fff", "stroke-width": 1.6 * unit, "stroke-dasharray": `${5 * unit} ${3 * unit}` })]),
+    ...(radius === null ? [] : [
+      draw("ellipse", { ...round, stroke: "#000", "stroke-opacity": 0.6, "stroke-width": 3.5 * unit }),
+    ]),
+    ...(radius === null ? [] : [draw(
+      "ellipse",
+      { ...round, stroke: "#fff", "stroke-width": 1.6 * unit, "stroke-dasharray": `${5 * unit} ${3 * unit}` },
+    )]),
     draw("g", { transform: at(x, y, unit) }, ...lines),
   );
 }
@@ -62,13 +90,21 @@ export function truth({ x, y, index }, match, radius, unit) {
 /** Where the way back ends, with a line from where it should. */
 export function wayBack({ x, y, index }, start, unit) {
   const diamond = { d: "M0-6.5L6.5 0 0 6.5-6.5 0Z", fill: "#fff", stroke: colourOf(index), "stroke-width": 2.5 };
-  return draw("g", { class: "back" }, ...line({ x, y }, start, colourOf(index), unit), draw("path", { ...diamond, transform: at(x, y, unit) }));
+  return draw(
+    "g",
+    { class: "back" },
+    ...line({ x, y }, start, colourOf(index), unit),
+    draw("path", { ...diamond, transform: at(x, y, unit) }),
+  );
 }
 
 function line(from, to, colour, unit) {
   const ends = { x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-linecap": "round" };
   const dashes = { stroke: colour, "stroke-width": 2 * unit, "stroke-dasharray": `${5 * unit} ${4 * unit}` };
-  return [draw("line", { ...ends, stroke: "#fff", "stroke-opacity": 0.8, "stroke-width": 4 * unit }), draw("line", { ...ends, ...dashes })];
+  return [
+    draw("line", { ...ends, stroke: "#fff", "stroke-opacity": 0.8, "stroke-width": 4 * unit }),
+    draw("line", { ...ends, ...dashes }),
+  ];
 }
 
 const at = (x, y, unit) => `translate(${x} ${y}) scale(${unit})`;

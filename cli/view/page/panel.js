@@ -103,7 +103,14 @@ export class Panel extends EventTarget {
     if (setting === undefined || source === null || asked.length === 0) return this.render();
     const since = this.#since;
     const places = asked.map((index) => points[index]);
-    const question = { source, target, points: places.map(({ x, y }) => [x, y]), setting, heat: showsHeat, keypoints: true };
+    const question = {
+      source,
+      target,
+      points: places.map(({ x, y }) => [x, y]),
+      setting,
+      heat: showsHeat,
+      keypoints: true,
+    };
     this.root.classList.add("waiting");
     try {
       const answer = await post("match", question);
@@ -174,8 +181,8 @@ export class Panel extends EventTarget {
     return [...this.keypoints.map((point) => dot(point, unit, { "aria-hidden": "true" })), ...right, ...pins];
   }
 
-  /** How far a match is from the truth, in alpha's radius; null where that is not known. The circle is one of the resized
-   *  frame, so an ellipse on a picture that is not square. */
+  /** How far a match is from the truth, in alpha's radius; null where that is not known. The circle is one of the
+   *  resized frame, so an ellipse on a picture that is not square. */
   missed({ match, truth: right, radius }) {
     if (!right || !radius) return null;
     return Math.hypot((match.x - right.x) / radius.x, (match.y - right.y) / radius.y);
@@ -205,7 +212,11 @@ export class Panel extends EventTarget {
         hasTruth ? judged((this.missed(one) ?? 2) <= 1, this.missed(one)?.toFixed(1), "α") : null,
       );
     });
-    const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col", title: MEANINGS[title] }, title)));
+    const head = make(
+      "tr",
+      {},
+      ...titles.map((title) => make("th", { scope: "col", title: MEANINGS[title] }, title)),
+    );
     return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   }
 

@@ -1,7 +1,7 @@
 // Choosing an image: by category, by a part of its name, or a file.
 
 import { imageAddress, upload } from "./api.js";
-import { byId, complain, fill, make, options, say } from "./dom.js";
+import { button, byId, complain, fill, make, options, say } from "./dom.js";
 
 const SHOWN_AT_ONCE = 60;
 
@@ -38,7 +38,8 @@ export class Picker {
   #fitting() {
     const words = this.search.value.toLowerCase().split(/\s+/);
     const category = this.category.value;
-    const fits = (image) => (category === "" || image.category === category) && words.every((word) => image.id.toLowerCase().includes(word));
+    const isNamed = ({ id }) => words.every((word) => id.toLowerCase().includes(word));
+    const fits = (image) => (category === "" || image.category === category) && isNamed(image);
     const fitting = this.view.state.images.filter(fits);
     return [...fitting.filter((image) => image.maps !== 0), ...fitting.filter((image) => image.maps === 0)];
   }
@@ -46,7 +47,11 @@ export class Picker {
   #fill(shown = SHOWN_AT_ONCE) {
     const images = this.#fitting();
     const more = images.length - shown;
-    const rest = make("button", { type: "button", class: "plain more", onclick: () => this.#fill(shown + 4 * SHOWN_AT_ONCE) }, `Show more of ${images.length}`);
+    const rest = button(
+      `Show more of ${images.length}`,
+      () => this.#fill(shown + 4 * SHOWN_AT_ONCE),
+      { class: "plain more" },
+    );
     fill(this.list, ...images.slice(0, shown).map((image) => this.#choice(image)), more > 0 && rest);
     byId("picker-count").textContent = images.length === 1 ? "1 image" : `${images.length} images`;
   }
@@ -56,7 +61,20 @@ export class Picker {
     const photo = make("img", { src: imageAddress(image.row, 224), alt: "", loading: "lazy", width: 96, height: 96 });
     const name = make("span", {}, image.id.slice(image.id.indexOf("/") + 1));
     const isPresent = image.row === this.present?.row;
-    return make("button", { type: "button", class: "choice", title: image.id, "aria-label": image.id, "aria-current": isPresent ? "true" : null, onclick: () => this.#choose(image.row) }, photo, name, note);
+    return make(
+      "button",
+      {
+        type: "button",
+        class: "choice",
+        title: image.id,
+        "aria-label": image.id,
+        "aria-current": isPresent ? "true" : null,
+        onclick: () => this.#choose(image.row),
+      },
+      photo,
+      name,
+      note,
+    );
   }
 
   #choose(row) {

@@ -79,7 +79,9 @@ export class Picture {
   #paint() {
     if (this.#heat === null || this.image === null) return;
     const sharp = Math.min(window.devicePixelRatio, 2);
-    const [width, height] = [this.root.clientWidth, this.root.clientHeight].map((side) => Math.max(1, Math.round(side * sharp)));
+    const [width, height] = [this.root.clientWidth, this.root.clientHeight].map(
+      (side) => Math.max(1, Math.round(side * sharp)),
+    );
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     drawHeat(this.canvas, this.#heat, this.image);
   }

@@ -1,7 +1,7 @@
 // Kept runs: the pairs of an evaluation, the worst first; the cells of a grid, and the pairs that one wins and loses.
 
 import { get } from "./api.js";
-import { byId, complain, fill, make, options, say } from "./dom.js";
+import { button, byId, complain, fill, make, options, say } from "./dom.js";
 import { GRID } from "./heat.js";
 import { inWords } from "./view.js";
 
@@ -11,6 +11,7 @@ const KINDS = [
   ["mirrored", "mirrored"],
   ["elsewhere", "elsewhere"],
 ];
+const HINT = "Choose a cell to see the pairs that it wins and loses against the best one.";
 const MOST_ROWS = 40; // of configurations that are no plane
 
 /** show: takes a pair that is to be looked at. */
@@ -27,10 +28,10 @@ export class Runs {
 
   /** Another pair is looked at: which one of the list. */
   showPair() {
-    this.root.querySelectorAll(".pair").forEach((button, place) => {
+    this.root.querySelectorAll(".pair").forEach((own, place) => {
       const { source, target } = this.pairs[place];
-      if (source === this.view.source && target === this.view.target) button.setAttribute("aria-current", "true");
-      else button.removeAttribute("aria-current");
+      if (source === this.view.source && target === this.view.target) own.setAttribute("aria-current", "true");
+      else own.removeAttribute("aria-current");
     });
   }
 
@@ -72,10 +73,13 @@ export class Runs {
   /** Use settings of a run in the panels, as far as the store keeps its maps. */
   #use(settings) {
     const known = settings.filter(Boolean);
-    if (known.length === 0) return say("The store keeps no maps of this run: the pairs are shown as the panel is set.", true);
+    if (known.length === 0) {
+      return say("The store keeps no maps of this run: the pairs are shown as the panel is set.", true);
+    }
     const shown = known.map((setting) => this.view.repaired(setting));
     this.view.setSettings(shown);
-    const isSame = shown.every((setting, index) => JSON.stringify(setting.layers) === JSON.stringify(known[index].layers));
+    const layersOf = (settings) => JSON.stringify(settings.map((setting) => setting.layers));
+    const isSame = layersOf(shown) === layersOf(known);
     if (!isSame) say("The store no longer keeps all maps of this run: what is nearest is shown.", true);
     return undefined;
   }
@@ -105,14 +109,18 @@ export class Runs {
 
   #apply(words, settings) {
     const known = settings.some(Boolean);
-    return make("button", { type: "button", class: "plain", disabled: !known, onclick: () => this.#use(settings) }, words);
+    return button(words, () => this.#use(settings), { disabled: !known });
   }
 
   #more(total, shown) {
     const start = this.asked.start ?? 0;
-    const step = (words, from) => make("button", { type: "button", class: "plain", onclick: () => this.#ask({ ...this.asked, start: from }) }, words);
+    const step = (words, from) => button(words, () => this.#ask({ ...this.asked, start: from }));
     return make("div", { class: "chips" },
-      make("span", { class: "words" }, total === 0 ? "No pair is like that." : `${start + 1} to ${start + shown} of ${total} pairs`),
+      make(
+        "span",
+        { class: "words" },
+        total === 0 ? "No pair is like that." : `${start + 1} to ${start + shown} of ${total} pairs`,
+      ),
       start > 0 && step("Worse", Math.max(0, start - 200)),
       start + shown < total && step("Better", start + shown),
     );
@@ -133,7 +141,10 @@ export class Runs {
       );
     });
     this.pairs.push(...pairs);
-    const list = make("div", { class: "pairs", role: "group", "aria-label": "Pairs", onkeydown: (event) => walk(event) });
+    const list = make(
+      "div",
+      { class: "pairs", role: "group", "aria-label": "Pairs", onkeydown: (event) => walk(event) },
+    );
     return fill(list, ...buttons);
   }
 
@@ -142,7 +153,11 @@ export class Runs {
     const [key] = extractors;
     const known = this.view.state.extractors.find((one) => one.key === key);
     if (known === undefined) {
-      return [make("p", { class: "words" }, "The store has no maps with these prompts yet: `dualsd eval --prompts RUN` makes them.")];
+      return [make(
+        "p",
+        { class: "words" },
+        "The store has no maps with these prompts yet: `dualsd eval --prompts RUN` makes them.",
+      )];
     }
     const layers = Object.entries(known.layers).map(([layer, steps]) => ({ layer, t: steps[0], extractor: key }));
     const setting = { ...this.view.settings[0], layers, weights: layers.map(() => 1) };
@@ -171,7 +186,7 @@ export class Runs {
     return [
       make("select", { name: "layers", "aria-label": "Layers", onchange: choose }, ...options(names, this.group)),
       cells[0].layers.length <= 2 ? this.#plane(cells) : this.#lines(cells),
-      ...(answer.cell === undefined ? [make("p", { class: "words" }, "Choose a cell to see the pairs that it wins and loses against the best one.")] : this.#duel()),
+      ...(answer.cell === undefined ? [make("p", { class: "words" }, HINT)] : this.#duel()),
     ];
   }
 
@@ -189,13 +204,21 @@ export class Runs {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const [first, second] = cells[0].layers;
     const caption = isTwo ? `t of layer ${first} ↓, of layer ${second} →` : `t of layer ${first} →`;
-    const head = make("tr", {}, make("th", { "aria-hidden": "true" }, ""), ...across.map((t) => make("th", { scope: "col" }, shownStep(t))));
+    const columns = across.map((t) => make("th", { scope: "col" }, shownStep(t)));
+    const head = make("tr", {}, make("th", { "aria-hidden": "true" }, ""), ...columns);
     const rows = down.map((t) => {
       const own = across.map((other) => best.get((isTwo ? [t, other] : [other]).join()));
-      return make("tr", {}, make("th", { scope: "row" }, isTwo ? shownStep(t) : ""), ...own.map((cell) => make("td", {}, cell === undefined ? "" : this.#cell(cell, low, high))));
+      const shown = own.map((cell) => make("td", {}, cell === undefined ? "" : this.#cell(cell, low, high)));
+      return make("tr", {}, make("th", { scope: "row" }, isTwo ? shownStep(t) : ""), ...shown);
     });
     const note = `PCK@${this.answer.alpha} in %, of each cell its best weights. ${caption}`;
-    const table = make("table", { class: "cells" }, make("caption", { class: "unseen" }, note), make("thead", {}, head), make("tbody", {}, ...rows));
+    const table = make(
+      "table",
+      { class: "cells" },
+      make("caption", { class: "unseen" }, note),
+      make("thead", {}, head),
+      make("tbody", {}, ...rows),
+    );
     return make("div", {}, make("p", { class: "words" }, note), make("div", { class: "scroll bare" }, table));
   }
 
@@ -204,17 +227,23 @@ export class Runs {
     const colour = Math.round(255 * share);
     const isChosen = cell.number === (this.answer.cell ?? this.answer.best);
     const title = `${cell.name}: ${(100 * cell.pck).toFixed(2)} %`;
-    const button = make("button", { type: "button", title, "aria-label": title, "aria-pressed": String(isChosen), onclick: () => this.#ask({ ...this.asked, cell: cell.number }) }, (100 * cell.pck).toFixed(0));
-    button.style.background = `rgb(${GRID.subarray(3 * colour, 3 * colour + 3).join(" ")})`;
-    button.style.color = share > 0.5 ? "#000" : "#fff";
-    return button;
+    const said = { class: null, title, "aria-label": title, "aria-pressed": String(isChosen) };
+    const choose = () => this.#ask({ ...this.asked, cell: cell.number });
+    const coloured = button((100 * cell.pck).toFixed(0), choose, said);
+    coloured.style.background = `rgb(${GRID.subarray(3 * colour, 3 * colour + 3).join(" ")})`;
+    coloured.style.color = share > 0.5 ? "#000" : "#fff";
+    return coloured;
   }
 
   /** The best of other configurations, one a line. */
   #lines(cells) {
     const best = [...cells].sort((one, other) => other.pck - one.pck).slice(0, MOST_ROWS);
     const buttons = best.map((cell) =>
-      make("button", { type: "button", class: "pair cell", onclick: () => this.#ask({ ...this.asked, cell: cell.number }) },
+      make("button", {
+        type: "button",
+        class: "pair cell",
+        onclick: () => this.#ask({ ...this.asked, cell: cell.number }),
+      },
         make("span", { class: "names" }, cell.name),
         make("span", { class: "figure" }, `${(100 * cell.pck).toFixed(1)} %`),
       ),
@@ -227,13 +256,19 @@ export class Runs {
     const { answer } = this;
     const settings = [answer.setting, answer.best_setting];
     const prepare = () => settings.every(Boolean) && this.#use(settings);
+    const percent = (share) => `${(100 * share).toFixed(0)} %`;
+    const both = (pair) => `${percent(pair.pck)} here, ${percent(pair.best_pck)} the best`;
+    const lead = (pair) => points(pair.pck - pair.best_pck);
     const points = (share) => `${share > 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(0)}`;
     const listed = (words, pairs) => [
       make("h3", {}, `${words} ${pairs.length}${pairs.length === 200 ? " and more" : ""}`),
-      pairs.length > 0 && this.#list(pairs, (pair) => points(pair.pck - pair.best_pck), (pair) => `${(100 * pair.pck).toFixed(0)} % here, ${(100 * pair.best_pck).toFixed(0)} % the best`, prepare),
+      pairs.length > 0 && this.#list(pairs, lead, both, prepare),
     ];
     const [own, best] = [answer.cells[answer.cell], answer.cells[answer.best]];
-    if (answer.cell === answer.best) return [make("p", { class: "words" }, `This is the best: ${own.name}.`), this.#apply("Use its setting", [answer.setting])];
+    if (answer.cell === answer.best) {
+      const words = make("p", { class: "words" }, `This is the best: ${own.name}.`);
+      return [words, this.#apply("Use its setting", [answer.setting])];
+    }
     return [
       make("p", { class: "words" }, `${own.name} against the best, ${best.name}`),
       this.#apply("Show both", settings),

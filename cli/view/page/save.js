@@ -22,10 +22,18 @@ async function whole(view, source, panels) {
   const tallest = Math.max(...parts.map(({ image }) => (WIDTH * image.height) / image.width));
   const width = parts.length * WIDTH + (parts.length + 1) * GAP;
   const height = tallest + 2 * LINE + 2 * GAP;
-  const columns = await Promise.all(parts.map((part, index) => column(part, titles[index], notes[index], GAP + index * (WIDTH + GAP))));
+  const columns = await Promise.all(
+    parts.map((part, index) => column(part, titles[index], notes[index], GAP + index * (WIDTH + GAP))),
+  );
   const grey = draw("filter", { id: "grey" }, draw("feColorMatrix", { type: "saturate", values: 0 }));
   const paper = draw("rect", { width, height, fill: "#fff" });
-  const sheet = { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}`, "font-family": "system-ui, sans-serif" };
+  const sheet = {
+    xmlns: "http://www.w3.org/2000/svg",
+    width,
+    height,
+    viewBox: `0 0 ${width} ${height}`,
+    "font-family": "system-ui, sans-serif",
+  };
   const svg = draw("svg", sheet, draw("defs", {}, grey), paper, ...columns);
   return { text: new XMLSerializer().serializeToString(svg), width, height };
 }
@@ -35,7 +43,13 @@ async function column({ image, photo, heat, marks }, title, note, left) {
   const box = { x: -0.5, y: -0.5, width: image.width, height: image.height, preserveAspectRatio: "none" };
   const layers = [draw("image", { ...box, href: await asData(photo), filter: heat === null ? null : "url(#grey)" })];
   if (heat !== null) layers.push(draw("image", { ...box, href: heat }));
-  const frame = { x: left, y: GAP + LINE, width: WIDTH, height: tall, viewBox: `-0.5 -0.5 ${image.width} ${image.height}` };
+  const frame = {
+    x: left,
+    y: GAP + LINE,
+    width: WIDTH,
+    height: tall,
+    viewBox: `-0.5 -0.5 ${image.width} ${image.height}`,
+  };
   const line = (text, y, looks) => draw("text", { x: left, y, ...looks }, text);
   return draw(
     "g",
@@ -49,7 +63,10 @@ async function column({ image, photo, heat, marks }, title, note, left) {
 /** An image of the page as an address that holds it. */
 async function asData(photo) {
   await photo.decode();
-  const canvas = Object.assign(document.createElement("canvas"), { width: photo.naturalWidth, height: photo.naturalHeight });
+  const canvas = Object.assign(
+    document.createElement("canvas"),
+    { width: photo.naturalWidth, height: photo.naturalHeight },
+  );
   canvas.getContext("2d").drawImage(photo, 0, 0);
   return canvas.toDataURL("image/png");
 }

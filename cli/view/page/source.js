@@ -1,6 +1,6 @@
 // A: the image in which points are chosen.
 
-import { fill, make } from "./dom.js";
+import { button, fill, make } from "./dom.js";
 import { dot, numberButton, pin, wayBack } from "./marks.js";
 import { Picture } from "./picture.js";
 import { MOST_POINTS } from "./view.js";
@@ -26,7 +26,12 @@ export class Source {
     this.root = make(
       "section",
       { class: "source", "aria-label": "Points" },
-      make("header", { class: "head" }, make("h2", {}, "A"), make("p", { class: "words" }, "Click or drag. Shift adds a point.")),
+      make(
+        "header",
+        { class: "head" },
+        make("h2", {}, "A"),
+        make("p", { class: "words" }, "Click or drag. Shift adds a point."),
+      ),
       make("div", { class: "seen" }, this.picture.root),
       make("div", { class: "under" }, this.chips, legend()),
     );
@@ -97,7 +102,9 @@ export class Source {
   #marks(unit) {
     const { points, chosen } = this.view;
     const found = this.found();
-    const dots = this.keypoints.map((point, index) => dot(point, unit, { "data-name": `dot ${index}`, "aria-hidden": "true" }));
+    const dots = this.keypoints.map(
+      (point, index) => dot(point, unit, { "data-name": `dot ${index}`, "aria-hidden": "true" }),
+    );
     const back = found[chosen]?.back;
     const order = points.map((_, index) => index).sort((one, other) => (one === chosen) - (other === chosen));
     const pins = order.map((index) => {
@@ -108,19 +115,28 @@ export class Source {
       const reach = { tabindex: index === chosen ? 0 : -1, "data-name": `point ${index}` };
       return pin({ x, y, index, filled, chosen: index === chosen }, unit, { ...said, ...reach });
     });
-    return [...dots, ...(back && points[chosen] ? [wayBack({ ...back, index: chosen }, points[chosen], unit)] : []), ...pins];
+    return [
+      ...dots,
+      ...(back && points[chosen] ? [wayBack({ ...back, index: chosen }, points[chosen], unit)] : []),
+      ...pins,
+    ];
   }
 
   #chips() {
     const { points, chosen } = this.view;
     const chips = points.map((_, index) => numberButton(index, index === chosen, () => this.view.choose(index)));
-    const button = (text, title, onclick, disabled = false) => make("button", { type: "button", class: "plain", title, disabled, onclick }, text);
+    const [isFull, isEmpty] = [points.length >= MOST_POINTS, points.length === 0];
+    const titles = {
+      add: "The next click in A adds a point (N)",
+      remove: "Remove the chosen point (Delete)",
+      keypoints: "A point on each keypoint that both images show (K)",
+    };
     fill(
       this.chips,
       ...chips,
-      button("Add", "The next click in A adds a point (N)", () => this.add(), points.length >= MOST_POINTS),
-      button("Remove", "Remove the chosen point (Delete)", () => this.view.removePoint(), points.length === 0),
-      this.keypoints.length > 0 && button("Keypoints", "A point on each keypoint that both images show (K)", () => this.takeKeypoints()),
+      button("Add", () => this.add(), { title: titles.add, disabled: isFull }),
+      button("Remove", () => this.view.removePoint(), { title: titles.remove, disabled: isEmpty }),
+      this.keypoints.length > 0 && button("Keypoints", () => this.takeKeypoints(), { title: titles.keypoints }),
     );
     this.chips.querySelector(".plain").setAttribute("aria-pressed", String(this.isAdding === true));
   }
