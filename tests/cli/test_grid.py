@@ -209,7 +209,9 @@ def test_the_winners_are_the_best_cells(finished: Finished) -> None:
 def test_the_pictures_are_pictures(finished: Finished) -> None:
     files = sorted((finished.folder / "pictures").iterdir())
     pictures = [file for file in files if file.suffix == ".png"]
-    assert [file.name for file in files if file not in pictures] == ["report.html", "table.md", "table.tex"]
+    assert [file.name for file in files if file not in pictures] == [
+        *("grid.safetensors", "report.html", "table.md", "table.tex")
+    ]
     assert [file.name for file in pictures] == [
         f"{what}-{readout}.png" for what in ("timesteps", "two-layers") for readout in ("nn", "softmax")
     ]
