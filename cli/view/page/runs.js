@@ -28,7 +28,7 @@ export class Runs {
 
   /** Another pair is looked at: which one of the list. */
   showPair() {
-    this.root.querySelectorAll(".pair").forEach((own, place) => {
+    this.root.querySelectorAll(".pair:not(.cell)").forEach((own, place) => {
       const { source, target } = this.pairs[place];
       if (source === this.view.source && target === this.view.target) own.setAttribute("aria-current", "true");
       else own.removeAttribute("aria-current");
@@ -153,11 +153,8 @@ export class Runs {
     const [key] = extractors;
     const known = this.view.state.extractors.find((one) => one.key === key);
     if (known === undefined) {
-      return [make(
-        "p",
-        { class: "words" },
-        "The store has no maps with these prompts yet: `dualsd eval --prompts RUN` makes them.",
-      )];
+      const words = "The store has no maps with these prompts yet: `dualsd eval --prompts RUN` makes them.";
+      return [make("p", { class: "words" }, words)];
     }
     const layers = Object.entries(known.layers).map(([layer, steps]) => ({ layer, t: steps[0], extractor: key }));
     const setting = { ...this.view.settings[0], layers, weights: layers.map(() => 1) };
@@ -238,16 +235,12 @@ export class Runs {
   /** The best of other configurations, one a line. */
   #lines(cells) {
     const best = [...cells].sort((one, other) => other.pck - one.pck).slice(0, MOST_ROWS);
-    const buttons = best.map((cell) =>
-      make("button", {
-        type: "button",
-        class: "pair cell",
-        onclick: () => this.#ask({ ...this.asked, cell: cell.number }),
-      },
-        make("span", { class: "names" }, cell.name),
-        make("span", { class: "figure" }, `${(100 * cell.pck).toFixed(1)} %`),
-      ),
-    );
+    const buttons = best.map((cell) => {
+      const onclick = () => this.#ask({ ...this.asked, cell: cell.number });
+      const name = make("span", { class: "names" }, cell.name);
+      const figure = make("span", { class: "figure" }, `${(100 * cell.pck).toFixed(1)} %`);
+      return make("button", { type: "button", class: "pair cell", onclick }, name, figure);
+    });
     return make("div", { class: "pairs short" }, ...buttons);
   }
 

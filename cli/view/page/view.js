@@ -99,6 +99,7 @@ export class View extends EventTarget {
 
   /** Show a second setting, a copy of the first, or no longer. */
   compare(on) {
+    if (this.settings.length === 0) return;
     this.setSettings(on ? [this.settings[0], this.settings[0]] : [this.settings[0]]);
   }
 
