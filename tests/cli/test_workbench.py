@@ -384,6 +384,7 @@ def test_save_pictures_and_copy_the_command(opened: Callable[..., Page], address
     for form in ("svg", "png"):
         (ARTEFACTS / f"workbench-saved.{form}").write_bytes((tmp_path / f"saved.{form}").read_bytes())
     page.locator("#command").click()
+    page.locator("#command-dialog").wait_for()
     line = page.locator("#command-line").text_content()
     assert line.startswith("dualsd match ")
     page.wait_for_function("() => document.getElementById('command-copied').textContent.includes('clipboard')")
@@ -536,6 +537,8 @@ def test_annotate_and_save(opened: Callable[..., Page], tmp_path: Path) -> None:
         assert len(keypoints_of(folder)) == 3
 
         page.locator("#mode-match").click()
+        page.locator(".source .dot").first.wait_for(state="attached")
+        page.keyboard.press("k")
         settled(page)
         assert any("α" in row for row in figures(page)), "what was marked is the truth of the pair"
 
