@@ -100,7 +100,7 @@ class FolderDataset:
         found = AnnotatedPairs.of(pair for pair in every_pair if pair is not None)
         if not found:
             what = "no two images of one category share a keypoint's name"
-            raise DatasetError(f"{marked}: {what}; mark the same parts in both.")
+            raise UnmarkedError(f"{marked}: {what}; mark the same parts in both.")
         return found
 
     def members(self, split: str) -> frozenset[str]:
