@@ -110,10 +110,10 @@ def test_what_the_hub_has_is_looked_at_before_it_is_downloaded(small_model: Path
         point(address)
         assert "`StableDiffusionPipeline.from_pretrained('o/m', variant='fp16')" in refusal("o/m")
         assert not [path for path in half.asked if "resolve" in path]
-    transformer = Hub(small_model, names=lambda name: name.replace("unet/", "transformer/"))
-    with serving(transformer) as address:
+    prior = Hub(small_model, names=lambda name: name.replace("unet/", "prior/"))
+    with serving(prior) as address:
         point(address)
-        assert "a transformer, which has no UNet" in refusal("o/m")
+        assert "a model whose UNet takes embeddings of images" in refusal("o/m")
     inpainting = copied(small_model, tmp_path / "inpainting")
     change_json(inpainting / "unet" / "config.json", in_channels=9)
     with serving(Hub(inpainting)) as address:
