@@ -11,17 +11,17 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 from zipfile import is_zipfile
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featstore.datasets.folder import FolderDataset
-from featstore.datasets.pictures import exif_orientation, original_size
+from featstore.datasets.pictures import TURNS, exif_orientation, original_size, to_stored
 from featstore.datasets.reading import is_file, is_folder, read_bytes, read_text
 from featstore.datasets.records import LARGEST_COORDINATE, Box, ImageRecord
 from featstore.errors import DatasetError
@@ -211,7 +211,7 @@ def _on_stored_pixels(
     its EXIF data ask, but where the size that they state is that of the stored pixels alone."""
     data = dataset.read(record)
     stored, orientation = original_size(record, data), exif_orientation(record, data)
-    seen = stored[::-1] if orientation in _ON_ITS_SIDE else stored
+    seen = stored[::-1] if TURNS[orientation][0] else stored
     if all(picture.size) and picture.size not in (stored, seen):
         (width, height), (own_width, own_height) = picture.size, stored
         what = f"says {width}x{height} pixels where {record.file} has {own_width}x{own_height}"
@@ -219,19 +219,11 @@ def _on_stored_pixels(
     if orientation == 1 or (seen != stored and picture.size == stored):
         return marked
     notes["turned back, as the file stores it turned: the points of pictures"].append(record.file)
-    turn = partial(_turned, orientation=orientation, stored=stored)
-    points = {name: turn(point) for name, point in marked.points.items()}
-    return replace(marked, points=points, box=marked.box and _box(turn(marked.box[:2]), turn(marked.box[2:])))
-
-
-_ON_ITS_SIDE = (5, 6, 7, 8)
-"""EXIF's orientations that exchange width and height."""
-
-
-def _turned(seen: Point, orientation: int, stored: tuple[int, int]) -> Point:
-    """A point of the picture as it is shown, on its stored pixels."""
-    x, y = reversed(seen) if orientation in _ON_ITS_SIDE else seen
-    return stored[0] - x if orientation in (2, 3, 7, 8) else x, stored[1] - y if orientation in (3, 4, 6, 7) else y
+    points = np.array([*marked.points.values(), *([marked.box[:2], marked.box[2:]] if marked.box else [])])
+    x, y = to_stored(points, orientation, stored).T.tolist()
+    turned = list(zip(x, y, strict=True))
+    named = dict(zip(marked.points, turned, strict=False))  # the box's corners come behind them
+    return replace(marked, points=named, box=marked.box and _box(*turned[-2:]))
 
 
 def _box(one: Point, other: Point) -> Box:

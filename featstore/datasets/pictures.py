@@ -202,6 +202,28 @@ TURNS = {
 counted from the other side."""
 
 
+def to_shown(points: NDArray[np.floating], orientation: int, stored: tuple[int, int]) -> NDArray[np.floating]:
+    """Points in pixels as stored to those of the picture as a viewer shows it. As everywhere here, 0 and a picture's
+    width are its borders, so that a point mirrors to width - x.
+
+    Args:
+        points: (n, 2), (x, y).
+        orientation: See `exif_orientation`.
+        stored: (width, height) in pixels, as stored.
+    """
+    swapped, *mirrored = TURNS[orientation]
+    own, size = (points[:, ::-1], stored[::-1]) if swapped else (points, stored)
+    return np.where(mirrored, np.array(size, points.dtype) - own, own)
+
+
+def to_stored(points: NDArray[np.floating], orientation: int, stored: tuple[int, int]) -> NDArray[np.floating]:
+    """The inverse of `to_shown`. Arguments are the same."""
+    swapped, *mirrored = TURNS[orientation]
+    size = stored[::-1] if swapped else stored
+    own = np.where(mirrored, np.array(size, points.dtype) - points, points)
+    return own[:, ::-1] if swapped else own
+
+
 def turned(picture: Image.Image, orientation: int) -> Image.Image:
     """A picture as stored, turned as a viewer shows it. orientation: see `exif_orientation`."""
     # not ImageOps.exif_transpose: it parses the file's EXIF data once more, and writes them anew

@@ -16,7 +16,7 @@ from PIL import Image
 
 from featstore.config import MatchConfig
 from featstore.datasets.folder import SUFFIXES, shown_point
-from featstore.datasets.pictures import TURNS, decode, exif_orientation, image_key, turned
+from featstore.datasets.pictures import TURNS, decode, exif_orientation, image_key, to_shown, to_stored, turned
 from featstore.datasets.reading import LARGEST_IMAGE, Row, entries, is_file, is_folder, read_limited, read_rows
 from featstore.datasets.records import ImageRecord
 from featstore.errors import DatasetError
@@ -46,19 +46,11 @@ class Photo:
 
     def from_stored(self, points: Points) -> Points:
         """Points in pixels of the file to those of the picture."""
-        swapped, *mirrored = TURNS[self.orientation]
-        return self._mirrored(points[:, ::-1] if swapped else points, mirrored)
+        return to_shown(points, self.orientation, self.stored_size)
 
     def to_stored(self, points: Points) -> Points:
         """The inverse of `from_stored`."""
-        swapped, *mirrored = TURNS[self.orientation]
-        own = self._mirrored(points, mirrored)
-        return own[:, ::-1] if swapped else own
-
-    def _mirrored(self, points: Points, sides: Sequence[bool]) -> Points:
-        last = np.array(self.picture.size, dtype=np.float32) - 1
-        # a point on the far edge, beyond the last pixel's centre, stays inside
-        return np.where(sides, np.clip(last - points, 0, None), points)
+        return to_stored(points, self.orientation, self.stored_size)
 
 
 def open_photo(path: Path) -> Photo:

@@ -45,7 +45,7 @@ def test_all_ways_to_turn(tmp_path: Path, orientation: int) -> None:
     with Image.open(tmp_path / "a.png") as opened:
         np.testing.assert_array_equal(photo.picture, ImageOps.exif_transpose(opened))
     assert (photo.orientation, photo.stored_size) == (orientation, (8, 5))
-    points = np.array([[0, 0], [7, 0], [2, 3], [7, 4]], dtype=np.float32)
+    points = np.array([[0, 0], [7, 0], [2, 3], [7, 4]], dtype=np.float32) + np.float32(0.5)  # pixels' middles
     found = photo.from_stored(points)
     shown = np.asarray(photo.picture)
     for (x, y), (column, row) in zip(points.astype(int), found.astype(int), strict=True):

@@ -101,6 +101,37 @@ def test_predictions_and_pck_are_theirs(golden: Arrays, run: str, readout: str, 
         assert 100 * pck.point[alpha].overall == pytest.approx(100 * golden[f"{run}.pck_point"][place], abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("run", "readout", "more"),
+    [
+        ("nn_840", "nn", {}),
+        ("nn_768", "nn", {}),
+        ("soft_840", "softmax", {"beta": 0.02}),
+        ("kernel5_840", "kernelsoftmax", {"beta": 0.02, "sigma": 5.0}),
+        ("window5_840", "window", {"window": 5}),
+        ("window7_768", "window", {"window": 7}),
+    ],
+)
+def test_their_own_sixty_cells(run: str, readout: str, more: dict[str, float]) -> None:
+    test_predictions_and_pck_are_theirs(load_file(GOLDEN / "padding_pck60.safetensors"), run, readout, more)
+
+
+def test_sd_dino_reads_half_a_pixel_beside() -> None:
+    """It puts a cell's middle at 6.5 of its 14 pixels where GeoAware-SC has 7: docs/numbers.md."""
+    golden, theirs = (load_file(GOLDEN / f"{name}.safetensors") for name in ("padding_pck60", "sd_dino_pck60"))
+    pairs = framed(golden, 840)
+    maps = {(f"cat/{image}", "only", None): torch.from_numpy(own) for image, own in enumerate(golden["maps"])}
+    settings = MatchSettings(840, Geometry.FLOOR, pad=Pad.SQUARE)
+    matched = match_pairs(pairs, MapsInMemory(maps), [LayerSpec("only", None)], ["nn"], settings, torch.device("cpu"))
+    seen = theirs["kps"][:, 0, :, 2] * theirs["kps"][:, 1, :, 2] > 0  # rows are the keypoints that any pair shows
+    beside = matched.predictions["nn"] - 0.5
+    np.testing.assert_allclose(beside, theirs["pred"][seen], atol=1e-3)
+    np.testing.assert_allclose(pairs.resized.theta, theirs["theta"], rtol=1e-6)
+    strict = replace(pairs, strict=True)
+    pck = tabulate(type(matched)(strict, {"nn": beside}), ALPHAS).values["nn"].point
+    assert [100 * pck[alpha].overall for alpha in ALPHAS] == pytest.approx(100 * theirs["pck_point"], abs=0.01)
+
+
 def write_folder(root: Path, golden: Arrays) -> None:
     """Their images in our own layout, blank, and their maps as somebody's features."""
     (root / "cat").mkdir(parents=True)
