@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -152,7 +153,8 @@ class Adapter(nn.Module):
 
 def make_adapter(spec: AdapterSpec, seed: int = 0) -> Adapter:
     """A fresh adapter. seed: of its first parameters; no random state of torch's moves."""
-    found: Adapter = import_module(MODULES[spec.kind]).make(spec, seed)
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw when they are made
+        found: Adapter = import_module(MODULES[spec.kind]).make(spec, seed)
     return found
 
 

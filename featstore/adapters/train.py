@@ -1,5 +1,6 @@
 """`adapt`: an adapter learned on cached maps, without the networks that made them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,8 @@ def adapt(config: AdaptConfig, progress: Progress | None = None, command: str | 
     device = choose_compute(config.device, config.dtype, config.batch_size).device
     material = open_material(config, progress)
     listed = describe_list(material.split, material.pairs)
-    if run is not None and (run.description["identity"], run.description["pairs_hash"]) != (
-        material.identity,
-        listed["pairs_hash"],
-    ):
+    found = {"identity": material.identity, "pairs_hash": listed["pairs_hash"], "maps": dict(material.about)}
+    if run is not None and json.loads(json.dumps(found)) != {name: run.description.get(name) for name in found}:
         raise TuningError(f"{run.path} was learned from other maps or other pairs: name its own data, or start anew.")
     shelf = Shelf(material.maps, [(layer.layer, layer.timestep) for layer in material.layers], material.images)
     settings = settings_of(material, shelf.shapes)
@@ -96,7 +95,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None, command: str | 
     task = AdapterTask(adapter, settings, material, shelf, device)
     place = "in memory" if shelf.in_memory else "read ahead, as they do not all fit in memory"
     progress.tell(f"maps of {len(material.images)} images, {human_bytes(shelf.bytes)}, {place}")
-    progress.tell(_described(task, spell_list(material.split, material.pairs), run.path))
+    progress.tell(_described(task, spell_list(material.split, material.pairs), material.on, run.path))
     try:
         return AdaptResult(run, learn(task, run, ALONE, progress), settings, task.parameters, listed)
     except DiskFullError as error:
@@ -119,13 +118,8 @@ class AdapterTask:
     def __init__(
         self, adapter: Adapter, settings: AdapterSettings, material: Material, shelf: Shelf, device: torch.device
     ) -> None:
-        self.adapter, self.settings, self.device, self._material, self._shelf = (
-            adapter,
-            settings,
-            device,
-            material,
-            shelf,
-        )
+        self.adapter, self.settings, self.device = adapter, settings, device
+        self._material, self._shelf = material, shelf
         self.validation = material.validation
         self._batches: Iterator[tuple[int, Batch]] | None = None
         self._grouped = GroupedPairs(material.pairs, settings.batch, settings.seed)
@@ -227,7 +221,7 @@ class ShelvedMaps:
         return self.shelf.load(image)[layer.layer, layer.timestep]
 
 
-def _described(task: AdapterTask, pairs: str, run: Path) -> str:
+def _described(task: AdapterTask, pairs: str, on: str, run: Path) -> str:
     """What is learned, from what, with which settings."""
     settings, held_out = task.settings, len(task.validation)
     return (
@@ -235,5 +229,5 @@ def _described(task: AdapterTask, pairs: str, run: Path) -> str:
         f"{settings.batch} pairs per step, {settings.steps} steps, loss {settings.loss}"
         + (f", kernel {settings.kernel} cells" if settings.loss == "prompt" else "")
         + (", half of the pairs mirrored in their maps" if settings.flip else "")
-        + f"; {held_out} pairs {task._material.on} every {settings.validate_every} steps; {run}"
+        + f"; {held_out} pairs {on} every {settings.validate_every} steps; {run}"
     )

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from featstore.adapters.base import AdapterSpec, make_adapter
@@ -15,17 +14,18 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "adapter"
 @pytest.mark.parametrize(("name", "width"), [("geoaware", 8), ("diy_sc", 12), ("diy_sc_widening", 12)])
 def test_outputs_and_gradients(name: str, width: int) -> None:
     """Published code ran in torch; gradients are those of sum(output * probe). DIY-SC's has two blocks."""
-    weights, golden = (load_file(GOLDEN / f"{name}_{what}.safetensors") for what in ("weights", "maps"))
-    with safe_open(GOLDEN / f"{name}_maps.safetensors", "pt") as file:
-        channels = tuple(map(int, file.metadata()["feature_dims"].strip("[]").split(",")))
+    weights, maps, golden = (
+        load_file(GOLDEN / f"{name}_{what}.safetensors") for what in ("weights", "maps", "gradients")
+    )
+    channels = {"geoaware": (8, 16, 16, 32), "diy_sc": (32,), "diy_sc_widening": (12,)}[name]
     inputs = tuple((f"part{index}", None) for index in range(len(channels)))
     blocks = 1 if name == "geoaware" else 2
     spec = AdapterSpec("aggregate", inputs, channels, width, (1.0,), projection=32, blocks=blocks, groups=4)
     adapter = make_adapter(spec)
     adapter.load_state_dict(weights)
-    given = golden["input"].clone().requires_grad_()
+    given = maps["input"].clone().requires_grad_()
     (made,) = adapter(dict(zip(inputs, given.split(channels, dim=1), strict=True))).values()
-    torch.testing.assert_close(made, golden["output"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made, maps["output"], rtol=1e-5, atol=1e-5)
     (made * golden["probe"]).sum().backward()
     found = {"grad_input": given.grad} | {f"grad.{own}": value.grad for own, value in adapter.named_parameters()}
     for own in (own for own in golden if own.startswith("grad")):

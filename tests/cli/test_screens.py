@@ -20,7 +20,8 @@ from tests.featstore.trainable import write_trainable
 
 WIDTHS = (60, 80, 120)
 HELP = (
-    *("", "eval", "score", "compare", "grid", "report", "train", "match", "recipes", "reproduce", "demo", "doctor"),
+    *("", "eval", "score", "compare", "grid", "report", "train", "adapt", "match"),
+    *("recipes", "reproduce", "demo", "doctor"),
     *(f"cache {name}".strip() for name in ("", "build", "maps", "info", "verify", "prune", "pack", "unpack", "export")),
     *(f"prompts {name}".strip() for name in ("", "import", "export", "info")),
 )
