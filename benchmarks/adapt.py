@@ -12,7 +12,7 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,15 +24,17 @@ import typer
 from benchmarks.synthetic_maps import IMAGE_SIZE, all_pairs, write_store
 from featstore.adapters.base import make_adapter
 from featstore.adapters.batches import IN_MEMORY, Shelf
-from featstore.adapters.lists import OF_VAL, kind_of
+from featstore.adapters.lists import OF_VAL, hold_out, kind_of
 from featstore.adapters.material import Material, open_material
 from featstore.adapters.settings import settings_of
 from featstore.adapters.train import AdapterTask, adapt
 from featstore.config import AdaptConfig, EvalConfig, GridConfig, TrainConfig
+from featstore.datasets.records import AnnotatedPairs
 from featstore.datasets.registry import open_dataset
 from featstore.pipeline.distributed import ALONE
 from featstore.pipeline.evaluate import evaluate
 from featstore.pipeline.grid import grid
+from featstore.pipeline.pairs import choose_pairs, images_of, keys_from_files
 from featstore.pipeline.results import Evaluation
 from featstore.progress import Silent
 from featstore.tuning.train import train
@@ -113,34 +115,25 @@ def identify(path: Path) -> str:
 
 
 def splits(root: Path, out: Path) -> Iterator[tuple[str, int, Path, Path]]:
-    """Names, seeds, and the folders to learn from and to test on."""
-    images: dict[str, list[str]] = {}
-    for record in open_dataset("pf-willow", root).images():
-        images.setdefault(record.category, []).append(record.id)
-    every = {name for own in images.values() for name in own}
-    for name, seed, held in held_out(images):
+    """Names, seeds, and the folders to learn from and to test on: 4 of 10 images of each category are held out, those
+    that are the same file together (30 of the 100 are another one's, of another category); or categories by kinds."""
+    dataset = open_dataset("pf-willow", root)
+    pairs = choose_pairs(dataset, "test", ())
+    keys = keys_from_files(dataset, images_of(pairs))
+
+    def made(name: str, learn: AnnotatedPairs, test: AnnotatedPairs) -> tuple[Path, Path]:
         folder = "-".join(name.split())
-        learn, test = (subset(root, out / f"{folder}-{which}", own) for which, own in parts(every, held))
-        yield name, seed, learn, test
+        named = (("train", learn), ("test", test))
+        first, second = (subset(root, out / f"{folder}-{which}", set(images_of(own))) for which, own in named)
+        return first, second
 
-
-def held_out(images: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, int, set[str]]]:
-    """What is held out of images by category: 4 of 10 of each; 3 of 10 categories, whatever their kinds; categories by
-    their kinds."""
     for seed in SEEDS:
-        random = np.random.default_rng(seed)
-        yield f"images {seed}", seed, {name for own in images.values() for name in random.choice(own, 4, replace=False)}
-    for seed in SEEDS:
-        chosen = np.random.default_rng(seed).choice(sorted(images), 3, replace=False)
-        yield f"categories {seed}", seed, {name for category in chosen for name in images[category]}
+        name = f"images {seed}"
+        yield name, seed, *made(name, *hold_out(pairs, 0.4, "image", seed, keys))
     for seed, kinds in enumerate(KINDS):
-        held = {name for category, own in images.items() if kind_of(category) in kinds for name in own}
-        yield f"kinds {'+'.join(kinds)}", seed, held
-
-
-def parts(every: set[str], held: set[str]) -> tuple[tuple[str, set[str]], tuple[str, set[str]]]:
-    """What is learned from, and what is tested on."""
-    return ("train", every - held), ("test", held)
+        name = f"kinds {'+'.join(kinds)}"
+        is_held = np.array([kind_of(pairs.categories[own]) in kinds for own in pairs.category])
+        yield name, seed, *made(name, pairs.take(~is_held), pairs.take(is_held))
 
 
 SEEN: dict[str, Any] = {"hold_out": 0.0, "steps": 200}

@@ -1,5 +1,5 @@
-"""The examples in README run as they stand: the first with the demo in place of Stable Diffusion, the others with
-nothing of the engine."""
+"""The examples in README run as they stand: the first with the demo in place of Stable Diffusion, the other, and the grid
+of docs/your-features.md, with nothing of the engine."""
 
 import re
 import shutil
@@ -12,10 +12,12 @@ import pytest
 from featstore.datasets.registry import open_dataset
 
 README = Path(__file__).parents[2] / "README.md"
-FIRST, *OTHERS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+FIRST, OWN = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+FEATURES = README.parent / "docs" / "your-features.md"
+(GRID,) = re.findall(r"```python\n((?:(?!```).)*?score_grid.*?)```", FEATURES.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize(("block", "printed"), zip(OTHERS, ["kernelsoftmax", "lead:"], strict=True))
+@pytest.mark.parametrize(("block", "printed"), [(OWN, "kernelsoftmax"), (GRID, "lead:")])
 def test_the_matcher_alone(block: str, printed: str) -> None:
     code = block + "\nimport sys\nassert not {'diffusers', 'zarr', 'featstore', 'cli'} & set(sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -155,7 +155,7 @@ def streamed(built: Built, store: Store, progress: Silent | None = None) -> Grid
     pairs = framed(built, store)
     ledger = grid_ledger(store, pairs, GRID, FEATURES)
     work = GridWork(pairs, GRID, ledger, COMPUTE.device, progress or Silent())
-    return work.streamed(store, built.dataset, MapRequest(PROMPT, DRAWS, COMPUTE))
+    return work.streamed(store, built.dataset, MapRequest(PROMPT, DRAWS, COMPUTE), lambda maps: maps)
 
 
 def contents(store: Store) -> dict[str, bytes]:
