@@ -236,9 +236,11 @@ def swept(store: str, text: Evaluation) -> dict[str, Any]:
     """What `dualsd grid --weights sweep` finds best on val, at the timesteps of the text's layers, on test."""
     asked: dict[str, Any] = {"store": store, "layers": ("2", "3"), "prompt": TEXT}
     steps = text.config.timesteps if text.config else None
-    tried = grid(GridConfig(**asked, timesteps=steps, weightings="sweep"))
-    best = replace(tried.evaluation, readouts=("nn",), alphas=ALPHAS)
-    return gain(text, evaluate(best)) | {"weights": best.weights, "timesteps": best.timesteps}
+    scores = grid(GridConfig(**asked, timesteps=steps, weightings="sweep", alphas=ALPHAS)).scores
+    best = scores.configurations[int(scores.pck(Average.IMAGE)[:, 0, ALPHAS.index(0.1)].argmax())]
+    asked |= {"layers": tuple(layer.layer for layer in best.layers), "weights": best.weights}
+    found = evaluate(EvalConfig(**asked, timesteps=best.timesteps, readouts=("nn",), alphas=ALPHAS))
+    return gain(text, found) | {"best": best.name}
 
 
 @app.command()
