@@ -102,8 +102,8 @@ def _say_model(config: DoctorConfig) -> dict[str, Any] | None:
         if (model.location.folder / SUBFOLDER).is_dir():
             locate_dino(None, model.location)
         say(f"model {name}: {model.location.folder}, fingerprint {model.fingerprint[:8]}, {model.image_size} pixels")
-        tell_shapes(TerminalProgress(), model.layers(model.image_size).values())
         if config.model is None:
+            tell_shapes(TerminalProgress(), model.layers(model.image_size).values())
             return None
         inspected = inspect_model(model)
     _say_inspected(inspected)
