@@ -672,7 +672,7 @@ class ViewConfig(Config):
 
     store: StoreSetting = DEFAULT_STORE
     runs: Annotated[tuple[Place, ...], LISTED] = option(
-        "Runs, or folders of runs, that it goes through: of eval, grid and train.",
+        "Runs, or folders of runs, that it goes through: of eval, grid, train and adapt.",
         default=(Path("runs"), Path("grid")),
         metavar="RUN,RUN",
     )

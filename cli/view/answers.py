@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from featstore.backbones.layers import weights_for
 from featstore.backbones.registry import profile_of
 from featstore.parsing import to_json
 from featstore.pipeline.live import KeptExtractor, LiveLayer, LiveMatch, LiveSetting
 from featstore.pipeline.live_data import CommonKeypoint
-from featstore.store.keys import AnyExtractor, Extractor
+from featstore.store.keys import AdaptedExtractor, AnyExtractor, Extractor
+from featstore.store.schema import StoreHeader
 
 NEAR = 0.51
 """Pixels within which a point that the page asks for is a keypoint."""
@@ -22,20 +22,25 @@ def size_of(size: Sequence[int]) -> dict[str, int]:
 
 
 def kind_of(extractor: AnyExtractor) -> str:
+    """What makes an extractor's maps what they are: a text (or zeros in its place), learned prompts, an adapter, or the
+    picture alone."""
+    if isinstance(extractor, AdaptedExtractor):
+        return "adapted"
     if not isinstance(extractor, Extractor):
         return "pixels"
-    return "text" if extractor.prompt.get("kind") == "text" else "learned"
+    return "text" if extractor.prompt.get("kind") in ("text", "zeros") else "learned"
 
 
 def details_of(extractor: AnyExtractor) -> str:
     ensemble = [f"ensemble {extractor.ensemble}"] if isinstance(extractor, Extractor) else []
-    return ", ".join([*ensemble, extractor.dtype, extractor.encoding, extractor.key[:6]])
+    dtype = [] if isinstance(extractor, AdaptedExtractor) else [extractor.dtype]
+    return ", ".join([*ensemble, *dtype, extractor.encoding, extractor.key[:6]])
 
 
-def defaults_of(extractors: Mapping[str, KeptExtractor], model: str) -> LiveSetting | None:
+def defaults_of(extractors: Mapping[str, KeptExtractor], header: StoreHeader) -> LiveSetting | None:
     """What the page begins with: the model's recommended layers and timesteps, where they are cached, by the extractor
     that has most of them; None of a store without maps."""
-    profile = profile_of(model)
+    profile = profile_of(header.model_id, header.model_structure)
 
     def images_of(own: KeptExtractor, layer: str, step: int | None) -> int:
         return int(own.layers[layer][step].sum())
@@ -62,7 +67,8 @@ def defaults_of(extractors: Mapping[str, KeptExtractor], model: str) -> LiveSett
     for key, own in sorted(extractors.items(), key=lambda one: rank(one[1]), reverse=True)[:1]:
         chosen = best(own)
         names = [layer for layer, _ in chosen]
-        weights = weights_for(names, None, profile) if {*names} <= {*profile.layers} else (1.0,) * len(names)
+        usual = profile.weights_of(names) if {*names} <= {*profile.layers} else None
+        weights = (1.0,) * len(names) if usual is None else usual
         return LiveSetting(tuple(LiveLayer(layer, step, key) for layer, step in chosen), weights)
     return None
 

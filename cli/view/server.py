@@ -31,14 +31,14 @@ from starlette.routing import Route
 
 from cli.view.guard import Guard, TooLargeError, refusal
 from cli.view.session import LARGEST_SIDE, NotThereError, Session
-from featstore.errors import DatasetError, EvaluationError, ModelError, PromptError, StoreError
+from featstore.errors import AdapterError, DatasetError, EvaluationError, ModelError, PromptError, StoreError
 from featstore.pipeline.live_runs import Asked
 from matcher.errors import InputError
 
 MEDIA = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "png": "image/png"}
 """Of the page's files, by the ends of their names; others are not sent."""
 
-STATE_OF_THINGS = (DatasetError, EvaluationError, ModelError, PromptError, StoreError)
+STATE_OF_THINGS = (AdapterError, DatasetError, EvaluationError, ModelError, PromptError, StoreError)
 """Errors of what lies on the disk, not of what was asked."""
 
 

@@ -14,18 +14,19 @@ from cli.view.answers import defaults_of, details_of, heat_of, keypoint_at, kind
 from cli.view.typed import spell_match, told_by
 from featstore.backbones.registry import TITLES
 from featstore.config import ViewConfig
-from featstore.errors import DatasetError
+from featstore.errors import DatasetError, StoreError
 from featstore.parsing import parse
 from featstore.pipeline.defaults import dataset_of
 from featstore.pipeline.grid_results import KeptGrid
 from featstore.pipeline.live import KeptExtractor, LiveMaps, LiveSetting, Pictured, StoredImage
+from featstore.pipeline.live_adapters import Adapters
 from featstore.pipeline.live_data import CommonKeypoint, LiveData
-from featstore.pipeline.live_runs import Asked, ListedRun, grid_cells, list_runs, worst_pairs
+from featstore.pipeline.live_runs import Asked, ListedRun, grid_cells, is_adapted, list_runs, worst_pairs
 from featstore.pipeline.live_uploads import UploadedImage, Uploads
 from featstore.pipeline.results import EvaluationRun
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import load_prompts, prompts_of
-from featstore.store.keys import AnyExtractor, Extractor, absolute
+from featstore.store.keys import AdaptedExtractor, AnyExtractor, Extractor, PixelExtractor, absolute
 from featstore.store.store import open_store
 from matcher.configuration import MODULES, Frame, Geometry, frame_of
 from matcher.errors import InputError
@@ -95,7 +96,8 @@ class Session:
         self._listed: list[ListedRun] = []
         self._opened: dict[Path, tuple[int, EvaluationRun | KeptGrid]] = {}
         self._learned: list[tuple[Path, LearnedPrompts]] = []
-        self._uploads = Uploads(self.maps, lambda: [own for _, own in self._learned])
+        self._adapters = Adapters(config.runs)
+        self._uploads = Uploads(self.maps, lambda: [own for _, own in self._learned], self._adapters)
         self._data, self._no_data = self._open_data()
         self._setting: LiveSetting | None = None
         self._refresh()
@@ -127,7 +129,7 @@ class Session:
         """All that the page chooses from, as it is now."""
         self._refresh()
         store, extractors = self.maps.store, self.maps.extractors()
-        defaults = defaults_of(extractors, store.header.model_id)
+        defaults = defaults_of(extractors, store.header)
         self._setting = self._setting or defaults
         header, images = store.header, store.images
         present = [own for one in extractors.values() for steps in one.layers.values() for own in steps.values()]
@@ -173,12 +175,17 @@ class Session:
         ]
 
     def _label(self, extractor: AnyExtractor) -> str:
-        """What the page calls an extractor: its text, the run of its prompts, or its network."""
-        if not isinstance(extractor, Extractor):
+        """What the page calls an extractor: its text, the run of its prompts or of its adapter, or its network."""
+        if isinstance(extractor, AdaptedExtractor):
+            place = self._adapters.place(extractor.adapter)
+            return f"adapter {extractor.adapter[:6]}" if place is None else f"adapter of {place}"
+        if isinstance(extractor, PixelExtractor):
             return f"{TITLES.get(extractor.family, extractor.family)} {extractor.network.id}, {extractor.size} pixels"
         run = self._run_of(extractor)
         if run is not None:
             return f"prompts of {run}"
+        if extractor.prompt.get("kind") == "zeros":
+            return "no text"
         return str(extractor.prompt.get("template") or f"{extractor.prompt.get('mode', 'other')} prompts")
 
     def _run_of(self, extractor: Extractor) -> Path | None:
@@ -263,17 +270,29 @@ class Session:
             raise NotThereError("There is no such run: load the page again.")
         images = self.maps.store.images
         rows = {image: row for image, row in images.rows.items() if images.sizes[row].all()}
-        if listed.kind == "train":
-            extractors = [
-                key
-                for key, own in self.maps.extractors().items()
-                if isinstance(own.extractor, Extractor) and self._run_of(own.extractor) == listed.path
-            ]
-            return {"path": path, "kind": "train", "label": listed.label, "extractors": extractors}
+        if listed.kind in ("train", "adapt"):
+            learned = [key for key, own in self.maps.extractors().items() if self._is_of(own.extractor, listed.path)]
+            return {"path": path, "kind": listed.kind, "label": listed.label, "extractors": learned}
         opened = self._open(listed)
         found = grid_cells(opened, rows, asked) if isinstance(opened, KeptGrid) else worst_pairs(opened, rows, asked)
-        settings = {name: setting_to_json(own) for name, own in found.items() if name in ("setting", "best_setting")}
-        return {"path": path, "label": listed.label} | found | settings
+        settings = {name: own for name, own in found.items() if name in ("setting", "best_setting")}
+        if is_adapted(opened.about.features if isinstance(opened, KeptGrid) else opened.features):
+            settings = {name: own if self._is_kept(own) else None for name, own in settings.items()}
+        shown = {name: setting_to_json(own) for name, own in settings.items()}
+        return {"path": path, "label": listed.label} | found | shown
+
+    def _is_of(self, extractor: AnyExtractor, run: Path) -> bool:
+        """Whether an extractor's maps are made with what a run learned."""
+        if isinstance(extractor, AdaptedExtractor):
+            return self._adapters.fingerprint(run) == extractor.adapter
+        return isinstance(extractor, Extractor) and self._run_of(extractor) == run
+
+    def _is_kept(self, setting: LiveSetting | None) -> bool:
+        """Whether the store has maps of a setting's extractors; adapted ones it often has not."""
+        try:
+            return setting is not None and all(self.maps.extractor(own.extractor) for own in setting.layers)
+        except StoreError:
+            return False
 
     def _open(self, listed: ListedRun) -> EvaluationRun | KeptGrid:
         """A run, opened once as long as it stays as it is."""
@@ -296,7 +315,9 @@ class Session:
         rows = [end.row for end in ends if isinstance(end, StoredImage)]
         if len(rows) < 2:
             raise InputError("A picture that was dropped has no file that a command could name.")
-        told = told_by(self.maps, asked.setting, self.maps.store.images.categories[rows[0]], self._run_of)
+        told = told_by(
+            self.maps, asked.setting, self.maps.store.images.categories[rows[0]], self._run_of, self._adapters
+        )
         return spell_match(self._data, self._config.store, (rows[0], rows[1]), asked.points, asked.setting, told)
 
     def upload(self, data: bytes, category: str) -> dict[str, Any]:

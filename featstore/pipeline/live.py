@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from featstore.adapters.base import ADAPTED
 from featstore.backbones.registry import family_of
 from featstore.config import AnyGeometry, Factor, GeometryName
 from featstore.errors import StoreError
 from featstore.pipeline.photos import Framing, Points, check_inside
-from featstore.store.keys import MAPS, AnyExtractor, Extractor, PixelExtractor, timestep_of
+from featstore.store.keys import MAPS, AdaptedExtractor, AnyExtractor, Extractor, PixelExtractor, timestep_of
 from featstore.store.rows import RowArray
 from featstore.store.store import Store
 from matcher.configuration import PARAMETERS, Configuration, Geometry, LayerSpec, MatchSettings, Pad
@@ -216,8 +217,10 @@ class LiveMaps:
 
     def _read(self, row: int, layer: LiveLayer) -> Tensor:
         if layer not in self._arrays:
-            family_of(layer.layer)  # it becomes part of a path
-            array = self.store.maps(self.extractor(layer.extractor), layer.layer, layer.t)
+            extractor = self.extractor(layer.extractor)
+            if (layer.layer, layer.t) != ADAPTED or not isinstance(extractor, AdaptedExtractor):
+                family_of(layer.layer)  # it becomes part of a path
+            array = self.store.maps(extractor, layer.layer, layer.t)
             if array is None:
                 raise self._missing(row, layer)
             self._arrays[layer] = array
@@ -231,6 +234,8 @@ class LiveMaps:
     def _missing(self, row: int, layer: LiveLayer) -> StoreError:
         at = "" if layer.t is None else f" at t = {layer.t}"
         asked = f"--layers {layer.layer}{'' if layer.t is None else f' --t {layer.t}'}"
+        if isinstance(self.extractor(layer.extractor), AdaptedExtractor):
+            asked = "--adapter RUN" if layer.layer == ADAPTED[0] else f"--adapter RUN {asked}"
         return StoreError(
             f"{self.store.images.ids[row]} has no map of layer {layer.layer}{at} yet: choose another, or make it with "
             f"`dualsd cache maps {asked}`."
@@ -239,9 +244,10 @@ class LiveMaps:
     def _known(self, anew: bool = False) -> dict[str, AnyExtractor]:
         if anew or not self._extractors:
             for key, own in self.store.descriptions().items():
-                found = Extractor.from_description(own) or PixelExtractor.from_description(own)
-                if found is not None and found.key == key:
-                    self._extractors[key] = found
+                for kind in (Extractor, PixelExtractor, AdaptedExtractor):
+                    found: AnyExtractor | None = kind.from_description(own)
+                    if found is not None and found.key == key:
+                        self._extractors[key] = found
         return self._extractors
 
     def match(

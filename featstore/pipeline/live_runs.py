@@ -1,7 +1,7 @@
 """Kept runs as the workbench goes through them: the worst pairs of an evaluation, and the pairs that a cell of a grid
 wins and loses against the best one."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,15 +9,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.adapters.run import AdapterRun
 from featstore.backbones.registry import DIFFUSION, family_of
 from featstore.errors import EvaluationError
 from featstore.pipeline.grid_results import FILE as GRID_FILE
 from featstore.pipeline.grid_results import KeptGrid
 from featstore.pipeline.live import LiveLayer, LiveSetting
+from featstore.pipeline.live_adapters import spec_at
 from featstore.pipeline.misses import kinds_of
 from featstore.pipeline.results import EvaluationRun
+from featstore.store.keys import RAW, AdaptedExtractor
 from featstore.store.store import Store
-from featstore.tuning.run_folder import EVALUATION, FORMAT, RunFolder, identity, read_run
+from featstore.tuning.run_folder import RunFolder, identity
+from featstore.tuning.runs import ADAPTATION, EVALUATION, read_run
 from matcher.configuration import PARAMETERS, LayerSpec, MatchSettings
 from matcher.errors import InputError, MatchError
 from matcher.grid import describe
@@ -42,7 +46,7 @@ class ListedRun:
     """A kept run. kind: what made it. label: its layers and what it was made on. created: when, as it says itself."""
 
     path: Path
-    kind: Literal["eval", "grid", "train"]
+    kind: Literal["eval", "grid", "train", "adapt"]
     label: str
     created: str
 
@@ -70,11 +74,16 @@ def _listed(place: Path, store: Store) -> ListedRun | None:
             label = f"grid on {grid.split}, {_layers(layers)}"
             return ListedRun(place, "grid", label, grid.created) if grid.dataset == store.header.dataset else None
         described = read_run(place) or {}
-        if described.get("format") == FORMAT:
+        if described.get("format") == RunFolder.FORMAT:
             run = RunFolder.open(place)
             label = f"{run.settings.mode.value} prompts, {_layers([*map(str, run.settings.layers)])}"
             is_own = run.identity == identity(store.header)
             return ListedRun(place, "train", label, str(described.get("created"))) if is_own else None
+        if described.get("format") == ADAPTATION:
+            learned = AdapterRun.open(place)
+            label = f"{learned.settings.mode} adapter, {_layers([layer for layer, _ in learned.settings.inputs])}"
+            is_own = described.get("identity") == identity(store.header)
+            return ListedRun(place, "adapt", label, str(described.get("created"))) if is_own else None
         if described.get("format") != EVALUATION or described.get("dataset") != store.header.dataset:
             return None
         layers = [str(own["layer"]) for own in described["scoring"]["layers"]]
@@ -185,7 +194,7 @@ def setting_of(
         readout: Which of its readouts.
         features: Where its maps came from, as the run says.
     """
-    keys = [features.get("extractor" if own == DIFFUSION else f"{own}_extractor") for own in _families(layers)]
+    keys = _keys_of(layers, features)
     if readout == "pixel" or not all(isinstance(key, str) for key in keys):
         return None
     said: dict[str, Any] = {name: getattr(settings, field) for name, field in PARAMETERS.get(readout, {}).items()}
@@ -200,8 +209,22 @@ def setting_of(
     )
 
 
-def _families(layers: Sequence[LayerSpec]) -> Iterator[str]:
-    return (family_of(own.layer) for own in layers)
+def _keys_of(layers: Sequence[LayerSpec], features: Mapping[str, Any]) -> list[Any]:
+    """Whose maps a run matched, by layer: the key of an extractor, where there is one."""
+    if is_adapted(features):
+        sources = [own for name, own in features.items() if name == "extractor" or name.endswith("_extractor")]
+        kept_as = str(features["adapter_fingerprint"]), tuple(sources), str(features.get("encoding", RAW))
+        return [AdaptedExtractor(*kept_as).key if all(sources) else None] * len(layers)
+    families = (family_of(own.layer) for own in layers)
+    return [features.get("extractor" if own == DIFFUSION else f"{own}_extractor") for own in families]
+
+
+def is_adapted(features: Mapping[str, Any]) -> bool:
+    """Whether a run matched adapted maps, and not only by an adapter's weights. features: where its maps came from."""
+    if "adapter_fingerprint" not in features:
+        return False
+    spec = spec_at(Path(str(features.get("adapter"))))
+    return spec is None or spec.kind != "weights"
 
 
 def grid_cells(grid: KeptGrid, rows: Mapping[str, int], asked: Asked) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from featstore.backbones.base import Asked
 from featstore.backbones.locate import is_at_hand
 from featstore.errors import ImageError, ModelError, PromptError, StoreError
 from featstore.pipeline.live import LiveLayer, LiveMaps
+from featstore.pipeline.live_adapters import Adapters, Origin, origin_of
 from featstore.pipeline.photos import Photo, photo_of
 from featstore.progress import Silent
 from featstore.prompts.base import LearnedPrompts
 from featstore.prompts.saved import prompts_of
 from featstore.prompts.text import TextPrompt
-from featstore.store.keys import AnyExtractor, Extractor
+from featstore.store.keys import Extractor
 from matcher.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class UploadedImage:
 class Uploads:
     """The pictures that were dropped, and the networks that make their maps, loaded once."""
 
-    def __init__(self, maps: LiveMaps, learned: Callable[[], Sequence[LearnedPrompts]]) -> None:
-        """learned: the prompts of all runs on the store."""
-        self._maps, self._learned = maps, learned
+    def __init__(self, maps: LiveMaps, learned: Callable[[], Sequence[LearnedPrompts]], adapters: Adapters) -> None:
+        """learned: the prompts of all runs on the store. adapters: those that are at hand."""
+        self._maps, self._learned, self._adapters = maps, learned, adapters
         self._images: OrderedDict[Hashable, UploadedImage] = OrderedDict()
         self._count = 0
         self._featurizers: dict[str, Featurizer] = {}
@@ -101,12 +102,13 @@ class Uploads:
         # only now: its libraries take longer to load than the workbench itself
         from featstore.pipeline.match import text_prompt
 
-        extractor = self._maps.extractor(layer.extractor)
+        origin = origin_of(self._maps, self._maps.extractor(layer.extractor), self._adapters)
         prompt, ensemble = text_prompt(""), 1
-        if isinstance(extractor, Extractor):
-            prompt, ensemble = self._prompt(extractor, image), extractor.ensemble
+        if origin.unet is not None:
+            prompt, ensemble = self._prompt(origin.unet, image), origin.unet.ensemble
         key = layer.layer, layer.t
-        made = self._featurizer(extractor).maps_of(image.photo, [key], prompt, ensemble, Silent())
+        featurizer = self._featurizer(layer.extractor, origin)
+        made = featurizer.maps_of(image.photo, origin.inputs(key), prompt, ensemble, Silent())
         return made.maps[key].half().float()  # as a store keeps it
 
     def _prompt(self, extractor: Extractor, image: UploadedImage) -> "PhotoPrompt":
@@ -119,23 +121,22 @@ class Uploads:
             return text_prompt(prompts.text(image.category))
         return image_prompt(prompts, image.category)
 
-    def _featurizer(self, extractor: AnyExtractor) -> "Featurizer":
+    def _featurizer(self, key: str, origin: Origin) -> "Featurizer":
         from featstore.pipeline.match import Featurizer
         from featstore.pipeline.needed import model_of
 
-        if extractor.key not in self._featurizers:
-            header, others = self._maps.store.header, {}
-            if not isinstance(extractor, Extractor):
-                others = {extractor.family: Asked(extractor.network.id, extractor.size, extractor.debias)}
+        if key not in self._featurizers:
+            header = self._maps.store.header
             self._featurizers = {
-                extractor.key: Featurizer(  # of one extractor: networks are large
+                key: Featurizer(  # of one extractor: networks are large
                     model_of(self._maps.store),
-                    dtype=extractor.dtype,
+                    dtype=origin.dtype,
                     size=header.image_size,
                     seed=header.seed,
                     latents=header.latents.value,
-                    others=others,
+                    others={own.family: Asked(own.network.id, own.size, own.debias) for own in origin.others},
                     pad=header.pad.value,
+                    adapter=origin.adapter,
                 )
             }
-        return self._featurizers[extractor.key]
+        return self._featurizers[key]

@@ -26,10 +26,14 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from cli.main import app
+from cli.view.answers import defaults_of
 from cli.view.command import MISSING
 from cli.view.guard import LARGEST_BODY, LARGEST_UPLOAD
 from cli.view.server import Workers, application
 from cli.view.session import Session
+from featstore.adapters.applied import fingerprint
+from featstore.adapters.base import Adapter, AdapterSpec, make_adapter, save_adapter
+from featstore.backbones.registry import Profile
 from featstore.config import ViewConfig
 from featstore.datasets.marking import Annotations, check_name
 from featstore.pipeline.grid_results import KeptGrid
@@ -42,6 +46,7 @@ from matcher.configuration import PARAMETERS, Geometry, LayerSpec, MatchSettings
 from matcher.errors import InputError
 from matcher.pairs import MatchingPair
 from matcher.sweep import evaluate
+from tests.adapters.conftest import shaken
 from tests.cli.conftest import Run
 from tests.conftest import write_photographs
 
@@ -284,6 +289,151 @@ def test_the_command_finds_the_same(bench: Bench, tmp_path: Path) -> None:
     mixed = {**setting, "layers": [layers["3"], {**layers["2"], "extractor": other, "t": 50}]}
     assert "one prompt for all" in bench.refused(400, "/api/command", {**asked, "setting": mixed})
     assert len(bench.ok("/api/match", {**asked, "setting": mixed})["points"]) == 2  # which the workbench does
+
+
+ADAPTED_OF = (("2", 261), ("3", 50))
+"""What adapters here take."""
+
+
+def an_adapter(bench: Bench, kind: Any, place: str) -> Adapter:
+    """One with random parameters, for the maps that the evaluation was made of, kept among the runs; and its maps."""
+    (listed,) = (run for run in bench.ok("/api/state")["runs"] if run["kind"] == "eval")
+    features = dict(EvaluationRun.open(Path(listed["path"])).features)
+    arrays = open_store("dualsd.zarr").arrays()
+    channels = tuple(
+        arrays[f"maps/{features['extractor']}/layer{layer}/t{step:04d}"].row_shape[0] for layer, step in ADAPTED_OF
+    )
+    more = {"weights": (1.0,), "projection": 16, "groups": 4} if kind == "aggregate" else {"weights": (0.8, 0.6)}
+    adapter = shaken(make_adapter(AdapterSpec(kind, ADAPTED_OF, channels, 8, about={"maps": features}, **more)))
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    save_adapter(Path(place), adapter)
+    ran("cache", "maps", "--adapter", place, "--ensemble", "1", *BATCH)
+    return adapter
+
+
+def matched_by_hand(adapter: Adapter, asked: Any) -> Any:
+    """What an adapter makes of two images' maps, matched without the workbench."""
+    store = open_store("dualsd.zarr")
+    (extractor,) = (own for own in store.extractors() if own.prompt.get("template") == "a photo of a {category}")
+    maps, ends = StoredMaps(store, extractor), []
+    for row in (asked["source"], asked["target"]):
+        image = store.images.ids[row]
+        with torch.no_grad():
+            made = adapter({key: maps.load(image, LayerSpec(*key)).float()[None] for key in ADAPTED_OF})
+        features = {key: own[0].half().float() for key, own in made.items()}
+        ends.append(ImageMaps(features, store.images.size(image), 64))
+    return match(ends[0], ends[1], asked["points"], asked["setting"]["weights"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [("residual", "runs/own/adapter.safetensors"), ("aggregate", "runs/own.safetensors")]
+)
+def test_adapted_maps(bench: Bench, kind: str, place: str) -> None:
+    adapter = an_adapter(bench, kind, place)
+    named = place.removesuffix("/adapter.safetensors")
+    state = bench.ok("/api/state")
+    (own,) = (one for one in state["extractors"] if one["kind"] == "adapted")
+    assert own["label"] == f"adapter of {named}"
+    assert own["layers"] == {layer: [step] for layer, step in adapter.outputs}
+    layers = [{"layer": layer, "t": step, "extractor": own["key"]} for layer, step in adapter.outputs]
+    setting = {"layers": layers, "weights": [*adapter.spec.weights]}
+    rows = rows_of(state)
+    asked = {"source": rows["cat/0"], "target": rows["cat/1"], "points": [[10, 12], [50, 30]], "setting": setting}
+    found, expected = bench.ok("/api/match", asked), matched_by_hand(adapter, asked)
+    assert np.allclose(found["points"], expected.points, atol=2e-2)
+    assert np.allclose(found["scores"], expected.scores, atol=1e-5)
+    assert found["mutual"] == expected.mutual.tolist()
+    # the command
+    words = shlex.split(bench.ok("/api/command", asked)["command"])
+    assert words[words.index("--adapter") + 1] == named
+    assert "--prompt" not in words  # which the adapter brings
+    ran(*words[1:], "--json", "found.json")
+    typed = json.loads(Path("found.json").read_text())
+    assert np.allclose(typed["target_points"], found["points"], atol=0.2)
+    assert np.allclose(typed["scores"], found["scores"], atol=5e-3)
+    # a picture that is dropped
+    data = (bench.folder / "photographs/cat/1.png").read_bytes()
+    dropped = bench.post("/api/upload?category=cat", content=data).json()["row"]
+    again = bench.ok("/api/match", {**asked, "target": dropped})
+    assert np.allclose(again["points"], found["points"], atol=0.2)
+    assert np.allclose(again["scores"], found["scores"], atol=5e-3)
+    # an extractor's layers are no others'
+    text = text_layers(state)[0]
+    for wrong in ({**text, "layer": "adapted", "t": None}, {**layers[0], "layer": "adapted/.."}):
+        bench.refused(409, "/api/match", {**asked, "setting": {"layers": [wrong], "weights": [1]}})
+    mixed = {"layers": [layers[0], text], "weights": [1, 1]}
+    assert "all layers or none" in bench.refused(400, "/api/command", {**asked, "setting": mixed})
+    # without the adapter its maps are there all the same
+    Path(place).unlink()
+    (own,) = (one for one in bench.ok("/api/state")["extractors"] if one["kind"] == "adapted")
+    assert own["label"] == f"adapter {fingerprint(adapter)[:6]}"
+    assert bench.ok("/api/match", asked)["points"] == found["points"]
+    assert "name it with --runs" in bench.refused(409, "/api/command", asked)
+    dropped = bench.post("/api/upload?category=cat", content=data).json()["row"]
+    assert "name it with --runs" in bench.refused(409, "/api/match", {**asked, "target": dropped})
+
+
+def test_an_evaluation_with_an_adapter_is_seen_where_its_maps_are_kept(bench: Bench) -> None:
+    an_adapter(bench, "aggregate", "runs/own.safetensors")
+    ran("eval", "--adapter", "runs/own.safetensors", "--ensemble", "1", "--out", "runs/adapted", *BATCH)
+    state = bench.ok("/api/state")
+    (own,) = (one for one in state["extractors"] if one["kind"] == "adapted")
+    shown = bench.ok("/api/run?path=runs/adapted&readout=nn")
+    assert shown["setting"]["layers"] == [{"layer": "adapted", "t": None, "extractor": own["key"]}]
+    run = EvaluationRun.open(Path("runs/adapted"))
+    one, pair = run.matched[0], shown["pairs"]
+    frame, ends = one.pair.in_original_frame(), rows_of(state)
+    asked = {"source": ends[one.pair.source], "target": ends[one.pair.target], "points": frame.source_points.tolist()}
+    found = bench.ok("/api/match", {**asked, "setting": shown["setting"]})
+    assert np.allclose(found["points"], one.predictions["nn"] * np.array(frame.target_size) / 64, atol=1e-2)
+    assert len(pair) == len(run.matched.pairs)
+    # no command is known once the maps are gone that these were adapted from
+    ran("cache", "prune", "--extractor", run.features["extractor"])
+    bench.ok("/api/state")
+    assert bench.ok("/api/match", {**asked, "setting": shown["setting"]})["points"] == found["points"]
+    assert "adapted from" in bench.refused(409, "/api/command", {**asked, "setting": shown["setting"]})
+    ran("cache", "prune", "--extractor", own["key"])
+    bench.ok("/api/state")
+    assert bench.ok("/api/run?path=runs/adapted")["setting"] is None
+
+
+def test_a_run_that_learned_an_adapter(bench: Bench) -> None:
+    common = (
+        "--layers",
+        "2,3",
+        "--t",
+        "261,50",
+        "--ensemble",
+        "1",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--hold-out",
+        "0",
+    )
+    ran("adapt", *common, "--name", "r")
+    (listed,) = (run for run in bench.ok("/api/state")["runs"] if run["kind"] == "adapt")
+    assert (listed["path"], listed["label"]) == ("runs/r", "residual adapter, layers 2+3")
+    assert bench.ok("/api/run?path=runs/r")["extractors"] == []
+    ran("cache", "maps", "--adapter", "runs/r", "--ensemble", "1", *BATCH)
+    (own,) = (one for one in bench.ok("/api/state")["extractors"] if one["kind"] == "adapted")
+    assert own["label"] == "adapter of runs/r"
+    assert bench.ok("/api/run?path=runs/r")["extractors"] == [own["key"]]
+
+
+def test_it_begins_where_a_models_settings_are_not_known(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = Session(ViewConfig(root=bench.folder / "photographs")).maps
+    unknown = replace(maps.store.header, model_id="somebody/other", model_structure="of another structure")
+    begun = defaults_of(maps.extractors(), unknown)
+    assert begun is not None
+    assert {own.layer for own in begun.layers} <= {"2", "3"}
+    # of some models the layers alone
+    monkeypatch.setattr("cli.view.answers.profile_of", lambda *_: Profile(layers=("3", "2")))
+    begun = defaults_of(maps.extractors(), unknown)
+    assert begun is not None
+    assert [own.layer for own in begun.layers] == ["3", "2"]
+    assert begun.weights == (1.0, 1.0)
 
 
 def test_a_heat_map_covers_the_target(bench: Bench) -> None:

@@ -57,7 +57,7 @@ export class Controls {
     this.change(setting);
   }
 
-  /** Extractors that are told something: of texts and of learned prompts. */
+  /** Extractors that one chooses by what they are told: of texts, of learned prompts, of adapters on top of those. */
   get #told() {
     return this.state.extractors.filter((one) => one.kind !== "pixels");
   }
@@ -72,7 +72,7 @@ export class Controls {
       { name: "prompt", onchange: choose },
       ...options(told.map((one) => [one.key, one.label]), used),
     );
-    return row("Prompt", select);
+    return row(told.some((one) => one.kind === "adapted") ? "Prompt or adapter" : "Prompt", select);
   }
 
   /** Take all layers that are told something from another extractor, as far as it has them. */

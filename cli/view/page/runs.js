@@ -62,7 +62,7 @@ export class Runs {
   }
 
   #fill() {
-    const kind = { eval: () => this.#evaluation(), grid: () => this.#grid(), train: () => this.#prompts() };
+    const kind = { eval: () => this.#evaluation(), grid: () => this.#grid(), train: () => this.#learned(), adapt: () => this.#learned() };
     const focused = this.root.contains(document.activeElement) ? document.activeElement.name : null;
     this.pairs = [];
     fill(this.root, this.#title(), ...kind[this.answer.kind]());
@@ -148,19 +148,24 @@ export class Runs {
     return fill(list, ...buttons);
   }
 
-  #prompts() {
-    const { extractors } = this.answer;
+  /** Prompts, or an adapter. */
+  #learned() {
+    const { extractors, kind } = this.answer;
+    const isAdapter = kind === "adapt";
     const [key] = extractors;
     const known = this.view.state.extractors.find((one) => one.key === key);
     if (known === undefined) {
-      const words = "The store has no maps with these prompts yet: `dualsd eval --prompts RUN` makes them.";
+      const words = isAdapter
+        ? "The store keeps no maps of this adapter: `dualsd cache maps --adapter RUN` makes them."
+        : "The store has no maps with these prompts yet: `dualsd eval --prompts RUN` makes them.";
       return [make("p", { class: "words" }, words)];
     }
     const layers = Object.entries(known.layers).map(([layer, steps]) => ({ layer, t: steps[0], extractor: key }));
     const setting = { ...this.view.settings[0], layers, weights: layers.map(() => 1) };
+    const its = isAdapter ? "Its maps are" : "Its prompts are";
     return [
-      make("p", { class: "words" }, `Its prompts are among the panel's: ${known.label}.`),
-      this.#apply("Look through its prompts", [setting]),
+      make("p", { class: "words" }, `${its} among the panel's: ${known.label}.`),
+      this.#apply(`Look through its ${isAdapter ? "maps" : "prompts"}`, [setting]),
       this.#apply("Compare with what is shown", [this.view.settings[0], setting]),
     ];
   }
