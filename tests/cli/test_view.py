@@ -397,6 +397,18 @@ def test_an_evaluation_with_an_adapter_is_seen_where_its_maps_are_kept(bench: Be
     assert bench.ok("/api/run?path=runs/adapted")["setting"] is None
 
 
+def test_an_evaluation_by_an_adapters_weights_is_one_of_the_maps_as_they_are(bench: Bench) -> None:
+    (listed,) = (run for run in bench.ok("/api/state")["runs"] if run["kind"] == "eval")
+    features = dict(EvaluationRun.open(Path(listed["path"])).features)
+    spec = AdapterSpec("weights", ADAPTED_OF, (8, 8), 0, (0.3, 0.7), about={"maps": features})
+    save_adapter(Path("weights.safetensors"), make_adapter(spec))
+    ran("eval", "--adapter", "weights.safetensors", "--ensemble", "1", "--out", "runs/weights", *BATCH)
+    bench.ok("/api/state")
+    setting = bench.ok("/api/run?path=runs/weights")["setting"]
+    assert {own["extractor"] for own in setting["layers"]} == {features["extractor"]}
+    assert setting["weights"] == [0.3, 0.7]
+
+
 def test_a_run_that_learned_an_adapter(bench: Bench) -> None:
     common = (
         "--layers",
