@@ -279,7 +279,8 @@ def test_the_figure(reproduce: Reproduce) -> None:
     (folder,) = Path("reproduce/figures").iterdir()
     names = itertools.product(("timesteps", "two-layers"), ("nn", "kernelsoftmax"))
     pictures, tables = [f"{name}-{readout}.png" for name, readout in names], ("table.md", "table.tex")
-    assert {path.name for path in folder.iterdir()} == {"grid.json", "grid.safetensors", "report.html", *pictures, *tables}
+    beside = {"grid.json", "grid.safetensors", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {*beside, *pictures, *tables}
     cells = json.loads((folder / "grid.json").read_text())["cells"]
     assert sum(len(cell["layers"]) == 1 for cell in cells) == 2 * 9
     assert Path("figure.json").read_text() == (folder / "grid.json").read_text()

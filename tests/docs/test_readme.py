@@ -1,5 +1,5 @@
-"""The examples in README run as they stand: the first with the demo in place of Stable Diffusion, the other, and the grid
-of docs/your-features.md, with nothing of the engine."""
+"""The examples in README run as they stand: the first with the demo in place of Stable Diffusion, the other, and the
+grid of docs/your-features.md, with nothing of the engine."""
 
 import re
 import shutil
