@@ -46,7 +46,7 @@ def test_the_numbers_on_photographs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_features_of_ones_own(tmp_path: Path) -> None:
-    assert Reader(tmp_path, 0.5).follow(DOCS / "your-features.md", {"demo"}, {"sh", "python"}) == 6
+    assert Reader(tmp_path, 0.5).follow(DOCS / "your-features.md", {"demo"}, {"sh", "python"}) == 7
 
 
 @pytest.fixture
