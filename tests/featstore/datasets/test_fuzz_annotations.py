@@ -116,8 +116,6 @@ def test_records_or_a_sentence(name: str, cases: int, request: pytest.FixtureReq
     (root / "dog").is_dir() and (root / "pairs.csv").write_text("source,target\ndog/a.jpg,dog/b.PNG\ndog/b,dog/a\n")
     (root / "dog").is_dir() and (root / "boxes.csv").write_text("image,x0,y0,x1,y1\ndog/a,1,2,15,9\ndog/b,1,2,3,4\n")
     annotations = Path(COCO_FILE) if chosen.dataset == "coco" else None
-    dataset = open_dataset(chosen.dataset, root, annotations)
-    sizes = {image.id: original_size(image, dataset.read(image)) for image in dataset.images()}
     path = root / chosen.file
     outcomes = {"pairs": 0, "refused": 0}
 
@@ -139,7 +137,7 @@ def test_records_or_a_sentence(name: str, cases: int, request: pytest.FixtureReq
                 return
             outcomes["pairs"] += 1
             for pair in pairs:
-                check_pair(dataset, pair, sizes)
+                check_pair(dataset, pair)
 
     answer()
     assert min(outcomes.values()) > cases // 200, outcomes  # neither answer came by default
@@ -158,8 +156,9 @@ def check_images(dataset: Dataset, root: Path) -> None:
         assert dataset.read(image)
 
 
-def check_pair(dataset: Dataset, pair: Pair, sizes: dict[str, tuple[int, int]]) -> None:
+def check_pair(dataset: Dataset, pair: Pair) -> None:
     """Finite points of known images, which come into the resized frame or are refused there."""
+    sizes = {image.id: original_size(image, dataset.read(image)) for image in dataset.images()}
     assert pair.source_points.shape == pair.target_points.shape == (len(pair.names), 2)
     assert len(set(pair.names)) == len(pair.names) > 0
     assert all(pair.names)
