@@ -226,7 +226,7 @@ def test_match_takes_model_and_size_from_a_store(run: Run, photographs: Path, st
 def test_doctor_tells_what_is_here(run: Run, small_model: Path) -> None:
     result = run("doctor", "--model", str(small_model))
     assert result.exit_code == 0, result.output
-    for word in ("torch", "zarr", "device:", "layer 2: 128 channels, 16x16 cells of 8 pixels", "not made yet", "free"):
+    for word in ("torch", "zarr", "device:", "16x16", "not made yet", "free"):
         assert word in result.output
     missing = run("doctor", "--model", "nobody/nothing", "--offline")
     assert missing.exit_code == 2
