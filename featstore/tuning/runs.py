@@ -14,6 +14,7 @@ import io
 import json
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -99,7 +100,7 @@ def worth(before: Baselines, lead: Interval, words: Words = Words()) -> str:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(ABC):
     """A run on disk, whatever it learns. description: what `run.json` holds."""
 
     path: Path
@@ -181,9 +182,9 @@ class Run:
         write_whole(self.path / "metrics.csv", metrics_bytes(rows))
 
     @staticmethod
+    @abstractmethod
     def check(description: Mapping[str, Any]) -> None:
         """Raise ValueError or `InputError` where `run.json` does not say what is read again."""
-        raise NotImplementedError
 
     @classmethod
     def open(cls, path: Path) -> Self:
